@@ -1,0 +1,47 @@
+"""Installs xgen_jax. Ranges are the versions the tests were run with, up to the next one that may break."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "xgen_jax" / "__init__.py").read_text()).group(1)
+
+CORE = [
+    "jax>=0.10.2,<0.12",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "grain>=0.2.18,<0.3",
+    "numpy>=2.0,<3",
+    "einops>=0.8,<0.9",
+    "ml-collections>=1.1,<2",
+    "absl-py>=2.3,<3",
+    "av>=18.0,<19",
+    "tensorboardX>=2.6.4,<3",
+]
+TEST = ["pytest>=9,<10", "jupytext>=1.17,<2", "nbclient>=0.10,<0.12", "ipykernel>=7,<8"]
+EXTRAS = {
+    "test": TEST,
+    "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
+    "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+    # What the curation stages, the scored suites and the demo page need beyond the core.
+    "curation": ["scenedetect-headless>=0.7.2,<0.8", "opencv-python-headless>=4.12,<6", "pyarrow>=21"],
+    "eval": ["safetensors>=0.6,<0.9", "scipy>=1.14,<2"],
+    "demo": ["gradio>=5,<7"],
+    "dev": TEST + ["ruff==0.17.5", "pre-commit>=4,<5"],
+}
+
+setup(
+    name="xgen_jax",
+    version=VERSION,
+    description="Raw videos to a trained text-to-video model in JAX: xGen-VideoSyn-1 and REGEN on CPU, GPU and TPU.",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["xgen_jax", "xgen_jax.*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,70 @@
+"""Dependencies point downward only; the levels are DESIGN's, lowest first."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+LEVELS = {
+    "errors": 0,
+    "typing": 0,
+    "nn": 1,
+    "diffusion": 1,
+    "parallel": 1,
+    "data": 1,
+    "models": 2,
+    # Level three, in the order in which one may use another.
+    "training": 3,
+    "inference": 4,
+    "evaluation": 5,
+    "": 6,  # xgen_jax/__init__.py, the public names
+}
+FORBIDDEN = {
+    "data": {"jax", "flax", "optax", "orbax"},  # the loader's threads must never start a JAX backend
+    "diffusion": {"flax", "optax", "orbax", "grain"},
+    "nn": {"optax", "orbax", "grain"},
+    "models": {"optax", "orbax", "grain"},
+    "inference": {"ml_collections"},
+}
+EVERYWHERE_FORBIDDEN = {"tensorflow", "ml_collections", "torch"}
+ONLY_IN = {"orbax": {"training/checkpoint.py"}, "av": {"data/video.py"}}
+
+
+def modules(path):
+    """Names imported anywhere in a file, as dotted strings."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(parts):
+    return parts[0].removesuffix(".py") if parts and parts[0] != "__init__.py" else ""
+
+
+FILES = sorted((ROOT / "xgen_jax").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_downward(path):
+    relative = path.relative_to(ROOT / "xgen_jax")
+    here = room(relative.parts)
+    assert here in LEVELS, f"{here} is not a room of the design"
+    for name in modules(path):
+        top = name.split(".")[0]
+        assert top not in EVERYWHERE_FORBIDDEN, f"{name}"
+        assert top not in FORBIDDEN.get(here, set()), f"{here} may not import {name}"
+        assert str(relative) in ONLY_IN.get(top, {str(relative)}), f"{top} belongs to {ONLY_IN[top]}"
+        assert top not in {"launch", "configs", "tests"}, f"{name} is above the package"
+        if top == "xgen_jax" and name.count("."):
+            there = name.split(".")[1]
+            if there in LEVELS:
+                below = LEVELS[there] < LEVELS[here] or there == here
+                assert below, f"{here} (level {LEVELS[here]}) may not import {name} (level {LEVELS[there]})"
+
+
+def test_no_file_named_utils():
+    assert not [p for p in FILES if "util" in p.name]

@@ -1,0 +1,3 @@
+"""xgen_jax: raw videos to a trained text-to-video model, in JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Sources, transforms, video files and the pipeline. NumPy, Grain and PyAV; never a JAX device."""

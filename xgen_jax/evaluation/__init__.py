@@ -1,0 +1,1 @@
+"""Reconstruction metrics, the caption verifier, the report page."""

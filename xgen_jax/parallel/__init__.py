@@ -1,0 +1,1 @@
+"""Meshes, and the table from parameter paths to shardings."""

@@ -1,0 +1,1 @@
+"""State, optimiser, objectives, step, loop, checkpoints, run folders, metrics."""
