@@ -1,0 +1,102 @@
+"""One attention function, one name for each way to compute it.
+
+    softmax(q k^T / sqrt(d) + mask) v
+
+Names: `xla` runs anywhere; `cudnn` is the flash kernel of NVIDIA GPUs (bf16 or f16). Every name gives the same values and
+gradients as `xla` within its precision.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+
+from xgen_jax.errors import UserError
+from xgen_jax.nn.norms import RMSNorm
+from xgen_jax.nn.positions import rotary
+from xgen_jax.typing import Array
+
+IMPLEMENTATIONS = ("xla", "cudnn")
+XAVIER = nn.initializers.xavier_uniform()
+
+
+def _zeros_or_xavier(zero_init: bool):
+    return nn.initializers.zeros if zero_init else XAVIER
+
+
+def attention(
+    q_BNKC: Array, k_BMKC: Array, v_BMKC: Array, mask_BM: Array | None = None, implementation: str = "xla"
+) -> Array:
+    """Multi-head attention.
+
+    Args:
+      q_BNKC: queries (batch, queries, heads, head dimension).
+      k_BMKC: keys; their number M may differ from the queries'.
+      v_BMKC: values.
+      mask_BM: True where a key may be attended, or None for all. A row must have at least one True.
+      implementation: one of `IMPLEMENTATIONS`.
+
+    Returns:
+      (B, N, K, C) in the dtype of the queries; the softmax is taken in float32.
+    """
+    match implementation:
+        case "xla":
+            scale = q_BNKC.shape[-1] ** -0.5
+            logits_BKNM = jnp.einsum("bnkc,bmkc->bknm", q_BNKC * scale, k_BMKC, preferred_element_type=jnp.float32)
+            if mask_BM is not None:
+                logits_BKNM = jnp.where(mask_BM[:, None, None, :], logits_BKNM, jnp.finfo(jnp.float32).min)
+            weights_BKNM = jax.nn.softmax(logits_BKNM).astype(v_BMKC.dtype)
+            return jnp.einsum("bknm,bmkc->bnkc", weights_BKNM, v_BMKC)
+        case "cudnn":
+            mask = None if mask_BM is None else mask_BM[:, None, None, :]
+            return jax.nn.dot_product_attention(q_BNKC, k_BMKC, v_BMKC, mask=mask, implementation="cudnn")
+    raise UserError(f"attention={implementation!r} is not known; choose one of {', '.join(IMPLEMENTATIONS)}")
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with optional QK-norm and rotary positions.
+
+    Attributes:
+      heads: number of heads; the width must be a multiple of it.
+      qk_norm: root-mean-square normalisation of queries and keys per head, before the rotation.
+      zero_init: start the output projection at zero, so that the layer starts as the identity of a residual block.
+    """
+
+    heads: int
+    qk_norm: bool = False
+    zero_init: bool = False
+    implementation: str = "xla"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BND: Array, positions_N: Array | None = None, mask_BN: Array | None = None) -> Array:
+        width = x_BND.shape[-1]
+        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=XAVIER, name="qkv")(x_BND)
+        q, k, v = (rearrange(y, "b n (k c) -> b n k c", k=self.heads) for y in jnp.split(qkv, 3, axis=-1))
+        if self.qk_norm:
+            q, k = RMSNorm(dtype=self.dtype, name="q_norm")(q), RMSNorm(dtype=self.dtype, name="k_norm")(k)
+        if positions_N is not None:
+            q, k = rotary(q, positions_N), rotary(k, positions_N)
+        y = rearrange(attention(q, k, v, mask_BN, self.implementation), "b n k c -> b n (k c)")
+        return nn.Dense(width, dtype=self.dtype, kernel_init=_zeros_or_xavier(self.zero_init), name="proj")(y)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from x to a context of another length, e.g. text tokens. Attributes as in `SelfAttention`."""
+
+    heads: int
+    qk_norm: bool = False
+    zero_init: bool = False
+    implementation: str = "xla"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BND: Array, context_BLD: Array, mask_BL: Array | None = None) -> Array:
+        width = x_BND.shape[-1]
+        q = nn.Dense(width, dtype=self.dtype, kernel_init=XAVIER, name="q")(x_BND)
+        k, v = jnp.split(nn.Dense(2 * width, dtype=self.dtype, kernel_init=XAVIER, name="kv")(context_BLD), 2, axis=-1)
+        q, k, v = (rearrange(y, "b n (k c) -> b n k c", k=self.heads) for y in (q, k, v))
+        if self.qk_norm:
+            q, k = RMSNorm(dtype=self.dtype, name="q_norm")(q), RMSNorm(dtype=self.dtype, name="k_norm")(k)
+        y = rearrange(attention(q, k, v, mask_BL, self.implementation), "b n k c -> b n (k c)")
+        return nn.Dense(width, dtype=self.dtype, kernel_init=_zeros_or_xavier(self.zero_init), name="proj")(y)

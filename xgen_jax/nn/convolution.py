@@ -1,0 +1,124 @@
+"""Causal convolution and pooling in time, as functions of (input, history).
+
+A causal layer with time kernel k and stride s sees, for output frame j, the input frames up to j*s. At the start of a clip
+(`history=None`) the first frame stands in for the k-1 frames before it, so 1 + s*n frames give 1 + n; later chunks of s*n frames
+give n. The new history is the last k-s frames of the layer's input. Whole-clip, chunked and streaming evaluation are thereby one
+code path (xGen-VideoSyn-1, arXiv 2408.12590, section 3.1; the first-frame rule is that of Open-Sora-Plan's CausalVAE).
+"""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jax import lax
+
+from xgen_jax.typing import Array
+
+DIMENSIONS_2D = ("NHWC", "HWIO", "NHWC")
+DIMENSIONS_3D = ("NDHWC", "DHWIO", "NDHWC")
+
+
+def extend_in_time(x_BTHWC: Array, history: Array | None, kernel: int, stride: int = 1) -> tuple[Array, Array]:
+    """Puts the history before a chunk.
+
+    Args:
+      x_BTHWC: the chunk.
+      history: the last `kernel - stride` input frames of the chunk before, or None at the start of a clip.
+      kernel: frames the layer looks at.
+      stride: frames it moves on by.
+
+    Returns:
+      The extended chunk, and the history for the next one.
+    """
+    if history is None:
+        history = jnp.repeat(x_BTHWC[:, :1], kernel - 1, axis=1)
+    x_BTHWC = jnp.concatenate([history.astype(x_BTHWC.dtype), x_BTHWC], axis=1)
+    return x_BTHWC, x_BTHWC[:, x_BTHWC.shape[1] - (kernel - stride) :]
+
+
+def _sum_of_2d(x_BTHWC: Array, kernel_DHWIO: Array, stride: tuple[int, int, int], padding) -> Array:
+    """A 3D convolution, valid in time, as a sum of 2D ones: on XLA:CPU about three times faster than the 3D primitive."""
+    batch, frames = x_BTHWC.shape[:2]
+    taps, step = kernel_DHWIO.shape[0], stride[0]
+    out_frames = (frames - taps) // step + 1
+    total = None
+    for tap in range(taps):
+        x_tap = lax.slice_in_dim(x_BTHWC, tap, tap + (out_frames - 1) * step + 1, step, axis=1)
+        x_tap = x_tap.reshape(batch * out_frames, *x_BTHWC.shape[2:])
+        y = lax.conv_general_dilated(x_tap, kernel_DHWIO[tap], stride[1:], padding, dimension_numbers=DIMENSIONS_2D)
+        total = y if total is None else total + y
+    return total.reshape(batch, out_frames, *total.shape[1:])
+
+
+def _direct_3d(x_BTHWC: Array, kernel_DHWIO: Array, stride: tuple[int, int, int], padding) -> Array:
+    padding = ((0, 0), *padding)
+    return lax.conv_general_dilated(x_BTHWC, kernel_DHWIO, stride, padding, dimension_numbers=DIMENSIONS_3D)
+
+
+def convolve(x_BTHWC: Array, kernel_DHWIO: Array, stride: tuple[int, int, int], padding) -> Array:
+    """Convolution, valid in time and padded in space, in the formulation that is fast on the platform compiled for."""
+    if kernel_DHWIO.shape[0] == 1 and stride[0] == 1:
+        return _sum_of_2d(x_BTHWC, kernel_DHWIO, stride, padding)
+    return lax.platform_dependent(
+        x_BTHWC,
+        kernel_DHWIO,
+        cpu=lambda x, k: _sum_of_2d(x, k, stride, padding),
+        default=lambda x, k: _direct_3d(x, k, stride, padding),
+    )
+
+
+class CausalConv3D(nn.Module):
+    """Convolution over (T, H, W) that looks back in time only; zero padding in space.
+
+    Attributes:
+      features: output channels.
+      kernel: taps in (T, H, W); a time kernel of 1 mixes no frames and carries no history.
+      stride: steps in (T, H, W). With stride 2 in space the padding is right and bottom only, as in Stable Diffusion's VAE.
+    """
+
+    features: int
+    kernel: tuple[int, int, int] = (3, 3, 3)
+    stride: tuple[int, int, int] = (1, 1, 1)
+    zero_init: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BTHWC: Array, history: Array | None = None) -> tuple[Array, Array | None]:
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal(in_axis=(0, 1, 2, 3))
+        kernel = self.param("kernel", init, (*self.kernel, x_BTHWC.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x_BTHWC = x_BTHWC.astype(self.dtype)
+        if self.kernel[0] > 1:
+            x_BTHWC, history = extend_in_time(x_BTHWC, history, self.kernel[0], self.stride[0])
+        padding = [(k // 2, k // 2) if s == 1 else (0, k - s) for k, s in zip(self.kernel[1:], self.stride[1:])]
+        y = convolve(x_BTHWC, kernel.astype(self.dtype), self.stride, padding)
+        return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape), history
+
+
+def causal_average_pool(x_BTHWC: Array, history: Array | None = None) -> tuple[Array, Array]:
+    """Halves the frame rate: the mean of three frames at every second one. Has no weights (arXiv 2408.12590, section 3.1)."""
+    x_BTHWC, history = extend_in_time(x_BTHWC, history, kernel=3, stride=2)
+    frames = (x_BTHWC.shape[1] - 3) // 2 + 1
+    taps = [lax.slice_in_dim(x_BTHWC, tap, tap + 2 * frames - 1, 2, axis=1) for tap in range(3)]
+    return (taps[0] + taps[1] + taps[2]) / 3, history
+
+
+def causal_repeat(x_BTHWC: Array, started: bool) -> Array:
+    """Doubles the frame rate by repetition; the first frame of a clip stays one frame (`started` False)."""
+    y = jnp.repeat(x_BTHWC, 2, axis=1)
+    return y if started else y[:, 1:]
+
+
+def nearest_upsample(x_BTHWC: Array) -> Array:
+    """Doubles height and width by repetition."""
+    return jnp.repeat(jnp.repeat(x_BTHWC, 2, axis=2), 2, axis=3)
+
+
+def space_to_depth(x_BTHWC: Array, patch: int) -> Array:
+    """(B, T, H, W, C) -> (B, T, H/p, W/p, p*p*C)."""
+    return rearrange(x_BTHWC, "b t (h p) (w q) c -> b t h w (p q c)", p=patch, q=patch)
+
+
+def depth_to_space(x_BTHWC: Array, patch: int) -> Array:
+    """The inverse of `space_to_depth`."""
+    return rearrange(x_BTHWC, "b t h w (p q c) -> b t (h p) (w q) c", p=patch, q=patch)
+

@@ -1,0 +1,21 @@
+"""The feed-forward layer of a transformer block."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from xgen_jax.typing import Array
+
+
+class MLP(nn.Module):
+    """Dense, GELU (tanh form), Dense."""
+
+    hidden: int
+    zero_init: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BND: Array) -> Array:
+        xavier = nn.initializers.xavier_uniform()
+        out_init = nn.initializers.zeros if self.zero_init else xavier
+        h = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=xavier, name="fc1")(x_BND), approximate=True)
+        return nn.Dense(x_BND.shape[-1], dtype=self.dtype, kernel_init=out_init, name="fc2")(h)
