@@ -27,6 +27,8 @@ from xgen_jax.nn.convolution import (
 from xgen_jax.nn.norms import video_norm
 from xgen_jax.typing import Array, Shape
 
+Kernel = tuple[int, int, int]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VidVAEConfig:
@@ -40,7 +42,9 @@ class VidVAEConfig:
       blocks: residual blocks a level in the encoder; the decoder has one more.
       stem: side of the space-to-depth patches in front of the pyramid; 1 for none.
       mid_attention: attention within each frame at the lowest resolution.
+      kernels: taps (T, H, W) of the two convolutions of a residual block.
       norm: `group_per_frame` or `rms`.
+      attention: the implementation, see `xgen_jax.nn.attention`.
     """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -50,6 +54,7 @@ class VidVAEConfig:
     blocks: int = 2
     stem: int = 1
     mid_attention: bool = True
+    kernels: tuple[Kernel, Kernel] = ((3, 3, 3), (3, 3, 3))
     norm: str = "group_per_frame"
     attention: str = "xla"
 
@@ -114,16 +119,17 @@ def _history(history, index):
 class ResidualBlock(nn.Module):
     """Norm, swish, convolution, twice, beside the identity (or a 1x1x1 convolution where the width changes)."""
 
+    config: VidVAEConfig
     features: int
-    norm: str
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x, history=None):
-        h = nn.swish(video_norm(self.norm, x.shape[-1], self.dtype)(x))
-        h, first = CausalConv3D(self.features, dtype=self.dtype, name="conv1")(h, _history(history, 0))
-        h = nn.swish(video_norm(self.norm, self.features, self.dtype)(h))
-        h, second = CausalConv3D(self.features, dtype=self.dtype, name="conv2")(h, _history(history, 1))
+        norm, (kernel1, kernel2) = self.config.norm, self.config.kernels
+        h = nn.swish(video_norm(norm, x.shape[-1], self.dtype)(x))
+        h, first = CausalConv3D(self.features, kernel1, dtype=self.dtype, name="conv1")(h, _history(history, 0))
+        h = nn.swish(video_norm(norm, self.features, self.dtype)(h))
+        h, second = CausalConv3D(self.features, kernel2, dtype=self.dtype, name="conv2")(h, _history(history, 1))
         if x.shape[-1] != self.features:
             x, _ = CausalConv3D(self.features, (1, 1, 1), dtype=self.dtype, name="shortcut")(x)
         return x + h, (first, second)
@@ -139,14 +145,14 @@ class Mid(nn.Module):
     @nn.compact
     def __call__(self, x, history=None):
         c = self.config
-        x, first = ResidualBlock(self.features, c.norm, self.dtype, name="block1")(x, _history(history, 0))
+        x, first = ResidualBlock(c, self.features, self.dtype, name="block1")(x, _history(history, 0))
         if c.mid_attention:
             h = video_norm(c.norm, self.features, self.dtype)(x)
             h = SelfAttention(1, implementation=c.attention, dtype=self.dtype, name="attention")(
                 rearrange(h, "b t h w c -> (b t) (h w) c")
             )
             x = x + h.reshape(x.shape)
-        x, second = ResidualBlock(self.features, c.norm, self.dtype, name="block2")(x, _history(history, 1))
+        x, second = ResidualBlock(c, self.features, self.dtype, name="block2")(x, _history(history, 1))
         return x, (first, second)
 
 
@@ -169,7 +175,7 @@ class Encoder(nn.Module):
         x = carry(CausalConv3D(c.channels[0], dtype=self.dtype, name="conv_in"), x)
         for level, width in enumerate(c.channels):
             for block in range(c.blocks):
-                x = carry(ResidualBlock(width, c.norm, self.dtype, name=f"level{level}_block{block}"), x)
+                x = carry(ResidualBlock(c, width, self.dtype, name=f"level{level}_block{block}"), x)
             if c.space_reduction[level]:
                 down = CausalConv3D(width, (1, 3, 3), (1, 2, 2), dtype=self.dtype, name=f"level{level}_down")
                 x, _ = down(x)
@@ -207,7 +213,7 @@ class Decoder(nn.Module):
             if c.time_reduction[level]:
                 x = causal_repeat(x, started=history is not None)
             for block in range(c.blocks + 1):
-                x = carry(ResidualBlock(c.channels[level], c.norm, self.dtype, name=f"level{level}_block{block}"), x)
+                x = carry(ResidualBlock(c, c.channels[level], self.dtype, name=f"level{level}_block{block}"), x)
         x = nn.swish(video_norm(c.norm, x.shape[-1], self.dtype)(x))
         x = carry(CausalConv3D(3 * c.stem**2, dtype=self.dtype, name="conv_out"), x)
         return depth_to_space(x, c.stem).astype(jnp.float32), tuple(new)

@@ -1,0 +1,42 @@
+"""The device mesh. Axes are always `data, fsdp, tensor, sequence`; an axis of size 1 costs nothing."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from xgen_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis. At most one size may be -1, "all that are left"; without it the first devices are used."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    sequence: int = 1
+
+
+def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+    """Lays devices (all of them by default) out as the configuration says.
+
+    Raises:
+      UserError: sizes that the number of devices cannot fill.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [getattr(config, axis) for axis in AXES]
+    free = [axis for axis, size in zip(AXES, sizes) if size == -1]
+    known = math.prod(size for size in sizes if size != -1)
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"mesh sizes must be positive, at most one -1; got {dict(zip(AXES, sizes))}")
+    if known > len(devices) or (free and len(devices) % known):
+        raise UserError(f"the mesh {dict(zip(AXES, sizes))} does not fit on {len(devices)} device(s)")
+    if free:
+        sizes[AXES.index(free[0])] = len(devices) // known
+    grid = np.array(devices[: math.prod(sizes)]).reshape(sizes)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -1,0 +1,71 @@
+"""Sharding as a table: parameter paths to specs, activation names to mesh axes.
+
+A parameter goes to the first rule whose pattern is found in its path; a rule gives the spec of the trailing dims. What no rule names
+is sharded over `fsdp` along its largest divisible dim, and replicated where it is small or nothing divides.
+"""
+
+import re
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from xgen_jax.typing import Params
+
+# (pattern over "a/b/c" paths, spec of the trailing dims). Column-parallel into a layer, row-parallel out of it.
+RULES: tuple[tuple[str, tuple], ...] = (
+    (r"(qkv|/q|kv|fc1)/kernel$", ("fsdp", "tensor")),
+    (r"(proj|fc2)/kernel$", ("tensor", "fsdp")),
+)
+
+# Activation names of `nn.with_logical_constraint`.
+LOGICAL_AXES = (("batch", ("data", "fsdp")), ("time", None), ("space", "sequence"), ("width", None))
+
+BATCH = PartitionSpec(("data", "fsdp"))
+SMALLEST_SHARDED = 2**14  # values; sharding less than this costs more in collectives than it saves in memory
+
+
+def path_name(path) -> str:
+    """A tree path as "a/b/c"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _axis_size(mesh: Mesh, axis) -> int:
+    return 1 if axis is None else mesh.shape[axis]
+
+
+def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The spec of one parameter."""
+    size = 1
+    for dim in shape:
+        size *= dim
+    if size < SMALLEST_SHARDED:
+        return PartitionSpec()
+    for pattern, trailing in RULES:
+        if re.search(pattern, name) and len(shape) >= len(trailing):
+            dims = shape[len(shape) - len(trailing) :]
+            axes = [axis if dim % _axis_size(mesh, axis) == 0 else None for axis, dim in zip(trailing, dims)]
+            return PartitionSpec(*[None] * (len(shape) - len(trailing)), *axes)
+    divisible = [dim for dim in range(len(shape)) if shape[dim] % mesh.shape["fsdp"] == 0]
+    if not divisible:
+        return PartitionSpec()
+    largest = max(divisible, key=lambda dim: shape[dim])
+    return PartitionSpec(*["fsdp" if dim == largest else None for dim in range(len(shape))])
+
+
+def tree_shardings(tree: Params, mesh: Mesh) -> Params:
+    """A sharding for every leaf of a tree of arrays or shapes; works for parameters, EMA and optimiser state alike."""
+
+    def one(path, leaf):
+        return NamedSharding(mesh, parameter_spec(path_name(path), leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading dim over `data` and `fsdp`."""
+    return NamedSharding(mesh, BATCH)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,85 @@
+"""VDiT's objective: flow matching on an embedder's latents, with captions dropped now and then for guidance.
+
+    loss = | v(x_t, t, text) - (eps - x0) |^2        x_t = (1 - t) x0 + t eps      (arXiv 2403.03206, section 2)
+
+The text encoder of the tiny preset is trained along; the embedder is frozen.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from xgen_jax.diffusion.flow import RectifiedFlow
+from xgen_jax.diffusion.time import draw_times
+from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.text import ByteTextEncoder, tokenize_bytes
+from xgen_jax.models.vdit import VDiT
+from xgen_jax.training.objectives.vidvae import to_unit_range
+from xgen_jax.typing import Array, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VDiTLossConfig:
+    """How times are drawn and captions dropped.
+
+    Attributes:
+      caption_drop: share of samples that see the empty caption.
+      time_distribution: `uniform` or `logit_normal`.
+      time_shift: see `diffusion.time.shift`; sampling uses the same.
+    """
+
+    caption_drop: float = 0.1
+    time_distribution: str = "logit_normal"
+    time_shift: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VDiTObjective:
+    """Trains {"vdit": ..., "text": ...} against a frozen embedder."""
+
+    model: VDiT
+    text: ByteTextEncoder
+    embedder: VidVAEEmbedder
+    embedder_params: Params
+    loss_config: VDiTLossConfig
+    process: RectifiedFlow = RectifiedFlow()
+
+    def __post_init__(self):
+        # Jitted once with the frozen weights as an argument: closed over they would be constants of every compiled step.
+        encode = jax.jit(lambda params, video: self.embedder.encode(params, to_unit_range(video)))
+        object.__setattr__(self, "_encode", encode)
+
+    def arrays(self, batch):
+        """Host batch -> video uint8 (B, T, H, W, 3), text ids and mask (B, L)."""
+        ids, mask = tokenize_bytes(list(batch["caption"]), self.text.config.max_bytes)
+        return {"video": batch["video"], "ids": ids, "mask": mask}
+
+    def prepare(self, arrays):
+        """Replaces the video by its latents (B, t, h, w, c)."""
+        latents = self._encode(self.embedder_params, arrays["video"])
+        return {"latents": latents, "ids": arrays["ids"], "mask": arrays["mask"]}
+
+    def init(self, key: Array, arrays) -> Params:
+        """Parameters of the transformer and its text encoder."""
+        key_text, key_vdit = jax.random.split(key)
+        text_params = self.text.init(key_text, arrays["ids"], arrays["mask"])
+        text = self.text.apply(text_params, arrays["ids"], arrays["mask"])
+        time = jnp.zeros(arrays["latents"].shape[0])
+        return {"text": text_params, "vdit": self.model.init(key_vdit, arrays["latents"], time, text, arrays["mask"])}
+
+    def loss(self, params: Params, arrays, keys_B: Array):
+        """Scalar loss and metrics of a batch."""
+        x0, c = arrays["latents"], self.loss_config
+        key_time, key_noise, key_drop = (keys[:, 0] for keys in jnp.split(jax.vmap(lambda k: jax.random.split(k, 3))(keys_B), 3, axis=1))
+        t_B = draw_times(key_time, c.time_distribution, c.time_shift)
+        eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(key_noise)
+        dropped_B = jax.vmap(jax.random.uniform)(key_drop) < c.caption_drop
+        # The empty caption is the begin token alone, so dropping a caption is masking all else.
+        first_L = jnp.arange(arrays["mask"].shape[1]) == 0
+        mask = jnp.where(dropped_B[:, None], first_L[None, :], arrays["mask"])
+        text = self.text.apply(params["text"], arrays["ids"], mask)
+        x_t = self.process.corrupt(x0, eps, t_B)
+        velocity = self.model.apply(params["vdit"], x_t, t_B, text, mask)
+        loss_B = jnp.square(velocity - (eps - x0)).mean((1, 2, 3, 4))
+        return loss_B.mean(), {}

@@ -1,0 +1,88 @@
+"""Optimisers by name: AdamW, or Muon on matrices with Adam for the rest, behind one schedule and one clip."""
+
+import dataclasses
+
+import jax
+import optax
+
+from xgen_jax.errors import UserError
+from xgen_jax.parallel.sharding import path_name
+from xgen_jax.typing import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How parameters move.
+
+    Attributes:
+      name: `adamw`, or `muon` (arXiv 2502.16982) on kernels with AdamW on all else.
+      learning_rate: peak rate; for `muon` that of the kernels.
+      adam_learning_rate: peak rate of what Muon does not take.
+      schedule: after the warm-up `constant`, or `cosine` or `linear` down to zero at the run's last step.
+      warmup_steps: linear from zero.
+      clip_norm: global gradient norm, 0 for no clipping.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 2e-5
+    adam_learning_rate: float = 3e-3
+    schedule: str = "constant"
+    warmup_steps: int = 100
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
+    """Warm-up, then the named decay over the rest of `steps`."""
+    rest = max(1, steps - config.warmup_steps)
+    match config.schedule:
+        case "constant":
+            after = optax.constant_schedule(peak)
+        case "cosine":
+            after = optax.cosine_decay_schedule(peak, rest)
+        case "linear":
+            after = optax.linear_schedule(peak, 0.0, rest)
+        case _:
+            raise UserError(f"schedule {config.schedule!r} is not known; choose 'constant', 'cosine' or 'linear'")
+    warmup = optax.linear_schedule(0.0, peak, max(1, config.warmup_steps))
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def muon_dimensions(params: Params) -> Params:
+    """For every kernel, which dims are its matrix; None sends a leaf to Adam.
+
+    Optax's own default takes two-dimensional arrays only and would hand scan-stacked and convolution kernels to Adam in silence.
+    """
+
+    def one(path, leaf):
+        names = path_name(path).split("/")
+        if names[-1] != "kernel" or leaf.ndim < 2:
+            return None
+        stacked = 1 if "blocks" in names else 0  # the leading dim of a scanned block is a batch of matrices
+        dims = tuple(range(stacked, leaf.ndim))
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=dims[:-1], output_axis=dims[-1])
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Builds the named optimiser for a run of `steps`."""
+    rate = make_schedule(config, config.learning_rate, steps)
+    match config.name:
+        case "adamw":
+            update = optax.adamw(rate, config.b1, config.b2, weight_decay=config.weight_decay)
+        case "muon":
+            update = optax.contrib.muon(
+                rate,
+                weight_decay=config.weight_decay,
+                adam_b1=config.b1,
+                adam_b2=config.b2,
+                adam_learning_rate=make_schedule(config, config.adam_learning_rate, steps),
+                muon_weight_dimension_numbers=muon_dimensions,
+            )
+        case _:
+            raise UserError(f"optimizer {config.name!r} is not known; choose 'adamw' or 'muon'")
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, update)
