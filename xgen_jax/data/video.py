@@ -19,7 +19,7 @@ from fractions import Fraction
 import av
 import av.filter
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from xgen_jax.errors import UserError
 
@@ -126,10 +126,10 @@ def resize_frames(video: np.ndarray, height: int, width: int) -> np.ndarray:
     if video.shape[1:3] == (height, width):
         return video
     out = np.empty((len(video), height, width, 3), np.uint8)
-    flags = _scaler(video.shape[1], height)
+    flags, scaler = _scaler(video.shape[1], height), VideoReformatter()
     for i, image in enumerate(video):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        out[i] = frame.reformat(width, height, "rgb24", interpolation=flags, threads=1).to_ndarray()
+        out[i] = scaler.reformat(frame, width, height, "rgb24", interpolation=flags, threads=1).to_ndarray()
     return out
 
 
@@ -312,12 +312,12 @@ def _collect(path, picked, frames, wanted: int, cover, max_bytes: int, first) ->
 
     check(wanted)
     out: list[np.ndarray] = []
-    last = None
+    last, scaler = None, VideoReformatter()  # one for all frames: setting it up costs as much as using it
     for frame in itertools.islice(picked, frames):
         check(len(out) + 1)  # headers lie
         if frame is not last:
             flags = _scaler(frame.height, stored_height)
-            rgb = frame.reformat(stored_width, stored_height, "rgb24", interpolation=flags, threads=1)
+            rgb = scaler.reformat(frame, stored_width, stored_height, "rgb24", interpolation=flags, threads=1)
             last, image = frame, np.rot90(rgb.to_ndarray(), turns)  # counter-clockwise, as the display matrix means it
         out.append(image)
     return out
@@ -345,8 +345,8 @@ def _encode(path: pathlib.Path, suffix: str, video: np.ndarray, rate: Fraction) 
             # Tagged BT.709, limited range: untagged files change colour from one player to the next.
             codec.colorspace = codec.color_primaries = codec.color_trc = codec.color_range = 1
             convert = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG, "threads": 1}
-            flags = Interpolation.BICUBIC | _EXACT
-            frames = (frame.reformat(format="yuv420p", interpolation=flags, **convert) for frame in frames)
+            flags, scaler = Interpolation.BICUBIC | _EXACT, VideoReformatter()
+            frames = (scaler.reformat(frame, format="yuv420p", interpolation=flags, **convert) for frame in frames)
         stream.width, stream.height = width, height
         for i, frame in enumerate(frames):
             # Without a time of its own every frame lands at zero and the file claims thousands of fps.
