@@ -1,0 +1,167 @@
+"""A folder of videos: what is used, what is left out and said so, and that reading is a function of (index, rng)."""
+
+import json
+
+import numpy as np
+import pytest
+
+from xgen_jax.data.pipeline import Bucket, DataConfig
+from xgen_jax.data.sources import VideoFolderSource, make_source
+from xgen_jax.data.video import write_video
+from xgen_jax.errors import UserError
+
+
+def counting_video(frames, height=32, width=48):
+    """Frame i is grey of level 8 i, so a decoded frame tells its own number."""
+    return np.broadcast_to((8 * np.arange(frames, dtype=np.uint8))[:, None, None, None], (frames, height, width, 3))
+
+
+def numbers(clip):
+    return [round(float(frame.mean()) / 8) for frame in clip]
+
+
+def make_folder(folder, names, captions=True, frames=24, fps=12):
+    for name in names:
+        write_video(folder / name, np.ascontiguousarray(counting_video(frames)), fps=fps)
+    if captions:
+        lines = [json.dumps({"file": name, "caption": f"caption of {name}"}) for name in names]
+        (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_reads_clips_with_captions(tmp_path):
+    names = ["b.mp4", "a/x.webm", "a/deep/y.mp4", "c.GIF".lower()]
+    source = VideoFolderSource(make_folder(tmp_path, names))
+    assert len(source) == 4 and source.report() == ""
+    assert [source.read(i, rng(), 3, 16, 16)[1] for i in range(4)] == [f"caption of {name}" for name in sorted(names)]
+    clip, _ = source.read(0, rng(1), 5, 24, 20)
+    assert clip.shape == (5, 24, 20, 3) and clip.dtype == np.uint8 and clip.flags.c_contiguous
+    assert np.array_equal(clip, source.read(0, rng(1), 5, 24, 20)[0])
+
+
+def test_starts_cover_the_file_and_stay_inside(tmp_path):
+    source = VideoFolderSource(make_folder(tmp_path, ["a.mp4"], frames=10))
+    clips = [numbers(source.read(0, rng(seed), 7, 16, 16)[0]) for seed in range(30)]
+    assert {clip[0] for clip in clips} == {0, 1, 2, 3}
+    assert all(clip == list(range(clip[0], clip[0] + 7)) for clip in clips)
+    assert source.problems == {}
+
+
+@pytest.mark.parametrize("fps,stride,step", [(None, 2, 2), (4, 1, 3), (12, 3, 3), (2, 2, 12)])
+def test_rate_and_stride(tmp_path, fps, stride, step):
+    source = VideoFolderSource(make_folder(tmp_path, ["a.mp4"], frames=28), fps=fps, stride=stride)
+    for seed in range(5):
+        clip = numbers(source.read(0, rng(seed), 3, 16, 16)[0])
+        assert clip == [clip[0], clip[0] + step, clip[0] + 2 * step]
+
+
+def test_short_clips_hold_the_last_frame(tmp_path):
+    source = VideoFolderSource(make_folder(tmp_path, ["a.mp4"], frames=4))
+    assert numbers(source.read(0, rng(), 7, 16, 16)[0]) == [0, 1, 2, 3, 3, 3, 3]
+    source.read(0, rng(), 7, 16, 16)
+    assert source.problems == {"shorter than a clip, last frame held": ["a.mp4"]}
+
+
+def test_flip_mirrors_half_the_clips(tmp_path):
+    ramp = np.broadcast_to(np.arange(0, 192, 4, dtype=np.uint8)[None, None, :, None], (4, 48, 48, 3))
+    write_video(tmp_path / "a.mp4", np.ascontiguousarray(ramp))
+    for flip, ways in ((False, {False}), (True, {False, True})):
+        source = VideoFolderSource(tmp_path, require_captions=False, flip=flip)
+        clips = [source.read(0, rng(seed), 1, 48, 48)[0][0] for seed in range(12)]
+        assert {bool(clip[0, 0, 0] > clip[0, -1, 0]) for clip in clips} == ways
+
+
+def test_problems_are_listed_and_not_fatal(tmp_path):
+    make_folder(tmp_path, ["a.mp4", "b.mp4", "uncaptioned.mp4"])
+    (tmp_path / "zero.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / ".hidden.mp4").write_text("skipped")
+    lines = [
+        json.dumps({"file": f, "caption": f"of {f}"}).encode() for f in ("a.mp4", "./b.mp4", "zero.mp4", "text.mp4")
+    ]
+    lines += [b'{"file": "gone.mp4", "caption": "x"}', b"{broken", b'{"file": "a.mp4"}', b"[1]"]
+    lines += [b'{"file": "a.mp4", "caption": "\xff\xfe"}', b'{"file": "a.mp4", "caption": "again"}', b""]
+    lines += [b'{"file": "../a.mp4", "caption": "outside"}']
+    (tmp_path / "captions.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
+    source = VideoFolderSource(tmp_path)
+    assert [source.read(i, rng(), 2, 16, 16)[1] for i in range(len(source))] == ["of a.mp4", "of ./b.mp4"]
+    assert {kind: len(items) for kind, items in source.problems.items()} == {
+        "unreadable video": 2,
+        "caption without its video": 2,
+        "video without a caption": 1,
+        "broken line in captions.jsonl": 4,
+        "second caption of a video, first kept": 1,
+    }
+    for words in ("line 9: not UTF-8", "line 6: not JSON", "gone.mp4", "zero.mp4", "4 x broken line"):
+        assert words in source.report()
+    loose = VideoFolderSource(tmp_path, require_captions=False)
+    assert len(loose) == 3 and loose.read(2, rng(), 2, 16, 16)[1] == ""
+
+
+def test_reports_are_short(tmp_path):
+    make_folder(tmp_path, ["a.mp4"])
+    with open(tmp_path / "captions.jsonl", "a") as file:
+        file.writelines(f'{{"file": "gone{i}.mp4", "caption": "x"}}\n' for i in range(25))
+    assert "and 15 more" in VideoFolderSource(tmp_path).report()
+
+
+def test_folders_without_a_usable_video_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        VideoFolderSource(tmp_path / "missing")
+    with pytest.raises(UserError, match="holds no video"):
+        VideoFolderSource(tmp_path)
+    (tmp_path / "a.mp4").write_text("no video")
+    with pytest.raises(UserError, match="a file, not a folder"):
+        VideoFolderSource(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match="no captions.jsonl"):
+        VideoFolderSource(tmp_path)
+    with pytest.raises(UserError, match=r"(?s)no usable video.*1 x unreadable video.*a.mp4"):
+        VideoFolderSource(tmp_path, require_captions=False)
+    for wrong in ({"stride": 0}, {"fps": 0}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            VideoFolderSource(tmp_path, **wrong)
+
+
+def test_files_that_fail_later_have_the_same_substitute(tmp_path):
+    make_folder(tmp_path, ["a.mp4", "b.mp4", "c.mp4"])
+    source = VideoFolderSource(tmp_path)
+    fine = source.read(2, rng(3), 4, 16, 16)
+    (tmp_path / "a.mp4").write_bytes(b"")
+    (tmp_path / "b.mp4").unlink()
+    for index in (0, 1, 2):
+        clip, caption = source.read(index, rng(3), 4, 16, 16)
+        assert caption == "caption of c.mp4" and np.array_equal(clip, fine[0])
+    assert len(source.problems["unreadable when decoded"]) == 2
+    (tmp_path / "c.mp4").write_text("no video")
+    with pytest.raises(UserError, match=r"(?s)every video .* failed.*c.mp4"):
+        source.read(1, rng(), 4, 16, 16)
+
+
+def test_fingerprint_follows_content_not_place(tmp_path):
+    one = make_folder(tmp_path / "one", ["a.mp4", "b.mp4"])
+    two = make_folder(tmp_path / "two", ["a.mp4", "b.mp4"])
+    base = VideoFolderSource(one).fingerprint()
+    assert VideoFolderSource(two).fingerprint() == base
+    assert VideoFolderSource(one, fps=4).fingerprint() != base
+    assert VideoFolderSource(one, stride=2).fingerprint() != base
+    with open(two / "b.mp4", "ab") as file:
+        file.write(b"\0" * 8)
+    assert VideoFolderSource(two).fingerprint() != base
+    text = (one / "captions.jsonl").read_text()
+    (one / "captions.jsonl").write_text(text.replace("caption of", "picture of"))
+    assert VideoFolderSource(one).fingerprint() != base
+
+
+def test_sources_are_made_by_name(tmp_path):
+    buckets = (Bucket(frames=1, height=16, width=16, batch_size=1),)
+    make_folder(tmp_path, ["a.mp4"])
+    source = make_source(DataConfig(source="video_folder", path=str(tmp_path), fps=6, buckets=buckets))
+    assert source.fingerprint() == VideoFolderSource(tmp_path, fps=6).fingerprint()
+    with pytest.raises(UserError, match=r"'video_foldr' \(did you mean 'video_folder'\?\)"):
+        make_source(DataConfig(source="video_foldr", buckets=buckets))
+    with pytest.raises(UserError, match="needs `path`"):
+        make_source(DataConfig(source="video_folder", buckets=buckets))

@@ -1,0 +1,272 @@
+"""Batches as a pure function of (seed, step): buckets, their schedule, and the Grain graph behind them.
+
+A bucket is one clip shape. Time is cut into periods; within a period every bucket owns a whole number of steps in
+proportion to its weight, in an order permuted by (seed, period). So each process knows the bucket of any step and its
+place in that bucket's shuffled, endless stream of clips without asking another process or remembering anything, and
+the state of a run is its step. Augmentation is drawn from (seed, bucket, place) before the stream is divided among
+processes: the concatenation of the processes' batches is the batch of one process.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import TypedDict
+
+import grain
+import numpy as np
+
+from xgen_jax.data.sources import Source
+from xgen_jax.errors import UserError
+
+_MAX_PERIOD = 1000  # steps; weights in ratios finer than this are rounded
+_SCHEDULE, _SHUFFLE, _CLIP = range(3)  # streams of randomness below the seed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """Clips of one shape: frames, height and width in pixels, the global batch, and the relative share of steps."""
+
+    frames: int
+    height: int
+    width: int
+    batch_size: int
+    weight: float = 1.0
+
+    def __post_init__(self):
+        for name in ("frames", "height", "width", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"a bucket's {name} must be a whole number of 1 or more, not {value!r}")
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise UserError(f"a bucket's weight must be above 0, not {self.weight}; leave the bucket out instead")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to train on.
+
+    Args:
+      source: "synthetic" or "video_folder".
+      path: the folder of a video_folder.
+      split, num_clips: of the synthetic source.
+      seed: of everything random here, 0 or more.
+      fps, stride, require_captions, flip: of a video_folder, see `VideoFolderSource`.
+      buckets: clip shapes and their batches.
+      num_threads: threads that prepare batches, one batch each; 0 prepares them in the caller.
+      prefetch: batches kept ready, at least as many as threads to keep these busy.
+    """
+
+    source: str
+    path: str | None = None
+    split: str = "train"
+    num_clips: int = 1_000_000
+    seed: int = 0
+    fps: float | None = None
+    stride: int = 1
+    require_captions: bool = True
+    flip: bool = False
+    buckets: tuple[Bucket, ...]
+    num_threads: int = 2
+    prefetch: int = 2
+
+    def __post_init__(self):
+        if not self.buckets:
+            raise UserError("the data needs at least one bucket")
+        for name in ("seed", "num_threads", "prefetch"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise UserError(f"{name} must be a whole number of 0 or more, not {value!r}")
+
+
+class Batch(TypedDict):
+    """One process's part of a step's batch, B clips of one bucket."""
+
+    video: np.ndarray  # uint8 (B, T, H, W, 3)
+    caption: list[str]  # of length B
+    sample_id: np.ndarray  # int64 (B,), unique over buckets and epochs: fold it into PRNG keys
+    index: np.ndarray  # int64 (B,), place in the source
+
+
+class Schedule(grain.transforms.DatasetSelectionMap):
+    """step -> (bucket number, how many steps that bucket has had before), in O(1)."""
+
+    def __init__(self, weights: list[float], seed: int):
+        self.slots = slot_counts(weights)
+        self._seed = seed
+        self._order = functools.lru_cache(maxsize=64)(self._permuted)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, step: int) -> tuple[int, int]:
+        period, place = divmod(step, sum(self.slots))
+        order, rank = self._order(period)
+        bucket = int(order[place])
+        return bucket, period * self.slots[bucket] + int(rank[place])
+
+    def _permuted(self, period: int) -> tuple[np.ndarray, np.ndarray]:
+        """The buckets of a period's steps, and each step's rank among the steps of its bucket."""
+        order = np.repeat(np.arange(len(self.slots)), self.slots)
+        order = np.random.default_rng((self._seed, _SCHEDULE, period)).permutation(order)
+        rank = np.empty_like(order)
+        for bucket, count in enumerate(self.slots):
+            rank[order == bucket] = np.arange(count)
+        return order, rank
+
+
+def slot_counts(weights: list[float]) -> list[int]:
+    """Steps per period of each bucket: the weights' exact ratio where 1000 steps can hold it, else rounded."""
+    shares = [Fraction(weight).limit_denominator(_MAX_PERIOD) for weight in weights]
+    denominator = math.lcm(*(share.denominator for share in shares))
+    counts = [int(share * denominator) for share in shares]
+    if min(counts) > 0:
+        counts = [count // math.gcd(*counts) for count in counts]
+        if sum(counts) <= _MAX_PERIOD:
+            return counts
+    return [max(1, round(weight / sum(weights) * _MAX_PERIOD)) for weight in weights]
+
+
+class Pipeline:
+    """Batches of a source for one of `process_count` processes.
+
+    Raises UserError for a batch that the processes cannot share equally and for fewer clips than one batch.
+    """
+
+    def __init__(self, source: Source, config: DataConfig, *, process_index: int = 0, process_count: int = 1):
+        if not 0 <= process_index < process_count:
+            raise UserError(f"process_index must be in [0, {process_count}), not {process_index}")
+        for bucket in config.buckets:
+            if bucket.batch_size % process_count:
+                raise UserError(
+                    f"batch_size {bucket.batch_size} cannot be shared equally by {process_count} processes; "
+                    f"make it a multiple of {process_count}"
+                )
+            if len(source) < bucket.batch_size:
+                raise UserError(
+                    f"source {source.name!r} has {len(source)} clips, fewer than one batch of {bucket.batch_size}; "
+                    f"add clips or make the batch smaller"
+                )
+        self._source, self._config = source, config
+        self._schedule = Schedule([bucket.weight for bucket in config.buckets], config.seed)
+        orders = [self._order(number) for number in range(len(config.buckets))]
+        # Batched first and divided after: each process takes whole runs of the global batch, and only what it reads is
+        # prepared.
+        self._dataset = grain.MapDataset.select_from_datasets(
+            [
+                order.map(functools.partial(self._read, number))
+                .batch(bucket.batch_size // process_count, drop_remainder=True, batch_fn=_stack)
+                .slice(slice(process_index, None, process_count))
+                for number, (bucket, order) in enumerate(zip(config.buckets, orders, strict=True))
+            ],
+            self._schedule,
+        )
+        self._fingerprint = self._digest(orders)
+
+    def bucket(self, step: int) -> Bucket:
+        """The bucket of a step, the same in all processes."""
+        return self._config.buckets[self._schedule[step][0]]
+
+    def batch(self, step: int) -> Batch:
+        """This process's batch of a step, prepared in the caller's thread."""
+        return self._dataset[step]
+
+    def iterate(self, start_step: int = 0) -> "BatchIterator":
+        """(step, batch(step)) from `start_step` on, without end, prepared by background threads; close it when done."""
+        return BatchIterator(self._dataset, start_step, self._config.num_threads, self._config.prefetch)
+
+    def fingerprint(self) -> str:
+        """Digests of the source, of the buckets and of the order, joined by dots.
+
+        Equal fingerprints mean equal batches at equal steps, however many processes and threads.
+        """
+        return self._fingerprint
+
+    def state(self, step: int) -> dict:
+        """What a checkpoint needs to go on at `step`, as JSON."""
+        return {"step": step, "fingerprint": self._fingerprint}
+
+    def check_state(self, state: dict) -> None:
+        """UserError with the reason if `state` comes from a pipeline that gave other batches."""
+        saved = str(state.get("fingerprint", "")).split(".")
+        names = ("the source (files, captions, frame rate)", "the buckets", "the seed or shuffled order")
+        current = self._fingerprint.split(".")
+        if len(saved) != len(current):
+            raise UserError(f"the saved data state has no fingerprint of this kind: {state!r}")
+        changed = [name for name, old, new in zip(names, saved, current, strict=True) if old != new]
+        if changed:
+            raise UserError(
+                f"the run was saved with other data: {' and '.join(changed)} differ (saved {state['fingerprint']}, now "
+                f"{self._fingerprint}); restore the data and settings, or start a new run"
+            )
+
+    def _order(self, number: int) -> grain.MapDataset:
+        """Endless (place in the stream, index in the source), shuffled anew in each epoch without replacement."""
+        seed = np.random.SeedSequence((self._config.seed, _SHUFFLE, number)).generate_state(1)[0]
+        # Grain hands the shuffled index on modulo the epoch; the place keeps the epoch, and costs nothing.
+        return grain.MapDataset.range(len(self._source)).seed(int(seed)).shuffle().repeat().map_with_index(_pair)
+
+    def _read(self, number: int, pair: tuple[int, int]) -> dict:
+        place, index = pair
+        bucket = self._config.buckets[number]
+        extended = place // len(self._source) * len(self._source) + index  # unique over epochs
+        rng = np.random.default_rng((self._config.seed, _CLIP, number, extended))
+        video, caption = self._source.read(index, rng, bucket.frames, bucket.height, bucket.width)
+        shape = (bucket.frames, bucket.height, bucket.width, 3)
+        if video.shape != shape or video.dtype != np.uint8:
+            raise TypeError(f"source {self._source.name!r} gave {video.dtype} {video.shape} instead of uint8 {shape}")
+        sample_id = extended * len(self._config.buckets) + number
+        return {"video": video, "caption": caption, "sample_id": sample_id, "index": index}
+
+    def _digest(self, orders: list[grain.MapDataset]) -> str:
+        # A sample of the order itself is digested, for another version of Grain may shuffle differently.
+        sample = [[order[place][1] for place in range(min(8, len(self._source)))] for order in orders]
+        buckets = [dataclasses.asdict(bucket) for bucket in self._config.buckets]
+        order = [self._config.seed, len(self._source), self._schedule.slots, sample]
+        parts = (self._source.fingerprint(), buckets, order)
+        return ".".join(hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for part in parts)
+
+
+class BatchIterator(Iterator[tuple[int, Batch]]):
+    """Endless (step, batch), prepared ahead by threads; also a context manager that closes it."""
+
+    def __init__(self, dataset: grain.MapDataset, start_step: int, num_threads: int, prefetch: int):
+        if start_step < 0:
+            raise UserError(f"start_step must be 0 or more, not {start_step}")
+        # Grain's default would keep 500 batches ready, which is tens of gigabytes.
+        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)
+        self._iterator = iter(dataset.to_iter_dataset(options))
+        grain.experimental.set_next_index(self._iterator, start_step)
+        self._step = start_step
+
+    def __next__(self) -> tuple[int, Batch]:
+        batch = next(self._iterator)
+        self._step += 1
+        return self._step - 1, batch
+
+    def close(self) -> None:
+        """Stops the threads; may be called twice."""
+        self._iterator.close()
+
+    def __enter__(self) -> "BatchIterator":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _pair(place: int, index: int) -> tuple[int, int]:
+    return place, index
+
+
+def _stack(samples) -> Batch:
+    return {
+        "video": np.stack([sample["video"] for sample in samples]),
+        "caption": [sample["caption"] for sample in samples],
+        "sample_id": np.array([sample["sample_id"] for sample in samples], np.int64),
+        "index": np.array([sample["index"] for sample in samples], np.int64),
+    }

@@ -1,0 +1,245 @@
+"""Where clips come from: the `Source` protocol, a folder of captioned videos, and the factory by name.
+
+A source turns (index, random generator) into one clip and its caption, with nothing remembered between calls, so that
+the pipeline can ask for any sample in any order from any thread.
+"""
+
+import concurrent.futures
+import difflib
+import hashlib
+import json
+import os
+import pathlib
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from xgen_jax.data.transforms import random_crop
+from xgen_jax.data.video import READ_SUFFIXES, VideoInfo, probe, read_video
+from xgen_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from xgen_jax.data.pipeline import DataConfig
+
+SOURCES = ("synthetic", "video_folder")
+CAPTIONS = "captions.jsonl"
+_SHOWN = 10  # items of each kind of problem in a report
+
+
+class Source(Protocol):
+    """Clips by index. `read` must be a pure function of its arguments and safe to call from several threads."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """Hex digest of everything that decides what `read` returns."""
+        ...
+
+    def read(
+        self, index: int, rng: np.random.Generator, frames: int, height: int, width: int
+    ) -> tuple[np.ndarray, str]:
+        """Clip `index` as uint8 (frames, height, width, 3) and its caption; every random choice comes from `rng`."""
+        ...
+
+
+def make_source(config: "DataConfig") -> Source:
+    """Builds the source `config.source` names; UserError for another name or a folder source without a path."""
+    if config.source == "synthetic":
+        from xgen_jax.data.synthetic import SyntheticSource
+
+        return SyntheticSource(seed=config.seed, split=config.split, num_clips=config.num_clips)
+    if config.source == "video_folder":
+        if not config.path:
+            raise UserError("source 'video_folder' needs `path`, the folder of videos")
+        return VideoFolderSource(
+            config.path,
+            fps=config.fps,
+            stride=config.stride,
+            require_captions=config.require_captions,
+            flip=config.flip,
+        )
+    near = difflib.get_close_matches(str(config.source), SOURCES, n=1, cutoff=0.4)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise UserError(f"no source is named {config.source!r}{hint}; the sources are: {', '.join(SOURCES)}")
+
+
+class VideoFolderSource:
+    """Videos below a folder, with captions from an optional `captions.jsonl` of {"file": "a/b.mp4", "caption": "..."}.
+
+    Files are taken in the order of their relative paths. What cannot be used is left out and listed in `problems`
+    (kind -> items): unreadable videos, captions without a video, videos without a caption, broken lines; also clips
+    that were too short and files that failed only when decoded. `report()` says it in words.
+
+    Args:
+      path: the folder; searched recursively for .mp4 .m4v .mov .webm .mkv .avi .gif, hidden names skipped.
+      fps: rate the clips are sampled at, by presentation time; None keeps each file's own.
+      stride: take every stride-th frame of that rate.
+      require_captions: leave out videos without a caption; if False their caption is "".
+      flip: mirror half of the clips. Off by default, because captions name left and right.
+
+    Raises UserError for a folder that is missing, is a file, or holds no usable video.
+    """
+
+    name = "video_folder"
+
+    def __init__(self, path, *, fps: float | None = None, stride: int = 1, require_captions=True, flip=False):
+        self.path = pathlib.Path(path)
+        if fps is not None and not 0 < fps <= 1000:
+            raise UserError(f"fps must be above 0 and at most 1000, or None for each file's own rate, not {fps}")
+        if stride < 1:
+            raise UserError(f"stride must be 1 or more, not {stride}")
+        self._fps, self._stride, self._flip = fps, stride, flip
+        self.problems: dict[str, list[str]] = {}
+        self._lock = threading.Lock()
+        files = _list_videos(self.path)
+        captions = self._read_captions(files, require_captions)
+        infos = self._probe([file for file in files if file in captions])
+        self._files = [(file, captions[file], info) for file, info in infos.items()]
+        if not self._files:
+            raise UserError(f"no usable video in {self.path}\n{self.report()}")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def fingerprint(self) -> str:
+        """Hex digest over relative paths, sizes in bytes, captions and settings; the folder may move."""
+        digest = hashlib.sha256(json.dumps([self.name, self._fps, self._stride, self._flip]).encode())
+        for file, caption, _ in self._files:
+            row = [os.fsencode(file).hex(), (self.path / file).stat().st_size, caption]
+            digest.update(json.dumps(row).encode())
+        return digest.hexdigest()
+
+    def report(self) -> str:
+        """The problems so far in words, the first ten of each kind; empty if there are none."""
+        with self._lock:
+            kinds = {kind: list(items) for kind, items in self.problems.items()}
+        lines = []
+        for kind, items in kinds.items():
+            more = f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+            lines.append(f"{len(items)} x {kind}: {'; '.join(items[:_SHOWN])}{more}")
+        return "\n".join(lines)
+
+    def read(
+        self, index: int, rng: np.random.Generator, frames: int, height: int, width: int
+    ) -> tuple[np.ndarray, str]:
+        """A clip that starts and is cropped at random, as uint8 (frames, height, width, 3), and its caption.
+
+        A clip too short holds its last frame. A file that cannot be decoded is replaced by the next that can, the same
+        one every time; UserError when none can.
+        """
+        draws = rng.random(4)  # drawn before anything can fail, so that a substitute sees the same numbers
+        for step in range(len(self)):
+            file, caption, info = self._files[(index + step) % len(self)]
+            try:
+                video = self._read_clip(file, info, frames, height, width, draws)
+            except UserError as error:
+                self._note("unreadable when decoded", str(error))
+                continue
+            return video, caption
+        raise UserError(f"every video in {self.path} failed to decode\n{self.report()}")
+
+    def _read_clip(self, file: str, info: VideoInfo, frames: int, height: int, width: int, draws) -> np.ndarray:
+        fps = (self._fps or info.fps) / self._stride
+        # The last output frame must start before the file ends: choose among the source frames that allow it.
+        spare = info.duration_s - (frames - 1) / fps - 1 / info.fps
+        starts = 1 + max(0, int(spare * info.fps + 1e-3))
+        start_s = int(draws[0] * starts) / info.fps
+        video, _ = read_video(self.path / file, fps=fps, start_s=start_s, frames=frames, cover=(height, width))
+        if len(video) < frames:
+            self._note("shorter than a clip, last frame held", file)
+            video = np.concatenate([video, np.repeat(video[-1:], frames - len(video), axis=0)])
+        video = random_crop(video, height, width, (draws[1], draws[2]))
+        if self._flip and draws[3] < 0.5:
+            video = video[:, :, ::-1]
+        return np.ascontiguousarray(video)
+
+    def _note(self, kind: str, item: str) -> None:
+        with self._lock:
+            items = self.problems.setdefault(kind, [])
+            if item not in items:
+                items.append(item)
+
+    def _probe(self, files: list[str]) -> dict[str, VideoInfo]:
+        def try_probe(file):
+            try:
+                return probe(self.path / file)
+            except UserError as error:
+                return error
+
+        infos = {}
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:  # waits for disks and networks more than for the CPU
+            for file, info in zip(files, pool.map(try_probe, files), strict=True):
+                if isinstance(info, UserError):
+                    self._note("unreadable video", str(info))
+                else:
+                    infos[file] = info
+        return infos
+
+    def _read_captions(self, files: list[str], require_captions: bool) -> dict[str, str]:
+        """Captions of the videos to use, by relative path."""
+        path = self.path / CAPTIONS
+        if not path.exists():
+            if require_captions:
+                raise UserError(
+                    f"{self.path} has {len(files)} videos but no {CAPTIONS}; add one with lines like "
+                    '{"file": "a/b.mp4", "caption": "..."} or set require_captions=False'
+                )
+            return dict.fromkeys(files, "")
+        try:
+            lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        known, captions = set(files), {}
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                file, caption = _parse_caption(line)
+            except UserError as error:
+                self._note(f"broken line in {CAPTIONS}", f"line {number}: {error}")
+                continue
+            if file not in known:
+                self._note("caption without its video", file)
+            elif file in captions:
+                self._note("second caption of a video, first kept", f"{file} (line {number})")
+            elif caption:
+                captions[file] = caption
+        for file in files:
+            if file not in captions:
+                self._note("video without a caption", file)
+        return captions if require_captions else dict.fromkeys(files, "") | captions
+
+
+def _parse_caption(line: bytes) -> tuple[str, str]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 (byte {error.start})") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"not JSON ({getattr(error, 'msg', 'too deeply nested')})") from error
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file", "caption")):
+        raise UserError('needs the strings "file" and "caption"')
+    return pathlib.PurePosixPath(row["file"]).as_posix(), " ".join(row["caption"].split())
+
+
+def _list_videos(folder: pathlib.Path) -> list[str]:
+    """Relative posix paths of the videos below a folder, sorted."""
+    if not folder.exists():
+        raise UserError(f"no such folder: {folder}")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, not a folder of videos")
+
+    def refuse(error: OSError):
+        raise UserError(f"cannot list {error.filename}: {error.strerror}") from error
+
+    files = []
+    for root, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found = (name for name in names if not name.startswith(".") and name.lower().endswith(READ_SUFFIXES))
+        files += [pathlib.Path(root, name).relative_to(folder).as_posix() for name in found]
+    if not files:
+        raise UserError(f"{folder} holds no video; looked for {' '.join(READ_SUFFIXES)} in it and its folders")
+    return sorted(files)
