@@ -194,7 +194,9 @@ def test_only_files_beside_the_json_are_embedded(root):
 
 def test_the_page_stops_growing(root, monkeypatch):
     monkeypatch.setattr(report, "MAX_SAMPLES", 2)
-    assert "The first 2 of 3 samples" in read(report.write_report(root)).text
+    monkeypatch.setattr(report, "MAX_IN_SIGHT", 1)
+    page = read(report.write_report(root))
+    assert "The first 2 of 3 samples, in the order" in page.text and "1 more samples" in page.text
     monkeypatch.setattr(report, "VIDEO_BUDGET", 10)
     page = read(report.write_report(root))
     assert "The first 0 of 3 samples" in page.text and not page.all("video")
@@ -224,9 +226,11 @@ def test_ticks_are_round_numbers():
     assert [chart.short(value) for value in (0.05, 250, 5000, 2e6)] == ["0.05", "250", "5k", "2M"]
 
 
-def test_running_mean_keeps_lines_and_ends():
+def test_running_mean_is_exact_at_the_start_and_averages_at_the_end():
     line = np.arange(20.0)
-    np.testing.assert_allclose(chart.running_mean(line, 4), line, atol=1e-12)
+    mean = chart.running_mean(line, 4)
+    np.testing.assert_allclose(mean[:16], line[:16], atol=1e-12)
+    assert mean[-1] == pytest.approx(line[-5:].mean())
 
 
 @pytest.mark.parametrize("y", [[1.0] * 30, [0.0] * 30, [-1.0, 1.0] * 15, list(range(30)), [math.inf] + [3.0] * 29])

@@ -11,18 +11,19 @@ from collections.abc import Sequence
 import numpy as np
 
 WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 40
 MAX_POINTS = 500  # more than the pixels of the drawing would only make the page larger
 LOG_RATIO = 10.0  # values spanning more than this are drawn on a log scale
 
 
-def line_chart(x: Sequence[float], y: Sequence[float], label: str, x_label: str = "step") -> str:
+def line_chart(x: Sequence[float], y: Sequence[float], label: str, log: bool = True, x_label: str = "step") -> str:
     """One curve.
 
     Args:
       x: positions, increasing; finite.
       y: values, as many; NaN and infinities are left out and counted below the curve.
       label: what is drawn, with its unit.
+      log: whether to use a log scale where the values are positive and span more than a factor of ten.
       x_label: what x is.
 
     Returns:
@@ -38,7 +39,7 @@ def line_chart(x: Sequence[float], y: Sequence[float], label: str, x_label: str 
     # A spike of the first steps or of one bad batch would flatten everything else: the range is that of nearly all.
     low, high = np.quantile(y, 0.005), np.quantile(y, 0.995)
     low, high = min(low, smooth.min()), max(high, smooth.max())
-    log = bool(y.min() > 0 and high / low > LOG_RATIO)
+    log = bool(log and y.min() > 0 and high / low > LOG_RATIO)
     if high == low:
         low, high = low - max(abs(low), 1) * 0.1, high + max(abs(high), 1) * 0.1
     ticks = log_ticks(low, high) if log else linear_ticks(low, high)
@@ -73,22 +74,28 @@ def line_chart(x: Sequence[float], y: Sequence[float], label: str, x_label: str 
     if dropped:
         note += f"; {dropped} not finite, not drawn"
     described = f"{note}: {short(smooth[0])} at {x_label} {x[0]:g}, {short(smooth[-1])} at {x_label} {x[-1]:g}"
-    right, middle = WIDTH - RIGHT, (LEFT + WIDTH - RIGHT) / 2
+    middle = (LEFT + WIDTH - RIGHT) / 2
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(described)}">'
         f'<rect class="frame" x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"/>'
         + "".join(parts)
         + f'<text x="{middle:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(x_label)}</text>'
-        + f'<text class="label" x="{right - 8}" y="{TOP + 18}" text-anchor="end">{html.escape(note)}</text></svg>'
+        + f'<text class="label" x="{LEFT}" y="{TOP - 10}">{html.escape(note)}</text></svg>'
     )
 
 
 def running_mean(y: np.ndarray, radius: int) -> np.ndarray:
-    """Mean over up to `radius` neighbours on each side, fewer at the ends (as many on both sides: no lag, no bias)."""
+    """Mean over up to `radius` neighbours on each side.
+
+    Near the start as many on both sides, fewer and fewer: training curves are steep there and a lopsided window would
+    be off. Near the end, where they are flat, all there are on the left: the last value is then a mean too, not one
+    noisy step.
+    """
     total = np.concatenate([[0.0], np.cumsum(y)])
     index = np.arange(len(y))
-    reach = np.minimum(radius, np.minimum(index, len(y) - 1 - index))
-    return (total[index + reach + 1] - total[index - reach]) / (2 * reach + 1)
+    reach = np.minimum(radius, index)
+    end = np.minimum(index + reach + 1, len(y))
+    return (total[end] - total[index - reach]) / (end - index + reach)
 
 
 def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:

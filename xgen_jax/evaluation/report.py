@@ -26,8 +26,10 @@ from xgen_jax.evaluation.report_style import STYLE
 from xgen_jax.training.metrics import duration, read_jsonl
 
 STAGES = {"vidvae": "Video autoencoder (VidVAE)", "vdit": "Text-to-video transformer (VDiT)"}
-CURVES = {"loss": "loss", "psnr_db": "PSNR, dB", "steps_per_s": "speed, steps/s"}
+# Metric: its label, and whether a log scale may help.
+CURVES = {"loss": ("loss", True), "psnr_db": ("PSNR, dB", False), "steps_per_s": ("speed, steps/s", False)}
 MAX_SAMPLES = 64
+MAX_IN_SIGHT = 28  # the rest is folded away, so that what follows is found without much scrolling
 MAX_RECONSTRUCTIONS = 12
 VIDEO_BUDGET = 2_000_000  # bytes of all embedded videos before base64, which adds a third: the page stays below 3 MB
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
@@ -125,7 +127,9 @@ class _Videos:
         source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
         return f'<video src="{source}" aria-label="{escape(label)}" autoplay loop muted playsinline></video>'
 
-    def cards(self, rows: list[dict[str, Any]], folder: pathlib.Path, most: int, caption: Any, what: str) -> str:
+    def cards(
+        self, rows: list[dict[str, Any]], folder: pathlib.Path, most: int, caption: Any, kind: str, remark: str
+    ) -> str:
         """A grid of the first rows, with a line that says how many of how many."""
         cards = []
         for row in rows[:most]:
@@ -134,7 +138,12 @@ class _Videos:
                 break
             cards.append(f"<figure>{video}<figcaption>{caption(row)}</figcaption></figure>")
         shown = f"The first {len(cards)} of {len(rows)}" if len(cards) < len(rows) else f"All {len(rows)}"
-        return f'<p class="note">{shown} {what}.</p><div class="cards {what.split()[0]}">{"".join(cards)}</div>'
+        in_sight, folded = cards[:MAX_IN_SIGHT], cards[MAX_IN_SIGHT:]
+        grid = f'<p class="note">{shown} {kind}{remark}.</p><div class="cards {kind}">{"".join(in_sight)}</div>'
+        if folded:
+            more = f'<div class="cards {kind}">{"".join(folded)}</div>'
+            grid += f"<details><summary>{len(folded)} more {kind}</summary>{more}</details>"
+        return grid
 
 
 # Pieces.
@@ -169,10 +178,14 @@ def _bar(fraction: float) -> str:
     return f'<span class="bar"><span style="width:{100 * min(max(fraction, 0), 1):.1f}%"></span></span>'
 
 
+def _is_time(name: str) -> bool:
+    return name.endswith("_s") and not name.endswith("_per_s")
+
+
 def _value(name: str, value: Any) -> str:
     """A fact of a run, by its name's unit."""
     number = _number(value)
-    if number is not None and name.endswith("_s") and not name.endswith("_per_s"):
+    if number is not None and _is_time(name):
         return duration(number)
     if number is not None:
         return f"{number:,}" if isinstance(number, int) else f"{number:,.6g}"
@@ -212,7 +225,7 @@ def _tiles(reconstruction: dict | None, captions: dict | None, timings: dict | N
     else:
         tiles.append(("All attributes right", "–", "not evaluated yet"))
     if timings:
-        tiles.append(("Total time", duration(_total_s(timings)), "from nothing to this page"))
+        tiles.append(("Total time", duration(_total_s(timings)), "all stages together"))
     else:
         tiles.append(("Total time", "–", "not recorded"))
     cells = (f"<div><p>{name}</p><strong>{value}</strong><p>{remark}</p></div>" for name, value, remark in tiles)
@@ -241,7 +254,7 @@ def _samples(captions: dict | None, folder: pathlib.Path, videos: _Videos) -> st
         marks.sort(key=lambda mark: 'class="wrong"' in mark)
         return f"<p>{escape(str(row.get('prompt', '')))}</p><ul>{''.join(marks)}</ul>"
 
-    cards = videos.cards(captions["samples"], folder, MAX_SAMPLES, caption, "samples, in the order of the prompts")
+    cards = videos.cards(captions["samples"], folder, MAX_SAMPLES, caption, "samples", ", in the order of the prompts")
     return f'<p class="note">Sampled with {settings}.</p>{cards}' if settings else cards
 
 
@@ -277,7 +290,7 @@ def _reconstruction(reconstruction: dict | None, folder: pathlib.Path, videos: _
     mean = reconstruction.get("mean", {})
     forms = {"psnr_db": ("PSNR", ".2f", " dB"), "ssim": ("SSIM", ".4f", ""), "mse": ("MSE in [-1, 1]", ".5f", "")}
     figures = ", ".join(f"{name} {_figure(mean.get(key), form)}{unit}" for key, (name, form, unit) in forms.items())
-    head = f"<p>Mean over {_figure(reconstruction.get('clips'), ',')} clips not trained on: {figures}.</p>"
+    head = f"<p>Mean over {_figure(reconstruction.get('clips'), ',')} clips: {figures}.</p>"
     rows = [row for row in reconstruction.get("videos", []) if row.get("file")]
     if not rows:
         return head + _missing("The reconstruction evaluation kept no videos.")
@@ -286,8 +299,8 @@ def _reconstruction(reconstruction: dict | None, folder: pathlib.Path, videos: _
         figures = f"{_figure(row.get('psnr_db'), '.1f')} dB, SSIM {_figure(row.get('ssim'), '.3f')}"
         return f'<p>{escape(str(row.get("name", "")))}</p><p class="note">{figures}</p>'
 
-    what = "clips: the original left, its reconstruction right"
-    return head + videos.cards(rows, folder, MAX_RECONSTRUCTIONS, caption, what)
+    remark = ": the original left, its reconstruction right"
+    return head + videos.cards(rows, folder, MAX_RECONSTRUCTIONS, caption, "clips", remark)
 
 
 def _curves(runs: Mapping[str, dict[str, Any]]) -> str:
@@ -301,10 +314,10 @@ def _curves(runs: Mapping[str, dict[str, Any]]) -> str:
         last = rows[-1]
         time = f" in {duration(last['time_s'])}" if _number(last.get("time_s")) is not None else ""
         parts.append(f'<p class="note">{last["step"]:,} steps{time}.</p><div class="charts">')
-        for name, label in CURVES.items():
+        for name, (label, log) in CURVES.items():
             points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
             if points:
-                parts.append(f"<div>{line_chart(*zip(*points), label)}</div>")
+                parts.append(f"<div>{line_chart(*zip(*points), label, log)}</div>")
         parts.append("</div>")
     return "".join(parts)
 
@@ -352,7 +365,10 @@ def _versions(runs: Mapping[str, dict[str, Any]]) -> str:
     def table(columns: Mapping[str, Mapping[str, Any]]) -> str:
         names = dict.fromkeys(name for column in columns.values() for name in column)
         cells = ([_value(n, c[n]) if n in c else "–" for c in columns.values()] for n in names)
-        return _table(head, ([escape(name.replace("_", " ")), *row] for name, row in zip(names, cells)))
+        return _table(
+            head,
+            ([escape(name.removesuffix("_s") if _is_time(name) else name), *row] for name, row in zip(names, cells)),
+        )
 
     plain = {stage: {k: v for k, v in fact.items() if k != "versions"} for stage, fact in facts.items()}
     versions = {stage: fact.get("versions", {}) for stage, fact in facts.items()}
@@ -363,16 +379,14 @@ def _reproduce(root: pathlib.Path, captions: dict | None) -> str:
     folder = shlex.quote(f"runs/{root.resolve().name}")
     settings = (captions or {}).get("settings", {})
     prompt = next((str(row["prompt"]) for row in (captions or {}).get("samples", []) if row.get("prompt")), "...")
-    flags = "".join(
-        f" --{name}={shlex.quote(str(settings[name]))}"
-        for name in ("seed", "steps", "sampler", "guidance_scale")
-        if name in settings
-    )
+    names = [name for name in ("seed", "steps", "sampler", "guidance_scale") if name in settings]
+    flags = " ".join(f"--{name}={shlex.quote(str(settings[name]))}" for name in names)
     commands = f"""# everything on this page, from nothing
 bash launch/quickstart.sh
 
 # one more sample from this model
-python launch/sample.py --model={folder}/vdit --prompt={shlex.quote(prompt)}{flags} --out=sample.mp4
+python launch/sample.py --model={folder}/vdit --out=sample.mp4 {flags} \\
+  --prompt={shlex.quote(prompt)}
 
 # one more reconstruction
 python launch/reconstruct.py --embedder={folder}/vidvae --video=FILE --out=reconstruction.mp4

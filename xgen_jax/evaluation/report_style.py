@@ -20,7 +20,8 @@ p { margin: 0 0 8px; }
 .tiles div, figure, .charts > div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .tiles div { padding: 16px 18px; }
 .tiles p { margin: 0; color: var(--soft); font-size: 14px; }
-.tiles strong { display: block; font-size: 34px; line-height: 1.3; font-weight: 650; }
+.tiles strong { display: block; font-size: 34px; line-height: 1.3; font-weight: 650;
+  white-space: nowrap; }
 .cards { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
 .cards.clips { grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); }
 figure { margin: 0; overflow: hidden; }
@@ -30,11 +31,10 @@ figcaption p { margin: 0 0 4px; }
 figcaption ul { margin: 0; padding: 0; list-style: none; font-size: 13px; }
 figcaption .right { display: inline-block; margin-right: 8px; color: var(--right); }
 figcaption .wrong { color: var(--wrong); font-weight: 600; }
-.charts { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); }
-.charts > div { padding: 8px 8px 4px 0; max-width: 560px; }
+.charts { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
+.charts > div { padding: 4px 8px 4px 0; }
 .chart { display: block; width: 100%; height: auto; font-size: 12px; fill: var(--soft); }
-.chart .label { fill: var(--ink); font-size: 13px; font-weight: 600;
-  paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
+.chart .label { fill: var(--ink); font-size: 13px; font-weight: 600; }
 .chart .grid { stroke: var(--line); }
 .chart .frame { fill: none; stroke: var(--line); }
 .chart polyline { fill: none; stroke: var(--accent); stroke-linejoin: round; }
@@ -49,11 +49,13 @@ th { color: var(--soft); font-weight: 500; font-size: 14px; }
 .bar span { display: block; height: 100%; background: var(--accent); }
 details { margin-bottom: 8px; }
 summary { cursor: pointer; }
-details .wide { margin-top: 8px; }
+details .wide, details .cards { margin-top: 8px; }
+section > .cards { margin-bottom: 14px; }
 pre { overflow-x: auto; padding: 14px 16px; background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; font-size: 14px; }
 code { overflow-wrap: anywhere; }
 @media (max-width: 600px) { main { padding: 20px 14px 48px; } h1 { font-size: 26px; }
+  .tiles { grid-template-columns: 1fr; } .tiles strong { font-size: 28px; }
   .cards { grid-template-columns: repeat(2, 1fr); } .cards.clips { grid-template-columns: 1fr; }
   .bar { width: 80px; } th, td { padding-right: 14px; } }
 """
