@@ -1,0 +1,122 @@
+"""Reconstruction metrics against scikit-image's values, and the identities they must keep."""
+
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+
+from xgen_jax.errors import UserError
+from xgen_jax.evaluation import reconstruction
+
+GOLDENS = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "psnr_ssim.npz")
+SETS = ("smooth", "random", "same", "flat")
+
+
+def noise(shape=(3, 16, 18, 3), seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_frames_agree_with_the_reference(name):
+    a, b = GOLDENS[f"{name}/a"], GOLDENS[f"{name}/b"]
+    np.testing.assert_allclose(reconstruction.psnr_frames(a, b), GOLDENS[f"{name}/psnr_db"], rtol=1e-9)
+    np.testing.assert_allclose(reconstruction.ssim_frames(a, b), GOLDENS[f"{name}/ssim"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["smooth", "random", "flat"])
+def test_clips_agree_with_the_reference(name):
+    result = reconstruction.compare(GOLDENS[f"{name}/a"], GOLDENS[f"{name}/b"])
+    assert result["psnr_db"] == pytest.approx(float(GOLDENS[f"{name}/psnr_db_mean"]), rel=1e-9)
+    assert result["psnr_of_mean_mse_db"] == pytest.approx(float(GOLDENS[f"{name}/psnr_of_mean_mse_db"]), rel=1e-9)
+    np.testing.assert_allclose(result["mse_frames"], GOLDENS[f"{name}/mse"], rtol=1e-9)
+    assert result["mse"] == pytest.approx(GOLDENS[f"{name}/mse"].mean(), rel=1e-9)
+    assert result["psnr_of_mean_mse_db"] <= result["psnr_db"] + 1e-9  # Jensen
+
+
+def test_identical_frames_are_infinite_alone_and_capped_in_means():
+    a = noise()
+    b = a.copy()
+    b[0] ^= 1
+    assert np.isinf(reconstruction.psnr_frames(a, b)).tolist() == [False, True, True]
+    result = reconstruction.compare(a, b)
+    first = reconstruction.psnr_frames(a, b)[0]
+    assert result["identical_frames"] == 2
+    assert result["psnr_db"] == pytest.approx((first + 200) / 3)
+    assert result["ssim_frames"][1] == 1.0
+    same = reconstruction.compare(a, a)
+    assert same["psnr_db"] == same["psnr_of_mean_mse_db"] == 100 and same["ssim"] == 1 and same["mse"] == 0
+    json.dumps([result, same], allow_nan=False)
+
+
+def test_black_against_white_is_the_far_end():
+    black, white = np.zeros((1, 11, 11, 3), np.uint8), np.full((1, 11, 11, 3), 255, np.uint8)
+    result = reconstruction.compare(black, white)
+    assert result["psnr_db"] == 0 and result["mse"] == pytest.approx(4)  # (-1 - 1)^2
+    assert result["ssim"] == pytest.approx((0.01 * 255) ** 2 / (255**2 + (0.01 * 255) ** 2))
+
+
+def test_metrics_are_symmetric_and_see_each_frame_alone():
+    a, b = noise(seed=1), noise(seed=2)
+    for metric in (reconstruction.psnr_frames, reconstruction.ssim_frames):
+        np.testing.assert_allclose(metric(a, b), metric(b, a), rtol=1e-12)
+        np.testing.assert_array_equal(metric(a, b)[1:2], metric(a[1:2], b[1:2]))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (noise((2, 10, 32, 3)), noise((2, 10, 32, 3)), "at least 11x11 pixels.* 10x32"),
+        (noise((2, 16, 16, 3)), noise((3, 16, 16, 3)), r"\(2, 16, 16, 3\) and \(3, 16, 16, 3\)"),
+        (noise((2, 16, 16, 3)), noise((2, 16, 16, 3)).astype(np.float32), "float32"),
+        (noise((0, 16, 16, 3)), noise((0, 16, 16, 3)), r"\(0, 16, 16, 3\)"),
+        (noise((16, 16, 3)), noise((16, 16, 3)), r"\(16, 16, 3\)"),
+    ],
+)
+def test_what_cannot_be_compared(a, b, message):
+    with pytest.raises(UserError, match=message):
+        reconstruction.compare(a, b)
+
+
+def test_evaluation_means_rows_and_worst_clips():
+    clips = [(f"clip{seed}", noise(seed=seed)) for seed in range(4)]
+    errors = iter([1, 9, 3, 0])
+    seen = []
+
+    def reconstruct(video):
+        return np.clip(video.astype(int) + next(errors), 0, 255).astype(np.uint8)
+
+    def visit(row, original, result):
+        assert original.shape == result.shape
+        row["file"] = f"{len(seen):03d}.mp4"
+        seen.append(row["name"])
+
+    result = reconstruction.evaluate_reconstruction(reconstruct, iter(clips), visit=visit, worst=2)
+    assert result["clips"] == 4 and seen == ["clip0", "clip1", "clip2", "clip3"]
+    assert result["worst"] == ["clip1", "clip2"]
+    assert [row["file"] for row in result["videos"]] == ["000.mp4", "001.mp4", "002.mp4", "003.mp4"]
+    row = result["videos"][0]
+    assert (row["name"], row["frames"], row["height"], row["width"]) == ("clip0", 3, 16, 18)
+    for name, value in result["mean"].items():
+        assert value == pytest.approx(np.mean([row[name] for row in result["videos"]])) and math.isfinite(value)
+        assert name in result["conventions"]
+    json.dumps(result, allow_nan=False)
+
+
+def test_evaluation_names_the_clip_at_fault_and_refuses_none():
+    with pytest.raises(UserError, match=r"clip 'short'.*\(3, 16, 18, 3\) and \(2, 16, 18, 3\)"):
+        reconstruction.evaluate_reconstruction(lambda video: video[:-1], [("short", noise())])
+    with pytest.raises(UserError, match="no clips"):
+        reconstruction.evaluate_reconstruction(lambda video: video, [])
+
+
+@pytest.mark.parametrize("width", [18, 17])
+def test_side_by_side(width):
+    a, b = noise((2, 16, width, 3), 1), noise((2, 16, width, 3), 2)
+    both = reconstruction.side_by_side(a, b)
+    assert both.shape == (2, 16, 2 * width + 2, 3) and both.dtype == np.uint8 and both.shape[2] % 2 == 0
+    np.testing.assert_array_equal(both[:, :, :width], a)
+    np.testing.assert_array_equal(both[:, :, -width:], b)
+    with pytest.raises(UserError, match="even"):
+        reconstruction.side_by_side(a, b, separator=1)

@@ -1,0 +1,122 @@
+"""A line chart as inline SVG: raw values faint, a running mean in front, round ticks, a log scale where useful.
+
+Colours are left to the page's style sheet through the classes `raw`, `smooth`, `grid` and `frame`, so that a chart
+follows the page from light to dark.
+"""
+
+import html
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+WIDTH, HEIGHT = 460, 240
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 40
+MAX_POINTS = 500  # more than the pixels of the drawing would only make the page larger
+LOG_RATIO = 10.0  # values spanning more than this are drawn on a log scale
+
+
+def line_chart(x: Sequence[float], y: Sequence[float], label: str, log: bool = True, x_label: str = "step") -> str:
+    """One curve.
+
+    Args:
+      x: positions, increasing; finite.
+      y: values, as many; NaN and infinities are left out and counted below the curve.
+      label: what is drawn, with its unit.
+      log: whether to use a log scale where the values are positive and span more than a factor of ten.
+      x_label: what x is.
+
+    Returns:
+      an `<svg>` element, or a paragraph saying that there is nothing to draw.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    finite = np.isfinite(y)
+    dropped = int((~finite).sum())
+    x, y = x[finite], y[finite]
+    if len(x) < 2:
+        return f'<p class="missing">{html.escape(label)}: fewer than two finite values to draw.</p>'
+    smooth = running_mean(y, max(1, len(y) // 25))
+    # A spike of the first steps or of one bad batch would flatten everything else: the range is that of nearly all.
+    low, high = np.quantile(y, 0.005), np.quantile(y, 0.995)
+    low, high = min(low, smooth.min()), max(high, smooth.max())
+    log = bool(log and y.min() > 0 and high / low > LOG_RATIO)
+    if high == low:
+        low, high = low - max(abs(low), 1) * 0.1, high + max(abs(high), 1) * 0.1
+    ticks = log_ticks(low, high) if log else linear_ticks(low, high)
+    scale = math.log10 if log else float
+    margin = 0.04 * (scale(high) - scale(low))
+    bottom, top = scale(low) - margin, scale(high) + margin
+
+    def across(value: float) -> float:
+        return LEFT + (value - x[0]) / (x[-1] - x[0]) * (WIDTH - LEFT - RIGHT)
+
+    def up(value: float) -> float:
+        return TOP + (top - scale(value)) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
+
+    parts = []
+    for tick in ticks:
+        if bottom <= scale(tick) <= top:
+            height = up(tick)
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
+            parts.append(f'<text x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+    for tick in linear_ticks(x[0], x[-1], 5):
+        if x[0] <= tick <= x[-1]:
+            parts.append(
+                f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{short(tick)}</text>'
+            )
+    # Every k-th raw value, not a mean of k: the spread of the raw values is what the faint curve is there to show.
+    every = -(-len(x) // MAX_POINTS)
+    keep = np.union1d(np.arange(0, len(x), every), [len(x) - 1])
+    for name, values in (("raw", np.clip(y, low, high)), ("smooth", smooth)):
+        points = " ".join(f"{across(x[i]):.1f},{up(values[i]):.1f}" for i in keep)
+        parts.append(f'<polyline class="{name}" points="{points}"/>')
+    note = f"{label}{', log scale' if log else ''}"
+    if dropped:
+        note += f"; {dropped} not finite, not drawn"
+    described = f"{note}: {short(smooth[0])} at {x_label} {x[0]:g}, {short(smooth[-1])} at {x_label} {x[-1]:g}"
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(described)}">'
+        f'<rect class="frame" x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"/>'
+        + "".join(parts)
+        + f'<text x="{middle:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(x_label)}</text>'
+        + f'<text class="label" x="{LEFT}" y="{TOP - 10}">{html.escape(note)}</text></svg>'
+    )
+
+
+def running_mean(y: np.ndarray, radius: int) -> np.ndarray:
+    """Mean over up to `radius` neighbours on each side.
+
+    Near the start as many on both sides, fewer and fewer: training curves are steep there and a lopsided window would
+    be off. Near the end, where they are flat, all there are on the left: the last value is then a mean too, not one
+    noisy step.
+    """
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    index = np.arange(len(y))
+    reach = np.minimum(radius, index)
+    end = np.minimum(index + reach + 1, len(y))
+    return (total[end] - total[index - reach]) / (end - index + reach)
+
+
+def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten from low to high, about `count` of them."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten from low to high, with 2 and 5 between them when there are few."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    multiples = (1, 2, 5) if len(decades) <= 4 else (1,)
+    return [m * 10.0**decade for decade in decades for m in multiples if low <= m * 10.0**decade <= high]
+
+
+def short(value: float) -> str:
+    """A tick's number: 0.05, 250, 5k, 2M."""
+    for factor, suffix in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g}{suffix}"
+    return f"{value:.3g}"

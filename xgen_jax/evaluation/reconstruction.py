@@ -1,0 +1,224 @@
+"""How close a reconstruction is to the original: PSNR, SSIM and MSE of uint8 videos, in NumPy.
+
+What a viewer sees is compared: both videos are uint8, so a model's floats are rounded and clipped first.
+
+    PSNR = 10 log10(255^2 / MSE)
+    SSIM = (2 m_a m_b + C1) (2 s_ab + C2) / ((m_a^2 + m_b^2 + C1) (s_a^2 + s_b^2 + C2)),  C = (K 255)^2
+
+SSIM as in Wang et al. 2004 (doi:10.1109/TIP.2003.819861): moments under an 11x11 Gaussian window of sigma 1.5,
+population covariance, K = 0.01 and 0.03, mean over the windows that lie wholly inside the frame, then over R, G and B.
+Tools that pad the frame and average the whole map give up to 6e-3 less. MSE is on the [-1, 1] scale, which is the one
+consistent with the xGen-VideoSyn-1 paper's table 3 (arXiv 2408.12590).
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from xgen_jax.errors import UserError
+
+DATA_RANGE = 255.0
+WINDOW = 11
+SIGMA = 1.5
+K1, K2 = 0.01, 0.03
+# Identical frames have an infinite PSNR, which neither a mean nor JSON can hold. Means take at most this much.
+PSNR_CAP_DB = 100.0
+MSE_TO_UNIT = (2.0 / DATA_RANGE) ** 2  # from the 0..255 scale to [-1, 1]
+MEANS = ("psnr_db", "psnr_of_mean_mse_db", "ssim", "mse")
+
+CONVENTIONS = {
+    "psnr_db": f"uint8, range 255, per frame, capped at {PSNR_CAP_DB:g} dB, mean over frames, then over clips",
+    "psnr_of_mean_mse_db": "PSNR of a clip's mean MSE, then mean over clips",
+    "ssim": "uint8 RGB, 11x11 Gaussian, sigma 1.5, K 0.01 and 0.03, valid region, mean over channels and frames",
+    "mse": "on the [-1, 1] scale",
+}
+
+Video = np.ndarray  # uint8 (T, H, W, 3); not from xgen_jax.typing, which would import JAX
+
+
+def psnr_frames(a: Video, b: Video) -> np.ndarray:
+    """Peak signal-to-noise ratio of each frame.
+
+    Args:
+      a, b: uint8 (T, H, W, 3).
+
+    Returns:
+      float64 (T,) in dB; infinite where the frames are identical.
+
+    Raises:
+      UserError: not two uint8 videos of one shape.
+    """
+    return _psnr(_mse_frames(a, b))
+
+
+def ssim_frames(a: Video, b: Video) -> np.ndarray:
+    """Structural similarity of each frame, in the convention of the module's docstring.
+
+    Args:
+      a, b: uint8 (T, H, W, 3), H and W at least 11.
+
+    Returns:
+      float64 (T,) in [-1, 1]; 1 where the frames are identical.
+
+    Raises:
+      UserError: not two uint8 videos of one shape, or frames smaller than the window.
+    """
+    _check(a, b)
+    if min(a.shape[1:3]) < WINDOW:
+        raise UserError(
+            f"SSIM needs frames of at least {WINDOW}x{WINDOW} pixels, its window; these are {a.shape[1]}x{a.shape[2]}"
+        )
+    # Frame by frame: the five moment maps of one frame stay in the cache where a whole clip's would not.
+    return np.array([_ssim(x, y) for x, y in zip(a, b, strict=True)])
+
+
+def compare(original: Video, reconstruction: Video) -> dict[str, Any]:
+    """All metrics of one clip.
+
+    Args:
+      original, reconstruction: uint8 (T, H, W, 3), H and W at least 11.
+
+    Returns:
+      `psnr_db` (mean over frames, a frame counting for at most 100 dB: identical frames have no finite PSNR),
+      `psnr_of_mean_mse_db` (the PSNR of the clip's mean MSE, capped likewise; never above `psnr_db` without the cap),
+      `ssim` (mean over frames), `mse` (mean, [-1, 1] scale), `identical_frames` (how many), and the lists
+      `psnr_db_frames`, `ssim_frames`, `mse_frames`. All finite.
+
+    Raises:
+      UserError: as `psnr_frames` and `ssim_frames`.
+    """
+    mse = _mse_frames(original, reconstruction)
+    psnr_db = np.minimum(_psnr(mse), PSNR_CAP_DB)
+    ssim = ssim_frames(original, reconstruction)
+    return {
+        "psnr_db": float(psnr_db.mean()),
+        "psnr_of_mean_mse_db": min(float(_psnr(mse.mean())), PSNR_CAP_DB),
+        "ssim": float(ssim.mean()),
+        "mse": float(mse.mean() * MSE_TO_UNIT),
+        "identical_frames": int((mse == 0).sum()),
+        "psnr_db_frames": psnr_db.tolist(),
+        "ssim_frames": ssim.tolist(),
+        "mse_frames": (mse * MSE_TO_UNIT).tolist(),
+    }
+
+
+def evaluate_reconstruction(
+    reconstruct: Callable[[Video], Video],
+    clips: Iterable[tuple[str, Video]],
+    visit: Callable[[dict[str, Any], Video, Video], None] | None = None,
+    worst: int = 5,
+) -> dict[str, Any]:
+    """Reconstructs every clip and compares; one clip is in memory at a time.
+
+    Args:
+      reconstruct: video -> video of the same shape, both uint8 (T, H, W, 3).
+      clips: (name, video) pairs, at least one.
+      visit: called with each clip's row, original and reconstruction, to save them or to show progress; it may add
+        entries to the row, such as the `file` it wrote.
+      worst: how many of the clips with the lowest PSNR to list.
+
+    Returns:
+      `clips` (how many), `mean` (of each metric, over clips), `worst` (names, worst first), `conventions` (what the
+      metrics' names mean) and `videos`, one row a clip: `name`, `frames`, `height`, `width` and all of `compare`.
+
+    Raises:
+      UserError: no clips, or a clip that cannot be compared; the message names it.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, original in clips:
+        reconstruction = reconstruct(original)
+        try:
+            result = compare(original, reconstruction)
+        except UserError as error:
+            raise UserError(f"clip {name!r}: {error}") from error
+        frames, height, width, _ = original.shape
+        row = {"name": name, "frames": frames, "height": height, "width": width, **result}
+        if visit is not None:
+            visit(row, original, reconstruction)
+        rows.append(row)
+    if not rows:
+        raise UserError("no clips to reconstruct: the data is empty, or every clip was left out")
+    return {
+        "clips": len(rows),
+        "mean": {name: math.fsum(row[name] for row in rows) / len(rows) for name in MEANS},
+        "worst": [row["name"] for row in sorted(rows, key=lambda row: row["psnr_db"])[:worst]],
+        "conventions": CONVENTIONS,
+        "videos": rows,
+    }
+
+
+def side_by_side(original: Video, reconstruction: Video, separator: int = 2) -> Video:
+    """The original on the left, a thin grey line, the reconstruction on the right.
+
+    Args:
+      original, reconstruction: uint8 (T, H, W, 3).
+      separator: width of the line in pixels, even, since the common video formats need an even width.
+
+    Returns:
+      uint8 (T, H, 2 W + separator, 3).
+
+    Raises:
+      UserError: not two uint8 videos of one shape, or an odd separator.
+    """
+    _check(original, reconstruction)
+    if separator < 0 or separator % 2:
+        raise UserError(f"the separator is {separator} pixels wide; it must be even and not negative")
+    frames, height, _, channels = original.shape
+    line = np.full((frames, height, separator, channels), 128, np.uint8)
+    return np.concatenate([original, line, reconstruction], axis=2)
+
+
+def _check(a: Video, b: Video) -> None:
+    for video in (a, b):
+        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
+            raise UserError(f"expected a uint8 video (T, H, W, 3), got {video.dtype} {video.shape}")
+    if a.shape != b.shape:
+        raise UserError(f"the videos differ in shape (T, H, W, 3): {a.shape} and {b.shape}")
+
+
+def _mse_frames(a: Video, b: Video) -> np.ndarray:
+    """Mean squared difference of each frame on the 0..255 scale, float64 (T,); exact before the division."""
+    _check(a, b)
+    return np.array([np.square(x.astype(np.int64) - y).mean() for x, y in zip(a, b, strict=True)])
+
+
+def _psnr(mse: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return 10.0 * np.log10(DATA_RANGE**2 / mse)
+
+
+def _gaussian() -> np.ndarray:
+    offsets = np.arange(WINDOW) - WINDOW // 2
+    weights = np.exp(-0.5 * (offsets / SIGMA) ** 2)
+    return weights / weights.sum()
+
+
+def _filter(maps: np.ndarray, axis: int) -> np.ndarray:
+    """Gaussian-weighted sums along one axis, which gets shorter by WINDOW - 1."""
+    length = maps.shape[axis] - WINDOW + 1
+    index = [slice(None)] * maps.ndim
+
+    def shifted(offset: int) -> np.ndarray:
+        index[axis] = slice(offset, offset + length)
+        return maps[tuple(index)]
+
+    weights = _gaussian()
+    total = weights[WINDOW // 2] * shifted(WINDOW // 2)
+    for offset in range(WINDOW // 2):  # the window is symmetric: two taps share a weight
+        total += weights[offset] * (shifted(offset) + shifted(WINDOW - 1 - offset))
+    return total
+
+
+def _ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """SSIM of one frame, uint8 (H, W, 3)."""
+    # float64: E[x^2] - E[x]^2 cancels on flat patches, where float32 is off by up to 3e-4.
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    maps = np.stack([a, b, a * a, b * b, a * b])
+    mean_a, mean_b, aa, bb, ab = _filter(_filter(maps, 1), 2)
+    c1, c2 = (K1 * DATA_RANGE) ** 2, (K2 * DATA_RANGE) ** 2
+    mean_ab, mean_squares = mean_a * mean_b, mean_a**2 + mean_b**2
+    numerator = (2 * mean_ab + c1) * (2 * (ab - mean_ab) + c2)
+    denominator = (mean_squares + c1) * (aa + bb - mean_squares + c2)
+    return float((numerator / denominator).mean())

@@ -1,0 +1,394 @@
+"""One HTML page of a finished (or half finished) quickstart: figures, curves, videos, verdicts, configuration.
+
+The page is a single file that asks nothing of the network: videos are embedded, curves are inline SVG, there are no
+scripts, and a content security policy in its head holds it to that. It is written from what lies on disk under the
+root folder, so it can be made again at any time, and a part that is missing is said to be missing.
+
+    ROOT/{vidvae,vdit}/{config.json,run.json,metrics.jsonl}
+    ROOT/evaluation/reconstruction/reconstruction.json and the videos it names
+    ROOT/evaluation/captions/captions.json and the videos it names
+    ROOT/timings.json
+"""
+
+import base64
+import html
+import json
+import math
+import os
+import pathlib
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from xgen_jax.errors import UserError
+from xgen_jax.evaluation.chart import line_chart
+from xgen_jax.evaluation.report_style import STYLE
+from xgen_jax.training.metrics import duration, read_jsonl
+
+STAGES = {"vidvae": "Video autoencoder (VidVAE)", "vdit": "Text-to-video transformer (VDiT)"}
+# Metric: its label, and whether a log scale may help.
+CURVES = {"loss": ("loss", True), "psnr_db": ("PSNR, dB", False), "steps_per_s": ("speed, steps/s", False)}
+MAX_SAMPLES = 64
+MAX_IN_SIGHT = 28  # the rest is folded away, so that what follows is found without much scrolling
+MAX_RECONSTRUCTIONS = 12
+VIDEO_BUDGET = 2_000_000  # bytes of all embedded videos before base64, which adds a third: the page stays below 3 MB
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
+
+escape = html.escape
+
+
+def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) -> pathlib.Path:
+    """Writes the page, atomically.
+
+    Args:
+      root: the quickstart's folder.
+      out: the page's path; `ROOT/report.html` by default.
+
+    Returns:
+      The page's path.
+
+    Raises:
+      UserError: the folder holds no run, or a file in it is not what a run writes.
+    """
+    root = pathlib.Path(root)
+    out = root / "report.html" if out is None else pathlib.Path(out)
+    runs = {stage: _read_run(root / stage) for stage in STAGES}
+    reconstruction = _read_json(root / "evaluation" / "reconstruction" / "reconstruction.json")
+    captions = _read_json(root / "evaluation" / "captions" / "captions.json")
+    timings = _read_json(root / "timings.json")
+    if not any(runs.values()) and reconstruction is None and captions is None:
+        wanted = ", ".join(f"{stage}/metrics.jsonl" for stage in STAGES)
+        raise UserError(f"{root} holds no run: expected a quickstart's folder, with {wanted} or an evaluation in it")
+
+    videos = _Videos(VIDEO_BUDGET)
+    page = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>xgen_jax report: {escape(root.resolve().name)}</title><style>{STYLE}</style></head><body><main>",
+        _header(root, runs),
+        _tiles(reconstruction, captions, timings),
+        _section("Samples", _samples(captions, root / "evaluation" / "captions", videos)),
+        _section("Accuracy by attribute", _accuracy(captions)),
+        _section("Reconstruction", _reconstruction(reconstruction, root / "evaluation" / "reconstruction", videos)),
+        _section("Training", _curves(runs)),
+        _section("Time", _timings(timings)),
+        _section("Configuration", _configuration(runs)),
+        _section("Versions and machine", _versions(runs)),
+        _section("Reproduce", _reproduce(root, captions)),
+        "</main></body></html>\n",
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.name + ".tmp")
+    temporary.write_text("".join(page), encoding="utf-8")
+    os.replace(temporary, out)
+    return out
+
+
+# Reading.
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); remove it or make it again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}; expected a JSON object")
+    return value
+
+
+def _read_run(folder: pathlib.Path) -> dict[str, Any]:
+    """Those of config, run and metrics that there are."""
+    found = {"config": _read_json(folder / "config.json"), "run": _read_json(folder / "run.json")}
+    if (folder / "metrics.jsonl").is_file():
+        found["metrics"] = read_jsonl(folder / "metrics.jsonl")
+    return {name: value for name, value in found.items() if value}
+
+
+class _Videos:
+    """Videos as `<video>` elements, until the page is full."""
+
+    def __init__(self, budget: int):
+        self.left = budget
+
+    def element(self, folder: pathlib.Path, file: Any, label: str) -> str | None:
+        """The element, a remark if the file is not there, or None if the page is full."""
+        path = (folder / str(file)).resolve()
+        # Only what lies beside the JSON that names it: a page that is passed on must not carry other files along.
+        if not file or not path.is_relative_to(folder.resolve()) or not path.is_file():
+            return f'<p class="missing">{escape(str(file))} is not there.</p>'
+        if path.stat().st_size > self.left:
+            return None
+        data = path.read_bytes()
+        self.left -= len(data)
+        source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
+        return f'<video src="{source}" aria-label="{escape(label)}" autoplay loop muted playsinline></video>'
+
+    def cards(
+        self, rows: list[dict[str, Any]], folder: pathlib.Path, most: int, caption: Any, kind: str, remark: str
+    ) -> str:
+        """A grid of the first rows, with a line that says how many of how many."""
+        cards = []
+        for row in rows[:most]:
+            video = self.element(folder, row.get("file"), str(row.get("prompt", row.get("name", ""))))
+            if video is None:
+                break
+            cards.append(f"<figure>{video}<figcaption>{caption(row)}</figcaption></figure>")
+        shown = f"The first {len(cards)} of {len(rows)}" if len(cards) < len(rows) else f"All {len(rows)}"
+        in_sight, folded = cards[:MAX_IN_SIGHT], cards[MAX_IN_SIGHT:]
+        grid = f'<p class="note">{shown} {kind}{remark}.</p><div class="cards {kind}">{"".join(in_sight)}</div>'
+        if folded:
+            more = f'<div class="cards {kind}">{"".join(folded)}</div>'
+            grid += f"<details><summary>{len(folded)} more {kind}</summary>{more}</details>"
+        return grid
+
+
+# Pieces.
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{title}</h2>{body}</section>"
+
+
+def _missing(text: str) -> str:
+    return f'<p class="missing">{text}</p>'
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Cells are HTML."""
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def _figure(value: Any, form: str) -> str:
+    return "–" if _number(value) is None else format(value, form)
+
+
+def _bar(fraction: float) -> str:
+    return f'<span class="bar"><span style="width:{100 * min(max(fraction, 0), 1):.1f}%"></span></span>'
+
+
+def _is_time(name: str) -> bool:
+    return name.endswith("_s") and not name.endswith("_per_s")
+
+
+def _value(name: str, value: Any) -> str:
+    """A fact of a run, by its name's unit."""
+    number = _number(value)
+    if number is not None and _is_time(name):
+        return duration(number)
+    if number is not None:
+        return f"{number:,}" if isinstance(number, int) else f"{number:,.6g}"
+    return escape(value if isinstance(value, str) else json.dumps(value))
+
+
+# Sections.
+
+
+def _header(root: pathlib.Path, runs: Mapping[str, dict[str, Any]]) -> str:
+    machines = dict.fromkeys(str(run["run"]["device"]) for run in runs.values() if run.get("run", {}).get("device"))
+    where = f" Trained on {escape(' and '.join(machines))}." if machines else ""
+    return (
+        f"<header><p>xgen_jax</p><h1>{escape(root.resolve().name)}</h1>"
+        f"<p>From raw videos to a text-to-video model: what was trained, how well it does, and how to do it again."
+        f"{where}</p></header>"
+    )
+
+
+def _total_s(timings: Mapping[str, Any]) -> float:
+    if _number(timings.get("total")) is not None:
+        return timings["total"]
+    return math.fsum(value for value in timings.values() if _number(value) is not None)
+
+
+def _tiles(reconstruction: dict | None, captions: dict | None, timings: dict | None) -> str:
+    tiles = []
+    if reconstruction:
+        mean = reconstruction.get("mean", {})
+        remark = f"SSIM {_figure(mean.get('ssim'), '.3f')}, mean of {_figure(reconstruction.get('clips'), ',')} clips"
+        tiles.append(("Reconstruction, PSNR", _figure(mean.get("psnr_db"), ".1f") + " dB", remark))
+    else:
+        tiles.append(("Reconstruction, PSNR", "–", "not evaluated yet"))
+    if captions:
+        remark = f"of {_figure(captions.get('prompts'), ',')} prompts, as the verifier reads the videos"
+        tiles.append(("All attributes right", _figure(captions.get("accuracy", {}).get("all"), ".0%"), remark))
+    else:
+        tiles.append(("All attributes right", "–", "not evaluated yet"))
+    if timings:
+        tiles.append(("Total time", duration(_total_s(timings)), "all stages together"))
+    else:
+        tiles.append(("Total time", "–", "not recorded"))
+    cells = (f"<div><p>{name}</p><strong>{value}</strong><p>{remark}</p></div>" for name, value, remark in tiles)
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def _samples(captions: dict | None, folder: pathlib.Path, videos: _Videos) -> str:
+    if captions is None:
+        return _missing("No captions evaluation yet.")
+    if not captions.get("samples"):
+        return _missing("The captions evaluation kept no samples.")
+    settings = ", ".join(
+        f"{escape(name.replace('_', ' '))} {escape(str(value))}" for name, value in captions.get("settings", {}).items()
+    )
+
+    def caption(row: dict[str, Any]) -> str:
+        correct, wanted, read = (row.get(name, {}) for name in ("correct", "wanted", "read"))
+        marks = []
+        for name, value in wanted.items():
+            if correct.get(name):
+                marks.append(f'<li class="right">✓ {escape(str(name))}</li>')
+            else:
+                what = f"{name}: wanted {value}, read {read.get(name, 'nothing')}"
+                marks.append(f'<li class="wrong">✗ {escape(what)}</li>')
+        # The right ones first: the eye then finds what is wrong at the same place on every card.
+        marks.sort(key=lambda mark: 'class="wrong"' in mark)
+        return f"<p>{escape(str(row.get('prompt', '')))}</p><ul>{''.join(marks)}</ul>"
+
+    cards = videos.cards(captions["samples"], folder, MAX_SAMPLES, caption, "samples", ", in the order of the prompts")
+    return f'<p class="note">Sampled with {settings}.</p>{cards}' if settings else cards
+
+
+def _accuracy(captions: dict | None) -> str:
+    if captions is None:
+        return _missing("No captions evaluation yet.")
+    accuracy, prompts = captions.get("accuracy", {}), captions.get("prompts")
+    rows = []
+    for name in sorted(accuracy, key=lambda name: name == "all"):  # all of them together comes last
+        value = _number(accuracy[name])
+        if value is None:
+            continue
+        low_high = "–"
+        if isinstance(prompts, int) and prompts > 0:
+            low_high = "{:.0%} to {:.0%}".format(*wilson_interval(value, prompts))
+        label = "<strong>all of them</strong>" if name == "all" else escape(str(name))
+        rows.append((label, f"{value:.1%}", _bar(value), low_high))
+    note = '<p class="note">The interval is the 95% one for this many prompts (Wilson); it does not hold the spread '
+    note += "between training runs.</p>"
+    return _table(("attribute", "right", "", "95% interval"), rows) + note
+
+
+def wilson_interval(fraction: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a proportion seen in `count` trials; inside [0, 1], and of some width even at 0 and 1."""
+    centre = (fraction + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(fraction * (1 - fraction) / count + (z / (2 * count)) ** 2)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _reconstruction(reconstruction: dict | None, folder: pathlib.Path, videos: _Videos) -> str:
+    if reconstruction is None:
+        return _missing("No reconstruction evaluation yet.")
+    mean = reconstruction.get("mean", {})
+    forms = {"psnr_db": ("PSNR", ".2f", " dB"), "ssim": ("SSIM", ".4f", ""), "mse": ("MSE in [-1, 1]", ".5f", "")}
+    figures = ", ".join(f"{name} {_figure(mean.get(key), form)}{unit}" for key, (name, form, unit) in forms.items())
+    head = f"<p>Mean over {_figure(reconstruction.get('clips'), ',')} clips: {figures}.</p>"
+    rows = [row for row in reconstruction.get("videos", []) if row.get("file")]
+    if not rows:
+        return head + _missing("The reconstruction evaluation kept no videos.")
+
+    def caption(row: dict[str, Any]) -> str:
+        figures = f"{_figure(row.get('psnr_db'), '.1f')} dB, SSIM {_figure(row.get('ssim'), '.3f')}"
+        return f'<p>{escape(str(row.get("name", "")))}</p><p class="note">{figures}</p>'
+
+    remark = ": the original left, its reconstruction right"
+    return head + videos.cards(rows, folder, MAX_RECONSTRUCTIONS, caption, "clips", remark)
+
+
+def _curves(runs: Mapping[str, dict[str, Any]]) -> str:
+    parts = []
+    for stage, title in STAGES.items():
+        parts.append(f"<h3>{title}</h3>")
+        rows = runs[stage].get("metrics")
+        if not rows:
+            parts.append(_missing("No metrics yet."))
+            continue
+        last = rows[-1]
+        time = f" in {duration(last['time_s'])}" if _number(last.get("time_s")) is not None else ""
+        parts.append(f'<p class="note">{last["step"]:,} steps{time}.</p><div class="charts">')
+        for name, (label, log) in CURVES.items():
+            points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+            if points:
+                parts.append(f"<div>{line_chart(*zip(*points), label, log)}</div>")
+        parts.append("</div>")
+    return "".join(parts)
+
+
+def _timings(timings: dict | None) -> str:
+    if not timings:
+        return _missing("No times were recorded.")
+    total = _total_s(timings)
+    rows = [
+        (escape(name), duration(value), _bar(value / total if total else 0))
+        for name, value in timings.items()
+        if name != "total" and _number(value) is not None
+    ]
+    return _table(("stage", "time", ""), [*rows, ("<strong>total</strong>", duration(total), "")])
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _configuration(runs: Mapping[str, dict[str, Any]]) -> str:
+    parts = []
+    for stage, title in STAGES.items():
+        config = runs[stage].get("config")
+        if config is None:
+            parts.append(_missing(f"{title}: no configuration."))
+            continue
+        rows = [(f"<code>{escape(k)}</code>", f"<code>{escape(json.dumps(v))}</code>") for k, v in _flat(config)]
+        parts.append(
+            f"<details><summary>{title}: {len(rows)} settings</summary>{_table(('name', 'value'), rows)}</details>"
+        )
+    return "".join(parts)
+
+
+def _versions(runs: Mapping[str, dict[str, Any]]) -> str:
+    facts = {stage: run["run"] for stage, run in runs.items() if "run" in run}
+    if not facts:
+        return _missing("No run recorded its versions.")
+    head = ("", *facts)
+
+    def table(columns: Mapping[str, Mapping[str, Any]]) -> str:
+        names = dict.fromkeys(name for column in columns.values() for name in column)
+        cells = ([_value(n, c[n]) if n in c else "–" for c in columns.values()] for n in names)
+        return _table(
+            head,
+            ([escape(name.removesuffix("_s") if _is_time(name) else name), *row] for name, row in zip(names, cells)),
+        )
+
+    plain = {stage: {k: v for k, v in fact.items() if k != "versions"} for stage, fact in facts.items()}
+    versions = {stage: fact.get("versions", {}) for stage, fact in facts.items()}
+    return table(plain) + (table(versions) if any(versions.values()) else "")
+
+
+def _reproduce(root: pathlib.Path, captions: dict | None) -> str:
+    folder = shlex.quote(f"runs/{root.resolve().name}")
+    settings = (captions or {}).get("settings", {})
+    prompt = next((str(row["prompt"]) for row in (captions or {}).get("samples", []) if row.get("prompt")), "...")
+    names = [name for name in ("seed", "steps", "sampler", "guidance_scale") if name in settings]
+    flags = " ".join(f"--{name}={shlex.quote(str(settings[name]))}" for name in names)
+    commands = f"""# everything on this page, from nothing
+bash launch/quickstart.sh
+
+# one more sample from this model
+python launch/sample.py --model={folder}/vdit --out=sample.mp4 {flags} \\
+  --prompt={shlex.quote(prompt)}
+
+# one more reconstruction
+python launch/reconstruct.py --embedder={folder}/vidvae --video=FILE --out=reconstruction.mp4
+"""
+    return f"<p>From a checkout of the repository, at the versions above:</p><pre>{escape(commands)}</pre>"
