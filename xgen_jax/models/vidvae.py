@@ -9,6 +9,7 @@ than a full-resolution pyramid of the same size.
 """
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -18,16 +19,15 @@ from xgen_jax.errors import UserError
 from xgen_jax.nn.attention import SelfAttention
 from xgen_jax.nn.convolution import (
     CausalConv3D,
+    Kernel,
     causal_average_pool,
+    causal_depth_to_space,
     causal_repeat,
-    depth_to_space,
+    causal_space_to_depth,
     nearest_upsample,
-    space_to_depth,
 )
 from xgen_jax.nn.norms import video_norm
 from xgen_jax.typing import Array, Shape
-
-Kernel = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,9 @@ class VidVAEConfig:
       time_reduction: for each level, whether the frame rate is halved after it.
       latent_channels: channels of the latent.
       blocks: residual blocks a level in the encoder; the decoder has one more.
-      stem: side of the space-to-depth patches in front of the pyramid; 1 for none.
+      stem: (T, H, W) of the patches in front of the pyramid; (1, 1, 1) for none.
+      stem_hidden: width of a hidden layer between a patch and the pyramid, at both ends; 0 for none. A patch holds more
+        values than a narrow pyramid has channels, and a linear map of few channels cannot draw its edges.
       mid_attention: attention within each frame at the lowest resolution.
       kernels: taps (T, H, W) of the two convolutions of a residual block.
       norm: `group_per_frame` or `rms`.
@@ -52,13 +54,16 @@ class VidVAEConfig:
     time_reduction: tuple[bool, ...] = (True, True, False, False)
     latent_channels: int = 4
     blocks: int = 2
-    stem: int = 1
+    stem: Kernel = (1, 1, 1)
+    stem_hidden: int = 0
     mid_attention: bool = True
     kernels: tuple[Kernel, Kernel] = ((3, 3, 3), (3, 3, 3))
     norm: str = "group_per_frame"
     attention: str = "xla"
 
     def __post_init__(self):
+        if self.stem[1] != self.stem[2]:
+            raise UserError(f"stem {self.stem} must be as wide as high")
         if not len(self.channels) == len(self.space_reduction) == len(self.time_reduction):
             raise UserError(
                 "channels, space_reduction and time_reduction need one entry a level, but have "
@@ -66,14 +71,19 @@ class VidVAEConfig:
             )
 
     @property
+    def pixel_kernel(self) -> Kernel:
+        """Taps of the first and the last convolution: behind a stem a patch is its own neighbourhood."""
+        return (3, 3, 3) if self.stem == (1, 1, 1) else (1, 1, 1)
+
+    @property
     def space_factor(self) -> int:
         """Pixels a side of one latent cell."""
-        return self.stem * 2 ** sum(self.space_reduction)
+        return self.stem[1] * 2 ** sum(self.space_reduction)
 
     @property
     def time_factor(self) -> int:
         """Frames of one latent frame, but for the first."""
-        return 2 ** sum(self.time_reduction)
+        return self.stem[0] * 2 ** sum(self.time_reduction)
 
     def latent_shape(self, video_shape: Shape) -> Shape:
         """(T, H, W) or (B, T, H, W, 3) of a clip -> (t, h, w) or (B, t, h, w, c) of its latents.
@@ -87,7 +97,9 @@ class VidVAEConfig:
         f, s = self.time_factor, self.space_factor
         if frames < 1 or (frames - 1) % f:
             below = max(1, (frames - 1) // f * f + 1)
-            raise UserError(f"{frames} frames cannot be encoded: lengths are 1 + {f}n; the nearest are {below}, {below + f}")
+            raise UserError(
+                f"{frames} frames cannot be encoded: lengths are 1 + {f}n; the nearest are {below}, {below + f}"
+            )
         for name, side in (("height", height), ("width", width)):
             if side < s or side % s:
                 below = max(s, side // s * s)
@@ -100,13 +112,15 @@ PRESETS = {
     "paper": VidVAEConfig(),
     # Minutes on a laptop's CPU: 4x4x4.
     "tiny": VidVAEConfig(
-        channels=(64, 96, 96),
-        space_reduction=(False, False, False),
-        time_reduction=(True, True, False),
+        channels=(64,),
+        space_reduction=(False,),
+        time_reduction=(False,),
         latent_channels=8,
         blocks=1,
-        stem=4,
+        stem=(4, 4, 4),
+        stem_hidden=256,
         mid_attention=False,
+        kernels=((1, 3, 3), (3, 1, 1)),
         norm="rms",
     ),
 }
@@ -171,8 +185,10 @@ class Encoder(nn.Module):
             new.append(h)
             return x
 
-        x = space_to_depth(x.astype(self.dtype), c.stem)
-        x = carry(CausalConv3D(c.channels[0], dtype=self.dtype, name="conv_in"), x)
+        x = carry(lambda x, h: causal_space_to_depth(x, c.stem, h), x.astype(self.dtype))
+        if c.stem_hidden:
+            x = nn.swish(nn.Dense(c.stem_hidden, dtype=self.dtype, name="stem")(x))
+        x = carry(CausalConv3D(c.channels[0], c.pixel_kernel, dtype=self.dtype, name="conv_in"), x)
         for level, width in enumerate(c.channels):
             for block in range(c.blocks):
                 x = carry(ResidualBlock(c, width, self.dtype, name=f"level{level}_block{block}"), x)
@@ -215,8 +231,10 @@ class Decoder(nn.Module):
             for block in range(c.blocks + 1):
                 x = carry(ResidualBlock(c, c.channels[level], self.dtype, name=f"level{level}_block{block}"), x)
         x = nn.swish(video_norm(c.norm, x.shape[-1], self.dtype)(x))
-        x = carry(CausalConv3D(3 * c.stem**2, dtype=self.dtype, name="conv_out"), x)
-        return depth_to_space(x, c.stem).astype(jnp.float32), tuple(new)
+        if c.stem_hidden:
+            x = nn.swish(nn.Dense(c.stem_hidden, dtype=self.dtype, name="stem")(x))
+        x = carry(CausalConv3D(3 * math.prod(c.stem), c.pixel_kernel, dtype=self.dtype, name="conv_out"), x)
+        return causal_depth_to_space(x, c.stem, started=history is not None).astype(jnp.float32), tuple(new)
 
 
 class VidVAE(nn.Module):

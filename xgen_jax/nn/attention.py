@@ -41,12 +41,14 @@ def attention(
     """
     match implementation:
         case "xla":
-            scale = q_BNKC.shape[-1] ** -0.5
-            logits_BKNM = jnp.einsum("bnkc,bmkc->bknm", q_BNKC * scale, k_BMKC, preferred_element_type=jnp.float32)
+            # Heads are moved beside the batch first: both products are then plain batched matrix products, which XLA:CPU
+            # runs several times faster than the same einsum over (B, N, K, C).
+            q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BNKC * q_BNKC.shape[-1] ** -0.5, k_BMKC, v_BMKC))
+            logits_BKNM = jnp.einsum("bknc,bkmc->bknm", q, k, preferred_element_type=jnp.float32)
             if mask_BM is not None:
                 logits_BKNM = jnp.where(mask_BM[:, None, None, :], logits_BKNM, jnp.finfo(jnp.float32).min)
-            weights_BKNM = jax.nn.softmax(logits_BKNM).astype(v_BMKC.dtype)
-            return jnp.einsum("bknm,bmkc->bnkc", weights_BKNM, v_BMKC)
+            weights_BKNM = jax.nn.softmax(logits_BKNM).astype(v.dtype)
+            return jnp.swapaxes(jnp.einsum("bknm,bkmc->bknc", weights_BKNM, v), 1, 2)
         case "cudnn":
             mask = None if mask_BM is None else mask_BM[:, None, None, :]
             return jax.nn.dot_product_attention(q_BNKC, k_BMKC, v_BMKC, mask=mask, implementation="cudnn")

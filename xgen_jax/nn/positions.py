@@ -18,7 +18,8 @@ def rotary(x_BNKC: Array, positions_N: Array, base: float = 10_000.0) -> Array:
     frequencies = base ** -(np.arange(0, channels, 2) / channels)
     angles = jnp.asarray(positions_N, jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)[None, :]
     cos, sin = (f(angles)[None, :, None, :].astype(x_BNKC.dtype) for f in (jnp.cos, jnp.sin))
-    even, odd = x_BNKC[..., 0::2], x_BNKC[..., 1::2]
+    pairs = x_BNKC.reshape(*x_BNKC.shape[:-1], channels // 2, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
     rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
     return rotated.reshape(x_BNKC.shape)
 

@@ -71,7 +71,9 @@ class VDiTObjective:
     def loss(self, params: Params, arrays, keys_B: Array):
         """Scalar loss and metrics of a batch."""
         x0, c = arrays["latents"], self.loss_config
-        key_time, key_noise, key_drop = (keys[:, 0] for keys in jnp.split(jax.vmap(lambda k: jax.random.split(k, 3))(keys_B), 3, axis=1))
+        key_time, key_noise, key_drop = (
+            keys[:, 0] for keys in jnp.split(jax.vmap(lambda k: jax.random.split(k, 3))(keys_B), 3, axis=1)
+        )
         t_B = draw_times(key_time, c.time_distribution, c.time_shift)
         eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(key_noise)
         dropped_B = jax.vmap(jax.random.uniform)(key_drop) < c.caption_drop

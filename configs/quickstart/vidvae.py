@@ -1,0 +1,42 @@
+"""Tiny VidVAE (4x4x4, 8 channels) on the world of moving shapes.
+
+python launch/train.py --config=configs/quickstart/vidvae.py --workdir=runs/quickstart/vidvae
+"""
+
+from ml_collections import config_dict
+
+
+def get_config():
+    """Nested ConfigDict; see `xgen_jax.training.config.VidVAERun` for the keys."""
+    return config_dict.ConfigDict(
+        {
+            "objective": "vidvae",
+            "model": {
+                "channels": (64,),
+                "space_reduction": (False,),
+                "time_reduction": (False,),
+                "latent_channels": 8,
+                "blocks": 1,
+                "stem": (4, 4, 4),
+                "stem_hidden": 256,
+                "mid_attention": False,
+                "kernels": ((1, 3, 3), (3, 1, 1)),
+                "norm": "rms",
+            },
+            "loss": {"l1": 0.0, "l2": 1.0, "kl": 1e-5},
+            "data": {
+                "source": "synthetic",
+                "seed": 0,
+                "buckets": [{"frames": 9, "height": 32, "width": 32, "batch_size": 4}],
+            },
+            "optimizer": {
+                "name": "muon",
+                "learning_rate": 0.02,
+                "adam_learning_rate": 3e-3,
+                "schedule": "linear",
+                "warmup_steps": 50,
+            },
+            "loop": {"steps": 2400, "ema_decay": 0.995, "compute_dtype": "float32", "checkpoint_every": 1000},
+            "mesh": {"fsdp": 1},
+        }
+    )

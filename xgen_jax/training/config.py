@@ -1,0 +1,187 @@
+"""The configuration of a run: nested frozen dataclasses, made from plain dicts and turned back into JSON.
+
+A key that no part knows is an error which names the nearest one that it does.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any
+
+from xgen_jax.data.pipeline import DataConfig
+from xgen_jax.errors import UserError
+from xgen_jax.models.text import ByteTextConfig
+from xgen_jax.models.vdit import VDiTConfig
+from xgen_jax.models.vidvae import VidVAEConfig
+from xgen_jax.parallel.mesh import MeshConfig
+from xgen_jax.training.objectives.vdit import VDiTLossConfig
+from xgen_jax.training.objectives.vidvae import VidVAELossConfig
+from xgen_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long and how a run goes.
+
+    Attributes:
+      steps: updates in all.
+      seed: of initialisation, noise, times and caption drop.
+      ema_decay: of the parameter average, which is what samples are drawn from.
+      compute_dtype: `bfloat16` or `float32`; parameters, averages and losses are always float32.
+      checkpoint_every: steps between checkpoints; the last step is always saved.
+      keep_checkpoints: how many of the newest are kept.
+      log_every: steps between lines of metrics.
+    """
+
+    steps: int
+    seed: int = 0
+    ema_decay: float = 0.999
+    compute_dtype: str = "bfloat16"
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    log_every: int = 20
+
+    def __post_init__(self):
+        for name in ("steps", "checkpoint_every", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if self.compute_dtype not in ("bfloat16", "float32"):
+            raise UserError(f"compute_dtype={self.compute_dtype!r} is not known; choose 'bfloat16' or 'float32'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VidVAERun:
+    """A run that trains a video autoencoder."""
+
+    objective: str = "vidvae"
+    model: VidVAEConfig
+    loss: VidVAELossConfig = VidVAELossConfig()
+    data: DataConfig
+    optimizer: OptimizerConfig
+    loop: LoopConfig
+    mesh: MeshConfig = MeshConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VDiTRun:
+    """A run that trains a text-to-video transformer on the latents of the embedder in the run folder `embedder`.
+
+    `guidance_scale` and `steps_to_sample` are what samples are drawn with when the caller does not say.
+    """
+
+    objective: str = "vdit"
+    embedder: str
+    model: VDiTConfig
+    text: ByteTextConfig
+    loss: VDiTLossConfig = VDiTLossConfig()
+    data: DataConfig
+    optimizer: OptimizerConfig
+    loop: LoopConfig
+    mesh: MeshConfig = MeshConfig()
+    sampler: str = "euler"
+    sample_steps: int = 16
+    guidance_scale: float = 3.0
+    sample_fps: float = 8.0
+
+
+RUNS = {"vidvae": VidVAERun, "vdit": VDiTRun}
+RunConfig = VidVAERun | VDiTRun
+
+# What may change between two calls of the same run without making it another run.
+FREE_KEYS = {
+    "loop.steps",
+    "loop.checkpoint_every",
+    "loop.keep_checkpoints",
+    "loop.log_every",
+    "data.num_threads",
+    "data.prefetch",
+    "data.path",  # the source's fingerprint guards what is in it
+    "embedder",  # likewise
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "mesh.sequence",
+    "sampler",
+    "sample_steps",
+    "guidance_scale",
+    "sample_fps",
+}
+
+
+def run_config(values: dict[str, Any]) -> RunConfig:
+    """Builds a run's configuration from nested dicts, as `configs/` and config.json hold them.
+
+    Raises:
+      UserError: an unknown or missing key, a value of another type, or one that a part refuses.
+    """
+    objective = values.get("objective")
+    if objective not in RUNS:
+        raise UserError(f"objective={objective!r} is not known; choose one of {', '.join(RUNS)}")
+    return _build(RUNS[objective], values, "config")
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Nested dicts and lists, ready for JSON; `run_config` takes them back."""
+    return dataclasses.asdict(config)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; tuples become lists, as JSON has them."""
+    out = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = _lists(value)
+    return out
+
+
+def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys, but the free ones, whose values differ between two configurations, as "key: old -> new"."""
+    a, b = flat(old), flat(new)
+    keys = sorted((a.keys() | b.keys()) - FREE_KEYS)
+    return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in keys if a.get(key) != b.get(key)]
+
+
+def _lists(value):
+    if isinstance(value, dict):
+        return {k: _lists(v) for k, v in value.items()}
+    return [_lists(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def _build(kind, value, where: str):
+    """A value of the annotated kind out of plain data."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise UserError(f"{where} must be a group of keys, not {value!r}")
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        for key in value:
+            if key not in fields:
+                near = difflib.get_close_matches(str(key), fields, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(sorted(fields))}"
+                raise UserError(f"{where} has no key {key!r}; {hint}")
+        kinds = typing.get_type_hints(kind)
+        built = {key: _build(kinds[key], item, f"{where}.{key}") for key, item in value.items()}
+        for name, field in fields.items():
+            no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if no_default and name not in built:
+                raise UserError(f"{where} lacks the key {name!r}")
+        return kind(**built)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _build(next(arg for arg in args if arg is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise UserError(f"{where} must be a list, not {value!r}")
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(kinds) != len(value):
+            raise UserError(f"{where} must have {len(kinds)} entries, not {len(value)}")
+        return tuple(_build(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value)))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"{where} must be {kind.__name__}, not {value!r}")
+    return value

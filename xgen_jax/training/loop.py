@@ -1,0 +1,237 @@
+"""The training loop: one for every objective.
+
+Order within a step: fetch a batch, dispatch the update, only then look at the metrics of the step before, so that the device never
+waits for the host. A loss that is not finite was not applied, and stops the run with the step, the bucket and the sample ids.
+"""
+
+import contextlib
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from xgen_jax.data.pipeline import Pipeline
+from xgen_jax.data.sources import make_source
+from xgen_jax.errors import UserError
+from xgen_jax.models.text import ByteTextEncoder
+from xgen_jax.models.vdit import VDiT
+from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.parallel.mesh import make_mesh
+from xgen_jax.parallel.sharding import LOGICAL_AXES, batch_sharding, replicated, tree_shardings
+from xgen_jax.training.config import RunConfig
+from xgen_jax.training.metrics import ConsoleWriter, JsonlWriter, MetricWriters, TensorBoardWriter
+from xgen_jax.training.objectives.vdit import VDiTObjective
+from xgen_jax.training.objectives.vidvae import VidVAEObjective
+from xgen_jax.training.optimizer import make_optimizer
+from xgen_jax.training.run_folder import RunFolder, describe_machine, load_embedder
+from xgen_jax.training.state import TrainState, init_state, make_update
+
+
+class NonFiniteLoss(UserError):
+    """The loss or its gradient is NaN or infinite; the state before that step is intact."""
+
+
+def make_objective(config: RunConfig):
+    """The objective that a configuration names, with what it needs loaded.
+
+    Raises:
+      UserError: a bucket that the models cannot take, or an embedder that cannot be loaded; before anything is trained.
+    """
+    dtype = np.dtype(config.loop.compute_dtype)
+    buckets = [(b.frames, b.height, b.width) for b in config.data.buckets]
+    if config.objective == "vidvae":
+        for bucket in buckets:
+            config.model.latent_shape(bucket)
+        return VidVAEObjective(model=VidVAE(config.model, dtype), loss_config=config.loss)
+    embedder, embedder_params = load_embedder(config.embedder, dtype)
+    for bucket in buckets:
+        config.model.check_latents(embedder.latent_shape(bucket))
+    if config.model.text_width != config.text.width:
+        raise UserError(f"model.text_width {config.model.text_width} is not text.width {config.text.width}")
+    return VDiTObjective(
+        model=VDiT(config.model, dtype),
+        text=ByteTextEncoder(config.text, dtype),
+        embedder=embedder,
+        embedder_params=embedder_params,
+        loss_config=config.loss,
+    )
+
+
+def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = False) -> dict[str, Any]:
+    """Trains, or goes on training, the run of `config` in the folder `workdir`.
+
+    Args:
+      config: see `training.config.run_config`.
+      workdir: the run folder; if it holds this very run, training goes on from its newest checkpoint, bit for bit as if never
+        interrupted (on the same devices).
+      overwrite: remove the run that is in the folder.
+
+    Returns:
+      A summary: step, last metrics, seconds spent here, parameters.
+
+    Raises:
+      UserError: anything the user can mend; NonFiniteLoss among them.
+    """
+    folder = RunFolder(workdir)
+    mesh = make_mesh(config.mesh)
+    objective = make_objective(config)
+    source = make_source(config.data)
+    pipeline = Pipeline(source, config.data, process_index=jax.process_index(), process_count=jax.process_count())
+    if getattr(source, "problems", None):
+        print(source.report(), file=sys.stderr)
+    folder.claim(config, overwrite)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):
+        return _train(config, folder, mesh, objective, pipeline)
+
+
+def _train(config: RunConfig, folder: RunFolder, mesh, objective, pipeline: Pipeline) -> dict[str, Any]:
+    started = time.monotonic()
+    loop, on_batch = config.loop, batch_sharding(mesh)
+    optimizer = make_optimizer(config.optimizer, loop.steps)
+
+    def to_device(batch):
+        arrays = {**objective.arrays(batch), "sample_id": batch["sample_id"].astype(np.uint32)}
+        arrays = jax.tree.map(lambda x: jax.make_array_from_process_local_data(on_batch, x), arrays)
+        sample_id = arrays.pop("sample_id")
+        return objective.prepare(arrays), sample_id
+
+    # Shapes, then shardings, then values: no array is ever made in a place where it does not belong.
+    arrays, _ = to_device(pipeline.batch(0))
+
+    def init(key, arrays):
+        return init_state(objective, optimizer, key, arrays)
+
+    key = jax.device_put(jax.random.key(loop.seed), replicated(mesh))
+    abstract = jax.eval_shape(init, key, arrays)
+    shardings = tree_shardings(abstract, mesh)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+    )
+    checkpoints = folder.checkpoints(loop.keep_checkpoints)
+    if checkpoints.steps():
+        state, data = checkpoints.restore(abstract)
+        pipeline.check_state(data)
+    else:
+        state = jax.jit(init, out_shardings=shardings)(key, arrays)
+    first_step = int(state.step)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+
+    update = jax.jit(
+        make_update(objective, optimizer, loop.seed, loop.ema_decay),
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+    )
+    run = {**describe_machine(), "parameters": parameters}
+    if (folder.path / "run.json").exists():
+        run = {**folder.read_json("run.json"), **run}
+    spent_before = run.get("wall_s", 0.0) if first_step else 0.0
+    if first_step >= loop.steps:
+        return _summary(config, folder, first_step, {}, parameters, started)
+
+    show = ("loss", *(("psnr_db",) if config.objective == "vidvae" else ()))
+    with contextlib.ExitStack() as stack:
+        writers = stack.enter_context(
+            MetricWriters(
+                ConsoleWriter(loop.steps, config.objective, first_step, show),
+                JsonlWriter(folder.metrics, first_step),
+                TensorBoardWriter(folder.path / "tensorboard", first_step),
+            )
+        )
+        batches = stack.enter_context(contextlib.closing(pipeline.iterate(first_step)))
+        compiled: set = set()
+        compile_s, pending, last = 0.0, None, {}
+        mark_s, mark_step = time.monotonic(), first_step
+
+        def settle():
+            """Looks at the step dispatched last; by now the device works on the next one."""
+            nonlocal last, mark_s, mark_step
+            if pending is None:
+                return
+            step, batch, metrics = pending
+            last = {name: float(value) for name, value in metrics.items()}
+            if not (np.isfinite(last["loss"]) and np.isfinite(last["grad_norm"])):
+                b = pipeline.bucket(step)
+                raise NonFiniteLoss(
+                    f"step {step}: loss {last['loss']}, gradient norm {last['grad_norm']}, bucket "
+                    f"{b.frames}x{b.height}x{b.width}, samples {batch['index'].tolist()}. The step was not applied. Lower "
+                    "the learning rate, or look at those samples"
+                )
+            if (step + 1) % loop.log_every == 0 or step + 1 == loop.steps:
+                now = time.monotonic()
+                speed = (step + 1 - mark_step) / max(now - mark_s, 1e-9)
+                mark_s, mark_step = now, step + 1
+                elapsed = spent_before + now - started
+                writers.write(step + 1, {**last, "steps_per_s": speed, "time_s": elapsed})
+            else:
+                writers.progress(step + 1, last)
+
+        def save(step, state):
+            checkpoints.save(step, state, pipeline.state(step))
+            folder.write_json(
+                "run.json", {**run, "wall_s": spent_before + time.monotonic() - started, "compile_s": compile_s}
+            )
+
+        step = first_step
+        try:
+            for step, batch in batches:
+                arrays, sample_id = to_device(batch)
+                bucket = pipeline.bucket(step)
+                before = time.monotonic()
+                state, metrics = update(state, arrays, sample_id)
+                if bucket not in compiled:
+                    jax.block_until_ready(metrics)
+                    compiled.add(bucket)
+                    compile_s += time.monotonic() - before
+                    mark_s, mark_step = time.monotonic(), step + 1
+                settle()
+                pending = (step, batch, metrics)
+                done = step + 1
+                if done == loop.steps:
+                    break
+                if done % loop.checkpoint_every == 0:
+                    settle()
+                    pending = None
+                    save(done, state)
+            settle()
+        except KeyboardInterrupt:
+            # What has been computed is kept; the same command goes on from here.
+            save(int(state.step), state)
+            checkpoints.wait()
+            raise
+        save(loop.steps, state)
+        checkpoints.wait()
+    if config.objective == "vidvae":
+        folder.write_json("latent_statistics.json", latent_statistics(objective, state, pipeline))
+    return _summary(config, folder, loop.steps, last, parameters, started)
+
+
+def latent_statistics(
+    objective: VidVAEObjective, state: TrainState, pipeline: Pipeline, batches: int = 32
+) -> dict[str, Any]:
+    """Mean and standard deviation of each latent channel over the run's own first batches, by the averaged parameters."""
+    encode = jax.jit(
+        lambda params, video: objective.model.apply(params, video.astype(np.float32) / 127.5 - 1.0, method="encode")[0]
+    )
+    count, total, squares = 0, 0.0, 0.0
+    for step in range(batches):
+        latents = np.asarray(encode(state.ema, pipeline.batch(step)["video"]), np.float64)
+        latents = latents.reshape(-1, latents.shape[-1])
+        count += len(latents)
+        total, squares = total + latents.sum(0), squares + np.square(latents).sum(0)
+    mean = total / count
+    return {"mean": mean.tolist(), "std": np.sqrt(squares / count - mean**2).tolist(), "values": count}
+
+
+def _summary(config, folder: RunFolder, step: int, metrics: dict, parameters: int, started: float) -> dict[str, Any]:
+    return {
+        "objective": config.objective,
+        "workdir": str(folder.path),
+        "step": step,
+        "parameters": parameters,
+        "wall_s": round(time.monotonic() - started, 1),
+        **{name: round(value, 5) for name, value in metrics.items()},
+    }
