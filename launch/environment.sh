@@ -11,7 +11,7 @@ VENV="${VENV:-$REPOSITORY/.venv}"
 [[ "$VENV" == /* ]] || VENV="$PWD/$VENV"
 PYTHON="$VENV/bin/python"
 
-say() { printf '%s\n' "$*" >&2; }
+say() { printf "%s\n" "$@" >&2; }
 
 # The first interpreter that is new enough; some systems call it only by its version.
 find_python() {

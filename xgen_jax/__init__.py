@@ -1,3 +1,37 @@
-"""xgen_jax: raw videos to a trained text-to-video model, in JAX."""
+"""xgen_jax: raw videos to a trained text-to-video model, in JAX.
+
+import xgen_jax
+
+model = xgen_jax.load("runs/quickstart/vdit")
+video = model("a red circle moving left", seed=0)  # uint8 (T, H, W, 3)
+xgen_jax.show(video)
+"""
 
 __version__ = "0.1.0"
+__all__ = ["load", "show"]
+
+
+def load(path):
+    """Loads a run folder as a callable.
+
+    Args:
+      path: the folder of a VDiT run (gives a `TextToVideo`: prompt -> video) or of a VidVAE run (gives a
+        `Reconstructor`: video -> video).
+
+    Raises:
+      UserError: no such folder, or no finished run in it.
+    """
+    # Imported late, so that `import xgen_jax` costs nothing and commands can set jax up first.
+    from xgen_jax.inference.reconstruct import load_reconstructor
+    from xgen_jax.inference.text_to_video import load_text_to_video
+    from xgen_jax.training.run_folder import RunFolder
+
+    loaders = {"vdit": load_text_to_video, "vidvae": load_reconstructor}
+    return loaders[RunFolder(path).config().objective](path)
+
+
+def show(video, fps: float = 8.0, path: str = "video.mp4"):
+    """Shows a video inline in a notebook, or writes it to `path`; see `xgen_jax.inference.show`."""
+    from xgen_jax.inference.show import show as show_video
+
+    return show_video(video, fps, path)

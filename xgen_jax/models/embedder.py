@@ -1,6 +1,7 @@
 """An embedder is two verbs: encode video to latents, decode latents to video. VDiT knows nothing else of it.
 
-Latents leave `encode` with zero mean and unit variance a channel; the statistics travel with the parameters, in one place.
+Latents leave `encode` with zero mean and unit variance a channel; the statistics travel with the parameters, in one
+place.
 """
 
 import dataclasses

@@ -1,4 +1,5 @@
-"""Text encoders. An encoder is `tokenize(prompts)` on the host and `apply(params, ids, mask)` -> (B, L, D) on the device.
+"""Text encoders. An encoder is `tokenize(prompts)` on the host and `apply(params, ids, mask)` -> (B, L, D) on the
+device.
 
 `ByteTextEncoder` is small, needs no vocabulary file and is trained with the transformer it serves.
 """

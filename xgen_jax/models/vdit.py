@@ -1,9 +1,9 @@
 """VDiT: xGen-VideoSyn-1's video diffusion transformer (arXiv 2408.12590, section 3.2).
 
-Latents are cut in 1 x p x p patches. A block attends in space within each latent frame, in time at each place (rotary positions),
-to the text (cross-attention), and ends with an MLP. Spatial attention and MLP are modulated by one network of the diffusion time
-shared by all blocks plus a table of each block, temporal attention by a second one (adaLN-single, PixArt-alpha, arXiv 2310.00426).
-Blocks run as one `lax.scan` over stacked parameters.
+Latents are cut in 1 x p x p patches. A block attends in space within each latent frame, in time at each place (rotary
+positions), to the text (cross-attention), and ends with an MLP. Spatial attention and MLP are modulated by one
+network of the diffusion time shared by all blocks plus a table of each block, temporal attention by a second one
+(adaLN-single, PixArt-alpha, arXiv 2310.00426). Blocks run as one `lax.scan` over stacked parameters.
 """
 
 import dataclasses
@@ -125,7 +125,7 @@ class ScannedBlock(nn.Module):
 
 
 class VDiT(nn.Module):
-    """(latents (B, t, h, w, C), time (B,) in [0, 1], text (B, L, Dt), mask (B, L)) -> prediction as the latents, float32."""
+    """The network: latents (B, t, h, w, C), time (B,) in [0, 1], text (B, L, Dt), mask (B, L) -> as the latents."""
 
     config: VDiTConfig
     dtype: jnp.dtype = jnp.float32

@@ -1,11 +1,11 @@
 """VidVAE: xGen-VideoSyn-1's 3D-causal video autoencoder (arXiv 2408.12590, section 3.1).
 
-A residual pyramid as in Stable Diffusion's VAE with every convolution causal in time, and time reduction after the spatial one.
-1 + f*n frames become 1 + n latent frames (f = 4 in the paper). Every layer that mixes frames carries a history, so `encode` and
-`decode` may be called chunk after chunk: the first chunk holds 1 + f*n frames, the others f*n.
+A residual pyramid as in Stable Diffusion's VAE with every convolution causal in time, and time reduction after the
+spatial one. 1 + f*n frames become 1 + n latent frames (f = 4 in the paper). Every layer that mixes frames carries a
+history, so `encode` and `decode` may be called chunk after chunk: 1 + f*n frames first, then f*n at a time.
 
-The tiny preset puts a space-to-depth stem in front and works at low resolution throughout: on two CPU cores it trains far faster
-than a full-resolution pyramid of the same size.
+The tiny preset puts a space-to-depth stem in front and works at low resolution throughout: on two CPU cores it trains
+far faster than a full-resolution pyramid of the same size.
 """
 
 import dataclasses
@@ -248,7 +248,7 @@ class VidVAE(nn.Module):
         self.decoder = Decoder(self.config, self.dtype)
 
     def encode(self, video_BTHWC: Array, history=None):
-        """Video in [-1, 1] -> (mean, log-variance, history), the first two (B, t, h, w, c); arXiv 2408.12590, section 3.1."""
+        """Video in [-1, 1] -> (mean, log-variance, history), the first two (B, t, h, w, c)."""
         moments, history = self.encoder(video_BTHWC, history)
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0), history

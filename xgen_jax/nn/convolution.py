@@ -1,9 +1,10 @@
 """Causal convolution and pooling in time, as functions of (input, history).
 
-A causal layer with time kernel k and stride s sees, for output frame j, the input frames up to j*s. At the start of a clip
-(`history=None`) the first frame stands in for the k-1 frames before it, so 1 + s*n frames give 1 + n; later chunks of s*n frames
-give n. The new history is the last k-s frames of the layer's input. Whole-clip, chunked and streaming evaluation are thereby one
-code path (xGen-VideoSyn-1, arXiv 2408.12590, section 3.1; the first-frame rule is that of Open-Sora-Plan's CausalVAE).
+A causal layer with time kernel k and stride s sees, for output frame j, the input frames up to j*s. At the start of a
+clip (`history=None`) the first frame stands in for the k-1 frames before it, so 1 + s*n frames give 1 + n; later
+chunks of s*n frames give n. The new history is the last k-s frames of the layer's input. Whole-clip, chunked and
+streaming evaluation are thereby one code path (xGen-VideoSyn-1, arXiv 2408.12590, section 3.1; the first-frame rule
+is that of Open-Sora-Plan's CausalVAE).
 """
 
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def extend_in_time(x_BTHWC: Array, history: Array | None, kernel: int, stride: i
 
 
 def _sum_of_2d(x_BTHWC: Array, kernel_DHWIO: Array, stride: Kernel, padding) -> Array:
-    """A 3D convolution, valid in time, as a sum of 2D ones: on XLA:CPU about three times faster than the 3D primitive."""
+    """A 3D convolution, valid in time, as a sum of 2D ones: about three times faster than the 3D one on XLA:CPU."""
     batch, frames = x_BTHWC.shape[:2]
     taps, step = kernel_DHWIO.shape[0], stride[0]
     out_frames = (frames - taps) // step + 1
@@ -74,7 +75,8 @@ class CausalConv3D(nn.Module):
     Attributes:
       features: output channels.
       kernel: taps in (T, H, W); a time kernel of 1 mixes no frames and carries no history.
-      stride: steps in (T, H, W). With stride 2 in space the padding is right and bottom only, as in Stable Diffusion's VAE.
+      stride: steps in (T, H, W). With stride 2 in space the padding is right and bottom only, as in Stable
+      Diffusion's VAE.
     """
 
     features: int
@@ -97,7 +99,7 @@ class CausalConv3D(nn.Module):
 
 
 def causal_average_pool(x_BTHWC: Array, history: Array | None = None) -> tuple[Array, Array]:
-    """Halves the frame rate: the mean of three frames at every second one. Has no weights (arXiv 2408.12590, section 3.1)."""
+    """Halves the frame rate, without weights: means of three frames (arXiv 2408.12590, section 3.1)."""
     x_BTHWC, history = extend_in_time(x_BTHWC, history, kernel=3, stride=2)
     frames = (x_BTHWC.shape[1] - 3) // 2 + 1
     taps = [lax.slice_in_dim(x_BTHWC, tap, tap + 2 * frames - 1, 2, axis=1) for tap in range(3)]
@@ -118,7 +120,8 @@ def nearest_upsample(x_BTHWC: Array) -> Array:
 def causal_space_to_depth(x_BTHWC: Array, patch: Kernel, history: Array | None = None) -> tuple[Array, Array]:
     """Cuts a chunk in (pt, ph, pw) patches: (B, T, H, W, C) -> (B, t, H/ph, W/pw, pt*ph*pw*C).
 
-    As for every causal layer of stride pt, the first frame of a clip fills the patch before it: 1 + pt*n frames give 1 + n.
+    As for every causal layer of stride pt, the first frame of a clip fills the patch before it: 1 + pt*n frames give
+    1 + n.
     """
     x_BTHWC, history = extend_in_time(x_BTHWC, history, kernel=patch[0], stride=patch[0])
     pattern = "b (t r) (h p) (w q) c -> b t h w (r p q c)"
@@ -126,7 +129,7 @@ def causal_space_to_depth(x_BTHWC: Array, patch: Kernel, history: Array | None =
 
 
 def causal_depth_to_space(x_BTHWC: Array, patch: Kernel, started: bool) -> Array:
-    """The inverse of `causal_space_to_depth`; of a clip's first patch (`started` False) the last frame alone is kept."""
+    """The inverse of `causal_space_to_depth`; of a clip's first patch (`started` False) only the last frame is kept."""
     pattern = "b t h w (r p q c) -> b (t r) (h p) (w q) c"
     y = rearrange(x_BTHWC, pattern, **dict(zip("rpq", patch)))
     return y if started else y[:, patch[0] - 1 :]

@@ -33,7 +33,7 @@ def sinusoid(x: Array, dim: int, max_period: float = 10_000.0) -> Array:
 
 
 def sinusoid_2d(height: int, width: int, dim: int, max_period: float = 10_000.0) -> Array:
-    """Fixed embedding of a grid of cells, (height*width, dim): the first half encodes the column, the second the row."""
+    """Fixed embedding of a grid, (height*width, dim): the first half encodes the column, the second the row."""
     quarter = dim // 4
     frequencies = max_period ** -(np.arange(quarter) / quarter)
 

@@ -14,7 +14,7 @@ AXES = ("data", "fsdp", "tensor", "sequence")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along each axis. At most one size may be -1, "all that are left"; without it the first devices are used."""
+    """Devices along each axis. At most one size may be -1, "all that are left"; else the first devices are used."""
 
     data: int = 1
     fsdp: int = -1

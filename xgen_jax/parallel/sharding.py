@@ -1,7 +1,8 @@
 """Sharding as a table: parameter paths to specs, activation names to mesh axes.
 
-A parameter goes to the first rule whose pattern is found in its path; a rule gives the spec of the trailing dims. What no rule names
-is sharded over `fsdp` along its largest divisible dim, and replicated where it is small or nothing divides.
+A parameter goes to the first rule whose pattern is found in its path; a rule gives the spec of the trailing dims.
+What no rule names is sharded over `fsdp` along its largest divisible dim, and replicated where it is small or nothing
+divides.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Checkpoints with Orbax v1; the only place that knows Orbax.
 
-A checkpoint holds the train state and a small JSON of what the data pipeline needs. It is committed by one rename, so a run that
-is killed while saving leaves the one before it. An Orbax checkpointer may call a failed save its latest, so what is there is
-always read from the folder.
+A checkpoint holds the train state and a small JSON of what the data pipeline needs. It is committed by one rename, so
+a run that is killed while saving leaves the one before it. An Orbax checkpointer may call a failed save its latest,
+so what is there is always read from the folder.
 """
 
 import logging
@@ -27,7 +27,8 @@ class Checkpoints:
     """The checkpoints of one run, newest `keep` kept.
 
     Raises:
-      UserError: on `save`, when the disk is full or cannot be written; on `restore`, when a checkpoint is damaged or of another model.
+      UserError: on `save`, when the disk is full or cannot be written; on `restore`, when a checkpoint is damaged or
+      of another model.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int = 2):
@@ -83,7 +84,7 @@ class Checkpoints:
         return loaded["state"], loaded["data"]
 
     def restore_part(self, names: tuple[str, ...], step: int | None = None) -> Params:
-        """The sub-tree of the state under `names`, e.g. ("ema",), as the checkpoint has it, on this process's first device."""
+        """The part of the state under `names`, e.g. ("ema",), as it was saved, on this process's first device."""
         step = self._choose(step)
         target = (self.folder / str(step)).absolute()
         try:

@@ -1,7 +1,8 @@
 """The training loop: one for every objective.
 
-Order within a step: fetch a batch, dispatch the update, only then look at the metrics of the step before, so that the device never
-waits for the host. A loss that is not finite was not applied, and stops the run with the step, the bucket and the sample ids.
+Order within a step: fetch a batch, dispatch the update, only then look at the metrics of the step before, so that the
+device never waits for the host. A loss that is not finite was not applied, and stops the run with the step, the
+bucket and the sample ids.
 """
 
 import contextlib
@@ -66,8 +67,8 @@ def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = Fals
 
     Args:
       config: see `training.config.run_config`.
-      workdir: the run folder; if it holds this very run, training goes on from its newest checkpoint, bit for bit as if never
-        interrupted (on the same devices).
+      workdir: the run folder; if it holds this very run, training goes on from its newest checkpoint,
+        bit for bit as if never interrupted (on the same devices).
       overwrite: remove the run that is in the folder.
 
     Returns:
@@ -157,8 +158,8 @@ def _train(config: RunConfig, folder: RunFolder, mesh, objective, pipeline: Pipe
                 b = pipeline.bucket(step)
                 raise NonFiniteLoss(
                     f"step {step}: loss {last['loss']}, gradient norm {last['grad_norm']}, bucket "
-                    f"{b.frames}x{b.height}x{b.width}, samples {batch['index'].tolist()}. The step was not applied. Lower "
-                    "the learning rate, or look at those samples"
+                    f"{b.frames}x{b.height}x{b.width}, samples {batch['index'].tolist()}. The step was not applied. "
+                    "Lower the learning rate, or look at those samples"
                 )
             if (step + 1) % loop.log_every == 0 or step + 1 == loop.steps:
                 now = time.monotonic()
@@ -212,7 +213,7 @@ def _train(config: RunConfig, folder: RunFolder, mesh, objective, pipeline: Pipe
 def latent_statistics(
     objective: VidVAEObjective, state: TrainState, pipeline: Pipeline, batches: int = 32
 ) -> dict[str, Any]:
-    """Mean and standard deviation of each latent channel over the run's own first batches, by the averaged parameters."""
+    """Mean and standard deviation of each latent channel over the run's first batches, by the averaged parameters."""
     encode = jax.jit(
         lambda params, video: objective.model.apply(params, video.astype(np.float32) / 127.5 - 1.0, method="encode")[0]
     )

@@ -53,7 +53,8 @@ def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Sch
 def muon_dimensions(params: Params) -> Params:
     """For every kernel, which dims are its matrix; None sends a leaf to Adam.
 
-    Optax's own default takes two-dimensional arrays only and would hand scan-stacked and convolution kernels to Adam in silence.
+    Optax's own default takes two-dimensional arrays only and would hand scan-stacked and convolution kernels to Adam
+    in silence.
     """
 
     def one(path, leaf):

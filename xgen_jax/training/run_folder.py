@@ -1,4 +1,4 @@
-"""A run folder describes itself: config.json, run.json (versions, machine, times), checkpoints/, metrics.jsonl, tensorboard/."""
+"""A run folder describes itself: its configuration, versions, machine and times, checkpoints and metrics."""
 
 import importlib.metadata
 import json

@@ -1,7 +1,7 @@
 """Sampling = time grid x step rule x denoise function, run by one `lax.scan` that knows neither model nor schedule.
 
-A step rule is `init(x) -> memory` and `step(denoise, x, memory, t, t_next) -> (x, memory)`; each lives in its own file and states
-the order to which it converges.
+A step rule is `init(x) -> memory` and `step(denoise, x, memory, t, t_next) -> (x, memory)`; each lives in its own
+file and states the order to which it converges.
 """
 
 from collections.abc import Callable

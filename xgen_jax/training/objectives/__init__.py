@@ -5,6 +5,6 @@
     init(key, arrays) -> params
     loss(params, arrays, keys) -> (loss, metrics)
 
-and knows nothing of optimisers, checkpoints or meshes. `keys` holds one PRNG key a sample, so that a sample's noise depends on the
-seed, the step and the sample alone, never on the batch or the number of devices around it.
+and knows nothing of optimisers, checkpoints or meshes. `keys` holds one PRNG key a sample, so that a sample's noise
+depends on the seed, the step and the sample alone, never on the batch or the number of devices around it.
 """

@@ -46,7 +46,7 @@ class VDiTObjective:
     process: RectifiedFlow = RectifiedFlow()
 
     def __post_init__(self):
-        # Jitted once with the frozen weights as an argument: closed over they would be constants of every compiled step.
+        # The frozen weights are an argument: closed over they would be constants of every compiled step.
         encode = jax.jit(lambda params, video: self.embedder.encode(params, to_unit_range(video)))
         object.__setattr__(self, "_encode", encode)
 

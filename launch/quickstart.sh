@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The main job, from nothing: environment, video autoencoder, text-to-video transformer, samples, report.
+#
+#     bash launch/quickstart.sh [folder]        default folder: runs/quickstart
+#
+# Run it again after an interruption: what is finished is kept, and training goes on from its last checkpoint.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+started=$SECONDS
+make_environment
+cd "$REPOSITORY"
+root="${1:-runs/quickstart}"
+mkdir -p "$root"
+timings="$root/.timings"
+touch "$timings"
+
+# stage NAME COMMAND...: runs a stage, says so, and keeps how long it took (of an interrupted stage the last part).
+stage() {
+  local name="$1" begun=$SECONDS
+  shift
+  say "" "== $name"
+  "$PYTHON" "$@" >&2
+  printf '%s\t%s\n' "$name" "$((SECONDS - begun))" >>"$timings"
+}
+
+printf 'environment\t%s\n' "$((SECONDS - started))" >>"$timings"
+stage "train the video autoencoder" launch/train.py --config=configs/quickstart/vidvae.py --workdir="$root/vidvae"
+stage "train the text-to-video transformer" launch/train.py --config=configs/quickstart/vdit.py --workdir="$root/vdit" \
+  --config.embedder="$root/vidvae"
+stage "score reconstructions" launch/evaluate.py --suite=reconstruction --embedder="$root/vidvae" --out="$root/evaluation"
+stage "score samples" launch/evaluate.py --suite=captions --model="$root/vdit" --out="$root/evaluation"
+[[ -e "$root/red-circle.mp4" ]] ||
+  stage "draw a sample" launch/sample.py --model="$root/vdit" --prompt="a red circle moving left" --out="$root/red-circle.mp4"
+printf 'total\t%s\n' "$((SECONDS - started))" >>"$timings"
+"$PYTHON" - "$timings" "$root/timings.json" <<'PY'
+import json, sys
+rows = dict(line.rstrip("\n").split("\t") for line in open(sys.argv[1]))
+json.dump({name: float(seconds) for name, seconds in rows.items()}, open(sys.argv[2], "w"), indent=1)
+PY
+"$PYTHON" launch/evaluate.py --suite=report --out="$root" >&2
+say "" "Done in $((SECONDS - started)) s. Open $root/report.html"

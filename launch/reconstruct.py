@@ -1,0 +1,25 @@
+"""Encodes and decodes a video file, and writes original and reconstruction side by side.
+
+python launch/reconstruct.py --embedder=runs/quickstart/vidvae --video=clip.mp4 --out=both.mp4
+"""
+
+import command
+from absl import flags
+
+EMBEDDER = flags.DEFINE_string("embedder", None, "Run folder of a trained VidVAE.")
+VIDEO = flags.DEFINE_string("video", None, "The video to reconstruct: mp4, webm, avi or gif.")
+OUT = flags.DEFINE_string("out", None, "The .mp4 (or .webm, .gif) to write.")
+FRAMES = flags.DEFINE_integer("frames", None, "Only so many frames from the start.", lower_bound=1)
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that is there.")
+
+
+def main():
+    from xgen_jax.evaluation.suites import reconstruct_file
+
+    return reconstruct_file(
+        embedder=EMBEDDER.value, video=VIDEO.value, out=OUT.value, frames=FRAMES.value, overwrite=OVERWRITE.value
+    )
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__)

@@ -1,0 +1,170 @@
+"""Whole evaluations, from folders to folders: what `launch/evaluate.py` and `launch/reconstruct.py` do."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from xgen_jax.data.sources import VideoFolderSource
+from xgen_jax.data.synthetic import SyntheticSource, held_out_prompts
+from xgen_jax.data.video import read_video, write_video
+from xgen_jax.errors import UserError
+from xgen_jax.evaluation.captions import evaluate_captions
+from xgen_jax.evaluation.reconstruction import compare, evaluate_reconstruction, side_by_side
+from xgen_jax.inference.reconstruct import load_reconstructor
+from xgen_jax.inference.sample_files import check_output_file, parse_size
+from xgen_jax.inference.text_to_video import load_text_to_video
+from xgen_jax.training.run_folder import RunFolder
+from xgen_jax.typing import Video
+
+SHOWN = 64  # videos kept beside the figures
+
+
+def require(name: str, value: Any) -> Any:
+    """A flag's value; UserError where it was not given."""
+    if value is None:
+        raise UserError(f"give --{name}")
+    return value
+
+
+def reconstruct_file(
+    *, embedder: str | None, video: str | None, out: str | None, frames: int | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Reconstructs one video file and writes both side by side.
+
+    Raises:
+      UserError: missing arguments, an unreadable video, an output that is there.
+    """
+    started = time.monotonic()
+    for name, value in (("embedder", embedder), ("video", video), ("out", out)):
+        require(name, value)
+    path = check_output_file(out, overwrite)
+    original, fps = read_video(video, frames=frames)
+    reconstruct = load_reconstructor(embedder)
+    reconstruction = reconstruct(original)
+    result = compare(original, reconstruction)
+    write_video(path, side_by_side(original, reconstruction), fps)
+    figures = {name: round(result[name], 4) for name in ("psnr_db", "ssim", "mse")}
+    wall_s = round(time.monotonic() - started, 2)
+    return {"video": str(path), "shape": list(original.shape), "fps": fps, **figures, "wall_s": wall_s}
+
+
+def reconstruction_suite(
+    *,
+    embedder: str | None,
+    out: str | None,
+    data: str | None = None,
+    count: int = 64,
+    seed: int = 0,
+    size: str | None = None,
+    frames: int | None = None,
+) -> dict[str, Any]:
+    """PSNR, SSIM and MSE over clips; writes OUT/reconstruction/{reconstruction.json, NNN.mp4}.
+
+    Args:
+      embedder: run folder of a VidVAE.
+      out: folder for the results.
+      data: folder of videos; without it held-out clips of the world of moving shapes.
+      count: clips; of a folder at most as many as there are.
+      seed: of the synthetic clips or the crops.
+      size: "HEIGHTxWIDTH"; by default the size trained on.
+      frames: length; by default the length trained on.
+    """
+    folder = _results(require("out", out), "reconstruction")
+    bucket = RunFolder(require("embedder", embedder)).config().data.buckets[0]
+    height, width = parse_size(size) or (bucket.height, bucket.width)
+    frames = frames or bucket.frames
+    if data is None:
+        # Another seed than any run trains on, and combinations that none has seen.
+        source = SyntheticSource(seed=10_000 + seed, split="held_out", num_clips=count)
+    else:
+        source = VideoFolderSource(data, require_captions=False)
+        count = min(count, len(source))
+
+    def clips() -> Iterator[tuple[str, Video]]:
+        for index in range(count):
+            video, caption = source.read(index, np.random.default_rng((seed, index)), frames, height, width)
+            yield caption or f"clip {index}", video
+
+    def visit(row: dict[str, Any], original: Video, reconstruction: Video) -> None:
+        number = visit.count
+        visit.count += 1
+        if number < SHOWN:
+            row["file"] = f"{number:03d}.mp4"
+            write_video(folder / row["file"], side_by_side(original, reconstruction))
+        print(f"{visit.count}/{count}  {row['psnr_db']:.2f} dB  {row['name']}", file=sys.stderr)
+
+    visit.count = 0
+    result = evaluate_reconstruction(load_reconstructor(embedder), clips(), visit)
+    result |= {"source": source.name, "embedder": str(embedder), "seed": seed}
+    _write_json(folder / "reconstruction.json", result)
+    return {
+        "suite": "reconstruction",
+        "clips": result["clips"],
+        **{name: round(value, 4) for name, value in result["mean"].items()},
+        "file": str(folder / "reconstruction.json"),
+    }
+
+
+def captions_suite(
+    *,
+    model: str | None,
+    out: str | None,
+    count: int = 64,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> dict[str, Any]:
+    """Draws held-out prompts and reads what came out; writes OUT/captions/{captions.json, NNN.mp4}.
+
+    The guidance scale and the steps are the run's where they are not given. See `evaluation.captions` for the verifier.
+    """
+    folder = _results(require("out", out), "captions")
+    loaded = load_text_to_video(require("model", model))
+    started = time.monotonic()
+
+    def generate(prompts: list[str], seed: int) -> list[Video]:
+        def progress(done, total):
+            print(f"{done}/{total} videos", file=sys.stderr)
+
+        return list(loaded(prompts, seed, steps=steps, guidance_scale=guidance_scale, progress=progress))
+
+    report = evaluate_captions(generate, prompts=held_out_prompts(count, seed), seed=seed)
+    for number, (sample, video) in enumerate(zip(report.scores["samples"], report.videos)):
+        if number < SHOWN:
+            sample["file"] = f"{number:03d}.mp4"
+            write_video(folder / sample["file"], video, loaded.fps)
+    settings = {
+        "steps": steps or loaded.config.sample_steps,
+        "guidance_scale": loaded.config.guidance_scale if guidance_scale is None else guidance_scale,
+        "sampler": loaded.config.sampler,
+        "seed": seed,
+    }
+    _write_json(folder / "captions.json", {**report.scores, "settings": settings, "model": str(model)})
+    return {
+        "suite": "captions",
+        "prompts": report.scores["prompts"],
+        **{name: round(value, 4) for name, value in report.scores["accuracy"].items()},
+        "wall_s": round(time.monotonic() - started, 1),
+        "file": str(folder / "captions.json"),
+    }
+
+
+def _results(out: str | os.PathLike, name: str) -> pathlib.Path:
+    folder = pathlib.Path(out) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made ({error.strerror})") from error
+    return folder
+
+
+def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,163 @@
+"""A trained text-to-video model as a callable."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xgen_jax.diffusion.flow import RectifiedFlow
+from xgen_jax.diffusion.guidance import guided
+from xgen_jax.diffusion.samplers import sample
+from xgen_jax.diffusion.time import time_grid
+from xgen_jax.errors import UserError
+from xgen_jax.inference.video_range import to_uint8
+from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.text import ByteTextEncoder, tokenize_bytes
+from xgen_jax.models.vdit import VDiT
+from xgen_jax.training.config import VDiTRun
+from xgen_jax.training.run_folder import RunFolder, load_embedder
+from xgen_jax.typing import Params, Video
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextToVideo:
+    """Text in, video out. Made by `xgen_jax.load`.
+
+    Attributes:
+      config: of the run that trained it; its first bucket is the default size.
+      params: {"vdit", "text", "embedder"}.
+    """
+
+    config: VDiTRun
+    model: VDiT
+    text: ByteTextEncoder
+    embedder: VidVAEEmbedder
+    params: Params
+
+    @property
+    def fps(self) -> float:
+        """Frames a second at which its videos are meant to be seen."""
+        return self.config.sample_fps
+
+    def __call__(
+        self,
+        prompt: str | list[str],
+        seed: int = 0,
+        *,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        sampler: str | None = None,
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        batch_size: int = 16,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Video:
+        """Draws videos.
+
+        A video depends on its prompt, the seed and its place in the list, not on the batch it is drawn in.
+
+        Args:
+          prompt: a prompt, or a list of them.
+          seed: of the noise, 0 or more.
+          steps: sampling steps; None takes the run's.
+          guidance_scale: 1 is no guidance, more follows the prompt more closely; None takes the run's.
+          sampler: a name in `diffusion.samplers.RULES`.
+          frames: length, one that the embedder can take.
+          size: (height, width) in pixels, multiples of what the embedder and the patches need.
+          batch_size: prompts drawn at once.
+          progress: called with (videos done, videos in all).
+
+        Returns:
+          uint8 (T, H, W, 3); for a list (N, T, H, W, 3).
+
+        Raises:
+          UserError: an empty or too long prompt, a size or length that cannot be drawn.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise UserError("there is no prompt")
+        for text in prompts:
+            if not text.strip():
+                raise UserError("a prompt is empty; say what should be seen")
+        if seed < 0:
+            raise UserError(f"seed={seed} must be 0 or more")
+        bucket = self.config.data.buckets[0]
+        height, width = size or (bucket.height, bucket.width)
+        latent_shape = self.embedder.latent_shape((frames or bucket.frames, height, width))
+        self.model.config.check_latents(latent_shape)
+        ids, mask = tokenize_bytes(prompts, self.text.config.max_bytes)
+        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        draw = functools.partial(
+            _draw, self, steps or self.config.sample_steps, sampler or self.config.sampler, latent_shape
+        )
+        batch_size = min(batch_size, len(prompts))
+        videos = []
+        for first in range(0, len(prompts), batch_size):
+            # A last batch that is not full repeats its last row: every batch runs the same compiled program.
+            rows = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
+            batch = draw(self.params, ids[rows], mask[rows], np.uint32(seed), rows.astype(np.uint32), np.float32(scale))
+            videos.append(np.asarray(batch)[: len(prompts) - first])
+            if progress:
+                progress(min(first + batch_size, len(prompts)), len(prompts))
+        videos = to_uint8(np.concatenate(videos))
+        return videos[0] if isinstance(prompt, str) else videos
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _draw_compiled(static, steps, sampler, latent_shape, params, ids, mask, seed, rows, scale):
+    model, text_model, embedder, shift = static
+    process = RectifiedFlow()
+    key = jax.random.key(seed)
+    shape = (*latent_shape, embedder.latent_channels)
+    noise = jax.vmap(lambda row: process.terminal(jax.random.fold_in(key, row), shape))(rows)
+
+    def tokens(mask):
+        return text_model.apply(params["text"], ids, mask), mask
+
+    null_mask = jnp.broadcast_to(jnp.arange(ids.shape[1]) == 0, mask.shape)
+    denoise = guided(
+        lambda x, t, text: model.apply(params["vdit"], x, t, *text), tokens(mask), tokens(null_mask), scale
+    )
+    latents = sample(denoise, noise, time_grid(steps, shift), sampler)
+    return embedder.decode(params["embedder"], latents, jax.random.fold_in(key, 2**31))
+
+
+def _draw(model: TextToVideo, steps, sampler, latent_shape, *arrays):
+    static = (model.model, model.text, model.embedder, model.config.loss.time_shift)
+    return _draw_compiled(static, steps, sampler, latent_shape, *arrays)
+
+
+def load_text_to_video(path, embedder: str | None = None, step: int | None = None) -> TextToVideo:
+    """Loads a VDiT run folder: its averaged parameters and the embedder that it was trained on.
+
+    Args:
+      path: the run folder.
+      embedder: the embedder's folder, when it is no longer where the run found it.
+      step: a checkpoint's step; the newest by default.
+
+    Raises:
+      UserError: not such a folder, no finished checkpoint, or the embedder is missing.
+    """
+    folder = RunFolder(path)
+    config = folder.config()
+    if config.objective != "vdit":
+        raise UserError(f"{path} holds a {config.objective} run; a text-to-video model is a vdit run")
+    params = folder.checkpoints().restore_part(("ema",), step)
+    network, embedder_params = load_embedder(embedder or _embedder_folder(folder, config))
+    return TextToVideo(
+        config=config,
+        model=VDiT(config.model),
+        text=ByteTextEncoder(config.text),
+        embedder=network,
+        params={**params, "embedder": embedder_params},
+    )
+
+
+def _embedder_folder(folder: RunFolder, config: VDiTRun) -> str:
+    """The embedder as configured, or, when a run was moved with its neighbours, the folder of that name beside it."""
+    configured = RunFolder(config.embedder).path
+    beside = folder.path.parent / configured.name
+    return str(beside if not configured.is_dir() and beside.is_dir() else configured)
