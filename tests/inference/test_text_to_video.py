@@ -1,0 +1,105 @@
+"""A loaded model as a callable: shapes, determinism, independence of the batch, clear refusals."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+import xgen_jax
+from xgen_jax.errors import UserError
+from xgen_jax.inference.text_to_video import load_text_to_video
+
+
+@pytest.fixture(scope="module")
+def model(tiny_runs):
+    return xgen_jax.load(tiny_runs / "vdit")
+
+
+def test_one_prompt_and_several(model):
+    one = model("a red circle moving left", seed=3)
+    assert one.shape == (5, 16, 16, 3)
+    assert one.dtype == np.uint8
+    assert model(["a red circle moving left", "a blue square moving up"], seed=3).shape == (2, 5, 16, 16, 3)
+
+
+def test_same_seed_same_video_other_seed_other_video(model):
+    a, b, c = (model("a red circle moving left", seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(a, b)
+    assert (a != c).any()
+
+
+def test_a_video_does_not_depend_on_the_batch_it_is_drawn_in(model):
+    prompts = ["a red circle moving left", "a blue square moving up", "a green triangle moving down"]
+    whole = model(prompts, batch_size=3).astype(int)
+    pairs = model(prompts, batch_size=2).astype(int)
+    assert np.abs(whole - pairs).max() <= 1  # rounding to uint8 of sums that differ in the last bits
+
+
+def test_size_and_length_may_differ_from_training(model):
+    assert model("a red circle moving left", frames=9, size=(16, 24)).shape == (9, 16, 24, 3)
+
+
+def test_guidance_changes_what_is_drawn_and_steps_are_checked(model):
+    assert model("a red circle moving left", steps=1).shape == (5, 16, 16, 3)
+    with pytest.raises(UserError, match="sampler 'heuun' is not known"):
+        model("a red circle moving left", sampler="heuun")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": "  "}, "a prompt is empty"),
+        ({"prompt": []}, "there is no prompt"),
+        ({"prompt": "x" * 65}, "65 bytes; this model takes at most 64"),
+        ({"prompt": "x", "frames": 6}, "nearest are 5 and 9|the nearest are 5, 9"),
+        ({"prompt": "x", "size": (16, 18)}, "width 18 is not a multiple of 4; the nearest are 16 and 20"),
+        ({"prompt": "x", "size": (16, 20)}, "do not divide into patches"),
+        ({"prompt": "x", "seed": -1}, "seed=-1"),
+    ],
+)
+def test_bad_requests_are_refused_with_what_would_be_right(model, arguments, message):
+    with pytest.raises(UserError, match=message):
+        model(**arguments)
+
+
+def test_loading_refuses_what_is_no_model(tiny_runs, tmp_path):
+    with pytest.raises(UserError, match="there is no folder"):
+        xgen_jax.load(tmp_path / "missing")
+    with pytest.raises(UserError, match="holds no config.json"):
+        xgen_jax.load(tmp_path)
+    with pytest.raises(UserError, match="a text-to-video model is a vdit run"):
+        load_text_to_video(tiny_runs / "vidvae")
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(tiny_runs / "vdit", unfinished)
+    shutil.rmtree(unfinished / "checkpoints")
+    with pytest.raises(UserError, match="no finished checkpoint"):
+        xgen_jax.load(unfinished)
+
+
+def test_runs_moved_together_still_find_each_other(tiny_runs, tmp_path, monkeypatch):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(tiny_runs, moved)
+    config = (moved / "vdit" / "config.json").read_text().replace(str(tiny_runs), str(tmp_path / "gone"))
+    (moved / "vdit" / "config.json").write_text(config)
+    assert xgen_jax.load(moved / "vdit")("a red circle moving left").shape == (5, 16, 16, 3)
+
+
+@pytest.mark.parametrize("shape", [(5, 16, 16, 3), (1, 16, 16, 3), (7, 13, 21, 3)])
+def test_reconstructor_takes_any_length_and_size(tiny_runs, shape):
+    video = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    out = xgen_jax.load(tiny_runs / "vidvae")(video)
+    assert out.shape == shape
+    assert out.dtype == np.uint8
+
+
+def test_reconstructor_refuses_floats(tiny_runs):
+    with pytest.raises(UserError, match="uint8"):
+        xgen_jax.load(tiny_runs / "vidvae")(np.zeros((5, 16, 16, 3), np.float32))
+
+
+def test_show_writes_a_file_outside_notebooks_and_overwrites_nothing(tmp_path):
+    video = np.zeros((3, 16, 16, 3), np.uint8)
+    first = xgen_jax.show(video, path=tmp_path / "video.mp4")
+    second = xgen_jax.show(video, path=tmp_path / "video.mp4")
+    assert first.name == "video.mp4"
+    assert second.name == "video-2.mp4"
