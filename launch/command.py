@@ -52,6 +52,9 @@ def run(main: Callable[[], dict[str, Any]], help_text: str) -> None:
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(1)
+            except OSError as error:  # a full disk, a folder without permission: the machine's, not the library's fault
+                print(f"error: {error}", file=sys.stderr)
+                sys.exit(1)
             except KeyboardInterrupt:
                 print("interrupted; the same command goes on from what is saved", file=sys.stderr)
                 sys.exit(130)

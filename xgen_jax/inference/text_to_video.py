@@ -115,7 +115,7 @@ def _draw_compiled(static, steps, sampler, latent_shape, params, ids, mask, seed
     noise = jax.vmap(lambda row: process.terminal(jax.random.fold_in(key, row), shape))(rows)
 
     def tokens(mask):
-        return text_model.apply(params["text"], ids, mask), mask
+        return text_model.apply(params["text"], ids, mask)
 
     null_mask = jnp.broadcast_to(jnp.arange(ids.shape[1]) == 0, mask.shape)
     denoise = guided(

@@ -16,6 +16,7 @@ from xgen_jax.nn.mlp import MLP
 from xgen_jax.typing import Array
 
 PAD, BEGIN, VOCABULARY = 0, 257, 258  # bytes are 1..256
+STRIDE = 4  # bytes a token
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,23 +49,33 @@ def tokenize_bytes(prompts: list[str], max_bytes: int) -> tuple[np.ndarray, np.n
 
 
 class ByteTextEncoder(nn.Module):
-    """Pre-norm transformer encoder over bytes."""
+    """Bytes to tokens: two convolutions join letters to parts of words, the second keeping every fourth place, and a
+    pre-norm transformer encoder relates those (the down-sampling of CANINE, arXiv 2103.06874, section 3.2).
+
+    ids and mask (B, L) -> tokens (B, ceil(L / 4), width) and their mask.
+    """
 
     config: ByteTextConfig
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, ids_BL: Array, mask_BL: Array) -> Array:
+    def __call__(self, ids_BL: Array, mask_BL: Array) -> tuple[Array, Array]:
         c = self.config
-        # Unit scale: with the usual 0.02 the first attention sees no difference between bytes or places for long.
+        # Unit scale: with the usual 0.02 the first layers see no difference between bytes or places for long.
         unit = nn.initializers.normal(1.0)
-        x = nn.Embed(VOCABULARY, c.width, embedding_init=unit, name="bytes")(ids_BL)
-        x = x + self.param("positions", unit, (ids_BL.shape[1], c.width))[None]
-        x = x.astype(self.dtype)
+        x = nn.Embed(VOCABULARY, c.width, embedding_init=unit, name="bytes")(ids_BL).astype(self.dtype)
+        # What lies behind the mask must not reach a token in front of it through a convolution.
+        x = nn.gelu(nn.Conv(c.width, (5,), dtype=self.dtype, name="letters")(x * mask_BL[..., None]))
+        pad = -ids_BL.shape[1] % STRIDE
+        x = jnp.pad(x * mask_BL[..., None], ((0, 0), (0, pad), (0, 0)))
+        mask = jnp.pad(mask_BL, ((0, 0), (0, pad))).reshape(len(ids_BL), -1, STRIDE).any(-1)
+        x = nn.Conv(c.width, (2 * STRIDE,), (STRIDE,), dtype=self.dtype, name="parts")(x)
+        x = x + self.param("positions", unit, (x.shape[1], c.width)).astype(self.dtype)[None]
+        mask_BL = mask
         for layer in range(c.depth):
             h = nn.LayerNorm(dtype=self.dtype, name=f"norm_attention{layer}")(x)
             attend = SelfAttention(c.heads, implementation=c.attention, dtype=self.dtype, name=f"attention{layer}")
             x = x + attend(h, mask_BN=mask_BL)
             h = nn.LayerNorm(dtype=self.dtype, name=f"norm_mlp{layer}")(x)
             x = x + MLP(4 * c.width, dtype=self.dtype, name=f"mlp{layer}")(h)
-        return nn.LayerNorm(dtype=self.dtype, name="norm_out")(x)
+        return nn.LayerNorm(dtype=self.dtype, name="norm_out")(x), mask_BL

@@ -31,6 +31,8 @@ class VDiTConfig:
       heads: attention heads.
       patch: side of a patch in latent cells.
       text_width: width of the text tokens.
+      text_norm: normalise what goes into cross-attention, and its queries and keys; the paper's ancestry does not.
+      time_sinusoid: also add sinusoids of the frame index to the tokens, as the paper's introduction has it.
       qk_norm: normalise queries and keys of the self-attentions.
       scan_layers: one scanned block (compiles once) or `depth` separate ones (for debugging).
       remat: `none`, or `full` to recompute each block in the backward pass.
@@ -44,6 +46,8 @@ class VDiTConfig:
     text_width: int = 4096
     mlp_ratio: int = 4
     qk_norm: bool = True
+    text_norm: bool = False
+    time_sinusoid: bool = False
     scan_layers: bool = True
     remat: str = "full"
     attention: str = "xla"
@@ -103,8 +107,8 @@ class Block(nn.Module):
         h = SelfAttention(c.heads, c.qk_norm, zero_init=True, name="attention_time", **kwargs)(h, jnp.arange(frames))
         x_BTSD = x_BTSD + gate_t * rearrange(h, "(b s) t d -> b t s d", b=batch)
 
-        h = rearrange(x_BTSD, "b t s d -> b (t s) d")
-        h = CrossAttention(c.heads, zero_init=True, name="attention_text", **kwargs)(h, text_BLD, mask_BL)
+        h = rearrange(layer_norm(x_BTSD) if c.text_norm else x_BTSD, "b t s d -> b (t s) d")
+        h = CrossAttention(c.heads, c.text_norm, True, name="attention_text", **kwargs)(h, text_BLD, mask_BL)
         x_BTSD = x_BTSD + rearrange(h, "b (t s) d -> b t s d", t=frames)
 
         h = modulate(layer_norm(x_BTSD), shift_m, scale_m)
@@ -143,15 +147,17 @@ class VDiT(nn.Module):
         x = rearrange(x_BTHWC, "b t (h p) (w q) c -> b t (h w) (p q c)", p=c.patch, q=c.patch)
         x = dense(c.width, xavier, "x_embedder")(x)
         x = x + sinusoid_2d(height, width, c.width).astype(self.dtype)[None, None]
+        if c.time_sinusoid:
+            x = x + sinusoid(jnp.arange(x.shape[1]), c.width).astype(self.dtype)[None, :, None]
         x = nn.with_logical_constraint(x, ("batch", "time", "space", "width"))
 
-        t = dense(c.width, NORMAL, "t_embedder1")(sinusoid(1000.0 * time_B, 256))
-        t = dense(c.width, NORMAL, "t_embedder2")(nn.silu(t))
+        t = dense(c.width, xavier, "t_embedder1")(sinusoid(1000.0 * time_B, 256))
+        t = dense(c.width, xavier, "t_embedder2")(nn.silu(t))
         t6 = dense(6 * c.width, NORMAL, "t_block")(nn.silu(t)).reshape(-1, 6, c.width)
         t3 = dense(3 * c.width, NORMAL, "t_block_temporal")(nn.silu(t)).reshape(-1, 3, c.width)
 
-        text = dense(c.width, NORMAL, "y_embedder1")(text_BLD)
-        text = dense(c.width, NORMAL, "y_embedder2")(nn.gelu(text, approximate=True))
+        text = dense(c.width, xavier, "y_embedder1")(text_BLD)
+        text = dense(c.width, xavier, "y_embedder2")(nn.gelu(text, approximate=True))
 
         context = (t6, t3, text, mask_BL)
         if c.scan_layers:

@@ -7,8 +7,11 @@ bucket and the sample ids.
 
 import contextlib
 import pathlib
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -176,38 +179,58 @@ def _train(config: RunConfig, folder: RunFolder, mesh, objective, pipeline: Pipe
                 "run.json", {**run, "wall_s": spent_before + time.monotonic() - started, "compile_s": compile_s}
             )
 
-        step = first_step
-        try:
-            for step, batch in batches:
-                arrays, sample_id = to_device(batch)
-                bucket = pipeline.bucket(step)
-                before = time.monotonic()
-                state, metrics = update(state, arrays, sample_id)
-                if bucket not in compiled:
-                    jax.block_until_ready(metrics)
-                    compiled.add(bucket)
-                    compile_s += time.monotonic() - before
-                    mark_s, mark_step = time.monotonic(), step + 1
-                settle()
-                pending = (step, batch, metrics)
-                done = step + 1
-                if done == loop.steps:
-                    break
-                if done % loop.checkpoint_every == 0:
-                    settle()
-                    pending = None
-                    save(done, state)
+        interrupted = stack.enter_context(_signals())
+        for step, batch in batches:
+            arrays, sample_id = to_device(batch)
+            bucket = pipeline.bucket(step)
+            before = time.monotonic()
+            state, metrics = update(state, arrays, sample_id)
+            if bucket not in compiled:
+                jax.block_until_ready(metrics)
+                compiled.add(bucket)
+                compile_s += time.monotonic() - before
+                mark_s, mark_step = time.monotonic(), step + 1
             settle()
-        except KeyboardInterrupt:
-            # What has been computed is kept; the same command goes on from here.
-            save(int(state.step), state)
-            checkpoints.wait()
-            raise
+            pending = (step, batch, metrics)
+            done = step + 1
+            if done == loop.steps:
+                break
+            if interrupted or done % loop.checkpoint_every == 0:
+                settle()
+                pending = None
+                save(done, state)
+                if interrupted:
+                    checkpoints.wait()
+                    raise KeyboardInterrupt
+        settle()
         save(loop.steps, state)
         checkpoints.wait()
     if config.objective == "vidvae":
         folder.write_json("latent_statistics.json", latent_statistics(objective, state, pipeline))
     return _summary(config, folder, loop.steps, last, parameters, started)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that fills when the process is asked to stop (Ctrl-C, or a scheduler's SIGTERM), so that a step is
+    finished and saved first; asked twice, it stops at once. Does nothing outside the main thread, as Python wants it.
+    """
+    received: list[int] = []
+
+    def note(number, frame):
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def latent_statistics(

@@ -64,9 +64,9 @@ class VDiTObjective:
         """Parameters of the transformer and its text encoder."""
         key_text, key_vdit = jax.random.split(key)
         text_params = self.text.init(key_text, arrays["ids"], arrays["mask"])
-        text = self.text.apply(text_params, arrays["ids"], arrays["mask"])
+        text, mask = self.text.apply(text_params, arrays["ids"], arrays["mask"])
         time = jnp.zeros(arrays["latents"].shape[0])
-        return {"text": text_params, "vdit": self.model.init(key_vdit, arrays["latents"], time, text, arrays["mask"])}
+        return {"text": text_params, "vdit": self.model.init(key_vdit, arrays["latents"], time, text, mask)}
 
     def loss(self, params: Params, arrays, keys_B: Array):
         """Scalar loss and metrics of a batch."""
@@ -80,7 +80,7 @@ class VDiTObjective:
         # The empty caption is the begin token alone, so dropping a caption is masking all else.
         first_L = jnp.arange(arrays["mask"].shape[1]) == 0
         mask = jnp.where(dropped_B[:, None], first_L[None, :], arrays["mask"])
-        text = self.text.apply(params["text"], arrays["ids"], mask)
+        text, mask = self.text.apply(params["text"], arrays["ids"], mask)
         x_t = self.process.corrupt(x0, eps, t_B)
         velocity = self.model.apply(params["vdit"], x_t, t_B, text, mask)
         loss_B = jnp.square(velocity - (eps - x0)).mean((1, 2, 3, 4))
