@@ -10,7 +10,12 @@ from xgen_jax.models.vidvae import PRESETS, VidVAE, VidVAEConfig
 
 CONFIGS = {
     "pyramid": VidVAEConfig(
-        channels=(4, 8), space_reduction=(True, False), time_reduction=(True, True), latent_channels=3, blocks=1
+        channels=(4, 8),
+        space_reduction=(True, False),
+        time_reduction=(True, True),
+        latent_channels=3,
+        blocks=1,
+        kernels=((1, 3, 3), (3, 1, 1)),  # compiles in half the time of 3x3x3, which the first and last layers have
     ),
     "pyramid_rms": VidVAEConfig(
         channels=(4,),
