@@ -44,11 +44,18 @@ class Checkpoints:
         return sorted(int(p.name) for p in found)
 
     def save(self, step: int, state: Params, data: dict[str, Any]) -> None:
-        """Starts writing (state, data) in the background, after the save before it has ended."""
+        """Starts writing (state, data) in the background, after the save before it has ended.
+
+        A step that is already there is left as it is: a run's state at a step is one and the same.
+        """
         self.wait()
+        if step in self.steps():
+            return
         target = (self.folder / str(step)).absolute()
-        self._remove_unfinished()
         try:
+            # Made here, for Orbax waits minutes for a folder that cannot be made.
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished(target)
             self._pending = ocp.save_checkpointables_async(target, {"state": state, "data": data}), target
         except (OSError, ValueError) as error:
             raise _cannot_write(target, error) from error
@@ -114,10 +121,10 @@ class Checkpoints:
             raise UserError(f"there is no checkpoint of step {step} in {self.folder}; there are {steps}")
         return steps[-1] if step is None else step
 
-    def _remove_unfinished(self) -> None:
-        """Removes what killed saves left; nothing of it was ever a checkpoint."""
-        if self.folder.is_dir():
-            for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+    def _remove_unfinished(self, target: pathlib.Path) -> None:
+        """Removes what killed saves, or a copy of `target` that broke off, left; nothing of it is a checkpoint."""
+        for path in (*self.folder.glob("*.orbax-checkpoint-tmp*"), target):
+            if path.exists():
                 shutil.rmtree(path)
 
 

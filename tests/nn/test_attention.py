@@ -1,0 +1,81 @@
+"""Attention: every name gives the values and gradients of JAX's own; a masked key counts for nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xgen_jax.errors import UserError
+from xgen_jax.nn.attention import CrossAttention, SelfAttention, attention
+
+
+def inputs():
+    keys = jax.random.split(jax.random.key(0), 4)
+    q = jax.random.normal(keys[0], (2, 5, 3, 8))
+    k, v = (jax.random.normal(key, (2, 7, 3, 8)) for key in keys[1:3])
+    return q, k, v, jax.random.normal(keys[3], q.shape)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_values_and_gradients_are_those_of_jax(masked):
+    q, k, v, cotangent = inputs()
+    mask = jnp.arange(7)[None] < jnp.array([[4], [7]]) if masked else None
+
+    def reference(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :] if masked else None)
+
+    def both(function):
+        y, pullback = jax.vjp(function, q, k, v)
+        return y, *pullback(cotangent)
+
+    run = jax.jit(both, static_argnums=0)
+    for one, other in zip(run(lambda q, k, v: attention(q, k, v, mask)), run(reference)):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+
+
+def test_masked_keys_do_not_count():
+    q, k, v, _ = inputs()
+    mask = jnp.arange(7)[None] < jnp.array([[4], [4]])
+    short = attention(q, k[:, :4], v[:, :4])
+    np.testing.assert_allclose(attention(q, k, v.at[:, 4:].set(1e6), mask), short, atol=1e-6)
+
+
+def test_half_precision_keeps_its_dtype_and_takes_the_softmax_in_float32():
+    q, k, v, _ = inputs()
+    y = attention(*(x.astype(jnp.bfloat16) for x in (q, k, v)))
+    assert y.dtype == jnp.bfloat16
+    # bfloat16 keeps 8 bits: 2^-8 of values of about 1.
+    np.testing.assert_allclose(y.astype(jnp.float32), attention(q, k, v), atol=2e-2)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    q, k, v, _ = inputs()
+    with pytest.raises(UserError, match="'flash' is not known; choose one of xla, cudnn"):
+        attention(q, k, v, implementation="flash")
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_self_attention_treats_tokens_alike(qk_norm):
+    layer = SelfAttention(heads=2, qk_norm=qk_norm)
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+    params = layer.init(jax.random.key(1), x)
+    order = np.array([3, 1, 5, 0, 2, 4])
+    np.testing.assert_allclose(layer.apply(params, x[:, order]), layer.apply(params, x)[:, order], atol=1e-6)
+
+
+def test_positions_tell_tokens_apart_by_distance_only():
+    layer = SelfAttention(heads=2)
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+    params = layer.init(jax.random.key(1), x)
+    placed = layer.apply(params, x, jnp.arange(6))
+    assert np.abs(placed - layer.apply(params, x)).max() > 1e-3
+    np.testing.assert_allclose(layer.apply(params, x, jnp.arange(6) + 11), placed, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [SelfAttention(2, zero_init=True), CrossAttention(2, zero_init=True)])
+def test_a_zero_initialised_layer_starts_at_zero(layer):
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+    context = (x[:, :3],) if isinstance(layer, CrossAttention) else ()
+    y, _ = layer.init_with_output(jax.random.key(1), x, *context)
+    assert y.shape == x.shape
+    assert not np.any(y)

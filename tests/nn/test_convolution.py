@@ -1,0 +1,132 @@
+"""Causal layers: the sum of 2D convolutions is the 3D one, and a clip cut in chunks gives what the whole clip gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from xgen_jax.nn.convolution import (
+    DIMENSIONS_3D,
+    CausalConv3D,
+    causal_average_pool,
+    causal_depth_to_space,
+    causal_repeat,
+    causal_space_to_depth,
+    convolve,
+    nearest_upsample,
+)
+
+
+def normal(shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def in_chunks(layer, x, lengths):
+    """Runs layer(x, history) chunk after chunk and joins the outputs."""
+    outs, history = [], None
+    for start, length in zip(np.cumsum([0, *lengths]), lengths):
+        y, history = layer(x[:, start : start + length], history)
+        outs.append(y)
+    return outs
+
+
+@pytest.mark.parametrize(
+    "taps,stride,padding",
+    [
+        ((3, 1, 1), (1, 1, 1), ((0, 0), (0, 0))),
+        ((3, 3, 3), (2, 1, 1), ((1, 1), (1, 1))),
+        ((1, 3, 3), (1, 2, 2), ((0, 1), (0, 1))),
+        ((2, 3, 3), (2, 2, 2), ((0, 1), (0, 1))),
+    ],
+)
+def test_sum_of_2d_is_the_3d_convolution_in_value_and_gradient(taps, stride, padding):
+    x, kernel = normal((2, 7, 6, 8, 3)), normal((*taps, 3, 5), 1)
+
+    def direct(x, kernel):
+        return lax.conv_general_dilated(x, kernel, stride, ((0, 0), *padding), dimension_numbers=DIMENSIONS_3D)
+
+    def both(function):
+        y, pullback = jax.vjp(function, x, kernel)
+        return y, *pullback(jnp.cos(y))
+
+    ours = jax.jit(both, static_argnums=0)(lambda x, kernel: convolve(x, kernel, stride, padding))
+    for one, other in zip(ours, jax.jit(both, static_argnums=0)(direct)):
+        # Sums of up to 600 products in another order: a few float32 roundings of values up to about 50.
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel,stride", [((3, 3, 3), (1, 1, 1)), ((4, 3, 3), (2, 2, 2))])
+def test_convolution_in_chunks_is_the_whole(kernel, stride):
+    layer = CausalConv3D(5, kernel, stride)
+    x = normal((2, 7, 6, 6, 3))
+    params = layer.init(jax.random.key(1), x)
+    apply = jax.jit(layer.apply)
+    whole, _ = apply(params, x)
+    assert whole.shape[1] == 1 + 6 // stride[0]
+    for later in ((2, 2, 2), (6,), (4, 2)):
+        outs = in_chunks(lambda x, history: apply(params, x, history), x, (1, *later))
+        # The map of lengths: 1 + s*n frames give 1 + n, later chunks of s*n frames give n.
+        assert [y.shape[1] for y in outs] == [1, *(n // stride[0] for n in later)]
+        np.testing.assert_allclose(np.concatenate(outs, 1), whole, atol=1e-6)
+
+
+def test_convolution_looks_back_only():
+    layer = CausalConv3D(2, (3, 1, 1))
+    x = normal((1, 5, 2, 2, 2))
+    params = layer.init(jax.random.key(1), x)
+    jacobian = jax.jit(jax.jacobian(lambda x: layer.apply(params, x)[0].sum((0, 2, 3, 4))))(x)
+    touched = np.abs(jacobian).sum((1, 3, 4, 5)) > 0  # (frame out, frame in)
+    seen = [[0 <= j - i <= 2 for i in range(5)] for j in range(5)]
+    assert np.array_equal(touched, seen)
+
+
+def test_a_time_kernel_of_one_carries_no_history():
+    layer = CausalConv3D(4, (1, 3, 3))
+    x = normal((1, 2, 4, 4, 3))
+    (y, history), _ = layer.init_with_output(jax.random.key(0), x)
+    assert history is None
+    assert y.shape == (1, 2, 4, 4, 4)
+
+
+def test_average_pool_is_the_mean_of_the_last_three_frames():
+    x = normal((2, 7, 2, 2, 3))
+    y, _ = causal_average_pool(x)
+    padded = np.concatenate([x[:, :1], x[:, :1], x], axis=1)
+    expected = np.stack([padded[:, 2 * j : 2 * j + 3].mean(1) for j in range(4)], axis=1)
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("later", [(2, 2, 2), (6,), (2, 4)])
+def test_average_pool_in_chunks_is_the_whole(later):
+    x = normal((2, 7, 2, 2, 3))
+    pool = jax.jit(causal_average_pool)
+    np.testing.assert_allclose(np.concatenate(in_chunks(pool, x, (1, *later)), 1), pool(x)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("patch", [(1, 2, 2), (2, 1, 1), (4, 2, 3)])
+def test_space_to_depth_and_back_is_the_identity(patch):
+    x = normal((2, 1 + 2 * patch[0], 4, 6, 3))
+    y, _ = causal_space_to_depth(x, patch)
+    assert y.shape == (2, 3, 4 // patch[1], 6 // patch[2], 3 * np.prod(patch))
+    assert np.array_equal(causal_depth_to_space(y, patch, started=False), x)
+
+
+def test_space_to_depth_in_chunks_is_the_whole_there_and_back():
+    x, patch = normal((2, 13, 4, 4, 3)), (4, 2, 2)
+    outs = in_chunks(lambda x, history: causal_space_to_depth(x, patch, history), x, (5, 4, 4))
+    assert np.array_equal(np.concatenate(outs, 1), causal_space_to_depth(x, patch)[0])
+    back = [causal_depth_to_space(y, patch, started=i > 0) for i, y in enumerate(outs)]
+    assert np.array_equal(np.concatenate(back, 1), x)
+
+
+def test_repetition_doubles_every_frame_but_the_first_of_a_clip():
+    x = jnp.arange(3.0).reshape(1, 3, 1, 1, 1)
+    assert causal_repeat(x, started=False).ravel().tolist() == [0, 1, 1, 2, 2]
+    assert causal_repeat(x, started=True).ravel().tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_nearest_upsampling_doubles_the_sides():
+    x = jnp.arange(4.0).reshape(1, 1, 2, 2, 1)
+    expected = [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    assert nearest_upsample(x)[0, 0, :, :, 0].tolist() == expected
