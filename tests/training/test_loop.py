@@ -128,7 +128,6 @@ def test_a_resumed_run_is_the_run_that_never_stopped(straight, resumed):
     assert contents(resumed / "checkpoints") == before
 
 
-@pytest.mark.xfail(strict=True, reason="the loop drops the row of the step it resumes from")
 def test_the_metrics_of_a_resumed_run_are_those_of_the_run_that_never_stopped(straight, resumed):
     assert rows(resumed) == rows(straight)
 
@@ -162,7 +161,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_overwriting_starts_anew(str
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.xfail(reason="the loop does not wait for the save under way when it stops")
 def test_a_stopped_run_leaves_its_last_checkpoint_whole(tmp_path):
     with pytest.raises(NonFiniteLoss, match="step 1: "):
         run(vidvae(optimizer={"learning_rate": 1e30, "warmup_steps": 0}, loop={"checkpoint_every": 1}), tmp_path)

@@ -129,23 +129,46 @@ def _train(config: RunConfig, folder: RunFolder, mesh, objective, pipeline: Pipe
         donate_argnums=0,
         out_shardings=(shardings, replicated(mesh)),
     )
-    run = {**describe_machine(), "parameters": parameters}
-    if (folder.path / "run.json").exists():
-        run = {**folder.read_json("run.json"), **run}
-    spent_before = run.get("wall_s", 0.0) if first_step else 0.0
-    if first_step >= loop.steps:
-        return _summary(config, folder, first_step, {}, parameters, started)
+    last: dict[str, float] = {}
+    if first_step < loop.steps:
+        state, last = _take_steps(config, folder, pipeline, checkpoints, to_device, update, state, parameters)
+    if config.objective == "vidvae" and (last or not (folder.path / "latent_statistics.json").exists()):
+        folder.write_json("latent_statistics.json", latent_statistics(objective, state, pipeline))
+    return {
+        "objective": config.objective,
+        "workdir": str(folder.path),
+        "step": int(state.step),
+        "parameters": parameters,
+        "wall_s": round(time.monotonic() - started, 1),
+        **{name: round(value, 5) for name, value in last.items()},
+    }
 
+
+def _take_steps(
+    config: RunConfig,
+    folder: RunFolder,
+    pipeline: Pipeline,
+    checkpoints,
+    to_device,
+    update,
+    state: TrainState,
+    parameters,
+) -> tuple[TrainState, dict[str, float]]:
+    """From the state's step to the last: (state, the last metrics)."""
+    started, loop, first_step = time.monotonic(), config.loop, int(state.step)
+    run = {**describe_machine(), "parameters": parameters}
+    spent_before = folder.read_json("run.json").get("wall_s", 0.0) if first_step else 0.0
     show = ("loss", *(("psnr_db",) if config.objective == "vidvae" else ()))
     with contextlib.ExitStack() as stack:
         writers = stack.enter_context(
             MetricWriters(
                 ConsoleWriter(loop.steps, config.objective, first_step, show),
-                JsonlWriter(folder.metrics, first_step),
-                TensorBoardWriter(folder.path / "tensorboard", first_step),
+                JsonlWriter(folder.metrics, first_step + 1),  # rows carry the number of updates made
+                TensorBoardWriter(folder.path / "tensorboard", first_step + 1),
             )
         )
         batches = stack.enter_context(contextlib.closing(pipeline.iterate(first_step)))
+        stack.callback(checkpoints.wait)  # whatever ends the run, a save under way is finished
         compiled: set = set()
         compile_s, pending, last = 0.0, None, {}
         mark_s, mark_step = time.monotonic(), first_step
@@ -174,10 +197,10 @@ def _train(config: RunConfig, folder: RunFolder, mesh, objective, pipeline: Pipe
                 writers.progress(step + 1, last)
 
         def save(step, state):
+            # First, so that a checkpoint is never without it.
+            wall_s = spent_before + time.monotonic() - started
+            folder.write_json("run.json", {**run, "wall_s": wall_s, "compile_s": compile_s})
             checkpoints.save(step, state, pipeline.state(step))
-            folder.write_json(
-                "run.json", {**run, "wall_s": spent_before + time.monotonic() - started, "compile_s": compile_s}
-            )
 
         interrupted = stack.enter_context(_signals())
         for step, batch in batches:
@@ -200,14 +223,11 @@ def _train(config: RunConfig, folder: RunFolder, mesh, objective, pipeline: Pipe
                 pending = None
                 save(done, state)
                 if interrupted:
-                    checkpoints.wait()
                     raise KeyboardInterrupt
         settle()
         save(loop.steps, state)
         checkpoints.wait()
-    if config.objective == "vidvae":
-        folder.write_json("latent_statistics.json", latent_statistics(objective, state, pipeline))
-    return _summary(config, folder, loop.steps, last, parameters, started)
+    return state, last
 
 
 @contextlib.contextmanager
@@ -248,14 +268,3 @@ def latent_statistics(
         total, squares = total + latents.sum(0), squares + np.square(latents).sum(0)
     mean = total / count
     return {"mean": mean.tolist(), "std": np.sqrt(squares / count - mean**2).tolist(), "values": count}
-
-
-def _summary(config, folder: RunFolder, step: int, metrics: dict, parameters: int, started: float) -> dict[str, Any]:
-    return {
-        "objective": config.objective,
-        "workdir": str(folder.path),
-        "step": step,
-        "parameters": parameters,
-        "wall_s": round(time.monotonic() - started, 1),
-        **{name: round(value, 5) for name, value in metrics.items()},
-    }
