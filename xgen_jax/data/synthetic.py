@@ -18,7 +18,7 @@ import numpy as np
 from xgen_jax.errors import UserError
 
 # Raise this whenever any clip's pixels or caption change: it is part of every fingerprint.
-VERSION = 1
+VERSION = 2
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "shape": ("circle", "square", "triangle"),
@@ -40,19 +40,21 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (16, 16, 16),
-    "gray": (110, 110, 110),
+    "gray": (136, 136, 136),
     "white": (238, 238, 238),
 }
 
 # Side of the bounding box as a fraction of the frame's short side. All shapes of a size share the box, so that they
 # differ by how much of it they fill.
-EXTENTS: dict[str, float] = {"small": 0.30, "large": 0.52}
+EXTENTS: dict[str, float] = {"small": 0.36, "large": 0.58}
 FILL: dict[str, float] = {"circle": np.pi / 4, "square": 1.0, "triangle": 0.5}
 
 # (x, y) unit steps; y grows downward as rows do.
 STEPS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
-_TRAVEL_RANGE = (0.25, 0.40)
+# The way across, as a share of the room a shape has. Long ways let the direction be seen, and heard of in time: where a
+# shape starts then follows from where it goes, so a model has reason to listen to the word before it can see the shape.
+_TRAVEL_RANGE = (0.55, 0.80)
 _MARGIN = 0.02  # room kept to the frame's edge, so that the soft outline stays inside as well
 
 # Brackets hold what is left out when its attribute is not given.
@@ -122,9 +124,9 @@ def sample_scene(rng: np.random.Generator, attributes: Mapping[str, str] | None 
     drawn |= attributes or {}
     u_x, u_y, u_travel = (float(u) for u in uniforms[-3:])
     low, high = _TRAVEL_RANGE
-    travel = low + (high - low) * u_travel
     # A shape that fits a square frame fits any other: its extent is measured on the short side.
     edge = EXTENTS[drawn["size"]] / 2 + _MARGIN
+    travel = (low + (high - low) * u_travel) * (1 - 2 * edge)
 
     def start(u: float, step: int) -> float:
         first, last = edge + travel * (step < 0), 1 - edge - travel * (step > 0)
