@@ -3,7 +3,11 @@
 python launch/train.py --config=configs/quickstart/vdit.py --workdir=runs/quickstart/vdit
 """
 
+import dataclasses
+
 from ml_collections import config_dict
+
+from xgen_jax.models.vdit import PRESETS
 
 
 def get_config():
@@ -12,16 +16,7 @@ def get_config():
         {
             "objective": "vdit",
             "embedder": "runs/quickstart/vidvae",
-            "model": {
-                "width": 96,
-                "depth": 4,
-                "heads": 4,
-                "patch": 2,
-                "text_width": 96,
-                "text_norm": True,
-                "time_sinusoid": True,
-                "remat": "none",
-            },
+            "model": dataclasses.asdict(PRESETS["tiny"]),
             "text": {"width": 96, "depth": 1, "heads": 4, "max_bytes": 64},
             # What a plain background or a direction is must be settled while all else is still noise: without the shift
             # such times are hardly trained on, and neither is learnt.

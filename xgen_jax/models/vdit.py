@@ -69,7 +69,9 @@ PRESETS = {
     # The paper's 731M (counted in units of 1024^2) network.
     "XL/2": VDiTConfig(),
     # Minutes on a laptop's CPU.
-    "tiny": VDiTConfig(width=96, depth=4, heads=4, patch=2, text_width=96, remat="none"),
+    "tiny": VDiTConfig(
+        width=96, depth=4, heads=4, patch=2, text_width=96, text_norm=True, time_sinusoid=True, remat="none"
+    ),
 }
 
 NORMAL = nn.initializers.normal(0.02)
