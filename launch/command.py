@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -40,6 +41,8 @@ def run(main: Callable[[], dict[str, Any]], help_text: str) -> None:
         shown = flags.FLAGS.module_help(sys.modules["__main__"])
         print(f"{help_text.strip()}\n\nflags:\n{shown}\n\n--helpfull lists the flags of the libraries as well.")
         sys.exit(0)
+
+    logging.getLogger("jax").setLevel(logging.WARNING)  # else it tells of every kind of device that is not there
 
     def call(argv):
         from xgen_jax.errors import UserError

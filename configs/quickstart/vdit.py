@@ -33,7 +33,7 @@ def get_config():
                 "schedule": "linear",
                 "warmup_steps": 100,
             },
-            "loop": {"steps": 4000, "ema_decay": 0.999, "compute_dtype": "float32", "checkpoint_every": 1000},
+            "loop": {"steps": 4800, "ema_decay": 0.999, "compute_dtype": "float32", "checkpoint_every": 1000},
             "mesh": {"fsdp": 1},
             "sample_steps": 12,
             "guidance_scale": 3.0,
