@@ -69,6 +69,8 @@ def run(main: Callable[[], dict[str, Any]], help_text: str) -> None:
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             # ml_collections names the nearest key itself; a config file that does not load is a user's mistake too.
             text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+            if isinstance(error, (KeyError, AttributeError)):
+                text = f"the configuration has no such key: {text}"
             print(f"error: {text}\n{pathlib.Path(argv[0]).name} --help lists the flags", file=sys.stderr)
             sys.exit(2)
 
