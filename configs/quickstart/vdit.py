@@ -2,8 +2,8 @@
 
 command   python launch/train.py --config=configs/quickstart/vdit.py --workdir=runs/quickstart/vdit
 hardware  2 CPU cores, under 2 GB
-time      @@VDIT_S@@ s
-expect    @@ALL@@ of held-out prompts with all five attributes right
+time      485 s
+expect    94% (60 of 64) of held-out prompts with all five attributes right
 
 Your own videos: add --config.data.source=video_folder --config.data.path=FOLDER, with captions.jsonl in the folder.
 """

@@ -2,8 +2,8 @@
 
 command   python launch/train.py --config=configs/quickstart/vidvae.py --workdir=runs/quickstart/vidvae
 hardware  2 CPU cores, under 2 GB
-time      @@VAE_S@@ s
-expect    @@PSNR@@ dB on held-out clips
+time      106 s
+expect    30.5 dB on held-out clips
 
 Your own videos: add --config.data.source=video_folder --config.data.path=FOLDER --config.data.require_captions=False.
 """

@@ -1,4 +1,4 @@
-"""Training on real mp4 files: odd sizes, lengths and rates, a broken file among them, with and without captions.
+"""Training on real mp4 files: odd sizes, lengths and rates, a broken file among them, with and without captions."""
 
 import json
 
