@@ -38,5 +38,7 @@ def test_padding_does_not_change_the_tokens_of_a_prompt():
     params = jax.jit(encoder.init)(jax.random.key(0), ids, mask)
     apply = jax.jit(encoder.apply)
     other = np.where(mask, ids, 77)
-    np.testing.assert_allclose(apply(params, other, mask)[mask], apply(params, ids, mask)[mask], atol=1e-6)
-    assert np.abs(apply(params, ids, mask) - apply(params, ids[:, [0, 2, 1, 3, 4, 5, 6]], mask))[:, 0].max() > 1e-3
+    (tokens, kept), (others, kept_too) = apply(params, ids, mask), apply(params, other, mask)
+    assert kept.tolist() == kept_too.tolist() == [[True, False]]  # four places a token: the begin and "abc", then none
+    np.testing.assert_allclose(others[kept], tokens[kept], atol=1e-6)
+    assert np.abs(tokens - apply(params, ids[:, [0, 2, 1, 3, 4, 5, 6]], mask)[0])[:, 0].max() > 1e-3
