@@ -178,8 +178,10 @@ def test_muon_takes_every_kernel_and_nothing_else(state):
             continue
         seen += 1
         stacked = "/blocks/" in name
-        assert len(shapes[name]) == 2 + stacked
-        assert (label.reduction_axis, label.output_axis) == (((1,), 2) if stacked else ((0,), 1)), name
+        convolution = "/letters/" in name or "/parts/" in name
+        assert len(shapes[name]) == 2 + stacked + convolution, name
+        wanted = ((1,), 2) if stacked else ((0, 1), 2) if convolution else ((0,), 1)
+        assert (label.reduction_axis, label.output_axis) == wanted, name
     assert seen == sum(name.endswith("/kernel") for name in shapes) > 15
 
 

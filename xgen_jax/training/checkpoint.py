@@ -20,7 +20,8 @@ with warnings.catch_warnings():
 from xgen_jax.errors import UserError
 from xgen_jax.typing import Params
 
-logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every step of every save
+# Orbax logs every step of every save, and a failure with its traceback beside the exception that tells of it.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
