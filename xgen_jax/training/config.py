@@ -67,7 +67,7 @@ class VidVAERun:
 class VDiTRun:
     """A run that trains a text-to-video transformer on the latents of the embedder in the run folder `embedder`.
 
-    `guidance_scale` and `steps_to_sample` are what samples are drawn with when the caller does not say.
+    `sampler`, `sample_steps`, `guidance_scale` and `sample_fps` are the defaults of drawing samples.
     """
 
     objective: str = "vdit"
