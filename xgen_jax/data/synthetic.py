@@ -52,8 +52,8 @@ FILL: dict[str, float] = {"circle": np.pi / 4, "square": 1.0, "triangle": 0.5}
 # (x, y) unit steps; y grows downward as rows do.
 STEPS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
-# The way across, as a share of the room a shape has. Long ways let the direction be seen, and heard of in time: where a
-# shape starts then follows from where it goes, so a model has reason to listen to the word before it can see the shape.
+# The way across, as a share of the room a shape has. Ways are long so that where a shape starts tells where it goes;
+# whether a model learns directions the sooner for it has not been measured.
 _TRAVEL_RANGE = (0.55, 0.80)
 _MARGIN = 0.02  # room kept to the frame's edge, so that the soft outline stays inside as well
 

@@ -97,7 +97,6 @@ FREE_KEYS = {
     "data.num_threads",
     "data.prefetch",
     "data.path",  # the source's fingerprint guards what is in it
-    "embedder",  # likewise
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
