@@ -33,9 +33,9 @@ class GroupNorm(nn.Module):
         x = x_BTHWC.astype(jnp.float32)
         x = x.reshape(*x.shape[:-1], self.groups, channels // self.groups)
         dims = (1, 2, 3, 5) if self.over_time else (2, 3, 5)
-        mean = x.mean(dims, keepdims=True)
-        variance = (x * x).mean(dims, keepdims=True) - mean * mean
-        x = (x - mean) * lax.rsqrt(jnp.maximum(variance, 0.0) + self.epsilon)
+        # Centred first: in a nearly constant frame the difference of mean square and squared mean has few digits left.
+        x = x - x.mean(dims, keepdims=True)
+        x = x * lax.rsqrt((x * x).mean(dims, keepdims=True) + self.epsilon)
         shape = (1,) * (x_BTHWC.ndim - 1) + (channels,)
         return (x.reshape(x_BTHWC.shape) * scale.reshape(shape) + bias.reshape(shape)).astype(self.dtype)
 
