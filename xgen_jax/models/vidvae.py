@@ -146,6 +146,23 @@ class VidVAEConfig:
             return "attention_layout='released' mixes all frames of a clip; 'per_frame' would not"
         return ""
 
+    @property
+    def halo(self) -> int | None:
+        """Latent rows (columns) above and below that a latent or a pixel depends on, at most; None for all of them.
+
+        Only where each pixel is normalised by itself and nothing attends may a frame be cut and stay what it is.
+        """
+        if self.norm != "rms" or self.mid_attention:
+            return None
+        block, ends = sum(kernel[1] // 2 for kernel in self.kernels), self.pixel_kernel[1] // 2
+        encoder, decoder = 1 + 2 * block, ends  # from the latents down, and from the pixels up
+        for reduced in reversed(self.space_reduction):
+            encoder = (2 * encoder + 2 if reduced else encoder) + self.blocks * block
+        for reduced in self.space_reduction:
+            decoder += (self.blocks + 1) * block
+            decoder = -(-(decoder + 1) // 2) if reduced else decoder
+        return max(-(-(encoder + ends) * self.stem[1] // self.space_factor), decoder + 2 * block + 1)
+
     def latent_shape(self, video_shape: Shape) -> Shape:
         """(T, H, W) or (B, T, H, W, 3) of a clip -> (t, h, w) or (B, t, h, w, c) of its latents.
 
