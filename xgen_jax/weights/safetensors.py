@@ -185,7 +185,7 @@ def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is cut short or damaged: fetch it again ({error})") from error
+        raise UserError(f"{path} is not a whole safetensors file ({error}); fetch it again") from error
     except (AttributeError, TypeError) as error:  # what the library raises for a dtype that NumPy has no name for
         raise UserError(f"{path} holds a dtype that is not read ({error}); convert it to float32") from error
 
