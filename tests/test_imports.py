@@ -28,7 +28,12 @@ FORBIDDEN = {
     "inference": {"ml_collections"},
 }
 EVERYWHERE_FORBIDDEN = {"tensorflow", "ml_collections", "torch"}
-ONLY_IN = {"orbax": {"training/checkpoint.py"}, "av": {"data/video.py"}}
+ONLY_IN = {
+    "orbax": {"training/checkpoint.py"},
+    "av": {"data/video.py"},
+    "array_record": {"data/latents.py"},
+    "msgpack": {"data/latents.py"},
+}
 
 
 def modules(path):

@@ -88,8 +88,8 @@ def reconstruction_suite(
 
     def clips() -> Iterator[tuple[str, Video]]:
         for index in range(count):
-            video, caption = source.read(index, np.random.default_rng((seed, index)), frames, height, width)
-            yield caption or f"clip {index}", video
+            clip = source.read(index, np.random.default_rng((seed, index)), frames, height, width)
+            yield clip["caption"] or f"clip {index}", clip["video"]
 
     def visit(row: dict[str, Any], original: Video, reconstruction: Video) -> None:
         number = visit.count

@@ -9,6 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.typing import Array, Params, Shape
 
@@ -32,6 +33,10 @@ class VidVAEEmbedder:
     def latent_shape(self, video_shape: Shape) -> Shape:
         """See `VidVAEConfig.latent_shape`."""
         return self.model.config.latent_shape(video_shape)
+
+    def fingerprint(self, params: Params) -> str:
+        """16 hex digits of configuration, parameters and latent statistics; the dtype computed in is left out."""
+        return fingerprint(self.model.config, params)
 
     def encode(self, params: Params, video_BTHWC: Array) -> Array:
         """Video in [-1, 1] -> normalised latents (B, t, h, w, c): the posterior's mean."""
