@@ -211,6 +211,13 @@ def test_a_refused_resume_leaves_the_folder_untouched(copied):
     assert contents(copied / "vidvae") == untouched
 
 
+def test_a_bucket_that_was_not_encoded_is_refused_before_anything_is_made(tiny_runs, latents, tmp_path):
+    buckets = [*TINY_DATA["buckets"], {"frames": 9, "height": 16, "width": 16, "batch_size": 2}]
+    with pytest.raises(UserError, match="no latents of 9x16x16 .*; it has 5x16x16, 1x16x16"):
+        train(vdit(tiny_runs, source="latents", path=str(latents), buckets=buckets), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_latents_are_not_for_training_an_autoencoder(latents, tmp_path):
     config = {**TINY_VIDVAE, "data": {**TINY_DATA, "source": "latents", "path": str(latents)}}
     with pytest.raises(UserError, match="a vidvae run needs videos"):

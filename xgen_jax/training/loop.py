@@ -72,7 +72,7 @@ def make_objective(config: RunConfig):
 
 
 def check_latents(config: RunConfig, source: Source, objective) -> None:
-    """Raises UserError if the data are latents, and not those of the run's embedder."""
+    """Raises UserError if the data are latents, and not those of the run's embedder or lacking one of its buckets."""
     if not isinstance(source, LatentSource):
         return
     if config.objective != "vdit":
@@ -84,6 +84,8 @@ def check_latents(config: RunConfig, source: Source, objective) -> None:
             f"is {here}: encode again with launch/encode.py --embedder={config.embedder}, or name the embedder that "
             "made the latents"
         )
+    for bucket in config.data.buckets:
+        source.read(0, None, bucket.frames, bucket.height, bucket.width)
 
 
 def check_resume(folder: RunFolder, pipeline: Pipeline, objective) -> None:
