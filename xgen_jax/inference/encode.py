@@ -144,7 +144,7 @@ def parse_buckets(buckets: str | None) -> list[Shape]:
     shapes = []
     for part in buckets.split(",") if buckets else []:
         sizes = part.strip().lower().split("x")
-        if len(sizes) != 3 or not all(size.isdigit() and int(size) for size in sizes):
+        if len(sizes) != 3 or not all(size.isascii() and size.isdigit() and int(size) for size in sizes):
             raise UserError(f"buckets: {part.strip()!r} must be FRAMESxHEIGHTxWIDTH in pixels, e.g. 9x32x32,1x32x32")
         shapes.append((int(sizes[0]), int(sizes[1]), int(sizes[2])))
     return shapes
