@@ -121,9 +121,9 @@ def reconstruction_suite(
 def _clips(source: Source, count: int, seed: int, shape: tuple[int, int, int]) -> Iterator[tuple[str, Video]]:
     """Names and clips. A file is named by its path, so that the worst can be looked at; a drawn clip by its caption."""
     for index in range(count):
-        video, caption = source.read(index, np.random.default_rng((seed, index)), *shape)
+        clip = source.read(index, np.random.default_rng((seed, index)), *shape)
         file = source.files[index] if isinstance(source, VideoFolderSource) else ""
-        yield ": ".join(part for part in (file, caption) if part), video
+        yield ": ".join(part for part in (file, clip["caption"]) if part), clip["video"]
 
 
 class _Progress:

@@ -47,5 +47,5 @@ def _round_trip(embedder: VidVAEEmbedder, params: Params, video):
 
 def load_reconstructor(path) -> Reconstructor:
     """Loads the run folder of an embedder; raises UserError where there is none."""
-    embedder, params = load_embedder(path)
+    embedder, params = load_embedder(path, require_statistics=False)
     return Reconstructor(embedder=embedder, params=params)

@@ -18,7 +18,7 @@ from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.text import ByteTextEncoder, tokenize_bytes
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.training.config import VDiTRun
-from xgen_jax.training.run_folder import RunFolder, load_embedder
+from xgen_jax.training.run_folder import RunFolder, check_frozen, load_embedder
 from xgen_jax.typing import Params, Video
 
 
@@ -139,14 +139,17 @@ def load_text_to_video(path, embedder: str | None = None, step: int | None = Non
       step: a checkpoint's step; the newest by default.
 
     Raises:
-      UserError: not such a folder, no finished checkpoint, or the embedder is missing.
+      UserError: not such a folder, no finished checkpoint, or the embedder is missing or another one.
     """
     folder = RunFolder(path)
     config = folder.config()
     if config.objective != "vdit":
         raise UserError(f"{path} holds a {config.objective} run; a text-to-video model is a vdit run")
-    params = folder.checkpoints().restore_part(("ema",), step)
+    checkpoints = folder.checkpoints()
+    params = checkpoints.restore_part(("ema",), step)
     network, embedder_params = load_embedder(embedder or _embedder_folder(folder, config))
+    now = {"embedder": network.fingerprint(embedder_params)}
+    check_frozen(now, checkpoints.restore_data(step), f"the model in {path}")
     return TextToVideo(
         config=config,
         model=VDiT(config.model),

@@ -18,8 +18,9 @@ import jax
 import numpy as np
 from flax import linen as nn
 
+from xgen_jax.data.latents import LatentSource
 from xgen_jax.data.pipeline import Pipeline
-from xgen_jax.data.sources import make_source
+from xgen_jax.data.sources import Source, make_source
 from xgen_jax.errors import UserError
 from xgen_jax.models.text import ByteTextEncoder
 from xgen_jax.models.vdit import VDiT
@@ -27,11 +28,12 @@ from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.parallel.sharding import LOGICAL_AXES, batch_sharding, replicated, tree_shardings
 from xgen_jax.training.config import RunConfig
+from xgen_jax.training.latent_statistics import latent_statistics
 from xgen_jax.training.metrics import ConsoleWriter, JsonlWriter, MetricWriters, TensorBoardWriter
 from xgen_jax.training.objectives.vdit import VDiTObjective
 from xgen_jax.training.objectives.vidvae import VidVAEObjective
 from xgen_jax.training.optimizer import make_optimizer
-from xgen_jax.training.run_folder import RunFolder, describe_machine, load_embedder
+from xgen_jax.training.run_folder import LATENT_STATISTICS, RunFolder, check_frozen, describe_machine, load_embedder
 from xgen_jax.training.state import TrainState, init_state, make_update
 
 
@@ -52,17 +54,47 @@ def make_objective(config: RunConfig):
             config.model.latent_shape(bucket)
         return VidVAEObjective(model=VidVAE(config.model, dtype), loss_config=config.loss)
     embedder, embedder_params = load_embedder(config.embedder, dtype)
+    embedder_fingerprint = embedder.fingerprint(embedder_params)
     for bucket in buckets:
         config.model.check_latents(embedder.latent_shape(bucket))
     if config.model.text_width != config.text.width:
         raise UserError(f"model.text_width {config.model.text_width} is not text.width {config.text.width}")
+    if config.data.source == "latents":
+        embedder = embedder_params = None  # its fingerprint is all that is needed of it
     return VDiTObjective(
         model=VDiT(config.model, dtype),
         text=ByteTextEncoder(config.text, dtype),
         embedder=embedder,
         embedder_params=embedder_params,
         loss_config=config.loss,
+        embedder_fingerprint=embedder_fingerprint,
     )
+
+
+def check_latents(config: RunConfig, source: Source, objective) -> None:
+    """Raises UserError if the data are latents, and not those of the run's embedder or lacking one of its buckets."""
+    if not isinstance(source, LatentSource):
+        return
+    if config.objective != "vdit":
+        raise UserError(f"a {config.objective} run needs videos; {source.path} holds latents")
+    here = objective.frozen()["embedder"]
+    if source.embedder != here:
+        raise UserError(
+            f"{source.path} holds latents of the embedder {source.embedder}, and the run's embedder {config.embedder} "
+            f"is {here}: encode again with launch/encode.py --embedder={config.embedder}, or name the embedder that "
+            "made the latents"
+        )
+    for bucket in config.data.buckets:
+        source.read(0, None, bucket.frames, bucket.height, bucket.width)
+
+
+def check_resume(folder: RunFolder, pipeline: Pipeline, objective) -> None:
+    """Raises UserError if the run in the folder was trained on other data or with other frozen networks."""
+    checkpoints = folder.checkpoints()
+    if checkpoints.steps():
+        saved = checkpoints.restore_data()
+        pipeline.check_state(saved)
+        check_frozen(objective.frozen(), saved, f"the run in {folder.path}")
 
 
 def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = False) -> dict[str, Any]:
@@ -84,9 +116,13 @@ def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = Fals
     mesh = make_mesh(config.mesh)
     objective = make_objective(config)
     source = make_source(config.data)
+    check_latents(config, source, objective)
     pipeline = Pipeline(source, config.data, process_index=jax.process_index(), process_count=jax.process_count())
     if getattr(source, "problems", None):
         print(source.report(), file=sys.stderr)
+    folder.check(config, overwrite)
+    if not overwrite:
+        check_resume(folder, pipeline, objective)
     folder.claim(config, overwrite)
     with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):
         return _train(config, folder, mesh, objective, pipeline)
@@ -117,8 +153,7 @@ def _train(config: RunConfig, folder: RunFolder, mesh, objective, pipeline: Pipe
     )
     checkpoints = folder.checkpoints(loop.keep_checkpoints)
     if checkpoints.steps():
-        state, data = checkpoints.restore(abstract)
-        pipeline.check_state(data)
+        state, _ = checkpoints.restore(abstract)
     else:
         state = jax.jit(init, out_shardings=shardings)(key, arrays)
     first_step = int(state.step)
@@ -131,9 +166,11 @@ def _train(config: RunConfig, folder: RunFolder, mesh, objective, pipeline: Pipe
     )
     last: dict[str, float] = {}
     if first_step < loop.steps:
-        state, last = _take_steps(config, folder, pipeline, checkpoints, to_device, update, state, parameters)
-    if config.objective == "vidvae" and (last or not (folder.path / "latent_statistics.json").exists()):
-        folder.write_json("latent_statistics.json", latent_statistics(objective, state, pipeline))
+        frozen = objective.frozen()
+        state, last = _take_steps(config, folder, pipeline, checkpoints, to_device, update, state, parameters, frozen)
+    if config.objective == "vidvae" and (last or not (folder.path / LATENT_STATISTICS).exists()):
+        videos = (pipeline.batch(step)["video"] for step in range(32))
+        folder.write_json(LATENT_STATISTICS, latent_statistics(objective.model, state.ema, videos))
     return {
         "objective": config.objective,
         "workdir": str(folder.path),
@@ -153,6 +190,7 @@ def _take_steps(
     update,
     state: TrainState,
     parameters,
+    frozen: dict[str, str],
 ) -> tuple[TrainState, dict[str, float]]:
     """From the state's step to the last: (state, the last metrics)."""
     started, loop, first_step = time.monotonic(), config.loop, int(state.step)
@@ -200,7 +238,7 @@ def _take_steps(
             # First, so that a checkpoint is never without it.
             wall_s = spent_before + time.monotonic() - started
             folder.write_json("run.json", {**run, "wall_s": wall_s, "compile_s": compile_s})
-            checkpoints.save(step, state, pipeline.state(step))
+            checkpoints.save(step, state, {**pipeline.state(step), "frozen": frozen})
 
         interrupted = stack.enter_context(_signals())
         for step, batch in batches:
@@ -251,20 +289,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def latent_statistics(
-    objective: VidVAEObjective, state: TrainState, pipeline: Pipeline, batches: int = 32
-) -> dict[str, Any]:
-    """Mean and standard deviation of each latent channel over the run's first batches, by the averaged parameters."""
-    encode = jax.jit(
-        lambda params, video: objective.model.apply(params, video.astype(np.float32) / 127.5 - 1.0, method="encode")[0]
-    )
-    count, total, squares = 0, 0.0, 0.0
-    for step in range(batches):
-        latents = np.asarray(encode(state.ema, pipeline.batch(step)["video"]), np.float64)
-        latents = latents.reshape(-1, latents.shape[-1])
-        count += len(latents)
-        total, squares = total + latents.sum(0), squares + np.square(latents).sum(0)
-    mean = total / count
-    return {"mean": mean.tolist(), "std": np.sqrt(squares / count - mean**2).tolist(), "values": count}

@@ -1,5 +1,6 @@
 """What a run minimises. An objective is
 
+    frozen() -> {name: fingerprint}           of the networks it does not train; a run goes on with these very ones
     arrays(batch) -> dict of arrays           on the host: what the device needs of a batch, captions tokenised
     prepare(arrays) -> dict of arrays         on the device, before the step: what frozen networks compute
     init(key, arrays) -> params

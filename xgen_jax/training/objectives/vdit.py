@@ -36,13 +36,19 @@ class VDiTLossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VDiTObjective:
-    """Trains {"vdit": ..., "text": ...} against a frozen embedder."""
+    """Trains {"vdit": ..., "text": ...} against a frozen embedder.
+
+    Attributes:
+      embedder, embedder_params: None where batches hold latents already: nothing is encoded then.
+      embedder_fingerprint: of the embedder that makes, or made, the latents.
+    """
 
     model: VDiT
     text: ByteTextEncoder
-    embedder: VidVAEEmbedder
-    embedder_params: Params
+    embedder: VidVAEEmbedder | None
+    embedder_params: Params | None
     loss_config: VDiTLossConfig
+    embedder_fingerprint: str = ""
     process: RectifiedFlow = RectifiedFlow()
 
     def __post_init__(self):
@@ -50,13 +56,20 @@ class VDiTObjective:
         encode = jax.jit(lambda params, video: self.embedder.encode(params, to_unit_range(video)))
         object.__setattr__(self, "_encode", encode)
 
+    def frozen(self) -> dict[str, str]:
+        """The embedder."""
+        return {"embedder": self.embedder_fingerprint}
+
     def arrays(self, batch):
-        """Host batch -> video uint8 (B, T, H, W, 3), text ids and mask (B, L)."""
+        """Host batch -> video uint8 (B, T, H, W, 3) or latents (B, t, h, w, c), text ids and mask (B, L)."""
         ids, mask = tokenize_bytes(list(batch["caption"]), self.text.config.max_bytes)
-        return {"video": batch["video"], "ids": ids, "mask": mask}
+        clips = "video" if self.embedder else "latents"
+        return {clips: batch[clips], "ids": ids, "mask": mask}
 
     def prepare(self, arrays):
-        """Replaces the video by its latents (B, t, h, w, c)."""
+        """Replaces a video by its latents (B, t, h, w, c)."""
+        if not self.embedder:
+            return arrays
         latents = self._encode(self.embedder_params, arrays["video"])
         return {"latents": latents, "ids": arrays["ids"], "mask": arrays["mask"]}
 

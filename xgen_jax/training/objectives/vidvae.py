@@ -30,6 +30,10 @@ class VidVAEObjective:
     model: VidVAE
     loss_config: VidVAELossConfig
 
+    def frozen(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
     def arrays(self, batch):
         """Host batch -> {"video": uint8 (B, T, H, W, 3)}."""
         return {"video": batch["video"]}
