@@ -119,6 +119,6 @@ def load_embedder(path: str | os.PathLike, dtype=np.float32) -> tuple[VidVAEEmbe
     if config.objective != "vidvae":
         raise UserError(f"{path} holds a {config.objective} run; an embedder is a vidvae run")
     statistics = folder.read_json("latent_statistics.json")
-    params = folder.checkpoints().restore_part(("ema",))
+    params = folder.checkpoints().restore_part(("ema", "vidvae"))
     embedder = VidVAEEmbedder(model=VidVAE(config.model, dtype))
     return embedder, embedder.bundle(params, np.array(statistics["mean"]), np.array(statistics["std"]))
