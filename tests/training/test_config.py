@@ -153,7 +153,9 @@ def test_the_papers_configuration_is_the_papers():
     ]
     assert (config.model.time_factor, config.model.space_factor, config.model.latent_channels) == (4, 8, 4)
     assert dataclasses.replace(config.model, remat="none") == PRESETS["paper"]
-    with pytest.raises(UserError, match=r"loss\.lpips=1\.0 needs loss\.lpips_weights=FILE.*; loss\.lpips=0 does without"):
+    with pytest.raises(
+        UserError, match=r"loss\.lpips=1\.0 needs loss\.lpips_weights=FILE.*; loss\.lpips=0 does without"
+    ):
         make_objective(config)
 
 

@@ -14,7 +14,6 @@ from xgen_jax.models.vidvae import VidVAE, VidVAEConfig
 from xgen_jax.parallel import sharding
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.training.objectives.vdit import VDiTLossConfig, VDiTObjective
-from xgen_jax.training.objectives.vidvae import VidVAELossConfig, VidVAEObjective
 from xgen_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule, muon_dimensions
 from xgen_jax.training.state import init_state, make_update, sample_keys
 
@@ -208,5 +207,3 @@ def test_schedules_warm_up_and_end_where_they_should(schedule, end):
     rate = make_schedule(OptimizerConfig(schedule=schedule, warmup_steps=4), 0.5, 12)
     assert [float(rate(step)) for step in range(5)] == [0.0, 0.125, 0.25, 0.375, 0.5]
     assert abs(float(rate(12)) - end) < 1e-6
-
-

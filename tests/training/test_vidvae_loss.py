@@ -1,4 +1,4 @@
-"""The autoencoder's loss: its formula, its gradient in one pass, two groups apart, and a discriminator that is alive."""
+"""The autoencoder's loss: its formula, its gradient in one pass, two groups apart, and a game that is alive."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import linen as nn
 
+from xgen_jax.data.synthetic import SyntheticSource
 from xgen_jax.errors import UserError
 from xgen_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from xgen_jax.models.vidvae import VidVAE, VidVAEConfig
@@ -21,11 +22,13 @@ from xgen_jax.training.objectives.adversarial import (
     r1_penalty,
 )
 from xgen_jax.training.objectives.vidvae import VidVAELossConfig, VidVAEObjective, to_unit_range
-from xgen_jax.training.optimizer import OptimizerConfig
-from xgen_jax.training.state import init_state, make_update, sample_keys
+from xgen_jax.training.optimizer import OptimizerConfig, optimize_apart
+from xgen_jax.training.state import TrainState, init_state, make_update, sample_keys
 
 MODEL = VidVAEConfig(
-    channels=(8,),  # at four the RMS of a pixel's few channels comes so near zero that rounding shows in the fourth place
+    channels=(
+        8,
+    ),  # at four the RMS of a pixel's few channels comes so near zero that rounding shows in the fourth place
     space_reduction=(False,),
     time_reduction=(False,),
     latent_channels=2,
@@ -171,6 +174,22 @@ def test_before_its_step_the_discriminator_does_nothing(adversarial):
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads["discriminator"]))
 
 
+@pytest.mark.parametrize(
+    "make_config,message",
+    [
+        (lambda: VidVAELossConfig(l1=-1.0), r"loss\.l1 must be 0 or more, not -1\.0"),
+        (lambda: AdversarialConfig(start_step=-1), r"loss\.adversarial\.start_step must be 0 or more, not -1"),
+        (
+            lambda: VidVAEObjective(model=VidVAE(MODEL), loss_config=VidVAELossConfig()),
+            r"loss\.lpips=1\.0 needs loss\.lpips_weights=FILE.*; loss\.lpips=0 does without",
+        ),
+    ],
+)
+def test_a_weight_that_cannot_be_is_refused(make_config, message):
+    with pytest.raises(UserError, match=message):
+        make_config()
+
+
 def test_the_ratio_is_clamped_and_may_be_left_out():
     one = jnp.ones((2, 2))
     assert adaptive_ratio(6 * one, 2 * one, 1e4) == pytest.approx(3, rel=1e-4)
@@ -190,3 +209,121 @@ def test_r1_is_the_gradient_of_a_known_function():
     x = jax.random.normal(jax.random.key(0), (3, 2, 4, 4, 3))
     r1 = r1_penalty(lambda x: 3.0 * jnp.square(x).sum((2, 3, 4)), x)
     np.testing.assert_allclose(r1, 36 * jnp.square(x).mean(), rtol=1e-6)
+
+
+def test_the_loss_is_its_formula_and_half_precision_leaves_its_terms_in_full():
+    objective, params, arrays = make(adversarial=AdversarialConfig(), dtype=jnp.bfloat16)
+    keys = sample_keys(SEED, jnp.int32(0), np.arange(4, dtype=np.uint32))
+
+    @jax.jit
+    def both(params):
+        noise = jax.vmap(lambda key: jax.random.normal(key, (2, 4, 4, 2)))(keys)
+        video = to_unit_range(arrays["video"])
+        return objective.loss(params, arrays, keys, jnp.int32(0), objective.frozen), objective.model.apply(
+            params["vidvae"], video, noise
+        )
+
+    (loss, metrics), (y, mean, logvar) = both(params)
+    assert {x.dtype for x in (loss, *metrics.values(), y, mean, logvar)} == {jnp.dtype("float32")}
+    # From what the network gave in half precision on, everything is that of float64.
+    error = np.asarray(y, np.float64) - (arrays["video"] / 127.5 - 1.0)
+    mean, logvar = (np.asarray(x, np.float64) for x in (mean, logvar))
+    expected = {
+        "l1": np.abs(error).mean(),
+        "l2": np.square(error).mean(),
+        "kl": 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).mean(),
+        "psnr_db": (-10 * np.log10(np.square(error / 2).mean((1, 2, 3, 4)))).mean(),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    total = 0.5 * metrics["l1"] + 2.0 * metrics["l2"] + 0.3 * metrics["lpips"] + 0.1 * metrics["kl"]
+    np.testing.assert_allclose(loss, total, rtol=1e-6)
+
+
+def test_the_terms_of_a_half_precision_adversarial_loss_are_in_full(adversarial):
+    _, params, arrays, keys = adversarial
+    objective, *_ = make(dtype=jnp.bfloat16)
+    loss = jax.value_and_grad(objective.loss, has_aux=True)
+    (value, metrics), grads = jax.eval_shape(loss, params, arrays, keys, jnp.int32(3), objective.frozen)
+    assert metrics.keys() >= {"gan", "gan_weight", "disc_loss", "logits_real", "logits_fake", "lpips"}
+    assert {x.dtype for x in jax.tree.leaves((value, metrics, grads))} == {jnp.dtype("float32")}
+
+
+def sgd_update(objective, params, arrays, accumulate):
+    sgd = optimize_apart({name: optax.sgd(1.0) for name in params})
+    state = TrainState(step=jnp.int32(9), params=params, ema=objective.averaged(params), opt_state=sgd.init(params))
+    update = jax.jit(make_update(objective, sgd, SEED, 0.9, accumulate))
+    return update(state, arrays, np.arange(4, dtype=np.uint32), objective.frozen)
+
+
+def test_a_batch_in_parts_gives_the_update_of_the_whole():
+    """With a fixed weight every term is a mean over samples; the noise is each sample's own."""
+    objective, params, arrays = make(adversarial=dataclasses.replace(ADVERSARIAL, start_step=0, adaptive=False))
+    whole, whole_metrics = sgd_update(objective, params, arrays, 1)
+    parts, parts_metrics = sgd_update(objective, params, arrays, 2)
+    for group in ("vidvae", "discriminator"):
+        change = jax.tree.map(jnp.subtract, whole.params[group], params[group])
+        same = jax.tree.map(jnp.subtract, parts.params[group], params[group])
+        assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(change)) > 1e-2
+        assert_close(same, change, 1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts_metrics, whole_metrics)
+
+
+def test_only_the_autoencoder_is_averaged_and_each_group_has_its_optimizer():
+    objective, params, arrays = make()
+    optimizer = objective.optimizer(OptimizerConfig(name="muon", warmup_steps=0), 10)
+    state = jax.eval_shape(lambda key: init_state(objective, optimizer, key, arrays), jax.random.key(0))
+    assert state.params.keys() == state.opt_state.keys() == {"vidvae", "discriminator"}
+    assert state.ema.keys() == {"vidvae"}
+
+
+def test_a_groups_gradient_does_not_scale_the_others_and_the_late_one_waits():
+    objective, params, _ = make()
+    optimizer = objective.optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=0, clip_norm=1.0), 10)
+    state = optimizer.init(params)
+    ones = jax.tree.map(jnp.ones_like, params)
+    huge = {**ones, "discriminator": jax.tree.map(lambda x: 1e6 * x, ones["discriminator"])}
+    update, after = jax.jit(optimizer.update), {}
+    for name, grads in (("ones", ones), ("huge", huge)):
+        updates, after[name] = update(grads, state, params)
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(updates["discriminator"]))
+        after[name + "_updates"] = updates["vidvae"]
+    jax.tree.map(np.testing.assert_array_equal, after["ones_updates"], after["huge_updates"])
+    state = after["ones"]
+    for _ in range(3):  # start_step is 3: the fourth update is its first
+        updates, state = update(ones, state, params)
+    # Adam's first step is the learning rate itself, its bias being corrected from here on.
+    first = jax.tree.leaves(updates["discriminator"])
+    np.testing.assert_allclose(np.concatenate([leaf.ravel() for leaf in first]), -2e-3, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Real clips (of the world of moving shapes) and their blurred reconstructions, by an autoencoder at its start."""
+    source = SyntheticSource(num_clips=8)
+    video = np.stack([source.read(i, np.random.default_rng(i), 5, 16, 16)[0] for i in range(8)])
+    return {"video": video}
+
+
+@pytest.mark.parametrize("moving", ["discriminator", "vidvae"])
+def test_each_side_of_the_game_answers_the_other(clips, moving):
+    """With one side frozen the other's loss falls: no dead game."""
+    config = dataclasses.replace(ADVERSARIAL, start_step=0, adaptive=False, weight=1.0)
+    objective, params, _ = make(adversarial=config, lpips=0.0)
+    rates = {name: optax.adam(5e-3, b1=0.5) if name == moving else optax.set_to_zero() for name in params}
+    optimizer = optimize_apart(rates)
+    state = TrainState(
+        step=jnp.int32(0), params=params, ema=objective.averaged(params), opt_state=optimizer.init(params)
+    )
+    update, history = jax.jit(make_update(objective, optimizer, SEED, 0.9)), []
+    for _ in range(60):
+        state, metrics = update(state, clips, np.arange(8, dtype=np.uint32))
+        history.append({name: float(value) for name, value in metrics.items()})
+    first, last = history[0], history[-1]
+    assert first["disc_loss"] == pytest.approx(2.0, abs=0.2)
+    if moving == "discriminator":
+        assert last["disc_loss"] < 1.0
+        assert last["logits_real"] - last["logits_fake"] > 1.0 > first["logits_real"] - first["logits_fake"]
+    else:
+        assert last["gan"] < first["gan"] - 0.1
+        assert last["disc_loss"] > first["disc_loss"] + 0.1

@@ -35,6 +35,7 @@ from xgen_jax.training.objectives.vidvae import VidVAEObjective
 from xgen_jax.training.run_folder import RunFolder, describe_machine, load_embedder
 from xgen_jax.training.state import TrainState, init_state, make_update
 from xgen_jax.typing import Params
+from xgen_jax.weights.lpips import load_lpips
 
 
 class NonFiniteLoss(UserError):
@@ -59,8 +60,13 @@ def make_objective(config: RunConfig):
             config.model.latent_shape(bucket)
         lpips, lpips_params = None, None
         if config.loss.lpips and config.loss.lpips_weights:
-            from xgen_jax.weights.lpips import load_lpips  # TODO top
             lpips, lpips_params = load_lpips(config.loss.lpips_weights)
+            for _, height, width in buckets:
+                if min(height, width) < lpips.config.least_side:
+                    raise UserError(
+                        f"LPIPS needs frames of at least {lpips.config.least_side}x{lpips.config.least_side} pixels; a "
+                        f"bucket has {height}x{width}. Leave it out, or choose loss.lpips=0"
+                    )
         return VidVAEObjective(
             model=VidVAE(config.model, dtype), loss_config=config.loss, lpips=lpips, frozen=lpips_params
         )

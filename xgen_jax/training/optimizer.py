@@ -90,7 +90,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def optimize_apart(optimizers: dict[str, optax.GradientTransformation]) -> optax.GradientTransformation:
-    """An optimiser for each top-level entry of the parameters; nothing of one, its clipping included, sees another's."""
+    """An optimiser for each top-level entry of the parameters: one's gradients, clipping included, move no other's."""
 
     def init(params):
         return {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
