@@ -60,7 +60,7 @@ def make_objective(config: RunConfig):
             config.model.latent_shape(bucket)
         lpips, lpips_params = None, None
         if config.loss.lpips and config.loss.lpips_weights:
-            lpips, lpips_params = load_lpips(config.loss.lpips_weights)
+            lpips, lpips_params = load_lpips(config.loss.lpips_weights.split(","))
             for _, height, width in buckets:
                 if min(height, width) < lpips.config.least_side:
                     raise UserError(

@@ -28,7 +28,7 @@ class VidVAELossConfig:
 
     Attributes:
       l1, l2, lpips, kl: the weights.
-      lpips_weights: safetensors file of LPIPS's VGG16 and linear layers; needed unless `lpips` is 0.
+      lpips_weights: safetensors of LPIPS with VGG16, as FILE or TRUNK,HEADS; needed unless `lpips` is 0.
       adversarial: off by default.
     """
 
