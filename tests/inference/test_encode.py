@@ -249,13 +249,13 @@ def test_statistics_are_measured_where_there_are_none(copied, tmp_path, capsys):
     synthetic(copied, tmp_path / "more", count=3)
     assert statistics.read_bytes() == before
     objective = make_objective(vdit(copied, source="latents", path=str(tmp_path / "out")))
-    assert objective.frozen() == {"embedder": source.embedder}
+    assert objective.fingerprints() == {"embedder": source.embedder}
 
 
 def test_checkpoints_keep_the_fingerprint_of_what_was_frozen(tiny_runs):
     embedder, params = load_embedder(tiny_runs / "vidvae")
     data = Checkpoints(tiny_runs / "vdit" / "checkpoints").restore_data()
-    assert data["frozen"] == {"embedder": embedder.fingerprint(params)}
-    assert Checkpoints(tiny_runs / "vidvae" / "checkpoints").restore_data()["frozen"] == {}
+    assert data["fingerprints"] == {"embedder": embedder.fingerprint(params)}
+    assert Checkpoints(tiny_runs / "vidvae" / "checkpoints").restore_data()["fingerprints"] == {}
     changed = {**params, "std": params["std"] * np.float32(1.0000002)}
     assert embedder.fingerprint(changed) != embedder.fingerprint(params)

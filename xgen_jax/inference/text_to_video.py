@@ -18,7 +18,7 @@ from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.text import ByteTextEncoder, tokenize_bytes
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.training.config import VDiTRun
-from xgen_jax.training.run_folder import RunFolder, check_frozen, load_embedder
+from xgen_jax.training.run_folder import RunFolder, check_fingerprints, load_embedder
 from xgen_jax.typing import Params, Video
 
 
@@ -149,7 +149,7 @@ def load_text_to_video(path, embedder: str | None = None, step: int | None = Non
     params = checkpoints.restore_part(("ema",), step)
     network, embedder_params = load_embedder(embedder or _embedder_folder(folder, config))
     now = {"embedder": network.fingerprint(embedder_params)}
-    check_frozen(now, checkpoints.restore_data(step), f"the model in {path}")
+    check_fingerprints(now, checkpoints.restore_data(step), f"the model in {path}")
     return TextToVideo(
         config=config,
         model=VDiT(config.model),

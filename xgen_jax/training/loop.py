@@ -6,6 +6,7 @@ bucket and the sample ids.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import signal
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -26,15 +28,22 @@ from xgen_jax.models.text import ByteTextEncoder
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.parallel.mesh import make_mesh
-from xgen_jax.parallel.sharding import LOGICAL_AXES, batch_sharding, replicated, tree_shardings
+from xgen_jax.parallel.sharding import LOGICAL_AXES, batch_sharding, path_name, replicated, tree_shardings
 from xgen_jax.training.config import RunConfig
 from xgen_jax.training.latent_statistics import latent_statistics
 from xgen_jax.training.metrics import ConsoleWriter, JsonlWriter, MetricWriters, TensorBoardWriter
 from xgen_jax.training.objectives.vdit import VDiTObjective
 from xgen_jax.training.objectives.vidvae import VidVAEObjective
-from xgen_jax.training.optimizer import make_optimizer
-from xgen_jax.training.run_folder import LATENT_STATISTICS, RunFolder, check_frozen, describe_machine, load_embedder
+from xgen_jax.training.run_folder import (
+    LATENT_STATISTICS,
+    RunFolder,
+    check_fingerprints,
+    describe_machine,
+    load_embedder,
+)
 from xgen_jax.training.state import TrainState, init_state, make_update
+from xgen_jax.typing import Params
+from xgen_jax.weights.lpips import load_lpips
 
 
 class NonFiniteLoss(UserError):
@@ -49,10 +58,26 @@ def make_objective(config: RunConfig):
     """
     dtype = np.dtype(config.loop.compute_dtype)
     buckets = [(b.frames, b.height, b.width) for b in config.data.buckets]
+    for b in config.data.buckets:
+        if b.batch_size % config.loop.accumulate:
+            raise UserError(
+                f"a batch of {b.batch_size} cannot be cut in loop.accumulate={config.loop.accumulate} equal parts"
+            )
     if config.objective == "vidvae":
         for bucket in buckets:
             config.model.latent_shape(bucket)
-        return VidVAEObjective(model=VidVAE(config.model, dtype), loss_config=config.loss)
+        lpips, lpips_params = None, None
+        if config.loss.lpips and config.loss.lpips_weights:
+            lpips, lpips_params = load_lpips(config.loss.lpips_weights.split(","))
+            for _, height, width in buckets:
+                if min(height, width) < lpips.config.least_side:
+                    raise UserError(
+                        f"LPIPS needs frames of at least {lpips.config.least_side}x{lpips.config.least_side} pixels; a "
+                        f"bucket has {height}x{width}. Leave it out, or choose loss.lpips=0"
+                    )
+        return VidVAEObjective(
+            model=VidVAE(config.model, dtype), loss_config=config.loss, lpips=lpips, frozen=lpips_params
+        )
     embedder, embedder_params = load_embedder(config.embedder, dtype)
     embedder_fingerprint = embedder.fingerprint(embedder_params)
     for bucket in buckets:
@@ -77,7 +102,7 @@ def check_latents(config: RunConfig, source: Source, objective) -> None:
         return
     if config.objective != "vdit":
         raise UserError(f"a {config.objective} run needs videos; {source.path} holds latents")
-    here = objective.frozen()["embedder"]
+    here = objective.fingerprints()["embedder"]
     if source.embedder != here:
         raise UserError(
             f"{source.path} holds latents of the embedder {source.embedder}, and the run's embedder {config.embedder} "
@@ -94,7 +119,7 @@ def check_resume(folder: RunFolder, pipeline: Pipeline, objective) -> None:
     if checkpoints.steps():
         saved = checkpoints.restore_data()
         pipeline.check_state(saved)
-        check_frozen(objective.frozen(), saved, f"the run in {folder.path}")
+        check_fingerprints(objective.fingerprints(), saved, f"the run in {folder.path}")
 
 
 def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = False) -> dict[str, Any]:
@@ -123,15 +148,47 @@ def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = Fals
     folder.check(config, overwrite)
     if not overwrite:
         check_resume(folder, pipeline, objective)
+    fresh = overwrite or not folder.checkpoints().steps()
+    start = starting_params(config) if fresh else None
     folder.claim(config, overwrite)
     with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):
-        return _train(config, folder, mesh, objective, pipeline)
+        return _train(config, folder, mesh, objective, pipeline, start)
 
 
-def _train(config: RunConfig, folder: RunFolder, mesh, objective, pipeline: Pipeline) -> dict[str, Any]:
+def starting_params(config: RunConfig) -> Params | None:
+    """The parameters, on the host, of the embedder that a run's first step starts from; None where they are random.
+
+    Raises:
+      UserError: no such embedder, or one whose parameters have not the model's shapes.
+    """
+    if config.objective != "vidvae" or config.init_from is None:
+        return None
+    embedder, params = load_embedder(config.init_from)
+    found = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params["model"])}
+    bucket = config.data.buckets[0]
+    video = jax.ShapeDtypeStruct((1, bucket.frames, bucket.height, bucket.width, 3), np.float32)
+    tree = jax.eval_shape(VidVAE(config.model).init, jax.random.key(0), video)
+    wanted = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    differing = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
+    old, new = dataclasses.asdict(embedder.model.config), dataclasses.asdict(config.model)
+    fields = "".join(f"\n  model.{key}: {old[key]!r} -> {new[key]!r}" for key in old if old[key] != new[key])
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"init_from={config.init_from} has other parameters than the model (there -> here):{fields}\n"
+            f"{len(differing)} of {len(wanted)} differ, {name} first: {found.get(name)} -> {wanted.get(name)}"
+        )
+    if fields:
+        print(f"init_from={config.init_from} fits, but was another model (there -> here):{fields}", file=sys.stderr)
+    return jax.tree.map(np.asarray, params["model"])
+
+
+def _train(
+    config: RunConfig, folder: RunFolder, mesh, objective, pipeline: Pipeline, start: Params | None
+) -> dict[str, Any]:
     started = time.monotonic()
     loop, on_batch = config.loop, batch_sharding(mesh)
-    optimizer = make_optimizer(config.optimizer, loop.steps)
+    optimizer = objective.optimizer(config.optimizer, loop.steps)
 
     def to_device(batch):
         arrays = {**objective.arrays(batch), "sample_id": batch["sample_id"].astype(np.uint32)}
@@ -156,21 +213,33 @@ def _train(config: RunConfig, folder: RunFolder, mesh, objective, pipeline: Pipe
         state, _ = checkpoints.restore(abstract)
     else:
         state = jax.jit(init, out_shardings=shardings)(key, arrays)
+        if start is not None:
+            state = jax.jit(
+                lambda state, start: state.replace(
+                    params={**state.params, "vidvae": start}, ema={"vidvae": jax.tree.map(jnp.copy, start)}
+                ),
+                donate_argnums=0,
+                out_shardings=shardings,
+            )(state, start)
     first_step = int(state.step)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
 
     update = jax.jit(
-        make_update(objective, optimizer, loop.seed, loop.ema_decay),
+        make_update(objective, optimizer, loop.seed, loop.ema_decay, loop.accumulate),
         donate_argnums=0,
         out_shardings=(shardings, replicated(mesh)),
     )
+    frozen = jax.device_put(objective.frozen, replicated(mesh))
+
+    def step(state, arrays, sample_id):
+        return update(state, arrays, sample_id, frozen)
+
     last: dict[str, float] = {}
     if first_step < loop.steps:
-        frozen = objective.frozen()
-        state, last = _take_steps(config, folder, pipeline, checkpoints, to_device, update, state, parameters, frozen)
+        state, last = _take_steps(config, folder, pipeline, checkpoints, objective, to_device, step, state, parameters)
     if config.objective == "vidvae" and (last or not (folder.path / LATENT_STATISTICS).exists()):
         videos = (pipeline.batch(step)["video"] for step in range(32))
-        folder.write_json(LATENT_STATISTICS, latent_statistics(objective.model, state.ema, videos))
+        folder.write_json(LATENT_STATISTICS, latent_statistics(objective.model, state.ema["vidvae"], videos))
     return {
         "objective": config.objective,
         "workdir": str(folder.path),
@@ -186,17 +255,17 @@ def _take_steps(
     folder: RunFolder,
     pipeline: Pipeline,
     checkpoints,
+    objective,
     to_device,
     update,
     state: TrainState,
     parameters,
-    frozen: dict[str, str],
 ) -> tuple[TrainState, dict[str, float]]:
     """From the state's step to the last: (state, the last metrics)."""
     started, loop, first_step = time.monotonic(), config.loop, int(state.step)
     run = {**describe_machine(), "parameters": parameters}
     spent_before = folder.read_json("run.json").get("wall_s", 0.0) if first_step else 0.0
-    show = ("loss", *(("psnr_db",) if config.objective == "vidvae" else ()))
+    show = ("loss", "psnr_db", "disc_loss")  # those that the objective has
     with contextlib.ExitStack() as stack:
         writers = stack.enter_context(
             MetricWriters(
@@ -220,10 +289,11 @@ def _take_steps(
             last = {name: float(value) for name, value in metrics.items()}
             if not (np.isfinite(last["loss"]) and np.isfinite(last["grad_norm"])):
                 b = pipeline.bucket(step)
+                names = ", ".join(name for name, value in last.items() if not np.isfinite(value))
                 raise NonFiniteLoss(
                     f"step {step}: loss {last['loss']}, gradient norm {last['grad_norm']}, bucket "
-                    f"{b.frames}x{b.height}x{b.width}, samples {batch['index'].tolist()}. The step was not applied. "
-                    "Lower the learning rate, or look at those samples"
+                    f"{b.frames}x{b.height}x{b.width}, samples {batch['index'].tolist()}; not finite: {names}. The "
+                    "step was not applied. Lower the learning rate, or look at those samples"
                 )
             if (step + 1) % loop.log_every == 0 or step + 1 == loop.steps:
                 now = time.monotonic()
@@ -238,7 +308,7 @@ def _take_steps(
             # First, so that a checkpoint is never without it.
             wall_s = spent_before + time.monotonic() - started
             folder.write_json("run.json", {**run, "wall_s": wall_s, "compile_s": compile_s})
-            checkpoints.save(step, state, {**pipeline.state(step), "frozen": frozen})
+            checkpoints.save(step, state, {**pipeline.state(step), "fingerprints": objective.fingerprints()})
 
         interrupted = stack.enter_context(_signals())
         for step, batch in batches:

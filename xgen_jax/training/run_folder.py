@@ -141,7 +141,7 @@ def load_embedder(
             f"{path} holds no {LATENT_STATISTICS}: its training has not ended, or its weights were converted. "
             f"launch/encode.py --embedder={path} measures and stores them as it encodes a data set"
         )
-    params = folder.checkpoints().restore_part(("ema",))
+    params = folder.checkpoints().restore_part(("ema", "vidvae"))
     embedder = VidVAEEmbedder(model=VidVAE(config.model, dtype))
     return embedder, embedder.bundle(params, np.array(statistics["mean"]), np.array(statistics["std"]))
 
@@ -159,7 +159,7 @@ def load_text_encoder(path: str | os.PathLike, dtype=np.float32) -> tuple[ByteTe
     return ByteTextEncoder(config.text, dtype), folder.checkpoints().restore_part(("ema", "text"))
 
 
-def check_frozen(now: dict[str, str], saved: dict[str, Any], what: str) -> None:
+def check_fingerprints(now: dict[str, str], saved: dict[str, Any], what: str) -> None:
     """Raises UserError if a run was trained on other frozen networks than those at hand.
 
     Args:
@@ -168,7 +168,7 @@ def check_frozen(now: dict[str, str], saved: dict[str, Any], what: str) -> None:
       what: the run, for the message.
     """
     for name, mark in now.items():
-        before = (saved.get("frozen") or {}).get(name)
+        before = (saved.get("fingerprints") or {}).get(name)
         if before != mark:
             raise UserError(
                 f"{what} was trained on the {name} {before or 'of no known fingerprint'}, and what is loaded now is "
