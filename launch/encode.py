@@ -28,9 +28,9 @@ REQUIRE_CAPTIONS = flags.DEFINE_bool("require_captions", True, "Leave out videos
 
 
 def main():
-    from xgen_jax.inference.encode import encode
+    from xgen_jax.inference.encode import encode_dataset
 
-    return encode(
+    return encode_dataset(
         embedder=EMBEDDER.value,
         data=DATA.value,
         out=OUT.value,

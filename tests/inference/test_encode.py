@@ -13,7 +13,7 @@ from xgen_jax.data.latents import LatentSource
 from xgen_jax.data.synthetic import SyntheticSource
 from xgen_jax.data.video import write_video
 from xgen_jax.errors import UserError
-from xgen_jax.inference.encode import encode, parse_buckets
+from xgen_jax.inference.encode import encode_dataset, parse_buckets
 from xgen_jax.models.text import tokenize_bytes
 from xgen_jax.training.checkpoint import Checkpoints
 from xgen_jax.training.config import run_config
@@ -35,7 +35,7 @@ def vdit(root, **data):
 
 def synthetic(root, out, **changes):
     arguments = {"embedder": str(root / "vidvae"), "data": "synthetic", "count": 7, "batch_size": 2, "shard_size": 3}
-    return encode(**{**arguments, "out": str(out), **changes})
+    return encode_dataset(**{**arguments, "out": str(out), **changes})
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(tiny_run
     (tmp_path / "videos" / "e.mp4").write_bytes(b"no video")
     arguments = {"embedder": str(tiny_runs / "vidvae"), "data": str(tmp_path / "videos"), "clips_per_video": 3}
     with pytest.raises(UserError, match="no captions.jsonl"):
-        encode(**arguments, out=str(tmp_path / "out"))
+        encode_dataset(**arguments, out=str(tmp_path / "out"))
     arguments["require_captions"] = False
     # Breaks after its header was read.
     from xgen_jax.data import sources
@@ -121,7 +121,7 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(tiny_run
         return read(path, **options)
 
     monkeypatch.setattr(sources, "read_video", broken)
-    result = encode(**arguments, out=str(tmp_path / "out"), batch_size=4, dtype="bfloat16")
+    result = encode_dataset(**arguments, out=str(tmp_path / "out"), batch_size=4, dtype="bfloat16")
     assert (result["buckets"], result["left_out"]) == ({"5x16x16": 9}, 3)
     told = capsys.readouterr().err
     assert "e.mp4" in told and "left out: clip 6 of 5x16x16: cannot read" in told and "c.mp4: damaged" in told
@@ -129,7 +129,9 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(tiny_run
     clips = [source.read(index, None, *SHAPE)["latents"] for index in range(12)]
     assert len({clip.tobytes() for clip in clips}) == 9, "three clips of each of three videos, and no two alike"
     # A clip depends on neither its neighbours nor the batch.
-    fewer = encode(**{**arguments, "clips_per_video": 1}, out=str(tmp_path / "one"), batch_size=1, dtype="bfloat16")
+    fewer = encode_dataset(
+        **{**arguments, "clips_per_video": 1}, out=str(tmp_path / "one"), batch_size=1, dtype="bfloat16"
+    )
     assert fewer["buckets"] == {"5x16x16": 3}
     np.testing.assert_allclose(LatentSource(tmp_path / "one").read(1, None, *SHAPE)["latents"], clips[3], atol=0.05)
 
@@ -196,7 +198,7 @@ def test_an_embedder_trained_further_is_another_one(copied, latents, tmp_path):
         train(vdit(copied, source="latents", path=str(latents)), tmp_path / "new")
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match=r"encoded otherwise[^$]*\n  embedder: "):
-        encode(embedder=str(copied / "vidvae"), data="synthetic", count=100, shard_size=45, out=str(latents))
+        encode_dataset(embedder=str(copied / "vidvae"), data="synthetic", count=100, shard_size=45, out=str(latents))
 
 
 def test_a_refused_resume_leaves_the_folder_untouched(copied):

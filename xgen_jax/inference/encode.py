@@ -35,7 +35,7 @@ NumberedClip = tuple[int, dict[str, Any] | str]  # in place of a clip that canno
 _SHOWN = 10
 
 
-def encode(
+def encode_dataset(
     *,
     embedder: str | None,
     data: str | None,
@@ -88,9 +88,7 @@ def encode(
         raise UserError(f"dtype={dtype!r} is not known; choose one of {', '.join(DTYPES)}")
     if compute_dtype not in ("float32", "bfloat16"):
         raise UserError(f"compute_dtype={compute_dtype!r} is not known; choose 'float32' or 'bfloat16'")
-    trained_on = RunFolder(embedder).config()
-    shapes = parse_buckets(buckets) or [(b.frames, b.height, b.width) for b in trained_on.data.buckets]
-    shapes = list(dict.fromkeys(shapes))
+    shapes = list(dict.fromkeys(parse_buckets(buckets) or RunFolder(embedder).shapes("buckets")))
     network, params = load_embedder(embedder, np.dtype(compute_dtype), require_statistics=False)
     for shape in shapes:
         network.latent_shape(shape)

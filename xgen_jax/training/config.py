@@ -91,8 +91,19 @@ class VDiTRun:
     sample_fps: float = 8.0
 
 
-RUNS = {"vidvae": VidVAERun, "vdit": VDiTRun}
-RunConfig = VidVAERun | VDiTRun
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VidVAEWeights:
+    """Weights of another project: an embedder that no run has trained here. See `training.convert`."""
+
+    objective: str = "vidvae_weights"
+    model: VidVAEConfig
+    kind: str
+    source: str
+
+
+RUNS = {"vidvae": VidVAERun, "vdit": VDiTRun, "vidvae_weights": VidVAEWeights}
+EMBEDDERS = ("vidvae", "vidvae_weights")
+RunConfig = VidVAERun | VDiTRun | VidVAEWeights
 
 # What may change between two calls of the same run without making it another run.
 FREE_KEYS = {

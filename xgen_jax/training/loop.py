@@ -163,7 +163,7 @@ def starting_params(config: RunConfig) -> Params | None:
     """
     if config.objective != "vidvae" or config.init_from is None:
         return None
-    embedder, params = load_embedder(config.init_from)
+    embedder, params = load_embedder(config.init_from, require_statistics=False)
     found = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params["model"])}
     bucket = config.data.buckets[0]
     video = jax.ShapeDtypeStruct((1, bucket.frames, bucket.height, bucket.width, 3), np.float32)

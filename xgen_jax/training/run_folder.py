@@ -17,7 +17,7 @@ from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.text import ByteTextEncoder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.training.checkpoint import Checkpoints
-from xgen_jax.training.config import RunConfig, differing_keys, run_config, to_dict
+from xgen_jax.training.config import EMBEDDERS, RunConfig, differing_keys, run_config, to_dict
 from xgen_jax.typing import Params
 
 LATENT_STATISTICS = "latent_statistics.json"  # the one place of an embedder's mean and deviation a channel
@@ -42,6 +42,17 @@ class RunFolder:
           UserError: no such folder, or one that holds no run.
         """
         return run_config(self.read_json("config.json"))
+
+    def shapes(self, flag: str) -> list[tuple[int, int, int]]:
+        """(frames, height, width) of each bucket that the run trains on.
+
+        Raises:
+          UserError: converted weights, which have none: the message asks for the flag.
+        """
+        config = self.config()
+        if config.objective == "vidvae_weights":
+            raise UserError(f"{self.path} holds converted weights, which have no sizes of their own: give --{flag}")
+        return list(dict.fromkeys((b.frames, b.height, b.width) for b in config.data.buckets))
 
     def check(self, config: RunConfig, overwrite: bool = False) -> None:
         """Touches nothing, and raises UserError if the folder holds another run, or files that are none."""
@@ -130,8 +141,8 @@ def load_embedder(
     """
     folder = RunFolder(path)
     config = folder.config()
-    if config.objective != "vidvae":
-        raise UserError(f"{path} holds a {config.objective} run; an embedder is a vidvae run")
+    if config.objective not in EMBEDDERS:
+        raise UserError(f"{path} holds a {config.objective} run; an embedder is a vidvae run, or converted weights")
     channels = config.model.latent_channels
     statistics = {"mean": [0.0] * channels, "std": [1.0] * channels}
     if (folder.path / LATENT_STATISTICS).exists():
