@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 from xgen_jax.data.pipeline import Bucket, DataConfig
 from xgen_jax.models.discriminator import DiscriminatorConfig
-from xgen_jax.models.vidvae import PRESETS
+from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
 from xgen_jax.training.config import LoopConfig, VidVAERun
 from xgen_jax.training.objectives.adversarial import AdversarialConfig

@@ -12,7 +12,8 @@ from xgen_jax.inference import streaming
 from xgen_jax.inference.memory import predictor
 from xgen_jax.inference.streaming import chunk_bytes, decode, decode_stream, encode, encode_stream, plan
 from xgen_jax.models.embedder import VidVAEEmbedder
-from xgen_jax.models.vidvae import VidVAE, VidVAEConfig
+from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_config import VidVAEConfig
 
 PLAIN = VidVAEConfig(
     channels=(4, 8), space_reduction=(True, False), time_reduction=(True, True), latent_channels=3, blocks=1

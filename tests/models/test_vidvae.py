@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.vidvae import PRESETS, VidVAE, VidVAEConfig
+from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_config import PRESETS, VidVAEConfig
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import on_mesh, replicated, video_sharding
 

@@ -10,7 +10,7 @@ import pathlib
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.vidvae import PRESETS
+from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.training.config import FREE_KEYS, RUNS, differing_keys, flat, run_config, to_dict
 from xgen_jax.training.loop import make_objective, train
 

@@ -10,7 +10,8 @@ from flax import linen as nn
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.text import ByteTextConfig, ByteTextEncoder
 from xgen_jax.models.vdit import VDiT, VDiTConfig
-from xgen_jax.models.vidvae import VidVAE, VidVAEConfig
+from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel import sharding
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.training.objectives.vdit import VDiTLossConfig, VDiTObjective

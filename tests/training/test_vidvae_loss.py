@@ -12,7 +12,8 @@ from flax import linen as nn
 from xgen_jax.data.synthetic import SyntheticSource
 from xgen_jax.errors import UserError
 from xgen_jax.models.discriminator import Discriminator, DiscriminatorConfig
-from xgen_jax.models.vidvae import VidVAE, VidVAEConfig
+from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.training.objectives.adversarial import (
     AdversarialConfig,
     adaptive_ratio,

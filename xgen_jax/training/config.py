@@ -13,7 +13,7 @@ from xgen_jax.data.pipeline import DataConfig
 from xgen_jax.errors import UserError
 from xgen_jax.models.text import ByteTextConfig
 from xgen_jax.models.vdit import VDiTConfig
-from xgen_jax.models.vidvae import VidVAEConfig
+from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel.mesh import MeshConfig
 from xgen_jax.training.objectives.vdit import VDiTLossConfig
 from xgen_jax.training.objectives.vidvae import VidVAELossConfig
