@@ -27,18 +27,13 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from xgen_jax.data.shapes import shape_name
 from xgen_jax.errors import UserError
 
 VERSION = 1  # of the layout and the records
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 ARRAYS = ("latents", "text", "text_mask")  # of a record; the last two where captions were embedded
 _OPEN_SHARDS = 128
-Shape = tuple[int, int, int]
-
-
-def shape_name(shape: Shape) -> str:
-    """(9, 32, 32) -> "9x32x32": frames, height and width in pixels."""
-    return "x".join(str(size) for size in shape)
 
 
 def pack(index: int, sample: dict[str, Any]) -> bytes:

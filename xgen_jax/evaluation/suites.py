@@ -17,7 +17,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.evaluation.captions import evaluate_captions
 from xgen_jax.evaluation.perceptual import load_lpips_distance
 from xgen_jax.evaluation.reconstruction import compare, evaluate_reconstruction, side_by_side
-from xgen_jax.evaluation.reconstruction_table import parse_shapes, table
+from xgen_jax.evaluation.reconstruction_table import expand_shapes, table
 from xgen_jax.inference.reconstruct import load_reconstructor
 from xgen_jax.inference.sample_files import check_output_file
 from xgen_jax.inference.text_to_video import load_text_to_video
@@ -93,7 +93,7 @@ def reconstruction_suite(
     """
     folder = _results(require("out", out), "reconstruction")
     run = RunFolder(require("embedder", embedder))
-    wanted = parse_shapes(shapes) if shapes else run.shapes("shapes")[:1]
+    wanted = expand_shapes(shapes) if shapes else run.shapes("shapes")[:1]
     distance = load_lpips_distance(lpips) if lpips else None
     if data is None:
         # Another seed than any run trains on, and combinations that none has seen.

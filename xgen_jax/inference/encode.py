@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from xgen_jax.data.latents import DTYPES, LatentWriter, Shape, shape_name
+from xgen_jax.data.latents import DTYPES, LatentWriter
+from xgen_jax.data.shapes import Shape, parse_shapes, shape_name
 from xgen_jax.data.sources import Source, VideoFolderSource
 from xgen_jax.data.synthetic import SyntheticSource
 from xgen_jax.errors import UserError
@@ -88,7 +89,7 @@ def encode_dataset(
         raise UserError(f"dtype={dtype!r} is not known; choose one of {', '.join(DTYPES)}")
     if compute_dtype not in ("float32", "bfloat16"):
         raise UserError(f"compute_dtype={compute_dtype!r} is not known; choose 'float32' or 'bfloat16'")
-    shapes = list(dict.fromkeys(parse_buckets(buckets) or RunFolder(embedder).shapes("buckets")))
+    shapes = parse_shapes(buckets.split(",")) if buckets else RunFolder(embedder).shapes("buckets")
     network, params = load_embedder(embedder, np.dtype(compute_dtype), require_statistics=False)
     for shape in shapes:
         network.latent_shape(shape)
@@ -135,17 +136,6 @@ def encode_dataset(
         "size_gb": round(sum(row["bytes"] for row in rows) / 2**30, 6),
         "wall_s": round(time.monotonic() - started, 1),
     }
-
-
-def parse_buckets(buckets: str | None) -> list[Shape]:
-    """ "9x32x32,1x32x32" -> [(9, 32, 32), (1, 32, 32)]; [] for None."""
-    shapes = []
-    for part in buckets.split(",") if buckets else []:
-        sizes = part.strip().lower().split("x")
-        if len(sizes) != 3 or not all(size.isascii() and size.isdigit() and int(size) for size in sizes):
-            raise UserError(f"buckets: {part.strip()!r} must be FRAMESxHEIGHTxWIDTH in pixels, e.g. 9x32x32,1x32x32")
-        shapes.append((int(sizes[0]), int(sizes[1]), int(sizes[2])))
-    return shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
