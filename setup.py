@@ -20,6 +20,7 @@ CORE = [
     "absl-py>=2.3,<3",
     "av>=18.0,<19",
     "tensorboardX>=2.6.4,<3",
+    "safetensors>=0.6,<0.9",
 ]
 TEST = ["pytest>=9,<10", "jupytext>=1.17,<2", "nbclient>=0.10,<0.12", "ipykernel>=7,<8"]
 EXTRAS = {
@@ -28,7 +29,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     # What the curation stages, the scored suites and the demo page need beyond the core.
     "curation": ["scenedetect-headless>=0.7.2,<0.8", "opencv-python-headless>=4.12,<6", "pyarrow>=21"],
-    "eval": ["safetensors>=0.6,<0.9", "scipy>=1.14,<2"],
+    "eval": ["scipy>=1.14,<2"],
     "demo": ["gradio>=5,<7"],
     "dev": TEST + ["ruff==0.17.5", "pre-commit>=4,<5"],
 }

@@ -4,9 +4,9 @@
     python launch/evaluate.py --suite=captions --model=runs/quickstart/vdit --out=runs/quickstart/evaluation
     python launch/evaluate.py --suite=report --out=runs/quickstart
 
-`reconstruction` takes the clips of a folder (--data), or held-out clips of the world of moving shapes. `captions`
-draws held-out prompts and reads colour, shape, direction, size and background from the pixels. `report` writes the
-page of a quickstart folder.
+`reconstruction` takes the clips of a folder (--data), or held-out clips of the world of moving shapes; --shapes=paper
+scores 1x768x768, 17x512x512 and 65x256x256, with the paper's figures beside. `captions` draws held-out prompts and
+reads colour, shape, direction, size and background from the pixels. `report` writes the page of a quickstart folder.
 """
 
 import command
@@ -21,8 +21,12 @@ COUNT = flags.DEFINE_integer("count", 64, "How many clips or prompts.", lower_bo
 SEED = flags.DEFINE_integer("seed", 0, "Of the clips, prompts and noise.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; by default the run's.", lower_bound=1)
 GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", None, "By default the run's.")
-SIZE = flags.DEFINE_string("size", None, "HEIGHTxWIDTH of the clips (reconstruction); by default the size trained on.")
-FRAMES = flags.DEFINE_integer("frames", None, "Length of the clips; by default the length trained on.", lower_bound=1)
+SHAPES = flags.DEFINE_list(
+    "shapes", None, "FRAMESxHEIGHTxWIDTH,... of the clips, or paper (reconstruction); by default the shape trained on."
+)
+LPIPS = flags.DEFINE_list(
+    "lpips", None, "VGG16 or AlexNet LPIPS weights, FILE.safetensors or TRUNK,HEADS; without it LPIPS is left out."
+)
 
 
 def main():
@@ -37,8 +41,8 @@ def main():
                 out=OUT.value,
                 count=COUNT.value,
                 seed=SEED.value,
-                size=SIZE.value,
-                frames=FRAMES.value,
+                shapes=SHAPES.value,
+                lpips=LPIPS.value,
             )
         case "captions":
             return suites.captions_suite(

@@ -15,20 +15,26 @@ LEVELS = {
     "data": 1,
     "models": 2,
     # Level three, in the order in which one may use another.
-    "training": 3,
-    "inference": 4,
-    "evaluation": 5,
-    "": 6,  # xgen_jax/__init__.py, the public names
+    "weights": 3,
+    "training": 4,
+    "inference": 5,
+    "evaluation": 6,
+    "": 7,  # xgen_jax/__init__.py, the public names
 }
 FORBIDDEN = {
     "data": {"jax", "flax", "optax", "orbax"},  # the loader's threads must never start a JAX backend
     "diffusion": {"flax", "optax", "orbax", "grain"},
     "nn": {"optax", "orbax", "grain"},
     "models": {"optax", "orbax", "grain"},
+    "weights": {"optax", "orbax", "grain"},
     "inference": {"ml_collections"},
 }
 EVERYWHERE_FORBIDDEN = {"tensorflow", "ml_collections", "torch"}
-ONLY_IN = {"orbax": {"training/checkpoint.py"}, "av": {"data/video.py"}}
+ONLY_IN = {
+    "orbax": {"training/checkpoint.py"},
+    "av": {"data/video.py"},
+    "safetensors": {"weights/safetensors.py"},
+}
 
 
 def modules(path):

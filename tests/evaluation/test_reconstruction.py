@@ -104,6 +104,67 @@ def test_evaluation_means_rows_and_worst_clips():
     json.dumps(result, allow_nan=False)
 
 
+def box_blur(video):
+    """Each pixel the mean of its 3x3 neighbourhood, edges repeated."""
+    padded = np.pad(video.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    height, width = video.shape[1:3]
+    shifted = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    return np.rint(np.mean(shifted, axis=0)).astype(np.uint8)
+
+
+def test_sharpness_tells_blur():
+    video = noise((2, 40, 48, 3))
+    np.testing.assert_array_equal(reconstruction.sharpness_frames(video, video), 1.0)
+    blurred = box_blur(video)
+    again = box_blur(blurred)
+    once, twice = (reconstruction.sharpness_frames(video, x) for x in (blurred, again))
+    # Of white noise, neighbouring 3x3 means share 6 of 9 pixels: they differ by sqrt(6)/9 of a deviation, not sqrt(2).
+    np.testing.assert_allclose(once, np.sqrt(6) / 9 / np.sqrt(2), atol=0.02)
+    assert (twice < 0.7 * once).all()
+    np.testing.assert_allclose(reconstruction.sharpness_frames(again, blurred), once / twice, rtol=1e-12)
+    assert reconstruction.compare(video, blurred)["sharpness"] == pytest.approx(once.mean())
+
+
+def test_sharpness_of_a_ramp_is_the_ratio_of_slopes_of_luma():
+    x, y = np.meshgrid(np.arange(12), np.arange(12))
+    ramp = (3 * x + 4 * y).astype(np.uint8)  # slope 5 everywhere
+    original = np.stack([ramp, ramp, ramp], axis=-1)[None]
+    across = np.stack([6 * x, 6 * x, 6 * x], axis=-1).astype(np.uint8)[None]
+    np.testing.assert_allclose(reconstruction.sharpness_frames(original, across), 6 / 5)
+    green = original * np.array([0, 1, 0], np.uint8)
+    np.testing.assert_allclose(reconstruction.sharpness_frames(original, green), 0.587)
+
+
+def test_sharpness_of_flat_frames_is_finite():
+    flat, other = np.full((2, 16, 17, 3), (7, 130, 201), np.uint8), noise((2, 16, 17, 3))
+    np.testing.assert_array_equal(reconstruction.sharpness_frames(flat, flat // 2), 1.0)
+    np.testing.assert_array_equal(reconstruction.sharpness_frames(flat, other), 4.0)
+    np.testing.assert_array_equal(reconstruction.sharpness_frames(other, flat), 0.0)
+    with pytest.raises(UserError, match="at least 2x2 pixels; these are 1x17"):
+        reconstruction.sharpness_frames(flat[:, :1], flat[:, :1])
+
+
+class MeanDifference:
+    """Stands for a learned distance."""
+
+    name, convention = "lpips_vgg", "a stand-in"
+
+    def __call__(self, a, b):
+        return np.abs(a.astype(np.float32) - b).mean((1, 2, 3))
+
+
+def test_a_learned_distance_is_reported_under_its_name():
+    clips = [("one", noise(seed=1)), ("two", noise(seed=2))]
+    result = reconstruction.evaluate_reconstruction(lambda video: 255 - video, clips, lpips=MeanDifference())
+    rows = result["videos"]
+    for row, (_, video) in zip(rows, clips):
+        np.testing.assert_allclose(row["lpips_vgg_frames"], MeanDifference()(video, 255 - video))
+        assert row["lpips_vgg"] == pytest.approx(np.mean(row["lpips_vgg_frames"]))
+    assert result["mean"]["lpips_vgg"] == pytest.approx(np.mean([row["lpips_vgg"] for row in rows]))
+    assert result["conventions"]["lpips_vgg"] == "a stand-in" and "lpips_vgg" not in reconstruction.CONVENTIONS
+    json.dumps(result, allow_nan=False)
+
+
 def test_evaluation_names_the_clip_at_fault_and_refuses_none():
     with pytest.raises(UserError, match=r"clip 'short'.*\(3, 16, 18, 3\) and \(2, 16, 18, 3\)"):
         reconstruction.evaluate_reconstruction(lambda video: video[:-1], [("short", noise())])

@@ -102,8 +102,9 @@ def write_reconstruction(folder):
     rows = [{"file": f"{i:03d}.mp4", "name": f"clip <{i}>", "psnr_db": 30.0 + i, "ssim": 0.95} for i in range(2)]
     for index, row in enumerate(rows):
         write_video(folder / row["file"], width=64, seed=index)
-    mean = {"psnr_db": 30.53, "ssim": 0.951, "mse": 0.0035}
-    write_json(folder / "reconstruction.json", {"clips": 2, "mean": mean, "videos": rows})
+    mean = {"psnr_db": 30.53, "ssim": 0.951, "mse": 0.0035, "sharpness": 0.876}
+    shapes = [{"shape": "9x32x32", "clips": 2, "mean": mean, "videos": rows}]
+    write_json(folder / "reconstruction.json", {"shapes": shapes})
 
 
 @pytest.fixture
@@ -128,6 +129,7 @@ def test_page_says_what_the_runs_did(root):
     for wanted in ("30.5 dB", "93%", "5 min 00 s", "of 200 prompts", "97.0%", "guidance scale 3.0", "801,792"):
         assert wanted in page.text, wanted
     for wanted in (
+        "sharpness 0.88",
         "shape: wanted circle, read square",
         "CPU <2 cores>",
         "model.width",
@@ -175,7 +177,7 @@ def test_half_empty_files_do_not_break_the_page(tmp_path):
     write_json(tmp_path / "vdit" / "run.json", {"device": "cpu"})
     (tmp_path / "vdit" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     write_json(tmp_path / "evaluation" / "captions" / "captions.json", {"accuracy": {"all": None}})
-    write_json(tmp_path / "evaluation" / "reconstruction" / "reconstruction.json", {"mean": {}})
+    write_json(tmp_path / "evaluation" / "reconstruction" / "reconstruction.json", {"shapes": [{}]})
     page = read(report.write_report(tmp_path, tmp_path / "pages" / "index.html"))
     assert "fewer than two finite values" in page.text
 

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from xgen_jax.errors import UserError
-from xgen_jax.nn.norms import GroupNormPerFrame, RMSNorm, layer_norm, video_norm
+from xgen_jax.nn.norms import GroupNorm, RMSNorm, layer_norm, video_norm
 
 
 def video(scale=3.0):
@@ -16,7 +16,7 @@ def video(scale=3.0):
 
 def test_group_norm_is_flaxs_on_each_frame():
     x = video()
-    y, _ = GroupNormPerFrame(groups=4).init_with_output(jax.random.key(0), x)
+    y, _ = GroupNorm(groups=4).init_with_output(jax.random.key(0), x)
     frames = x.reshape(6, 4, 4, 16)
     expected, _ = nn.GroupNorm(4, epsilon=1e-6).init_with_output(jax.random.key(0), frames)
     np.testing.assert_allclose(y.reshape(frames.shape), expected, atol=1e-5)
@@ -24,7 +24,7 @@ def test_group_norm_is_flaxs_on_each_frame():
 
 def test_group_norm_of_a_frame_ignores_the_other_frames():
     x = video()
-    layer = GroupNormPerFrame(groups=4)
+    layer = GroupNorm(groups=4)
     params = layer.init(jax.random.key(0), x)
     changed = x.at[:, 1].multiply(7.0)
     np.testing.assert_array_equal(layer.apply(params, changed)[:, 0], layer.apply(params, x)[:, 0])
@@ -41,7 +41,7 @@ def test_layer_norm_gives_zero_mean_and_unit_variance():
     np.testing.assert_allclose(y.var(-1), np.ones(y.shape[:-1]), atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [GroupNormPerFrame(groups=4, dtype=jnp.bfloat16), RMSNorm(dtype=jnp.bfloat16)])
+@pytest.mark.parametrize("layer", [GroupNorm(groups=4, dtype=jnp.bfloat16), RMSNorm(dtype=jnp.bfloat16)])
 def test_statistics_are_taken_in_float32(layer):
     x = video(scale=256.0).astype(jnp.bfloat16)
     y, params = layer.init_with_output(jax.random.key(0), x)
@@ -50,11 +50,19 @@ def test_statistics_are_taken_in_float32(layer):
     np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=2**-7, rtol=2**-8)
 
 
-@pytest.mark.parametrize("channels,groups", [(128, 32), (64, 16), (12, 2), (3, 1)])
+def test_group_norm_over_time_is_flaxs_on_the_clip():
+    x = video()
+    y, _ = GroupNorm(groups=4, over_time=True).init_with_output(jax.random.key(0), x)
+    expected, _ = nn.GroupNorm(4, epsilon=1e-6).init_with_output(jax.random.key(0), x)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels,groups", [(128, 32), (48, 16), (12, 4), (3, 1)])
 def test_video_norm_chooses_groups_that_divide(channels, groups):
-    assert video_norm("group_per_frame", channels, jnp.float32).groups == groups
+    assert video_norm("group_per_frame", channels, jnp.float32, "norm").groups == groups
+    assert video_norm("group", channels, jnp.float32, "norm").over_time
 
 
 def test_an_unknown_norm_is_refused():
-    with pytest.raises(UserError, match="norm='batch' is not known"):
-        video_norm("batch", 8, jnp.float32)
+    with pytest.raises(UserError, match="norm='batch' is not known; choose one of group_per_frame, group, rms"):
+        video_norm("batch", 8, jnp.float32, "norm")

@@ -104,6 +104,11 @@ class VideoFolderSource:
     def __len__(self) -> int:
         return len(self._files)
 
+    @property
+    def files(self) -> list[str]:
+        """The videos by index, as paths relative to the folder."""
+        return [file for file, _, _ in self._files]
+
     def fingerprint(self) -> str:
         """Hex digest over relative paths, sizes in bytes, captions and settings; the folder may move."""
         digest = hashlib.sha256(json.dumps([self.name, self._fps, self._stride, self._flip]).encode())

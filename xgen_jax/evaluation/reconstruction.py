@@ -1,4 +1,4 @@
-"""How close a reconstruction is to the original: PSNR, SSIM and MSE of uint8 videos, in NumPy.
+"""How close a reconstruction is to the original: PSNR, SSIM, MSE and sharpness of uint8 videos, in NumPy.
 
 What a viewer sees is compared: both videos are uint8, so a model's floats are rounded and clipped first.
 
@@ -9,11 +9,17 @@ SSIM as in Wang et al. 2004 (doi:10.1109/TIP.2003.819861): moments under an 11x1
 population covariance, K = 0.01 and 0.03, mean over the windows that lie wholly inside the frame, then over R, G and B.
 Tools that pad the frame and average the whole map give up to 6e-3 less. MSE is on the [-1, 1] scale, which is the one
 consistent with the xGen-VideoSyn-1 paper's table 3 (arXiv 2408.12590).
+
+PSNR and MSE reward blur: the mean of all that might be there is their optimum. Sharpness tells it,
+
+    sharpness = mean |grad Y(reconstruction)| / mean |grad Y(original)|,  Y = 0.299 R + 0.587 G + 0.114 B
+
+with differences of neighbouring pixels for the gradient: 1 is natural, below it is blurred, above it noisy.
 """
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,16 +32,33 @@ K1, K2 = 0.01, 0.03
 # Identical frames have an infinite PSNR, which neither a mean nor JSON can hold. Means take at most this much.
 PSNR_CAP_DB = 100.0
 MSE_TO_UNIT = (2.0 / DATA_RANGE) ** 2  # from the 0..255 scale to [-1, 1]
-MEANS = ("psnr_db", "psnr_of_mean_mse_db", "ssim", "mse")
+MEANS = ("psnr_db", "psnr_of_mean_mse_db", "ssim", "mse", "sharpness")
+LUMA = (299, 587, 114)  # thousandths, of ITU-R BT.601; whole numbers, for then a flat frame is exactly flat
+# A flat frame, such as a fade to black, has no finite ratio where the reconstruction is not flat as well.
+SHARPNESS_CAP = 4.0
 
 CONVENTIONS = {
     "psnr_db": f"uint8, range 255, per frame, capped at {PSNR_CAP_DB:g} dB, mean over frames, then over clips",
     "psnr_of_mean_mse_db": "PSNR of a clip's mean MSE, then mean over clips",
     "ssim": "uint8 RGB, 11x11 Gaussian, sigma 1.5, K 0.01 and 0.03, valid region, mean over channels and frames",
     "mse": "on the [-1, 1] scale",
+    "sharpness": "mean gradient magnitude of the luma, reconstruction over original, per frame (at most "
+    f"{SHARPNESS_CAP:g}; 1 where both are flat), mean over frames, then over clips; 1 is natural, below is blurred",
 }
 
 Video = np.ndarray  # uint8 (T, H, W, 3); not from xgen_jax.typing, which would import JAX
+
+
+class FrameDistance(Protocol):
+    """A learned distance of two uint8 videos (T, H, W, 3), frame by frame: (T,), 0 where they are equal.
+
+    `name` is its key in the results, `convention` what that name means.
+    """
+
+    name: str
+    convention: str
+
+    def __call__(self, a: Video, b: Video) -> np.ndarray: ...
 
 
 def psnr_frames(a: Video, b: Video) -> np.ndarray:
@@ -74,34 +97,65 @@ def ssim_frames(a: Video, b: Video) -> np.ndarray:
     return np.array([_ssim(x, y) for x, y in zip(a, b, strict=True)])
 
 
-def compare(original: Video, reconstruction: Video) -> dict[str, Any]:
+def sharpness_frames(original: Video, reconstruction: Video) -> np.ndarray:
+    """How much of the original's gradient each frame of the reconstruction has; see the module's docstring.
+
+    Args:
+      original, reconstruction: uint8 (T, H, W, 3), H and W at least 2.
+
+    Returns:
+      float64 (T,) in [0, 4]; 1 where both frames are flat, 4 where only the original is.
+
+    Raises:
+      UserError: not two uint8 videos of one shape.
+    """
+    _check(original, reconstruction)
+    _, height, width, _ = original.shape
+    if min(height, width) < 2:
+        raise UserError(f"sharpness needs frames of at least 2x2 pixels; these are {height}x{width}")
+    frames = zip(original, reconstruction, strict=True)
+    wanted, got = np.array([(_gradient(x), _gradient(y)) for x, y in frames]).T
+    ratio = np.divide(got, wanted, out=np.full_like(got, SHARPNESS_CAP), where=wanted > 0)
+    return np.where((wanted == 0) & (got == 0), 1.0, np.minimum(ratio, SHARPNESS_CAP))
+
+
+def compare(original: Video, reconstruction: Video, lpips: FrameDistance | None = None) -> dict[str, Any]:
     """All metrics of one clip.
 
     Args:
       original, reconstruction: uint8 (T, H, W, 3), H and W at least 11.
+      lpips: a learned distance to report as well.
 
     Returns:
       `psnr_db` (mean over frames, a frame counting for at most 100 dB: identical frames have no finite PSNR),
       `psnr_of_mean_mse_db` (the PSNR of the clip's mean MSE, capped likewise; never above `psnr_db` without the cap),
-      `ssim` (mean over frames), `mse` (mean, [-1, 1] scale), `identical_frames` (how many), and the lists
-      `psnr_db_frames`, `ssim_frames`, `mse_frames`. All finite.
+      `ssim` (mean over frames), `mse` (mean, [-1, 1] scale), `sharpness` (mean over frames), `identical_frames` (how
+      many), and the lists `psnr_db_frames`, `ssim_frames`, `mse_frames`, `sharpness_frames`; with `lpips` its mean and
+      list under its name. All finite.
 
     Raises:
-      UserError: as `psnr_frames` and `ssim_frames`.
+      UserError: as `psnr_frames` and `ssim_frames`; what `lpips` raises.
     """
     mse = _mse_frames(original, reconstruction)
     psnr_db = np.minimum(_psnr(mse), PSNR_CAP_DB)
     ssim = ssim_frames(original, reconstruction)
-    return {
+    sharpness = sharpness_frames(original, reconstruction)
+    result = {
         "psnr_db": float(psnr_db.mean()),
         "psnr_of_mean_mse_db": min(float(_psnr(mse.mean())), PSNR_CAP_DB),
         "ssim": float(ssim.mean()),
         "mse": float(mse.mean() * MSE_TO_UNIT),
+        "sharpness": float(sharpness.mean()),
         "identical_frames": int((mse == 0).sum()),
         "psnr_db_frames": psnr_db.tolist(),
         "ssim_frames": ssim.tolist(),
         "mse_frames": (mse * MSE_TO_UNIT).tolist(),
+        "sharpness_frames": sharpness.tolist(),
     }
+    if lpips is not None:
+        distances = np.asarray(lpips(original, reconstruction), np.float64)
+        result |= {lpips.name: float(distances.mean()), f"{lpips.name}_frames": distances.tolist()}
+    return result
 
 
 def evaluate_reconstruction(
@@ -109,6 +163,7 @@ def evaluate_reconstruction(
     clips: Iterable[tuple[str, Video]],
     visit: Callable[[dict[str, Any], Video, Video], None] | None = None,
     worst: int = 5,
+    lpips: FrameDistance | None = None,
 ) -> dict[str, Any]:
     """Reconstructs every clip and compares; one clip is in memory at a time.
 
@@ -118,6 +173,7 @@ def evaluate_reconstruction(
       visit: called with each clip's row, original and reconstruction, to save them or to show progress; it may add
         entries to the row, such as the `file` it wrote.
       worst: how many of the clips with the lowest PSNR to list.
+      lpips: a learned distance to report as well, under its name.
 
     Returns:
       `clips` (how many), `mean` (of each metric, over clips), `worst` (names, worst first), `conventions` (what the
@@ -130,7 +186,7 @@ def evaluate_reconstruction(
     for name, original in clips:
         reconstruction = reconstruct(original)
         try:
-            result = compare(original, reconstruction)
+            result = compare(original, reconstruction, lpips)
         except UserError as error:
             raise UserError(f"clip {name!r}: {error}") from error
         frames, height, width, _ = original.shape
@@ -140,11 +196,12 @@ def evaluate_reconstruction(
         rows.append(row)
     if not rows:
         raise UserError("no clips to reconstruct: the data is empty, or every clip was left out")
+    means = MEANS if lpips is None else (*MEANS, lpips.name)
     return {
         "clips": len(rows),
-        "mean": {name: math.fsum(row[name] for row in rows) / len(rows) for name in MEANS},
+        "mean": {name: math.fsum(row[name] for row in rows) / len(rows) for name in means},
         "worst": [row["name"] for row in sorted(rows, key=lambda row: row["psnr_db"])[:worst]],
-        "conventions": CONVENTIONS,
+        "conventions": CONVENTIONS if lpips is None else CONVENTIONS | {lpips.name: lpips.convention},
         "videos": rows,
     }
 
@@ -187,6 +244,12 @@ def _mse_frames(a: Video, b: Video) -> np.ndarray:
 def _psnr(mse: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return 10.0 * np.log10(DATA_RANGE**2 / mse)
+
+
+def _gradient(frame: np.ndarray) -> float:
+    """Mean magnitude of the luma's gradient of one frame, uint8 (H, W, 3)."""
+    luma = frame.astype(np.int64) @ np.array(LUMA)
+    return float(np.hypot(luma[:-1, 1:] - luma[:-1, :-1], luma[1:, :-1] - luma[:-1, :-1]).mean())
 
 
 def _gaussian() -> np.ndarray:

@@ -54,6 +54,8 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
     out = root / "report.html" if out is None else pathlib.Path(out)
     runs = {stage: _read_run(root / stage) for stage in STAGES}
     reconstruction = _read_json(root / "evaluation" / "reconstruction" / "reconstruction.json")
+    if reconstruction is not None:  # the page shows one clip shape; a quickstart scores no more
+        reconstruction = next(iter(reconstruction.get("shapes") or [{}]))
     captions = _read_json(root / "evaluation" / "captions" / "captions.json")
     timings = _read_json(root / "timings.json")
     if not any(runs.values()) and reconstruction is None and captions is None:
@@ -289,6 +291,7 @@ def _reconstruction(reconstruction: dict | None, folder: pathlib.Path, videos: _
         return _missing("No reconstruction evaluation yet.")
     mean = reconstruction.get("mean", {})
     forms = {"psnr_db": ("PSNR", ".2f", " dB"), "ssim": ("SSIM", ".4f", ""), "mse": ("MSE in [-1, 1]", ".5f", "")}
+    forms |= {"sharpness": ("sharpness", ".2f", "")}
     figures = ", ".join(f"{name} {_figure(mean.get(key), form)}{unit}" for key, (name, form, unit) in forms.items())
     head = f"<p>Mean over {_figure(reconstruction.get('clips'), ',')} clips: {figures}.</p>"
     rows = [row for row in reconstruction.get("videos", []) if row.get("file")]

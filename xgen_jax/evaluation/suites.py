@@ -5,19 +5,21 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from xgen_jax.data.sources import VideoFolderSource
+from xgen_jax.data.sources import Source, VideoFolderSource
 from xgen_jax.data.synthetic import SyntheticSource, held_out_prompts
 from xgen_jax.data.video import read_video, write_video
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.captions import evaluate_captions
+from xgen_jax.evaluation.perceptual import load_lpips_distance
 from xgen_jax.evaluation.reconstruction import compare, evaluate_reconstruction, side_by_side
+from xgen_jax.evaluation.reconstruction_table import parse_shapes, table
 from xgen_jax.inference.reconstruct import load_reconstructor
-from xgen_jax.inference.sample_files import check_output_file, parse_size
+from xgen_jax.inference.sample_files import check_output_file
 from xgen_jax.inference.text_to_video import load_text_to_video
 from xgen_jax.training.run_folder import RunFolder
 from xgen_jax.typing import Video
@@ -49,7 +51,7 @@ def reconstruct_file(
     reconstruction = reconstruct(original)
     result = compare(original, reconstruction)
     write_video(path, side_by_side(original, reconstruction), fps)
-    figures = {name: round(result[name], 4) for name in ("psnr_db", "ssim", "mse")}
+    figures = {name: round(result[name], 4) for name in ("psnr_db", "ssim", "mse", "sharpness")}
     wall_s = round(time.monotonic() - started, 2)
     return {"video": str(path), "shape": list(original.shape), "fps": fps, **figures, "wall_s": wall_s}
 
@@ -61,54 +63,82 @@ def reconstruction_suite(
     data: str | None = None,
     count: int = 64,
     seed: int = 0,
-    size: str | None = None,
-    frames: int | None = None,
+    shapes: Sequence[str] | None = None,
+    lpips: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """PSNR, SSIM and MSE over clips; writes OUT/reconstruction/{reconstruction.json, NNN.mp4}.
+    """Scores reconstructions of clips; writes reconstruction.json, .md and SHAPE/NNN.mp4 into OUT/reconstruction.
 
     Args:
       embedder: run folder of a VidVAE.
       out: folder for the results.
       data: folder of videos; without it held-out clips of the world of moving shapes.
-      count: clips; of a folder at most as many as there are.
+      count: clips a shape; of a folder at most as many as there are.
       seed: of the synthetic clips or the crops.
-      size: "HEIGHTxWIDTH"; by default the size trained on.
-      frames: length; by default the length trained on.
+      shapes: of the clips, "FRAMESxHEIGHTxWIDTH" each, or "paper" for the paper's three; by default the shape trained
+        on.
+      lpips: safetensors files of LPIPS (see `weights.lpips`); without them it is left out.
+
+    Returns:
+      The means by shape, and the paths of the JSON and the table.
+
+    Raises:
+      UserError: missing arguments, a shape that is none, weights or videos that cannot be read.
     """
     folder = _results(require("out", out), "reconstruction")
     bucket = RunFolder(require("embedder", embedder)).config().data.buckets[0]
-    height, width = parse_size(size) or (bucket.height, bucket.width)
-    frames = frames or bucket.frames
+    wanted = parse_shapes(shapes or [f"{bucket.frames}x{bucket.height}x{bucket.width}"])
+    distance = load_lpips_distance(lpips) if lpips else None
     if data is None:
         # Another seed than any run trains on, and combinations that none has seen.
         source = SyntheticSource(seed=10_000 + seed, split="held_out", num_clips=count)
     else:
         source = VideoFolderSource(data, require_captions=False)
         count = min(count, len(source))
-
-    def clips() -> Iterator[tuple[str, Video]]:
-        for index in range(count):
-            video, caption = source.read(index, np.random.default_rng((seed, index)), frames, height, width)
-            yield caption or f"clip {index}", video
-
-    def visit(row: dict[str, Any], original: Video, reconstruction: Video) -> None:
-        number = visit.count
-        visit.count += 1
-        if number < SHOWN:
-            row["file"] = f"{number:03d}.mp4"
-            write_video(folder / row["file"], side_by_side(original, reconstruction))
-        print(f"{visit.count}/{count}  {row['psnr_db']:.2f} dB  {row['name']}", file=sys.stderr)
-
-    visit.count = 0
-    result = evaluate_reconstruction(load_reconstructor(embedder), clips(), visit)
-    result |= {"source": source.name, "embedder": str(embedder), "seed": seed}
-    _write_json(folder / "reconstruction.json", result)
+    reconstruct = load_reconstructor(embedder)
+    entries, conventions = [], {}
+    for shape in wanted:
+        name = "x".join(map(str, shape))
+        clips = _clips(source, count, seed, shape)
+        result = evaluate_reconstruction(reconstruct, clips, _Progress(_results(folder, name), count), lpips=distance)
+        conventions = result.pop("conventions")
+        entries.append({"shape": name, **result})
+    text = table(entries)
+    print(text, file=sys.stderr)
+    facts = {"source": source.name, "embedder": str(embedder), "seed": seed}
+    _write(folder / "reconstruction.md", text)
+    _write_json(folder / "reconstruction.json", {"shapes": entries, "conventions": conventions, **facts})
     return {
         "suite": "reconstruction",
-        "clips": result["clips"],
-        **{name: round(value, 4) for name, value in result["mean"].items()},
+        "shapes": {
+            entry["shape"]: {"clips": entry["clips"], **{key: round(x, 5) for key, x in entry["mean"].items()}}
+            for entry in entries
+        },
         "file": str(folder / "reconstruction.json"),
+        "table": str(folder / "reconstruction.md"),
     }
+
+
+def _clips(source: Source, count: int, seed: int, shape: tuple[int, int, int]) -> Iterator[tuple[str, Video]]:
+    """Names and clips. A file is named by its path, so that the worst can be looked at; a drawn clip by its caption."""
+    for index in range(count):
+        video, caption = source.read(index, np.random.default_rng((seed, index)), *shape)
+        file = source.files[index] if isinstance(source, VideoFolderSource) else ""
+        yield ": ".join(part for part in (file, caption) if part), video
+
+
+class _Progress:
+    """Called with each clip: keeps the first ones as videos, and says how far things are."""
+
+    def __init__(self, folder: pathlib.Path, count: int):
+        self.folder, self.count, self.done = folder, count, 0
+
+    def __call__(self, row: dict[str, Any], original: Video, reconstruction: Video) -> None:
+        if self.done < SHOWN:
+            file = self.folder / f"{self.done:03d}.mp4"
+            write_video(file, side_by_side(original, reconstruction))
+            row["file"] = f"{self.folder.name}/{file.name}"
+        self.done += 1
+        print(f"{self.folder.name} {self.done}/{self.count}  {row['psnr_db']:.2f} dB  {row['name']}", file=sys.stderr)
 
 
 def captions_suite(
@@ -165,6 +195,10 @@ def _results(out: str | os.PathLike, name: str) -> pathlib.Path:
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    _write(path, json.dumps(value, indent=1) + "\n")
+
+
+def _write(path: pathlib.Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

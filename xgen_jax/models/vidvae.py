@@ -2,7 +2,9 @@
 
 A residual pyramid as in Stable Diffusion's VAE with every convolution causal in time, and time reduction after the
 spatial one. 1 + f*n frames become 1 + n latent frames (f = 4 in the paper). Every layer that mixes frames carries a
-history, so `encode` and `decode` may be called chunk after chunk: 1 + f*n frames first, then f*n at a time.
+history, so `encode` and `decode` may be called chunk after chunk: 1 + f*n frames first, then f*n at a time. What the
+variants of released weights do otherwise, `VidVAEConfig` says: some look ahead by a few frames, and then give as many
+frames later, some depend on a whole clip, and then refuse chunks.
 
 The tiny preset puts a space-to-depth stem in front and works at low resolution throughout: on two CPU cores it trains
 far faster than a full-resolution pyramid of the same size.
@@ -10,13 +12,14 @@ far faster than a full-resolution pyramid of the same size.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
 from xgen_jax.errors import UserError
-from xgen_jax.nn.attention import SelfAttention
+from xgen_jax.nn.attention import XAVIER, attention
 from xgen_jax.nn.convolution import (
     CausalConv3D,
     Kernel,
@@ -25,50 +28,94 @@ from xgen_jax.nn.convolution import (
     causal_repeat,
     causal_space_to_depth,
     nearest_upsample,
+    trilinear_double,
 )
-from xgen_jax.nn.norms import video_norm
+from xgen_jax.nn.norms import VIDEO_NORMS, video_norm
 from xgen_jax.typing import Array, Shape
+
+CHOICES = {
+    "time_down": ("average_pool", "convolution"),
+    "time_up": ("causal", "trilinear"),
+    "norm": VIDEO_NORMS,
+    "attention_layout": ("per_frame", "released"),
+    "remat": ("none", "level"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VidVAEConfig:
-    """Sizes of a VidVAE.
+    """Sizes and variants of a VidVAE.
 
     Attributes:
       channels: width of each level of the pyramid, highest resolution first.
-      space_reduction: for each level, whether height and width are halved after it.
-      time_reduction: for each level, whether the frame rate is halved after it.
+      space_reduction: for each level, whether the encoder halves height and width after it.
+      time_reduction: for each level, whether the encoder halves the frame rate after it.
+      time_expansion: for each level, whether the decoder doubles the frame rate before it; None for the mirror of
+        `time_reduction`.
+      time_down: `average_pool` (the paper's), or `convolution`: that beside a convolution, in a learnt proportion.
+      time_up: `causal`, repetition, or `trilinear` (released weights), which looks ahead.
+      time_up_convolution: what `time_up` gives beside a convolution of it, in a learnt proportion.
+      flat_levels: how many of the encoder's first levels mix no frames.
       latent_channels: channels of the latent.
       blocks: residual blocks a level in the encoder; the decoder has one more.
       stem: (T, H, W) of the patches in front of the pyramid; (1, 1, 1) for none.
       stem_hidden: width of a hidden layer between a patch and the pyramid, at both ends; 0 for none. A patch holds more
         values than a narrow pyramid has channels, and a linear map of few channels cannot draw its edges.
-      mid_attention: attention within each frame at the lowest resolution.
+      mid_attention: attention at the lowest resolution.
+      attention_layout: `per_frame`, or `released`: as Open-Sora-Plan's first public weights were trained, a reshape
+        that mixes channels and frames of the whole clip (right for one frame).
       kernels: taps (T, H, W) of the two convolutions of a residual block.
-      norm: `group_per_frame` or `rms`.
+      norm: `group_per_frame` (strictly causal, valid for Stable Diffusion's weights), `group` (over time as well:
+        released weights) or `rms` (a pixel by itself: exact under any cut of space as well).
       attention: the implementation, see `xgen_jax.nn.attention`.
+      remat: `level` recomputes each level in the backward pass instead of keeping what it computed.
     """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
     space_reduction: tuple[bool, ...] = (True, True, True, False)
     time_reduction: tuple[bool, ...] = (True, True, False, False)
+    time_expansion: tuple[bool, ...] | None = None
+    time_down: str = "average_pool"
+    time_up: str = "causal"
+    time_up_convolution: bool = False
+    flat_levels: int = 0
     latent_channels: int = 4
     blocks: int = 2
     stem: Kernel = (1, 1, 1)
     stem_hidden: int = 0
     mid_attention: bool = True
+    attention_layout: str = "per_frame"
     kernels: tuple[Kernel, Kernel] = ((3, 3, 3), (3, 3, 3))
     norm: str = "group_per_frame"
     attention: str = "xla"
+    remat: str = "none"
 
     def __post_init__(self):
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}")
         if self.stem[1] != self.stem[2]:
             raise UserError(f"stem {self.stem} must be as wide as high")
-        if not len(self.channels) == len(self.space_reduction) == len(self.time_reduction):
+        levels = [len(x) for x in (self.channels, self.space_reduction, self.time_reduction, self.expansion)]
+        if len(set(levels)) > 1:
             raise UserError(
-                "channels, space_reduction and time_reduction need one entry a level, but have "
-                f"{len(self.channels)}, {len(self.space_reduction)} and {len(self.time_reduction)}"
+                "channels, space_reduction, time_reduction and time_expansion need one entry a level, but have "
+                f"{levels[0]}, {levels[1]}, {levels[2]} and {levels[3]}"
             )
+        if sum(self.expansion) != sum(self.time_reduction):
+            raise UserError(
+                f"the encoder halves the frame rate {sum(self.time_reduction)} times, but the decoder doubles it "
+                f"{sum(self.expansion)} times"
+            )
+        if not 0 <= self.flat_levels <= len(self.channels):
+            raise UserError(
+                f"flat_levels must be 0 to {len(self.channels)}, the number of levels, not {self.flat_levels}"
+            )
+
+    @property
+    def expansion(self) -> tuple[bool, ...]:
+        """For each level, whether the decoder doubles the frame rate before it."""
+        return self.time_reduction if self.time_expansion is None else self.time_expansion
 
     @property
     def pixel_kernel(self) -> Kernel:
@@ -84,6 +131,37 @@ class VidVAEConfig:
     def time_factor(self) -> int:
         """Frames of one latent frame, but for the first."""
         return self.stem[0] * 2 ** sum(self.time_reduction)
+
+    @property
+    def look_ahead(self) -> int:
+        """Frames by which the decoder looks ahead: so many come one chunk later when decoding chunk after chunk."""
+        return self.stem[0] * (2 ** sum(self.expansion) - 1) if self.time_up == "trilinear" else 0
+
+    @property
+    def depends_on_whole_clip(self) -> str:
+        """Why the model cannot work chunk after chunk; empty where it can."""
+        if self.norm == "group":
+            return "norm='group' takes its statistics over the whole clip; norm='group_per_frame' would not"
+        if self.mid_attention and self.attention_layout == "released":
+            return "attention_layout='released' mixes all frames of a clip; 'per_frame' would not"
+        return ""
+
+    @property
+    def halo(self) -> int | None:
+        """Latent rows (columns) above and below that a latent or a pixel depends on, at most; None for all of them.
+
+        Only where each pixel is normalised by itself and nothing attends may a frame be cut and stay what it is.
+        """
+        if self.norm != "rms" or self.mid_attention:
+            return None
+        block, ends = sum(kernel[1] // 2 for kernel in self.kernels), self.pixel_kernel[1] // 2
+        encoder, decoder = 1 + 2 * block, ends  # from the latents down, and from the pixels up
+        for reduced in reversed(self.space_reduction):
+            encoder = (2 * encoder + 2 if reduced else encoder) + self.blocks * block
+        for reduced in self.space_reduction:
+            decoder += (self.blocks + 1) * block
+            decoder = -(-(decoder + 1) // 2) if reduced else decoder
+        return max(-(-(encoder + ends) * self.stem[1] // self.space_factor), decoder + 2 * block + 1)
 
     def latent_shape(self, video_shape: Shape) -> Shape:
         """(T, H, W) or (B, T, H, W, 3) of a clip -> (t, h, w) or (B, t, h, w, c) of its latents.
@@ -107,9 +185,23 @@ class VidVAEConfig:
         return 1 + (frames - 1) // f, height // s, width // s
 
 
+# As released, in the three ways in which that differs from the paper preset.
+_OSP = VidVAEConfig(
+    time_expansion=(False, True, True, False), time_up="trilinear", norm="group", attention_layout="released"
+)
+
 PRESETS = {
-    # The paper's table 3 network: 4x8x8, initialised from Stable Diffusion's VAE.
-    "paper": VidVAEConfig(),
+    # The paper's table 3 network, 4x8x8, in the form of Open-Sora-Plan's CausalVAE v1.0, made strictly causal.
+    "paper": VidVAEConfig(time_expansion=(False, True, True, False)),
+    # Open-Sora-Plan's public weights v1.0.0 and v1.1.0, as they were trained.
+    "osp-v1.0": _OSP,
+    "osp-v1.1": dataclasses.replace(
+        _OSP,
+        time_reduction=(False, True, True, False),
+        time_down="convolution",
+        time_up_convolution=True,
+        flat_levels=2,
+    ),
     # Minutes on a laptop's CPU: 4x4x4.
     "tiny": VidVAEConfig(
         channels=(64,),
@@ -126,8 +218,30 @@ PRESETS = {
 }
 
 
-def _history(history, index):
-    return None if history is None else history[index]
+class _Carry:
+    """Hands each layer its part of a history, in order, and gathers the new one."""
+
+    def __init__(self, history: tuple | None):
+        self._old, self._new = history, []
+
+    def __call__(self, layer: Callable, x: Array, *arguments) -> Array:
+        old = None if self._old is None else self._old[len(self._new)]
+        x, new = layer(x, old, *arguments)
+        self._new.append(new)
+        return x
+
+    @property
+    def history(self) -> tuple:
+        return tuple(self._new)
+
+
+def _flat(kernel: Kernel) -> Kernel:
+    return (1, *kernel[1:])
+
+
+def _placed(x_BTHWC: Array) -> Array:
+    """Where an activation lives: with height or width over devices neighbours exchange rows, nothing is gathered."""
+    return nn.with_logical_constraint(x_BTHWC, ("batch", "time", "height", "columns", "width"))
 
 
 class ResidualBlock(nn.Module):
@@ -136,21 +250,50 @@ class ResidualBlock(nn.Module):
     config: VidVAEConfig
     features: int
     dtype: jnp.dtype
+    flat: bool = False  # each frame by itself
 
     @nn.compact
     def __call__(self, x, history=None):
-        norm, (kernel1, kernel2) = self.config.norm, self.config.kernels
-        h = nn.swish(video_norm(norm, x.shape[-1], self.dtype)(x))
-        h, first = CausalConv3D(self.features, kernel1, dtype=self.dtype, name="conv1")(h, _history(history, 0))
-        h = nn.swish(video_norm(norm, self.features, self.dtype)(h))
-        h, second = CausalConv3D(self.features, kernel2, dtype=self.dtype, name="conv2")(h, _history(history, 1))
+        carry, norm, kernels = _Carry(history), self.config.norm, self.config.kernels
+        if self.flat:
+            norm, kernels = {"group": "group_per_frame"}.get(norm, norm), map(_flat, kernels)
+        h = x
+        for i, kernel in enumerate(kernels, start=1):
+            h = nn.swish(video_norm(norm, h.shape[-1], self.dtype, f"norm{i}")(h))
+            h = carry(CausalConv3D(self.features, kernel, dtype=self.dtype, name=f"conv{i}"), h)
         if x.shape[-1] != self.features:
             x, _ = CausalConv3D(self.features, (1, 1, 1), dtype=self.dtype, name="shortcut")(x)
-        return x + h, (first, second)
+        return _placed(x + h), carry.history
+
+
+class MidAttention(nn.Module):
+    """Attention with one head, within each frame; or in the layout of the released weights."""
+
+    config: VidVAEConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BTHWC):
+        c, (b, t, height, width, channels) = self.config, x_BTHWC.shape
+        qkv = nn.Dense(3 * channels, dtype=self.dtype, kernel_init=XAVIER, name="qkv")(x_BTHWC)
+        q, k, v = jnp.split(qkv, 3, axis=-1)
+
+        def tokens(x):
+            if c.attention_layout == "released":
+                # (C, T) in memory is read as (T, C), as if the frames came first.
+                x = rearrange(x, "b t h w c -> b (c t) (h w)").reshape(b * t, channels, height * width)
+                return rearrange(x, "f c n -> f n 1 c")
+            return x.reshape(b * t, height * width, 1, channels)
+
+        y = attention(tokens(q), tokens(k), tokens(v), implementation=c.attention)
+        if c.attention_layout == "released":
+            y = rearrange(y, "f n 1 c -> f c n").reshape(b, channels, t, height, width)
+            y = rearrange(y, "b c t h w -> b t h w c")
+        return nn.Dense(channels, dtype=self.dtype, kernel_init=XAVIER, name="proj")(y.reshape(x_BTHWC.shape))
 
 
 class Mid(nn.Module):
-    """Residual block, attention within each frame, residual block."""
+    """Residual block, attention, residual block."""
 
     config: VidVAEConfig
     features: int
@@ -158,16 +301,81 @@ class Mid(nn.Module):
 
     @nn.compact
     def __call__(self, x, history=None):
-        c = self.config
-        x, first = ResidualBlock(c, self.features, self.dtype, name="block1")(x, _history(history, 0))
-        if c.mid_attention:
-            h = video_norm(c.norm, self.features, self.dtype)(x)
-            h = SelfAttention(1, implementation=c.attention, dtype=self.dtype, name="attention")(
-                rearrange(h, "b t h w c -> (b t) (h w) c")
-            )
-            x = x + h.reshape(x.shape)
-        x, second = ResidualBlock(c, self.features, self.dtype, name="block2")(x, _history(history, 1))
-        return x, (first, second)
+        carry = _Carry(history)
+        x = carry(ResidualBlock(self.config, self.features, self.dtype, name="block1"), x)
+        if self.config.mid_attention and x.shape[1]:
+            h = video_norm(self.config.norm, self.features, self.dtype, "norm")(x)
+            x = _placed(x + MidAttention(self.config, self.dtype, name="attention")(h))
+        x = carry(ResidualBlock(self.config, self.features, self.dtype, name="block2"), x)
+        return x, carry.history
+
+
+class TimeMix(nn.Module):
+    """A share of x and the rest of y; the share is learnt, 0.88 at first (Open-Sora-Plan v1.1's mix factor)."""
+
+    @nn.compact
+    def __call__(self, x, y):
+        share = nn.sigmoid(self.param("mix", nn.initializers.constant(2.0), ())).astype(x.dtype)
+        return share * x + (1 - share) * y
+
+
+class EncoderLevel(nn.Module):
+    """Residual blocks, then half the height and width, then half the frame rate, as the configuration says."""
+
+    config: VidVAEConfig
+    level: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, history=None):
+        c, level, carry = self.config, self.level, _Carry(history)
+        for block in range(c.blocks):
+            flat = level < c.flat_levels
+            x = carry(ResidualBlock(c, c.channels[level], self.dtype, flat, name=f"block{block}"), x)
+        if c.space_reduction[level]:
+            x, _ = CausalConv3D(x.shape[-1], (1, 3, 3), (1, 2, 2), dtype=self.dtype, name="down")(x)
+        if c.time_reduction[level]:
+            x = carry(self._halve_time, x)
+        return _placed(x), carry.history
+
+    def _halve_time(self, x, history):
+        pooled, new = causal_average_pool(x, history)
+        if self.config.time_down == "convolution":
+            # Sees the very frames that the pool sees, so one history serves both.
+            conv = CausalConv3D(x.shape[-1], (3, 3, 3), (2, 1, 1), dtype=self.dtype, name="time_conv")
+            pooled = TimeMix(name="time_mix")(pooled, conv(x, history)[0])
+        return pooled, new
+
+
+class DecoderLevel(nn.Module):
+    """The mirror of an encoder's level: what that halved after its blocks is doubled here before them."""
+
+    config: VidVAEConfig
+    level: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, history, last):
+        c, level, carry = self.config, self.level, _Carry(history)
+        if c.space_reduction[level]:
+            up = CausalConv3D(x.shape[-1], (1, 3, 3), dtype=self.dtype, name="up")
+            x, _ = up(_placed(nearest_upsample(x)))
+        if c.expansion[level]:
+            x = carry(self._double_time, x, last)
+        for block in range(c.blocks + 1):
+            x = carry(ResidualBlock(c, c.channels[level], self.dtype, name=f"block{block}"), x)
+        return x, carry.history
+
+    def _double_time(self, x, history, last):
+        own, of_conv = (None, None) if history is None else history
+        if self.config.time_up == "trilinear":
+            x, own = trilinear_double(x, own, last)
+        else:
+            x, own = causal_repeat(x, started=own is not None), ()
+        if self.config.time_up_convolution:
+            y, of_conv = CausalConv3D(x.shape[-1], dtype=self.dtype, name="time_conv")(x, of_conv)
+            x = TimeMix(name="time_mix")(x, y)
+        return _placed(x), (own, of_conv)
 
 
 class Encoder(nn.Module):
@@ -178,67 +386,65 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x, history=None):
-        c, new = self.config, []
-
-        def carry(layer, x):
-            x, h = layer(x, _history(history, len(new)))
-            new.append(h)
-            return x
-
+        c, carry = self.config, _Carry(history)
+        level_class = nn.remat(EncoderLevel) if c.remat == "level" else EncoderLevel
         x = carry(lambda x, h: causal_space_to_depth(x, c.stem, h), x.astype(self.dtype))
         if c.stem_hidden:
             x = nn.swish(nn.Dense(c.stem_hidden, dtype=self.dtype, name="stem")(x))
-        x = carry(CausalConv3D(c.channels[0], c.pixel_kernel, dtype=self.dtype, name="conv_in"), x)
-        for level, width in enumerate(c.channels):
-            for block in range(c.blocks):
-                x = carry(ResidualBlock(c, width, self.dtype, name=f"level{level}_block{block}"), x)
-            if c.space_reduction[level]:
-                down = CausalConv3D(width, (1, 3, 3), (1, 2, 2), dtype=self.dtype, name=f"level{level}_down")
-                x, _ = down(x)
-            if c.time_reduction[level]:
-                x = carry(causal_average_pool, x)
+        kernel = _flat(c.pixel_kernel) if c.flat_levels else c.pixel_kernel
+        x = _placed(carry(CausalConv3D(c.channels[0], kernel, dtype=self.dtype, name="conv_in"), _placed(x)))
+        for level in range(len(c.channels)):
+            x = carry(level_class(c, level, self.dtype, name=f"level{level}"), x)
         x = carry(Mid(c, c.channels[-1], self.dtype, name="mid"), x)
-        x = nn.swish(video_norm(c.norm, x.shape[-1], self.dtype)(x))
+        x = nn.swish(video_norm(c.norm, x.shape[-1], self.dtype, "norm_out")(x))
         x = carry(CausalConv3D(2 * c.latent_channels, dtype=self.dtype, name="conv_out"), x)
-        return nn.Dense(2 * c.latent_channels, dtype=jnp.float32, name="quant")(x), tuple(new)
+        return nn.Dense(2 * c.latent_channels, dtype=jnp.float32, name="quant")(x), carry.history
 
 
 class Decoder(nn.Module):
-    """Latents (B, t, h, w, c) -> video (B, T, H, W, 3), about [-1, 1], not clipped."""
+    """Latents (B, t, h, w, c) -> features (B, T/pt, H/ph, W/pw, C) of the first level, for the head to draw."""
 
     config: VidVAEConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, z, history=None):
-        c, new = self.config, []
-
-        def carry(layer, x):
-            x, h = layer(x, _history(history, len(new)))
-            new.append(h)
-            return x
-
+    def __call__(self, z, history=None, last=True):
+        c, carry = self.config, _Carry(history)
+        level_class = nn.remat(DecoderLevel, static_argnums=(3,)) if c.remat == "level" else DecoderLevel
         x = nn.Dense(c.latent_channels, dtype=self.dtype, name="post_quant")(z)
-        x = carry(CausalConv3D(c.channels[-1], dtype=self.dtype, name="conv_in"), x)
+        x = _placed(carry(CausalConv3D(c.channels[-1], dtype=self.dtype, name="conv_in"), _placed(x)))
         x = carry(Mid(c, c.channels[-1], self.dtype, name="mid"), x)
         for level in reversed(range(len(c.channels))):
-            # The mirror of the encoder: what it halved after this level is doubled before it here.
-            if c.space_reduction[level]:
-                up = CausalConv3D(x.shape[-1], (1, 3, 3), dtype=self.dtype, name=f"level{level}_up")
-                x, _ = up(nearest_upsample(x))
-            if c.time_reduction[level]:
-                x = causal_repeat(x, started=history is not None)
-            for block in range(c.blocks + 1):
-                x = carry(ResidualBlock(c, c.channels[level], self.dtype, name=f"level{level}_block{block}"), x)
-        x = nn.swish(video_norm(c.norm, x.shape[-1], self.dtype)(x))
+            x = carry(level_class(c, level, self.dtype, name=f"level{level}"), x, last)
+        return x, carry.history
+
+
+class Head(nn.Module):
+    """Features -> video (B, T, H, W, 3), about [-1, 1], not clipped."""
+
+    config: VidVAEConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, history=None):
+        c = self.config
+        x = nn.swish(video_norm(c.norm, x.shape[-1], self.dtype, "norm")(x))
         if c.stem_hidden:
             x = nn.swish(nn.Dense(c.stem_hidden, dtype=self.dtype, name="stem")(x))
-        x = carry(CausalConv3D(3 * math.prod(c.stem), c.pixel_kernel, dtype=self.dtype, name="conv_out"), x)
-        return causal_depth_to_space(x, c.stem, started=history is not None).astype(jnp.float32), tuple(new)
+        conv = CausalConv3D(3 * math.prod(c.stem), c.pixel_kernel, dtype=self.dtype, name="conv_out")
+        x, new = conv(x, None if history is None else history[0])
+        return causal_depth_to_space(x, c.stem, started=history is not None).astype(jnp.float32), (new,)
 
 
 class VidVAE(nn.Module):
-    """The autoencoder. `dtype` is the compute dtype; parameters, moments and the output video are float32."""
+    """The autoencoder. `dtype` is the compute dtype; parameters, moments and the output video are float32.
+
+    `history` is None for the first chunk of a clip and then what the call before returned. With `last=False` `decode`
+    gives the frames that are settled; the last `config.look_ahead` come with a later chunk, which may be empty.
+
+    Raises:
+      UserError: chunks of a model that depends on the whole clip.
+    """
 
     config: VidVAEConfig
     dtype: jnp.dtype = jnp.float32
@@ -246,16 +452,34 @@ class VidVAE(nn.Module):
     def setup(self):
         self.encoder = Encoder(self.config, self.dtype)
         self.decoder = Decoder(self.config, self.dtype)
+        self.head = Head(self.config, self.dtype)
 
-    def encode(self, video_BTHWC: Array, history=None):
+    def encode(self, video_BTHWC: Array, history: tuple | None = None):
         """Video in [-1, 1] -> (mean, log-variance, history), the first two (B, t, h, w, c)."""
+        self._check_chunk(history is not None)
         moments, history = self.encoder(video_BTHWC, history)
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0), history
 
-    def decode(self, z_BTHWC: Array, history=None):
+    def decode(self, z_BTHWC: Array, history: tuple | None = None, last: bool = True):
         """Latents -> (video (B, T, H, W, 3), history)."""
-        return self.decoder(z_BTHWC, history)
+        of_features, of_head = (None, None) if history is None else history
+        features, of_features = self.decode_features(z_BTHWC, of_features, last)
+        video, of_head = self.draw(features, of_head)
+        return video, (of_features, of_head)
+
+    def decode_features(self, z_BTHWC: Array, history: tuple | None = None, last: bool = True):
+        """The decoder up to its last convolution: latents -> (features, history)."""
+        self._check_chunk(history is not None or not last)
+        return self.decoder(z_BTHWC, history, last)
+
+    def draw(self, features_BTHWC: Array, history: tuple | None = None):
+        """The decoder's last convolution: features -> (video, history)."""
+        return self.head(features_BTHWC, history)
+
+    def _check_chunk(self, chunked: bool):
+        if chunked and self.config.depends_on_whole_clip:
+            raise UserError(f"this model cannot work chunk after chunk: {self.config.depends_on_whole_clip}")
 
     def __call__(self, video_BTHWC: Array, noise_BTHWC: Array | None = None):
         """Encodes, samples (or takes the mean where `noise` is None) and decodes: (video, mean, log-variance)."""

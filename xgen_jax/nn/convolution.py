@@ -77,6 +77,36 @@ def causal_repeat(x_BTHWC: Array, started: bool) -> Array:
     return y if started else y[:, 1:]
 
 
+def trilinear_double(x_BTHWC: Array, history: tuple | None, last: bool) -> tuple[Array, tuple]:
+    """Doubles the frame rate by linear interpolation, as Open-Sora-Plan's released decoders do; looks one frame ahead.
+
+    The first frame of a clip stays one; frame i of the others becomes two, at i - 1/4 and i + 1/4; the ends hold. The
+    second of them waits for frame i + 1, so what a chunk gives ends one frame early unless it is the `last`.
+
+    Args:
+      x_BTHWC: the chunk; none of its frames need be there when it is the last.
+      history: None at the start of a clip, () after its first frame, then (the last frame,).
+      last: whether no chunk follows.
+
+    Returns:
+      The frames that are settled, and the history for the next chunk.
+    """
+    settled = []
+    if history is None:
+        settled, x_BTHWC, history = [x_BTHWC[:, :1]], x_BTHWC[:, 1:], ()
+    if x_BTHWC.shape[1]:
+        # The frame before the first of these is that frame itself.
+        settled += [] if history else [x_BTHWC[:, :1]]
+        x = jnp.concatenate([*history, x_BTHWC], axis=1)
+        before, after = x[:, :-1], x[:, 1:]
+        pairs = jnp.stack([0.75 * before + 0.25 * after, 0.25 * before + 0.75 * after], axis=2)
+        settled.append(pairs.reshape(x.shape[0], -1, *x.shape[2:]))
+        history = (x_BTHWC[:, -1:],)
+    if last:
+        settled += history
+    return jnp.concatenate([x_BTHWC[:, :0], *settled], axis=1), history
+
+
 def nearest_upsample(x_BTHWC: Array) -> Array:
     """Doubles height and width by repetition."""
     return jnp.repeat(jnp.repeat(x_BTHWC, 2, axis=2), 2, axis=3)

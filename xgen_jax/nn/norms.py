@@ -1,5 +1,7 @@
 """Normalisations. Statistics are taken in float32 whatever the compute dtype."""
 
+import math
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -8,10 +10,18 @@ from xgen_jax.errors import UserError
 from xgen_jax.typing import Array
 
 
-class GroupNormPerFrame(nn.Module):
-    """Group normalisation of each frame by itself: strictly causal, and valid for Stable Diffusion's 2D weights."""
+class GroupNorm(nn.Module):
+    """Group normalisation of a video.
+
+    Attributes:
+      groups: groups of channels.
+      over_time: statistics over a whole clip, as Open-Sora-Plan's released weights were trained: every frame then
+        depends on all others. Otherwise each frame is normalised by itself, which is strictly causal and, as one frame
+        is all that an image has, valid for Stable Diffusion's 2D weights.
+    """
 
     groups: int = 32
+    over_time: bool = False
     epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
 
@@ -22,9 +32,10 @@ class GroupNormPerFrame(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x = x_BTHWC.astype(jnp.float32)
         x = x.reshape(*x.shape[:-1], self.groups, channels // self.groups)
-        mean = x.mean((2, 3, 5), keepdims=True)
-        variance = (x * x).mean((2, 3, 5), keepdims=True) - mean * mean
-        x = (x - mean) * lax.rsqrt(jnp.maximum(variance, 0.0) + self.epsilon)
+        dims = (1, 2, 3, 5) if self.over_time else (2, 3, 5)
+        # Centred first: in a nearly constant frame the difference of mean square and squared mean has few digits left.
+        x = x - x.mean(dims, keepdims=True)
+        x = x * lax.rsqrt((x * x).mean(dims, keepdims=True) + self.epsilon)
         shape = (1,) * (x_BTHWC.ndim - 1) + (channels,)
         return (x.reshape(x_BTHWC.shape) * scale.reshape(shape) + bias.reshape(shape)).astype(self.dtype)
 
@@ -50,13 +61,16 @@ def layer_norm(x: Array, epsilon: float = 1e-6) -> Array:
     return (y * lax.rsqrt((y * y).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
-def video_norm(name: str, channels: int, dtype: jnp.dtype) -> nn.Module:
-    """The normalisation a video autoencoder asks for by name: `group_per_frame` or `rms`."""
-    match name:
-        case "group_per_frame":
-            # 32 groups as in Stable Diffusion, fewer where the channels do not divide.
-            groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and channels // g >= 4 or g == 1)
-            return GroupNormPerFrame(groups=groups, dtype=dtype)
-        case "rms":
-            return RMSNorm(dtype=dtype)
-    raise UserError(f"norm={name!r} is not known; choose 'group_per_frame' or 'rms'")
+VIDEO_NORMS = ("group_per_frame", "group", "rms")
+
+
+def video_norm(kind: str, channels: int, dtype: jnp.dtype, name: str) -> nn.Module:
+    """The normalisation a video autoencoder asks for by kind, as a submodule called `name`.
+
+    `group_per_frame` and `group` (over time) take Stable Diffusion's 32 groups, or as many as divide the channels.
+    """
+    if kind not in VIDEO_NORMS:
+        raise UserError(f"norm={kind!r} is not known; choose one of {', '.join(VIDEO_NORMS)}")
+    if kind == "rms":
+        return RMSNorm(dtype=dtype, name=name)
+    return GroupNorm(groups=math.gcd(32, channels), over_time=kind == "group", dtype=dtype, name=name)

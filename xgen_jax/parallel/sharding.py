@@ -19,7 +19,15 @@ RULES: tuple[tuple[str, tuple], ...] = (
 )
 
 # Activation names of `nn.with_logical_constraint`.
-LOGICAL_AXES = (("batch", ("data", "fsdp")), ("time", None), ("space", "sequence"), ("width", None))
+# `height` and `columns` are those of a video; `width` is that of features.
+LOGICAL_AXES = (
+    ("batch", ("data", "fsdp")),
+    ("time", None),
+    ("space", "sequence"),
+    ("height", "sequence"),
+    ("columns", "tensor"),
+    ("width", None),
+)
 
 BATCH = PartitionSpec(("data", "fsdp"))
 SMALLEST_SHARDED = 2**14  # values; sharding less than this costs more in collectives than it saves in memory

@@ -1,0 +1,68 @@
+"""Scores of reconstructions at several clip shapes as a Markdown table, the paper's beside ours."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from xgen_jax.errors import UserError
+
+# VidVAE's row of table 3 of arXiv 2408.12590: clip shape -> PSNR in dB, SSIM, MSE on the [-1, 1] scale.
+PAPER = {
+    "1x768x768": (39.41, 0.971, 0.00082),
+    "17x512x512": (33.83, 0.935, 0.00281),
+    "65x256x256": (29.68, 0.879, 0.00780),
+}
+PAPER_NOTE = (
+    "The paper's column is VidVAE in table 3 of arXiv 2408.12590: means over 1,000 clips of Kinetics and OpenVid-1M. "
+    "The clips here are others, so the two columns are not a comparison of models."
+)
+COLUMNS = {
+    "psnr_db": ("PSNR, dB", ".2f"),
+    "ssim": ("SSIM", ".4f"),
+    "mse": ("MSE", ".5f"),
+    "sharpness": ("sharpness", ".3f"),
+    "lpips_vgg": ("LPIPS, VGG16", ".4f"),
+    "lpips_alex": ("LPIPS, AlexNet", ".4f"),
+}
+
+
+def parse_shapes(shapes: Sequence[str]) -> list[tuple[int, int, int]]:
+    """["9x32x32", ...], frames x height x width, to numbers; "paper" stands for the paper's three.
+
+    Raises:
+      UserError: an entry that is not a shape; the message says what one is.
+    """
+    parsed: dict[tuple[int, ...], None] = {}
+    for entry in shapes:
+        for shape in PAPER if entry.strip().lower() == "paper" else [entry]:
+            parts = shape.strip().lower().split("x")
+            if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+                raise UserError(f"{shape!r} is not a clip shape; give FRAMESxHEIGHTxWIDTH, e.g. 17x512x512, or paper")
+            parsed[tuple(int(part) for part in parts)] = None
+    return list(parsed)
+
+
+def table(entries: Sequence[dict[str, Any]]) -> str:
+    """Markdown of what `evaluate_reconstruction` gave for each shape.
+
+    Args:
+      entries: one a shape: `shape` ("9x32x32"), `clips`, `mean`, `worst`.
+
+    Returns:
+      The table, the paper's figures in it where a shape is one of the paper's, and the worst clips of each shape.
+    """
+    columns = {key: column for key, column in COLUMNS.items() if any(key in entry["mean"] for entry in entries)}
+    paper = any(entry["shape"] in PAPER for entry in entries)
+    head = ["frames x height x width", "clips", *(title for title, _ in columns.values())]
+    rows = [head + ["paper: PSNR / SSIM / MSE"] * paper]
+    rows.append(["---"] * len(rows[0]))
+    for entry in entries:
+        cells = [f"{entry['mean'][key]:{form}}" if key in entry["mean"] else "–" for key, (_, form) in columns.items()]
+        theirs = PAPER.get(entry["shape"])
+        beside = ["–" if theirs is None else "{:.2f} / {:.3f} / {:.5f}".format(*theirs)] * paper
+        rows.append([entry["shape"], str(entry["clips"]), *cells, *beside])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    if paper:
+        lines += ["", PAPER_NOTE]
+    lines += ["", "Worst clips by PSNR, worst first:", ""]
+    lines += [f"- {entry['shape']}: {'; '.join(entry['worst'])}" for entry in entries]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,264 @@
+"""Encoding and decoding of clips of any length, chunk after chunk, in memory that does not grow with the clip.
+
+Every layer that mixes frames carries what it must remember, so a clip in chunks gives what the whole clip gives: no
+overlap, no blending, no seams. A decoder that looks ahead gives its last frames with the chunk after.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xgen_jax.errors import UserError
+from xgen_jax.inference.memory import GB, largest_chunk, program_bytes
+from xgen_jax.inference.video_range import check_video
+from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.training.objectives.vidvae import to_unit_range
+from xgen_jax.typing import Array, Params, Shape
+
+CHUNK = 4  # latent frames at a time where nobody sets a budget
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode_chunk(embedder: VidVAEEmbedder, params: Params, video: Array, history):
+    """`VidVAEEmbedder.encode_chunk`, compiled; of uint8 or float video."""
+    video = to_unit_range(video) if video.dtype == jnp.uint8 else video
+    return embedder.encode_chunk(params, video, history)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def decode_chunk(embedder: VidVAEEmbedder, params: Params, latents: Array, history, last: bool):
+    """`VidVAEEmbedder.decode_chunk`, compiled."""
+    return embedder.decode_chunk(params, latents, history, last)
+
+
+def encode_stream(embedder: VidVAEEmbedder, params: Params, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Encodes a clip that comes in chunks.
+
+    Args:
+      embedder, params: see `load_embedder`.
+      chunks: uint8, or float in [-1, 1], (B, T, H, W, 3), of any lengths that add up to 1 + f*n frames. What does not
+        fill a latent frame waits for the chunk after.
+
+    Yields:
+      Normalised latents (B, t, h, w, c), float32, as soon as they are known; together those of the whole clip.
+
+    Raises:
+      UserError: a chunk of another size, batch or dtype than the first, pixels that are not finite or not in range, a
+        clip of a length or size that the model cannot take, a model that depends on the whole clip.
+    """
+    factor = embedder.model.config.time_factor
+    history, first, waiting, seen = None, None, None, 0
+    for chunk in chunks:
+        chunk = np.asarray(chunk)
+        check_video(chunk)
+        if first is None:
+            first = chunk
+            embedder.latent_shape((1, *chunk.shape[2:4]))
+        _check_alike(chunk, first)
+        seen += chunk.shape[1]
+        waiting = chunk if waiting is None else np.concatenate([waiting, chunk], axis=1)
+        ready = (
+            waiting.shape[1] // factor * factor
+            if history is not None
+            else (waiting.shape[1] - 1) // factor * factor + 1
+        )
+        if ready:
+            latents, history = encode_chunk(embedder, params, waiting[:, :ready], history)
+            waiting = waiting[:, ready:]
+            yield np.asarray(latents)
+    if waiting is not None and waiting.shape[1]:
+        embedder.latent_shape((seen, *first.shape[2:4]))  # tells the nearest lengths
+    if first is None:
+        raise UserError("the stream to encode holds no chunk")
+
+
+def decode_stream(embedder: VidVAEEmbedder, params: Params, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Decodes latents that come in chunks of any lengths.
+
+    Args:
+      embedder, params: see `load_embedder`.
+      chunks: normalised latents (B, t, h, w, c).
+
+    Yields:
+      Video (B, T, H, W, 3), float32, about [-1, 1]; it lags `embedder.look_ahead` frames behind what has come.
+
+    Raises:
+      UserError: as `encode_stream`.
+    """
+    history, first = None, None
+    for chunk in chunks:
+        chunk = np.asarray(chunk)
+        if first is None:
+            first = chunk
+            _check_latents(embedder, chunk)
+        _check_alike(chunk, first)
+        if chunk.shape[1]:
+            video, history = decode_chunk(embedder, params, chunk, history, False)
+            yield np.asarray(video)
+    if first is None or history is None:
+        raise UserError("the stream to decode holds no latents")
+    if embedder.look_ahead:
+        video, _ = decode_chunk(embedder, params, first[:, :0], history, True)
+        if video.shape[1]:
+            yield np.asarray(video)
+
+
+def encode(
+    embedder: VidVAEEmbedder, params: Params, video_BTHWC: np.ndarray, memory_budget_gb: float | None = None
+) -> np.ndarray:
+    """A clip -> its normalised latents (B, t, h, w, c), in chunks where the model can.
+
+    Args:
+      embedder, params: see `load_embedder`.
+      video_BTHWC: uint8, or float in [-1, 1].
+      memory_budget_gb: what the device may use (1e9 bytes), parameters included. Chunks are as long as it allows; where
+        not even one latent frame fits, a model that can (see `VidVAEConfig.halo`) works on blocks of rows.
+
+    Raises:
+      UserError: video that the model cannot take; a budget in which nothing fits.
+    """
+    video_BTHWC = np.asarray(video_BTHWC)
+    check_video(video_BTHWC)
+    shape, s = embedder.latent_shape(video_BTHWC.shape), embedder.model.config.space_factor
+    rows, n = plan(embedder, params, "encode", shape, video_BTHWC.dtype, memory_budget_gb)
+    f, frames = embedder.model.config.time_factor, video_BTHWC.shape[1]
+    cuts = sorted({0, *range(1 + f * (n - 1), frames, f * n), frames})
+    blocks = []
+    for first, last, above, below in _row_blocks(shape[2], rows, embedder.model.config.halo):
+        block = video_BTHWC[:, :, above * s : below * s]
+        if len(cuts) == 2:
+            latents = np.asarray(encode_chunk(embedder, params, block, None)[0])
+        else:
+            chunks = (block[:, a:b] for a, b in zip(cuts, cuts[1:]))
+            latents = np.concatenate(list(encode_stream(embedder, params, chunks)), axis=1)
+        blocks.append(latents[:, :, first - above : last - above])
+    return np.concatenate(blocks, axis=2)
+
+
+def decode(
+    embedder: VidVAEEmbedder, params: Params, latents_BTHWC: np.ndarray, memory_budget_gb: float | None = None
+) -> np.ndarray:
+    """Normalised latents -> video (B, T, H, W, 3), float32, about [-1, 1], in chunks where the model can.
+
+    Arguments and errors as of `encode`.
+    """
+    latents_BTHWC = np.asarray(latents_BTHWC)
+    _check_latents(embedder, latents_BTHWC)
+    shape, s = latents_BTHWC.shape, embedder.model.config.space_factor
+    rows, n = plan(embedder, params, "decode", shape, latents_BTHWC.dtype, memory_budget_gb)
+    blocks = []
+    for first, last, above, below in _row_blocks(shape[2], rows, embedder.model.config.halo):
+        block = latents_BTHWC[:, :, above:below]
+        if n == shape[1]:
+            video = np.asarray(decode_chunk(embedder, params, block, None, True)[0])
+        else:
+            chunks = (block[:, at : at + n] for at in range(0, shape[1], n))
+            video = np.concatenate(list(decode_stream(embedder, params, chunks)), axis=1)
+        blocks.append(video[:, :, (first - above) * s : (last - above) * s])
+    return np.concatenate(blocks, axis=2)
+
+
+def _row_blocks(height: int, rows: int, halo: int | None) -> Iterator[tuple[int, int, int, int]]:
+    """(first, last, above, below) of each block of rows: first..last are kept of above..below, which are computed."""
+    for first in range(0, height, rows):
+        last = min(first + rows, height)
+        yield first, last, max(0, first - (halo or 0)), min(height, last + (halo or 0))
+
+
+def chunk_bytes(
+    embedder: VidVAEEmbedder, params: Params, verb: str, latent_shape: Shape, dtype, chunk: int, whole: bool = False
+) -> int:
+    """Bytes that XLA reports for one chunk in the middle of a clip, or for a clip that is one chunk.
+
+    Args:
+      embedder, params: parameters may be abstract.
+      verb: `encode` or `decode`.
+      latent_shape: (B, t, h, w, c) of the clip.
+      dtype: of the video or the latents.
+      chunk: latent frames.
+      whole: the chunk is the clip.
+    """
+    batch, _, h, w, c = latent_shape
+    config = embedder.model.config
+    s, f = config.space_factor, config.time_factor
+
+    def of(n, frames):
+        shape = (batch, frames, h * s, w * s, 3) if verb == "encode" else (batch, n, h, w, c)
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    def program(history, x, last):
+        if verb == "encode":
+            return encode_chunk.lower(embedder, params, x, history)
+        return decode_chunk.lower(embedder, params, x, history, last)
+
+    if whole:
+        return program_bytes(program(None, of(chunk, 1 + f * (chunk - 1)), True).compile())
+    # Two latent frames, for a decoder that looks ahead remembers a frame only after the first.
+    history = program(None, of(2, 1 + f), False).out_info[1]
+    return program_bytes(program(history, of(chunk, f * chunk), False).compile())
+
+
+def plan(
+    embedder: VidVAEEmbedder, params: Params, verb: str, latent_shape: Shape, dtype, memory_budget_gb: float | None
+) -> tuple[int, int]:
+    """How a clip is cut: (latent rows of a block, latent frames of a chunk); without a budget all rows, `CHUNK` frames.
+
+    Arguments as of `chunk_bytes`, errors as of `encode`.
+    """
+    _, frames, height, *_ = latent_shape
+    config, what = embedder.model.config, f"to {verb} latents {latent_shape}"
+    if memory_budget_gb is None:
+        return height, frames if embedder.depends_on_whole_clip else min(frames, CHUNK)
+    if memory_budget_gb <= 0:
+        raise UserError(f"memory_budget_gb={memory_budget_gb} must be above 0")
+    budget = memory_budget_gb * GB
+
+    def refuse(needed: int, why: str):
+        return UserError(
+            f"{what} takes {needed / GB:.3g} GB, more than memory_budget_gb={memory_budget_gb:g}, {why}; allow more, "
+            "take a smaller size, or put height or width on several devices"
+        )
+
+    if embedder.depends_on_whole_clip:
+        needed = chunk_bytes(embedder, params, verb, latent_shape, dtype, frames, whole=True)
+        if needed > budget:
+            raise refuse(needed, f"and there are no chunks: {embedder.depends_on_whole_clip}")
+        return height, frames
+
+    def measure(n, rows=height):
+        computed = max(below - above for _, _, above, below in _row_blocks(height, rows, config.halo))
+        shape = (*latent_shape[:2], computed, *latent_shape[3:])
+        return chunk_bytes(embedder, params, verb, shape, dtype, n)
+
+    if n := largest_chunk(measure, frames, budget):
+        return height, n
+    if config.halo is None:
+        why = "even a latent frame at a time, and only a model with norm='rms' and no attention can be cut in space"
+        raise refuse(measure(1), why)
+    rows = height
+    while rows > 1:
+        rows = -(-rows // 2)
+        if measure(1, rows) <= budget:
+            return rows, 1
+    raise refuse(measure(1, 1), f"even a latent frame and row at a time, with the {config.halo} rows around it")
+
+
+def _check_latents(embedder: VidVAEEmbedder, latents: np.ndarray) -> None:
+    if latents.ndim != 5 or latents.shape[-1] != embedder.latent_channels:
+        raise UserError(f"latents are (B, t, h, w, {embedder.latent_channels}), not {latents.shape}")
+    if not np.issubdtype(latents.dtype, np.floating) and latents.dtype != jnp.bfloat16:
+        raise UserError(f"latents are floats, not {latents.dtype}")
+
+
+def _check_alike(chunk: np.ndarray, first: np.ndarray) -> None:
+    def of(x):
+        return x.shape[0], *x.shape[2:], str(x.dtype)
+
+    if chunk.ndim != first.ndim or of(chunk) != of(first):
+        raise UserError(
+            f"a chunk {chunk.dtype} {chunk.shape} does not continue a stream that began with {first.dtype} "
+            f"{first.shape}: batch, height, width, channels and dtype must stay the same"
+        )

@@ -1,0 +1,212 @@
+"""Foreign checkpoints: safetensors files to tensors, and tensors to the parameters of our networks.
+
+Only safetensors are read. A pickle (.pt, .pth, .ckpt, .bin) is a program: opening it runs what its maker put in.
+
+A network's conversion is a table from our paths to the tensors there, given to `assemble`:
+
+    {"params/conv_in/kernel": ("conv_in.weight", kernel_from_torch), "params/conv_in/bias": "conv_in.bias"}
+
+Every tensor must be accounted for; whatever is missing, left over or of another shape is listed in one error.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from einops import EinopsError, rearrange
+
+from xgen_jax.errors import UserError
+from xgen_jax.typing import Params
+
+SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
+PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # PyTorch's files since and before its version 1.6
+
+# Where one of our parameters comes from: a tensor's name; or (name, transform); or ((name, ...), transform) for what is
+# made of several, of which there may be none.
+Source = str | tuple[str | tuple[str, ...], Callable[..., np.ndarray]]
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads the tensors of a checkpoint.
+
+    Args:
+      path: a safetensors file, the `*.safetensors.index.json` of a checkpoint in several files, or a folder that holds
+        one of the two.
+
+    Returns:
+      The tensors by name, all float32 whatever they were stored as.
+
+    Raises:
+      UserError: no such file, several in the folder, a pickle, a file cut short or damaged, a shard that is missing.
+    """
+    path = _locate(pathlib.Path(path))
+    return _read_shards(path) if path.name.endswith(INDEX_SUFFIX) else _read_file(path)
+
+
+def write_safetensors(
+    path: str | os.PathLike, tensors: Mapping[str, np.ndarray], *, overwrite: bool = False
+) -> pathlib.Path:
+    """Writes tensors, each in its own dtype, as a whole file or not at all.
+
+    Raises:
+      UserError: another suffix, a file that is there, a folder that cannot be written.
+    """
+    path = pathlib.Path(path)
+    if path.suffix != SUFFIX:
+        raise UserError(f"{path} must end with {SUFFIX}")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists; choose another name, or remove it")
+    # The library copies memory as it lies: what is transposed must be laid out anew.
+    dense = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.numpy.save_file(dense, temporary)
+        os.replace(temporary, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} cannot be written ({error})") from error
+    return path
+
+
+def kernel_from_torch(weight: np.ndarray) -> np.ndarray:
+    """Weight of a PyTorch convolution (O, I, ...) or linear layer (O, I) -> kernel (..., I, O)."""
+    return rearrange(weight, "o i ... -> ... i o")
+
+
+def assemble(
+    abstract: Params,
+    sources: Mapping[str, Source],
+    tensors: Mapping[str, np.ndarray],
+    *,
+    ignored: Iterable[str] = (),
+    origin: str = "the checkpoint",
+) -> Params:
+    """Puts tensors where our parameters belong.
+
+    Args:
+      abstract: nested dicts of arrays, or of shapes as `jax.eval_shape` gives them.
+      sources: for each of our paths, "params/conv_in/kernel", where it comes from (see `Source`); exactly one a leaf.
+      tensors: the checkpoint's, by name.
+      ignored: beginnings of the names of tensors that our network has no use for.
+      origin: what the error calls the checkpoint, such as its path.
+
+    Returns:
+      A tree like `abstract` of NumPy arrays of its shapes and dtypes.
+
+    Raises:
+      UserError: tensors are missing, left over, of another shape or not finite; all of them are listed.
+      KeyError: `sources` and `abstract` name different parameters, a mistake in the table itself.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
+    wanted = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    if wanted.keys() != sources.keys():
+        raise KeyError(f"parameters with one of leaf and source only: {sorted(wanted.keys() ^ sources.keys())}")
+    missing, misshaped, filled, used = [], [], [], set()
+    for path, leaf in wanted.items():
+        names, transform = _parse(sources[path])
+        absent = [name for name in names if name not in tensors]
+        missing += [f"{name}, for {path} {leaf.shape}" for name in absent]
+        used.update(names)
+        if absent:
+            continue
+        value, problem = _transformed(transform, [tensors[name] for name in names], leaf.shape)
+        if problem:
+            given = " and ".join(f"{name} {tensors[name].shape}" for name in names)
+            misshaped.append(f"{given or 'a constant'}: {problem}, wanted {leaf.shape} for {path}")
+        filled.append(np.asarray(value, leaf.dtype) if not problem else None)
+    ignored = tuple(ignored)
+    extra = [f"{name} {x.shape}" for name, x in tensors.items() if name not in used and not name.startswith(ignored)]
+    broken = [name for name in tensors if name in used and not np.isfinite(tensors[name]).all()]
+    problems = {"missing": missing, "extra": extra, "mis-shaped": misshaped, "not finite": broken}
+    if any(problems.values()):
+        lists = (f"{kind}, {len(rows)}:" + "".join(f"\n  {r}" for r in rows) for kind, rows in problems.items() if rows)
+        raise UserError(f"{origin} does not fit this network\n" + "\n".join(lists))
+    return tree.unflatten(filled)
+
+
+def _parse(source: Source) -> tuple[tuple[str, ...], Callable[..., np.ndarray]]:
+    names, transform = (source, np.asarray) if isinstance(source, str) else source
+    return ((names,) if isinstance(names, str) else tuple(names)), transform
+
+
+def _transformed(transform, given: list[np.ndarray], shape: tuple[int, ...]) -> tuple[Any, str]:
+    """The transformed tensors, and what is wrong with them: nothing, or that they do not give the shape."""
+    try:
+        value = transform(*given)
+    except (ValueError, IndexError, EinopsError):  # a tensor of another rank cannot even be transposed
+        return None, "cannot be rearranged"
+    return value, "" if value.shape == shape else f"becomes {value.shape}"
+
+
+def _locate(path: pathlib.Path) -> pathlib.Path:
+    """The file to read for a path that may be a folder."""
+    if not path.exists():
+        raise UserError(f"there is no {path}; give a {SUFFIX} file, or the folder that holds it")
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob(f"*{INDEX_SUFFIX}")) or sorted(path.glob(f"*{SUFFIX}"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"{path} holds {', '.join(file.name for file in found)}; name the one to read")
+    pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise _pickle_refused(pickles[0])
+    raise UserError(f"{path} holds no {SUFFIX} file")
+
+
+def _pickle_refused(path: pathlib.Path) -> UserError:
+    return UserError(
+        f"{path} is a pickle, or named like one: opening one runs whatever code its maker put in, so only safetensors "
+        "are read. Look for the same weights as safetensors, or convert them once, with PyTorch:\n"
+        "  import torch; from safetensors.torch import save_file\n"
+        f'  tensors = torch.load("{path.name}", map_location="cpu", weights_only=True)\n'
+        '  tensors = tensors.get("state_dict", tensors)\n'
+        f'  save_file({{name: x.clone().contiguous() for name, x in tensors.items()}}, "{path.stem}{SUFFIX}")'
+    )
+
+
+def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+        # A header's length may begin with a pickle's bytes by chance, but only a safetensors header then opens a brace.
+        if path.suffix in PICKLE_SUFFIXES or (head.startswith((_ZIP, _PICKLE)) and head[8:] != b"{"):
+            raise _pickle_refused(path)
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name).astype(np.float32, copy=False) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); fetch it again") from error
+    except (AttributeError, TypeError) as error:  # what the library raises for a dtype that NumPy has no name for
+        raise UserError(f"{path} holds a dtype that is not read ({error}); convert it to float32") from error
+
+
+def _read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        names = json.loads(index.read_bytes())["weight_map"]
+        shards = sorted(set(names.values()))
+        # An index may have come from anywhere; it names its neighbours and nothing else.
+        outside = [shard for shard in shards if pathlib.PurePath(shard).name != shard]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is not the index of a checkpoint in shards ({error!r})") from error
+    if outside:
+        raise UserError(f"{index} names files that do not lie beside it: {', '.join(outside)}")
+    absent = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if absent:
+        raise UserError(f"{index} names files that are not there: {', '.join(absent)}; fetch them too")
+    tensors: dict[str, np.ndarray] = {}
+    for shard in shards:
+        tensors |= _read_file(index.parent / shard)
+    lost = [f"{name} ({shard})" for name, shard in names.items() if name not in tensors]
+    if lost:
+        raise UserError(f"{index} names tensors that its files do not hold: {', '.join(lost)}")
+    return tensors

@@ -1,0 +1,238 @@
+"""VidVAE from the weights of others.
+
+- `sd-vae`: Stable Diffusion's 2D autoencoder, in the names of diffusers' AutoencoderKL (new or old) or of the original
+  checkpoints. Each 3x3 kernel becomes the last of three taps in time, the others zero ("tail initialisation",
+  Open-Sora-Plan's report): an image, and every frame of a static video, is encoded and decoded as by the 2D model.
+- `osp-vae`: Open-Sora-Plan's CausalVAE v1.0.0 and v1.1.0. Widths, depths and the layers that mix no frames are read
+  from the tensors; where the time levels lie and which attention was trained, from the config.json beside them.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from xgen_jax.errors import UserError
+from xgen_jax.models.vidvae import PRESETS, VidVAE, VidVAEConfig
+from xgen_jax.typing import Params
+from xgen_jax.weights.safetensors import Source, assemble
+
+# Ours -> the names of the original (LDM) checkpoints, which Open-Sora-Plan kept. The decoder doubles before a level
+# here and after the one above it there.
+LDM_NAMES = (
+    (r"^encoder/quant$", lambda m: "quant_conv"),
+    (r"^decoder/post_quant$", lambda m: "post_quant_conv"),
+    (r"^head/norm$", lambda m: "decoder.norm_out"),
+    (r"^head/conv_out$", lambda m: "decoder.conv_out"),
+    (r"^(encoder|decoder)/(conv_in|conv_out|norm_out)$", lambda m: f"{m[1]}.{m[2]}"),
+    (r"^(encoder|decoder)/mid/block(\d)/(\w+)$", lambda m: f"{m[1]}.mid.block_{m[2]}.{m[3]}"),
+    (r"^(encoder|decoder)/mid/norm$", lambda m: f"{m[1]}.mid.attn_1.norm"),
+    (r"^(encoder|decoder)/mid/attention/(qkv|proj)$", lambda m: f"{m[1]}.mid.attn_1.{m[2]}"),
+    (r"^encoder/level(\d)/block(\d)/(\w+)$", lambda m: f"encoder.down.{m[1]}.block.{m[2]}.{m[3]}"),
+    (r"^decoder/level(\d)/block(\d)/(\w+)$", lambda m: f"decoder.up.{m[1]}.block.{m[2]}.{m[3]}"),
+    (r"^encoder/level(\d)/down$", lambda m: f"encoder.down.{m[1]}.downsample.conv"),
+    (r"^decoder/level(\d)/up$", lambda m: f"decoder.up.{int(m[1]) + 1}.upsample.conv"),
+    (r"^encoder/level(\d)/time_conv$", lambda m: f"encoder.down.{m[1]}.time_downsample.conv"),
+    (r"^decoder/level(\d)/time_conv$", lambda m: f"decoder.up.{int(m[1]) + 1}.time_upsample.conv"),
+    (r"^encoder/level(\d)/time_mix$", lambda m: f"encoder.down.{m[1]}.time_downsample.mix_factor"),
+    (r"^decoder/level(\d)/time_mix$", lambda m: f"decoder.up.{int(m[1]) + 1}.time_upsample.mix_factor"),
+)
+# The names of the original checkpoints -> those of diffusers; {last} is the lowest level, which it counts from.
+DIFFUSERS_NAMES = (
+    (r"\.down\.(\d)\.block\.(\d)", lambda m, last: f".down_blocks.{m[1]}.resnets.{m[2]}"),
+    (r"\.up\.(\d)\.block\.(\d)", lambda m, last: f".up_blocks.{last - int(m[1])}.resnets.{m[2]}"),
+    (r"\.down\.(\d)\.downsample", lambda m, last: f".down_blocks.{m[1]}.downsamplers.0"),
+    (r"\.up\.(\d)\.upsample", lambda m, last: f".up_blocks.{last - int(m[1])}.upsamplers.0"),
+    (r"\.mid\.block_(\d)", lambda m, last: f".mid_block.resnets.{int(m[1]) - 1}"),
+    (r"\.mid\.attn_1\.norm$", lambda m, last: ".mid_block.attentions.0.group_norm"),
+    (r"\.mid\.attn_1", lambda m, last: ".mid_block.attentions.0"),
+    (r"\.norm_out$", lambda m, last: ".conv_norm_out"),
+    (r"\.nin_shortcut$", lambda m, last: ".conv_shortcut"),
+)
+ATTENTION_NAMES = {  # q, k, v, output
+    "ldm": ("q", "k", "v", "proj_out"),
+    "diffusers": ("to_q", "to_k", "to_v", "to_out.0"),
+    "diffusers before 0.17": ("query", "key", "value", "proj_attn"),
+}
+OSP_ATTENTION = {"AttnBlock3D": "released", "AttnBlock3DFix": "per_frame"}
+IGNORED = ("loss.", "model_ema.")  # what Open-Sora-Plan's training kept beside the model
+KINDS = ("sd-vae", "osp-vae")
+
+
+def load_vidvae(kind: str, tensors: Mapping[str, np.ndarray], config: dict[str, Any] | None = None, origin: str = ""):
+    """Turns a foreign checkpoint into a VidVAE.
+
+    Args:
+      kind: one of `KINDS`.
+      tensors: as `read_safetensors` gives them.
+      config: the checkpoint's own config.json, where there is one.
+      origin: what errors call the checkpoint.
+
+    Returns:
+      (VidVAEConfig, its parameters).
+
+    Raises:
+      UserError: tensors that are missing, extra or mis-shaped, all of them listed; a configuration that is not known.
+    """
+    if kind not in KINDS:
+        raise UserError(f"kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
+    origin = origin or "the checkpoint"
+    style = _style(tensors, origin)
+    if kind == "sd-vae":
+        base = PRESETS["paper"]
+    else:
+        if style != "ldm":
+            raise UserError(
+                f"{origin} has diffusers' names, which Open-Sora-Plan's weights have not; try --kind=sd-vae"
+            )
+        base = _osp_config(tensors, config or {})
+    model_config = _sizes(base, tensors, style, origin)
+    abstract = jax.eval_shape(
+        VidVAE(model_config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1, 32, 32, 3), jnp.float32)
+    )
+    sources = {path: _source(path, shape, tensors, style) for path, shape in _leaves(abstract)}
+    return model_config, assemble(abstract, sources, tensors, ignored=IGNORED, origin=origin)
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """The config.json beside a checkpoint (a file or its folder); empty where there is none."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} does not hold a configuration")
+    return value
+
+
+def _leaves(tree: Params) -> list[tuple[str, tuple[int, ...]]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape) for path, leaf in leaves]
+
+
+def _style(tensors: Mapping[str, np.ndarray], origin: str) -> str:
+    """Whose names these are."""
+    if any(name.startswith("encoder.down_blocks.") for name in tensors):
+        old = any(".attentions.0.query." in name for name in tensors)
+        return "diffusers before 0.17" if old else "diffusers"
+    if any(name.startswith("encoder.down.") for name in tensors):
+        return "ldm"
+    some = ", ".join(sorted(tensors)[:3]) or "no tensors"
+    raise UserError(
+        f"{origin} is no autoencoder of this kind: it has no encoder.down.* or encoder.down_blocks.* ({some})"
+    )
+
+
+def _foreign(ours: str, style: str, last: int) -> str:
+    """The foreign name of one of our layers, "encoder/level0/block0/conv1"."""
+    for pattern, name in LDM_NAMES:
+        if match := re.match(pattern, ours):
+            foreign = re.sub(r"\.shortcut$", ".nin_shortcut", name(match))
+            break
+    else:
+        raise KeyError(ours)
+    if style != "ldm":
+        for pattern, name in DIFFUSERS_NAMES:
+            foreign = re.sub(pattern, lambda m, name=name: name(m, last), foreign)
+    return foreign
+
+
+def _source(path: str, shape: tuple[int, ...], tensors: Mapping[str, np.ndarray], style: str) -> Source:
+    """Where one of our parameters comes from; see `assemble`."""
+    _, *layer, leaf = path.split("/")
+    last = len({m[0] for name in tensors if (m := re.match(r"encoder\.down(_blocks)?\.\d+", name))}) - 1
+    foreign = _foreign("/".join(layer), style, last)
+    if leaf == "mix":
+        return foreign, lambda x: x.reshape(())
+    if leaf in ("scale", "bias") and "norm" in layer[-1]:
+        return f"{foreign}.{'weight' if leaf == 'scale' else 'bias'}", np.asarray
+    if layer[-1] in ("qkv", "proj"):
+        before, q, k, v, out = foreign.rsplit(".", 1)[0], *ATTENTION_NAMES[style]
+        names = [f"{before}.{name}" for name in ((q, k, v) if layer[-1] == "qkv" else (out,))]
+    else:
+        names = [foreign]
+        if layer[-1] in ("quant", "post_quant") and not _tensor(tensors, foreign, "weight")[1]:
+            # Later 2D autoencoders, of 16 channels for instance, have no such layer.
+            identity = np.eye(*shape, dtype=np.float32) if leaf == "kernel" else np.zeros(shape, np.float32)
+            return (), lambda: identity
+    names = tuple(_tensor(tensors, name, "weight" if leaf == "kernel" else "bias")[0] for name in names)
+    if leaf == "bias":
+        return names, lambda *parts: np.concatenate(parts)
+    return names, lambda *parts: np.concatenate([_kernel(part, shape) for part in parts], axis=-1)
+
+
+def _tensor(tensors: Mapping[str, np.ndarray], layer: str, kind: str) -> tuple[str, bool]:
+    """The name of a layer's tensor, and whether it is there; that of a causal convolution lies one deeper."""
+    for name in (f"{layer}.{kind}", f"{layer}.conv.{kind}"):
+        if name in tensors:
+            return name, True
+    return f"{layer}.{kind}", False
+
+
+def _kernel(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(O, I), (O, I, h, w) or (O, I, t, h, w) -> a kernel with our layer's taps; what has no time is the last tap."""
+    if len(shape) == 2:
+        return rearrange(weight.reshape(weight.shape[:2]), "o i -> i o")
+    while weight.ndim < 4:
+        weight = weight[..., None]
+    if weight.ndim == 4:
+        weight = np.pad(weight[:, :, None], ((0, 0), (0, 0), (shape[0] - 1, 0), (0, 0), (0, 0)))
+    return rearrange(weight, "o i t h w -> t h w i o")
+
+
+def _sizes(base: VidVAEConfig, tensors: Mapping[str, np.ndarray], style: str, origin: str) -> VidVAEConfig:
+    """The configuration with the widths, depths and latent channels that the tensors have."""
+    widths, blocks = [], 0
+    while True:
+        name = _foreign(f"encoder/level{len(widths)}/block0/conv1", style, 0)
+        name, there = _tensor(tensors, name, "weight")
+        if not there:
+            break
+        widths.append(tensors[name].shape[0])
+    while _tensor(tensors, _foreign(f"encoder/level0/block{blocks}/conv1", style, 0), "weight")[1]:
+        blocks += 1
+    latent, there = _tensor(tensors, "decoder.conv_in", "weight")
+    if len(widths) != len(base.channels) or not blocks or not there or tensors[latent].ndim < 2:
+        raise UserError(f"{origin} has {len(widths)} levels of {blocks} blocks; wanted {len(base.channels)} levels")
+    return dataclasses.replace(base, channels=tuple(widths), blocks=blocks, latent_channels=tensors[latent].shape[1])
+
+
+def _osp_config(tensors: Mapping[str, np.ndarray], config: dict[str, Any]) -> VidVAEConfig:
+    """The variant of Open-Sora-Plan's network that these tensors belong to."""
+    levels = range(4)
+
+    def mixed(side, layer):
+        return tuple(f"{side}.{level}.{layer}.mix_factor" in tensors for level in levels)
+
+    def named(key):
+        return tuple(bool(name) for name in config[key]) if key in config else None
+
+    down, up = mixed("encoder.down", "time_downsample"), mixed("decoder.up", "time_upsample")
+    default = PRESETS["osp-v1.0"]
+    reduction = down if any(down) else named("encoder_temporal_downsample") or default.time_reduction
+    above = up if any(up) else named("decoder_temporal_upsample")
+    flat = [f"encoder.down.{level}.block.0.conv1.weight" in tensors for level in levels]
+    layouts = {config.get(f"{side}_attention", "AttnBlock3D") for side in ("encoder", "decoder")}
+    if len(layouts) != 1 or not layouts <= OSP_ATTENTION.keys():
+        raise UserError(
+            f"attention {sorted(layouts)} of the checkpoint is not known; known: {', '.join(OSP_ATTENTION)}"
+        )
+    return dataclasses.replace(
+        default,
+        time_reduction=reduction,
+        time_expansion=default.time_expansion if above is None else (*above[1:], False),
+        time_down="convolution" if any(down) else "average_pool",
+        time_up_convolution=any(up),
+        flat_levels=sum(flat),
+        attention_layout=OSP_ATTENTION[layouts.pop()],
+    )
