@@ -43,6 +43,18 @@ def test_convolution_in_chunks_is_the_whole(kernel, stride):
         np.testing.assert_allclose(np.concatenate(outs, 1), whole, atol=1e-6)
 
 
+@pytest.mark.parametrize("kernel,stride", [((3, 3, 3), (1, 1, 1)), ((4, 3, 3), (2, 2, 2))])
+def test_an_image_is_a_clip_that_stands_still(kernel, stride):
+    layer = CausalConv3D(5, kernel, stride)
+    image = normal((2, 1, 6, 6, 3))
+    params = layer.init(jax.random.key(1), image)
+    apply = jax.jit(layer.apply)
+    (y, history), (clip, later_history) = apply(params, image), apply(params, jnp.repeat(image, 1 + 2 * stride[0], 1))
+    assert y.shape[1] == 1 and clip.shape[1] == 3
+    np.testing.assert_allclose(jnp.repeat(y, 3, 1), clip, atol=1e-6)
+    assert np.array_equal(history, later_history)
+
+
 def test_convolution_looks_back_only():
     layer = CausalConv3D(2, (3, 1, 1))
     x = normal((1, 5, 2, 2, 2))
