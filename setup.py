@@ -33,6 +33,8 @@ EXTRAS = {
     # What the curation stages, the scored suites and the demo page need beyond the core.
     "curation": ["scenedetect-headless>=0.7.2,<0.8", "opencv-python-headless>=4.12,<6", "pyarrow>=21"],
     "eval": ["scipy>=1.14,<2"],
+    # The peers in benchmarks/.
+    "bench": ["torch>=2.13,<2.14", "diffusers>=0.42.1,<0.43"],
     "demo": ["gradio>=5,<7"],
     "dev": TEST + ["ruff==0.17.5", "pre-commit>=4,<5"],
 }

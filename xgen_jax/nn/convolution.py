@@ -12,12 +12,8 @@ from einops import rearrange
 from flax import linen as nn
 from jax import lax
 
+from xgen_jax.nn.conv3d import Kernel, convolve
 from xgen_jax.typing import Array
-
-Kernel = tuple[int, int, int]  # taps, strides or patch sides in (T, H, W)
-
-DIMENSIONS_2D = ("NHWC", "HWIO", "NHWC")
-DIMENSIONS_3D = ("NDHWC", "DHWIO", "NDHWC")
 
 
 def extend_in_time(x_BTHWC: Array, history: Array | None, kernel: int, stride: int = 1) -> tuple[Array, Array]:
@@ -36,37 +32,6 @@ def extend_in_time(x_BTHWC: Array, history: Array | None, kernel: int, stride: i
         history = jnp.repeat(x_BTHWC[:, :1], kernel - 1, axis=1)
     x_BTHWC = jnp.concatenate([history.astype(x_BTHWC.dtype), x_BTHWC], axis=1)
     return x_BTHWC, x_BTHWC[:, x_BTHWC.shape[1] - (kernel - stride) :]
-
-
-def _sum_of_2d(x_BTHWC: Array, kernel_DHWIO: Array, stride: Kernel, padding) -> Array:
-    """A 3D convolution, valid in time, as a sum of 2D ones: about three times faster than the 3D one on XLA:CPU."""
-    batch, frames = x_BTHWC.shape[:2]
-    taps, step = kernel_DHWIO.shape[0], stride[0]
-    out_frames = (frames - taps) // step + 1
-    total = None
-    for tap in range(taps):
-        x_tap = lax.slice_in_dim(x_BTHWC, tap, tap + (out_frames - 1) * step + 1, step, axis=1)
-        x_tap = x_tap.reshape(batch * out_frames, *x_BTHWC.shape[2:])
-        y = lax.conv_general_dilated(x_tap, kernel_DHWIO[tap], stride[1:], padding, dimension_numbers=DIMENSIONS_2D)
-        total = y if total is None else total + y
-    return total.reshape(batch, out_frames, *total.shape[1:])
-
-
-def _direct_3d(x_BTHWC: Array, kernel_DHWIO: Array, stride: Kernel, padding) -> Array:
-    padding = ((0, 0), *padding)
-    return lax.conv_general_dilated(x_BTHWC, kernel_DHWIO, stride, padding, dimension_numbers=DIMENSIONS_3D)
-
-
-def convolve(x_BTHWC: Array, kernel_DHWIO: Array, stride: Kernel, padding) -> Array:
-    """Convolution, valid in time and padded in space, in the formulation that is fast on the platform compiled for."""
-    if kernel_DHWIO.shape[0] == 1 and stride[0] == 1:
-        return _sum_of_2d(x_BTHWC, kernel_DHWIO, stride, padding)
-    return lax.platform_dependent(
-        x_BTHWC,
-        kernel_DHWIO,
-        cpu=lambda x, k: _sum_of_2d(x, k, stride, padding),
-        default=lambda x, k: _direct_3d(x, k, stride, padding),
-    )
 
 
 class CausalConv3D(nn.Module):
@@ -90,11 +55,17 @@ class CausalConv3D(nn.Module):
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal(in_axis=(0, 1, 2, 3))
         kernel = self.param("kernel", init, (*self.kernel, x_BTHWC.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x_BTHWC = x_BTHWC.astype(self.dtype)
+        x_BTHWC, stride = x_BTHWC.astype(self.dtype), self.stride
         if self.kernel[0] > 1:
-            x_BTHWC, history = extend_in_time(x_BTHWC, history, self.kernel[0], self.stride[0])
-        padding = [(k // 2, k // 2) if s == 1 else (0, k - s) for k, s in zip(self.kernel[1:], self.stride[1:])]
-        y = convolve(x_BTHWC, kernel.astype(self.dtype), self.stride, padding)
+            extended, new_history = extend_in_time(x_BTHWC, history, self.kernel[0], stride[0])
+            if history is None and x_BTHWC.shape[1] == 1:
+                # An image meets the sum of the taps in time: the same, at a fraction of the work.
+                kernel, stride = kernel.sum(0, keepdims=True), (1, *stride[1:])
+            else:
+                x_BTHWC = extended
+            history = new_history
+        padding = [(k // 2, k // 2) if s == 1 else (0, k - s) for k, s in zip(self.kernel[1:], stride[1:])]
+        y = convolve(x_BTHWC, kernel.astype(self.dtype), stride, padding)
         return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape), history
 
 

@@ -1,0 +1,388 @@
+"""Speed and memory of VidVAE beside PyTorch's modules of the same widths; one JSON line a row on stdout.
+
+python benchmarks/vidvae.py [--rows=conv,model] [--preset=small|paper] [--repeats=10]
+
+Ours and the peer run in one process, in turn, so that whatever else keeps the machine busy slows both. The peer is the
+fastest of several in a trial: memory layouts, and on a GPU `torch.compile`. `time_s` is the shortest
+run and `median_s` the middle one; `cpu_s` is the least CPU time of a run, the steadier figure on a shared machine;
+`ratio` is the peer's time over ours: above 1 we are the faster. Without torch and diffusers (extra `bench`) the rows
+have no peer.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peer needs memory of the same device
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import jax  # noqa: E402  (the environment comes first)
+import jax.numpy as jnp  # noqa: E402
+
+from xgen_jax.models.vidvae import PRESETS, VidVAE  # noqa: E402
+from xgen_jax.nn.convolution import CausalConv3D  # noqa: E402
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+ON_GPU = jax.default_backend() == "gpu"
+THREADS = len(os.sched_getaffinity(0))
+
+# (batch, frames, height, width, channels in and out), stride 1, 3x3x3: two that stand in the issue and two of the
+# paper's network.
+CONVOLUTIONS = {
+    "A": (1, 9, 64, 64, 64),
+    "B": (1, 17, 128, 128, 32),
+    "paper level 0": (1, 5, 64, 64, 128),
+    "paper level 3": (1, 5, 32, 32, 512),
+}
+# Two clips: with one, torch's choice of a kernel falls on its slow one wherever a layer's input is small.
+MODELS = {
+    # The paper's network at a quarter of its widths, and whole: configuration, then the shapes of video and image.
+    "small": (
+        dataclasses.replace(PRESETS["paper"], channels=(32, 64, 128, 128)),
+        (2, 9, 64, 64, 3),
+        (4, 1, 128, 128, 3),
+    ),
+    "paper": (PRESETS["paper"], (2, 5, 128, 128, 3), (2, 1, 128, 128, 3)),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A function of no arguments that does with torch what ours does, and waits for the result."""
+
+    name: str
+    run: Callable[[], Any]
+    parameters: int | None = None
+
+
+@functools.cache
+def device_name() -> str:
+    if ON_GPU:
+        return jax.devices()[0].device_kind
+    name = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model n")]
+        name = models[0] if models else name
+    return f"{THREADS} cores {name}"
+
+
+def in_turn(functions: list[Callable[[], Any]], repeats: int) -> list[dict[str, float]]:
+    """Runs the functions one after the other, `repeats` times after a run that does not count."""
+    walls, cpus = [[] for _ in functions], [[] for _ in functions]
+    for repeat in range(-1, repeats):
+        for function, wall, cpu in zip(functions, walls, cpus):
+            start, cpu_start = time.perf_counter(), time.process_time()
+            function()
+            if repeat >= 0:
+                wall.append(time.perf_counter() - start)
+                cpu.append(time.process_time() - cpu_start)
+    return [
+        {"time_s": min(wall), "median_s": statistics.median(wall), "cpu_s": min(cpu)} for wall, cpu in zip(walls, cpus)
+    ]
+
+
+def fastest(peers: list[Peer]) -> Peer | None:
+    """Of several ways to do the same, the one that is done first in a trial."""
+    if len(peers) < 2:
+        return peers[0] if peers else None
+    times = [time["time_s"] for time in in_turn([peer.run for peer in peers], repeats=1)]
+    return peers[times.index(min(times))]
+
+
+def peak_bytes(compiled) -> int:
+    """What XLA says the program needs at once: arguments, results and temporary buffers."""
+    memory = compiled.memory_analysis()
+    if ON_GPU:  # on CPU this figure leaves the temporary buffers out
+        return memory.peak_memory_in_bytes
+    return memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+
+
+def row(what, shape, dtype, function, arguments, peers, repeats, parameters=None) -> dict[str, Any]:
+    """Compiles and times function(*arguments), and the fastest of the peers beside it."""
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(*arguments).compile()
+    compile_s = time.perf_counter() - start
+    best = fastest(peers)
+    runs = [lambda: jax.block_until_ready(compiled(*arguments)), *([best.run] if best else [])]
+    ours, *theirs = in_turn(runs, repeats)
+    their = theirs[0] if theirs else dict.fromkeys(ours)
+    return {
+        "what": what,
+        "shape": list(shape),
+        "dtype": jnp.dtype(dtype).name,
+        "device": device_name(),
+        "threads": THREADS,
+        **ours,
+        "compile_s": compile_s,
+        "peak_bytes": peak_bytes(compiled),
+        "frames_per_s": shape[0] * shape[1] / ours["time_s"],
+        "parameters": parameters,
+        "peer": best.name if best else None,
+        "peer_parameters": best.parameters if best else None,
+        **{f"peer_{name}": value for name, value in their.items()},
+        "ratio": their["time_s"] / ours["time_s"] if best else None,
+    }
+
+
+def dtypes() -> list[Any]:
+    """float32 everywhere; bfloat16 where the hardware has it."""
+    return [jnp.float32, jnp.bfloat16] if ON_GPU else [jnp.float32]
+
+
+def torch_device() -> str:
+    return "cuda" if ON_GPU and torch.cuda.is_available() else "cpu"
+
+
+def torch_dtype(dtype):
+    return torch.bfloat16 if dtype == jnp.bfloat16 else torch.float32
+
+
+def wait() -> None:
+    if torch_device() == "cuda":
+        torch.cuda.synchronize()
+
+
+def variants(module) -> list[tuple[str, Any]]:
+    """The module as it is, and on a GPU compiled too."""
+    return [("", module), *([(", torch.compile", torch.compile(module))] if torch_device() == "cuda" else [])]
+
+
+# --- the convolution ------------------------------------------------------------------------------------------------
+
+
+def torch_convolutions(shape, dtype, backward: bool) -> Iterator[Peer]:
+    """conv3d in channels_last_3d, its fastest layout, with the first frame repeated in front."""
+    batch, frames, height, width, channels = shape
+    layout = {"dtype": torch_dtype(dtype), "device": torch_device(), "memory_format": torch.channels_last_3d}
+    convolution = torch.nn.Conv3d(channels, channels, 3, padding=(0, 1, 1)).to(**layout)
+    x = torch.randn(batch, channels, frames, height, width).to(**layout).requires_grad_(backward)
+    causal = lambda x: torch.cat([x[:, :, :1], x[:, :, :1], x], 2)  # noqa: E731
+
+    for suffix, module in variants(convolution):
+
+        def run(module=module):
+            with torch.set_grad_enabled(backward):
+                y = module(causal(x))
+            if backward:
+                x.grad = None
+                convolution.zero_grad()
+                y.backward(y.detach())
+            wait()
+
+        yield Peer(name=f"torch {torch.__version__} conv3d, channels_last_3d{suffix}", run=run)
+
+
+def conv(options) -> Iterator[dict[str, Any]]:
+    """One causal 3x3x3 convolution, from (input, no history) to output, and its gradients."""
+    for name, shape in CONVOLUTIONS.items():
+        for dtype in dtypes():
+            layer = CausalConv3D(shape[-1], dtype=dtype)
+            x = jax.random.normal(jax.random.key(0), shape, dtype)
+            params = layer.init(jax.random.key(1), x[:, :1, :8, :8])
+
+            def forward(params, x, layer=layer):
+                return layer.apply(params, x)[0]
+
+            def with_gradients(params, x, forward=forward):
+                y, pullback = jax.vjp(forward, params, x)
+                return y, pullback(y)
+
+            for what, function in (("forward", forward), ("forward+backward", with_gradients)):
+                peers = list(torch_convolutions(shape, dtype, function is with_gradients)) if torch else []
+                what = f"causal conv {name}, {what}"
+                yield row(what, shape, dtype, function, (params, x), peers, options.repeats)
+
+
+# --- the whole model ------------------------------------------------------------------------------------------------
+
+
+def in_layout(value, channels_last: bool):
+    """A module or tensor with its kernels or pixels laid out channels first or last."""
+    if isinstance(value, torch.nn.Module):
+        for parameter in value.parameters():
+            parameter.data = in_layout(parameter.data, channels_last)
+        return value
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d} if channels_last else {}
+    return value.contiguous(memory_format=formats.get(value.ndim, torch.contiguous_format))
+
+
+def video_peer(config):
+    """EasyAnimate's autoencoder, diffusers' nearest: 3D-causal, 3x3x3 throughout, group norm a frame, 4x8x8.
+
+    Time is halved and doubled at the same levels. It strides where the paper pools, has one residual block more in each
+    middle and no attention there; the parameter counts stand in the rows. As published it convolves three frames at a
+    time and encodes four, which takes about five times as long on CPU; here all frames after the first go at once.
+    """
+    from diffusers import AutoencoderKLMagvit
+
+    down = ["SpatialTemporalDownBlock3D" if halved else "SpatialDownBlock3D" for halved in config.time_reduction]
+    # Ours doubles before a level, the peer's after one.
+    up = [f"Spatial{'Temporal' * doubled}UpBlock3D" for doubled in (*reversed(config.expansion[:-1]), False)]
+    model = AutoencoderKLMagvit(
+        latent_channels=config.latent_channels,
+        block_out_channels=config.channels,
+        down_block_types=down,
+        up_block_types=up,
+        layers_per_block=config.blocks,
+    )
+    model.num_sample_frames_batch_size = model.num_latent_frames_batch_size = 1024
+
+    def convolve(self, x):
+        if self.prev_features is None:
+            before = [x[:, :, :1]] * self.temporal_padding
+        else:
+            before = [self.prev_features[:, :, self.t_stride - 1 :]]
+        x = torch.cat([*before, x], 2)
+        self.prev_features = x[:, :, -self.temporal_padding :].clone()
+        return torch.nn.Conv3d.forward(self, x)
+
+    for module in model.modules():
+        if hasattr(module, "temporal_padding"):
+            module.forward = types.MethodType(convolve, module)
+    return model
+
+
+def image_peer(config):
+    """Stable Diffusion's autoencoder, the two-dimensional network that the paper's is inflated from."""
+    from diffusers import AutoencoderKL
+
+    levels = len(config.channels)
+    return AutoencoderKL(
+        latent_channels=config.latent_channels,
+        block_out_channels=config.channels,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        layers_per_block=config.blocks,
+    )
+
+
+def torch_models(config, shape, latent_shape, dtype) -> dict[str, list[Peer]]:
+    """What is timed -> the peers that do it."""
+    options = {"dtype": torch_dtype(dtype), "device": torch_device()}
+    peers = {"encode": [], "decode": [], "forward": [], "forward+backward": []}
+    for channels_last in (False, True):
+        model = image_peer(config) if shape[1] == 1 else video_peer(config)
+        model = in_layout(model, channels_last).to(**options)
+
+        def random(shape, channels_last=channels_last):
+            batch, frames, height, width, channels = shape
+            sides = (height, width) if frames == 1 else (frames, height, width)
+            return in_layout(torch.randn(batch, channels, *sides, **options), channels_last)
+
+        video, latents = random(shape), random(latent_shape)
+
+        def encode(model=model, video=video):
+            return model.encode(video).latent_dist.mode()
+
+        def decode(model=model, latents=latents):
+            return model.decode(latents).sample
+
+        def forward(model=model, encode=encode):
+            return model.decode(encode()).sample
+
+        def train(model=model, forward=forward):
+            model.zero_grad()
+            forward().square().mean().backward()
+
+        for row_peers, step in zip(peers.values(), (encode, decode, forward, train)):
+            for suffix, function in variants(step):
+
+                def run(function=function, backward=step is train):
+                    with torch.set_grad_enabled(backward):
+                        function()
+                    wait()
+
+                layout = "channels last" if channels_last else "channels first"
+                name = f"diffusers {type(model).__name__}, {layout}{suffix}"
+                row_peers.append(Peer(name=name, run=run, parameters=sum(p.numel() for p in model.parameters())))
+    return peers
+
+
+def model(options) -> Iterator[dict[str, Any]]:
+    """Encode, decode, both, and both with the gradients of all parameters, for a clip and for a batch of images."""
+    config, *shapes = MODELS[options.preset]
+    for shape in shapes:
+        latent_shape = config.latent_shape(shape)
+        for dtype in dtypes():
+            vae = VidVAE(config, dtype)
+            video = jax.random.normal(jax.random.key(0), shape)
+            latents = jax.random.normal(jax.random.key(1), latent_shape)
+            params = jax.jit(vae.init)(jax.random.key(2), jnp.zeros((1, 1, *shape[2:])))
+
+            def encode(params, video, vae=vae):
+                return vae.apply(params, video, method="encode")[0]
+
+            def decode(params, latents, vae=vae):
+                return vae.apply(params, latents, method="decode")[0]
+
+            def autoencode(params, video, vae=vae):
+                return vae.apply(params, video)[0]
+
+            def train(params, video, autoencode=autoencode):
+                return jax.value_and_grad(lambda params: jnp.square(autoencode(params, video)).mean())(params)
+
+            peers = torch_models(config, shape, latent_shape, dtype) if torch and has_diffusers() else {}
+            for what, function, argument in (
+                ("encode", encode, video),
+                ("decode", decode, latents),
+                ("forward", autoencode, video),
+                ("forward+backward", train, video),
+            ):
+                kind = "image" if shape[1] == 1 else "video"
+                count = sum(leaf.size for leaf in jax.tree.leaves(params))
+                title = f"{options.preset} {kind}, {what}"
+                arguments = (params, argument)
+                yield row(title, shape, dtype, function, arguments, peers.get(what, []), options.repeats, count)
+
+
+def has_diffusers() -> bool:
+    try:
+        import diffusers  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+GROUPS = {"conv": conv, "model": model}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=",".join(GROUPS), help="groups of rows, of " + ", ".join(GROUPS))
+    parser.add_argument("--preset", default="small", choices=MODELS, help="which network the group `model` runs")
+    parser.add_argument("--repeats", default=10, type=int, help="runs a row that are counted")
+    options = parser.parse_args()
+    groups = options.rows.split(",")
+    unknown = [name for name in groups if name not in GROUPS]
+    if unknown:
+        parser.error(f"--rows={options.rows}: {unknown[0]!r} is none of {', '.join(GROUPS)}")
+    if options.repeats < 1:
+        parser.error(f"--repeats={options.repeats} must be at least 1")
+    if torch:
+        torch.set_num_threads(THREADS)
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # whatever libraries print is no row
+        for name in groups:
+            for row in GROUPS[name](options):
+                print(json.dumps(row), file=stdout, flush=True)
+
+
+if __name__ == "__main__":
+    main()
