@@ -10,37 +10,27 @@ have no peer.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import functools
-import json
-import os
-import pathlib
-import platform
 import statistics
-import sys
 import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peer needs memory of the same device
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from rows import ON_GPU, THREADS, device_name, print_rows  # isort: skip  (it sets the environment)
 
-import jax  # noqa: E402  (the environment comes first)
-import jax.numpy as jnp  # noqa: E402
+import jax
+import jax.numpy as jnp
 
-from xgen_jax.models.vidvae import PRESETS, VidVAE  # noqa: E402
-from xgen_jax.nn.convolution import CausalConv3D  # noqa: E402
+from xgen_jax.inference.memory import program_bytes
+from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_config import PRESETS
+from xgen_jax.nn.convolution import CausalConv3D
 
 try:
     import torch
 except ImportError:
     torch = None
-
-ON_GPU = jax.default_backend() == "gpu"
-THREADS = len(os.sched_getaffinity(0))
 
 # (batch, frames, height, width, channels in and out), stride 1, 3x3x3: two that stand in the issue and two of the
 # paper's network.
@@ -71,18 +61,6 @@ class Peer:
     parameters: int | None = None
 
 
-@functools.cache
-def device_name() -> str:
-    if ON_GPU:
-        return jax.devices()[0].device_kind
-    name = platform.processor() or platform.machine()
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model n")]
-        name = models[0] if models else name
-    return f"{THREADS} cores {name}"
-
-
 def in_turn(functions: list[Callable[[], Any]], repeats: int) -> list[dict[str, float]]:
     """Runs the functions one after the other, `repeats` times after a run that does not count."""
     walls, cpus = [[] for _ in functions], [[] for _ in functions]
@@ -106,14 +84,6 @@ def fastest(peers: list[Peer]) -> Peer | None:
     return peers[times.index(min(times))]
 
 
-def peak_bytes(compiled) -> int:
-    """What XLA says the program needs at once: arguments, results and temporary buffers."""
-    memory = compiled.memory_analysis()
-    if ON_GPU:  # on CPU this figure leaves the temporary buffers out
-        return memory.peak_memory_in_bytes
-    return memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-
-
 def row(what, shape, dtype, function, arguments, peers, repeats, parameters=None) -> dict[str, Any]:
     """Compiles and times function(*arguments), and the fastest of the peers beside it."""
     start = time.perf_counter()
@@ -131,7 +101,7 @@ def row(what, shape, dtype, function, arguments, peers, repeats, parameters=None
         "threads": THREADS,
         **ours,
         "compile_s": compile_s,
-        "peak_bytes": peak_bytes(compiled),
+        "peak_bytes": program_bytes(compiled),
         "frames_per_s": shape[0] * shape[1] / ours["time_s"],
         "parameters": parameters,
         "peer": best.name if best else None,
@@ -363,25 +333,19 @@ def has_diffusers() -> bool:
 GROUPS = {"conv": conv, "model": model}
 
 
+def at_least_one(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(GROUPS), help="groups of rows, of " + ", ".join(GROUPS))
     parser.add_argument("--preset", default="small", choices=MODELS, help="which network the group `model` runs")
-    parser.add_argument("--repeats", default=10, type=int, help="runs a row that are counted")
-    options = parser.parse_args()
-    groups = options.rows.split(",")
-    unknown = [name for name in groups if name not in GROUPS]
-    if unknown:
-        parser.error(f"--rows={options.rows}: {unknown[0]!r} is none of {', '.join(GROUPS)}")
-    if options.repeats < 1:
-        parser.error(f"--repeats={options.repeats} must be at least 1")
+    parser.add_argument("--repeats", default=10, type=at_least_one, help="runs a row that are counted")
     if torch:
         torch.set_num_threads(THREADS)
-    stdout = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):  # whatever libraries print is no row
-        for name in groups:
-            for row in GROUPS[name](options):
-                print(json.dumps(row), file=stdout, flush=True)
+    print_rows(parser, GROUPS)
 
 
 if __name__ == "__main__":
