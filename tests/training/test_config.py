@@ -36,7 +36,7 @@ def vidvae():
 
 
 def test_there_is_a_quickstart_of_every_objective():
-    assert {values(path)["objective"] for path in QUICKSTART} == RUNS.keys()
+    assert {values(path)["objective"] for path in QUICKSTART} == RUNS.keys() - {"vidvae_weights"}  # nothing is trained
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
@@ -127,6 +127,7 @@ def shrunk(values, embedder):
         config = run_config(values).model
         space, time = config.space_factor, config.time_factor
         values["loss"]["lpips"] = 0.0  # no weights here; tests/training/test_vidvae_loss.py has the term
+        values["init_from"] = None  # tests/training/test_vidvae_run.py has starts from another run
         adversarial = values["loss"]["adversarial"]
         adversarial["start_step"] = 0
         adversarial["discriminator"] |= {"width": 4}
