@@ -6,10 +6,13 @@ python launch/reconstruct.py --embedder=runs/quickstart/vidvae --video=clip.mp4 
 import command
 from absl import flags
 
-EMBEDDER = flags.DEFINE_string("embedder", None, "Run folder of a trained VidVAE.")
+EMBEDDER = flags.DEFINE_string("embedder", None, "Folder of a VidVAE: a run, or converted weights.")
 VIDEO = flags.DEFINE_string("video", None, "The video to reconstruct: mp4, webm, avi or gif.")
 OUT = flags.DEFINE_string("out", None, "The .mp4 (or .webm, .gif) to write.")
 FRAMES = flags.DEFINE_integer("frames", None, "Only so many frames from the start.", lower_bound=1)
+MEMORY_BUDGET_GB = flags.DEFINE_float(
+    "memory_budget_gb", None, "Device memory that may be used; chunks are as long as it allows, with the same result."
+)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that is there.")
 
 
@@ -17,7 +20,12 @@ def main():
     from xgen_jax.evaluation.suites import reconstruct_file
 
     return reconstruct_file(
-        embedder=EMBEDDER.value, video=VIDEO.value, out=OUT.value, frames=FRAMES.value, overwrite=OVERWRITE.value
+        embedder=EMBEDDER.value,
+        video=VIDEO.value,
+        out=OUT.value,
+        frames=FRAMES.value,
+        memory_budget_gb=MEMORY_BUDGET_GB.value,
+        overwrite=OVERWRITE.value,
     )
 
 

@@ -29,6 +29,7 @@ TINY_VIDVAE = {
         "mid_attention": False,
         "norm": "rms",
     },
+    "loss": {"lpips": 0.0},
     "data": {**TINY_DATA, "num_clips": 100},
     "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
     "loop": {"steps": 2, "compute_dtype": "float32", "log_every": 1},
@@ -37,6 +38,7 @@ TINY_VIDVAE = {
 TINY_VDIT = {
     **TINY_VIDVAE,
     "objective": "vdit",
+    "loss": {},
     "model": {"width": 16, "depth": 2, "heads": 2, "patch": 2, "text_width": 16, "remat": "none"},
     "text": {"width": 16, "depth": 1, "heads": 2, "max_bytes": 64},
     "sample_steps": 2,

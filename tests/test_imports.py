@@ -33,6 +33,8 @@ EVERYWHERE_FORBIDDEN = {"tensorflow", "ml_collections", "torch"}
 ONLY_IN = {
     "orbax": {"training/checkpoint.py"},
     "av": {"data/video.py"},
+    "array_record": {"data/latents.py"},
+    "msgpack": {"data/latents.py"},
     "safetensors": {"weights/safetensors.py"},
 }
 

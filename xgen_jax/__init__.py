@@ -26,7 +26,7 @@ def load(path):
     from xgen_jax.inference.text_to_video import load_text_to_video
     from xgen_jax.training.run_folder import RunFolder
 
-    loaders = {"vdit": load_text_to_video, "vidvae": load_reconstructor}
+    loaders = {"vdit": load_text_to_video, "vidvae": load_reconstructor, "vidvae_weights": load_reconstructor}
     return loaders[RunFolder(path).config().objective](path)
 
 

@@ -13,7 +13,7 @@ import dataclasses
 from ml_collections import config_dict
 
 from xgen_jax.data.pipeline import Bucket, DataConfig
-from xgen_jax.models.vidvae import PRESETS
+from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
 from xgen_jax.training.config import LoopConfig, VidVAERun
 from xgen_jax.training.objectives.vidvae import VidVAELossConfig
@@ -27,7 +27,7 @@ def get_config():
         # The weight of KL decides what the transformer can learn, at hardly a cost here: with 1e-5 the latents keep 4
         # nats a value instead of 1.3, PSNR gains 0.2 dB, and after about 1,000 steps the transformer gets 26% of the
         # directions right instead of 94%.
-        loss=VidVAELossConfig(l1=0.0, l2=1.0, kl=2e-4),
+        loss=VidVAELossConfig(l1=0.0, l2=1.0, lpips=0.0, kl=2e-4),
         data=DataConfig(source="synthetic", seed=0, buckets=(Bucket(frames=9, height=32, width=32, batch_size=4),)),
         optimizer=OptimizerConfig(
             name="muon", learning_rate=0.02, adam_learning_rate=3e-3, schedule="linear", warmup_steps=50
@@ -36,6 +36,8 @@ def get_config():
         mesh=MeshConfig(fsdp=1),
     )
     config = config_dict.ConfigDict(dataclasses.asdict(run))
+    config.init_from = config_dict.placeholder(str)
+    config.loss.lpips_weights = config_dict.placeholder(str)
     config.data.path = config_dict.placeholder(str)
     config.data.fps = config_dict.placeholder(float)
     return config

@@ -26,7 +26,7 @@ class NoiseSource:
         return f"noise{self._clips}"
 
     def read(self, index, rng, frames, height, width):
-        return rng.integers(0, 256, (frames, height, width, 3), np.uint8), f"clip {index}"
+        return {"video": rng.integers(0, 256, (frames, height, width, 3), np.uint8), "caption": f"clip {index}"}
 
 
 BUCKETS = (

@@ -37,15 +37,16 @@ def test_reads_clips_with_captions(tmp_path):
     names = ["b.mp4", "a/x.webm", "a/deep/y.mp4", "c.GIF".lower()]
     source = VideoFolderSource(make_folder(tmp_path, names))
     assert len(source) == 4 and source.report() == ""
-    assert [source.read(i, rng(), 3, 16, 16)[1] for i in range(4)] == [f"caption of {name}" for name in sorted(names)]
-    clip, _ = source.read(0, rng(1), 5, 24, 20)
+    captions = [source.read(i, rng(), 3, 16, 16)["caption"] for i in range(4)]
+    assert captions == [f"caption of {name}" for name in sorted(names)]
+    clip = source.read(0, rng(1), 5, 24, 20)["video"]
     assert clip.shape == (5, 24, 20, 3) and clip.dtype == np.uint8 and clip.flags.c_contiguous
-    assert np.array_equal(clip, source.read(0, rng(1), 5, 24, 20)[0])
+    assert np.array_equal(clip, source.read(0, rng(1), 5, 24, 20)["video"])
 
 
 def test_starts_cover_the_file_and_stay_inside(tmp_path):
     source = VideoFolderSource(make_folder(tmp_path, ["a.mp4"], frames=10))
-    clips = [numbers(source.read(0, rng(seed), 7, 16, 16)[0]) for seed in range(30)]
+    clips = [numbers(source.read(0, rng(seed), 7, 16, 16)["video"]) for seed in range(30)]
     assert {clip[0] for clip in clips} == {0, 1, 2, 3}
     assert all(clip == list(range(clip[0], clip[0] + 7)) for clip in clips)
     assert source.problems == {}
@@ -55,13 +56,13 @@ def test_starts_cover_the_file_and_stay_inside(tmp_path):
 def test_rate_and_stride(tmp_path, fps, stride, step):
     source = VideoFolderSource(make_folder(tmp_path, ["a.mp4"], frames=28), fps=fps, stride=stride)
     for seed in range(5):
-        clip = numbers(source.read(0, rng(seed), 3, 16, 16)[0])
+        clip = numbers(source.read(0, rng(seed), 3, 16, 16)["video"])
         assert clip == [clip[0], clip[0] + step, clip[0] + 2 * step]
 
 
 def test_short_clips_hold_the_last_frame(tmp_path):
     source = VideoFolderSource(make_folder(tmp_path, ["a.mp4"], frames=4))
-    assert numbers(source.read(0, rng(), 7, 16, 16)[0]) == [0, 1, 2, 3, 3, 3, 3]
+    assert numbers(source.read(0, rng(), 7, 16, 16)["video"]) == [0, 1, 2, 3, 3, 3, 3]
     source.read(0, rng(), 7, 16, 16)
     assert source.problems == {"shorter than a clip, last frame held": ["a.mp4"]}
 
@@ -71,7 +72,7 @@ def test_flip_mirrors_half_the_clips(tmp_path):
     write_video(tmp_path / "a.mp4", np.ascontiguousarray(ramp))
     for flip, ways in ((False, {False}), (True, {False, True})):
         source = VideoFolderSource(tmp_path, require_captions=False, flip=flip)
-        clips = [source.read(0, rng(seed), 1, 48, 48)[0][0] for seed in range(12)]
+        clips = [source.read(0, rng(seed), 1, 48, 48)["video"][0] for seed in range(12)]
         assert {bool(clip[0, 0, 0] > clip[0, -1, 0]) for clip in clips} == ways
 
 
@@ -88,7 +89,7 @@ def test_problems_are_listed_and_not_fatal(tmp_path):
     lines += [b'{"file": "../a.mp4", "caption": "outside"}']
     (tmp_path / "captions.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
     source = VideoFolderSource(tmp_path)
-    assert [source.read(i, rng(), 2, 16, 16)[1] for i in range(len(source))] == ["of a.mp4", "of ./b.mp4"]
+    assert [source.read(i, rng(), 2, 16, 16)["caption"] for i in range(len(source))] == ["of a.mp4", "of ./b.mp4"]
     assert {kind: len(items) for kind, items in source.problems.items()} == {
         "unreadable video": 2,
         "caption without its video": 2,
@@ -99,7 +100,7 @@ def test_problems_are_listed_and_not_fatal(tmp_path):
     for words in ("line 9: not UTF-8", "line 6: not JSON", "gone.mp4", "zero.mp4", "4 x broken line"):
         assert words in source.report()
     loose = VideoFolderSource(tmp_path, require_captions=False)
-    assert len(loose) == 3 and loose.read(2, rng(), 2, 16, 16)[1] == ""
+    assert len(loose) == 3 and loose.read(2, rng(), 2, 16, 16)["caption"] == ""
 
 
 def test_reports_are_short(tmp_path):
@@ -133,9 +134,14 @@ def test_files_that_fail_later_have_the_same_substitute(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"")
     (tmp_path / "b.mp4").unlink()
     for index in (0, 1, 2):
-        clip, caption = source.read(index, rng(3), 4, 16, 16)
-        assert caption == "caption of c.mp4" and np.array_equal(clip, fine[0])
+        clip = source.read(index, rng(3), 4, 16, 16)
+        assert clip["caption"] == "caption of c.mp4" and np.array_equal(clip["video"], fine["video"])
     assert len(source.problems["unreadable when decoded"]) == 2
+    strict = VideoFolderSource(make_folder(tmp_path / "more", ["d.mp4", "e.mp4"]), substitute=False)
+    (tmp_path / "more" / "d.mp4").unlink()
+    assert strict.read(1, rng(), 4, 16, 16)["caption"] == "caption of e.mp4"
+    with pytest.raises(UserError, match="d.mp4"):
+        strict.read(0, rng(), 4, 16, 16)
     (tmp_path / "c.mp4").write_text("no video")
     with pytest.raises(UserError, match=r"(?s)every video .* failed.*c.mp4"):
         source.read(1, rng(), 4, 16, 16)

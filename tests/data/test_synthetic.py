@@ -33,10 +33,10 @@ def test_a_clip_is_a_function_of_seed_and_index():
     first, second = SyntheticSource(seed=5), SyntheticSource(seed=5)
     second.read(3, np.random.default_rng(0), 9, 32, 32)
     for index in (0, 1, 999_999):
-        video, text = first.read(index, np.random.default_rng(1), 9, 32, 32)
-        again, same_text = second.read(index, np.random.default_rng(2), 9, 32, 32)
-        np.testing.assert_array_equal(video, again)
-        assert text == same_text
+        clip = first.read(index, np.random.default_rng(1), 9, 32, 32)
+        again = second.read(index, np.random.default_rng(2), 9, 32, 32)
+        np.testing.assert_array_equal(clip["video"], again["video"])
+        assert clip["caption"] == again["caption"]
     assert first.scene(0) != SyntheticSource(seed=6).scene(0)
     assert first.scene(0) != first.scene(1)
 
@@ -54,7 +54,7 @@ def test_the_world_is_this_version_of_itself():
     "frames, height, width", [(1, 32, 32), (9, 32, 32), (17, 64, 64), (5, 24, 40), (2, 70, 33), (3, 1, 2)]
 )
 def test_any_length_and_size(frames, height, width):
-    video, _ = SyntheticSource().read(0, None, frames, height, width)
+    video = SyntheticSource().read(0, None, frames, height, width)["video"]
     assert video.shape == (frames, height, width, 3)
     assert video.dtype == np.uint8
 

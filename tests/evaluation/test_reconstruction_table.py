@@ -3,7 +3,7 @@
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.evaluation.reconstruction_table import parse_shapes, table
+from xgen_jax.evaluation.reconstruction_table import expand_shapes, table
 
 
 def entry(shape, clips=8, worst=("a cat", "a dog"), **mean):
@@ -12,16 +12,16 @@ def entry(shape, clips=8, worst=("a cat", "a dog"), **mean):
 
 
 def test_shapes():
-    assert parse_shapes(["9x32x48", " 1X64x64"]) == [(9, 32, 48), (1, 64, 64)]
+    assert expand_shapes(["9x32x48", " 1X64x64"]) == [(9, 32, 48), (1, 64, 64)]
     paper = [(1, 768, 768), (17, 512, 512), (65, 256, 256)]
-    assert parse_shapes(["paper"]) == paper
-    assert parse_shapes(["17x512x512", "Paper", "9x32x32"]) == [paper[1], paper[0], paper[2], (9, 32, 32)]
+    assert expand_shapes(["paper"]) == paper
+    assert expand_shapes(["17x512x512", "Paper", "9x32x32"]) == [paper[1], paper[0], paper[2], (9, 32, 32)]
 
 
 @pytest.mark.parametrize("shape", ["32x32", "9x32x32x3", "0x32x32", "9x-2x32", "axbxc", "", "9x3²x32"])
 def test_what_is_no_shape(shape):
     with pytest.raises(UserError, match="is not a clip shape; give FRAMESxHEIGHTxWIDTH"):
-        parse_shapes(["9x32x32", shape])
+        expand_shapes(["9x32x32", shape])
 
 
 def test_the_papers_row_stands_beside_its_shapes():

@@ -3,8 +3,10 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -12,14 +14,20 @@ ROOT = pathlib.Path(__file__).parents[2]
 COMMANDS = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if path.stem != "command")
 
 
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+
+
+def command(name, *arguments):
+    return [sys.executable, str(ROOT / "launch" / f"{name}.py"), *map(str, arguments)]
+
+
 def call(name, *arguments, cwd=ROOT):
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    command = [sys.executable, str(ROOT / "launch" / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
+    arguments = command(name, *arguments)
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=300)
 
 
 def test_there_are_commands_and_each_is_short():
-    assert {"train", "sample", "reconstruct", "evaluate"} <= set(COMMANDS)
+    assert {"train", "sample", "reconstruct", "evaluate", "encode"} <= set(COMMANDS)
     for name in COMMANDS:
         assert len((ROOT / "launch" / f"{name}.py").read_text().splitlines()) < 70, name
 
@@ -28,8 +36,8 @@ def test_there_are_commands_and_each_is_short():
 def test_help_shows_the_commands_own_flags_first(name):
     done = call(name, "--help")
     assert done.returncode == 0
-    own = {"train": "--config", "sample": "--prompt", "reconstruct": "--embedder", "evaluate": "--suite"}[name]
-    assert own in done.stdout
+    own = {"train": "--config", "sample": "--prompt", "evaluate": "--suite", "encode": "--shard_size"}
+    assert own.get(name, "--embedder") in done.stdout
     assert "--alsologtostderr" not in done.stdout
     assert f"python launch/{name}.py" in done.stdout.split("flags:")[0]
 
@@ -68,6 +76,33 @@ def test_train_and_sample_speak_json(tiny_runs, tmp_path):
     assert out.stat().st_size > 0
 
 
+def test_encode_speaks_json_and_goes_on_after_an_interrupt(tiny_runs, tmp_path):
+    arguments = [f"--embedder={tiny_runs / 'vidvae'}", "--data=synthetic", "--shard_size=64", "--batch_size=2"]
+    arguments += ["--count=4000", f"--out={tmp_path / 'out'}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command("encode", *arguments), cwd=ROOT, env=ENVIRONMENT, **pipes)
+    try:
+        while not list(tmp_path.glob("out/5x16x16/*.json")) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "the same command goes on" in err and "Traceback" not in err
+    assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / "out" / "manifest.json").exists()
+    done = call("encode", *arguments)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["buckets"], result["shards"]) == ({"5x16x16": 4000}, 63)
+    assert 1 <= result["kept_shards"] < 63
+    assert "encode 4000/4000" in done.stderr
+    done = call("encode", *arguments, "--dtype=bfloat16")
+    assert done.returncode == 1
+    assert "dtype: 'float32' -> 'bfloat16'" in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -77,6 +112,8 @@ def test_train_and_sample_speak_json(tiny_runs, tmp_path):
         ("sample", ("--modle=x",), "modle"),
         ("reconstruct", ("--embedder=nowhere",), "give --video"),
         ("evaluate", ("--suite=captoins",), "captoins"),
+        ("encode", ("--data=synthetic",), "give --embedder"),
+        ("encode", ("--embedder=nowhere", "--data=synthetic", "--out=x"), "there is no folder nowhere"),
     ],
 )
 def test_mistakes_have_no_traceback(name, arguments, message, tmp_path):

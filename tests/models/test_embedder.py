@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from xgen_jax.models.embedder import VidVAEEmbedder
-from xgen_jax.models.vidvae import VidVAE, VidVAEConfig
+from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_config import VidVAEConfig
 
 CONFIG = VidVAEConfig(
     channels=(4,),

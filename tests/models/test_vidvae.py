@@ -1,12 +1,19 @@
 """VidVAE: the paper's size, the map of lengths, strict causality, and chunks that give what the whole gives."""
 
+import dataclasses
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.vidvae import PRESETS, VidVAE, VidVAEConfig
+from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_config import PRESETS, VidVAEConfig
+from xgen_jax.parallel.mesh import MeshConfig, make_mesh
+from xgen_jax.parallel.sharding import on_mesh, replicated, video_sharding
 
 CONFIGS = {
     "pyramid": VidVAEConfig(
@@ -17,10 +24,15 @@ CONFIGS = {
         blocks=1,
         kernels=((1, 3, 3), (3, 1, 1)),  # compiles in half the time of 3x3x3, which the first and last layers have
     ),
-    "pyramid_rms": VidVAEConfig(
-        channels=(4,),
-        space_reduction=(True,),
-        time_reduction=(True,),
+    # Open-Sora-Plan v1.1's: learnt mixes of pool and convolution, a first level that mixes no frames, look-ahead.
+    "mixed": VidVAEConfig(
+        channels=(4, 8),
+        space_reduction=(True, False),
+        time_reduction=(True, True),
+        time_down="convolution",
+        time_up="trilinear",
+        time_up_convolution=True,
+        flat_levels=1,
         latent_channels=3,
         blocks=1,
         mid_attention=False,
@@ -53,11 +65,14 @@ def build(name, frames):
     return model, params, video
 
 
-def test_the_papers_network_has_its_parameters():
+@pytest.mark.parametrize(
+    "preset,parameters", [("paper", 229_169_895), ("osp-v1.0", 229_169_895), ("osp-v1.1", 246_859_499)]
+)
+def test_the_published_networks_have_their_parameters(preset, parameters):
     video = jax.ShapeDtypeStruct((1, 5, 32, 32, 3), jnp.float32)
-    params = jax.eval_shape(VidVAE(PRESETS["paper"]).init, jax.random.key(0), video)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 229_169_895
-    assert (PRESETS["paper"].time_factor, PRESETS["paper"].space_factor) == (4, 8)
+    params = jax.eval_shape(VidVAE(PRESETS[preset]).init, jax.random.key(0), video)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+    assert (PRESETS[preset].time_factor, PRESETS[preset].space_factor) == (4, 8)
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, "paper", "tiny"])
@@ -93,7 +108,17 @@ def test_a_shape_it_cannot_take_is_an_error_that_names_the_nearest(shape, messag
 
 
 @pytest.mark.parametrize(
-    "changes,message", [({"stem": (4, 4, 8)}, "as wide as high"), ({"channels": (4,)}, "one entry a level")]
+    "changes,message",
+    [
+        ({"stem": (4, 4, 8)}, "as wide as high"),
+        ({"channels": (4,)}, "one entry a level"),
+        (
+            {"time_expansion": (True, False, False, False)},
+            "halves the frame rate 2 times, but the decoder doubles it 1",
+        ),
+        ({"time_up": "cubic"}, "time_up='cubic' is not known; choose one of causal, trilinear"),
+        ({"flat_levels": 5}, "flat_levels must be 0 to 4"),
+    ],
 )
 def test_a_network_that_cannot_be_built_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
@@ -125,34 +150,72 @@ def test_no_latent_and_no_frame_depends_on_the_future(name):
         assert row[factor * j] > 0, f"latent {j} does not depend on its own last frame"
         assert j == 0 or row[factor * (j - 1)] > 0, f"latent {j} does not look back"
     latents = model.apply(params, video, method="encode")[0]
-    for frame, row in enumerate(influence("decode", latents)):
+    decode = influence("decode", latents)
+    ahead = 0
+    for frame, row in enumerate(decode):
         own = -(-frame // factor)  # frames 1 + factor*(n-1) .. factor*n belong to latent n
-        assert not np.any(row[own + 1 :]), f"frame {frame} depends on later latents: {row}"
         assert row[own] > 0, f"frame {frame} does not depend on its own latent"
+        latest = np.flatnonzero(row).max()
+        ahead = max(ahead, 1 + factor * (latest - 1) - frame)
+    # No more than is declared, and not less either.
+    assert ahead == model.config.look_ahead == (3 if name == "mixed" else 0)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_encoding_and_decoding_in_chunks_is_the_whole(name):
-    frames = 9
-    model, params, video = build(name, frames)
-    factor, encode = model.config.time_factor, jax.jit(lambda x, h: model.apply(params, x, h, method="encode"))
-    decode = jax.jit(lambda z, h: model.apply(params, z, h, method="decode"))
-    mean, logvar, _ = encode(video, None)
-    whole, _ = decode(mean, None)
-    n = (frames - 1) // factor
-    for first, *later in ((0, *[1] * n), (1, *[1] * (n - 1)), (0, n)):
-        means, logvars, outs, encoder_history, decoder_history, start, place = [], [], [], None, None, 0, 0
-        for i, count in enumerate((first, *later)):
-            length, cells = factor * count + (i == 0), count + (i == 0)
-            m, v, encoder_history = encode(video[:, start : start + length], encoder_history)
-            y, decoder_history = decode(mean[:, place : place + cells], decoder_history)
-            assert (m.shape[1], y.shape[1]) == (cells, length)
-            start, place = start + length, place + cells
-            means.append(m), logvars.append(v), outs.append(y)
-        assert (start, place) == (frames, mean.shape[1])
-        np.testing.assert_allclose(np.concatenate(means, 1), mean, atol=1e-5)
-        np.testing.assert_allclose(np.concatenate(logvars, 1), logvar, atol=1e-5)
-        np.testing.assert_allclose(np.concatenate(outs, 1), whole, atol=1e-5)
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"norm": "group"}, "statistics over the whole clip; norm='group_per_frame' would not"),
+        ({"attention_layout": "released"}, "mixes all frames of a clip; 'per_frame' would not"),
+    ],
+)
+def test_a_model_that_depends_on_the_whole_clip_refuses_chunks(changes, message):
+    model = VidVAE(dataclasses.replace(CONFIGS["pyramid"], **changes))
+    z = jnp.zeros((1, 1, 4, 4, 3))
+
+    def first_chunk(key):
+        return model.init(key, z, None, False, method="decode")
+
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(first_chunk, jax.random.key(0))
+
+
+def test_recomputation_changes_neither_values_nor_gradients():
+    model, params, video = build("mixed", frames=5)
+    again = VidVAE(dataclasses.replace(model.config, remat="level"))
+
+    def value_and_gradient(model):
+        return jax.jit(jax.value_and_grad(lambda p: jnp.square(model.apply(p, video)[0] - 1).mean()))(params)
+
+    plain, remat = value_and_gradient(model), value_and_gradient(again)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), plain, remat)
+
+
+@pytest.mark.parametrize("mesh", [{"sequence": 8}, {"sequence": 4, "tensor": 2}])
+@pytest.mark.parametrize("verb", ["encode", "decode"])
+def test_height_and_width_over_devices_change_nothing_and_gather_nothing(verb, mesh):
+    config = dataclasses.replace(CONFIGS["pyramid"], kernels=((3, 3, 3), (3, 3, 3)))
+    model, mesh = VidVAE(config), make_mesh(MeshConfig(fsdp=1, **mesh))
+    video = jax.random.normal(jax.random.key(0), (1, 5, 32, 32, 3))
+    params = jax.jit(model.init)(jax.random.key(1), video)
+    x = video if verb == "encode" else jax.random.normal(jax.random.key(2), config.latent_shape(video.shape))
+
+    def run(params, x):
+        return model.apply(params, x, method=verb)[0]
+
+    whole = jax.jit(run)(params, x)
+    with on_mesh(mesh):
+        placed = jax.device_put(params, replicated(mesh)), jax.device_put(x, video_sharding(mesh))
+        compiled = jax.jit(lambda p, x: run(p, x)).lower(*placed).compile()
+        np.testing.assert_allclose(compiled(*placed), whole, atol=1e-5)
+    text = compiled.as_text()
+    assert "collective-permute" in text  # neighbours exchange rows
+    # All that is gathered are what one attention over a frame of latents must see: its keys and values (and, with the
+    # width cut, queries), never an activation of the pyramid.
+    cells = math.prod(config.latent_shape(video.shape)[1:4]) * config.channels[-1]
+    gathered = re.findall(r"= \w+\[([\d,]*)\]\S* (?:all-gather|all-to-all)(?:-start)?\(", text)
+    assert gathered, "the attention must gather something, or this test sees nothing"
+    for shape in gathered:
+        assert math.prod(int(side) for side in shape.split(",")) <= cells, f"{shape} is gathered"
 
 
 def test_the_posterior_is_sampled_with_the_noise_handed_in():

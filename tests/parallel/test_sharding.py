@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec
 
 from xgen_jax.models.vdit import PRESETS as VDIT_PRESETS
 from xgen_jax.models.vdit import VDiT
-from xgen_jax.models.vidvae import PRESETS as VIDVAE_PRESETS
 from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_config import PRESETS as VIDVAE_PRESETS
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import RULES, batch_sharding, parameter_spec, path_name, replicated, tree_shardings
 

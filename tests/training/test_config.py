@@ -1,16 +1,26 @@
 """Configurations: there and back through JSON, and mistakes named so that they can be mended."""
 
 import copy
+import dataclasses
 import importlib.util
 import json
+import math
 import pathlib
 
 import pytest
 
 from xgen_jax.errors import UserError
+from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.training.config import FREE_KEYS, RUNS, differing_keys, flat, run_config, to_dict
+from xgen_jax.training.loop import make_objective, train
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs" / "quickstart").glob("*.py"))
+ROOT = pathlib.Path(__file__).parents[2] / "configs"
+CONFIGS = sorted(ROOT.rglob("*.py"))
+QUICKSTART = sorted((ROOT / "quickstart").glob("*.py"))
+
+
+def name(path):
+    return str(path.relative_to(ROOT).with_suffix(""))
 
 
 def values(path):
@@ -22,14 +32,14 @@ def values(path):
 
 @pytest.fixture
 def vidvae():
-    return values(next(path for path in CONFIGS if path.stem == "vidvae"))
+    return values(ROOT / "quickstart" / "vidvae.py")
 
 
 def test_there_is_a_quickstart_of_every_objective():
-    assert {values(path)["objective"] for path in CONFIGS} == RUNS.keys()
+    assert {values(path)["objective"] for path in QUICKSTART} == RUNS.keys()
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_a_configuration_goes_through_json_and_back(path):
     config = run_config(values(path))
     again = run_config(json.loads(json.dumps(to_dict(config))))
@@ -43,7 +53,7 @@ def test_a_configuration_goes_through_json_and_back(path):
     [
         ((), "optimiser", {}, r"config has no key 'optimiser'; did you mean 'optimizer'\?"),
         (("optimizer",), "learnin_rate", 1.0, r"config\.optimizer has no key .*did you mean 'learning_rate'\?"),
-        (("loop",), "zzz", 1, r"config\.loop has no key 'zzz'; it knows checkpoint_every, "),
+        (("loop",), "zzz", 1, r"config\.loop has no key 'zzz'; it knows accumulate, checkpoint_every, "),
         (("loop",), "steps", 1.5, r"config\.loop\.steps must be int, not 1\.5"),
         (("loop",), "steps", True, r"config\.loop\.steps must be int, not True"),
         (("loop",), "steps", 0, r"steps must be 1 or more, not 0"),
@@ -94,6 +104,67 @@ def test_differing_keys_ignores_the_free_ones_and_names_the_others(vidvae):
     new["optimizer"]["learning_rate"] = 0.5
     new["model"]["channels"] = (32,)
     assert differing_keys(old, new) == ["model.channels: [64] -> [32]", "optimizer.learning_rate: 0.02 -> 0.5"]
+
+
+def shrunk(values, embedder):
+    """The same run made tiny: every part and every kind of bucket stays, one step."""
+    values = copy.deepcopy(values)
+    values["loop"] |= {"steps": 1, "log_every": 1}
+    values["mesh"] = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
+    model, buckets = values["model"], values["data"]["buckets"]
+    values["data"] |= {"source": "synthetic", "num_clips": 8, "num_threads": 0}
+    if values["objective"] == "vdit":
+        values["embedder"] = str(embedder)
+        model |= {"width": 16, "depth": 2, "heads": 2, "text_width": 16}
+        values["text"] |= {"width": 16, "depth": 1, "heads": 2}
+        space, time = 4, 4
+    else:
+        for key in ("channels", "space_reduction", "time_reduction"):
+            model[key] = model[key][:2]
+        model |= {"channels": (4,) * len(model["channels"]), "blocks": 1, "kernels": ((1, 1, 1), (1, 1, 1))}
+        model["time_expansion"] = None
+        model["stem_hidden"] = min(4, model["stem_hidden"])
+        config = run_config(values).model
+        space, time = config.space_factor, config.time_factor
+        values["loss"]["lpips"] = 0.0  # no weights here; tests/training/test_vidvae_loss.py has the term
+        adversarial = values["loss"]["adversarial"]
+        adversarial["start_step"] = 0
+        adversarial["discriminator"] |= {"width": 4}
+    for bucket in buckets:
+        bucket |= {"frames": 1 + time * (bucket["frames"] > 1), "height": 4 * space, "width": 4 * space}
+        bucket["batch_size"] = 2
+    return values
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_every_configuration_takes_a_step_when_shrunk(path, tiny_runs, tmp_path):
+    config = run_config(shrunk(values(path), tiny_runs / "vidvae"))
+    summary = train(config, tmp_path / "run")
+    assert summary["step"] == 1
+    assert all(math.isfinite(value) for value in summary.values() if isinstance(value, float))
+
+
+def test_the_papers_configuration_is_the_papers():
+    config = run_config(values(ROOT / "vidvae" / "paper.py"))
+    assert [(b.frames, b.height, b.width) for b in config.data.buckets] == [
+        (1, 768, 768),
+        (17, 512, 512),
+        (65, 256, 256),
+    ]
+    assert (config.model.time_factor, config.model.space_factor, config.model.latent_channels) == (4, 8, 4)
+    assert dataclasses.replace(config.model, remat="none") == PRESETS["paper"]
+    with pytest.raises(
+        UserError, match=r"loss\.lpips=1\.0 needs loss\.lpips_weights=FILE.*; loss\.lpips=0 does without"
+    ):
+        make_objective(config)
+
+
+def test_a_discriminator_is_turned_on_by_one_key(vidvae):
+    vidvae["loss"]["adversarial"]["weight"] = 0.5
+    assert run_config(vidvae).loss.adversarial.optimizer.b1 == 0.5
+    vidvae["loss"]["adversarial"]["optimizer"]["learnin_rate"] = 1.0
+    with pytest.raises(UserError, match=r"config\.loss\.adversarial\.optimizer has no key .*'learning_rate'"):
+        run_config(vidvae)
 
 
 def test_every_free_key_exists():

@@ -38,6 +38,7 @@ def vidvae(steps=6, **changes):
             "kernels": ((1, 1, 1), (1, 1, 1)),
             "norm": "rms",
         },
+        "loss": {"lpips": 0.0},
         "data": {"source": "synthetic", "buckets": ({"frames": 5, "height": 16, "width": 16, "batch_size": 2},)},
         "optimizer": OPTIMIZER,
         "loop": {"steps": steps, "compute_dtype": "float32", "checkpoint_every": 3, "log_every": 1},

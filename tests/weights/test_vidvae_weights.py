@@ -10,6 +10,7 @@ import pytest
 from einops import rearrange
 
 from xgen_jax.errors import UserError
+from xgen_jax.inference.divide_and_merge import divide_and_merge
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.weights.vidvae import load_vidvae, read_config
 
@@ -91,6 +92,15 @@ def test_open_sora_plans_round_trip():
     mean = moments(model, params, last(OSP["in/x_t9"]))[..., :4]
     check(mean, OSP, "mode_t9_bug_time_p01", OSP_ATOL)
     check(decode(model, params, mean), OSP, "recon_t9_bug_time_p01", OSP_ATOL)
+
+
+@pytest.mark.parametrize("layout,norm", [("bug", "time"), pytest.param("fix", "frame", marks=pytest.mark.slow)])
+def test_divide_and_merge_has_open_sora_plans_windows(layout, norm):
+    model, params = osp(layout, norm)
+    got = divide_and_merge(lambda x: moments(model, params, x), last(OSP["in/x_win"]), 5, "drop")
+    check(got, OSP, f"win_moments_{layout}_{norm}_p01", OSP_ATOL)
+    got = divide_and_merge(lambda z: decode(model, params, z), last(OSP["in/z_win"]), 2, "drop")
+    check(got, OSP, f"win_decode_{layout}_{norm}_p01", OSP_ATOL)
 
 
 @pytest.mark.parametrize("image", ["a", pytest.param("b", marks=pytest.mark.slow), "dim"])

@@ -15,12 +15,12 @@ import math
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import TypedDict
+from typing import Any
 
 import grain
 import numpy as np
 
-from xgen_jax.data.sources import Source
+from xgen_jax.data.sources import Sample, Source
 from xgen_jax.errors import UserError
 
 _MAX_PERIOD = 1000  # steps; weights in ratios finer than this are rounded
@@ -51,8 +51,8 @@ class DataConfig:
     """What to train on.
 
     Args:
-      source: "synthetic" or "video_folder".
-      path: the folder of a video_folder.
+      source: "synthetic", "video_folder" or "latents".
+      path: the folder of a video_folder, or of latents that launch/encode.py wrote.
       split, num_clips: of the synthetic source.
       seed: of everything random here, 0 or more.
       fps, stride, require_captions, flip: of a video_folder, see `VideoFolderSource`.
@@ -83,13 +83,12 @@ class DataConfig:
                 raise UserError(f"{name} must be a whole number of 0 or more, not {value!r}")
 
 
-class Batch(TypedDict):
-    """One process's part of a step's batch, B clips of one bucket."""
-
-    video: np.ndarray  # uint8 (B, T, H, W, 3)
-    caption: list[str]  # of length B
-    sample_id: np.ndarray  # int64 (B,), unique over buckets and epochs: fold it into PRNG keys
-    index: np.ndarray  # int64 (B,), place in the source
+# One process's part of a step's batch, B clips of one bucket:
+#   the source's arrays, stacked: "video" uint8 (B, T, H, W, 3), or "latents" float32 (B, t, h, w, c), ...
+#   "caption"    list of B strings
+#   "sample_id"  int64 (B,), unique over buckets and epochs: fold it into PRNG keys
+#   "index"      int64 (B,), place in the source
+Batch = dict[str, Any]
 
 
 class Schedule(grain.transforms.DatasetSelectionMap):
@@ -210,17 +209,17 @@ class Pipeline:
         # Grain hands the shuffled index on modulo the epoch; the place keeps the epoch, and costs nothing.
         return grain.MapDataset.range(len(self._source)).seed(int(seed)).shuffle().repeat().map_with_index(_pair)
 
-    def _read(self, number: int, pair: tuple[int, int]) -> dict:
+    def _read(self, number: int, pair: tuple[int, int]) -> Sample:
         place, index = pair
         bucket = self._config.buckets[number]
         extended = place // len(self._source) * len(self._source) + index  # unique over epochs
         rng = np.random.default_rng((self._config.seed, _CLIP, number, extended))
-        video, caption = self._source.read(index, rng, bucket.frames, bucket.height, bucket.width)
-        shape = (bucket.frames, bucket.height, bucket.width, 3)
-        if video.shape != shape or video.dtype != np.uint8:
+        sample = self._source.read(index, rng, bucket.frames, bucket.height, bucket.width)
+        shape, video = (bucket.frames, bucket.height, bucket.width, 3), sample.get("video")
+        if video is not None and (video.shape != shape or video.dtype != np.uint8):
             raise TypeError(f"source {self._source.name!r} gave {video.dtype} {video.shape} instead of uint8 {shape}")
         sample_id = extended * len(self._config.buckets) + number
-        return {"video": video, "caption": caption, "sample_id": sample_id, "index": index}
+        return {**sample, "sample_id": np.int64(sample_id), "index": np.int64(index)}
 
     def _digest(self, orders: list[grain.MapDataset]) -> str:
         # A sample of the order itself is digested, for another version of Grain may shuffle differently.
@@ -264,9 +263,5 @@ def _pair(place: int, index: int) -> tuple[int, int]:
 
 
 def _stack(samples) -> Batch:
-    return {
-        "video": np.stack([sample["video"] for sample in samples]),
-        "caption": [sample["caption"] for sample in samples],
-        "sample_id": np.array([sample["sample_id"] for sample in samples], np.int64),
-        "index": np.array([sample["index"] for sample in samples], np.int64),
-    }
+    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+    return {name: column if name == "caption" else np.stack(column) for name, column in columns.items()}

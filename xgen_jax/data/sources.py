@@ -1,7 +1,7 @@
 """Where clips come from: the `Source` protocol, a folder of captioned videos, and the factory by name.
 
-A source turns (index, random generator) into one clip and its caption, with nothing remembered between calls, so that
-the pipeline can ask for any sample in any order from any thread.
+A source turns (index, random generator) into one captioned clip, as pixels or as latents, with nothing remembered
+between calls, so that the pipeline can ask for any sample in any order from any thread.
 """
 
 import concurrent.futures
@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,9 +22,12 @@ from xgen_jax.errors import UserError
 if TYPE_CHECKING:
     from xgen_jax.data.pipeline import DataConfig
 
-SOURCES = ("synthetic", "video_folder")
+SOURCES = ("synthetic", "video_folder", "latents")
 CAPTIONS = "captions.jsonl"
 _SHOWN = 10  # items of each kind of problem in a report
+
+# "caption": str, and arrays: "video", or "latents" with, where they were stored, "text" and "text_mask".
+Sample = dict[str, Any]
 
 
 class Source(Protocol):
@@ -38,10 +41,12 @@ class Source(Protocol):
         """Hex digest of everything that decides what `read` returns."""
         ...
 
-    def read(
-        self, index: int, rng: np.random.Generator, frames: int, height: int, width: int
-    ) -> tuple[np.ndarray, str]:
-        """Clip `index` as uint8 (frames, height, width, 3) and its caption; every random choice comes from `rng`."""
+    def read(self, index: int, rng: np.random.Generator, frames: int, height: int, width: int) -> Sample:
+        """Clip `index` of frames x height x width pixels; every random choice comes from `rng`.
+
+        Its "caption" and its "video", uint8 (frames, height, width, 3), or "latents", float32 (t, h, w, c), of a clip
+        that was so large. All samples of a source have the same keys.
+        """
         ...
 
 
@@ -61,6 +66,14 @@ def make_source(config: "DataConfig") -> Source:
             require_captions=config.require_captions,
             flip=config.flip,
         )
+    if config.source == "latents":
+        from xgen_jax.data.latents import LatentSource
+
+        if not config.path:
+            raise UserError("source 'latents' needs `path`, a folder that launch/encode.py wrote")
+        if config.fps is not None or config.stride != 1 or config.flip:
+            raise UserError("fps, stride and flip cannot be changed once clips are latents; give them when encoding")
+        return LatentSource(config.path)
     near = difflib.get_close_matches(str(config.source), SOURCES, n=1, cutoff=0.4)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UserError(f"no source is named {config.source!r}{hint}; the sources are: {', '.join(SOURCES)}")
@@ -79,19 +92,22 @@ class VideoFolderSource:
       stride: take every stride-th frame of that rate.
       require_captions: leave out videos without a caption; if False their caption is "".
       flip: mirror half of the clips. Off by default, because captions name left and right.
+      substitute: replace a file that cannot be decoded by the next that can; if False, `read` raises UserError for it.
 
     Raises UserError for a folder that is missing, is a file, or holds no usable video.
     """
 
     name = "video_folder"
 
-    def __init__(self, path, *, fps: float | None = None, stride: int = 1, require_captions=True, flip=False):
+    def __init__(
+        self, path, *, fps: float | None = None, stride: int = 1, require_captions=True, flip=False, substitute=True
+    ):
         self.path = pathlib.Path(path)
         if fps is not None and not 0 < fps <= 1000:
             raise UserError(f"fps must be above 0 and at most 1000, or None for each file's own rate, not {fps}")
         if stride < 1:
             raise UserError(f"stride must be 1 or more, not {stride}")
-        self._fps, self._stride, self._flip = fps, stride, flip
+        self._fps, self._stride, self._flip, self._substitute = fps, stride, flip, substitute
         self.problems: dict[str, list[str]] = {}
         self._lock = threading.Lock()
         files = _list_videos(self.path)
@@ -127,10 +143,8 @@ class VideoFolderSource:
             lines.append(f"{len(items)} x {kind}: {'; '.join(items[:_SHOWN])}{more}")
         return "\n".join(lines)
 
-    def read(
-        self, index: int, rng: np.random.Generator, frames: int, height: int, width: int
-    ) -> tuple[np.ndarray, str]:
-        """A clip that starts and is cropped at random, as uint8 (frames, height, width, 3), and its caption.
+    def read(self, index: int, rng: np.random.Generator, frames: int, height: int, width: int) -> Sample:
+        """A clip that starts and is cropped at random: "video", uint8 (frames, height, width, 3), and "caption".
 
         A clip too short holds its last frame. A file that cannot be decoded is replaced by the next that can, the same
         one every time; UserError when none can.
@@ -142,8 +156,10 @@ class VideoFolderSource:
                 video = self._read_clip(file, info, frames, height, width, draws)
             except UserError as error:
                 self._note("unreadable when decoded", str(error))
+                if not self._substitute:
+                    raise
                 continue
-            return video, caption
+            return {"video": video, "caption": caption}
         raise UserError(f"every video in {self.path} failed to decode\n{self.report()}")
 
     def _read_clip(self, file: str, info: VideoInfo, frames: int, height: int, width: int, draws) -> np.ndarray:

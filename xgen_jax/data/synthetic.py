@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -305,13 +306,11 @@ class SyntheticSource:
                 u_omission -= probability
         return scene, caption(named, int(u_phrasing * len(PHRASINGS)))
 
-    def read(
-        self, index: int, rng: np.random.Generator | None, frames: int, height: int, width: int
-    ) -> tuple[np.ndarray, str]:
-        """Draws a clip: (uint8 (frames, height, width, 3), caption). `rng` is not used: nothing here is cropped.
+    def read(self, index: int, rng: np.random.Generator | None, frames: int, height: int, width: int) -> dict[str, Any]:
+        """Draws a clip: "video", uint8 (frames, height, width, 3), and "caption". No use is made of `rng`.
 
         Raises IndexError outside [0, num_clips), UserError for a length below 1.
         """
         del rng
         scene, text = self.scene(index)
-        return render(scene, frames, height, width), text
+        return {"video": render(scene, frames, height, width), "caption": text}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from xgen_jax.errors import UserError
+from xgen_jax.data.shapes import Shape, parse_shapes
 
 # VidVAE's row of table 3 of arXiv 2408.12590: clip shape -> PSNR in dB, SSIM, MSE on the [-1, 1] scale.
 PAPER = {
@@ -25,20 +25,9 @@ COLUMNS = {
 }
 
 
-def parse_shapes(shapes: Sequence[str]) -> list[tuple[int, int, int]]:
-    """["9x32x32", ...], frames x height x width, to numbers; "paper" stands for the paper's three.
-
-    Raises:
-      UserError: an entry that is not a shape; the message says what one is.
-    """
-    parsed: dict[tuple[int, ...], None] = {}
-    for entry in shapes:
-        for shape in PAPER if entry.strip().lower() == "paper" else [entry]:
-            parts = shape.strip().lower().split("x")
-            if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
-                raise UserError(f"{shape!r} is not a clip shape; give FRAMESxHEIGHTxWIDTH, e.g. 17x512x512, or paper")
-            parsed[tuple(int(part) for part in parts)] = None
-    return list(parsed)
+def expand_shapes(shapes: Sequence[str]) -> list[Shape]:
+    """As `parse_shapes`, where "paper" stands for the paper's three."""
+    return parse_shapes([one for entry in shapes for one in (PAPER if entry.strip().lower() == "paper" else [entry])])
 
 
 def table(entries: Sequence[dict[str, Any]]) -> str:

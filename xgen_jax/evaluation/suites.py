@@ -17,7 +17,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.evaluation.captions import evaluate_captions
 from xgen_jax.evaluation.perceptual import load_lpips_distance
 from xgen_jax.evaluation.reconstruction import compare, evaluate_reconstruction, side_by_side
-from xgen_jax.evaluation.reconstruction_table import parse_shapes, table
+from xgen_jax.evaluation.reconstruction_table import expand_shapes, table
 from xgen_jax.inference.reconstruct import load_reconstructor
 from xgen_jax.inference.sample_files import check_output_file
 from xgen_jax.inference.text_to_video import load_text_to_video
@@ -35,9 +35,17 @@ def require(name: str, value: Any) -> Any:
 
 
 def reconstruct_file(
-    *, embedder: str | None, video: str | None, out: str | None, frames: int | None = None, overwrite: bool = False
+    *,
+    embedder: str | None,
+    video: str | None,
+    out: str | None,
+    frames: int | None = None,
+    memory_budget_gb: float | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Reconstructs one video file and writes both side by side.
+
+    `memory_budget_gb`: what the device may use, see `inference.streaming.decode`.
 
     Raises:
       UserError: missing arguments, an unreadable video, an output that is there.
@@ -47,8 +55,7 @@ def reconstruct_file(
         require(name, value)
     path = check_output_file(out, overwrite)
     original, fps = read_video(video, frames=frames)
-    reconstruct = load_reconstructor(embedder)
-    reconstruction = reconstruct(original)
+    reconstruction = load_reconstructor(embedder, memory_budget_gb)(original)
     result = compare(original, reconstruction)
     write_video(path, side_by_side(original, reconstruction), fps)
     figures = {name: round(result[name], 4) for name in ("psnr_db", "ssim", "mse", "sharpness")}
@@ -85,8 +92,8 @@ def reconstruction_suite(
       UserError: missing arguments, a shape that is none, weights or videos that cannot be read.
     """
     folder = _results(require("out", out), "reconstruction")
-    bucket = RunFolder(require("embedder", embedder)).config().data.buckets[0]
-    wanted = parse_shapes(shapes or [f"{bucket.frames}x{bucket.height}x{bucket.width}"])
+    run = RunFolder(require("embedder", embedder))
+    wanted = expand_shapes(shapes) if shapes else run.shapes("shapes")[:1]
     distance = load_lpips_distance(lpips) if lpips else None
     if data is None:
         # Another seed than any run trains on, and combinations that none has seen.
@@ -121,9 +128,9 @@ def reconstruction_suite(
 def _clips(source: Source, count: int, seed: int, shape: tuple[int, int, int]) -> Iterator[tuple[str, Video]]:
     """Names and clips. A file is named by its path, so that the worst can be looked at; a drawn clip by its caption."""
     for index in range(count):
-        video, caption = source.read(index, np.random.default_rng((seed, index)), *shape)
+        clip = source.read(index, np.random.default_rng((seed, index)), *shape)
         file = source.files[index] if isinstance(source, VideoFolderSource) else ""
-        yield ": ".join(part for part in (file, caption) if part), video
+        yield ": ".join(part for part in (file, clip["caption"]) if part), clip["video"]
 
 
 class _Progress:

@@ -1,13 +1,12 @@
 """A trained embedder as a callable: video in, its reconstruction out."""
 
 import dataclasses
-import functools
 
-import jax
 import numpy as np
 
 from xgen_jax.errors import UserError
-from xgen_jax.inference.video_range import to_float, to_uint8
+from xgen_jax.inference.streaming import decode, encode
+from xgen_jax.inference.video_range import to_uint8
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.training.run_folder import load_embedder
 from xgen_jax.typing import Params, Video
@@ -15,10 +14,16 @@ from xgen_jax.typing import Params, Video
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstructor:
-    """Encodes and decodes a video. Made by `load_reconstructor`, or `xgen_jax.load` of an embedder's run."""
+    """Encodes and decodes a video. Made by `load_reconstructor`, or `xgen_jax.load` of an embedder's run.
+
+    Attributes:
+      embedder, params: as `load_embedder` gives them.
+      memory_budget_gb: what the device may use, see `inference.streaming.decode`.
+    """
 
     embedder: VidVAEEmbedder
     params: Params
+    memory_budget_gb: float | None = None
 
     def __call__(self, video: Video) -> Video:
         """uint8 (T, H, W, 3) -> the same shape.
@@ -27,7 +32,7 @@ class Reconstructor:
         column, and cut off again.
 
         Raises:
-          UserError: not a uint8 video.
+          UserError: not a uint8 video, or one that does not fit the budget.
         """
         if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
             raise UserError(f"a video is uint8 (T, H, W, 3), not {video.dtype} {video.shape}")
@@ -36,16 +41,12 @@ class Reconstructor:
         extra_t = -(frames - 1) % config.time_factor
         extra_h, extra_w = -height % config.space_factor, -width % config.space_factor
         padded = np.pad(video, ((0, extra_t), (0, extra_h), (0, extra_w), (0, 0)), mode="edge")
-        out = _round_trip(self.embedder, self.params, to_float(padded)[None])
+        latents = encode(self.embedder, self.params, padded[None], self.memory_budget_gb)
+        out = decode(self.embedder, self.params, latents, self.memory_budget_gb)
         return to_uint8(out[0])[:frames, :height, :width]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _round_trip(embedder: VidVAEEmbedder, params: Params, video):
-    return embedder.decode(params, embedder.encode(params, video))
-
-
-def load_reconstructor(path) -> Reconstructor:
+def load_reconstructor(path, memory_budget_gb: float | None = None) -> Reconstructor:
     """Loads the run folder of an embedder; raises UserError where there is none."""
-    embedder, params = load_embedder(path)
-    return Reconstructor(embedder=embedder, params=params)
+    embedder, params = load_embedder(path, require_statistics=False)
+    return Reconstructor(embedder=embedder, params=params, memory_budget_gb=memory_budget_gb)

@@ -13,12 +13,13 @@ from xgen_jax.diffusion.guidance import guided
 from xgen_jax.diffusion.samplers import sample
 from xgen_jax.diffusion.time import time_grid
 from xgen_jax.errors import UserError
+from xgen_jax.inference.streaming import decode
 from xgen_jax.inference.video_range import to_uint8
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.text import ByteTextEncoder, tokenize_bytes
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.training.config import VDiTRun
-from xgen_jax.training.run_folder import RunFolder, load_embedder
+from xgen_jax.training.run_folder import RunFolder, check_fingerprints, load_embedder
 from xgen_jax.typing import Params, Video
 
 
@@ -90,16 +91,19 @@ class TextToVideo:
         self.model.config.check_latents(latent_shape)
         ids, mask = tokenize_bytes(prompts, self.text.config.max_bytes)
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        latent_shape = (*latent_shape, self.embedder.latent_channels)
         draw = functools.partial(
             _draw, self, steps or self.config.sample_steps, sampler or self.config.sampler, latent_shape
         )
         batch_size = min(batch_size, len(prompts))
+        networks = {name: self.params[name] for name in ("text", "vdit")}
         videos = []
         for first in range(0, len(prompts), batch_size):
             # A last batch that is not full repeats its last row: every batch runs the same compiled program.
             rows = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
-            batch = draw(self.params, ids[rows], mask[rows], np.uint32(seed), rows.astype(np.uint32), np.float32(scale))
-            videos.append(np.asarray(batch)[: len(prompts) - first])
+            latents = draw(networks, ids[rows], mask[rows], np.uint32(seed), rows.astype(np.uint32), np.float32(scale))
+            batch = decode(self.embedder, self.params["embedder"], latents)
+            videos.append(batch[: len(prompts) - first])
             if progress:
                 progress(min(first + batch_size, len(prompts)), len(prompts))
         videos = to_uint8(np.concatenate(videos))
@@ -108,11 +112,10 @@ class TextToVideo:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _draw_compiled(static, steps, sampler, latent_shape, params, ids, mask, seed, rows, scale):
-    model, text_model, embedder, shift = static
+    model, text_model, shift = static
     process = RectifiedFlow()
     key = jax.random.key(seed)
-    shape = (*latent_shape, embedder.latent_channels)
-    noise = jax.vmap(lambda row: process.terminal(jax.random.fold_in(key, row), shape))(rows)
+    noise = jax.vmap(lambda row: process.terminal(jax.random.fold_in(key, row), latent_shape))(rows)
 
     def tokens(mask):
         return text_model.apply(params["text"], ids, mask)
@@ -121,12 +124,11 @@ def _draw_compiled(static, steps, sampler, latent_shape, params, ids, mask, seed
     denoise = guided(
         lambda x, t, text: model.apply(params["vdit"], x, t, *text), tokens(mask), tokens(null_mask), scale
     )
-    latents = sample(denoise, noise, time_grid(steps, shift), sampler)
-    return embedder.decode(params["embedder"], latents, jax.random.fold_in(key, 2**31))
+    return sample(denoise, noise, time_grid(steps, shift), sampler)
 
 
 def _draw(model: TextToVideo, steps, sampler, latent_shape, *arrays):
-    static = (model.model, model.text, model.embedder, model.config.loss.time_shift)
+    static = (model.model, model.text, model.config.loss.time_shift)
     return _draw_compiled(static, steps, sampler, latent_shape, *arrays)
 
 
@@ -139,14 +141,17 @@ def load_text_to_video(path, embedder: str | None = None, step: int | None = Non
       step: a checkpoint's step; the newest by default.
 
     Raises:
-      UserError: not such a folder, no finished checkpoint, or the embedder is missing.
+      UserError: not such a folder, no finished checkpoint, or the embedder is missing or another one.
     """
     folder = RunFolder(path)
     config = folder.config()
     if config.objective != "vdit":
         raise UserError(f"{path} holds a {config.objective} run; a text-to-video model is a vdit run")
-    params = folder.checkpoints().restore_part(("ema",), step)
+    checkpoints = folder.checkpoints()
+    params = checkpoints.restore_part(("ema",), step)
     network, embedder_params = load_embedder(embedder or _embedder_folder(folder, config))
+    now = {"embedder": network.fingerprint(embedder_params)}
+    check_fingerprints(now, checkpoints.restore_data(step), f"the model in {path}")
     return TextToVideo(
         config=config,
         model=VDiT(config.model),

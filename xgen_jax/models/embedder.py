@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.typing import Array, Params, Shape
 
@@ -33,6 +34,10 @@ class VidVAEEmbedder:
     def latent_shape(self, video_shape: Shape) -> Shape:
         """See `VidVAEConfig.latent_shape`."""
         return self.model.config.latent_shape(video_shape)
+
+    def fingerprint(self, params: Params) -> str:
+        """16 hex digits of configuration, parameters and latent statistics; the dtype computed in is left out."""
+        return fingerprint(self.model.config, params)
 
     @property
     def look_ahead(self) -> int:

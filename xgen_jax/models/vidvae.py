@@ -10,7 +10,6 @@ The tiny preset puts a space-to-depth stem in front and works at low resolution 
 far faster than a full-resolution pyramid of the same size.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -19,6 +18,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from xgen_jax.errors import UserError
+from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.nn.attention import XAVIER, attention
 from xgen_jax.nn.convolution import (
     CausalConv3D,
@@ -30,192 +30,8 @@ from xgen_jax.nn.convolution import (
     nearest_upsample,
     trilinear_double,
 )
-from xgen_jax.nn.norms import VIDEO_NORMS, video_norm
-from xgen_jax.typing import Array, Shape
-
-CHOICES = {
-    "time_down": ("average_pool", "convolution"),
-    "time_up": ("causal", "trilinear"),
-    "norm": VIDEO_NORMS,
-    "attention_layout": ("per_frame", "released"),
-    "remat": ("none", "level"),
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VidVAEConfig:
-    """Sizes and variants of a VidVAE.
-
-    Attributes:
-      channels: width of each level of the pyramid, highest resolution first.
-      space_reduction: for each level, whether the encoder halves height and width after it.
-      time_reduction: for each level, whether the encoder halves the frame rate after it.
-      time_expansion: for each level, whether the decoder doubles the frame rate before it; None for the mirror of
-        `time_reduction`.
-      time_down: `average_pool` (the paper's), or `convolution`: that beside a convolution, in a learnt proportion.
-      time_up: `causal`, repetition, or `trilinear` (released weights), which looks ahead.
-      time_up_convolution: what `time_up` gives beside a convolution of it, in a learnt proportion.
-      flat_levels: how many of the encoder's first levels mix no frames.
-      latent_channels: channels of the latent.
-      blocks: residual blocks a level in the encoder; the decoder has one more.
-      stem: (T, H, W) of the patches in front of the pyramid; (1, 1, 1) for none.
-      stem_hidden: width of a hidden layer between a patch and the pyramid, at both ends; 0 for none. A patch holds more
-        values than a narrow pyramid has channels, and a linear map of few channels cannot draw its edges.
-      mid_attention: attention at the lowest resolution.
-      attention_layout: `per_frame`, or `released`: as Open-Sora-Plan's first public weights were trained, a reshape
-        that mixes channels and frames of the whole clip (right for one frame).
-      kernels: taps (T, H, W) of the two convolutions of a residual block.
-      norm: `group_per_frame` (strictly causal, valid for Stable Diffusion's weights), `group` (over time as well:
-        released weights) or `rms` (a pixel by itself: exact under any cut of space as well).
-      attention: the implementation, see `xgen_jax.nn.attention`.
-      remat: `level` recomputes each level in the backward pass instead of keeping what it computed.
-    """
-
-    channels: tuple[int, ...] = (128, 256, 512, 512)
-    space_reduction: tuple[bool, ...] = (True, True, True, False)
-    time_reduction: tuple[bool, ...] = (True, True, False, False)
-    time_expansion: tuple[bool, ...] | None = None
-    time_down: str = "average_pool"
-    time_up: str = "causal"
-    time_up_convolution: bool = False
-    flat_levels: int = 0
-    latent_channels: int = 4
-    blocks: int = 2
-    stem: Kernel = (1, 1, 1)
-    stem_hidden: int = 0
-    mid_attention: bool = True
-    attention_layout: str = "per_frame"
-    kernels: tuple[Kernel, Kernel] = ((3, 3, 3), (3, 3, 3))
-    norm: str = "group_per_frame"
-    attention: str = "xla"
-    remat: str = "none"
-
-    def __post_init__(self):
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}")
-        if self.stem[1] != self.stem[2]:
-            raise UserError(f"stem {self.stem} must be as wide as high")
-        levels = [len(x) for x in (self.channels, self.space_reduction, self.time_reduction, self.expansion)]
-        if len(set(levels)) > 1:
-            raise UserError(
-                "channels, space_reduction, time_reduction and time_expansion need one entry a level, but have "
-                f"{levels[0]}, {levels[1]}, {levels[2]} and {levels[3]}"
-            )
-        if sum(self.expansion) != sum(self.time_reduction):
-            raise UserError(
-                f"the encoder halves the frame rate {sum(self.time_reduction)} times, but the decoder doubles it "
-                f"{sum(self.expansion)} times"
-            )
-        if not 0 <= self.flat_levels <= len(self.channels):
-            raise UserError(
-                f"flat_levels must be 0 to {len(self.channels)}, the number of levels, not {self.flat_levels}"
-            )
-
-    @property
-    def expansion(self) -> tuple[bool, ...]:
-        """For each level, whether the decoder doubles the frame rate before it."""
-        return self.time_reduction if self.time_expansion is None else self.time_expansion
-
-    @property
-    def pixel_kernel(self) -> Kernel:
-        """Taps of the first and the last convolution: behind a stem a patch is its own neighbourhood."""
-        return (3, 3, 3) if self.stem == (1, 1, 1) else (1, 1, 1)
-
-    @property
-    def space_factor(self) -> int:
-        """Pixels a side of one latent cell."""
-        return self.stem[1] * 2 ** sum(self.space_reduction)
-
-    @property
-    def time_factor(self) -> int:
-        """Frames of one latent frame, but for the first."""
-        return self.stem[0] * 2 ** sum(self.time_reduction)
-
-    @property
-    def look_ahead(self) -> int:
-        """Frames by which the decoder looks ahead: so many come one chunk later when decoding chunk after chunk."""
-        return self.stem[0] * (2 ** sum(self.expansion) - 1) if self.time_up == "trilinear" else 0
-
-    @property
-    def depends_on_whole_clip(self) -> str:
-        """Why the model cannot work chunk after chunk; empty where it can."""
-        if self.norm == "group":
-            return "norm='group' takes its statistics over the whole clip; norm='group_per_frame' would not"
-        if self.mid_attention and self.attention_layout == "released":
-            return "attention_layout='released' mixes all frames of a clip; 'per_frame' would not"
-        return ""
-
-    @property
-    def halo(self) -> int | None:
-        """Latent rows (columns) above and below that a latent or a pixel depends on, at most; None for all of them.
-
-        Only where each pixel is normalised by itself and nothing attends may a frame be cut and stay what it is.
-        """
-        if self.norm != "rms" or self.mid_attention:
-            return None
-        block, ends = sum(kernel[1] // 2 for kernel in self.kernels), self.pixel_kernel[1] // 2
-        encoder, decoder = 1 + 2 * block, ends  # from the latents down, and from the pixels up
-        for reduced in reversed(self.space_reduction):
-            encoder = (2 * encoder + 2 if reduced else encoder) + self.blocks * block
-        for reduced in self.space_reduction:
-            decoder += (self.blocks + 1) * block
-            decoder = -(-(decoder + 1) // 2) if reduced else decoder
-        return max(-(-(encoder + ends) * self.stem[1] // self.space_factor), decoder + 2 * block + 1)
-
-    def latent_shape(self, video_shape: Shape) -> Shape:
-        """(T, H, W) or (B, T, H, W, 3) of a clip -> (t, h, w) or (B, t, h, w, c) of its latents.
-
-        Raises:
-          UserError: a length or size that the model cannot take; the message names the nearest ones that it can.
-        """
-        if len(video_shape) == 5:
-            return (video_shape[0], *self.latent_shape(video_shape[1:4]), self.latent_channels)
-        frames, height, width = video_shape
-        f, s = self.time_factor, self.space_factor
-        if frames < 1 or (frames - 1) % f:
-            below = max(1, (frames - 1) // f * f + 1)
-            raise UserError(
-                f"{frames} frames cannot be encoded: lengths are 1 + {f}n; the nearest are {below}, {below + f}"
-            )
-        for name, side in (("height", height), ("width", width)):
-            if side < s or side % s:
-                below = max(s, side // s * s)
-                raise UserError(f"{name} {side} is not a multiple of {s}; the nearest are {below} and {below + s}")
-        return 1 + (frames - 1) // f, height // s, width // s
-
-
-# As released, in the three ways in which that differs from the paper preset.
-_OSP = VidVAEConfig(
-    time_expansion=(False, True, True, False), time_up="trilinear", norm="group", attention_layout="released"
-)
-
-PRESETS = {
-    # The paper's table 3 network, 4x8x8, in the form of Open-Sora-Plan's CausalVAE v1.0, made strictly causal.
-    "paper": VidVAEConfig(time_expansion=(False, True, True, False)),
-    # Open-Sora-Plan's public weights v1.0.0 and v1.1.0, as they were trained.
-    "osp-v1.0": _OSP,
-    "osp-v1.1": dataclasses.replace(
-        _OSP,
-        time_reduction=(False, True, True, False),
-        time_down="convolution",
-        time_up_convolution=True,
-        flat_levels=2,
-    ),
-    # Minutes on a laptop's CPU: 4x4x4.
-    "tiny": VidVAEConfig(
-        channels=(64,),
-        space_reduction=(False,),
-        time_reduction=(False,),
-        latent_channels=8,
-        blocks=1,
-        stem=(4, 4, 4),
-        stem_hidden=256,
-        mid_attention=False,
-        kernels=((1, 3, 3), (3, 1, 1)),
-        norm="rms",
-    ),
-}
+from xgen_jax.nn.norms import video_norm
+from xgen_jax.typing import Array
 
 
 class _Carry:

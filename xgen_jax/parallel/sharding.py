@@ -5,9 +5,12 @@ What no rule names is sharded over `fsdp` along its largest divisible dim, and r
 divides.
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 import jax
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xgen_jax.typing import Params
@@ -70,9 +73,21 @@ def tree_shardings(tree: Params, mesh: Mesh) -> Params:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh) -> Iterator[None]:
+    """Inside, what is compiled lives on the mesh: parameters by `RULES`, activations by `LOGICAL_AXES`."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):
+        yield
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading dim over `data` and `fsdp`."""
     return NamedSharding(mesh, BATCH)
+
+
+def video_sharding(mesh: Mesh) -> NamedSharding:
+    """(B, T, H, W, C): the batch over `data` and `fsdp`, height over `sequence`, width over `tensor`."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "sequence", "tensor"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -80,16 +80,23 @@ class Checkpoints:
           abstract_state: shapes, dtypes and shardings wanted; a checkpoint made on other devices is laid out anew.
           step: one of `steps()`.
         """
+        loaded = self._load({"state": abstract_state, "data": None}, step)
+        return loaded["state"], loaded["data"]
+
+    def restore_data(self, step: int | None = None) -> dict[str, Any]:
+        """What was saved beside the state, without reading the state."""
+        return self._load({"data": None}, step)["data"]
+
+    def _load(self, wanted: dict[str, Any], step: int | None) -> dict[str, Any]:
         step = self._choose(step)
         target = (self.folder / str(step)).absolute()
         try:
-            loaded = ocp.load_checkpointables(target, {"state": abstract_state, "data": None})
+            return ocp.load_checkpointables(target, wanted)
         except Exception as error:  # Orbax and TensorStore raise many kinds; each means the same to the user
             others = [s for s in self.steps() if s != step]
             hint = f"; remove {target} to go on from step {others[-1]}" if others else ""
             reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
             raise UserError(f"the checkpoint {target} cannot be read ({reason}){hint}") from error
-        return loaded["state"], loaded["data"]
 
     def restore_part(self, names: tuple[str, ...], step: int | None = None) -> Params:
         """The part of the state under `names`, e.g. ("ema",), as it was saved, on this process's first device."""

@@ -13,7 +13,7 @@ from xgen_jax.data.pipeline import DataConfig
 from xgen_jax.errors import UserError
 from xgen_jax.models.text import ByteTextConfig
 from xgen_jax.models.vdit import VDiTConfig
-from xgen_jax.models.vidvae import VidVAEConfig
+from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel.mesh import MeshConfig
 from xgen_jax.training.objectives.vdit import VDiTLossConfig
 from xgen_jax.training.objectives.vidvae import VidVAELossConfig
@@ -32,6 +32,7 @@ class LoopConfig:
       checkpoint_every: steps between checkpoints; the last step is always saved.
       keep_checkpoints: how many of the newest are kept.
       log_every: steps between lines of metrics.
+      accumulate: equal parts that a batch is cut in, one after another; the update is the whole batch's.
     """
 
     steps: int
@@ -41,9 +42,10 @@ class LoopConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     log_every: int = 20
+    accumulate: int = 1
 
     def __post_init__(self):
-        for name in ("steps", "checkpoint_every", "keep_checkpoints", "log_every"):
+        for name in ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
         if self.compute_dtype not in ("bfloat16", "float32"):
@@ -52,9 +54,13 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VidVAERun:
-    """A run that trains a video autoencoder."""
+    """A run that trains a video autoencoder.
+
+    `init_from` is the folder of an embedder whose parameters the first step starts from, instead of random ones.
+    """
 
     objective: str = "vidvae"
+    init_from: str | None = None
     model: VidVAEConfig
     loss: VidVAELossConfig = VidVAELossConfig()
     data: DataConfig
@@ -85,8 +91,19 @@ class VDiTRun:
     sample_fps: float = 8.0
 
 
-RUNS = {"vidvae": VidVAERun, "vdit": VDiTRun}
-RunConfig = VidVAERun | VDiTRun
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VidVAEWeights:
+    """Weights of another project: an embedder that no run has trained here. See `training.convert`."""
+
+    objective: str = "vidvae_weights"
+    model: VidVAEConfig
+    kind: str
+    source: str
+
+
+RUNS = {"vidvae": VidVAERun, "vdit": VDiTRun, "vidvae_weights": VidVAEWeights}
+EMBEDDERS = ("vidvae", "vidvae_weights")
+RunConfig = VidVAERun | VDiTRun | VidVAEWeights
 
 # What may change between two calls of the same run without making it another run.
 FREE_KEYS = {

@@ -6,6 +6,7 @@ bucket and the sample ids.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import signal
 import sys
@@ -15,24 +16,34 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from xgen_jax.data.latents import LatentSource
 from xgen_jax.data.pipeline import Pipeline
-from xgen_jax.data.sources import make_source
+from xgen_jax.data.sources import Source, make_source
 from xgen_jax.errors import UserError
 from xgen_jax.models.text import ByteTextEncoder
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.parallel.mesh import make_mesh
-from xgen_jax.parallel.sharding import LOGICAL_AXES, batch_sharding, replicated, tree_shardings
+from xgen_jax.parallel.sharding import LOGICAL_AXES, batch_sharding, path_name, replicated, tree_shardings
 from xgen_jax.training.config import RunConfig
+from xgen_jax.training.latent_statistics import latent_statistics
 from xgen_jax.training.metrics import ConsoleWriter, JsonlWriter, MetricWriters, TensorBoardWriter
 from xgen_jax.training.objectives.vdit import VDiTObjective
 from xgen_jax.training.objectives.vidvae import VidVAEObjective
-from xgen_jax.training.optimizer import make_optimizer
-from xgen_jax.training.run_folder import RunFolder, describe_machine, load_embedder
+from xgen_jax.training.run_folder import (
+    LATENT_STATISTICS,
+    RunFolder,
+    check_fingerprints,
+    describe_machine,
+    load_embedder,
+)
 from xgen_jax.training.state import TrainState, init_state, make_update
+from xgen_jax.typing import Params
+from xgen_jax.weights.lpips import load_lpips
 
 
 class NonFiniteLoss(UserError):
@@ -47,22 +58,68 @@ def make_objective(config: RunConfig):
     """
     dtype = np.dtype(config.loop.compute_dtype)
     buckets = [(b.frames, b.height, b.width) for b in config.data.buckets]
+    for b in config.data.buckets:
+        if b.batch_size % config.loop.accumulate:
+            raise UserError(
+                f"a batch of {b.batch_size} cannot be cut in loop.accumulate={config.loop.accumulate} equal parts"
+            )
     if config.objective == "vidvae":
         for bucket in buckets:
             config.model.latent_shape(bucket)
-        return VidVAEObjective(model=VidVAE(config.model, dtype), loss_config=config.loss)
+        lpips, lpips_params = None, None
+        if config.loss.lpips and config.loss.lpips_weights:
+            lpips, lpips_params = load_lpips(config.loss.lpips_weights.split(","))
+            for _, height, width in buckets:
+                if min(height, width) < lpips.config.least_side:
+                    raise UserError(
+                        f"LPIPS needs frames of at least {lpips.config.least_side}x{lpips.config.least_side} pixels; a "
+                        f"bucket has {height}x{width}. Leave it out, or choose loss.lpips=0"
+                    )
+        return VidVAEObjective(
+            model=VidVAE(config.model, dtype), loss_config=config.loss, lpips=lpips, frozen=lpips_params
+        )
     embedder, embedder_params = load_embedder(config.embedder, dtype)
+    embedder_fingerprint = embedder.fingerprint(embedder_params)
     for bucket in buckets:
         config.model.check_latents(embedder.latent_shape(bucket))
     if config.model.text_width != config.text.width:
         raise UserError(f"model.text_width {config.model.text_width} is not text.width {config.text.width}")
+    if config.data.source == "latents":
+        embedder = embedder_params = None  # its fingerprint is all that is needed of it
     return VDiTObjective(
         model=VDiT(config.model, dtype),
         text=ByteTextEncoder(config.text, dtype),
         embedder=embedder,
         embedder_params=embedder_params,
         loss_config=config.loss,
+        embedder_fingerprint=embedder_fingerprint,
     )
+
+
+def check_latents(config: RunConfig, source: Source, objective) -> None:
+    """Raises UserError if the data are latents, and not those of the run's embedder or lacking one of its buckets."""
+    if not isinstance(source, LatentSource):
+        return
+    if config.objective != "vdit":
+        raise UserError(f"a {config.objective} run needs videos; {source.path} holds latents")
+    here = objective.fingerprints()["embedder"]
+    if source.embedder != here:
+        raise UserError(
+            f"{source.path} holds latents of the embedder {source.embedder}, and the run's embedder {config.embedder} "
+            f"is {here}: encode again with launch/encode.py --embedder={config.embedder}, or name the embedder that "
+            "made the latents"
+        )
+    for bucket in config.data.buckets:
+        source.read(0, None, bucket.frames, bucket.height, bucket.width)
+
+
+def check_resume(folder: RunFolder, pipeline: Pipeline, objective) -> None:
+    """Raises UserError if the run in the folder was trained on other data or with other frozen networks."""
+    checkpoints = folder.checkpoints()
+    if checkpoints.steps():
+        saved = checkpoints.restore_data()
+        pipeline.check_state(saved)
+        check_fingerprints(objective.fingerprints(), saved, f"the run in {folder.path}")
 
 
 def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = False) -> dict[str, Any]:
@@ -84,18 +141,54 @@ def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = Fals
     mesh = make_mesh(config.mesh)
     objective = make_objective(config)
     source = make_source(config.data)
+    check_latents(config, source, objective)
     pipeline = Pipeline(source, config.data, process_index=jax.process_index(), process_count=jax.process_count())
     if getattr(source, "problems", None):
         print(source.report(), file=sys.stderr)
+    folder.check(config, overwrite)
+    if not overwrite:
+        check_resume(folder, pipeline, objective)
+    fresh = overwrite or not folder.checkpoints().steps()
+    start = starting_params(config) if fresh else None
     folder.claim(config, overwrite)
     with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):
-        return _train(config, folder, mesh, objective, pipeline)
+        return _train(config, folder, mesh, objective, pipeline, start)
 
 
-def _train(config: RunConfig, folder: RunFolder, mesh, objective, pipeline: Pipeline) -> dict[str, Any]:
+def starting_params(config: RunConfig) -> Params | None:
+    """The parameters, on the host, of the embedder that a run's first step starts from; None where they are random.
+
+    Raises:
+      UserError: no such embedder, or one whose parameters have not the model's shapes.
+    """
+    if config.objective != "vidvae" or config.init_from is None:
+        return None
+    embedder, params = load_embedder(config.init_from, require_statistics=False)
+    found = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params["model"])}
+    bucket = config.data.buckets[0]
+    video = jax.ShapeDtypeStruct((1, bucket.frames, bucket.height, bucket.width, 3), np.float32)
+    tree = jax.eval_shape(VidVAE(config.model).init, jax.random.key(0), video)
+    wanted = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    differing = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
+    old, new = dataclasses.asdict(embedder.model.config), dataclasses.asdict(config.model)
+    fields = "".join(f"\n  model.{key}: {old[key]!r} -> {new[key]!r}" for key in old if old[key] != new[key])
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"init_from={config.init_from} has other parameters than the model (there -> here):{fields}\n"
+            f"{len(differing)} of {len(wanted)} differ, {name} first: {found.get(name)} -> {wanted.get(name)}"
+        )
+    if fields:
+        print(f"init_from={config.init_from} fits, but was another model (there -> here):{fields}", file=sys.stderr)
+    return jax.tree.map(np.asarray, params["model"])
+
+
+def _train(
+    config: RunConfig, folder: RunFolder, mesh, objective, pipeline: Pipeline, start: Params | None
+) -> dict[str, Any]:
     started = time.monotonic()
     loop, on_batch = config.loop, batch_sharding(mesh)
-    optimizer = make_optimizer(config.optimizer, loop.steps)
+    optimizer = objective.optimizer(config.optimizer, loop.steps)
 
     def to_device(batch):
         arrays = {**objective.arrays(batch), "sample_id": batch["sample_id"].astype(np.uint32)}
@@ -117,23 +210,36 @@ def _train(config: RunConfig, folder: RunFolder, mesh, objective, pipeline: Pipe
     )
     checkpoints = folder.checkpoints(loop.keep_checkpoints)
     if checkpoints.steps():
-        state, data = checkpoints.restore(abstract)
-        pipeline.check_state(data)
+        state, _ = checkpoints.restore(abstract)
     else:
         state = jax.jit(init, out_shardings=shardings)(key, arrays)
+        if start is not None:
+            state = jax.jit(
+                lambda state, start: state.replace(
+                    params={**state.params, "vidvae": start}, ema={"vidvae": jax.tree.map(jnp.copy, start)}
+                ),
+                donate_argnums=0,
+                out_shardings=shardings,
+            )(state, start)
     first_step = int(state.step)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
 
     update = jax.jit(
-        make_update(objective, optimizer, loop.seed, loop.ema_decay),
+        make_update(objective, optimizer, loop.seed, loop.ema_decay, loop.accumulate),
         donate_argnums=0,
         out_shardings=(shardings, replicated(mesh)),
     )
+    frozen = jax.device_put(objective.frozen, replicated(mesh))
+
+    def step(state, arrays, sample_id):
+        return update(state, arrays, sample_id, frozen)
+
     last: dict[str, float] = {}
     if first_step < loop.steps:
-        state, last = _take_steps(config, folder, pipeline, checkpoints, to_device, update, state, parameters)
-    if config.objective == "vidvae" and (last or not (folder.path / "latent_statistics.json").exists()):
-        folder.write_json("latent_statistics.json", latent_statistics(objective, state, pipeline))
+        state, last = _take_steps(config, folder, pipeline, checkpoints, objective, to_device, step, state, parameters)
+    if config.objective == "vidvae" and (last or not (folder.path / LATENT_STATISTICS).exists()):
+        videos = (pipeline.batch(step)["video"] for step in range(32))
+        folder.write_json(LATENT_STATISTICS, latent_statistics(objective.model, state.ema["vidvae"], videos))
     return {
         "objective": config.objective,
         "workdir": str(folder.path),
@@ -149,6 +255,7 @@ def _take_steps(
     folder: RunFolder,
     pipeline: Pipeline,
     checkpoints,
+    objective,
     to_device,
     update,
     state: TrainState,
@@ -158,7 +265,7 @@ def _take_steps(
     started, loop, first_step = time.monotonic(), config.loop, int(state.step)
     run = {**describe_machine(), "parameters": parameters}
     spent_before = folder.read_json("run.json").get("wall_s", 0.0) if first_step else 0.0
-    show = ("loss", *(("psnr_db",) if config.objective == "vidvae" else ()))
+    show = ("loss", "psnr_db", "disc_loss")  # those that the objective has
     with contextlib.ExitStack() as stack:
         writers = stack.enter_context(
             MetricWriters(
@@ -182,10 +289,11 @@ def _take_steps(
             last = {name: float(value) for name, value in metrics.items()}
             if not (np.isfinite(last["loss"]) and np.isfinite(last["grad_norm"])):
                 b = pipeline.bucket(step)
+                names = ", ".join(name for name, value in last.items() if not np.isfinite(value))
                 raise NonFiniteLoss(
                     f"step {step}: loss {last['loss']}, gradient norm {last['grad_norm']}, bucket "
-                    f"{b.frames}x{b.height}x{b.width}, samples {batch['index'].tolist()}. The step was not applied. "
-                    "Lower the learning rate, or look at those samples"
+                    f"{b.frames}x{b.height}x{b.width}, samples {batch['index'].tolist()}; not finite: {names}. The "
+                    "step was not applied. Lower the learning rate, or look at those samples"
                 )
             if (step + 1) % loop.log_every == 0 or step + 1 == loop.steps:
                 now = time.monotonic()
@@ -200,7 +308,7 @@ def _take_steps(
             # First, so that a checkpoint is never without it.
             wall_s = spent_before + time.monotonic() - started
             folder.write_json("run.json", {**run, "wall_s": wall_s, "compile_s": compile_s})
-            checkpoints.save(step, state, pipeline.state(step))
+            checkpoints.save(step, state, {**pipeline.state(step), "fingerprints": objective.fingerprints()})
 
         interrupted = stack.enter_context(_signals())
         for step, batch in batches:
@@ -251,20 +359,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def latent_statistics(
-    objective: VidVAEObjective, state: TrainState, pipeline: Pipeline, batches: int = 32
-) -> dict[str, Any]:
-    """Mean and standard deviation of each latent channel over the run's first batches, by the averaged parameters."""
-    encode = jax.jit(
-        lambda params, video: objective.model.apply(params, video.astype(np.float32) / 127.5 - 1.0, method="encode")[0]
-    )
-    count, total, squares = 0, 0.0, 0.0
-    for step in range(batches):
-        latents = np.asarray(encode(state.ema, pipeline.batch(step)["video"]), np.float64)
-        latents = latents.reshape(-1, latents.shape[-1])
-        count += len(latents)
-        total, squares = total + latents.sum(0), squares + np.square(latents).sum(0)
-    mean = total / count
-    return {"mean": mean.tolist(), "std": np.sqrt(squares / count - mean**2).tolist(), "values": count}

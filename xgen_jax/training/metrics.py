@@ -81,6 +81,7 @@ class ConsoleWriter:
       stream: where to print; standard error by default, standard output being kept for results.
       interval_s: seconds between two plain lines.
       clock: seconds from any origin, never decreasing.
+      unit: what a step is called.
     """
 
     REDRAW_S = 0.1
@@ -95,7 +96,9 @@ class ConsoleWriter:
         stream: TextIO | None = None,
         interval_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        unit: str = "steps",
     ):
+        self.unit = unit
         self.total_steps = total_steps
         self.name = name
         self.show = tuple(show)
@@ -151,7 +154,7 @@ class ConsoleWriter:
     def _numbers(self) -> list[str]:
         parts = [f"{key} {float(self._latest[key]):.4g}" for key in self.show if key in self._latest]
         speed = self._speed()
-        return parts if speed is None else [*parts, f"{speed:.3g} steps/s"]
+        return parts if speed is None else [*parts, f"{speed:.3g} {self.unit}/s"]
 
     def _left(self) -> list[str]:
         speed = self._speed()

@@ -87,3 +87,16 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             raise UserError(f"optimizer {config.name!r} is not known; choose 'adamw' or 'muon'")
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, update)
+
+
+def optimize_apart(optimizers: dict[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """An optimiser for each top-level entry of the parameters: one's gradients, clipping included, move no other's."""
+
+    def init(params):
+        return {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
+
+    def update(grads, state, params):
+        pairs = {name: opt.update(grads[name], state[name], params[name]) for name, opt in optimizers.items()}
+        return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
+
+    return optax.GradientTransformation(init, update)

@@ -14,11 +14,13 @@ import numpy as np
 import xgen_jax
 from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.text import ByteTextEncoder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.training.checkpoint import Checkpoints
-from xgen_jax.training.config import RunConfig, differing_keys, run_config, to_dict
+from xgen_jax.training.config import EMBEDDERS, RunConfig, differing_keys, run_config, to_dict
 from xgen_jax.typing import Params
 
+LATENT_STATISTICS = "latent_statistics.json"  # the one place of an embedder's mean and deviation a channel
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
 
@@ -41,12 +43,19 @@ class RunFolder:
         """
         return run_config(self.read_json("config.json"))
 
-    def claim(self, config: RunConfig, overwrite: bool = False) -> None:
-        """Takes the folder for a run: starts it, or goes on with it when it already holds this very run.
+    def shapes(self, flag: str) -> list[tuple[int, int, int]]:
+        """(frames, height, width) of each bucket that the run trains on.
 
         Raises:
-          UserError: it holds another run, or files that are none; nothing in it has been touched.
+          UserError: converted weights, which have none: the message asks for the flag.
         """
+        config = self.config()
+        if config.objective == "vidvae_weights":
+            raise UserError(f"{self.path} holds converted weights, which have no sizes of their own: give --{flag}")
+        return list(dict.fromkeys((b.frames, b.height, b.width) for b in config.data.buckets))
+
+    def check(self, config: RunConfig, overwrite: bool = False) -> None:
+        """Touches nothing, and raises UserError if the folder holds another run, or files that are none."""
         if self.path.is_file():
             raise UserError(f"{self.path} is a file; give a folder for the run")
         if (self.path / "config.json").exists():
@@ -59,9 +68,17 @@ class RunFolder:
                 )
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and holds no run; choose a new folder")
+
+    def claim(self, config: RunConfig, overwrite: bool = False) -> None:
+        """Takes the folder for a run: starts it, or goes on with it when it already holds this very run.
+
+        Raises:
+          UserError: it holds another run, or files that are none; nothing in it has been touched.
+        """
+        self.check(config, overwrite)
         if overwrite:
             # Only what a run itself writes is removed.
-            for name in ("config.json", "run.json", "latent_statistics.json", "metrics.jsonl"):
+            for name in ("config.json", "run.json", LATENT_STATISTICS, "metrics.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
             for name in ("checkpoints", "tensorboard"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
@@ -108,17 +125,63 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def load_embedder(path: str | os.PathLike, dtype=np.float32) -> tuple[VidVAEEmbedder, Params]:
-    """The embedder of a finished VidVAE run, and its averaged parameters with the latent statistics.
+def load_embedder(
+    path: str | os.PathLike, dtype=np.float32, require_statistics: bool = True
+) -> tuple[VidVAEEmbedder, Params]:
+    """The embedder of a VidVAE run or of converted weights: its averaged parameters with the latent statistics.
+
+    Args:
+      path: the run folder.
+      dtype: to compute in.
+      require_statistics: if False, an embedder whose statistics nobody has measured gets mean 0 and deviation 1, which
+        is enough to encode and decode again.
 
     Raises:
-      UserError: no such run, one that trains something else, or one that has not finished.
+      UserError: no such run, one that trains something else, no checkpoint, or no statistics where they are required.
     """
     folder = RunFolder(path)
     config = folder.config()
-    if config.objective != "vidvae":
-        raise UserError(f"{path} holds a {config.objective} run; an embedder is a vidvae run")
-    statistics = folder.read_json("latent_statistics.json")
-    params = folder.checkpoints().restore_part(("ema",))
+    if config.objective not in EMBEDDERS:
+        raise UserError(f"{path} holds a {config.objective} run; an embedder is a vidvae run, or converted weights")
+    channels = config.model.latent_channels
+    statistics = {"mean": [0.0] * channels, "std": [1.0] * channels}
+    if (folder.path / LATENT_STATISTICS).exists():
+        statistics = folder.read_json(LATENT_STATISTICS)
+    elif require_statistics:
+        raise UserError(
+            f"{path} holds no {LATENT_STATISTICS}: its training has not ended, or its weights were converted. "
+            f"launch/encode.py --embedder={path} measures and stores them as it encodes a data set"
+        )
+    params = folder.checkpoints().restore_part(("ema", "vidvae"))
     embedder = VidVAEEmbedder(model=VidVAE(config.model, dtype))
     return embedder, embedder.bundle(params, np.array(statistics["mean"]), np.array(statistics["std"]))
+
+
+def load_text_encoder(path: str | os.PathLike, dtype=np.float32) -> tuple[ByteTextEncoder, Params]:
+    """The text encoder that a VDiT run trained, and its averaged parameters.
+
+    Raises:
+      UserError: no such run, one that trains something else, or no checkpoint.
+    """
+    folder = RunFolder(path)
+    config = folder.config()
+    if config.objective != "vdit":
+        raise UserError(f"{path} holds a {config.objective} run; a text encoder is that of a vdit run")
+    return ByteTextEncoder(config.text, dtype), folder.checkpoints().restore_part(("ema", "text"))
+
+
+def check_fingerprints(now: dict[str, str], saved: dict[str, Any], what: str) -> None:
+    """Raises UserError if a run was trained on other frozen networks than those at hand.
+
+    Args:
+      now: fingerprints by name, e.g. {"embedder": "0123456789abcdef"}.
+      saved: what a checkpoint keeps beside the state.
+      what: the run, for the message.
+    """
+    for name, mark in now.items():
+        before = (saved.get("fingerprints") or {}).get(name)
+        if before != mark:
+            raise UserError(
+                f"{what} was trained on the {name} {before or 'of no known fingerprint'}, and what is loaded now is "
+                f"{mark}: it was trained further or replaced. Give the {name} it was trained on, or start a new run"
+            )

@@ -20,7 +20,8 @@ import numpy as np
 from einops import rearrange
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.vidvae import PRESETS, VidVAE, VidVAEConfig
+from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_config import PRESETS, VidVAEConfig
 from xgen_jax.typing import Params
 from xgen_jax.weights.safetensors import Source, assemble
 

@@ -9,6 +9,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from xgen_jax.diffusion.flow import RectifiedFlow
 from xgen_jax.diffusion.time import draw_times
@@ -16,6 +17,7 @@ from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.text import ByteTextEncoder, tokenize_bytes
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.training.objectives.vidvae import to_unit_range
+from xgen_jax.training.optimizer import OptimizerConfig, make_optimizer
 from xgen_jax.typing import Array, Params
 
 
@@ -36,27 +38,41 @@ class VDiTLossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VDiTObjective:
-    """Trains {"vdit": ..., "text": ...} against a frozen embedder."""
+    """Trains {"vdit": ..., "text": ...} against a frozen embedder.
+
+    Attributes:
+      embedder, embedder_params: None where batches hold latents already: nothing is encoded then.
+      embedder_fingerprint: of the embedder that makes, or made, the latents.
+    """
 
     model: VDiT
     text: ByteTextEncoder
-    embedder: VidVAEEmbedder
-    embedder_params: Params
+    embedder: VidVAEEmbedder | None
+    embedder_params: Params | None
     loss_config: VDiTLossConfig
+    embedder_fingerprint: str = ""
     process: RectifiedFlow = RectifiedFlow()
+    frozen: Params = None  # the embedder has done its part before the step
 
     def __post_init__(self):
         # The frozen weights are an argument: closed over they would be constants of every compiled step.
         encode = jax.jit(lambda params, video: self.embedder.encode(params, to_unit_range(video)))
         object.__setattr__(self, "_encode", encode)
 
+    def fingerprints(self) -> dict[str, str]:
+        """The embedder."""
+        return {"embedder": self.embedder_fingerprint}
+
     def arrays(self, batch):
-        """Host batch -> video uint8 (B, T, H, W, 3), text ids and mask (B, L)."""
+        """Host batch -> video uint8 (B, T, H, W, 3) or latents (B, t, h, w, c), text ids and mask (B, L)."""
         ids, mask = tokenize_bytes(list(batch["caption"]), self.text.config.max_bytes)
-        return {"video": batch["video"], "ids": ids, "mask": mask}
+        clips = "video" if self.embedder else "latents"
+        return {clips: batch[clips], "ids": ids, "mask": mask}
 
     def prepare(self, arrays):
-        """Replaces the video by its latents (B, t, h, w, c)."""
+        """Replaces a video by its latents (B, t, h, w, c)."""
+        if not self.embedder:
+            return arrays
         latents = self._encode(self.embedder_params, arrays["video"])
         return {"latents": latents, "ids": arrays["ids"], "mask": arrays["mask"]}
 
@@ -68,8 +84,17 @@ class VDiTObjective:
         time = jnp.zeros(arrays["latents"].shape[0])
         return {"text": text_params, "vdit": self.model.init(key_vdit, arrays["latents"], time, text, mask)}
 
-    def loss(self, params: Params, arrays, keys_B: Array):
-        """Scalar loss and metrics of a batch."""
+    def averaged(self, params: Params) -> Params:
+        """All of them."""
+        return params
+
+    def optimizer(self, config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+        """One for all."""
+        return make_optimizer(config, steps)
+
+    def loss(self, params: Params, arrays, keys_B: Array, step: Array, frozen: Params = None):
+        """Scalar loss and metrics of a batch, the same at any step."""
+        del step, frozen
         x0, c = arrays["latents"], self.loss_config
         key_time, key_noise, key_drop = (
             keys[:, 0] for keys in jnp.split(jax.vmap(lambda k: jax.random.split(k, 3))(keys_B), 3, axis=1)

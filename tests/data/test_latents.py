@@ -1,0 +1,225 @@
+"""Latents on disk: written exactly once however often the work breaks off, and read only if they are what was meant."""
+
+import concurrent.futures
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from xgen_jax.data.latents import LatentSource, LatentWriter, pack, unpack, verify
+from xgen_jax.data.pipeline import Bucket, DataConfig, Pipeline
+from xgen_jax.data.sources import make_source
+from xgen_jax.errors import UserError
+
+SETTINGS = {"embedder": "e" * 16, "buckets": ["5x8x8", "1x8x8"], "clips": 11, "shard_size": 4, "dtype": "float32"}
+LATENTS = {"5x8x8": (2, 2, 2, 3), "1x8x8": (1, 2, 2, 3)}
+
+
+def sample(bucket, index, text=False):
+    rng = np.random.default_rng((index, len(bucket), bucket.startswith("1")))
+    out = {"latents": rng.standard_normal(LATENTS[bucket], np.float32), "caption": f"clip {index} ☃"}
+    if text:
+        out |= {"text": rng.standard_normal((4, 6), np.float32), "text_mask": np.arange(4) < 1 + index % 4}
+    return out
+
+
+def write(path, bad=(), break_after=None, text=False, **changes):
+    """Writes what is not there; `bad` clips cannot be read; after `break_after` clips a user stops it."""
+    writer = LatentWriter(path, {**SETTINGS, **changes})
+    count = 0
+
+    def samples(bucket, shard):
+        nonlocal count
+        for index in writer.clips(shard):
+            if count == break_after:
+                raise KeyboardInterrupt
+            count += 1
+            yield index, f"no video {index}" if index in bad else sample(bucket, index, text)
+
+    for bucket in writer.settings["buckets"]:
+        for shard in range(writer.shards):
+            if not writer.finished(bucket, shard):
+                writer.write(bucket, shard, samples(bucket, shard))
+    writer.finish()
+    return count
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, bool])
+def test_a_record_comes_back_as_it_was(dtype):
+    array = np.random.default_rng(0).standard_normal((2, 1, 3, 4)).astype(dtype)
+    back = unpack(pack(7, {"latents": array, "caption": "Ein Hündchen"}))
+    assert back["latents"].dtype == array.dtype
+    np.testing.assert_array_equal(back.pop("latents"), array)
+    assert back == {"index": 7, "caption": "Ein Hündchen"}
+
+
+def test_every_clip_is_read_as_it_was_written(tmp_path):
+    write(tmp_path / "whole", text=True)
+    source = LatentSource(tmp_path / "whole")
+    assert len(source) == 11
+    for bucket, shape in (("5x8x8", (5, 8, 8)), ("1x8x8", (1, 8, 8))):
+        for index in range(11):
+            got, wanted = source.read(index, None, *shape), sample(bucket, index, text=True)
+            assert got.keys() == wanted.keys()
+            for name in got:
+                np.testing.assert_array_equal(got[name], wanted[name])
+    with pytest.raises(IndexError):
+        source.read(11, None, 5, 8, 8)
+    assert list(verify(tmp_path / "whole")) == []
+
+
+@pytest.mark.parametrize("break_after", [0, 1, 4, 6, 8, 13, 21])
+def test_a_run_that_broke_off_ends_with_the_same_bytes(tmp_path, break_after):
+    assert write(tmp_path / "straight", bad={2}) == 22
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "broken", bad={2}, break_after=break_after)
+    assert not list((tmp_path / "broken").rglob("*.tmp"))
+    with pytest.raises(UserError, match="encoding has not ended"):
+        LatentSource(tmp_path / "broken")
+    # What a process that was killed leaves: a half-written shard under its temporary name.
+    (tmp_path / "broken" / "5x8x8").mkdir(exist_ok=True)
+    stale = tmp_path / "broken" / "5x8x8" / ".shard-00002-of-00003.arrayrecord.0123abcd.tmp"
+    if break_after <= 8:
+        stale.write_bytes(b"half a shard")
+    left = write(tmp_path / "broken", bad={2})
+    finished = {0: 0, 1: 0, 4: 4, 6: 4, 8: 8, 13: 11, 21: 19}[break_after]  # clips of whole shards
+    assert left == 22 - finished
+    assert contents(tmp_path / "broken") == contents(tmp_path / "straight")
+    assert write(tmp_path / "broken", bad={2}) == 0
+
+
+def test_a_shard_without_its_voucher_does_not_count(tmp_path):
+    write(tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / "5x8x8" / "shard-00001-of-00003.json").unlink()
+    (tmp_path / "1x8x8" / "shard-00002-of-00003.arrayrecord").write_bytes(b"cut off")
+    assert write(tmp_path) == 4 + 3
+    assert contents(tmp_path) == before
+
+
+def test_another_encoding_in_the_folder_is_refused_and_touches_nothing(tmp_path):
+    write(tmp_path / "latents")
+    before = contents(tmp_path / "latents")
+    with pytest.raises(UserError, match=r"otherwise.*\n  embedder: 'e+' -> 'f+'\n  shard_size: 4 -> 5\n"):
+        write(tmp_path / "latents", embedder="f" * 16, shard_size=5)
+    assert contents(tmp_path / "latents") == before
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "a.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not empty and holds no latents"):
+        write(tmp_path / "thesis")
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["a.txt"]
+    with pytest.raises(UserError, match="is a file"):
+        write(tmp_path / "thesis" / "a.txt")
+
+
+def test_clips_left_out_are_replaced_by_the_next(tmp_path):
+    write(tmp_path, bad={0, 4, 5, 10})
+    source = LatentSource(tmp_path)
+    captions = [source.read(index, None, 5, 8, 8)["caption"] for index in range(11)]
+    wanted = [1, 1, 2, 3, 6, 6, 6, 7, 8, 9, 1]
+    assert captions == [f"clip {index} ☃" for index in wanted]
+    with pytest.raises(UserError, match="not one clip of 5x8x8 could be read: no video 8"):
+        write(tmp_path / "none", bad=set(range(11)))
+
+
+def test_wrong_folders_are_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no folder"):
+        LatentSource(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no manifest.json: it holds no latents"):
+        LatentSource(tmp_path)
+    write(tmp_path / "latents")
+    source = LatentSource(tmp_path / "latents")
+    with pytest.raises(UserError, match=r"no latents of 9x8x8 .*it has 5x8x8, 1x8x8"):
+        source.read(0, None, 9, 8, 8)
+    manifest = tmp_path / "latents" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 99}))
+    with pytest.raises(UserError, match="of version 99, and this release reads version 1"):
+        LatentSource(tmp_path / "latents")
+
+
+def test_damage_is_found_and_the_file_named(tmp_path):
+    write(tmp_path)
+    shard = tmp_path / "5x8x8" / "shard-00001-of-00003.arrayrecord"
+    good = shard.read_bytes()
+    shard.write_bytes(good[: len(good) // 2])
+    with pytest.raises(UserError, match=r"shard-00001-of-00003.arrayrecord has \d+ bytes instead of \d+"):
+        LatentSource(tmp_path)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"shard-00001-of-00003.arrayrecord is missing"):
+        LatentSource(tmp_path)
+    assert [line.split("/")[-1] for line in verify(tmp_path)] == ["shard-00001-of-00003.arrayrecord is missing"]
+    # Flipped bits keep the size: the record's own checksum finds them when it is read, `verify` before.
+    shard.write_bytes(good[:200] + bytes(byte ^ 255 for byte in good[200:264]) + good[264:])
+    source = LatentSource(tmp_path)
+    assert "SHA-256 differs" in next(verify(tmp_path))
+    with pytest.raises(UserError, match=r"record . of .*shard-00001-of-00003.arrayrecord cannot be read"):
+        for index in range(4, 8):
+            source.read(index, None, 5, 8, 8)
+    # Another shard in its place; files are padded, so the size is the same.
+    shard.write_bytes((tmp_path / "5x8x8" / "shard-00000-of-00003.arrayrecord").read_bytes())
+    with pytest.raises(UserError, match="is not clip 4"):
+        LatentSource(tmp_path).read(4, None, 5, 8, 8)
+
+
+def test_low_precision_is_read_as_float32(tmp_path):
+    writer = LatentWriter(tmp_path, {**SETTINGS, "buckets": ["5x8x8"], "clips": 2, "dtype": "bfloat16"})
+    arrays = [sample("5x8x8", index)["latents"].astype(ml_dtypes.bfloat16) for index in range(2)]
+    writer.write("5x8x8", 0, [(i, {"latents": array, "caption": ""}) for i, array in enumerate(arrays)])
+    writer.finish()
+    got = LatentSource(tmp_path).read(1, None, 5, 8, 8)["latents"]
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, arrays[1].astype(np.float32))
+
+
+def test_many_threads_read_what_one_reads(tmp_path):
+    write(tmp_path)
+    source = LatentSource(tmp_path)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        indices = [int(i) for i in np.random.default_rng(0).integers(0, 11, 500)]
+        got = list(pool.map(lambda index: source.read(index, None, 5, 8, 8), indices))
+    for index, clip in zip(indices, got):
+        np.testing.assert_array_equal(clip["latents"], sample("5x8x8", index)["latents"])
+
+
+def test_more_shards_than_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("xgen_jax.data.latents._OPEN_SHARDS", 2)
+    write(tmp_path, shard_size=1)
+    source = LatentSource(tmp_path)
+    for index in (0, 5, 10, 3, 0, 7, 5):
+        clip = source.read(index, None, 1, 8, 8)
+        np.testing.assert_array_equal(clip["latents"], sample("1x8x8", index)["latents"])
+    assert len(source._readers) == 2
+
+
+def test_latents_go_through_the_pipeline(tmp_path):
+    write(tmp_path / "a", text=True)
+    buckets = (
+        Bucket(frames=5, height=8, width=8, batch_size=4),
+        Bucket(frames=1, height=8, width=8, batch_size=2),
+    )
+    config = DataConfig(source="latents", path=str(tmp_path / "a"), buckets=buckets)
+    pipeline = Pipeline(make_source(config), config)
+    with pipeline.iterate() as batches:
+        for _ in range(6):
+            step, batch = next(batches)
+            bucket = pipeline.bucket(step)
+            assert batch["latents"].shape == (bucket.batch_size, *LATENTS[f"{bucket.frames}x8x8"])
+            assert batch["text"].shape == (bucket.batch_size, 4, 6)
+            assert batch["text_mask"].dtype == bool
+            assert batch["caption"] == [f"clip {index} ☃" for index in batch["index"]]
+    # The folder may move; other bytes are another source.
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = LatentSource(tmp_path / "b")
+    write(tmp_path / "c", bad={3}, text=True)
+    assert moved.fingerprint() == make_source(DataConfig(**vars(config) | {"path": str(tmp_path / "b")})).fingerprint()
+    assert moved.fingerprint() != LatentSource(tmp_path / "c").fingerprint()
+    for wrong in ({"flip": True}, {"stride": 2}, {"fps": 8.0}):
+        with pytest.raises(UserError, match="give them when encoding"):
+            make_source(DataConfig(source="latents", path=str(tmp_path / "b"), buckets=buckets, **wrong))
+    with pytest.raises(UserError, match="needs `path`"):
+        make_source(DataConfig(source="latents", buckets=buckets))

@@ -1,0 +1,218 @@
+"""Chunks, rows and budgets: whatever way a clip is cut, it gives what the whole clip gives."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from xgen_jax.errors import UserError
+from xgen_jax.inference import streaming
+from xgen_jax.inference.memory import predictor
+from xgen_jax.inference.streaming import chunk_bytes, decode, decode_stream, encode, encode_stream, plan
+from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_config import VidVAEConfig
+
+PLAIN = VidVAEConfig(
+    channels=(4, 8), space_reduction=(True, False), time_reduction=(True, True), latent_channels=3, blocks=1
+)
+FLAT = dataclasses.replace(PLAIN, kernels=((1, 3, 3), (3, 1, 1)))  # compiles in half the time
+CONFIGS = {
+    "plain": PLAIN,
+    "convolution": dataclasses.replace(FLAT, time_down="convolution", time_up_convolution=True, flat_levels=1),
+    "trilinear": dataclasses.replace(FLAT, time_up="trilinear", time_up_convolution=True),
+    "rms": dataclasses.replace(FLAT, norm="rms", mid_attention=False, time_expansion=(True, True)),
+    "stem": VidVAEConfig(
+        channels=(8,),
+        space_reduction=(False,),
+        time_reduction=(True,),
+        latent_channels=3,
+        blocks=1,
+        stem=(2, 2, 2),
+        mid_attention=False,
+        norm="rms",
+        time_up="trilinear",
+    ),
+}
+# Lengths in which a clip of 17 frames comes, and its 5 latent frames.
+VIDEO_CUTS = [(1, 16), (5, 12), (3, 7, 7)]
+LATENT_CUTS = [(1, 1, 3), (2, 3)]
+MORE_VIDEO_CUTS = [(1,) * 17, (9, 8), (2, 15), (4,) * 4 + (1,), (13, 1, 3), (17,)]
+MORE_LATENT_CUTS = [(1,) * 5, (1, 4), (4, 1), (5,), (2, 2, 1), (3, 2)]
+
+
+@functools.cache
+def built(config, frames=17, height=8, width=8):
+    """An embedder, its parameters (statistics that are not trivial), a clip, and what the whole clip gives."""
+    model = VidVAE(config)
+    video = np.random.default_rng(0).uniform(-1, 1, (1, frames, height, width, 3)).astype(np.float32)
+    params = jax.jit(model.init)(jax.random.key(1), video)
+    embedder = VidVAEEmbedder(model=model)
+    params = embedder.bundle(params, np.linspace(-0.1, 0.1, 3), np.linspace(0.5, 2, 3))
+    latents = np.asarray(jax.jit(embedder.encode)(params, video))
+    return embedder, params, video, latents, np.asarray(jax.jit(embedder.decode)(params, latents))
+
+
+def pieces(x, lengths):
+    assert sum(lengths) == x.shape[1]
+    ends = np.cumsum(lengths)
+    return [x[:, end - length : end] for length, end in zip(lengths, ends)]
+
+
+def check_streams(config, video_cuts, latent_cuts):
+    embedder, params, video, latents, decoded = built(config)
+    for cut in video_cuts:
+        parts = list(encode_stream(embedder, params, pieces(video, cut)))
+        np.testing.assert_allclose(np.concatenate(parts, 1), latents, atol=1e-5, err_msg=str(cut))
+    for cut in latent_cuts:
+        parts = list(decode_stream(embedder, params, pieces(latents, cut)))
+        np.testing.assert_allclose(np.concatenate(parts, 1), decoded, atol=1e-5, err_msg=str(cut))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_stream_gives_what_the_whole_clip_gives(name):
+    check_streams(CONFIGS[name], VIDEO_CUTS, LATENT_CUTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_stream_gives_what_the_whole_clip_gives_in_every_cut(name):
+    check_streams(CONFIGS[name], MORE_VIDEO_CUTS, MORE_LATENT_CUTS)
+
+
+def test_a_decoder_that_looks_ahead_gives_its_last_frames_late():
+    embedder, params, _, latents, _ = built(CONFIGS["trilinear"])
+    assert embedder.look_ahead == 3
+    lengths = [part.shape[1] for part in decode_stream(embedder, params, pieces(latents, (1, 1, 3)))]
+    assert lengths == [1, 1, 12, 3]
+    assert [part.shape[1] for part in decode_stream(embedder, params, pieces(latents[:, :1], (1,)))] == [1]
+
+
+def test_a_stream_gives_latents_as_soon_as_they_are_known():
+    embedder, params, video, _, _ = built(CONFIGS["plain"])
+    consumed = []
+
+    def chunks():
+        for number, part in enumerate(pieces(video, (5, 12))):
+            consumed.append(number)
+            yield part
+
+    stream = encode_stream(embedder, params, chunks())
+    assert next(stream).shape[1] == 2
+    assert consumed == [0]
+
+
+def test_eight_bits_and_floats_are_one_video():
+    embedder, params, video, _, _ = built(CONFIGS["plain"])
+    eight = np.rint((video + 1) * 127.5).astype(np.uint8)
+    as_float = eight.astype(np.float32) / 127.5 - 1
+    np.testing.assert_allclose(encode(embedder, params, eight), encode(embedder, params, as_float), atol=1e-5)
+
+
+def bad(change):
+    video = np.zeros((1, 5, 8, 8, 3), np.float32)
+    return [change(video)]
+
+
+@pytest.mark.parametrize(
+    "chunks,message",
+    [
+        ([], "holds no chunk"),
+        (bad(lambda x: x[:, :4]), "4 frames cannot be encoded: lengths are 1 . 4n; the nearest are 1, 5"),
+        (bad(lambda x: x[:, :, :7]), "height 7 is not a multiple of 2; the nearest are 6 and 8"),
+        (bad(lambda x: x[..., :2]), r"video is \(B, T, H, W, 3\), not \(1, 5, 8, 8, 2\)"),
+        (bad(lambda x: x.astype(np.int32)), "uint8, or float in .-1, 1., not int32"),
+        (bad(lambda x: x + 255), r"lies in \[-1, 1\], but this one in \[0, 255\]; 0..255 is uint8"),
+        (
+            bad(lambda x: np.where(np.arange(5).reshape(1, 5, 1, 1, 1) == 3, np.nan, x)),
+            r"not finite.*\[0, 3, 0, 0, 0\]",
+        ),
+        ([*bad(lambda x: x), *bad(lambda x: x[:, :4, :6])], r"\(1, 4, 6, 8, 3\) does not continue.*\(1, 5, 8, 8, 3\)"),
+        ([*bad(lambda x: x), *bad(lambda x: np.repeat(x, 2, 0))], r"\(2, 5, 8, 8, 3\) does not continue a stream"),
+    ],
+)
+def test_chunks_that_cannot_be_encoded_are_refused(chunks, message):
+    embedder, params, *_ = built(CONFIGS["plain"])
+    with pytest.raises(UserError, match=message):
+        list(encode_stream(embedder, params, chunks))
+
+
+@pytest.mark.parametrize(
+    "chunks,message",
+    [
+        ([], "holds no latents"),
+        ([np.zeros((1, 2, 4, 4, 5), np.float32)], r"latents are \(B, t, h, w, 3\), not \(1, 2, 4, 4, 5\)"),
+        ([np.zeros((1, 2, 4, 4, 3), np.uint8)], "latents are floats, not uint8"),
+        ([np.zeros((1, 2, 4, 4, 3), np.float32), np.zeros((1, 2, 4, 5, 3), np.float32)], "does not continue a stream"),
+    ],
+)
+def test_chunks_that_cannot_be_decoded_are_refused(chunks, message):
+    embedder, params, *_ = built(CONFIGS["plain"])
+    with pytest.raises(UserError, match=message):
+        list(decode_stream(embedder, params, chunks))
+
+
+# Memory
+
+
+@pytest.mark.parametrize("verb", ["encode", "decode"])
+@pytest.mark.parametrize(
+    "side", [4, pytest.param(16, marks=pytest.mark.slow), pytest.param(24, marks=pytest.mark.slow)]
+)
+def test_bytes_are_predicted_within_a_fifth_of_what_xla_reports(verb, side):
+    embedder, params, *_ = built(FLAT)
+    measure = functools.partial(chunk_bytes, embedder, params, verb, (1, 64, side, side, 3), np.float32)
+    predict = predictor(measure)
+    for n in (2, 6, 16):
+        assert predict(n) == pytest.approx(measure(n), rel=0.2), n
+
+
+def test_a_budget_chooses_chunks_that_fit_and_change_nothing():
+    embedder, params, video, latents, decoded = built(CONFIGS["rms"])
+    for verb, function, x, whole in (("encode", encode, video, latents), ("decode", decode, latents, decoded)):
+        measure = functools.partial(chunk_bytes, embedder, params, verb, latents.shape, np.float32)
+        budget_gb = measure(4) / 1e9
+        rows, n = plan(embedder, params, verb, latents.shape, np.float32, budget_gb)
+        assert (rows, n) == (4, 4)
+        np.testing.assert_allclose(function(embedder, params, x, budget_gb), whole, atol=1e-5)
+
+
+def test_blocks_of_rows_change_nothing_and_one_row_less_around_them_would(monkeypatch):
+    config = dataclasses.replace(CONFIGS["rms"], time_reduction=(False, False), time_expansion=None)
+    embedder, params, video, latents, decoded = built(config, frames=1, height=64, width=4)
+    monkeypatch.setattr(streaming, "plan", lambda *_: (5, 1))
+    np.testing.assert_allclose(encode(embedder, params, video), latents, atol=1e-5)
+    np.testing.assert_allclose(decode(embedder, params, latents), decoded, atol=1e-5)
+    halo = config.halo
+    monkeypatch.setattr(VidVAEConfig, "halo", property(lambda self: halo - 1))
+    assert np.abs(decode(embedder, params, latents) - decoded).max() > 1e-5
+
+
+def test_rows_are_cut_only_when_not_even_one_latent_frame_fits():
+    embedder, params, *_ = built(CONFIGS["rms"])
+    shape = (1, 5, 64, 4, 3)
+    one = chunk_bytes(embedder, params, "decode", shape, np.float32, 1) / 1e9
+    assert plan(embedder, params, "decode", shape, np.float32, one)[0] == 64
+    rows, n = plan(embedder, params, "decode", shape, np.float32, 0.8 * one)
+    assert (rows < 64, n) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    "changes,budget_gb,message",
+    [
+        (
+            {"norm": "group"},
+            1e-6,
+            r"takes .* GB, more than memory_budget_gb=1e-06, and there are no chunks: norm='group'",
+        ),
+        ({}, 1e-6, "even a latent frame at a time, and only a model with norm='rms' and no attention can be cut"),
+        ({"norm": "rms", "mid_attention": False}, 1e-6, "even a latent frame and row at a time"),
+        ({}, 0.0, "memory_budget_gb=0.0 must be above 0"),
+    ],
+)
+def test_a_budget_in_which_nothing_fits_is_refused(changes, budget_gb, message):
+    embedder, params, video, latents, _ = built(dataclasses.replace(FLAT, **changes), frames=5)
+    with pytest.raises(UserError, match=message):
+        decode(embedder, params, latents, budget_gb)

@@ -1,0 +1,52 @@
+"""A fingerprint stands for every bit of a network, and for nothing of where it lies."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from xgen_jax.models.fingerprint import fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    width: int = 4
+    kernels: tuple[tuple[int, ...], ...] = ((1, 3, 3),)
+
+
+def tree():
+    return {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "std": np.ones(3, np.float32)}
+
+
+def test_every_bit_counts():
+    marks = {fingerprint(Config(), tree()), fingerprint(Config(width=5), tree())}
+    for kernel in (
+        np.arange(6, dtype=np.float32).reshape(3, 2),
+        np.arange(6, dtype=np.int32).reshape(2, 3),
+        np.arange(6, dtype=np.float32).reshape(2, 3).astype(ml_dtypes.bfloat16),
+        np.nextafter(tree()["a"]["kernel"], np.float32(9)),
+    ):
+        marks.add(fingerprint(Config(), {**tree(), "a": {"kernel": kernel}}))
+    marks.add(fingerprint(Config(), {"b": tree()["a"], "std": tree()["std"]}))
+    marks.add(fingerprint(Config(), {**tree(), "scale": np.float32(1)}))
+    assert len(marks) == 8
+
+
+def test_neither_a_new_field_at_its_default_nor_how_it_is_computed_makes_another_network():
+    @dataclasses.dataclass(frozen=True)
+    class Later(Config):
+        invented: str = "no"
+        remat: str = "none"
+
+    assert fingerprint(Later(), tree()) == fingerprint(Config(), tree())
+    assert fingerprint(Later(remat="level"), tree()) == fingerprint(Config(), tree())
+    assert fingerprint(Later(invented="yes"), tree()) != fingerprint(Config(), tree())
+
+
+def test_the_same_network_has_the_same_one_for_ever():
+    # Written down, for latents on disk are known by it: a change makes all of them worthless.
+    assert fingerprint(Config(), tree()) == "fb10a28f1750c8b6"
+    shuffled = dict(reversed(tree().items()))
+    on_device = {"a": {"kernel": jnp.asarray(tree()["a"]["kernel"])}, "std": jnp.ones(3)}
+    assert fingerprint(Config(), shuffled) == fingerprint(Config(), on_device) == fingerprint(Config(), tree())

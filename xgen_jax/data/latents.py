@@ -1,0 +1,324 @@
+"""Clips that were encoded once: shards of latents and captions on disk, and the source that reads them.
+
+    DIR/settings.json                               what is being encoded, written first: a rerun must mean the same
+    DIR/9x32x32/shard-00000-of-00012.arrayrecord    a bucket's clips 0, 1, ... in their order, one record a clip
+    DIR/9x32x32/shard-00000-of-00012.json           count and SHA-256; a shard without it does not count
+    DIR/manifest.json                               settings and shards, written last: without it nothing is read
+
+Shard s of a bucket holds the clips [s n, (s + 1) n) but those that could not be read, so that whoever finds it knows
+what is in it. A shard is written under another name, brought to the disk, renamed and then vouched for: a run may be
+killed at any time, and a rerun ends with the same bytes. Records are msgpack; the container is ArrayRecord, imported
+nowhere else.
+"""
+
+import collections
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import secrets
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import ml_dtypes
+import msgpack
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from xgen_jax.data.shapes import shape_name
+from xgen_jax.errors import UserError
+
+VERSION = 1  # of the layout and the records
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+ARRAYS = ("latents", "text", "text_mask")  # of a record; the last two where captions were embedded
+_OPEN_SHARDS = 128
+
+
+def pack(index: int, sample: dict[str, Any]) -> bytes:
+    """A clip as msgpack: {index, caption, latents: {dtype, shape, bytes}} and text, text_mask alike if there."""
+    record = {"index": index, "caption": sample["caption"]}
+    for name in ARRAYS:
+        if name in sample:
+            array = np.ascontiguousarray(sample[name])
+            record[name] = {"dtype": str(array.dtype), "shape": list(array.shape), "bytes": array.tobytes()}
+    return msgpack.packb(record)
+
+
+def unpack(record: bytes) -> dict[str, Any]:
+    """The inverse of `pack`, with arrays as they were stored."""
+    sample = msgpack.unpackb(record)
+    for name in ARRAYS:
+        if name in sample:
+            stored = sample[name]
+            dtype = np.dtype(DTYPES.get(stored["dtype"], stored["dtype"]))
+            sample[name] = np.frombuffer(stored["bytes"], dtype).reshape(stored["shape"])
+    return sample
+
+
+class LatentWriter:
+    """Writes the folder of an encoded data set, or goes on writing it.
+
+    Args:
+      path: the folder.
+      settings: what decides the bytes, as JSON; `buckets` (names), `clips` and `shard_size` are used here.
+
+    Raises:
+      UserError: the folder holds something else, or what other settings made (which are listed); nothing is touched.
+    """
+
+    def __init__(self, path: str | os.PathLike, settings: dict[str, Any]):
+        self.path = pathlib.Path(path)
+        self.settings = {"version": VERSION, **settings}
+        self.shards = max(1, -(-settings["clips"] // settings["shard_size"]))  # of each bucket
+        if self.path.is_file():
+            raise UserError(f"{self.path} is a file; give a folder for the latents")
+        if (self.path / "settings.json").exists():
+            there = _read_json(self.path / "settings.json")
+            keys = sorted(there.keys() | self.settings.keys())
+            differing = [
+                f"{key}: {there.get(key)!r} -> {self.settings.get(key)!r}"
+                for key in keys
+                if there.get(key) != self.settings.get(key)
+            ]
+            if differing:
+                listed = "\n  ".join(differing)
+                raise UserError(
+                    f"{self.path} holds latents that were encoded otherwise (there -> here):\n  {listed}\n"
+                    "choose another --out, or remove that folder"
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and holds no latents; choose a new folder")
+        _write_json(self.path / "settings.json", self.settings)
+
+    def clips(self, shard: int) -> range:
+        """The clips of a shard."""
+        size = self.settings["shard_size"]
+        return range(shard * size, min((shard + 1) * size, self.settings["clips"]))
+
+    def file(self, bucket: str, shard: int) -> pathlib.Path:
+        """Where a shard is, or will be."""
+        return self.path / bucket / f"shard-{shard:05d}-of-{self.shards:05d}.arrayrecord"
+
+    def finished(self, bucket: str, shard: int) -> dict[str, Any] | None:
+        """A shard's {"count", "bytes", "sha256", "left_out": {clip: reason}}; None if it must be made."""
+        file = self.file(bucket, shard)
+        voucher = file.with_suffix(".json")
+        if not (voucher.is_file() and file.is_file()):
+            return None
+        entry = _read_json(voucher)
+        return entry if file.stat().st_size == entry["bytes"] else None
+
+    def write(self, bucket: str, shard: int, samples: Iterable[tuple[int, dict[str, Any] | str]]) -> None:
+        """Writes one shard of (clip, sample) in ascending order; in place of a sample, why there is none."""
+        file, count, left_out = self.file(bucket, shard), 0, {}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for stale in file.parent.glob(f".{file.name}.*.tmp"):
+            stale.unlink(missing_ok=True)
+        temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with _telling(file):
+                writer = ArrayRecordWriter(str(temporary), "group_size:1")
+            try:
+                for index, sample in samples:
+                    if isinstance(sample, str):
+                        left_out[str(index)] = sample
+                    else:
+                        with _telling(file):
+                            writer.write(pack(index, sample))
+                        count += 1
+            finally:
+                with _telling(file):
+                    writer.close()
+            entry = {"count": count, "bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
+            written = ArrayRecordReader(str(temporary)).num_records()
+            if written != count:
+                raise UserError(f"{file} cannot be written: {written} of {count} records arrived; is the disk full?")
+            _to_disk(temporary)
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _write_json(file.with_suffix(".json"), {**entry, "left_out": left_out})
+
+    def finish(self) -> dict[str, Any]:
+        """Writes the manifest, once every shard is there; returns it.
+
+        Raises:
+          UserError: not a single clip of a bucket could be read.
+        """
+        buckets = {}
+        for bucket in self.settings["buckets"]:
+            rows = []
+            for shard in range(self.shards):
+                entry = self.finished(bucket, shard)
+                if entry is None:
+                    raise RuntimeError(f"{self.file(bucket, shard)} is not finished")
+                left_out = [int(index) for index in entry["left_out"]]
+                rows.append({"file": f"{bucket}/{self.file(bucket, shard).name}", **entry, "left_out": left_out})
+            if not sum(row["count"] for row in rows):
+                raise UserError(f"not one clip of {bucket} could be read: {next(iter(entry['left_out'].values()))}")
+            buckets[bucket] = rows
+        manifest = {**self.settings, "shards": buckets}
+        _write_json(self.path / "manifest.json", manifest)
+        return manifest
+
+
+class LatentSource:
+    """What `launch/encode.py` wrote, as a source of clips: "latents" float32 (t, h, w, c), "caption", and, where
+    captions were embedded, "text" (L, D) and "text_mask" (L,).
+
+    Clip i is what the source that was encoded gave for its clip i; one that could not be read then is replaced by the
+    next that could, as a folder of videos does it.
+
+    Attributes:
+      manifest: what manifest.json says.
+      embedder: the fingerprint of the embedder that made the latents.
+
+    Raises:
+      UserError: no such folder, one that is not finished, or a shard that is missing or of another size, by name.
+    """
+
+    name = "latents"
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        self.manifest = read_manifest(path)
+        self.embedder: str = self.manifest["embedder"]
+        self._readers: collections.OrderedDict[str, ArrayRecordReader] = collections.OrderedDict()
+        self._lock = threading.Lock()
+        self._left_out = {
+            bucket: {index for row in rows for index in row["left_out"]}
+            for bucket, rows in self.manifest["shards"].items()
+        }
+        for row in (row for rows in self.manifest["shards"].values() for row in rows):
+            file = self.path / row["file"]
+            if not file.is_file():
+                raise UserError(f"{file} is missing; encode again into {self.path}, which makes what is not there")
+            if file.stat().st_size != row["bytes"]:
+                raise UserError(
+                    f"{file} has {file.stat().st_size} bytes instead of {row['bytes']}: it was cut off or replaced; "
+                    f"remove it and encode again into {self.path}"
+                )
+
+    def __len__(self) -> int:
+        return self.manifest["clips"]
+
+    def fingerprint(self) -> str:
+        """Hex digest of the manifest, and so of every shard's bytes; the folder may move."""
+        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
+
+    def read(self, index: int, rng: np.random.Generator | None, frames: int, height: int, width: int) -> dict[str, Any]:
+        """The latents of clip `index` of the bucket of that size in pixels. `rng` is not used: the clip was cut before.
+
+        Raises:
+          UserError: no bucket of that size; a damaged record, naming its file.
+        """
+        del rng
+        bucket = shape_name((frames, height, width))
+        if bucket not in self._left_out:
+            there = ", ".join(self._left_out)
+            raise UserError(f"{self.path} has no latents of {bucket} (frames x height x width); it has {there}")
+        if not 0 <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        left_out = self._left_out[bucket]
+        while index in left_out:
+            index = (index + 1) % len(self)
+        shard, place = divmod(index, self.manifest["shard_size"])
+        row = self.manifest["shards"][bucket][shard]
+        place -= sum(other < index for other in row["left_out"])
+        file = self.path / row["file"]
+        try:
+            sample = unpack(self._reader(file).read([place])[0])
+        except (RuntimeError, ValueError, IndexError, msgpack.UnpackException) as error:
+            raise UserError(f"record {place} of {file} cannot be read ({error}); encode it again") from error
+        if sample.pop("index") != index:
+            raise UserError(f"record {place} of {file} is not clip {index}: the file was replaced; encode it again")
+        return {name: _as_float32(value) for name, value in sample.items()}
+
+    def _reader(self, file: pathlib.Path) -> ArrayRecordReader:
+        """An open shard. Several threads may read from one at once; one that is dropped closes after its last read."""
+        with self._lock:
+            reader = self._readers.pop(str(file), None)
+            if reader is None:
+                # Single records at random: reading ahead would read all in vain.
+                reader = ArrayRecordReader(str(file), "readahead_buffer_size:0,max_parallelism:0")
+            self._readers[str(file)] = reader
+            while len(self._readers) > _OPEN_SHARDS:
+                self._readers.popitem(last=False)
+            return reader
+
+
+def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
+    """The manifest of a finished folder of latents.
+
+    Raises:
+      UserError: no such folder, one that is not finished, or one of another version of the layout.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}")
+    if not (path / "manifest.json").is_file():
+        started = (path / "settings.json").is_file()
+        reason = "encoding has not ended; run the same launch/encode.py again" if started else "it holds no latents"
+        raise UserError(f"{path} holds no manifest.json: {reason}")
+    manifest = _read_json(path / "manifest.json")
+    if manifest.get("version") != VERSION:
+        found = manifest.get("version")
+        raise UserError(f"{path} is of version {found}, and this release reads version {VERSION}; encode again")
+    return manifest
+
+
+def verify(path: str | os.PathLike) -> Iterator[str]:
+    """Reads every byte of a folder of latents and yields what is wrong, naming the file; nothing if all is well."""
+    path = pathlib.Path(path)
+    for row in (row for rows in read_manifest(path)["shards"].values() for row in rows):
+        file = path / row["file"]
+        if not file.is_file():
+            yield f"{file} is missing"
+        elif _sha256(file) != row["sha256"]:
+            yield f"{file} is not what was written: its SHA-256 differs"
+
+
+@contextlib.contextmanager
+def _telling(file: pathlib.Path) -> Iterator[None]:
+    """ArrayRecord tells of the system's errors by RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(f"{file} cannot be written ({error}); is the disk full or read-only?") from error
+
+
+def _as_float32(value):
+    is_float = isinstance(value, np.ndarray) and value.dtype in DTYPES.values()
+    return value.astype(np.float32) if is_float else value
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); remove it and encode again") from error
+
+
+def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    _to_disk(temporary)
+    os.replace(temporary, path)
+    _to_disk(path.parent)
+
+
+def _to_disk(path: pathlib.Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

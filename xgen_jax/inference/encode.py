@@ -1,0 +1,275 @@
+"""Encodes a data set once, so that a transformer trains on latents read from disk: what `launch/encode.py` does.
+
+Clip k of video i is a function of (seed, i, k, bucket) alone, and a shard of its clips alone, so it does not matter how
+often the work was interrupted. See `data.latents` for what lies in the folder.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from xgen_jax.data.latents import DTYPES, LatentWriter
+from xgen_jax.data.shapes import Shape, parse_shapes, shape_name
+from xgen_jax.data.sources import Source, VideoFolderSource
+from xgen_jax.data.synthetic import SyntheticSource
+from xgen_jax.errors import UserError
+from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.fingerprint import fingerprint
+from xgen_jax.models.text import ByteTextEncoder, tokenize_bytes
+from xgen_jax.training.latent_statistics import latent_statistics
+from xgen_jax.training.metrics import ConsoleWriter
+from xgen_jax.training.objectives.vidvae import to_unit_range
+from xgen_jax.training.run_folder import LATENT_STATISTICS, RunFolder, load_embedder, load_text_encoder
+from xgen_jax.typing import Params
+
+SYNTHETIC = "synthetic"
+STATISTICS_CLIPS = 256
+NumberedClip = tuple[int, dict[str, Any] | str]  # in place of a clip that cannot be read, the reason
+_SHOWN = 10
+
+
+def encode_dataset(
+    *,
+    embedder: str | None,
+    data: str | None,
+    out: str | None,
+    buckets: str | None = None,
+    clips_per_video: int = 1,
+    count: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    shard_size: int = 1024,
+    dtype: str = "float32",
+    compute_dtype: str = "float32",
+    text_encoder: str | None = None,
+    fps: float | None = None,
+    stride: int = 1,
+    require_captions: bool = True,
+) -> dict[str, Any]:
+    """Encodes the clips of a folder of videos, or of the world of moving shapes, into the folder `out`.
+
+    Called again it makes the shards that are not there. An embedder without latent statistics (converted weights) gets
+    them from the first clips, before anything is encoded.
+
+    Args:
+      embedder: run folder of a VidVAE.
+      data: folder of videos, or the word "synthetic".
+      out: folder for the latents.
+      buckets: clip shapes, "9x32x32,1x32x32" (frames x height x width); by default those the embedder was trained on.
+      clips_per_video: of each shape, at random places.
+      count: how many clips of the synthetic world, in which clip i is the one that training sees as clip i.
+      seed: of the places and crops, or of the synthetic world.
+      batch_size: clips encoded at once; after running out of memory a rerun may take less.
+      shard_size: clips a shard.
+      dtype: what latents and text embeddings are stored as: "float32", "bfloat16" or "float16".
+      compute_dtype: what the networks compute in, "float32" or "bfloat16".
+      text_encoder: run folder of a VDiT; its trained text encoder embeds the captions.
+      fps, stride, require_captions: see `VideoFolderSource`.
+
+    Raises:
+      UserError: missing or contradicting arguments, a shape the embedder cannot take, a folder that holds latents
+        encoded otherwise, latents that are not finite.
+    """
+    started = time.monotonic()
+    for name, value in (("embedder", embedder), ("data", data), ("out", out)):
+        if not value:
+            raise UserError(f"give --{name}")
+    for name, value in (("clips_per_video", clips_per_video), ("batch_size", batch_size), ("shard_size", shard_size)):
+        if value < 1:
+            raise UserError(f"{name} must be 1 or more, not {value}")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r} is not known; choose one of {', '.join(DTYPES)}")
+    if compute_dtype not in ("float32", "bfloat16"):
+        raise UserError(f"compute_dtype={compute_dtype!r} is not known; choose 'float32' or 'bfloat16'")
+    shapes = parse_shapes(buckets.split(",")) if buckets else RunFolder(embedder).shapes("buckets")
+    network, params = load_embedder(embedder, np.dtype(compute_dtype), require_statistics=False)
+    for shape in shapes:
+        network.latent_shape(shape)
+    text, text_params = load_text_encoder(text_encoder, np.dtype(compute_dtype)) if text_encoder else (None, None)
+
+    source = _source(data, clips_per_video, count, seed, fps, stride, require_captions)
+    if getattr(source, "problems", None):
+        print(source.report(), file=sys.stderr)
+    clips = _Clips(source=source, clips_per_video=clips_per_video, seed=seed)
+    params = _with_statistics(embedder, network, params, clips, shapes[0], batch_size)
+    settings = {
+        "embedder": network.fingerprint(params),
+        "text_encoder": fingerprint(text.config, text_params) if text else None,
+        "source": source.name,
+        "source_fingerprint": source.fingerprint(),
+        "buckets": [shape_name(shape) for shape in shapes],
+        "clips": len(clips),
+        "clips_per_video": clips_per_video,
+        "seed": seed,
+        "shard_size": shard_size,
+        "dtype": dtype,
+        "compute_dtype": compute_dtype,
+        "fps": fps,
+        "stride": stride,
+        "require_captions": require_captions,
+    }
+    writer = LatentWriter(out, settings)
+    encoder = _Encoder(embedder=network, params=params, text=text, text_params=text_params, dtype=dtype)
+    kept = _write_shards(writer, shapes, clips, encoder, min(batch_size, len(clips)))
+    manifest = writer.finish()
+    left_out = _left_out(writer)
+    for line in left_out[:_SHOWN]:
+        print(f"left out: {line}", file=sys.stderr)
+    if len(left_out) > _SHOWN:
+        print(f"and {len(left_out) - _SHOWN} more; see {writer.path}/*/*.json", file=sys.stderr)
+    rows = [row for rows in manifest["shards"].values() for row in rows]
+    return {
+        "latents": str(writer.path),
+        "embedder": settings["embedder"],
+        "buckets": {bucket: sum(row["count"] for row in rows) for bucket, rows in manifest["shards"].items()},
+        "shards": len(rows),
+        "kept_shards": kept,
+        "left_out": len(left_out),
+        "size_gb": round(sum(row["bytes"] for row in rows) / 2**30, 6),
+        "wall_s": round(time.monotonic() - started, 1),
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Clips:
+    """The clips to encode: clip k of video i has number i x clips_per_video + k."""
+
+    source: Source
+    clips_per_video: int
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.source) * self.clips_per_video
+
+    def read(self, number: int, shape: Shape) -> dict[str, Any] | str:
+        """A clip, or the reason why it cannot be read."""
+        video, clip = divmod(number, self.clips_per_video)
+        try:
+            return self.source.read(video, np.random.default_rng((self.seed, video, clip, *shape)), *shape)
+        except UserError as error:
+            return str(error)
+
+    def batches(self, numbers: range, shape: Shape, batch_size: int) -> Iterator[list[NumberedClip]]:
+        """(number, clip) in order, `batch_size` at a time; the next batch is read while the caller has this one."""
+        pool = concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        ahead: list = []
+        try:
+            for first in range(0, len(numbers) + batch_size, batch_size):
+                reading = [(number, pool.submit(self.read, number, shape)) for number in numbers[first:][:batch_size]]
+                if ahead:
+                    yield [(number, clip.result()) for number, clip in ahead]
+                ahead = reading
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Encoder:
+    """Clips in, records out."""
+
+    embedder: VidVAEEmbedder
+    params: Params
+    text: ByteTextEncoder | None
+    text_params: Params
+    dtype: str
+
+    def __post_init__(self):
+        encode = jax.jit(lambda params, video: self.embedder.encode(params, to_unit_range(video)))
+        object.__setattr__(self, "_encode", encode)
+        embed = jax.jit(lambda params, ids, mask: self.text.apply(params, ids, mask))
+        object.__setattr__(self, "_embed", embed)
+
+    def __call__(self, clips: list[dict[str, Any]], batch_size: int) -> list[dict[str, Any]]:
+        """Encodes up to `batch_size` clips."""
+        # A batch that is not full repeats its last clip: every batch of a shape runs the same compiled program.
+        rows = [clips[min(row, len(clips) - 1)] for row in range(batch_size)]
+        columns = {"latents": self._encode(self.params, np.stack([row["video"] for row in rows]))}
+        if self.text:
+            ids, mask = tokenize_bytes([row["caption"] for row in rows], self.text.config.max_bytes)
+            columns["text"], columns["text_mask"] = self._embed(self.text_params, ids, mask)
+        columns = {name: self._stored(np.asarray(column)) for name, column in columns.items()}
+        return [
+            {"caption": clip["caption"], **{name: column[row] for name, column in columns.items()}}
+            for row, clip in enumerate(clips)
+        ]
+
+    def _stored(self, column: np.ndarray) -> np.ndarray:
+        if column.dtype == bool:
+            return column
+        column = column.astype(np.float32).astype(DTYPES[self.dtype])
+        if not np.all(np.isfinite(column.astype(np.float32))):
+            raise UserError(f"the networks give values that are not finite as {self.dtype}; their weights are damaged")
+        return column
+
+
+def _source(data, clips_per_video: int, count: int | None, seed: int, fps, stride, require_captions) -> Source:
+    if data == SYNTHETIC:
+        if count is None:
+            raise UserError("give --count, how many clips of the synthetic world to encode")
+        if clips_per_video != 1:
+            raise UserError("clips_per_video is for folders of videos; give a larger --count")
+        return SyntheticSource(seed=seed, num_clips=count)
+    if count is not None:
+        raise UserError(f"--count is for --data={SYNTHETIC}; of a folder every video is encoded")
+    return VideoFolderSource(data, fps=fps, stride=stride, require_captions=require_captions, substitute=False)
+
+
+def _with_statistics(path, network: VidVAEEmbedder, params: Params, clips: _Clips, shape: Shape, batch_size: int):
+    """The parameters with the embedder's statistics, measured and stored if it has none."""
+    folder = RunFolder(path)
+    if (folder.path / LATENT_STATISTICS).exists():
+        return params
+    numbers = range(min(STATISTICS_CLIPS, len(clips)))
+
+    def videos():
+        for batch in clips.batches(numbers, shape, batch_size):
+            readable = [clip["video"] for _, clip in batch if not isinstance(clip, str)]
+            if readable:
+                yield np.stack(readable)
+
+    statistics = latent_statistics(network.model, params["model"], videos())
+    folder.write_json(LATENT_STATISTICS, statistics)
+    measured = f"measured over {len(numbers)} clips of {shape_name(shape)} and stored there"
+    print(f"{path} had no {LATENT_STATISTICS}; {measured}", file=sys.stderr)
+    return network.bundle(params["model"], np.array(statistics["mean"]), np.array(statistics["std"]))
+
+
+def _write_shards(writer: LatentWriter, shapes: list[Shape], clips: _Clips, encoder: _Encoder, batch_size: int) -> int:
+    """Makes the shards that are not there; returns how many were."""
+    todo = [(shape, shard) for shape in shapes for shard in range(writer.shards)]
+    todo = [(shape, shard) for shape, shard in todo if not writer.finished(shape_name(shape), shard)]
+    total = len(shapes) * len(clips)
+    done = total - sum(len(writer.clips(shard)) for _, shard in todo)
+    kept = len(shapes) * writer.shards - len(todo)
+    with contextlib.closing(ConsoleWriter(total, "encode", done, (), unit="clips")) as console:
+
+        def encoded(shape, shard):
+            nonlocal done
+            for batch in clips.batches(writer.clips(shard), shape, batch_size):
+                good = [clip for _, clip in batch if not isinstance(clip, str)]
+                records = iter(encoder(good, batch_size) if good else ())
+                yield from ((number, clip if isinstance(clip, str) else next(records)) for number, clip in batch)
+                done += len(batch)
+                console.progress(done, {})
+
+        for shape, shard in todo:
+            with contextlib.closing(encoded(shape, shard)) as records:
+                writer.write(shape_name(shape), shard, records)
+    return kept
+
+
+def _left_out(writer: LatentWriter) -> list[str]:
+    entries = (
+        (bucket, writer.finished(bucket, shard))
+        for bucket in writer.settings["buckets"]
+        for shard in range(writer.shards)
+    )
+    return [f"clip {clip} of {bucket}: {why}" for bucket, entry in entries for clip, why in entry["left_out"].items()]

@@ -1,0 +1,85 @@
+"""A 3D PatchGAN: tells patches of real clips from patches of reconstructions.
+
+Convolutions of 3x3x3 with padding 1 and leaky rectifiers (slope 0.2), normalised but for the first and the last, as
+Open-Sora-Plan v1.1 trains its video autoencoder with (PatchGAN: arXiv 1611.07004, section 3.2.2). The first strides by
+2 in time and space, and so does the second; from the third to the one before the last two only space is halved.
+One logit stands for each patch that is left.
+
+The reference normalises over the batch. Here each sample is normalised by itself, in groups of channels: running
+statistics would be state outside the parameters, a batch of one clip has none worth keeping, and a sample's logits
+would hang on what else is in the batch or on the device. The parameters are as many.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from xgen_jax.errors import UserError
+from xgen_jax.nn.convolution import Kernel, convolve
+from xgen_jax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """Sizes of a discriminator.
+
+    Attributes:
+      width: channels of the first layer; each later one has twice as many, up to eight times.
+      layers: layers that stride; one more and the one to the logits follow.
+    """
+
+    width: int = 64
+    layers: int = 3
+
+    def __post_init__(self):
+        for name in ("width", "layers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"the discriminator's {name} must be 1 or more, not {getattr(self, name)}")
+
+    def features(self) -> list[tuple[int, Kernel]]:
+        """(channels, stride) of each layer before the logits."""
+        strides: list[Kernel] = [(2, 2, 2) if layer < 2 else (1, 2, 2) for layer in range(self.layers)]
+        return [(self.width * min(2**layer, 8), stride) for layer, stride in enumerate([*strides, (1, 1, 1)])]
+
+
+class Convolution3D(nn.Module):
+    """3x3x3 with zeros around the clip in space and time, which looks both ways; in and out (B, T, H, W, C)."""
+
+    features: int
+    stride: Kernel
+    use_bias: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BTHWC: Array) -> Array:
+        # PatchGAN's initialisation (arXiv 1611.07004, section 6.2).
+        init = nn.initializers.normal(0.02)
+        kernel = self.param("kernel", init, (3, 3, 3, x_BTHWC.shape[-1], self.features))
+        x_BTHWC = jnp.pad(x_BTHWC.astype(self.dtype), ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+        y = convolve(x_BTHWC, kernel.astype(self.dtype), self.stride, ((1, 1), (1, 1)))
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+
+
+class Discriminator(nn.Module):
+    """Video (B, T, H, W, 3) in [-1, 1], of one frame or more -> float32 logits (B, t, h, w), high where it looks real.
+
+    `dtype` is the compute dtype; parameters, statistics and logits are float32.
+    """
+
+    config: DiscriminatorConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, video_BTHWC: Array) -> Array:
+        x = video_BTHWC
+        for layer, (features, stride) in enumerate(self.config.features()):
+            x = Convolution3D(features, stride, layer == 0, self.dtype, name=f"conv{layer}")(x)
+            if layer:
+                groups = next(g for g in (32, 16, 8, 4, 2, 1) if features % g == 0 and features // g >= 4 or g == 1)
+                x = nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, name=f"norm{layer}")(x)
+            x = nn.leaky_relu(x, 0.2)
+        return Convolution3D(1, (1, 1, 1), True, jnp.float32, name="logits")(x)[..., 0]
