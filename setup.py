@@ -25,7 +25,7 @@ CORE = [
     "tensorboardX>=2.6.4,<3",
     "safetensors>=0.6,<0.9",
 ]
-TEST = ["pytest>=9,<10", "jupytext>=1.17,<2", "nbclient>=0.10,<0.12", "ipykernel>=7,<8"]
+TEST = ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "jupytext>=1.17,<2", "nbclient>=0.10,<0.12", "ipykernel>=7,<8"]
 EXTRAS = {
     "test": TEST,
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],

@@ -71,7 +71,9 @@ def check_streams(config, video_cuts, latent_cuts):
         np.testing.assert_allclose(np.concatenate(parts, 1), decoded, atol=1e-5, err_msg=str(cut))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "convolution" else ()) for n in CONFIGS]
+)
 def test_a_stream_gives_what_the_whole_clip_gives(name):
     check_streams(CONFIGS[name], VIDEO_CUTS, LATENT_CUTS)
 

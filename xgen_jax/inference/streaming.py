@@ -21,14 +21,14 @@ from xgen_jax.typing import Array, Params, Shape
 CHUNK = 4  # latent frames at a time where nobody sets a budget
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def encode_chunk(embedder: VidVAEEmbedder, params: Params, video: Array, history):
     """`VidVAEEmbedder.encode_chunk`, compiled; of uint8 or float video."""
     video = to_unit_range(video) if video.dtype == jnp.uint8 else video
     return embedder.encode_chunk(params, video, history)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=3)
 def decode_chunk(embedder: VidVAEEmbedder, params: Params, latents: Array, history, last: bool):
     """`VidVAEEmbedder.decode_chunk`, compiled."""
     return embedder.decode_chunk(params, latents, history, last)
