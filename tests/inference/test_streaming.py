@@ -147,6 +147,7 @@ def test_chunks_that_cannot_be_encoded_are_refused(chunks, message):
         ([], "holds no latents"),
         ([np.zeros((1, 2, 4, 4, 5), np.float32)], r"latents are \(B, t, h, w, 3\), not \(1, 2, 4, 4, 5\)"),
         ([np.zeros((1, 2, 4, 4, 3), np.uint8)], "latents are floats, not uint8"),
+        ([np.full((1, 2, 4, 4, 3), np.inf, np.float32)], r"values that are not finite.*\[0, 0, 0, 0, 0\]"),
         ([np.zeros((1, 2, 4, 4, 3), np.float32), np.zeros((1, 2, 4, 5, 3), np.float32)], "does not continue a stream"),
     ],
 )

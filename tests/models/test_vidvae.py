@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae import TimeMix, VidVAE
 from xgen_jax.models.vidvae_config import PRESETS, VidVAEConfig
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import on_mesh, replicated, video_sharding
@@ -177,6 +177,15 @@ def test_a_model_that_depends_on_the_whole_clip_refuses_chunks(changes, message)
 
     with pytest.raises(UserError, match=message):
         jax.eval_shape(first_chunk, jax.random.key(0))
+
+
+def test_a_mix_begins_with_the_pool_and_ends_where_its_share_says():
+    x, y = jnp.ones((1, 2, 2, 2, 3)), jnp.zeros((1, 2, 2, 2, 3))
+    mixed, params = TimeMix().init_with_output(jax.random.key(0), x, y)
+    np.testing.assert_allclose(mixed, np.full(x.shape, 1 / (1 + np.exp(-2.0))), atol=1e-6)
+    other = {"params": {"mix": jnp.float32(-1.5)}}
+    assert jax.tree.structure(other) == jax.tree.structure(params)
+    np.testing.assert_allclose(TimeMix().apply(other, x, 3 + y), np.full(x.shape, 3 - 2 / (1 + np.exp(1.5))), atol=1e-6)
 
 
 def test_recomputation_changes_neither_values_nor_gradients():

@@ -12,6 +12,7 @@ from xgen_jax.nn.convolution import (
     causal_repeat,
     causal_space_to_depth,
     nearest_upsample,
+    trilinear_double,
 )
 
 
@@ -114,3 +115,25 @@ def test_nearest_upsampling_doubles_the_sides():
     x = jnp.arange(4.0).reshape(1, 1, 2, 2, 1)
     expected = [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
     assert nearest_upsample(x)[0, 0, :, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 6])
+def test_trilinear_doubling_is_interpolation_at_quarters(frames):
+    x = np.random.default_rng(0).standard_normal(frames)
+    y, _ = trilinear_double(x.reshape(1, -1, 1, 1, 1), None, True)
+    # The first frame stays; of the others each stands for two moments, a quarter before and a quarter after its own.
+    at = (np.arange(2 * (frames - 1)) + 0.5) / 2 - 0.5
+    others = np.interp(at, np.arange(frames - 1), x[1:]) if frames > 1 else []
+    np.testing.assert_allclose(y.ravel(), [x[0], *others], atol=1e-6)
+
+
+def test_trilinear_doubling_in_chunks_waits_for_one_frame():
+    x = np.random.default_rng(0).standard_normal((1, 7, 1, 1, 1)).astype(np.float32)
+    whole, _ = trilinear_double(x, None, True)
+    parts, history = [], None
+    for begin, end in ((0, 1), (1, 2), (2, 5), (5, 7)):
+        y, history = trilinear_double(x[:, begin:end], history, False)
+        parts.append(y)
+    assert [y.shape[1] for y in parts] == [1, 1, 6, 4]
+    parts.append(trilinear_double(x[:, :0], history, True)[0])
+    np.testing.assert_array_equal(np.concatenate(parts, 1), whole)

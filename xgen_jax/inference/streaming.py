@@ -91,9 +91,8 @@ def decode_stream(embedder: VidVAEEmbedder, params: Params, chunks: Iterable[np.
     history, first = None, None
     for chunk in chunks:
         chunk = np.asarray(chunk)
-        if first is None:
-            first = chunk
-            _check_latents(embedder, chunk)
+        _check_latents(embedder, chunk)
+        first = chunk if first is None else first
         _check_alike(chunk, first)
         if chunk.shape[1]:
             video, history = decode_chunk(embedder, params, chunk, history, False)
@@ -251,6 +250,9 @@ def _check_latents(embedder: VidVAEEmbedder, latents: np.ndarray) -> None:
         raise UserError(f"latents are (B, t, h, w, {embedder.latent_channels}), not {latents.shape}")
     if not np.issubdtype(latents.dtype, np.floating) and latents.dtype != jnp.bfloat16:
         raise UserError(f"latents are floats, not {latents.dtype}")
+    if not np.isfinite(latents).all():
+        where = np.argwhere(~np.isfinite(latents))[0].tolist()
+        raise UserError(f"latents have values that are not finite, the first at (batch, frame, y, x, channel) {where}")
 
 
 def _check_alike(chunk: np.ndarray, first: np.ndarray) -> None:
