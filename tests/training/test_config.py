@@ -137,7 +137,10 @@ def shrunk(values, embedder):
     return values
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=name)
+# The paper's depth alone takes half a minute to compile.
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=name(p), marks=pytest.mark.slow if name(p) == "vidvae/paper" else ()) for p in CONFIGS]
+)
 def test_every_configuration_takes_a_step_when_shrunk(path, tiny_runs, tmp_path):
     config = run_config(shrunk(values(path), tiny_runs / "vidvae"))
     summary = train(config, tmp_path / "run")

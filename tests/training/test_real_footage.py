@@ -32,6 +32,7 @@ def with_folder(config, folder, **data):
     return {**config, "data": {**config["data"], "source": "video_folder", "path": str(folder), **data}}
 
 
+@pytest.mark.slow
 def test_both_models_train_on_a_folder_of_videos(footage, tmp_path, capsys):
     config = with_folder(TINY_VIDVAE, footage, require_captions=False)
     assert train(run_config(config), tmp_path / "vidvae")["step"] == 2
