@@ -1,16 +1,12 @@
 """How much memory a program takes, and the longest chunk that fits a budget.
 
-What XLA reports for a few short chunks is extended in a straight line: what does not depend on the length (parameters,
-histories) is the intercept, what does (activations, frames in and out) the slope. The chunk that is chosen is compiled
-before it is run, so the line is never trusted further than XLA's own figure.
+No formula stands between the two: a chunk is compiled before it is run anyway, and what XLA then reports is the
+prediction. A few compilations find the longest chunk that fits; the last of them is the program that runs.
 """
 
 from collections.abc import Callable
 
-import numpy as np
-
 GB = 1e9
-PROBES = (1, 4, 8)  # latent frames; XLA fuses one frame otherwise than several, so two points would not do
 
 
 def program_bytes(compiled) -> int:
@@ -24,25 +20,23 @@ def program_bytes(compiled) -> int:
     )
 
 
-def predictor(measure: Callable[[int], int]) -> Callable[[int], float]:
-    """Latent frames of a chunk -> its bytes, from measurements of short chunks."""
-    bytes_at = [measure(n) for n in PROBES]
-    slope = (bytes_at[-1] - bytes_at[-2]) / (PROBES[-1] - PROBES[-2])
-    return lambda n: float(np.interp(n, PROBES, bytes_at)) + slope * max(0, n - PROBES[-1])
-
-
 def largest_chunk(measure: Callable[[int], int], most: int, budget: float) -> int:
     """The most latent frames, up to `most`, whose chunk takes no more bytes than the budget; 0 if not even one does.
 
+    Twice as long until it does not fit, then by halves: about 2 log2(most) measurements.
+
     Args:
-      measure: latent frames of a chunk -> bytes that XLA reports.
+      measure: latent frames of a chunk -> bytes that XLA reports; more for longer chunks.
       most: latent frames of the clip.
       budget: bytes.
     """
-    if measure(1) > budget:
-        return 0
-    predict = predictor(measure)
-    n = max(n for n in range(1, most + 1) if n == 1 or predict(n) <= budget)
-    while n > 1 and measure(n) > budget:
-        n -= 1
-    return n
+    fits, too_long = 0, None
+    while fits < most:
+        n = min(max(1, 2 * fits), most) if too_long is None else (fits + too_long) // 2
+        if n == fits:
+            break
+        if measure(n) <= budget:
+            fits = n
+        else:
+            too_long = n
+    return fits
