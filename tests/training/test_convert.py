@@ -15,7 +15,8 @@ from xgen_jax.evaluation.suites import reconstruct_file, reconstruction_suite
 from xgen_jax.inference.encode import encode_dataset
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.training.convert import convert
-from xgen_jax.training.run_folder import load_embedder
+from xgen_jax.training.loop import train
+from xgen_jax.training.run_folder import RunFolder, load_embedder
 from xgen_jax.weights.safetensors import write_safetensors
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -82,6 +83,12 @@ def test_arguments_that_cannot_be_right_are_refused(folder, changes, message):
     with pytest.raises(UserError, match=message):
         convert(**arguments)
     assert not (folder / "other").exists()
+
+
+def test_converted_weights_are_not_trained_but_started_from(folder, tmp_path):
+    with pytest.raises(UserError, match="converted weights are no run.*init_from=FOLDER"):
+        train(RunFolder(folder / "vae").config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_folder_is_not_overwritten(folder, tiny_runs):

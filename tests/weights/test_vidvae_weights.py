@@ -54,7 +54,7 @@ def decode(model, params, z):
     return jax.jit(lambda p, z: model.apply(p, z, method="decode")[0])(params, z)
 
 
-def check(got, arrays, name, atol):
+def assert_golden(got, arrays, name, atol):
     wanted = last(arrays[f"out/{name}"])
     # The bound, 1e-4 of the largest value, is looser than these everywhere.
     np.testing.assert_allclose(got, wanted, atol=atol[name], rtol=0, err_msg=name)
@@ -78,29 +78,29 @@ QUICK |= {("odd", "fix", "time", "p12"), ("t17", "fix", "frame", "p01"), ("t1", 
 def test_open_sora_plans_moments(case):
     clip, layout, norm, place = case
     got = moments(*osp(layout, norm, place), last(OSP[f"in/x_{clip}"]))
-    check(got, OSP, f"moments_{clip}_{layout}_{norm}_{place}", OSP_ATOL)
+    assert_golden(got, OSP, f"moments_{clip}_{layout}_{norm}_{place}", OSP_ATOL)
 
 
 @pytest.mark.parametrize("layout,norm", [("bug", "time"), ("fix", "time"), ("fix", "frame")])
 @pytest.mark.parametrize("z", ["t3", *(pytest.param(z, marks=pytest.mark.slow) for z in ("t1", "t2", "t5"))])
 def test_open_sora_plans_decoder(z, layout, norm):
-    check(decode(*osp(layout, norm), last(OSP[f"in/z_{z}"])), OSP, f"decode_{z}_{layout}_{norm}", OSP_ATOL)
+    assert_golden(decode(*osp(layout, norm), last(OSP[f"in/z_{z}"])), OSP, f"decode_{z}_{layout}_{norm}", OSP_ATOL)
 
 
 def test_open_sora_plans_round_trip():
     model, params = osp("bug", "time")
     mean = moments(model, params, last(OSP["in/x_t9"]))[..., :4]
-    check(mean, OSP, "mode_t9_bug_time_p01", OSP_ATOL)
-    check(decode(model, params, mean), OSP, "recon_t9_bug_time_p01", OSP_ATOL)
+    assert_golden(mean, OSP, "mode_t9_bug_time_p01", OSP_ATOL)
+    assert_golden(decode(model, params, mean), OSP, "recon_t9_bug_time_p01", OSP_ATOL)
 
 
 @pytest.mark.parametrize("layout,norm", [("bug", "time"), pytest.param("fix", "frame", marks=pytest.mark.slow)])
 def test_divide_and_merge_has_open_sora_plans_windows(layout, norm):
     model, params = osp(layout, norm)
     got = divide_and_merge(lambda x: moments(model, params, x), last(OSP["in/x_win"]), 5, "drop")
-    check(got, OSP, f"win_moments_{layout}_{norm}_p01", OSP_ATOL)
+    assert_golden(got, OSP, f"win_moments_{layout}_{norm}_p01", OSP_ATOL)
     got = divide_and_merge(lambda z: decode(model, params, z), last(OSP["in/z_win"]), 2, "drop")
-    check(got, OSP, f"win_decode_{layout}_{norm}_p01", OSP_ATOL)
+    assert_golden(got, OSP, f"win_decode_{layout}_{norm}_p01", OSP_ATOL)
 
 
 @pytest.mark.parametrize("image", ["a", pytest.param("b", marks=pytest.mark.slow), "dim"])
@@ -133,8 +133,8 @@ def test_an_inflated_model_on_a_moving_video(clip, norm, layout):
     model = VidVAE(dataclasses.replace(config, norm=norm, attention_layout=layout, time_up="trilinear"))
     name = f"{clip}_{'bug_time' if norm == 'group' else 'fix_frame'}"
     got = moments(model, params, last(SD[f"in/video_{clip}"]))
-    check(got, SD, f"moments3d_{name}", SD_ATOL)
-    check(decode(model, params, got[..., :4]), SD, f"recon3d_{name}", SD_ATOL)
+    assert_golden(got, SD, f"moments3d_{name}", SD_ATOL)
+    assert_golden(decode(model, params, got[..., :4]), SD, f"recon3d_{name}", SD_ATOL)
 
 
 def same(tensors, config=None, kind="sd-vae", expected=None):

@@ -60,11 +60,8 @@ def encode_stream(embedder: VidVAEEmbedder, params: Params, chunks: Iterable[np.
         _check_alike(chunk, first)
         seen += chunk.shape[1]
         waiting = chunk if waiting is None else np.concatenate([waiting, chunk], axis=1)
-        ready = (
-            waiting.shape[1] // factor * factor
-            if history is not None
-            else (waiting.shape[1] - 1) // factor * factor + 1
-        )
+        alone = history is None  # the first frame is a latent frame by itself
+        ready = alone + (waiting.shape[1] - alone) // factor * factor
         if ready:
             latents, history = encode_chunk(embedder, params, waiting[:, :ready], history)
             waiting = waiting[:, ready:]
@@ -125,16 +122,19 @@ def encode(
     rows, n = plan(embedder, params, "encode", shape, video_BTHWC.dtype, memory_budget_gb)
     f, frames = embedder.model.config.time_factor, video_BTHWC.shape[1]
     cuts = sorted({0, *range(1 + f * (n - 1), frames, f * n), frames})
-    blocks = []
-    for first, last, above, below in _row_blocks(shape[2], rows, embedder.model.config.halo):
-        block = video_BTHWC[:, :, above * s : below * s]
-        if len(cuts) == 2:
-            latents = np.asarray(encode_chunk(embedder, params, block, None)[0])
-        else:
-            chunks = (block[:, a:b] for a, b in zip(cuts, cuts[1:]))
-            latents = np.concatenate(list(encode_stream(embedder, params, chunks)), axis=1)
-        blocks.append(latents[:, :, first - above : last - above])
-    return np.concatenate(blocks, axis=2)
+
+    def encode_rows(block):
+        if n == shape[1]:
+            return np.asarray(encode_chunk(embedder, params, block, None)[0])
+        chunks = (block[:, a:b] for a, b in zip(cuts, cuts[1:]))
+        return np.concatenate(list(encode_stream(embedder, params, chunks)), axis=1)
+
+    blocks = _row_blocks(shape[2], rows, embedder.model.config.halo)
+    parts = [
+        encode_rows(video_BTHWC[:, :, above * s : below * s])[:, :, first - above : last - above]
+        for first, last, above, below in blocks
+    ]
+    return np.concatenate(parts, axis=2)
 
 
 def decode(
@@ -148,16 +148,19 @@ def decode(
     _check_latents(embedder, latents_BTHWC)
     shape, s = latents_BTHWC.shape, embedder.model.config.space_factor
     rows, n = plan(embedder, params, "decode", shape, latents_BTHWC.dtype, memory_budget_gb)
-    blocks = []
-    for first, last, above, below in _row_blocks(shape[2], rows, embedder.model.config.halo):
-        block = latents_BTHWC[:, :, above:below]
+
+    def decode_rows(block):
         if n == shape[1]:
-            video = np.asarray(decode_chunk(embedder, params, block, None, True)[0])
-        else:
-            chunks = (block[:, at : at + n] for at in range(0, shape[1], n))
-            video = np.concatenate(list(decode_stream(embedder, params, chunks)), axis=1)
-        blocks.append(video[:, :, (first - above) * s : (last - above) * s])
-    return np.concatenate(blocks, axis=2)
+            return np.asarray(decode_chunk(embedder, params, block, None, True)[0])
+        chunks = (block[:, at : at + n] for at in range(0, shape[1], n))
+        return np.concatenate(list(decode_stream(embedder, params, chunks)), axis=1)
+
+    blocks = _row_blocks(shape[2], rows, embedder.model.config.halo)
+    parts = [
+        decode_rows(latents_BTHWC[:, :, above:below])[:, :, (first - above) * s : (last - above) * s]
+        for first, last, above, below in blocks
+    ]
+    return np.concatenate(parts, axis=2)
 
 
 def _row_blocks(height: int, rows: int, halo: int | None) -> Iterator[tuple[int, int, int, int]]:

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from xgen_jax.data.latents import LatentSource
 from xgen_jax.data.pipeline import Pipeline
@@ -28,7 +27,7 @@ from xgen_jax.models.text import ByteTextEncoder
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.parallel.mesh import make_mesh
-from xgen_jax.parallel.sharding import LOGICAL_AXES, batch_sharding, path_name, replicated, tree_shardings
+from xgen_jax.parallel.sharding import batch_sharding, on_mesh, path_name, replicated, tree_shardings
 from xgen_jax.training.config import RunConfig
 from xgen_jax.training.latent_statistics import latent_statistics
 from xgen_jax.training.metrics import ConsoleWriter, JsonlWriter, MetricWriters, TensorBoardWriter
@@ -137,6 +136,8 @@ def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = Fals
     Raises:
       UserError: anything the user can mend; NonFiniteLoss among them.
     """
+    if config.objective == "vidvae_weights":
+        raise UserError("converted weights are no run; train a vidvae run that starts from them, with init_from=FOLDER")
     folder = RunFolder(workdir)
     mesh = make_mesh(config.mesh)
     objective = make_objective(config)
@@ -151,7 +152,7 @@ def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = Fals
     fresh = overwrite or not folder.checkpoints().steps()
     start = starting_params(config) if fresh else None
     folder.claim(config, overwrite)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):
+    with on_mesh(mesh):
         return _train(config, folder, mesh, objective, pipeline, start)
 
 

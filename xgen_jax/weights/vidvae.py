@@ -67,7 +67,9 @@ IGNORED = ("loss.", "model_ema.")  # what Open-Sora-Plan's training kept beside 
 KINDS = ("sd-vae", "osp-vae")
 
 
-def load_vidvae(kind: str, tensors: Mapping[str, np.ndarray], config: dict[str, Any] | None = None, origin: str = ""):
+def load_vidvae(
+    kind: str, tensors: Mapping[str, np.ndarray], config: dict[str, Any] | None = None, origin: str = ""
+) -> tuple[VidVAEConfig, Params]:
     """Turns a foreign checkpoint into a VidVAE.
 
     Args:
