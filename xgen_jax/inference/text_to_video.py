@@ -122,7 +122,7 @@ def _draw_compiled(static, steps, sampler, latent_shape, params, ids, mask, seed
 
     null_mask = jnp.broadcast_to(jnp.arange(ids.shape[1]) == 0, mask.shape)
     denoise = guided(
-        lambda x, t, text: model.apply(params["vdit"], x, t, *text), tokens(mask), tokens(null_mask), scale
+        lambda x, t, text: model.apply(params["vdit"], x, 1000 * t, *text), tokens(mask), tokens(null_mask), scale
     )
     return sample(denoise, noise, time_grid(steps, shift), sampler)
 

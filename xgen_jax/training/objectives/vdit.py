@@ -107,6 +107,6 @@ class VDiTObjective:
         mask = jnp.where(dropped_B[:, None], first_L[None, :], arrays["mask"])
         text, mask = self.text.apply(params["text"], arrays["ids"], mask)
         x_t = self.process.corrupt(x0, eps, t_B)
-        velocity = self.model.apply(params["vdit"], x_t, t_B, text, mask)
+        velocity = self.model.apply(params["vdit"], x_t, 1000 * t_B, text, mask)
         loss_B = jnp.square(velocity - (eps - x0)).mean((1, 2, 3, 4))
         return loss_B.mean(), {}
