@@ -144,7 +144,7 @@ def test_a_fitted_pipeline_knows_its_order_by_fingerprint():
 
 
 def test_conditions_of_a_clip():
-    np.testing.assert_array_equal(clip_conditions(17, 240, 424, 8.0), np.float32([240, 424, 424 / 240, 17, 8]))
+    np.testing.assert_array_equal(clip_conditions(17, 240, 424, 8.0), np.float32([240, 424, 240 / 424, 17, 8]))
     assert clip_conditions(1, 240, 424, 8.0)[-1] == 120
 
 

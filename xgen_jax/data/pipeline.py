@@ -118,11 +118,12 @@ def slot_counts(weights: list[float]) -> list[int]:
 
 
 def clip_conditions(frames: int, height: int, width: int, fps: float) -> np.ndarray:
-    """float32 (5,): height, width, width / height, frames, frames a second; an image counts as IMAGE_FPS.
+    """float32 (5,): height, width, height / width, frames, frames a second; an image counts as IMAGE_FPS.
 
-    These are the scalars that Open-Sora 1.1 trains with, its aspect the reciprocal of the one buckets are named by.
+    The order is that of `models.vdit_config.ClipConditions`. Open-Sora 1.1 trained on width / height and sampled with
+    height / width; here it is the latter in both.
     """
-    return np.array([height, width, width / height, frames, fps if frames > 1 else IMAGE_FPS], np.float32)
+    return np.array([height, width, height / width, frames, fps if frames > 1 else IMAGE_FPS], np.float32)
 
 
 class Pipeline:
