@@ -9,7 +9,6 @@ from typing import Any
 from xgen_jax.data.video import WRITE_SUFFIXES, write_video
 from xgen_jax.errors import UserError
 from xgen_jax.inference.text_to_video import load_text_to_video
-from xgen_jax.models.text import tokenize_bytes
 
 
 def parse_size(size: str | None) -> tuple[int, int] | None:
@@ -87,7 +86,7 @@ def sample_files(
     paths = [folder / f"{number:05d}.mp4" for number in range(1, len(prompts) + 1)]
     todo = [place for place, path in enumerate(paths) if overwrite or not path.exists()]
     loaded = load_text_to_video(model, embedder)
-    tokenize_bytes(prompts, loaded.text.config.max_bytes)  # refuses a prompt too long before anything is drawn
+    loaded.text.check(prompts)  # refuses a prompt too long before anything is drawn
     for done, place in enumerate(todo):
         video = loaded(prompts[place], seed + place, size=parse_size(size), **options)
         write_video(paths[place], video, fps or loaded.fps)

@@ -16,7 +16,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.inference.streaming import decode
 from xgen_jax.inference.video_range import to_uint8
 from xgen_jax.models.embedder import VidVAEEmbedder
-from xgen_jax.models.text import ByteTextEncoder, tokenize_bytes
+from xgen_jax.models.text import ByteConditioner, ByteTextEncoder
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.training.config import VDiTRun
 from xgen_jax.training.run_folder import RunFolder, check_fingerprints, load_embedder
@@ -29,12 +29,13 @@ class TextToVideo:
 
     Attributes:
       config: of the run that trained it; its first bucket is the default size.
-      params: {"vdit", "text", "embedder"}.
+      text: the text conditioner, see `models.text`.
+      params: {"vdit", "embedder"}, and what the conditioner trained along.
     """
 
     config: VDiTRun
     model: VDiT
-    text: ByteTextEncoder
+    text: ByteConditioner
     embedder: VidVAEEmbedder
     params: Params
 
@@ -80,28 +81,26 @@ class TextToVideo:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise UserError("there is no prompt")
-        for text in prompts:
-            if not text.strip():
-                raise UserError("a prompt is empty; say what should be seen")
+        self.text.check(prompts)
         if seed < 0:
             raise UserError(f"seed={seed} must be 0 or more")
         bucket = self.config.data.buckets[0]
         height, width = size or (bucket.height, bucket.width)
         latent_shape = self.embedder.latent_shape((frames or bucket.frames, height, width))
         self.model.config.check_latents(latent_shape)
-        ids, mask = tokenize_bytes(prompts, self.text.config.max_bytes)
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         latent_shape = (*latent_shape, self.embedder.latent_channels)
         draw = functools.partial(
             _draw, self, steps or self.config.sample_steps, sampler or self.config.sampler, latent_shape
         )
         batch_size = min(batch_size, len(prompts))
-        networks = {name: self.params[name] for name in ("text", "vdit")}
+        networks = {name: tree for name, tree in self.params.items() if name != "embedder"}
         videos = []
         for first in range(0, len(prompts), batch_size):
             # A last batch that is not full repeats its last row: every batch runs the same compiled program.
             rows = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
-            latents = draw(networks, ids[rows], mask[rows], np.uint32(seed), rows.astype(np.uint32), np.float32(scale))
+            arrays = self.text.arrays([prompts[row] for row in rows])
+            latents = draw(networks, arrays, np.uint32(seed), rows.astype(np.uint32), np.float32(scale))
             batch = decode(self.embedder, self.params["embedder"], latents)
             videos.append(batch[: len(prompts) - first])
             if progress:
@@ -111,18 +110,17 @@ class TextToVideo:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _draw_compiled(static, steps, sampler, latent_shape, params, ids, mask, seed, rows, scale):
-    model, text_model, shift = static
+def _draw_compiled(static, steps, sampler, latent_shape, params, arrays, seed, rows, scale):
+    model, conditioner, shift = static
     process = RectifiedFlow()
     key = jax.random.key(seed)
     noise = jax.vmap(lambda row: process.terminal(jax.random.fold_in(key, row), latent_shape))(rows)
 
-    def tokens(mask):
-        return text_model.apply(params["text"], ids, mask)
+    def tokens(null):
+        return conditioner.embed(params, arrays, jnp.full(rows.shape, null))
 
-    null_mask = jnp.broadcast_to(jnp.arange(ids.shape[1]) == 0, mask.shape)
     denoise = guided(
-        lambda x, t, text: model.apply(params["vdit"], x, 1000 * t, *text), tokens(mask), tokens(null_mask), scale
+        lambda x, t, text: model.apply(params["vdit"], x, 1000 * t, *text), tokens(False), tokens(True), scale
     )
     return sample(denoise, noise, time_grid(steps, shift), sampler)
 
@@ -155,7 +153,7 @@ def load_text_to_video(path, embedder: str | None = None, step: int | None = Non
     return TextToVideo(
         config=config,
         model=VDiT(config.model),
-        text=ByteTextEncoder(config.text),
+        text=ByteConditioner(encoder=ByteTextEncoder(config.text)),
         embedder=network,
         params={**params, "embedder": embedder_params},
     )

@@ -1,10 +1,18 @@
-"""Text encoders. An encoder is `tokenize(prompts)` on the host and `apply(params, ids, mask)` -> (B, L, D) on the
-device.
+"""Text conditioning: from captions to the tokens that a transformer attends to. A conditioner is
 
-`ByteTextEncoder` is small, needs no vocabulary file and is trained with the transformer it serves.
+    arrays(captions) -> {name: array (B, ...)}               on the host
+    init(key, arrays) -> {name: sub-tree}                    what is trained along with the transformer; may be empty
+    embed(params, arrays, dropped_B) -> (text (B, L, D), mask (B, L))      on the device; `params` is the whole run's
+    check(prompts)                                           raises UserError for a prompt that cannot be drawn
+
+The null caption of classifier-free guidance lives inside `embed`, so training's caption drop and sampling's guidance
+share it. `ByteConditioner` is small, needs no vocabulary file and is trained with the transformer it serves;
+a frozen T5's embeddings are made before (the normal path) or by an encoder at hand.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +21,7 @@ from flax import linen as nn
 from xgen_jax.errors import UserError
 from xgen_jax.nn.attention import SelfAttention
 from xgen_jax.nn.mlp import MLP
-from xgen_jax.typing import Array
+from xgen_jax.typing import Array, Params
 
 PAD, BEGIN, VOCABULARY = 0, 257, 258  # bytes are 1..256
 STRIDE = 4  # bytes a token
@@ -21,13 +29,35 @@ STRIDE = 4  # bytes a token
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByteTextConfig:
-    """Sizes of a byte-level encoder. `max_bytes` is the longest prompt in UTF-8 bytes."""
+    """Sizes of a byte-level encoder, trained along. `max_bytes` is the longest prompt in UTF-8 bytes."""
 
+    kind: str = "bytes"
     width: int = 96
     depth: int = 2
     heads: int = 4
     max_bytes: int = 64
     attention: str = "xla"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5TextConfig:
+    """A frozen T5 encoder.
+
+    Attributes:
+      path: its local folder in Hugging Face's layout, see `weights.t5`. Training on latents with stored embeddings
+        needs nothing of it but that these are its own; sampling reads it.
+      length: tokens a caption, the end-of-sentence token included; longer ones are cut, and it is said.
+      released: the null caption wears the caption's mask and is not trained, as in STDiT2's weights.
+    """
+
+    kind: str = "t5"
+    path: str
+    length: int = 250
+    released: bool = False
+
+    def __post_init__(self):
+        if self.length < 1:
+            raise UserError(f"text.length must be 1 or more, not {self.length}")
 
 
 def tokenize_bytes(prompts: list[str], max_bytes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +71,10 @@ def tokenize_bytes(prompts: list[str], max_bytes: int) -> tuple[np.ndarray, np.n
     ids = np.full((len(prompts), max_bytes + 1), PAD, np.int32)
     ids[:, 0] = BEGIN
     for row, prompt in enumerate(prompts):
-        data = prompt.encode("utf-8")
+        try:
+            data = prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"the prompt {prompt!r} holds half a character (place {error.start}); mend it") from error
         if len(data) > max_bytes:
             raise UserError(f"the prompt {prompt!r} has {len(data)} bytes; this model takes at most {max_bytes}")
         ids[row, 1 : 1 + len(data)] = np.frombuffer(data, np.uint8).astype(np.int32) + 1
@@ -79,3 +112,50 @@ class ByteTextEncoder(nn.Module):
             h = nn.LayerNorm(dtype=self.dtype, name=f"norm_mlp{layer}")(x)
             x = x + MLP(4 * c.width, dtype=self.dtype, name=f"mlp{layer}")(h)
         return nn.LayerNorm(dtype=self.dtype, name="norm_out")(x), mask_BL
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByteConditioner:
+    """`ByteTextEncoder` as a conditioner; its parameters are params["text"]. The null caption is the begin token."""
+
+    encoder: ByteTextEncoder
+    kind: ClassVar[str] = "bytes"
+
+    @property
+    def width(self) -> int:
+        """Width of the tokens."""
+        return self.encoder.config.width
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises UserError for an empty prompt, or one that is too long."""
+        _refuse_empty(prompts, prompts)
+        tokenize_bytes(list(prompts), self.encoder.config.max_bytes)
+
+    def arrays(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        """{"ids", "mask"}, see `tokenize_bytes`."""
+        ids, mask = tokenize_bytes(list(captions), self.encoder.config.max_bytes)
+        return {"ids": ids, "mask": mask}
+
+    def batch_arrays(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Those of a training batch; embeddings stored in it are of another encoder's, and left aside."""
+        return self.arrays(batch["caption"])
+
+    def init(self, key: Array, arrays: dict[str, Array]) -> Params:
+        """{"text": the encoder's parameters}."""
+        return {"text": self.encoder.init(key, arrays["ids"], arrays["mask"])}
+
+    def embed(self, params: Params, arrays: dict[str, Array], dropped_B: Array | None = None) -> tuple[Array, Array]:
+        """Tokens (B, ceil((max_bytes + 1) / 4), D) and their mask; where `dropped_B` is True, the null caption's."""
+        ids, mask = arrays["ids"], arrays["mask"]
+        if dropped_B is not None:
+            # The empty caption is the begin token alone, so dropping a caption is masking all else.
+            first_L = jnp.arange(mask.shape[1]) == 0
+            mask = jnp.where(dropped_B[:, None], first_L[None, :], mask)
+        return self.encoder.apply(params["text"], ids, mask)
+
+
+def _refuse_empty(prompts: Sequence[str], cleaned: Sequence[str]) -> None:
+    for prompt, rest in zip(prompts, cleaned, strict=True):
+        if not rest.strip():
+            reason = "a prompt is empty" if not prompt.strip() else f"nothing is left of the prompt {prompt!r}"
+            raise UserError(f"{reason}; say what should be seen")

@@ -23,7 +23,7 @@ from xgen_jax.data.latents import LatentSource
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources import Source, make_source
 from xgen_jax.errors import UserError
-from xgen_jax.models.text import ByteTextEncoder
+from xgen_jax.models.text import ByteConditioner, ByteTextEncoder
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.parallel.mesh import make_mesh
@@ -87,7 +87,7 @@ def make_objective(config: RunConfig):
         embedder = embedder_params = None  # its fingerprint is all that is needed of it
     return VDiTObjective(
         model=VDiT(config.model, dtype),
-        text=ByteTextEncoder(config.text, dtype),
+        text=ByteConditioner(encoder=ByteTextEncoder(config.text, dtype)),
         embedder=embedder,
         embedder_params=embedder_params,
         loss_config=config.loss,

@@ -2,7 +2,8 @@
 
     loss = | v(x_t, t, text) - (eps - x0) |^2        x_t = (1 - t) x0 + t eps      (arXiv 2403.03206, section 2)
 
-The text encoder of the tiny preset is trained along; the embedder is frozen.
+The embedder is frozen. The text conditioner makes what the transformer attends to of a caption, and knows its null
+caption; some train an encoder along.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import optax
 from xgen_jax.diffusion.flow import RectifiedFlow
 from xgen_jax.diffusion.time import draw_times
 from xgen_jax.models.embedder import VidVAEEmbedder
-from xgen_jax.models.text import ByteTextEncoder, tokenize_bytes
+from xgen_jax.models.text import ByteConditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.training.objectives.vidvae import to_unit_range
 from xgen_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -38,15 +39,16 @@ class VDiTLossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VDiTObjective:
-    """Trains {"vdit": ..., "text": ...} against a frozen embedder.
+    """Trains {"vdit": ...}, and what the text conditioner trains along, against a frozen embedder.
 
     Attributes:
+      text: a text conditioner, see `models.text`.
       embedder, embedder_params: None where batches hold latents already: nothing is encoded then.
       embedder_fingerprint: of the embedder that makes, or made, the latents.
     """
 
     model: VDiT
-    text: ByteTextEncoder
+    text: ByteConditioner
     embedder: VidVAEEmbedder | None
     embedder_params: Params | None
     loss_config: VDiTLossConfig
@@ -64,25 +66,24 @@ class VDiTObjective:
         return {"embedder": self.embedder_fingerprint}
 
     def arrays(self, batch):
-        """Host batch -> video uint8 (B, T, H, W, 3) or latents (B, t, h, w, c), text ids and mask (B, L)."""
-        ids, mask = tokenize_bytes(list(batch["caption"]), self.text.config.max_bytes)
+        """Host batch -> video uint8 (B, T, H, W, 3) or latents (B, t, h, w, c), and the conditioner's arrays."""
         clips = "video" if self.embedder else "latents"
-        return {clips: batch[clips], "ids": ids, "mask": mask}
+        return {clips: batch[clips], "text": self.text.batch_arrays(batch)}
 
     def prepare(self, arrays):
         """Replaces a video by its latents (B, t, h, w, c)."""
         if not self.embedder:
             return arrays
         latents = self._encode(self.embedder_params, arrays["video"])
-        return {"latents": latents, "ids": arrays["ids"], "mask": arrays["mask"]}
+        return {"latents": latents, "text": arrays["text"]}
 
     def init(self, key: Array, arrays) -> Params:
-        """Parameters of the transformer and its text encoder."""
+        """Parameters of the transformer and of what is trained along."""
         key_text, key_vdit = jax.random.split(key)
-        text_params = self.text.init(key_text, arrays["ids"], arrays["mask"])
-        text, mask = self.text.apply(text_params, arrays["ids"], arrays["mask"])
+        params = self.text.init(key_text, arrays["text"])
+        text, mask = self.text.embed(params, arrays["text"])
         time = jnp.zeros(arrays["latents"].shape[0])
-        return {"text": text_params, "vdit": self.model.init(key_vdit, arrays["latents"], time, text, mask)}
+        return {**params, "vdit": self.model.init(key_vdit, arrays["latents"], time, text, mask)}
 
     def averaged(self, params: Params) -> Params:
         """All of them."""
@@ -102,10 +103,7 @@ class VDiTObjective:
         t_B = draw_times(key_time, c.time_distribution, c.time_shift)
         eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(key_noise)
         dropped_B = jax.vmap(jax.random.uniform)(key_drop) < c.caption_drop
-        # The empty caption is the begin token alone, so dropping a caption is masking all else.
-        first_L = jnp.arange(arrays["mask"].shape[1]) == 0
-        mask = jnp.where(dropped_B[:, None], first_L[None, :], arrays["mask"])
-        text, mask = self.text.apply(params["text"], arrays["ids"], mask)
+        text, mask = self.text.embed(params, arrays["text"], dropped_B)
         x_t = self.process.corrupt(x0, eps, t_B)
         velocity = self.model.apply(params["vdit"], x_t, 1000 * t_B, text, mask)
         loss_B = jnp.square(velocity - (eps - x0)).mean((1, 2, 3, 4))
