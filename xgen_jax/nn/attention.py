@@ -18,8 +18,8 @@ from xgen_jax.nn.positions import rotary
 from xgen_jax.typing import Array
 
 IMPLEMENTATIONS = ("xla", "cudnn")
-# On CPU more logits than these are computed head by head, forward and backward, for out of the cache they cost more than
-# the products: at 1,024 tokens that halves the time of the forward pass.
+# On CPU more logits than these are computed head by head, forward and backward, for out of the cache they cost more
+# than the products: at 1,024 tokens that halves the time of the forward pass.
 LOGITS_BYTES = 16 * 2**20
 XAVIER = nn.initializers.xavier_uniform()
 
