@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from xgen_jax.errors import UserError
+from xgen_jax.nn import attention as attention_module
 from xgen_jax.nn.attention import CrossAttention, SelfAttention, attention
 
 
@@ -16,8 +17,10 @@ def inputs():
     return q, k, v, jax.random.normal(keys[3], q.shape)
 
 
+@pytest.mark.parametrize("logits_bytes", [0, 2**20], ids=["head by head", "at once"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_values_and_gradients_are_those_of_jax(masked):
+def test_values_and_gradients_are_those_of_jax(masked, logits_bytes, monkeypatch):
+    monkeypatch.setattr(attention_module, "LOGITS_BYTES", logits_bytes)
     q, k, v, cotangent = inputs()
     mask = jnp.arange(7)[None] < jnp.array([[4], [7]]) if masked else None
 

@@ -1,7 +1,8 @@
 """How much memory a program takes, and the longest chunk that fits a budget.
 
 No formula stands between the two: a chunk is compiled before it is run anyway, and what XLA then reports is the
-prediction. A few compilations find the longest chunk that fits; the last of them is the program that runs.
+prediction. A few compilations find the longest chunk that fits; running it compiles it once more, at no cost where a
+compilation cache is set up, as `launch/` does.
 """
 
 from collections.abc import Callable
