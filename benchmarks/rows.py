@@ -1,13 +1,23 @@
-"""What every benchmark shares: the machine's name, and one JSON line a row on stdout, all else on stderr."""
+"""What every benchmark shares: the machine's name, timing beside a peer, and one JSON line a row on stdout.
+
+All else goes to stderr. Ours and the peer run in one process, in turn, so that whatever else keeps the machine busy
+slows both. The peer is the fastest of several in a trial: memory layouts, and on a GPU `torch.compile`. `time_s` is the
+shortest run and `median_s` the middle one; `cpu_s` is the least CPU time of a run, the steadier figure on a shared
+machine; `ratio` is the peer's time over ours: above 1 we are the faster. Without torch and diffusers (extra `bench`)
+the rows have no peer.
+"""
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import os
 import pathlib
 import platform
+import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +26,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax  # noqa: E402  (the environment comes first)
+import jax.numpy as jnp  # noqa: E402
+
+from xgen_jax.inference.memory import program_bytes  # noqa: E402
+
+try:
+    import torch
+except ImportError:
+    torch = None
 
 ON_GPU = jax.default_backend() == "gpu"
 THREADS = len(os.sched_getaffinity(0))
@@ -34,6 +52,104 @@ def device_name() -> str:
     return f"{THREADS} cores {name}"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A function of no arguments that does with torch what ours does, and waits for the result."""
+
+    name: str
+    run: Callable[[], Any]
+    parameters: int | None = None
+
+
+def in_turn(functions: list[Callable[[], Any]], repeats: int) -> list[dict[str, float]]:
+    """Runs the functions one after the other, `repeats` times after a run that does not count."""
+    walls, cpus = [[] for _ in functions], [[] for _ in functions]
+    for repeat in range(-1, repeats):
+        for function, wall, cpu in zip(functions, walls, cpus):
+            start, cpu_start = time.perf_counter(), time.process_time()
+            function()
+            if repeat >= 0:
+                wall.append(time.perf_counter() - start)
+                cpu.append(time.process_time() - cpu_start)
+    return [
+        {"time_s": min(wall), "median_s": statistics.median(wall), "cpu_s": min(cpu)} for wall, cpu in zip(walls, cpus)
+    ]
+
+
+def fastest(peers: list[Peer]) -> Peer | None:
+    """Of several ways to do the same, the one that is done first in a trial."""
+    if len(peers) < 2:
+        return peers[0] if peers else None
+    times = [time["time_s"] for time in in_turn([peer.run for peer in peers], repeats=1)]
+    return peers[times.index(min(times))]
+
+
+def row(what, shape, dtype, function, arguments, peers, repeats, parameters=None) -> dict[str, Any]:
+    """Compiles and times function(*arguments) on (clips, frames, ...), and the fastest of the peers beside it."""
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(*arguments).compile()
+    compile_s = time.perf_counter() - start
+    best = fastest(peers)
+    runs = [lambda: jax.block_until_ready(compiled(*arguments)), *([best.run] if best else [])]
+    ours, *theirs = in_turn(runs, repeats)
+    their = theirs[0] if theirs else dict.fromkeys(ours)
+    return {
+        "what": what,
+        "shape": list(shape),
+        "dtype": jnp.dtype(dtype).name,
+        "device": device_name(),
+        "threads": THREADS,
+        **ours,
+        "compile_s": compile_s,
+        "peak_bytes": program_bytes(compiled),
+        "frames_per_s": shape[0] * shape[1] / ours["time_s"],
+        "parameters": parameters,
+        "peer": best.name if best else None,
+        "peer_parameters": best.parameters if best else None,
+        **{f"peer_{name}": value for name, value in their.items()},
+        "ratio": their["time_s"] / ours["time_s"] if best else None,
+    }
+
+
+def dtypes() -> list[Any]:
+    """float32 everywhere; bfloat16 where the hardware has it."""
+    return [jnp.float32, jnp.bfloat16] if ON_GPU else [jnp.float32]
+
+
+def torch_device() -> str:
+    return "cuda" if ON_GPU and torch.cuda.is_available() else "cpu"
+
+
+def torch_dtype(dtype):
+    return torch.bfloat16 if dtype == jnp.bfloat16 else torch.float32
+
+
+def wait() -> None:
+    if torch_device() == "cuda":
+        torch.cuda.synchronize()
+
+
+def variants(module) -> list[tuple[str, Any]]:
+    """The module as it is, and on a GPU compiled too."""
+    return [("", module), *([(", torch.compile", torch.compile(module))] if torch_device() == "cuda" else [])]
+
+
+def has_diffusers() -> bool:
+    if torch is None:
+        return False
+    try:
+        import diffusers  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def at_least_one(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return int(text)
+
+
 def print_rows(
     parser: argparse.ArgumentParser, groups: Mapping[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]]
 ) -> None:
@@ -44,6 +160,8 @@ def print_rows(
     unknown = [name for name in wanted if name not in groups]
     if unknown:
         parser.error(f"--rows={options.rows}: {unknown[0]!r} is none of {', '.join(groups)}")
+    if torch:
+        torch.set_num_threads(THREADS)
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # whatever libraries print is no row
         for name in wanted:

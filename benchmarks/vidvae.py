@@ -1,36 +1,34 @@
 """Speed and memory of VidVAE beside PyTorch's modules of the same widths; one JSON line a row on stdout.
 
 python benchmarks/vidvae.py [--rows=conv,model] [--preset=small|paper] [--repeats=10]
-
-Ours and the peer run in one process, in turn, so that whatever else keeps the machine busy slows both. The peer is the
-fastest of several in a trial: memory layouts, and on a GPU `torch.compile`. `time_s` is the shortest
-run and `median_s` the middle one; `cpu_s` is the least CPU time of a run, the steadier figure on a shared machine;
-`ratio` is the peer's time over ours: above 1 we are the faster. Without torch and diffusers (extra `bench`) the rows
-have no peer.
 """
 
 import argparse
 import dataclasses
-import statistics
-import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from rows import ON_GPU, THREADS, device_name, print_rows  # isort: skip  (it sets the environment)
+from rows import (  # isort: skip  (it sets the environment)
+    Peer,
+    at_least_one,
+    dtypes,
+    has_diffusers,
+    print_rows,
+    row,
+    torch,
+    torch_device,
+    torch_dtype,
+    variants,
+    wait,
+)
 
 import jax
 import jax.numpy as jnp
 
-from xgen_jax.inference.memory import program_bytes
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.nn.convolution import CausalConv3D
-
-try:
-    import torch
-except ImportError:
-    torch = None
 
 # (batch, frames, height, width, channels in and out), stride 1, 3x3x3: two that stand in the issue and two of the
 # paper's network.
@@ -50,88 +48,6 @@ MODELS = {
     ),
     "paper": (PRESETS["paper"], (2, 5, 128, 128, 3), (2, 1, 128, 128, 3)),
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Peer:
-    """A function of no arguments that does with torch what ours does, and waits for the result."""
-
-    name: str
-    run: Callable[[], Any]
-    parameters: int | None = None
-
-
-def in_turn(functions: list[Callable[[], Any]], repeats: int) -> list[dict[str, float]]:
-    """Runs the functions one after the other, `repeats` times after a run that does not count."""
-    walls, cpus = [[] for _ in functions], [[] for _ in functions]
-    for repeat in range(-1, repeats):
-        for function, wall, cpu in zip(functions, walls, cpus):
-            start, cpu_start = time.perf_counter(), time.process_time()
-            function()
-            if repeat >= 0:
-                wall.append(time.perf_counter() - start)
-                cpu.append(time.process_time() - cpu_start)
-    return [
-        {"time_s": min(wall), "median_s": statistics.median(wall), "cpu_s": min(cpu)} for wall, cpu in zip(walls, cpus)
-    ]
-
-
-def fastest(peers: list[Peer]) -> Peer | None:
-    """Of several ways to do the same, the one that is done first in a trial."""
-    if len(peers) < 2:
-        return peers[0] if peers else None
-    times = [time["time_s"] for time in in_turn([peer.run for peer in peers], repeats=1)]
-    return peers[times.index(min(times))]
-
-
-def row(what, shape, dtype, function, arguments, peers, repeats, parameters=None) -> dict[str, Any]:
-    """Compiles and times function(*arguments), and the fastest of the peers beside it."""
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
-    compile_s = time.perf_counter() - start
-    best = fastest(peers)
-    runs = [lambda: jax.block_until_ready(compiled(*arguments)), *([best.run] if best else [])]
-    ours, *theirs = in_turn(runs, repeats)
-    their = theirs[0] if theirs else dict.fromkeys(ours)
-    return {
-        "what": what,
-        "shape": list(shape),
-        "dtype": jnp.dtype(dtype).name,
-        "device": device_name(),
-        "threads": THREADS,
-        **ours,
-        "compile_s": compile_s,
-        "peak_bytes": program_bytes(compiled),
-        "frames_per_s": shape[0] * shape[1] / ours["time_s"],
-        "parameters": parameters,
-        "peer": best.name if best else None,
-        "peer_parameters": best.parameters if best else None,
-        **{f"peer_{name}": value for name, value in their.items()},
-        "ratio": their["time_s"] / ours["time_s"] if best else None,
-    }
-
-
-def dtypes() -> list[Any]:
-    """float32 everywhere; bfloat16 where the hardware has it."""
-    return [jnp.float32, jnp.bfloat16] if ON_GPU else [jnp.float32]
-
-
-def torch_device() -> str:
-    return "cuda" if ON_GPU and torch.cuda.is_available() else "cpu"
-
-
-def torch_dtype(dtype):
-    return torch.bfloat16 if dtype == jnp.bfloat16 else torch.float32
-
-
-def wait() -> None:
-    if torch_device() == "cuda":
-        torch.cuda.synchronize()
-
-
-def variants(module) -> list[tuple[str, Any]]:
-    """The module as it is, and on a GPU compiled too."""
-    return [("", module), *([(", torch.compile", torch.compile(module))] if torch_device() == "cuda" else [])]
 
 
 # --- the convolution ------------------------------------------------------------------------------------------------
@@ -308,7 +224,7 @@ def model(options) -> Iterator[dict[str, Any]]:
             def train(params, video, autoencode=autoencode):
                 return jax.value_and_grad(lambda params: jnp.square(autoencode(params, video)).mean())(params)
 
-            peers = torch_models(config, shape, latent_shape, dtype) if torch and has_diffusers() else {}
+            peers = torch_models(config, shape, latent_shape, dtype) if has_diffusers() else {}
             for what, function, argument in (
                 ("encode", encode, video),
                 ("decode", decode, latents),
@@ -322,29 +238,13 @@ def model(options) -> Iterator[dict[str, Any]]:
                 yield row(title, shape, dtype, function, arguments, peers.get(what, []), options.repeats, count)
 
 
-def has_diffusers() -> bool:
-    try:
-        import diffusers  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 GROUPS = {"conv": conv, "model": model}
-
-
-def at_least_one(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return int(text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="small", choices=MODELS, help="which network the group `model` runs")
     parser.add_argument("--repeats", default=10, type=at_least_one, help="runs a row that are counted")
-    if torch:
-        torch.set_num_threads(THREADS)
     print_rows(parser, GROUPS)
 
 
