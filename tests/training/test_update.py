@@ -9,7 +9,8 @@ from flax import linen as nn
 
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.text import ByteConditioner, ByteTextConfig, ByteTextEncoder
-from xgen_jax.models.vdit import VDiT, VDiTConfig
+from xgen_jax.models.vdit import VDiT
+from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel import sharding

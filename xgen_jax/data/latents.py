@@ -19,7 +19,7 @@ import os
 import pathlib
 import secrets
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -27,6 +27,7 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.shapes import shape_name
 from xgen_jax.errors import UserError
 
@@ -37,8 +38,10 @@ _OPEN_SHARDS = 128
 
 
 def pack(index: int, sample: dict[str, Any]) -> bytes:
-    """A clip as msgpack: {index, caption, latents: {dtype, shape, bytes}} and text, text_mask alike if there."""
+    """A clip as msgpack: {index, caption, fps, latents: {dtype, shape, bytes}}, text and text_mask alike if there."""
     record = {"index": index, "caption": sample["caption"]}
+    if "fps" in sample:
+        record["fps"] = float(sample["fps"])
     for name in ARRAYS:
         if name in sample:
             array = np.ascontiguousarray(sample[name])
@@ -165,8 +168,8 @@ class LatentWriter:
 
 
 class LatentSource:
-    """What `launch/encode.py` wrote, as a source of clips: "latents" float32 (t, h, w, c), "caption", and, where
-    captions were embedded, "text" (L, D) and "text_mask" (L,).
+    """What `launch/encode.py` wrote, as a source of clips: "latents" float32 (t, h, w, c), "caption", "fps",
+    and, where captions were embedded, "text" (L, D) and "text_mask" (L,).
 
     Clip i is what the source that was encoded gave for its clip i; one that could not be read then is replaced by the
     next that could, as a folder of videos does it.
@@ -204,6 +207,16 @@ class LatentSource:
     def __len__(self) -> int:
         return self.manifest["clips"]
 
+    def fit(self, buckets: Sequence[Bucket], seed: int) -> list[np.ndarray]:
+        """For each bucket the clips that were encoded for it: the choice was made then, and `seed` is not used."""
+        del seed
+        members = []
+        for bucket in buckets:
+            left_out = self._left_out.get(bucket.name)
+            there = () if left_out is None else sorted(set(range(len(self))) - left_out)
+            members.append(np.array(there, np.int64))
+        return members
+
     def fingerprint(self) -> str:
         """Hex digest of the manifest, and so of every shard's bytes; the folder may move."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
@@ -232,6 +245,8 @@ class LatentSource:
             sample = unpack(self._reader(file).read([place])[0])
         except (RuntimeError, ValueError, IndexError, msgpack.UnpackException) as error:
             raise UserError(f"record {place} of {file} cannot be read ({error}); encode it again") from error
+        if self.manifest.get("fps"):
+            sample.setdefault("fps", self.manifest["fps"])  # older records have none
         if sample.pop("index") != index:
             raise UserError(f"record {place} of {file} is not clip {index}: the file was replaced; encode it again")
         return {name: _as_float32(value) for name, value in sample.items()}

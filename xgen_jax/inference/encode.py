@@ -197,7 +197,11 @@ class _Encoder:
             columns["text"], columns["text_mask"] = self._embed(self.text_params, ids, mask)
         columns = {name: self._stored(np.asarray(column)) for name, column in columns.items()}
         return [
-            {"caption": clip["caption"], **{name: column[row] for name, column in columns.items()}}
+            {
+                "caption": clip["caption"],
+                "fps": clip.get("fps", 0.0),
+                **{name: column[row] for name, column in columns.items()},
+            }
             for row, clip in enumerate(clips)
         ]
 

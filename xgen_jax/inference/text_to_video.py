@@ -119,7 +119,9 @@ def _draw_compiled(static, steps, sampler, latent_shape, params, arrays, seed, r
     def tokens(null):
         return conditioner.embed(params, arrays, jnp.full(rows.shape, null))
 
-    denoise = guided(lambda x, t, text: model.apply(params["vdit"], x, t, *text), tokens(False), tokens(True), scale)
+    denoise = guided(
+        lambda x, t, text: model.apply(params["vdit"], x, 1000 * t, *text), tokens(False), tokens(True), scale
+    )
     return sample(denoise, noise, time_grid(steps, shift), sampler)
 
 

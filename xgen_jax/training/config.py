@@ -12,7 +12,7 @@ from typing import Any
 from xgen_jax.data.pipeline import DataConfig
 from xgen_jax.errors import UserError
 from xgen_jax.models.text import ByteTextConfig
-from xgen_jax.models.vdit import VDiTConfig
+from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel.mesh import MeshConfig
 from xgen_jax.training.objectives.vdit import VDiTLossConfig

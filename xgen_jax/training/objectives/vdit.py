@@ -105,6 +105,6 @@ class VDiTObjective:
         dropped_B = jax.vmap(jax.random.uniform)(key_drop) < c.caption_drop
         text, mask = self.text.embed(params, arrays["text"], dropped_B)
         x_t = self.process.corrupt(x0, eps, t_B)
-        velocity = self.model.apply(params["vdit"], x_t, t_B, text, mask)
+        velocity = self.model.apply(params["vdit"], x_t, 1000 * t_B, text, mask)
         loss_B = jnp.square(velocity - (eps - x0)).mean((1, 2, 3, 4))
         return loss_B.mean(), {}
