@@ -23,7 +23,6 @@ from xgen_jax.data.latents import LatentSource
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources import Source, make_source
 from xgen_jax.errors import UserError
-from xgen_jax.models.text import ByteConditioner, ByteTextEncoder
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.parallel.mesh import make_mesh
@@ -41,6 +40,7 @@ from xgen_jax.training.run_folder import (
     load_embedder,
 )
 from xgen_jax.training.state import TrainState, init_state, make_update
+from xgen_jax.training.text_encoder import load_conditioner
 from xgen_jax.typing import Params
 from xgen_jax.weights.lpips import load_lpips
 
@@ -81,13 +81,12 @@ def make_objective(config: RunConfig):
     embedder_fingerprint = embedder.fingerprint(embedder_params)
     for bucket in buckets:
         config.model.check_latents(embedder.latent_shape(bucket))
-    if config.model.text_width != config.text.width:
-        raise UserError(f"model.text_width {config.model.text_width} is not text.width {config.text.width}")
+    text = load_conditioner(config, dtype, stored=config.data.source == "latents")
     if config.data.source == "latents":
         embedder = embedder_params = None  # its fingerprint is all that is needed of it
     return VDiTObjective(
         model=VDiT(config.model, dtype),
-        text=ByteConditioner(encoder=ByteTextEncoder(config.text, dtype)),
+        text=text,
         embedder=embedder,
         embedder_params=embedder_params,
         loss_config=config.loss,

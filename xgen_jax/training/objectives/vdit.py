@@ -15,7 +15,7 @@ import optax
 from xgen_jax.diffusion.flow import RectifiedFlow
 from xgen_jax.diffusion.time import draw_times
 from xgen_jax.models.embedder import VidVAEEmbedder
-from xgen_jax.models.text import ByteConditioner
+from xgen_jax.models.text import ByteConditioner, T5Conditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.training.objectives.vidvae import to_unit_range
 from xgen_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -48,7 +48,7 @@ class VDiTObjective:
     """
 
     model: VDiT
-    text: ByteConditioner
+    text: ByteConditioner | T5Conditioner
     embedder: VidVAEEmbedder | None
     embedder_params: Params | None
     loss_config: VDiTLossConfig
@@ -62,8 +62,8 @@ class VDiTObjective:
         object.__setattr__(self, "_encode", encode)
 
     def fingerprints(self) -> dict[str, str]:
-        """The embedder."""
-        return {"embedder": self.embedder_fingerprint}
+        """The embedder, and a frozen text encoder."""
+        return {"embedder": self.embedder_fingerprint, **self.text.fingerprints()}
 
     def arrays(self, batch):
         """Host batch -> video uint8 (B, T, H, W, 3) or latents (B, t, h, w, c), and the conditioner's arrays."""
