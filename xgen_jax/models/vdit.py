@@ -131,7 +131,7 @@ class ScannedBlock(nn.Module):
 
 
 class VDiT(nn.Module):
-    """The network: latents (B, t, h, w, C), time (B,) in [0, 1], text (B, L, Dt), mask (B, L) -> as the latents."""
+    """The network: latents (B, t, h, w, C), time (B,) in 0 .. 1000, text (B, L, Dt), mask (B, L) -> as the latents."""
 
     config: VDiTConfig
     dtype: jnp.dtype = jnp.float32
@@ -153,7 +153,7 @@ class VDiT(nn.Module):
             x = x + sinusoid(jnp.arange(x.shape[1]), c.width).astype(self.dtype)[None, :, None]
         x = nn.with_logical_constraint(x, ("batch", "time", "space", "width"))
 
-        t = dense(c.width, xavier, "t_embedder1")(sinusoid(1000.0 * time_B, 256))
+        t = dense(c.width, xavier, "t_embedder1")(sinusoid(time_B, 256))
         t = dense(c.width, xavier, "t_embedder2")(nn.silu(t))
         t6 = dense(6 * c.width, NORMAL, "t_block")(nn.silu(t)).reshape(-1, 6, c.width)
         t3 = dense(3 * c.width, NORMAL, "t_block_temporal")(nn.silu(t)).reshape(-1, 3, c.width)
