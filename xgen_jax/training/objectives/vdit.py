@@ -1,4 +1,6 @@
-"""VDiT's objective: flow matching on an embedder's latents, with captions dropped now and then for guidance.
+"""VDiT's objective: a diffusion process on an embedder's latents, with captions dropped now and then for guidance.
+
+What the network predicts, at which times, and its losses are the process's; rectified flow's is
 
     loss = | v(x_t, t, text) - (eps - x0) |^2        x_t = (1 - t) x0 + t eps      (arXiv 2403.03206, section 2)
 
@@ -12,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xgen_jax.diffusion.flow import RectifiedFlow
-from xgen_jax.diffusion.time import draw_times
+from xgen_jax.diffusion.process import Process, frame_mean
+from xgen_jax.diffusion.processes import make_process
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.text import ByteConditioner
 from xgen_jax.models.vdit import VDiT
@@ -24,17 +26,26 @@ from xgen_jax.typing import Array, Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VDiTLossConfig:
-    """How times are drawn and captions dropped.
+    """The process, how its times are drawn, and how captions are dropped.
 
     Attributes:
+      process: a name in `diffusion.processes.PROCESSES`.
       caption_drop: share of samples that see the empty caption.
       time_distribution: `uniform` or `logit_normal`.
       time_shift: see `diffusion.time.shift`; sampling uses the same.
     """
 
+    process: str = "flow"
     caption_drop: float = 0.1
     time_distribution: str = "logit_normal"
     time_shift: float = 1.0
+
+    def __post_init__(self):
+        self.make_process()
+
+    def make_process(self) -> Process:
+        """Raises UserError where its name is not known."""
+        return make_process(self.process)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,8 +64,12 @@ class VDiTObjective:
     embedder_params: Params | None
     loss_config: VDiTLossConfig
     embedder_fingerprint: str = ""
-    process: RectifiedFlow = RectifiedFlow()
     frozen: Params = None  # the embedder has done its part before the step
+
+    @property
+    def process(self) -> Process:
+        """What corrupts the latents."""
+        return self.loss_config.make_process()
 
     def __post_init__(self):
         # The frozen weights are an argument: closed over they would be constants of every compiled step.
@@ -96,15 +111,15 @@ class VDiTObjective:
     def loss(self, params: Params, arrays, keys_B: Array, step: Array, frozen: Params = None):
         """Scalar loss and metrics of a batch, the same at any step."""
         del step, frozen
-        x0, c = arrays["latents"], self.loss_config
+        x0, c, process = arrays["latents"], self.loss_config, self.process
         key_time, key_noise, key_drop = (
             keys[:, 0] for keys in jnp.split(jax.vmap(lambda k: jax.random.split(k, 3))(keys_B), 3, axis=1)
         )
-        t_B = draw_times(key_time, c.time_distribution, c.time_shift)
+        t_B = process.draw_times(key_time, c.time_distribution, c.time_shift)
         eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(key_noise)
         dropped_B = jax.vmap(jax.random.uniform)(key_drop) < c.caption_drop
         text, mask = self.text.embed(params, arrays["text"], dropped_B)
-        x_t = self.process.corrupt(x0, eps, t_B)
-        velocity = self.model.apply(params["vdit"], x_t, 1000 * t_B, text, mask)
-        loss_B = jnp.square(velocity - (eps - x0)).mean((1, 2, 3, 4))
-        return loss_B.mean(), {}
+        x_t = process.corrupt(x0, eps, t_B)
+        output = self.model.apply(params["vdit"], x_t, process.network_time(t_B), text, mask)
+        losses = {name: frame_mean(each).mean() for name, each in process.losses(output, x0, eps, t_B).items()}
+        return losses.pop("loss"), losses if len(losses) > 1 else {}
