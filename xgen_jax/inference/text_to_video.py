@@ -89,8 +89,10 @@ class TextToVideo:
         self.model.config.check_latents(latent_shape)
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         latent_shape = (*latent_shape, self.embedder.latent_channels)
-        process, sampler = self.config.loss.make_process(), sampler or self.config.sampler
-        grid = make_grid(process, steps or self.config.sample_steps, ratio=self.config.loss.time_shift)
+        process = self.config.loss.make_process(self.config.model.learned_variance)
+        sampler = sampler or self.config.sampler
+        ratio = self.config.loss.time_ratio(height, width, latent_shape[0])
+        grid = make_grid(process, steps or self.config.sample_steps, ratio=ratio)
         static = (self.model, self.text, process, sampler, latent_shape)
         draw = functools.partial(_draw, static, make_steps(sampler, grid))
         batch_size = min(batch_size, len(prompts))
