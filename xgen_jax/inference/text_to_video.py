@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -15,10 +16,11 @@ from xgen_jax.errors import UserError
 from xgen_jax.inference.streaming import decode
 from xgen_jax.inference.video_range import to_uint8
 from xgen_jax.models.embedder import VidVAEEmbedder
-from xgen_jax.models.text import ByteConditioner, ByteTextEncoder
+from xgen_jax.models.text import ByteConditioner, T5Conditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.training.config import VDiTRun
 from xgen_jax.training.run_folder import RunFolder, check_fingerprints, load_embedder
+from xgen_jax.training.text_encoder import default_cache, load_conditioner
 from xgen_jax.typing import Params, Video
 
 
@@ -34,7 +36,7 @@ class TextToVideo:
 
     config: VDiTRun
     model: VDiT
-    text: ByteConditioner
+    text: ByteConditioner | T5Conditioner
     embedder: VidVAEEmbedder
     params: Params
 
@@ -129,16 +131,25 @@ def _draw(static, steps, params, arrays, seed, rows, scale):
     return sample(denoise, x, steps, sampler, key_noise(key_B, latent_shape))
 
 
-def load_text_to_video(path, embedder: str | None = None, step: int | None = None) -> TextToVideo:
-    """Loads a VDiT run folder: its averaged parameters and the embedder that it was trained on.
+def load_text_to_video(
+    path,
+    embedder: str | None = None,
+    step: int | None = None,
+    *,
+    text_encoder: str | None = None,
+    text_cache: str | None = None,
+) -> TextToVideo:
+    """Loads a VDiT run folder: its averaged parameters, and the embedder and text encoder that it was trained on.
 
     Args:
       path: the run folder.
       embedder: the embedder's folder, when it is no longer where the run found it.
       step: a checkpoint's step; the newest by default.
+      text_encoder: the T5's folder, likewise, for a run that has one. Its weights are loaded when a prompt needs them.
+      text_cache: where embeddings of prompts are kept; see `training.text_encoder.default_cache`.
 
     Raises:
-      UserError: not such a folder, no finished checkpoint, or the embedder is missing or another one.
+      UserError: not such a folder, no finished checkpoint, or the embedder or text encoder is missing or another one.
     """
     folder = RunFolder(path)
     config = folder.config()
@@ -146,20 +157,23 @@ def load_text_to_video(path, embedder: str | None = None, step: int | None = Non
         raise UserError(f"{path} holds a {config.objective} run; a text-to-video model is a vdit run")
     checkpoints = folder.checkpoints()
     params = checkpoints.restore_part(("ema",), step)
-    network, embedder_params = load_embedder(embedder or _embedder_folder(folder, config))
-    now = {"embedder": network.fingerprint(embedder_params)}
+    network, embedder_params = load_embedder(embedder or _moved(folder, config.embedder))
+    if config.text.kind == "t5" and not text_encoder:
+        text_encoder = _moved(folder, config.text.path)
+    text = load_conditioner(config, path=text_encoder, cache=text_cache or default_cache())
+    now = {"embedder": network.fingerprint(embedder_params), **text.fingerprints()}
     check_fingerprints(now, checkpoints.restore_data(step), f"the model in {path}")
     return TextToVideo(
         config=config,
         model=VDiT(config.model),
-        text=ByteConditioner(encoder=ByteTextEncoder(config.text)),
+        text=text,
         embedder=network,
         params={**params, "embedder": embedder_params},
     )
 
 
-def _embedder_folder(folder: RunFolder, config: VDiTRun) -> str:
-    """The embedder as configured, or, when a run was moved with its neighbours, the folder of that name beside it."""
-    configured = RunFolder(config.embedder).path
+def _moved(folder: RunFolder, configured: str) -> str:
+    """A folder as configured, or, when a run was moved with its neighbours, the one of that name beside it."""
+    configured = pathlib.Path(configured)
     beside = folder.path.parent / configured.name
     return str(beside if not configured.is_dir() and beside.is_dir() else configured)

@@ -17,6 +17,7 @@ from jax.experimental import topologies
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pipeline import clip_conditions
 from xgen_jax.errors import UserError
+from xgen_jax.models.text import ByteConditioner, ByteTextEncoder, T5Conditioner
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated
@@ -75,7 +76,12 @@ def compile_train_step(
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if bucket.batch_size % shards:
         raise UserError(f"bucket {bucket.name}: a batch of {bucket.batch_size} over {shards} devices of {topology}")
-    objective = make_vdit_objective(config, embedder.latent_shape)
+    dtype = np.dtype(config.loop.compute_dtype)
+    if config.text.kind == "bytes":
+        text = ByteConditioner(encoder=ByteTextEncoder(config.text, dtype))
+    else:
+        text = T5Conditioner(length=config.text.length, width=config.model.text_width, released=config.text.released)
+    objective = make_vdit_objective(config, embedder.latent_shape, text)
     row = {
         "latents": np.zeros((1, *embedder.latent_shape(bucket.shape), embedder.latent_channels), np.float32),
         "caption": [""],

@@ -6,6 +6,7 @@ bucket and the sample ids.
 """
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import signal
@@ -23,8 +24,6 @@ from xgen_jax.data.latents import LatentSource
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources import Source, make_source
 from xgen_jax.errors import UserError
-from xgen_jax.models.embedder import VidVAEEmbedder
-from xgen_jax.models.text import ByteConditioner, ByteTextEncoder
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.parallel.mesh import make_mesh
@@ -44,6 +43,7 @@ from xgen_jax.training.run_folder import (
 )
 from xgen_jax.training.start import starting_params
 from xgen_jax.training.state import TrainState, init_state, make_update
+from xgen_jax.training.text_encoder import load_conditioner
 from xgen_jax.typing import Params, Shape
 from xgen_jax.weights.lpips import load_lpips
 
@@ -82,31 +82,25 @@ def make_objective(config: RunConfig):
         )
     embedder, embedder_params = load_embedder(config.embedder, dtype)
     check_buckets(config, embedder.latent_shape)
-    fingerprint = embedder.fingerprint(embedder_params)
-    if config.data.source != "latents":
-        return make_vdit_objective(config, embedder.latent_shape, fingerprint, embedder, embedder_params)
-    return make_vdit_objective(config, embedder.latent_shape, fingerprint)  # that is all that is needed of it
+    text = load_conditioner(config, dtype, stored=config.data.source == "latents")
+    objective = make_vdit_objective(config, embedder.latent_shape, text, embedder.fingerprint(embedder_params))
+    if config.data.source == "latents":
+        return objective  # the embedder's fingerprint is all that is needed of it
+    return dataclasses.replace(objective, embedder=embedder, embedder_params=embedder_params)
 
 
 def make_vdit_objective(
-    config: VDiTRun,
-    latent_shape: Callable[[Shape], Shape],
-    fingerprint: str = "",
-    embedder: VidVAEEmbedder | None = None,
-    embedder_params: Params | None = None,
+    config: VDiTRun, latent_shape: Callable[[Shape], Shape], text, embedder_fingerprint: str = ""
 ) -> VDiTObjective:
-    """The objective of a vdit run on latents of these shapes; with an embedder, on videos."""
-    dtype = np.dtype(config.loop.compute_dtype)
-    if config.model.text_width != config.text.width:
-        raise UserError(f"model.text_width {config.model.text_width} is not text.width {config.text.width}")
+    """The objective of a vdit run on latents of these shapes, with a text conditioner."""
     config.loss.make_process(config.model.learned_variance)
     return VDiTObjective(
-        model=VDiT(config.model, dtype),
-        text=ByteConditioner(encoder=ByteTextEncoder(config.text, dtype)),
-        embedder=embedder,
-        embedder_params=embedder_params,
+        model=VDiT(config.model, np.dtype(config.loop.compute_dtype)),
+        text=text,
+        embedder=None,
+        embedder_params=None,
         loss_config=config.loss,
-        embedder_fingerprint=fingerprint,
+        embedder_fingerprint=embedder_fingerprint,
         latent_shape=latent_shape,
     )
 

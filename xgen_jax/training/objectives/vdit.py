@@ -22,7 +22,7 @@ from xgen_jax.diffusion.process import Process, frame_mean
 from xgen_jax.diffusion.processes import make_process
 from xgen_jax.diffusion.time import shift_ratio
 from xgen_jax.models.embedder import VidVAEEmbedder
-from xgen_jax.models.text import ByteConditioner
+from xgen_jax.models.text import ByteConditioner, T5Conditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import ClipConditions
 from xgen_jax.training.frame_masks import FrameMaskConfig, draw_noised
@@ -77,7 +77,7 @@ class VDiTObjective:
     """
 
     model: VDiT
-    text: ByteConditioner
+    text: ByteConditioner | T5Conditioner
     embedder: VidVAEEmbedder | None
     embedder_params: Params | None
     loss_config: VDiTLossConfig
@@ -96,8 +96,8 @@ class VDiTObjective:
         return self.loss_config.make_process(self.model.config.learned_variance)
 
     def fingerprints(self) -> dict[str, str]:
-        """The embedder."""
-        return {"embedder": self.embedder_fingerprint}
+        """The embedder, and a frozen text encoder."""
+        return {"embedder": self.embedder_fingerprint, **self.text.fingerprints()}
 
     def arrays(self, batch):
         """Host batch -> video uint8 (B, T, H, W, 3) or latents (B, t, h, w, c), the conditioner's arrays, and what the
