@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xgen_jax.diffusion.flow import RectifiedFlow
+from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.guidance import guided
-from xgen_jax.diffusion.samplers import sample
-from xgen_jax.diffusion.time import time_grid
+from xgen_jax.diffusion.samplers import key_noise, make_steps, sample
 from xgen_jax.errors import UserError
 from xgen_jax.inference.streaming import decode
 from xgen_jax.inference.video_range import to_uint8
@@ -92,9 +91,12 @@ class TextToVideo:
         self.model.config.check_latents(latent_shape)
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         latent_shape = (*latent_shape, self.embedder.latent_channels)
-        draw = functools.partial(
-            _draw, self, steps or self.config.sample_steps, sampler or self.config.sampler, latent_shape
-        )
+        process = self.config.loss.make_process(self.config.model.learned_variance)
+        sampler = sampler or self.config.sampler
+        ratio = self.config.loss.time_ratio(height, width, latent_shape[0])
+        grid = make_grid(process, steps or self.config.sample_steps, ratio=ratio)
+        static = (self.model, self.text, process, sampler, latent_shape)
+        draw = functools.partial(_draw, static, make_steps(sampler, grid))
         batch_size = min(batch_size, len(prompts))
         networks = {name: tree for name, tree in self.params.items() if name != "embedder"}
         videos = []
@@ -111,25 +113,22 @@ class TextToVideo:
         return videos[0] if isinstance(prompt, str) else videos
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _draw_compiled(static, steps, sampler, latent_shape, params, arrays, seed, rows, scale):
-    model, conditioner, shift = static
-    process = RectifiedFlow()
-    key = jax.random.key(seed)
-    noise = jax.vmap(lambda row: process.terminal(jax.random.fold_in(key, row), latent_shape))(rows)
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(static, steps, params, arrays, seed, rows, scale):
+    """Latents of a batch. The grid, the seed and the scale are arguments: changing them compiles nothing anew."""
+    model, conditioner, process, sampler, latent_shape = static
+    key_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(rows)
+    x = jax.vmap(lambda key: process.terminal(key, latent_shape))(key_B)
 
     def tokens(null):
         return conditioner.embed(params, arrays, jnp.full(rows.shape, null))
 
-    denoise = guided(
-        lambda x, t, text: model.apply(params["vdit"], x, 1000 * t, *text), tokens(False), tokens(True), scale
-    )
-    return sample(denoise, noise, time_grid(steps, shift), sampler)
+    def predict(x, time, text, noised):
+        del noised
+        return model.apply(params["vdit"], x, time, *text)
 
-
-def _draw(model: TextToVideo, steps, sampler, latent_shape, *arrays):
-    static = (model.model, model.text, model.config.loss.time_shift)
-    return _draw_compiled(static, steps, sampler, latent_shape, *arrays)
+    denoise = guided(predict, tokens(False), tokens(True), scale, process)
+    return sample(denoise, x, steps, sampler, key_noise(key_B, latent_shape))
 
 
 def load_text_to_video(

@@ -11,7 +11,8 @@ Frames given as conditions are clean: they are modulated as at time 0.
 `released=True` computes as the public STDiT2 did (Open-Sora 1.1), with the same parameters. It differs in three places:
 - `nn.attention`: queries and keys are rotated before they are normalised, not after;
 - `_grid`: the positions' scale comes from the pixels of the batch's first clip and a rounded side of the grid;
-- `VDiT`: the last layer sees the time without the clip's size, but for condition frames, which it sees with it.
+- `_modulated_last`: the last layer sees the time without the clip's size, but for condition frames: these it modulates
+  as the noised ones, and then normalises and modulates once more, at time 0 and with the size.
 """
 
 import jax
@@ -170,7 +171,7 @@ class VDiT(nn.Module):
         # Of the time, and, where condition frames are given, of time 0 beside it.
         times_BF = time_B[:, None] if noised_BT is None else jnp.stack([time_B, jnp.zeros_like(time_B)], axis=1)
         t = embed(times_BF, c.width, "t_embedder")
-        in_space = in_time = final = t
+        in_space = in_time = t
         if clip is not None:
             third = c.width // 3
             sides = jnp.stack([clip.height, clip.width], axis=1)
@@ -182,14 +183,9 @@ class VDiT(nn.Module):
             in_space, in_time = t + size, t + pace
             if c.attention_layout == "full":
                 in_space = t + size + pace
-            final = jnp.concatenate([t[:, :1], in_space[:, 1:]], axis=1) if c.released else in_space
-
-        def per_frame(m_BFD):
-            """Modulation of time 0 at condition frames."""
-            return m_BFD if noised_BT is None else jnp.where(noised_BT[:, :, None], m_BFD[:, :1], m_BFD[:, 1:])
 
         def modulation(h, parts, name):
-            m = per_frame(dense(parts * c.width, NORMAL, name)(nn.silu(h)))
+            m = _per_frame(dense(parts * c.width, NORMAL, name)(nn.silu(h)), noised_BT)
             return rearrange(m, "b f (n d) -> b f n d", n=parts)
 
         t6 = modulation(in_space, 6, "t_block")
@@ -213,12 +209,30 @@ class VDiT(nn.Module):
                 x, _ = ScannedBlock(c, self.dtype, name=f"blocks_{layer}")(x, *context)
 
         table = self.param("scale_shift_table", nn.initializers.normal(c.width**-0.5), (2, c.width)).astype(self.dtype)
-        shift_scale = per_frame(final)[:, :, None] + table[None, None]
-        shift, scale = (m[:, :, None, :] for m in jnp.moveaxis(shift_scale, 2, 0))
-        out = c.patch**2 * c.out_channels(channels)
-        x = dense(out, ZEROS, "final")(modulate(layer_norm(x), shift, scale))
+        x = _modulated_last(c, x, t, in_space, table, noised_BT)
+        x = dense(c.patch**2 * c.out_channels(channels), ZEROS, "final")(x)
         x = rearrange(x, "b t (h w) (p q c) -> b t (h p) (w q) c", h=height, w=width, p=c.patch, q=c.patch)
         return x[:, :, :rows, :columns].astype(jnp.float32)
+
+
+def _per_frame(m_BFD: Array, noised_BT: Array | None) -> Array:
+    """Modulation at the time, (B, 1, D), or [time, 0], (B, 2, D) -> of each frame, or of all alike."""
+    return m_BFD if noised_BT is None else jnp.where(noised_BT[:, :, None], m_BFD[:, :1], m_BFD[:, 1:])
+
+
+def _modulated_last(c: VDiTConfig, x_BTSD, t_BFD, in_space_BFD, table, noised_BT):
+    """Normalised and modulated for the last layer."""
+
+    def modulated(x_BTSD, m_BFD):
+        shift, scale = (m[:, :, None, :] for m in jnp.moveaxis(m_BFD[:, :, None] + table[None, None], 2, 0))
+        return modulate(layer_norm(x_BTSD), shift, scale)
+
+    if not c.released:
+        return modulated(x_BTSD, _per_frame(in_space_BFD, noised_BT))
+    x_BTSD = modulated(x_BTSD, t_BFD[:, :1])
+    if noised_BT is None:
+        return x_BTSD
+    return jnp.where(noised_BT[:, :, None, None], x_BTSD, modulated(x_BTSD, in_space_BFD[:, 1:]))
 
 
 def _grid(c: VDiTConfig, height: int, width: int, clip: ClipConditions | None):
@@ -252,16 +266,19 @@ def null_caption(params: Params) -> Array:
     return jax.lax.stop_gradient(params["constants"]["null_caption"])
 
 
-def abstract_variables(config: VDiTConfig, channels: int = 4) -> Params:
-    """Shapes of a VDiT's variables, for latents of so many channels: nothing is computed."""
+def abstract_inputs(config: VDiTConfig, channels: int = 4) -> tuple:
+    """Shapes of the smallest inputs of a VDiT on latents of so many channels."""
 
     def of(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     clip = ClipConditions(*[of(1)] * 5) if config.clip_conditions else None
-    side = config.patch
-    inputs = of(1, 1, side, side, channels), of(1), of(1, 1, config.text_width), None, clip
-    return jax.eval_shape(VDiT(config).init, jax.random.key(0), *inputs)
+    return of(1, 1, config.patch, config.patch, channels), of(1), of(1, 1, config.text_width), None, clip
+
+
+def abstract_variables(config: VDiTConfig, channels: int = 4) -> Params:
+    """Shapes of a VDiT's variables: nothing is computed."""
+    return jax.eval_shape(VDiT(config).init, jax.random.key(0), *abstract_inputs(config, channels))
 
 
 def count_parameters(config: VDiTConfig, channels: int = 4) -> int:

@@ -73,11 +73,15 @@ class VidVAERun:
 class VDiTRun:
     """A run that trains a text-to-video transformer on the latents of the embedder in the run folder `embedder`.
 
+    `init_from` is the folder of a vdit run, or of converted weights, whose averaged parameters the first step starts
+    from: the stage before, as a rule.
+
     `sampler`, `sample_steps`, `guidance_scale` and `sample_fps` are the defaults of drawing samples.
     """
 
     objective: str = "vdit"
     embedder: str
+    init_from: str | None = None
     model: VDiTConfig
     text: ByteTextConfig | T5TextConfig
     loss: VDiTLossConfig = VDiTLossConfig()
@@ -103,6 +107,7 @@ class VidVAEWeights:
 
 RUNS = {"vidvae": VidVAERun, "vdit": VDiTRun, "vidvae_weights": VidVAEWeights}
 EMBEDDERS = ("vidvae", "vidvae_weights")
+TRANSFORMERS = ("vdit", "vdit_weights")  # the objectives whose folders a transformer can be taken from
 RunConfig = VidVAERun | VDiTRun | VidVAEWeights
 
 # What may change between two calls of the same run without making it another run.
