@@ -59,7 +59,8 @@ class RunFolder:
         if self.path.is_file():
             raise UserError(f"{self.path} is a file; give a folder for the run")
         if (self.path / "config.json").exists():
-            differing = [] if overwrite else differing_keys(self.read_json("config.json"), to_dict(config))
+            # Read as a configuration first: keys that a newer release added have their defaults then.
+            differing = [] if overwrite else differing_keys(to_dict(self.config()), to_dict(config))
             if differing:
                 listed = "\n  ".join(differing)
                 raise UserError(
@@ -167,6 +168,8 @@ def load_text_encoder(path: str | os.PathLike, dtype=np.float32) -> tuple[ByteTe
     config = folder.config()
     if config.objective != "vdit":
         raise UserError(f"{path} holds a {config.objective} run; a text encoder is that of a vdit run")
+    if config.text.kind != "bytes":
+        raise UserError(f"{path} holds a run with the text encoder {config.text.path}, which it did not train")
     return ByteTextEncoder(config.text, dtype), folder.checkpoints().restore_part(("ema", "text"))
 
 
