@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 from xgen_jax.data.pipeline import Bucket, DataConfig
 from xgen_jax.models.text import ByteTextConfig
-from xgen_jax.models.vdit import PRESETS
+from xgen_jax.models.vdit_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
 from xgen_jax.training.config import LoopConfig, VDiTRun
 from xgen_jax.training.objectives.vdit import VDiTLossConfig

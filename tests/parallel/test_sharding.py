@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from xgen_jax.models.vdit import PRESETS as VDIT_PRESETS
 from xgen_jax.models.vdit import VDiT
+from xgen_jax.models.vdit_config import PRESETS as VDIT_PRESETS
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS as VIDVAE_PRESETS
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh

@@ -202,10 +202,7 @@ def test_a_bucket_the_autoencoder_cannot_take_is_refused_before_anything_is_made
     assert not (tmp_path / "run").exists()
 
 
-def test_latents_or_text_the_transformer_cannot_take_are_refused(straight, tmp_path):
-    buckets = ({**vidvae()["data"]["buckets"][0], "height": 20},)
-    with pytest.raises(UserError, match="latents of 5x4 do not divide into patches of 2x2"):
-        run(vdit(straight, data={"buckets": buckets}), tmp_path / "run")
+def test_text_the_transformer_cannot_take_is_refused(straight, tmp_path):
     with pytest.raises(UserError, match="model.text_width 8 is not text.width 16"):
         run(vdit(straight, text={"width": 16}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

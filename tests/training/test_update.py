@@ -8,8 +8,9 @@ import pytest
 from flax import linen as nn
 
 from xgen_jax.models.embedder import VidVAEEmbedder
-from xgen_jax.models.text import ByteTextConfig, ByteTextEncoder
-from xgen_jax.models.vdit import VDiT, VDiTConfig
+from xgen_jax.models.text import ByteConditioner, ByteTextConfig, ByteTextEncoder
+from xgen_jax.models.vdit import VDiT
+from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel import sharding
@@ -39,7 +40,7 @@ def objective():
     embedder = VidVAEEmbedder(model=model)
     return VDiTObjective(
         model=VDiT(VDiTConfig(width=16, depth=2, heads=2, text_width=8, remat="none")),
-        text=ByteTextEncoder(ByteTextConfig(width=8, depth=1, heads=2, max_bytes=8)),
+        text=ByteConditioner(encoder=ByteTextEncoder(ByteTextConfig(width=8, depth=1, heads=2, max_bytes=8))),
         embedder=embedder,
         embedder_params=embedder.bundle(params, np.zeros(4), np.ones(4)),
         loss_config=VDiTLossConfig(caption_drop=0.5),
@@ -50,7 +51,7 @@ def objective():
 def arrays(objective):
     video = np.random.default_rng(0).integers(0, 256, (8, 5, 8, 16, 3), np.uint8)
     host = objective.arrays({"video": video, "caption": [f"clip {i}" for i in range(8)]})
-    assert host["ids"].shape == host["mask"].shape == (8, 9)
+    assert host["text"]["ids"].shape == host["text"]["mask"].shape == (8, 9)
     prepared = objective.prepare(host)
     assert prepared["latents"].shape == (8, 2, 2, 4, 4)
     return prepared

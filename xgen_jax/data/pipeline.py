@@ -1,10 +1,10 @@
 """Batches as a pure function of (seed, step): buckets, their schedule, and the Grain graph behind them.
 
-A bucket is one clip shape. Time is cut into periods; within a period every bucket owns a whole number of steps in
-proportion to its weight, in an order permuted by (seed, period). So each process knows the bucket of any step and its
-place in that bucket's shuffled, endless stream of clips without asking another process or remembering anything, and
-the state of a run is its step. Augmentation is drawn from (seed, bucket, place) before the stream is divided among
-processes: the concatenation of the processes' batches is the batch of one process.
+A bucket is one clip shape (see `data.buckets`). Time is cut into periods; within a period every bucket owns a whole
+number of steps in proportion to its weight, in an order permuted by (seed, period). So each process knows the bucket of
+any step and its place in that bucket's shuffled, endless stream of clips without asking another process or remembering
+anything, and the state of a run is its step. Augmentation is drawn from (seed, bucket, place) before the stream is
+divided among processes: the concatenation of the processes' batches is the batch of one process.
 """
 
 import dataclasses
@@ -20,30 +20,13 @@ from typing import Any
 import grain
 import numpy as np
 
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.sources import Sample, Source
 from xgen_jax.errors import UserError
 
+IMAGE_FPS = 120.0  # what Open-Sora 1.1 tells its network of an image
 _MAX_PERIOD = 1000  # steps; weights in ratios finer than this are rounded
-_SCHEDULE, _SHUFFLE, _CLIP = range(3)  # streams of randomness below the seed
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Bucket:
-    """Clips of one shape: frames, height and width in pixels, the global batch, and the relative share of steps."""
-
-    frames: int
-    height: int
-    width: int
-    batch_size: int
-    weight: float = 1.0
-
-    def __post_init__(self):
-        for name in ("frames", "height", "width", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"a bucket's {name} must be a whole number of 1 or more, not {value!r}")
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            raise UserError(f"a bucket's weight must be above 0, not {self.weight}; leave the bucket out instead")
+_SCHEDULE, _SHUFFLE, _CLIP = range(3)  # streams of randomness below the seed; `buckets.fit` has the next
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +40,8 @@ class DataConfig:
       seed: of everything random here, 0 or more.
       fps, stride, require_captions, flip: of a video_folder, see `VideoFolderSource`.
       buckets: clip shapes and their batches.
+      fit: each clip goes to the one bucket that it fits (see `buckets.fit`); if False, every clip to every bucket, as
+        often as their weights say, enlarged or held where it is too small or too short.
       num_threads: threads that prepare batches, one batch each; 0 prepares them in the caller.
       prefetch: batches kept ready, at least as many as threads to keep these busy.
     """
@@ -71,6 +56,7 @@ class DataConfig:
     require_captions: bool = True
     flip: bool = False
     buckets: tuple[Bucket, ...]
+    fit: bool = False
     num_threads: int = 2
     prefetch: int = 2
 
@@ -88,6 +74,7 @@ class DataConfig:
 #   "caption"    list of B strings
 #   "sample_id"  int64 (B,), unique over buckets and epochs: fold it into PRNG keys
 #   "index"      int64 (B,), place in the source
+#   "clip"       float32 (B, 5), what a transformer may be told: see `clip_conditions`
 Batch = dict[str, Any]
 
 
@@ -130,8 +117,21 @@ def slot_counts(weights: list[float]) -> list[int]:
     return [max(1, round(weight / sum(weights) * _MAX_PERIOD)) for weight in weights]
 
 
+def clip_conditions(frames: int, height: int, width: int, fps: float) -> np.ndarray:
+    """float32 (5,): height, width, height / width, frames, frames a second; an image counts as IMAGE_FPS.
+
+    The order is that of `models.vdit_config.ClipConditions`. Open-Sora 1.1 trained on width / height and sampled with
+    height / width; here it is the latter in both.
+    """
+    return np.array([height, width, height / width, frames, fps if frames > 1 else IMAGE_FPS], np.float32)
+
+
 class Pipeline:
     """Batches of a source for one of `process_count` processes.
+
+    Attributes:
+      buckets: those that there are batches of, in the configuration's order.
+      problems: in words, buckets that are left out for want of clips; only where clips are fitted.
 
     Raises UserError for a batch that the processes cannot share equally and for fewer clips than one batch.
     """
@@ -145,14 +145,18 @@ class Pipeline:
                     f"batch_size {bucket.batch_size} cannot be shared equally by {process_count} processes; "
                     f"make it a multiple of {process_count}"
                 )
-            if len(source) < bucket.batch_size:
-                raise UserError(
-                    f"source {source.name!r} has {len(source)} clips, fewer than one batch of {bucket.batch_size}; "
-                    f"add clips or make the batch smaller"
-                )
         self._source, self._config = source, config
-        self._schedule = Schedule([bucket.weight for bucket in config.buckets], config.seed)
-        orders = [self._order(number) for number in range(len(config.buckets))]
+        self.problems: list[str] = []
+        self._members = self._fitting() if config.fit else [None] * len(config.buckets)
+        self._numbers = [number for number in range(len(config.buckets)) if self._takes_part(number)]
+        if not self._numbers:
+            listed = "\n  ".join(self.problems)
+            raise UserError(f"no bucket has a batch of clips of source {source.name!r} that fit it:\n  {listed}")
+        self.buckets = tuple(config.buckets[number] for number in self._numbers)
+        batches = [bucket.weight * self._clips(n) / bucket.batch_size for n, bucket in self._numbered()]
+        weights = batches if config.fit else [bucket.weight for bucket in self.buckets]
+        self._schedule = Schedule(weights, config.seed)
+        orders = [self._order(number) for number in self._numbers]
         # Batched first and divided after: each process takes whole runs of the global batch, and only what it reads is
         # prepared.
         self._dataset = grain.MapDataset.select_from_datasets(
@@ -160,7 +164,7 @@ class Pipeline:
                 order.map(functools.partial(self._read, number))
                 .batch(bucket.batch_size // process_count, drop_remainder=True, batch_fn=_stack)
                 .slice(slice(process_index, None, process_count))
-                for number, (bucket, order) in enumerate(zip(config.buckets, orders, strict=True))
+                for (number, bucket), order in zip(self._numbered(), orders, strict=True)
             ],
             self._schedule,
         )
@@ -168,7 +172,12 @@ class Pipeline:
 
     def bucket(self, step: int) -> Bucket:
         """The bucket of a step, the same in all processes."""
-        return self._config.buckets[self._schedule[step][0]]
+        return self.buckets[self._schedule[step][0]]
+
+    def first_step(self, bucket: Bucket) -> int:
+        """The first step that has a bucket."""
+        number = self.buckets.index(bucket)
+        return next(step for step in range(sum(self._schedule.slots)) if self._schedule[step][0] == number)
 
     def batch(self, step: int) -> Batch:
         """This process's batch of a step, prepared in the caller's thread."""
@@ -203,29 +212,70 @@ class Pipeline:
                 f"{self._fingerprint}); restore the data and settings, or start a new run"
             )
 
+    def _fitting(self) -> list[np.ndarray]:
+        """The clips of each bucket, ascending."""
+        config, source = self._config, self._source
+        if not hasattr(source, "fit"):
+            raise UserError(f"data.fit needs clips that have a size of their own; those of {source.name!r} have none")
+        members = source.fit(config.buckets, config.seed)
+        left = len(source) - len(np.unique(np.concatenate(members)))
+        if left:
+            self.problems.append(f"{left} of {len(source)} clips fit no bucket, or none kept them")
+        return members
+
+    def _takes_part(self, number: int) -> bool:
+        bucket, clips = self._config.buckets[number], self._clips(number)
+        if clips >= bucket.batch_size:
+            return True
+        if not self._config.fit:
+            raise UserError(
+                f"source {self._source.name!r} has {clips} clips, fewer than one batch of {bucket.batch_size}; "
+                f"add clips or make the batch smaller"
+            )
+        if clips:
+            self.problems.append(f"bucket {bucket.name} is left out: {clips} clips for a batch of {bucket.batch_size}")
+        return False
+
+    def _clips(self, number: int) -> int:
+        members = self._members[number]
+        return len(self._source) if members is None else len(members)
+
+    def _numbered(self) -> list[tuple[int, Bucket]]:
+        return list(zip(self._numbers, self.buckets, strict=True))
+
     def _order(self, number: int) -> grain.MapDataset:
-        """Endless (place in the stream, index in the source), shuffled anew in each epoch without replacement."""
+        """Endless (place in the stream, which of the bucket's clips), shuffled anew in each epoch, none put back."""
         seed = np.random.SeedSequence((self._config.seed, _SHUFFLE, number)).generate_state(1)[0]
         # Grain hands the shuffled index on modulo the epoch; the place keeps the epoch, and costs nothing.
-        return grain.MapDataset.range(len(self._source)).seed(int(seed)).shuffle().repeat().map_with_index(_pair)
+        return grain.MapDataset.range(self._clips(number)).seed(int(seed)).shuffle().repeat().map_with_index(_pair)
 
     def _read(self, number: int, pair: tuple[int, int]) -> Sample:
         place, index = pair
-        bucket = self._config.buckets[number]
-        extended = place // len(self._source) * len(self._source) + index  # unique over epochs
+        bucket, clips, members = self._config.buckets[number], self._clips(number), self._members[number]
+        extended = place // clips * clips + index  # unique over epochs
+        index = index if members is None else int(members[index])
         rng = np.random.default_rng((self._config.seed, _CLIP, number, extended))
-        sample = self._source.read(index, rng, bucket.frames, bucket.height, bucket.width)
-        shape, video = (bucket.frames, bucket.height, bucket.width, 3), sample.get("video")
+        sample = self._source.read(index, rng, *bucket.shape)
+        shape, video = (*bucket.shape, 3), sample.get("video")
         if video is not None and (video.shape != shape or video.dtype != np.uint8):
             raise TypeError(f"source {self._source.name!r} gave {video.dtype} {video.shape} instead of uint8 {shape}")
         sample_id = extended * len(self._config.buckets) + number
-        return {**sample, "sample_id": np.int64(sample_id), "index": np.int64(index)}
+        conditions = clip_conditions(*bucket.shape, sample.pop("fps", 0.0))
+        return {**sample, "clip": conditions, "sample_id": np.int64(sample_id), "index": np.int64(index)}
 
     def _digest(self, orders: list[grain.MapDataset]) -> str:
         # A sample of the order itself is digested, for another version of Grain may shuffle differently.
-        sample = [[order[place][1] for place in range(min(8, len(self._source)))] for order in orders]
+        sample = [
+            [order[place][1] for place in range(min(8, self._clips(number)))]
+            for number, order in zip(self._numbers, orders, strict=True)
+        ]
         buckets = [dataclasses.asdict(bucket) for bucket in self._config.buckets]
         order = [self._config.seed, len(self._source), self._schedule.slots, sample]
+        if self._config.fit:
+            order += [hashlib.sha256(np.asarray(members, np.int64)).hexdigest() for members in self._members]
+        else:
+            for bucket in buckets:  # says nothing here, and fingerprints outlive releases
+                del bucket["keep"]
         parts = (self._source.fingerprint(), buckets, order)
         return ".".join(hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for part in parts)
 

@@ -11,10 +11,12 @@ import json
 import os
 import pathlib
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from xgen_jax.data.buckets import Bucket, fit
 from xgen_jax.data.transforms import random_crop
 from xgen_jax.data.video import READ_SUFFIXES, VideoInfo, probe, read_video
 from xgen_jax.errors import UserError
@@ -26,7 +28,7 @@ SOURCES = ("synthetic", "video_folder", "latents")
 CAPTIONS = "captions.jsonl"
 _SHOWN = 10  # items of each kind of problem in a report
 
-# "caption": str, and arrays: "video", or "latents" with, where they were stored, "text" and "text_mask".
+# "caption": str, "fps": float, and arrays: "video", or "latents" with, where they were stored, "text" and "text_mask".
 Sample = dict[str, Any]
 
 
@@ -44,8 +46,11 @@ class Source(Protocol):
     def read(self, index: int, rng: np.random.Generator, frames: int, height: int, width: int) -> Sample:
         """Clip `index` of frames x height x width pixels; every random choice comes from `rng`.
 
-        Its "caption" and its "video", uint8 (frames, height, width, 3), or "latents", float32 (t, h, w, c), of a clip
-        that was so large. All samples of a source have the same keys.
+        Its "caption", its "fps" (frames a second; 0 where nobody knows), and its "video", uint8 (frames, height, width,
+        3), or "latents", float32 (t, h, w, c), of a clip that was so large. All samples of a source have the same keys.
+
+        A source whose clips have sizes of their own also has `fit(buckets, seed)`: for each bucket the clips that go
+        to it, ascending (see `data.buckets.fit`).
         """
         ...
 
@@ -125,6 +130,19 @@ class VideoFolderSource:
         """The videos by index, as paths relative to the folder."""
         return [file for file, _, _ in self._files]
 
+    def extents(self) -> np.ndarray:
+        """Frames at the rate that clips are sampled at, height and width of each video, int64 (N, 3)."""
+        rows = []
+        for _, _, info in self._files:
+            frames = 1 + (info.duration_s - 1 / info.fps) * self._rate(info) + 1e-3
+            rows.append((max(1, int(frames)), info.height, info.width))
+        return np.array(rows, np.int64)
+
+    def fit(self, buckets: Sequence[Bucket], seed: int) -> list[np.ndarray]:
+        """For each bucket the videos that go to it; see `data.buckets.fit`."""
+        chosen = fit(self.extents(), buckets, seed)
+        return [np.flatnonzero(chosen == number) for number in range(len(buckets))]
+
     def fingerprint(self) -> str:
         """Hex digest over relative paths, sizes in bytes, captions and settings; the folder may move."""
         digest = hashlib.sha256(json.dumps([self.name, self._fps, self._stride, self._flip]).encode())
@@ -144,7 +162,7 @@ class VideoFolderSource:
         return "\n".join(lines)
 
     def read(self, index: int, rng: np.random.Generator, frames: int, height: int, width: int) -> Sample:
-        """A clip that starts and is cropped at random: "video", uint8 (frames, height, width, 3), and "caption".
+        """A clip that starts and is cropped at random: "video", uint8 (frames, height, width, 3), "caption", "fps".
 
         A clip too short holds its last frame. A file that cannot be decoded is replaced by the next that can, the same
         one every time; UserError when none can.
@@ -159,11 +177,11 @@ class VideoFolderSource:
                 if not self._substitute:
                     raise
                 continue
-            return {"video": video, "caption": caption}
+            return {"video": video, "caption": caption, "fps": self._rate(info)}
         raise UserError(f"every video in {self.path} failed to decode\n{self.report()}")
 
     def _read_clip(self, file: str, info: VideoInfo, frames: int, height: int, width: int, draws) -> np.ndarray:
-        fps = (self._fps or info.fps) / self._stride
+        fps = self._rate(info)
         # The last output frame must start before the file ends: choose among the source frames that allow it.
         spare = info.duration_s - (frames - 1) / fps - 1 / info.fps
         starts = 1 + max(0, int(spare * info.fps + 1e-3))
@@ -176,6 +194,10 @@ class VideoFolderSource:
         if self._flip and draws[3] < 0.5:
             video = video[:, :, ::-1]
         return np.ascontiguousarray(video)
+
+    def _rate(self, info: VideoInfo) -> float:
+        """Frames a second that clips of a file are sampled at."""
+        return (self._fps or info.fps) / self._stride
 
     def _note(self, kind: str, item: str) -> None:
         with self._lock:

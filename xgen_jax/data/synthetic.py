@@ -20,6 +20,7 @@ from xgen_jax.errors import UserError
 
 # Raise this whenever any clip's pixels or caption change: it is part of every fingerprint.
 VERSION = 2
+FPS = 8.0  # the rate a clip counts as played at; a shape takes the whole clip to cross, however long it is
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "shape": ("circle", "square", "triangle"),
@@ -307,10 +308,10 @@ class SyntheticSource:
         return scene, caption(named, int(u_phrasing * len(PHRASINGS)))
 
     def read(self, index: int, rng: np.random.Generator | None, frames: int, height: int, width: int) -> dict[str, Any]:
-        """Draws a clip: "video", uint8 (frames, height, width, 3), and "caption". No use is made of `rng`.
+        """Draws a clip: "video", uint8 (frames, height, width, 3), "caption", and "fps". No use is made of `rng`.
 
         Raises IndexError outside [0, num_clips), UserError for a length below 1.
         """
         del rng
         scene, text = self.scene(index)
-        return {"video": render(scene, frames, height, width), "caption": text}
+        return {"video": render(scene, frames, height, width), "caption": text, "fps": FPS}

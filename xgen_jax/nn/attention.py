@@ -61,24 +61,30 @@ class SelfAttention(nn.Module):
     Attributes:
       heads: number of heads; the width must be a multiple of it.
       qk_norm: root-mean-square normalisation of queries and keys per head, before the rotation.
+      rotate_first: the rotation before the normalisation instead, as the public STDiT2 has it (Open-Sora 1.1): learnt
+        scales that differ between the channels of a pair then break the dependence on distance alone.
       zero_init: start the output projection at zero, so that the layer starts as the identity of a residual block.
     """
 
     heads: int
     qk_norm: bool = False
     zero_init: bool = False
+    rotate_first: bool = False
     implementation: str = "xla"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BND: Array, positions_N: Array | None = None, mask_BN: Array | None = None) -> Array:
+    def __call__(self, x_BND: Array, positions: Array | None = None, mask_BN: Array | None = None) -> Array:
+        """x, the tokens' positions (see `rotary`) and which of them are keys -> as x."""
         width = x_BND.shape[-1]
         qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=XAVIER, name="qkv")(x_BND)
         q, k, v = (rearrange(y, "b n (k c) -> b n k c", k=self.heads) for y in jnp.split(qkv, 3, axis=-1))
+        if self.rotate_first and positions is not None:
+            q, k = rotary(q, positions), rotary(k, positions)
         if self.qk_norm:
             q, k = RMSNorm(dtype=self.dtype, name="q_norm")(q), RMSNorm(dtype=self.dtype, name="k_norm")(k)
-        if positions_N is not None:
-            q, k = rotary(q, positions_N), rotary(k, positions_N)
+        if not self.rotate_first and positions is not None:
+            q, k = rotary(q, positions), rotary(k, positions)
         y = rearrange(attention(q, k, v, mask_BN, self.implementation), "b n k c -> b n (k c)")
         return nn.Dense(width, dtype=self.dtype, kernel_init=_zeros_or_xavier(self.zero_init), name="proj")(y)
 

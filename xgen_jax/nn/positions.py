@@ -6,17 +6,24 @@ import numpy as np
 from xgen_jax.typing import Array
 
 
-def rotary(x_BNKC: Array, positions_N: Array, base: float = 10_000.0) -> Array:
+def rotary(x_BNKC: Array, positions: Array, base: float = 10_000.0) -> Array:
     """Rotates interleaved channel pairs by position times frequency (RoFormer, arXiv 2104.09864).
 
     Args:
       x_BNKC: queries or keys; C must be even.
-      positions_N: the position of each token, any real unit (latent frames here).
+      positions: (N,) the position of each token, any real unit (latent frames here); or (N, A) its positions along A
+        axes, among which the channels are divided: 2 floor(C / 2A) for each, and what is left over to the first.
       base: the longest wavelength is about 2*pi*base positions.
     """
     channels = x_BNKC.shape[-1]
-    frequencies = base ** -(np.arange(0, channels, 2) / channels)
-    angles = jnp.asarray(positions_N, jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)[None, :]
+    positions = jnp.asarray(positions, jnp.float32).reshape(x_BNKC.shape[1], -1)
+    axes = positions.shape[1]
+    each = 2 * (channels // (2 * axes))
+    angles = []
+    for axis, count in enumerate([channels - (axes - 1) * each] + [each] * (axes - 1)):
+        frequencies = base ** -(np.arange(0, count, 2) / count)
+        angles.append(positions[:, axis, None] * jnp.asarray(frequencies, jnp.float32)[None, :])
+    angles = jnp.concatenate(angles, axis=1)
     cos, sin = (f(angles)[None, :, None, :].astype(x_BNKC.dtype) for f in (jnp.cos, jnp.sin))
     pairs = x_BNKC.reshape(*x_BNKC.shape[:-1], channels // 2, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
@@ -32,16 +39,27 @@ def sinusoid(x: Array, dim: int, max_period: float = 10_000.0) -> Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def sinusoid_2d(height: int, width: int, dim: int, max_period: float = 10_000.0) -> Array:
-    """Fixed embedding of a grid, (height*width, dim): the first half encodes the column, the second the row."""
+def sinusoid_2d(
+    height: int,
+    width: int,
+    dim: int,
+    max_period: float = 10_000.0,
+    scales: tuple[float | Array, float | Array] = (1.0, 1.0),
+) -> Array:
+    """Fixed embedding of a grid, (height*width, dim): the first half encodes the column, the second the row.
+
+    `scales` is what one step counts for, down and across.
+    """
     quarter = dim // 4
     frequencies = max_period ** -(np.arange(quarter) / quarter)
 
-    def axis(count):
-        angles = np.arange(count)[:, None] * frequencies
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    def axis(count, scale):
+        # Known numbers are computed in double precision, while compiling; traced ones in float32.
+        xp, f = (np, frequencies) if isinstance(scale, (int, float)) else (jnp, frequencies.astype(np.float32))
+        angles = (xp.arange(count) * scale)[:, None] * f[None, :]
+        return xp.concatenate([xp.sin(angles), xp.cos(angles)], axis=-1)
 
-    columns = np.broadcast_to(axis(width)[None], (height, width, 2 * quarter))
-    rows = np.broadcast_to(axis(height)[:, None], (height, width, 2 * quarter))
-    table = np.concatenate([columns, rows], axis=-1).reshape(height * width, 4 * quarter)
-    return jnp.asarray(np.pad(table, ((0, 0), (0, dim - 4 * quarter))), jnp.float32)
+    columns, rows = axis(width, scales[1])[None], axis(height, scales[0])[:, None]
+    grid = [jnp.broadcast_to(jnp.asarray(x, jnp.float32), (height, width, 2 * quarter)) for x in (columns, rows)]
+    table = jnp.concatenate(grid, axis=-1).reshape(height * width, 4 * quarter)
+    return jnp.pad(table, ((0, 0), (0, dim - 4 * quarter)))

@@ -1,0 +1,288 @@
+"""VDiT from the weights of others, and back.
+
+- `stdit2`: Open-Sora 1.1's STDiT2 (hpcai-tech/OpenSora-STDiT-v2-stage2 and -stage3), a whole network; sizes are read
+  from the tensors, and `released=True` is set, as the weights were trained so. `stdit2_tensors` is the way back.
+- `pixart`: PixArt-alpha (arXiv 2310.00426), an image network that fills everything spatial, in its own names or those
+  of diffusers' PixArtTransformer2DModel. What it does not have starts anew: attention in time, which starts as nothing
+  (its projection is zero), with its modulation and table; frames and frame rate; the scales of QK-norm; and, unless the
+  file has them (the 1024 one has), height, width and aspect. This is how the paper starts (section 3.2).
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from xgen_jax.errors import UserError
+from xgen_jax.models.vdit import RELEASED_PATCH_PX, VDiT, abstract_inputs, abstract_variables
+from xgen_jax.models.vdit_config import VDiTConfig
+from xgen_jax.parallel.sharding import path_name
+from xgen_jax.typing import Array, Params
+from xgen_jax.weights.safetensors import Source, assemble, write_safetensors
+
+# Our layer; its name in STDiT2 and PixArt-alpha; its name, or those of its parts, in diffusers.
+NAMES = (
+    ("x_embedder", "x_embedder.proj", "pos_embed.proj"),
+    ("t_embedder1", "t_embedder.mlp.0", "adaln_single.emb.timestep_embedder.linear_1"),
+    ("t_embedder2", "t_embedder.mlp.2", "adaln_single.emb.timestep_embedder.linear_2"),
+    ("size_embedder1", "csize_embedder.mlp.0", "adaln_single.emb.resolution_embedder.linear_1"),
+    ("size_embedder2", "csize_embedder.mlp.2", "adaln_single.emb.resolution_embedder.linear_2"),
+    ("aspect_embedder1", "ar_embedder.mlp.0", "adaln_single.emb.aspect_ratio_embedder.linear_1"),
+    ("aspect_embedder2", "ar_embedder.mlp.2", "adaln_single.emb.aspect_ratio_embedder.linear_2"),
+    ("frames_embedder1", "fl_embedder.mlp.0", ""),
+    ("frames_embedder2", "fl_embedder.mlp.2", ""),
+    ("fps_embedder1", "fps_embedder.mlp.0", ""),
+    ("fps_embedder2", "fps_embedder.mlp.2", ""),
+    ("t_block", "t_block.1", "adaln_single.linear"),
+    ("t_block_temporal", "t_block_temp.1", ""),
+    ("y_embedder1", "y_embedder.y_proj.fc1", "caption_projection.linear_1"),
+    ("y_embedder2", "y_embedder.y_proj.fc2", "caption_projection.linear_2"),
+    ("null_caption", "y_embedder.y_embedding", ""),
+    ("scale_shift_table", "final_layer.scale_shift_table", "scale_shift_table"),
+    ("final", "final_layer.linear", "proj_out"),
+    ("blocks/block/scale_shift_table", "scale_shift_table", "scale_shift_table"),
+    ("blocks/block/scale_shift_table_temporal", "scale_shift_table_temporal", ""),
+    ("blocks/block/attention_space/qkv", "attn.qkv", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
+    ("blocks/block/attention_space/q_norm", "attn.q_norm", ""),
+    ("blocks/block/attention_space/k_norm", "attn.k_norm", ""),
+    ("blocks/block/attention_space/proj", "attn.proj", "attn1.to_out.0"),
+    ("blocks/block/attention_time/qkv", "attn_temp.qkv", ""),
+    ("blocks/block/attention_time/q_norm", "attn_temp.q_norm", ""),
+    ("blocks/block/attention_time/k_norm", "attn_temp.k_norm", ""),
+    ("blocks/block/attention_time/proj", "attn_temp.proj", ""),
+    ("blocks/block/attention_text/q", "cross_attn.q_linear", "attn2.to_q"),
+    ("blocks/block/attention_text/kv", "cross_attn.kv_linear", ("attn2.to_k", "attn2.to_v")),
+    ("blocks/block/attention_text/proj", "cross_attn.proj", "attn2.to_out.0"),
+    ("blocks/block/mlp/fc1", "mlp.fc1", "ff.net.0.proj"),
+    ("blocks/block/mlp/fc2", "mlp.fc2", "ff.net.2"),
+)
+BLOCKS = {"original": "blocks", "diffusers": "transformer_blocks"}
+# What an image network has not; the second only in some files. Nothing else may be absent.
+NEW = re.compile(r"(^|/)(t_block_temporal|(frames|fps)_embedder\d|scale_shift_table_temporal|attention_time|[qk]_norm)")
+OPTIONAL = re.compile(r"(^|/)(size|aspect)_embedder\d|null_caption")
+SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
+FREQUENCIES = "rope.freqs"
+IGNORED = {"stdit2": (FREQUENCIES,), "pixart": ("pos_embed",)}  # tables that are computed here
+INPUT_SIDE_PX = 512  # the public networks' input_sq_size
+KINDS = ("stdit2", "pixart")
+
+
+class Converted(NamedTuple):
+    """A VDiT of foreign weights.
+
+    Attributes:
+      config: its sizes.
+      channels: of the latents that it works on.
+      params: its variables, NumPy arrays.
+      new: our layers that the checkpoint has nothing for, which start at random.
+    """
+
+    config: VDiTConfig
+    channels: int
+    params: Params
+    new: tuple[str, ...]
+
+
+def load_vdit(
+    kind: str,
+    tensors: Mapping[str, np.ndarray],
+    config: dict[str, Any] | None = None,
+    *,
+    origin: str = "",
+    qk_norm: bool = True,
+    text_tokens: int = 250,
+    seed: int = 0,
+) -> Converted:
+    """Turns a foreign checkpoint into a VDiT.
+
+    Args:
+      kind: one of `KINDS`.
+      tensors: as `read_safetensors` gives them.
+      config: the checkpoint's own config.json, where there is one.
+      origin: what errors call the checkpoint.
+      qk_norm: for `pixart`: whether the network normalises queries and keys, which PixArt-alpha does not: with it, the
+        attention that was learnt is not kept as it was, but trains more steadily (Open-Sora 1.1 took it up midway).
+      text_tokens: for `pixart`: length of the null caption; PixArt-alpha's 120 are continued with its last.
+      seed: for `pixart`: of what starts anew.
+
+    Raises:
+      UserError: tensors that are missing, extra or mis-shaped, all of them listed; a kind that is not known.
+    """
+    if kind not in KINDS:
+        raise UserError(f"kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
+    origin = origin or "the checkpoint"
+    style = "diffusers" if any(name.startswith("transformer_blocks.") for name in tensors) else "original"
+    if kind == "stdit2" and not any(".attn_temp." in name for name in tensors):
+        raise UserError(f"{origin} is no STDiT2: no tensor's name has attn_temp; PixArt-alpha's are --kind=pixart")
+    if kind == "pixart" and any(".attn_temp." in name for name in tensors):
+        raise UserError(f"{origin} is a network of videos: its tensors have attn_temp; try --kind=stdit2")
+    model, channels = _sizes(kind, tensors, config or {}, style, origin)
+    if kind == "pixart":
+        model = dataclasses.replace(model, qk_norm=qk_norm, null_caption_tokens=text_tokens)
+    else:
+        _check_frequencies(tensors, model, origin)
+    abstract = abstract_variables(model, channels)
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+    absent = [path for path in leaves if kind == "pixart" and _starts_anew(path, tensors, style)]
+    fresh = _fresh(model, channels, absent, seed)
+    sources = {
+        path: ((), lambda path=path: fresh[path]) if path in fresh else _source(path, leaf.shape, model, style)
+        for path, leaf in leaves.items()
+    }
+    params = assemble(abstract, sources, tensors, ignored=IGNORED[kind], origin=origin)
+    return Converted(model, channels, params, tuple(dict.fromkeys(_layer(path)[0] for path in absent)))
+
+
+def stdit2_tensors(config: VDiTConfig, params: Params) -> dict[str, np.ndarray]:
+    """The tensors of an STDiT2 that computes what our network does; `load_vdit` takes them back bit for bit.
+
+    Raises:
+      UserError: a network in the modern form, which STDiT2's code would compute otherwise.
+    """
+    if not config.released or not config.scan_layers or config.mlp_ratio != 4:
+        raise UserError("only a network with released=True, scan_layers=True and mlp_ratio=4 computes as STDiT2 does")
+    tensors = {FREQUENCIES: _frequencies(config)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        layer, suffix = _layer(path_name(path))
+        names, leaf = _names(layer, suffix, config.depth, "original"), np.asarray(leaf)
+        for name, value in zip(names, leaf if layer.startswith("blocks/") else leaf[None], strict=True):
+            if layer == "x_embedder" and suffix == "kernel":
+                value = rearrange(value, "(p q c) o -> o c 1 p q", p=config.patch, q=config.patch)
+            elif suffix == "kernel":
+                value = value.T
+            tensors[name] = np.ascontiguousarray(value)
+    return tensors
+
+
+def write_stdit2(path: str | os.PathLike, config: VDiTConfig, params: Params) -> pathlib.Path:
+    """Writes `stdit2_tensors` as a safetensors file. Raises UserError as that, or if the file is there."""
+    return write_safetensors(path, stdit2_tensors(config, params))
+
+
+def _layer(path: str) -> tuple[str, str]:
+    """ "params/blocks/block/mlp/fc1/kernel" -> ("blocks/block/mlp/fc1", "kernel"); of a lone array, (itself, "")."""
+    layer, _, last = path.partition("/")[2].rpartition("/")
+    return (layer, last) if last in SUFFIXES else (f"{layer}/{last}".lstrip("/"), "")
+
+
+def _parts(layer: str, style: str) -> tuple[str, ...]:
+    """The foreign names of the parts of one of our layers; none where the style does not know it."""
+    for ours, original, diffusers in NAMES:
+        if ours == layer:
+            found = original if style == "original" else diffusers
+            return (found,) * bool(found) if isinstance(found, str) else found
+    raise KeyError(layer)
+
+
+def _names(layer: str, suffix: str, depth: int, style: str) -> list[str]:
+    """The tensors of one of our parameters: block after block, and in each part after part."""
+    parts = [part + SUFFIXES.get(suffix, "") for part in _parts(layer, style)]
+    if not layer.startswith("blocks/"):
+        return parts
+    return [f"{BLOCKS[style]}.{block}.{part}" for block in range(depth) for part in parts]
+
+
+def _source(path: str, shape: tuple[int, ...], config: VDiTConfig, style: str) -> Source:
+    """Where one of our parameters comes from; see `assemble`."""
+    layer, suffix = _layer(path)
+    names, stacked = _names(layer, suffix, config.depth, style), layer.startswith("blocks/")
+    count = len(_parts(layer, style))
+
+    def one(*parts):
+        if layer == "null_caption" and len(parts[0]) != shape[0] and not config.released:
+            return np.concatenate([parts[0], np.repeat(parts[0][-1:], max(0, shape[0] - len(parts[0])), 0)])[: shape[0]]
+        if suffix != "kernel":
+            return np.concatenate(parts)
+        if layer == "x_embedder":  # that of an image network has no axis of time
+            weight = parts[0].reshape(*parts[0].shape[:2], *parts[0].shape[-2:])
+            return rearrange(weight, "o c p q -> (p q c) o")
+        return np.concatenate([rearrange(part, "o i -> i o") for part in parts], axis=-1)
+
+    def transform(*tensors):
+        values = [one(*tensors[at : at + count]) for at in range(0, len(tensors), count)]
+        return np.stack(values) if stacked else values[0]
+
+    return tuple(names), transform
+
+
+def _starts_anew(path: str, tensors: Mapping[str, np.ndarray], style: str) -> bool:
+    """Whether an image network's checkpoint has nothing for one of our parameters, and need not."""
+    layer, suffix = _layer(path)
+    if NEW.search(layer):
+        return True
+    return bool(OPTIONAL.search(layer)) and not any(name in tensors for name in _names(layer, suffix, 1, style))
+
+
+def _fresh(config: VDiTConfig, channels: int, paths: list[str], seed: int) -> dict[str, Array]:
+    """Initial values of the parameters at these paths; only they are computed."""
+    if not paths:
+        return {}
+
+    def init(key, inputs):
+        variables = jax.tree_util.tree_leaves_with_path(VDiT(config).init(key, *inputs))
+        return {name: leaf for path, leaf in variables if (name := path_name(path)) in paths}
+
+    inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_inputs(config, channels))
+    return jax.tree.map(np.asarray, jax.jit(init)(jax.random.key(seed), inputs))
+
+
+def _sizes(kind: str, tensors: Mapping[str, np.ndarray], config: dict[str, Any], style: str, origin: str):
+    """The configuration whose sizes the tensors have, and the channels of its latents."""
+
+    def shape(layer, suffix="kernel"):
+        """Of a tensor, or () where it is missing; `assemble` will say so."""
+        names = _names(layer, suffix, 1, style)
+        return tensors[names[0]].shape if names and names[0] in tensors else ()
+
+    patch = shape("x_embedder")
+    if len(patch) not in (4, 5):
+        some = ", ".join(sorted(tensors)[:3]) or "no tensors"
+        raise UserError(f"{origin} is no {kind}: it has no {_names('x_embedder', 'kernel', 1, style)[0]} ({some})")
+    width, channels, side = patch[0], patch[1], patch[-1]
+    blocks = (re.match(rf"{BLOCKS[style]}\.(\d+)\.", name) for name in tensors)
+    depth = 1 + max((int(match[1]) for match in blocks if match), default=0)
+    norms = shape("blocks/block/attention_space/q_norm", "scale")
+    # Of the head dimension PixArt-alpha's tensors tell nothing; all its networks have 72.
+    head_dim = norms[0] if norms else 2 * tensors[FREQUENCIES].size if FREQUENCIES in tensors else 72
+    heads = config.get("num_attention_heads") or config.get("num_heads") or width // head_dim
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise UserError(f"{origin} has width {width}, which cannot be that of {heads} heads")
+    caption, text, out = shape("null_caption", ""), shape("y_embedder1"), shape("final")
+    hidden = shape("blocks/block/mlp/fc1")
+    model = VDiTConfig(
+        width=width,
+        depth=depth,
+        heads=heads,
+        patch=side,
+        text_width=text[1] if len(text) == 2 else 4096,
+        null_caption_tokens=caption[0] if caption else 0,
+        mlp_ratio=hidden[0] // width if hidden else 4,
+        clip_conditions=True,
+        learned_variance=not out or out[0] != side**2 * channels,
+        position_span=config.get("input_sq_size", INPUT_SIDE_PX) / RELEASED_PATCH_PX,
+        qk_norm=any(name.endswith("attn.q_norm.weight") for name in tensors),
+        released=kind == "stdit2",
+    )
+    return model, channels
+
+
+def _frequencies(config: VDiTConfig) -> np.ndarray:
+    channels = config.width // config.heads
+    return (10_000.0 ** -(np.arange(0, channels, 2) / channels)).astype(np.float32)
+
+
+def _check_frequencies(tensors: Mapping[str, np.ndarray], config: VDiTConfig, origin: str) -> None:
+    """Refuses a network whose positions turn at other frequencies than ours."""
+    found, ours = tensors.get(FREQUENCIES), _frequencies(config)
+    if found is not None and (found.shape != ours.shape or not np.allclose(found, ours, rtol=1e-5, atol=0)):
+        raise UserError(
+            f"{origin} turns positions by other frequencies ({FREQUENCIES} {found.shape}) than {ours.shape[0]} from 1 "
+            f"down to {ours[-1]:.3g}, those of {config.heads} heads"
+        )
