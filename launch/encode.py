@@ -2,6 +2,7 @@
 
     python launch/encode.py --embedder=runs/quickstart/vidvae --data=my_videos --out=my_latents
     python launch/encode.py --embedder=runs/quickstart/vidvae --data=synthetic --count=10000 --seed=1 --out=latents
+    python launch/encode.py --embedder=... --data=my_videos --text_encoder=models/t5-v1_1-xxl --out=my_latents
     python launch/train.py --config=... --config.data.source=latents --config.data.path=my_latents
 
 Interrupted? The same command makes what is not there yet.

@@ -11,6 +11,7 @@ from conftest import TINY_DATA, TINY_VDIT
 from xgen_jax.data.latents import LatentSource
 from xgen_jax.errors import UserError
 from xgen_jax.inference.encode import encode_dataset
+from xgen_jax.inference.sample_files import sample_files
 from xgen_jax.inference.text_to_video import load_text_to_video
 from xgen_jax.training.checkpoint import Checkpoints
 from xgen_jax.training.config import run_config
@@ -102,6 +103,25 @@ def test_training_needs_no_t5_and_sampling_needs_its_weights_once(root, tiny_run
     np.testing.assert_array_equal(loaded(PROMPT, seed=1), video)
     with pytest.raises(UserError, match=r"nothing is left of the prompt 'www\.a\.b' when it is cleaned"):
         loaded("www.a.b")
+
+
+def test_a_file_of_prompts_loads_the_t5_once_and_not_again(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XGEN_JAX_CACHE", str(tmp_path / "cache"))
+    loads, load = [], T5Folder.load
+    monkeypatch.setattr(T5Folder, "load", lambda self, *a, **k: loads.append(self.path) or load(self, *a, **k))
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue square moving up {'and up ' * 8}\n")
+    arguments = {"model": str(root / "run"), "prompt": None, "prompts_file": str(tmp_path / "prompts.txt")}
+    assert sample_files(**arguments, out=str(tmp_path / "out"))["drawn"] == 2
+    assert len(loads) == 1
+    told = capsys.readouterr().err
+    assert told.count("are cut off, for the model takes 24") == 1
+    (tmp_path / "out" / "00002.mp4").unlink()
+    assert sample_files(**arguments, out=str(tmp_path / "out"))["drawn"] == 1
+    assert len(loads) == 1
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\nwww.a.b\n")
+    with pytest.raises(UserError, match="nothing is left of the prompt"):
+        sample_files(**arguments, out=str(tmp_path / "more"))
+    assert not (tmp_path / "more").exists()
 
 
 def test_another_t5_is_refused(root, tiny_runs, tmp_path):

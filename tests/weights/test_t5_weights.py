@@ -168,7 +168,7 @@ def test_transformers_gives_the_same(tmp_path):
     folder = T5Folder(path)
     theirs = transformers.T5EncoderModel.from_pretrained(path, attn_implementation="eager").eval()
     captions = ["a red circle moving left", "a  Blue square!"]
-    (rows, _), tokenizer = folder.tokenizer(captions, 20), transformers.T5Tokenizer.from_pretrained(path, extra_ids=0)
+    (rows, _), tokenizer = folder.tokenizer(captions, 60), transformers.T5Tokenizer.from_pretrained(path, extra_ids=0)
     for caption, row in zip(captions, rows):
         assert tokenizer(caption)["input_ids"] == row.tolist()
         with torch.no_grad():

@@ -24,6 +24,7 @@ _ADDRESS_END = r"[^\s<>\"']*"
 _MARKUP = _compiled(
     ("<person>", "person"),  # how some caption sets hide a name
     (r"\b(?:https?:/*|www\.)" + _ADDRESS_END, ""),
+    (r"\b(?:[a-z0-9-]+\.)+(?:com|co|ru|net|org|edu|gov|it)\b(?:/" + _ADDRESS_END + ")?", ""),
     (r"<(script|style)\b.*?</\1\s*>", ""),
     (r"<!--.*?-->", ""),
     (r"</?[a-z][^<>]*>", " "),

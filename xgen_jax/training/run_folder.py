@@ -168,6 +168,8 @@ def load_text_encoder(path: str | os.PathLike, dtype=np.float32) -> tuple[ByteTe
     config = folder.config()
     if config.objective != "vdit":
         raise UserError(f"{path} holds a {config.objective} run; a text encoder is that of a vdit run")
+    if config.text.kind != "bytes":
+        raise UserError(f"{path} holds a run with the text encoder {config.text.path}, which it did not train")
     return ByteTextEncoder(config.text, dtype), folder.checkpoints().restore_part(("ema", "text"))
 
 
