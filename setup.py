@@ -24,6 +24,7 @@ CORE = [
     "av>=18.0,<19",
     "tensorboardX>=2.6.4,<3",
     "safetensors>=0.6,<0.9",
+    "sentencepiece>=0.2.1,<0.3",
 ]
 TEST = ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "jupytext>=1.17,<2", "nbclient>=0.10,<0.12", "ipykernel>=7,<8"]
 EXTRAS = {

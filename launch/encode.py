@@ -21,7 +21,8 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Clips encoded at once.", lo
 SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "Clips a shard.", lower_bound=1)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "What latents are stored as.")
 COMPUTE_DTYPE = flags.DEFINE_enum("compute_dtype", "float32", ["float32", "bfloat16"], "What networks compute in.")
-TEXT_ENCODER = flags.DEFINE_string("text_encoder", None, "Run folder of a VDiT whose text encoder embeds captions.")
+TEXT_ENCODER = flags.DEFINE_string("text_encoder", None, "Folder of a T5, or of a VDiT run, that embeds captions.")
+TEXT_LENGTH = flags.DEFINE_integer("text_length", None, "Tokens a caption of a T5; by default 250.", lower_bound=1)
 FPS = flags.DEFINE_float("fps", None, "Frames a second of the clips; by default each file's own.", lower_bound=0.001)
 STRIDE = flags.DEFINE_integer("stride", 1, "Take every stride-th frame of that rate.", lower_bound=1)
 REQUIRE_CAPTIONS = flags.DEFINE_bool("require_captions", True, "Leave out videos without a caption.")
@@ -43,6 +44,7 @@ def main():
         dtype=DTYPE.value,
         compute_dtype=COMPUTE_DTYPE.value,
         text_encoder=TEXT_ENCODER.value,
+        text_length=TEXT_LENGTH.value,
         fps=FPS.value,
         stride=STRIDE.value,
         require_captions=REQUIRE_CAPTIONS.value,

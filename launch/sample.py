@@ -22,6 +22,7 @@ FRAMES = flags.DEFINE_integer("frames", None, "Length in frames; by default the 
 FPS = flags.DEFINE_float("fps", None, "Frames a second of the file; by default the run's.", lower_bound=0.1)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that is there.")
 EMBEDDER = flags.DEFINE_string("embedder", None, "The embedder's run folder, if it was moved.")
+TEXT_ENCODER = flags.DEFINE_string("text_encoder", None, "The folder of the run's T5, if it has one and it was moved.")
 
 
 def main():
@@ -36,6 +37,7 @@ def main():
         fps=FPS.value,
         overwrite=OVERWRITE.value,
         embedder=EMBEDDER.value,
+        text_encoder=TEXT_ENCODER.value,
         seed=SEED.value,
         steps=STEPS.value,
         guidance_scale=GUIDANCE_SCALE.value,

@@ -36,6 +36,7 @@ ONLY_IN = {
     "array_record": {"data/latents.py"},
     "msgpack": {"data/latents.py"},
     "safetensors": {"weights/safetensors.py"},
+    "sentencepiece": {"models/t5_tokenizer.py"},
 }
 
 

@@ -73,6 +73,26 @@ def test_every_clip_is_read_as_it_was_written(tmp_path):
     assert list(verify(tmp_path / "whole")) == []
 
 
+def test_text_is_stored_without_padding_and_read_with_it(tmp_path):
+    writer = LatentWriter(tmp_path, {**SETTINGS, "clips": 4, "text_length": 6})
+    rows = [np.random.default_rng(n).standard_normal((n, 3)).astype(ml_dtypes.bfloat16) for n in range(4)]
+    for bucket in SETTINGS["buckets"]:
+        records = ((index, sample(bucket, index) | {"text": rows[index]}) for index in range(4))
+        writer.write(bucket, 0, records)
+    writer.finish()
+    source = LatentSource(tmp_path)
+    for index, row in enumerate(rows):
+        clip = source.read(index, None, 5, 8, 8)
+        assert clip["text"].shape == (6, 3) and clip["text"].dtype == ml_dtypes.bfloat16
+        assert clip["text_mask"].tolist() == [True] * index + [False] * (6 - index)
+        np.testing.assert_array_equal(clip["text"][:index], row)
+        assert not clip["text"][index:].any()
+        assert clip["latents"].dtype == np.float32
+    assert len(pack(0, {"latents": rows[3], "caption": "", "text": rows[1]})) + 2 * 3 * 2 == len(
+        pack(0, {"latents": rows[3], "caption": "", "text": rows[3]})
+    )
+
+
 @pytest.mark.parametrize("break_after", [0, 1, 4, 6, 8, 13, 21])
 def test_a_run_that_broke_off_ends_with_the_same_bytes(tmp_path, break_after):
     assert write(tmp_path / "straight", bad={2}) == 22
@@ -138,7 +158,7 @@ def test_wrong_folders_are_refused(tmp_path):
         source.read(0, None, 9, 8, 8)
     manifest = tmp_path / "latents" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 99}))
-    with pytest.raises(UserError, match="of version 99, and this release reads version 1"):
+    with pytest.raises(UserError, match="of version 99, and this release reads versions 1 and 2; encode again"):
         LatentSource(tmp_path / "latents")
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xgen_jax.diffusion.flow import PREDICTIONS, RectifiedFlow
+from xgen_jax.diffusion.flow import RectifiedFlow
+from xgen_jax.diffusion.process import PREDICTIONS
 from xgen_jax.errors import UserError
 
 FLOW = RectifiedFlow()
@@ -43,7 +44,8 @@ def test_conversions_there_and_back(source, target):
     x0, eps = pair()
     t = jnp.array([0.2, 0.5, 0.8])
     x_t = FLOW.corrupt(x0, eps, t)
-    truth = {"x0": x0, "eps": eps, "velocity": eps - x0}
+    alpha, sigma = FLOW.schedule(t[:, None, None])
+    truth = {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "velocity": eps - x0}
     there = FLOW.convert(truth[source], x_t, t, source, target)
     np.testing.assert_allclose(there, truth[target], atol=1e-5)
     # A prediction is seldom the truth: the way back must hold for any value.
@@ -55,7 +57,7 @@ def test_conversions_there_and_back(source, target):
 @pytest.mark.parametrize("names", [("x0", "score"), ("score", "x0")])
 def test_an_unknown_prediction_is_refused(names):
     x0, eps = pair()
-    with pytest.raises(UserError, match="prediction 'score' is not known; choose one of x0, eps, velocity"):
+    with pytest.raises(UserError, match="prediction 'score' is not known; choose one of x0, eps, v, velocity"):
         FLOW.convert(x0, eps, jnp.full(3, 0.5), *names)
 
 

@@ -172,8 +172,31 @@ def test_a_discriminator_is_turned_on_by_one_key(vidvae):
         run_config(vidvae)
 
 
+def with_t5(**text):
+    return values(ROOT / "quickstart" / "vdit.py") | {"text": {"kind": "t5", "path": "models/t5", **text}}
+
+
+def test_the_kind_of_text_says_which_keys_it_has():
+    config = run_config(with_t5(length=120))
+    assert (config.text.path, config.text.length) == ("models/t5", 120)
+    assert run_config(json.loads(json.dumps(to_dict(config)))) == config
+    moved = to_dict(run_config(with_t5(length=120, path="elsewhere")))
+    assert differing_keys(to_dict(config), moved) == []
+    assert differing_keys(to_dict(config), to_dict(run_config(with_t5()))) == ["text.length: 120 -> 250"]
+    with pytest.raises(UserError, match=r"config\.text\.kind='clip' is not known; choose one of bytes, t5"):
+        run_config(with_t5(kind="clip"))
+    with pytest.raises(UserError, match=r"config\.text has no key 'max_bytes'"):
+        run_config(with_t5(max_bytes=64))
+    without_kind = values(ROOT / "quickstart" / "vdit.py")
+    del without_kind["text"]["kind"]  # as older runs wrote it
+    assert run_config(without_kind).text.max_bytes == 64
+    with pytest.raises(UserError, match=r"config\.text must be a group of keys, not 3"):
+        run_config({**without_kind, "text": 3})
+
+
 def test_every_free_key_exists():
     known = set()
     for path in CONFIGS:
         known |= flat(to_dict(run_config(values(path)))).keys()
+    known |= flat(to_dict(run_config(with_t5()))).keys()
     assert known >= FREE_KEYS

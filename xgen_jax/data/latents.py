@@ -31,14 +31,15 @@ from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.shapes import shape_name
 from xgen_jax.errors import UserError
 
-VERSION = 1  # of the layout and the records
+VERSION = 2  # of the layout and the records; 1 stored text embeddings padded, with their mask
+READABLE = (1, VERSION)
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-ARRAYS = ("latents", "text", "text_mask")  # of a record; the last two where captions were embedded
+ARRAYS = ("latents", "text", "text_mask")  # of a record; text (n, D) where captions were embedded, without padding
 _OPEN_SHARDS = 128
 
 
 def pack(index: int, sample: dict[str, Any]) -> bytes:
-    """A clip as msgpack: {index, caption, fps, latents: {dtype, shape, bytes}}, text and text_mask alike if there."""
+    """A clip as msgpack: {index, caption, fps, latents: {dtype, shape, bytes}}, text alike if there."""
     record = {"index": index, "caption": sample["caption"]}
     if "fps" in sample:
         record["fps"] = float(sample["fps"])
@@ -65,7 +66,8 @@ class LatentWriter:
 
     Args:
       path: the folder.
-      settings: what decides the bytes, as JSON; `buckets` (names), `clips` and `shard_size` are used here.
+      settings: what decides the bytes, as JSON; `buckets` (names), `clips` and `shard_size` are used here, and
+        `text_length`, what rows of text are padded to, in reading.
 
     Raises:
       UserError: the folder holds something else, or what other settings made (which are listed); nothing is touched.
@@ -169,7 +171,7 @@ class LatentWriter:
 
 class LatentSource:
     """What `launch/encode.py` wrote, as a source of clips: "latents" float32 (t, h, w, c), "caption", "fps",
-    and, where captions were embedded, "text" (L, D) and "text_mask" (L,).
+    and, where captions were embedded, "text" (L, D) in its stored dtype, padded with zeros, and "text_mask" (L,).
 
     Clip i is what the source that was encoded gave for its clip i; one that could not be read then is replaced by the
     next that could, as a folder of videos does it.
@@ -177,6 +179,7 @@ class LatentSource:
     Attributes:
       manifest: what manifest.json says.
       embedder: the fingerprint of the embedder that made the latents.
+      text_encoder: that of the text encoder that embedded the captions; None where nobody did.
 
     Raises:
       UserError: no such folder, one that is not finished, or a shard that is missing or of another size, by name.
@@ -188,6 +191,7 @@ class LatentSource:
         self.path = pathlib.Path(path)
         self.manifest = read_manifest(path)
         self.embedder: str = self.manifest["embedder"]
+        self.text_encoder: str | None = self.manifest.get("text_encoder")
         self._readers: collections.OrderedDict[str, ArrayRecordReader] = collections.OrderedDict()
         self._lock = threading.Lock()
         self._left_out = {
@@ -249,7 +253,11 @@ class LatentSource:
             sample.setdefault("fps", self.manifest["fps"])  # older records have none
         if sample.pop("index") != index:
             raise UserError(f"record {place} of {file} is not clip {index}: the file was replaced; encode it again")
-        return {name: _as_float32(value) for name, value in sample.items()}
+        if "text" in sample and "text_mask" not in sample:
+            tokens, length = len(sample["text"]), self.manifest["text_length"]
+            sample["text"] = np.pad(sample["text"], ((0, length - tokens), (0, 0)))
+            sample["text_mask"] = np.arange(length) < tokens
+        return {**sample, "latents": sample["latents"].astype(np.float32)}
 
     def _reader(self, file: pathlib.Path) -> ArrayRecordReader:
         """An open shard. Several threads may read from one at once; one that is dropped closes after its last read."""
@@ -278,9 +286,9 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
         reason = "encoding has not ended; run the same launch/encode.py again" if started else "it holds no latents"
         raise UserError(f"{path} holds no manifest.json: {reason}")
     manifest = _read_json(path / "manifest.json")
-    if manifest.get("version") != VERSION:
-        found = manifest.get("version")
-        raise UserError(f"{path} is of version {found}, and this release reads version {VERSION}; encode again")
+    if manifest.get("version") not in READABLE:
+        found, known = manifest.get("version"), " and ".join(map(str, READABLE))
+        raise UserError(f"{path} is of version {found}, and this release reads versions {known}; encode again")
     return manifest
 
 
@@ -302,11 +310,6 @@ def _telling(file: pathlib.Path) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise UserError(f"{file} cannot be written ({error}); is the disk full or read-only?") from error
-
-
-def _as_float32(value):
-    is_float = isinstance(value, np.ndarray) and value.dtype in DTYPES.values()
-    return value.astype(np.float32) if is_float else value
 
 
 def _sha256(path: pathlib.Path) -> str:

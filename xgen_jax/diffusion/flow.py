@@ -8,58 +8,46 @@ so x0 = x_t - t velocity and eps = x_t + (1 - t) velocity.
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
+from xgen_jax.diffusion.process import PREDICTIONS, Level, Process
+from xgen_jax.diffusion.time import draw_times, time_grid
 from xgen_jax.errors import UserError
-from xgen_jax.typing import Array, Shape
-
-PREDICTIONS = ("x0", "eps", "velocity")
-
-
-def per_sample(t_B: Array, x: Array) -> Array:
-    """(B,) -> (B, 1, ..., 1) with the rank of x."""
-    return jnp.reshape(t_B, t_B.shape + (1,) * (x.ndim - t_B.ndim))
+from xgen_jax.typing import Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RectifiedFlow:
-    """The four verbs of a process: corrupt, convert, terminal, schedule."""
+class RectifiedFlow(Process):
+    """See the module. The network is given 1000 t."""
+
+    prediction: str = "velocity"
+    learned_variance: bool = False
+
+    def __post_init__(self):
+        if self.prediction not in PREDICTIONS:
+            raise UserError(f"prediction {self.prediction!r} is not known; choose one of {', '.join(PREDICTIONS)}")
+        if self.learned_variance:
+            raise UserError("rectified flow has no variance to learn; set learned_variance=False, or process='ddpm'")
 
     def schedule(self, t: Array) -> tuple[Array, Array]:
-        """(alpha, sigma) of x_t = alpha x0 + sigma eps at t in [0, 1]."""
+        """(1 - t, t)."""
         return 1.0 - t, t
 
-    def corrupt(self, x0: Array, eps: Array, t_B: Array) -> Array:
-        """x_t of a batch (B, ...) at times (B,)."""
-        alpha, sigma = self.schedule(per_sample(t_B, x0))
-        return alpha * x0 + sigma * eps
+    def network_time(self, t: Array) -> Array:
+        """1000 t."""
+        return 1000.0 * t
 
-    def convert(self, value: Array, x_t: Array, t_B: Array, source: str, target: str) -> Array:
-        """Turns a prediction of one kind into another at the same (x_t, t).
+    def draw_times(self, key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
+        """See `diffusion.time.draw_times`."""
+        return draw_times(key_B, distribution, ratio)
 
-        Args:
-          value: the prediction, as x_t in shape.
-          x_t: the corrupted batch (B, ...).
-          t_B: times; x0 from eps needs t < 1, eps from x0 needs t > 0.
-          source: one of "x0", "eps", "velocity".
-          target: likewise.
-        """
-        for name in (source, target):
-            if name not in PREDICTIONS:
-                raise UserError(f"prediction {name!r} is not known; choose one of {', '.join(PREDICTIONS)}")
-        if source == target:
-            return value
-        alpha, sigma = self.schedule(per_sample(t_B, x_t))
-        match source:
-            case "x0":
-                x0, eps = value, (x_t - alpha * value) / sigma
-            case "eps":
-                x0, eps = (x_t - sigma * value) / alpha, value
-            case "velocity":
-                x0, eps = x_t - sigma * value, x_t + alpha * value
-        return {"x0": x0, "eps": eps, "velocity": eps - x0}[target]
+    def levels(self, t: np.ndarray) -> Level:
+        """The levels at times (n,), in float64."""
+        t = np.asarray(t, np.float64)
+        return Level(t, 1.0 - t, t, 1000.0 * t, np.arange(len(t)))
 
-    def terminal(self, key: Array, shape: Shape) -> Array:
-        """Noise at t = 1: standard normal."""
-        return jax.random.normal(key, shape)
+    def grid_times(self, steps: int, spacing: str | None = None, ratio: float = 1.0) -> np.ndarray:
+        """See `diffusion.time.time_grid`; the one spacing is `even`."""
+        if spacing not in (None, "even"):
+            raise UserError(f"spacing {spacing!r} is not known to rectified flow; it has 'even' alone")
+        return time_grid(steps, ratio)

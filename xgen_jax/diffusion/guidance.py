@@ -1,30 +1,115 @@
 """Classifier-free guidance (arXiv 2207.12598): null + scale (condition - null), both halves in one forward."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from xgen_jax.diffusion.process import Denoised, Level, Process
+from xgen_jax.errors import UserError
 from xgen_jax.typing import Array
+
+# (x (B, ...), network time (B,), condition, noised (B, T) or None) -> the network's output (B, ...)
+Predict = Callable[[Array, Array, Any, Array | None], Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    """How guidance is given; the scale itself is an argument of `guided`.
+
+    Attributes:
+      channels: only the first so many channels of the prediction are guided, the rest is the condition's own
+        (Open-Sora 1.1 guides 3 of 4); None is all. A learned variance is never guided.
+      interval: times (from, to] that are guided (arXiv 2404.07724); outside the condition alone is evaluated, at half
+        the cost.
+      zero_star: scale the null prediction to fit the condition's best before guiding (arXiv 2503.18886, section 3.1).
+      zero_steps: the first so many steps are not taken at all (section 3.2 there). For rectified flow.
+    """
+
+    channels: int | None = None
+    interval: tuple[float, float] | None = None
+    zero_star: bool = False
+    zero_steps: int = 0
+
+    def __post_init__(self):
+        if self.channels is not None and self.channels < 1:
+            raise UserError(f"guidance channels={self.channels} must be 1 or more, or None for all")
+        if self.interval is not None and not 0.0 <= self.interval[0] < self.interval[1] <= 1.0:
+            raise UserError(f"guidance interval={self.interval} must be two rising times within 0 .. 1")
+        if self.zero_steps < 0:
+            raise UserError(f"zero_steps={self.zero_steps} must be 0 or more")
+
+
+def combine(conditional: Array, null: Array, scale: float | Array, config: GuidanceConfig = GuidanceConfig()) -> Array:
+    """The guided prediction of two, (B, ..., C) each, without their variance.
+
+    Args:
+      conditional: of the condition.
+      null: of the empty condition.
+      scale: 1 is no guidance; a number or (B,).
+      config: see there.
+    """
+    scale = jnp.asarray(scale, conditional.dtype)
+    scale = scale.reshape(scale.shape + (1,) * (conditional.ndim - 1)) if scale.ndim else scale
+    if config.zero_star:
+        axes = tuple(range(1, conditional.ndim))
+        product = (conditional * null).sum(axes, keepdims=True)
+        null = null * (product / (jnp.square(null).sum(axes, keepdims=True) + 1e-8))
+    y = null + scale * (conditional - null)
+    if config.channels is None:
+        return y
+    return jnp.concatenate([y[..., : config.channels], conditional[..., config.channels :]], axis=-1)
 
 
 def guided(
-    predict: Callable[[Array, Array, Any], Array], condition: Any, null: Any, scale: float | Array
-) -> Callable[[Array, Array], Array]:
-    """Makes a denoise function for `samplers.sample` out of a conditional model.
+    predict: Predict,
+    condition: Any,
+    null: Any,
+    scale: float | Array,
+    process: Process,
+    config: GuidanceConfig = GuidanceConfig(),
+    clip: float | None = None,
+) -> Callable[[Array, Level, Array | None], Denoised]:
+    """Makes a denoise function for `samplers.sample` out of a conditional network.
 
     Args:
-      predict: (x (2B, ...), t (2B,), condition of 2B) -> prediction (2B, ...).
+      predict: see `Predict`; called with 2B rows, condition first, where guidance is given.
       condition: a pytree with leading dim B.
       null: the same for the empty condition.
-      scale: 1 is no guidance.
+      scale: 1 is no guidance; a number or (B,).
+      process: turns outputs into x0 and eps.
+      config: see there.
+      clip: bound of |x0|; None leaves it.
     """
+    if config.zero_steps and process.prediction != "velocity":
+        raise UserError(f"zero_steps={config.zero_steps} is for velocities; this process predicts {process.prediction}")
     both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), condition, null)
 
-    def denoise(x, t):
-        y = predict(jnp.concatenate([x, x]), jnp.full((2 * x.shape[0],), t), both)
-        conditional, unconditional = jnp.split(y, 2)
-        return unconditional + scale * (conditional - unconditional)
+    def twice(a):
+        return None if a is None else jnp.concatenate([a, a])
+
+    def guide(x, level, noised):
+        time = jnp.full((2 * x.shape[0],), level.network_time)
+        conditional, unconditional = jnp.split(predict(twice(x), time, both, twice(noised)), 2)
+        prediction, variance = process.split(conditional)
+        prediction = combine(prediction, process.split(unconditional)[0], scale, config)
+        return prediction if variance is None else jnp.concatenate([prediction, variance], axis=-1)
+
+    def follow(x, level, noised):
+        return predict(x, jnp.full((x.shape[0],), level.network_time), condition, noised)
+
+    def denoise(x, level, noised=None):
+        if config.interval is None:
+            output = guide(x, level, noised)
+        else:
+            low, high = config.interval
+            inside = jnp.logical_and(level.t > low, level.t <= high)
+            output = lax.cond(inside, guide, follow, x, level, noised)
+        if config.zero_steps:
+            output = jnp.where(level.step < config.zero_steps, 0.0, output)
+        return process.denoised(output, x, level, clip)
 
     return denoise

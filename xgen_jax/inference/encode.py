@@ -22,12 +22,11 @@ from xgen_jax.data.sources import Source, VideoFolderSource
 from xgen_jax.data.synthetic import SyntheticSource
 from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import VidVAEEmbedder
-from xgen_jax.models.fingerprint import fingerprint
-from xgen_jax.models.text import ByteTextEncoder, tokenize_bytes
 from xgen_jax.training.latent_statistics import latent_statistics
 from xgen_jax.training.metrics import ConsoleWriter
 from xgen_jax.training.objectives.vidvae import to_unit_range
-from xgen_jax.training.run_folder import LATENT_STATISTICS, RunFolder, load_embedder, load_text_encoder
+from xgen_jax.training.run_folder import LATENT_STATISTICS, RunFolder, load_embedder
+from xgen_jax.training.text_encoder import ByteCaptions, T5Captions, load_captions
 from xgen_jax.typing import Params
 
 SYNTHETIC = "synthetic"
@@ -50,6 +49,7 @@ def encode_dataset(
     dtype: str = "float32",
     compute_dtype: str = "float32",
     text_encoder: str | None = None,
+    text_length: int | None = None,
     fps: float | None = None,
     stride: int = 1,
     require_captions: bool = True,
@@ -71,7 +71,9 @@ def encode_dataset(
       shard_size: clips a shard.
       dtype: what latents and text embeddings are stored as: "float32", "bfloat16" or "float16".
       compute_dtype: what the networks compute in, "float32" or "bfloat16".
-      text_encoder: run folder of a VDiT; its trained text encoder embeds the captions.
+      text_encoder: folder of a T5 (see `weights.t5`), or of a VDiT run, whose text encoder embeds the captions. Tokens
+        are stored, no padding.
+      text_length: tokens a caption, of a T5's folder; 250 by default, and longer captions are cut and counted.
       fps, stride, require_captions: see `VideoFolderSource`.
 
     Raises:
@@ -93,7 +95,11 @@ def encode_dataset(
     network, params = load_embedder(embedder, np.dtype(compute_dtype), require_statistics=False)
     for shape in shapes:
         network.latent_shape(shape)
-    text, text_params = load_text_encoder(text_encoder, np.dtype(compute_dtype)) if text_encoder else (None, None)
+    if text_length is not None and (text_length < 1 or not text_encoder):
+        raise UserError("text_length must be 1 or more, and is for --text_encoder")
+    text = None
+    if text_encoder:
+        text = load_captions(text_encoder, np.dtype(compute_dtype), text_length, batch_size)
 
     source = _source(data, clips_per_video, count, seed, fps, stride, require_captions)
     if getattr(source, "problems", None):
@@ -102,7 +108,9 @@ def encode_dataset(
     params = _with_statistics(embedder, network, params, clips, shapes[0], batch_size)
     settings = {
         "embedder": network.fingerprint(params),
-        "text_encoder": fingerprint(text.config, text_params) if text else None,
+        "text_encoder": text.fingerprint if text else None,
+        "text_length": text.length if text else None,
+        "text_width": text.width if text else None,
         "source": source.name,
         "source_fingerprint": source.fingerprint(),
         "buckets": [shape_name(shape) for shape in shapes],
@@ -117,7 +125,7 @@ def encode_dataset(
         "require_captions": require_captions,
     }
     writer = LatentWriter(out, settings)
-    encoder = _Encoder(embedder=network, params=params, text=text, text_params=text_params, dtype=dtype)
+    encoder = _Encoder(embedder=network, params=params, text=text, dtype=dtype)
     kept = _write_shards(writer, shapes, clips, encoder, min(batch_size, len(clips)))
     manifest = writer.finish()
     left_out = _left_out(writer)
@@ -125,6 +133,8 @@ def encode_dataset(
         print(f"left out: {line}", file=sys.stderr)
     if len(left_out) > _SHOWN:
         print(f"and {len(left_out) - _SHOWN} more; see {writer.path}/*/*.json", file=sys.stderr)
+    if text and text.cut:
+        print(f"{text.cut} captions were longer than {text.length} tokens and were cut", file=sys.stderr)
     rows = [row for rows in manifest["shards"].values() for row in rows]
     return {
         "latents": str(writer.path),
@@ -133,6 +143,7 @@ def encode_dataset(
         "shards": len(rows),
         "kept_shards": kept,
         "left_out": len(left_out),
+        "captions_cut": text.cut if text else 0,
         "size_gb": round(sum(row["bytes"] for row in rows) / 2**30, 6),
         "wall_s": round(time.monotonic() - started, 1),
     }
@@ -177,37 +188,28 @@ class _Encoder:
 
     embedder: VidVAEEmbedder
     params: Params
-    text: ByteTextEncoder | None
-    text_params: Params
+    text: ByteCaptions | T5Captions | None
     dtype: str
 
     def __post_init__(self):
         encode = jax.jit(lambda params, video: self.embedder.encode(params, to_unit_range(video)))
         object.__setattr__(self, "_encode", encode)
-        embed = jax.jit(lambda params, ids, mask: self.text.apply(params, ids, mask))
-        object.__setattr__(self, "_embed", embed)
 
     def __call__(self, clips: list[dict[str, Any]], batch_size: int) -> list[dict[str, Any]]:
         """Encodes up to `batch_size` clips."""
         # A batch that is not full repeats its last clip: every batch of a shape runs the same compiled program.
         rows = [clips[min(row, len(clips) - 1)] for row in range(batch_size)]
-        columns = {"latents": self._encode(self.params, np.stack([row["video"] for row in rows]))}
-        if self.text:
-            ids, mask = tokenize_bytes([row["caption"] for row in rows], self.text.config.max_bytes)
-            columns["text"], columns["text_mask"] = self._embed(self.text_params, ids, mask)
-        columns = {name: self._stored(np.asarray(column)) for name, column in columns.items()}
-        return [
-            {
-                "caption": clip["caption"],
-                "fps": clip.get("fps", 0.0),
-                **{name: column[row] for name, column in columns.items()},
-            }
+        latents = self._stored(np.asarray(self._encode(self.params, np.stack([row["video"] for row in rows]))))
+        texts = self.text([clip["caption"] for clip in clips]) if self.text else []
+        records = [
+            {"caption": clip["caption"], "fps": clip.get("fps", 0.0), "latents": latents[row]}
             for row, clip in enumerate(clips)
         ]
+        for record, tokens in zip(records, texts):
+            record["text"] = self._stored(tokens)
+        return records
 
     def _stored(self, column: np.ndarray) -> np.ndarray:
-        if column.dtype == bool:
-            return column
         column = column.astype(np.float32).astype(DTYPES[self.dtype])
         if not np.all(np.isfinite(column.astype(np.float32))):
             raise UserError(f"the networks give values that are not finite as {self.dtype}; their weights are damaged")

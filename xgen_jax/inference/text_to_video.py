@@ -2,24 +2,25 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xgen_jax.diffusion.flow import RectifiedFlow
+from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.guidance import guided
-from xgen_jax.diffusion.samplers import sample
-from xgen_jax.diffusion.time import time_grid
+from xgen_jax.diffusion.samplers import key_noise, make_steps, sample
 from xgen_jax.errors import UserError
 from xgen_jax.inference.streaming import decode
 from xgen_jax.inference.video_range import to_uint8
 from xgen_jax.models.embedder import VidVAEEmbedder
-from xgen_jax.models.text import ByteConditioner, ByteTextEncoder
+from xgen_jax.models.text import ByteConditioner, T5Conditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.training.config import VDiTRun
 from xgen_jax.training.run_folder import RunFolder, check_fingerprints, load_embedder
+from xgen_jax.training.text_encoder import default_cache, load_conditioner
 from xgen_jax.typing import Params, Video
 
 
@@ -35,7 +36,7 @@ class TextToVideo:
 
     config: VDiTRun
     model: VDiT
-    text: ByteConditioner
+    text: ByteConditioner | T5Conditioner
     embedder: VidVAEEmbedder
     params: Params
 
@@ -90,9 +91,12 @@ class TextToVideo:
         self.model.config.check_latents(latent_shape)
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         latent_shape = (*latent_shape, self.embedder.latent_channels)
-        draw = functools.partial(
-            _draw, self, steps or self.config.sample_steps, sampler or self.config.sampler, latent_shape
-        )
+        process = self.config.loss.make_process(self.config.model.learned_variance)
+        sampler = sampler or self.config.sampler
+        ratio = self.config.loss.time_ratio(height, width, latent_shape[0])
+        grid = make_grid(process, steps or self.config.sample_steps, ratio=ratio)
+        static = (self.model, self.text, process, sampler, latent_shape)
+        draw = functools.partial(_draw, static, make_steps(sampler, grid))
         batch_size = min(batch_size, len(prompts))
         networks = {name: tree for name, tree in self.params.items() if name != "embedder"}
         videos = []
@@ -109,37 +113,43 @@ class TextToVideo:
         return videos[0] if isinstance(prompt, str) else videos
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _draw_compiled(static, steps, sampler, latent_shape, params, arrays, seed, rows, scale):
-    model, conditioner, shift = static
-    process = RectifiedFlow()
-    key = jax.random.key(seed)
-    noise = jax.vmap(lambda row: process.terminal(jax.random.fold_in(key, row), latent_shape))(rows)
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(static, steps, params, arrays, seed, rows, scale):
+    """Latents of a batch. The grid, the seed and the scale are arguments: changing them compiles nothing anew."""
+    model, conditioner, process, sampler, latent_shape = static
+    key_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(rows)
+    x = jax.vmap(lambda key: process.terminal(key, latent_shape))(key_B)
 
     def tokens(null):
         return conditioner.embed(params, arrays, jnp.full(rows.shape, null))
 
-    denoise = guided(
-        lambda x, t, text: model.apply(params["vdit"], x, 1000 * t, *text), tokens(False), tokens(True), scale
-    )
-    return sample(denoise, noise, time_grid(steps, shift), sampler)
+    def predict(x, time, text, noised):
+        del noised
+        return model.apply(params["vdit"], x, time, *text)
+
+    denoise = guided(predict, tokens(False), tokens(True), scale, process)
+    return sample(denoise, x, steps, sampler, key_noise(key_B, latent_shape))
 
 
-def _draw(model: TextToVideo, steps, sampler, latent_shape, *arrays):
-    static = (model.model, model.text, model.config.loss.time_shift)
-    return _draw_compiled(static, steps, sampler, latent_shape, *arrays)
-
-
-def load_text_to_video(path, embedder: str | None = None, step: int | None = None) -> TextToVideo:
-    """Loads a VDiT run folder: its averaged parameters and the embedder that it was trained on.
+def load_text_to_video(
+    path,
+    embedder: str | None = None,
+    step: int | None = None,
+    *,
+    text_encoder: str | None = None,
+    text_cache: str | None = None,
+) -> TextToVideo:
+    """Loads a VDiT run folder: its averaged parameters, and the embedder and text encoder that it was trained on.
 
     Args:
       path: the run folder.
       embedder: the embedder's folder, when it is no longer where the run found it.
       step: a checkpoint's step; the newest by default.
+      text_encoder: the T5's folder, likewise, for a run that has one. Its weights are loaded when a prompt needs them.
+      text_cache: where embeddings of prompts are kept; see `training.text_encoder.default_cache`.
 
     Raises:
-      UserError: not such a folder, no finished checkpoint, or the embedder is missing or another one.
+      UserError: not such a folder, no finished checkpoint, or the embedder or text encoder is missing or another one.
     """
     folder = RunFolder(path)
     config = folder.config()
@@ -147,20 +157,23 @@ def load_text_to_video(path, embedder: str | None = None, step: int | None = Non
         raise UserError(f"{path} holds a {config.objective} run; a text-to-video model is a vdit run")
     checkpoints = folder.checkpoints()
     params = checkpoints.restore_part(("ema",), step)
-    network, embedder_params = load_embedder(embedder or _embedder_folder(folder, config))
-    now = {"embedder": network.fingerprint(embedder_params)}
+    network, embedder_params = load_embedder(embedder or _moved(folder, config.embedder))
+    if config.text.kind == "t5" and not text_encoder:
+        text_encoder = _moved(folder, config.text.path)
+    text = load_conditioner(config, path=text_encoder, cache=text_cache or default_cache())
+    now = {"embedder": network.fingerprint(embedder_params), **text.fingerprints()}
     check_fingerprints(now, checkpoints.restore_data(step), f"the model in {path}")
     return TextToVideo(
         config=config,
         model=VDiT(config.model),
-        text=ByteConditioner(encoder=ByteTextEncoder(config.text)),
+        text=text,
         embedder=network,
         params={**params, "embedder": embedder_params},
     )
 
 
-def _embedder_folder(folder: RunFolder, config: VDiTRun) -> str:
-    """The embedder as configured, or, when a run was moved with its neighbours, the folder of that name beside it."""
-    configured = RunFolder(config.embedder).path
+def _moved(folder: RunFolder, configured: str) -> str:
+    """A folder as configured, or, when a run was moved with its neighbours, the one of that name beside it."""
+    configured = pathlib.Path(configured)
     beside = folder.path.parent / configured.name
     return str(beside if not configured.is_dir() and beside.is_dir() else configured)

@@ -3,22 +3,26 @@
     arrays(captions) -> {name: array (B, ...)}               on the host
     init(key, arrays) -> {name: sub-tree}                    what is trained along with the transformer; may be empty
     embed(params, arrays, dropped_B) -> (text (B, L, D), mask (B, L))      on the device; `params` is the whole run's
+    batch_arrays(batch) -> as arrays                         of a training batch, which may hold stored embeddings
     check(prompts)                                           raises UserError for a prompt that cannot be drawn
+    prepare(prompts)                                         checks, and does ahead what may be done for all at once
+    fingerprints() -> {name: fingerprint}                    of frozen networks
 
 The null caption of classifier-free guidance lives inside `embed`, so training's caption drop and sampling's guidance
 share it. `ByteConditioner` is small, needs no vocabulary file and is trained with the transformer it serves;
-a frozen T5's embeddings are made before (the normal path) or by an encoder at hand.
+`T5Conditioner` takes a frozen T5's embeddings, made before (the normal path) or by an encoder at hand.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from xgen_jax.errors import UserError
+from xgen_jax.models.vdit import null_caption
 from xgen_jax.nn.attention import SelfAttention
 from xgen_jax.nn.mlp import MLP
 from xgen_jax.typing import Array, Params
@@ -47,13 +51,11 @@ class T5TextConfig:
       path: its local folder in Hugging Face's layout, see `weights.t5`. Training on latents with stored embeddings
         needs nothing of it but that these are its own; sampling reads it.
       length: tokens a caption, the end-of-sentence token included; longer ones are cut, and it is said.
-      released: the null caption wears the caption's mask and is not trained, as in STDiT2's weights.
     """
 
     kind: str = "t5"
     path: str
     length: int = 250
-    released: bool = False
 
     def __post_init__(self):
         if self.length < 1:
@@ -126,10 +128,16 @@ class ByteConditioner:
         """Width of the tokens."""
         return self.encoder.config.width
 
+    def fingerprints(self) -> dict[str, str]:
+        """Nothing is frozen."""
+        return {}
+
     def check(self, prompts: Sequence[str]) -> None:
         """Raises UserError for an empty prompt, or one that is too long."""
-        _refuse_empty(prompts, prompts)
+        refuse_empty(prompts, prompts)
         tokenize_bytes(list(prompts), self.encoder.config.max_bytes)
+
+    prepare = check  # there is nothing to do ahead
 
     def arrays(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
         """{"ids", "mask"}, see `tokenize_bytes`."""
@@ -154,8 +162,105 @@ class ByteConditioner:
         return self.encoder.apply(params["text"], ids, mask)
 
 
-def _refuse_empty(prompts: Sequence[str], cleaned: Sequence[str]) -> None:
+class CaptionEncoder(Protocol):
+    """A frozen text encoder at hand; see `training.text_encoder`."""
+
+    def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
+        """The tokens of each caption, (n, D); none for an empty one."""
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """As a conditioner's."""
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """As a conditioner's."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Conditioner:
+    """Embeddings of a frozen T5, (B, length, width) with a mask.
+
+    The null caption is the transformer's own, `null_caption(params["vdit"])` (length, width), that no training moves.
+    It is attended to whole, so that the unconditional prediction is one and the same for every prompt; with `released`
+    it wears the mask of the prompt it stands beside, as STDiT2's weights know it. A caption without tokens, which an
+    empty one is, is the null caption.
+
+    Attributes:
+      length: tokens of every row, padding included.
+      released: see above.
+      fingerprint: of the T5.
+      encoder: makes embeddings that are not in a batch; None where all are stored.
+    """
+
+    length: int
+    width: int
+    released: bool = False
+    fingerprint: str = ""
+    encoder: CaptionEncoder | None = dataclasses.field(default=None, compare=False)  # it is no part of what is compiled
+    kind: ClassVar[str] = "t5"
+
+    def fingerprints(self) -> dict[str, str]:
+        """The T5."""
+        return {"text_encoder": self.fingerprint}
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises UserError for a prompt with nothing in it, also when cleaned; says which are cut, and by how much."""
+        self._at_hand().check(prompts)
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Checks the prompts, and embeds them all, so that the T5's weights can go before others come."""
+        self._at_hand().prepare(prompts)
+
+    def arrays(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        """{"text" (B, length, width), "text_mask" bool (B, length)}, made by the encoder."""
+        rows = self._at_hand()(captions)
+        text = np.zeros((len(rows), self.length, self.width), rows[0].dtype if rows else np.float32)
+        mask = np.zeros(text.shape[:2], bool)
+        for place, row in enumerate(rows):
+            text[place, : len(row)], mask[place, : len(row)] = row, True
+        return {"text": text, "text_mask": mask}
+
+    def batch_arrays(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The embeddings stored in a batch, padded to the length, or made anew where there are none."""
+        if "text" not in batch:
+            return self.arrays(batch["caption"])
+        text, mask = np.asarray(batch["text"]), np.asarray(batch["text_mask"])
+        if text.shape[1] > self.length or text.shape[2] != self.width:
+            raise UserError(f"stored embeddings are {text.shape[1:]}; the run takes up to {(self.length, self.width)}")
+        pad = self.length - text.shape[1]
+        return {"text": np.pad(text, ((0, 0), (0, pad), (0, 0))), "text_mask": np.pad(mask, ((0, 0), (0, pad)))}
+
+    def init(self, key: Array, arrays: dict[str, Array]) -> Params:
+        """Nothing is trained along."""
+        del key, arrays
+        return {}
+
+    def embed(self, params: Params, arrays: dict[str, Array], dropped_B: Array | None = None) -> tuple[Array, Array]:
+        """Tokens (B, length, width) and mask; where `dropped_B` is True, the null caption's.
+
+        Without `dropped_B` no null caption is looked up: that is for initialising the transformer it belongs to.
+        """
+        text, mask = arrays["text"], arrays["text_mask"]
+        empty_B = ~mask.any(axis=1)
+        if dropped_B is None:
+            return text, mask | empty_B[:, None]
+        dropped_B = dropped_B | empty_B
+        text = jnp.where(dropped_B[:, None, None], null_caption(params["vdit"])[None], text)
+        whole_B = empty_B if self.released else dropped_B
+        return text, mask | whole_B[:, None]
+
+    def _at_hand(self) -> CaptionEncoder:
+        if self.encoder is None:
+            raise UserError("these captions have no stored embeddings, and the run has no text encoder to make them")
+        return self.encoder
+
+
+def refuse_empty(prompts: Sequence[str], cleaned: Sequence[str]) -> None:
+    """Raises UserError for a prompt with nothing in it, before or after cleaning."""
     for prompt, rest in zip(prompts, cleaned, strict=True):
         if not rest.strip():
-            reason = "a prompt is empty" if not prompt.strip() else f"nothing is left of the prompt {prompt!r}"
+            reason = (
+                f"nothing is left of the prompt {prompt!r} when it is cleaned"
+                if prompt.strip()
+                else "a prompt is empty"
+            )
             raise UserError(f"{reason}; say what should be seen")

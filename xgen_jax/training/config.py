@@ -11,7 +11,7 @@ from typing import Any
 
 from xgen_jax.data.pipeline import DataConfig
 from xgen_jax.errors import UserError
-from xgen_jax.models.text import ByteTextConfig
+from xgen_jax.models.text import ByteTextConfig, T5TextConfig
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel.mesh import MeshConfig
@@ -73,13 +73,17 @@ class VidVAERun:
 class VDiTRun:
     """A run that trains a text-to-video transformer on the latents of the embedder in the run folder `embedder`.
 
+    `init_from` is the folder of a vdit run, or of converted weights, whose averaged parameters the first step starts
+    from: the stage before, as a rule.
+
     `sampler`, `sample_steps`, `guidance_scale` and `sample_fps` are the defaults of drawing samples.
     """
 
     objective: str = "vdit"
     embedder: str
+    init_from: str | None = None
     model: VDiTConfig
-    text: ByteTextConfig
+    text: ByteTextConfig | T5TextConfig
     loss: VDiTLossConfig = VDiTLossConfig()
     data: DataConfig
     optimizer: OptimizerConfig
@@ -130,6 +134,7 @@ FREE_KEYS = {
     "data.num_threads",
     "data.prefetch",
     "data.path",  # the source's fingerprint guards what is in it
+    "text.path",  # the text encoder's fingerprint, likewise
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
@@ -204,7 +209,8 @@ def _build(kind, value, where: str):
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        return _build(next(arg for arg in args if arg is not type(None)), value, where)
+        kinds = [arg for arg in args if arg is not type(None)]
+        return _build(_of_kind(kinds, value, where) if len(kinds) > 1 else kinds[0], value, where)
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
             raise UserError(f"{where} must be a list, not {value!r}")
@@ -217,3 +223,12 @@ def _build(kind, value, where: str):
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(f"{where} must be {kind.__name__}, not {value!r}")
     return value
+
+
+def _of_kind(kinds: list[type], value, where: str) -> type:
+    """Of several groups of keys, the one whose default `kind` the value names; the first where it names none."""
+    by_name = {kind.kind: kind for kind in kinds}
+    name = value.get("kind", kinds[0].kind) if isinstance(value, dict) else kinds[0].kind
+    if name not in by_name:
+        raise UserError(f"{where}.kind={name!r} is not known; choose one of {', '.join(by_name)}")
+    return by_name[name]

@@ -7,12 +7,13 @@ bucket and the sample ids.
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -23,12 +24,12 @@ from xgen_jax.data.latents import LatentSource
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources import Source, make_source
 from xgen_jax.errors import UserError
-from xgen_jax.models.text import ByteConditioner, ByteTextEncoder
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.parallel.mesh import make_mesh
-from xgen_jax.parallel.sharding import batch_sharding, on_mesh, path_name, replicated, tree_shardings
-from xgen_jax.training.config import RunConfig
+from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated, tree_shardings
+from xgen_jax.training.compiled import abstract_arrays, compile_ahead
+from xgen_jax.training.config import RunConfig, VDiTRun
 from xgen_jax.training.latent_statistics import latent_statistics
 from xgen_jax.training.metrics import ConsoleWriter, JsonlWriter, MetricWriters, TensorBoardWriter
 from xgen_jax.training.objectives.vdit import VDiTObjective
@@ -40,8 +41,10 @@ from xgen_jax.training.run_folder import (
     describe_machine,
     load_embedder,
 )
+from xgen_jax.training.start import starting_params
 from xgen_jax.training.state import TrainState, init_state, make_update
-from xgen_jax.typing import Params
+from xgen_jax.training.text_encoder import load_conditioner
+from xgen_jax.typing import Params, Shape
 from xgen_jax.weights.lpips import load_lpips
 
 
@@ -56,7 +59,7 @@ def make_objective(config: RunConfig):
       UserError: a bucket that the models cannot take, or an embedder that cannot be loaded; before anything is trained.
     """
     dtype = np.dtype(config.loop.compute_dtype)
-    buckets = [(b.frames, b.height, b.width) for b in config.data.buckets]
+    buckets = [b.shape for b in config.data.buckets]
     for b in config.data.buckets:
         if b.batch_size % config.loop.accumulate:
             raise UserError(
@@ -78,21 +81,37 @@ def make_objective(config: RunConfig):
             model=VidVAE(config.model, dtype), loss_config=config.loss, lpips=lpips, frozen=lpips_params
         )
     embedder, embedder_params = load_embedder(config.embedder, dtype)
-    embedder_fingerprint = embedder.fingerprint(embedder_params)
-    for bucket in buckets:
-        config.model.check_latents(embedder.latent_shape(bucket))
-    if config.model.text_width != config.text.width:
-        raise UserError(f"model.text_width {config.model.text_width} is not text.width {config.text.width}")
+    check_buckets(config, embedder.latent_shape)
+    text = load_conditioner(config, dtype, stored=config.data.source == "latents")
+    objective = make_vdit_objective(config, embedder.latent_shape, text, embedder.fingerprint(embedder_params))
     if config.data.source == "latents":
-        embedder = embedder_params = None  # its fingerprint is all that is needed of it
+        return objective  # the embedder's fingerprint is all that is needed of it
+    return dataclasses.replace(objective, embedder=embedder, embedder_params=embedder_params)
+
+
+def make_vdit_objective(
+    config: VDiTRun, latent_shape: Callable[[Shape], Shape], text, embedder_fingerprint: str = ""
+) -> VDiTObjective:
+    """The objective of a vdit run on latents of these shapes, with a text conditioner."""
+    config.loss.make_process(config.model.learned_variance)
     return VDiTObjective(
-        model=VDiT(config.model, dtype),
-        text=ByteConditioner(encoder=ByteTextEncoder(config.text, dtype)),
-        embedder=embedder,
-        embedder_params=embedder_params,
+        model=VDiT(config.model, np.dtype(config.loop.compute_dtype)),
+        text=text,
+        embedder=None,
+        embedder_params=None,
         loss_config=config.loss,
         embedder_fingerprint=embedder_fingerprint,
+        latent_shape=latent_shape,
     )
+
+
+def check_buckets(config: VDiTRun, latent_shape: Callable[[Shape], Shape]) -> None:
+    """Raises UserError, naming the bucket and the nearest lengths or sizes, for one that the embedder cannot take."""
+    for bucket in config.data.buckets:
+        try:
+            config.model.check_latents(latent_shape(bucket.shape))
+        except UserError as error:
+            raise UserError(f"bucket {bucket.name} of {config.embedder}: {error}") from error
 
 
 def check_latents(config: RunConfig, source: Source, objective) -> None:
@@ -109,7 +128,8 @@ def check_latents(config: RunConfig, source: Source, objective) -> None:
             "made the latents"
         )
     for bucket in config.data.buckets:
-        source.read(0, None, bucket.frames, bucket.height, bucket.width)
+        if bucket.name in source.manifest["shards"] or not config.data.fit:
+            source.read(0, None, *bucket.shape)
 
 
 def check_resume(folder: RunFolder, pipeline: Pipeline, objective) -> None:
@@ -146,9 +166,18 @@ def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = Fals
     objective = make_objective(config)
     source = make_source(config.data)
     check_latents(config, source, objective)
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    for bucket in config.data.buckets:
+        if bucket.batch_size % devices:
+            raise UserError(
+                f"bucket {bucket.name}: a batch of {bucket.batch_size} cannot be shared equally by {devices} devices "
+                "(mesh.data x mesh.fsdp)"
+            )
     pipeline = Pipeline(source, config.data, process_index=jax.process_index(), process_count=jax.process_count())
     if getattr(source, "problems", None):
         print(source.report(), file=sys.stderr)
+    for line in pipeline.problems:
+        print(line, file=sys.stderr)
     folder.check(config, overwrite)
     if not overwrite:
         check_resume(folder, pipeline, objective)
@@ -159,32 +188,15 @@ def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = Fals
         return _train(config, folder, mesh, objective, pipeline, start)
 
 
-def starting_params(config: RunConfig) -> Params | None:
-    """The parameters, on the host, of the embedder that a run's first step starts from; None where they are random.
+def abstract_state(objective, optimizer, mesh, key, arrays) -> tuple[TrainState, TrainState]:
+    """(shapes, shardings) of a run's state on a mesh."""
+    shapes = jax.eval_shape(functools.partial(init_state, objective, optimizer), key, arrays)
+    shardings = tree_shardings(shapes, mesh)
 
-    Raises:
-      UserError: no such embedder, or one whose parameters have not the model's shapes.
-    """
-    if config.objective != "vidvae" or config.init_from is None:
-        return None
-    embedder, params = load_embedder(config.init_from, require_statistics=False)
-    found = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params["model"])}
-    bucket = config.data.buckets[0]
-    video = jax.ShapeDtypeStruct((1, bucket.frames, bucket.height, bucket.width, 3), np.float32)
-    tree = jax.eval_shape(VidVAE(config.model).init, jax.random.key(0), video)
-    wanted = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    differing = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
-    old, new = dataclasses.asdict(embedder.model.config), dataclasses.asdict(config.model)
-    fields = "".join(f"\n  model.{key}: {old[key]!r} -> {new[key]!r}" for key in old if old[key] != new[key])
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"init_from={config.init_from} has other parameters than the model (there -> here):{fields}\n"
-            f"{len(differing)} of {len(wanted)} differ, {name} first: {found.get(name)} -> {wanted.get(name)}"
-        )
-    if fields:
-        print(f"init_from={config.init_from} fits, but was another model (there -> here):{fields}", file=sys.stderr)
-    return jax.tree.map(np.asarray, params["model"])
+    def placed(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, shapes, shardings), shardings
 
 
 def _train(
@@ -198,33 +210,23 @@ def _train(
         arrays = {**objective.arrays(batch), "sample_id": batch["sample_id"].astype(np.uint32)}
         arrays = jax.tree.map(lambda x: jax.make_array_from_process_local_data(on_batch, x), arrays)
         sample_id = arrays.pop("sample_id")
-        return objective.prepare(arrays), sample_id
+        # What is compiled ahead takes its arguments in these places alone.
+        return jax.device_put(objective.prepare(arrays), on_batch), sample_id
 
     # Shapes, then shardings, then values: no array is ever made in a place where it does not belong.
     arrays, _ = to_device(pipeline.batch(0))
 
-    def init(key, arrays):
-        return init_state(objective, optimizer, key, arrays)
-
     key = jax.device_put(jax.random.key(loop.seed), replicated(mesh))
-    abstract = jax.eval_shape(init, key, arrays)
-    shardings = tree_shardings(abstract, mesh)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
-    )
+    abstract, shardings = abstract_state(objective, optimizer, mesh, key, arrays)
     checkpoints = folder.checkpoints(loop.keep_checkpoints)
     if checkpoints.steps():
         state, _ = checkpoints.restore(abstract)
     else:
+        init = functools.partial(init_state, objective, optimizer)
         state = jax.jit(init, out_shardings=shardings)(key, arrays)
         if start is not None:
-            state = jax.jit(
-                lambda state, start: state.replace(
-                    params={**state.params, "vidvae": start}, ema={"vidvae": jax.tree.map(jnp.copy, start)}
-                ),
-                donate_argnums=0,
-                out_shardings=shardings,
-            )(state, start)
+            start = jax.device_put(start, {name: shardings.params[name] for name in start})
+            state = state.replace(params={**state.params, **start}, ema={**state.ema, **jax.tree.map(jnp.copy, start)})
     first_step = int(state.step)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
 
@@ -234,13 +236,19 @@ def _train(
         out_shardings=(shardings, replicated(mesh)),
     )
     frozen = jax.device_put(objective.frozen, replicated(mesh))
-
-    def step(state, arrays, sample_id):
-        return update(state, arrays, sample_id, frozen)
-
     last: dict[str, float] = {}
     if first_step < loop.steps:
-        state, last = _take_steps(config, folder, pipeline, checkpoints, objective, to_device, step, state, parameters)
+        before = time.monotonic()
+        shapes = {bucket: abstract_arrays(objective, arrays, bucket, on_batch) for bucket in pipeline.buckets}
+        steps = compile_ahead(update, abstract, shapes, frozen)
+        compile_s = time.monotonic() - before
+
+        def step(bucket, state, arrays, sample_id):
+            return steps[bucket](state, arrays, sample_id, frozen)
+
+        state, last = _take_steps(
+            config, folder, pipeline, checkpoints, objective, to_device, step, state, parameters, compile_s
+        )
     if config.objective == "vidvae" and (last or not (folder.path / LATENT_STATISTICS).exists()):
         videos = (pipeline.batch(step)["video"] for step in range(32))
         folder.write_json(LATENT_STATISTICS, latent_statistics(objective.model, state.ema["vidvae"], videos))
@@ -263,7 +271,8 @@ def _take_steps(
     to_device,
     update,
     state: TrainState,
-    parameters,
+    parameters: int,
+    compile_s: float,
 ) -> tuple[TrainState, dict[str, float]]:
     """From the state's step to the last: (state, the last metrics)."""
     started, loop, first_step = time.monotonic(), config.loop, int(state.step)
@@ -280,8 +289,7 @@ def _take_steps(
         )
         batches = stack.enter_context(contextlib.closing(pipeline.iterate(first_step)))
         stack.callback(checkpoints.wait)  # whatever ends the run, a save under way is finished
-        compiled: set = set()
-        compile_s, pending, last = 0.0, None, {}
+        pending, last = None, {}
         mark_s, mark_step = time.monotonic(), first_step
 
         def settle():
@@ -317,14 +325,7 @@ def _take_steps(
         interrupted = stack.enter_context(_signals())
         for step, batch in batches:
             arrays, sample_id = to_device(batch)
-            bucket = pipeline.bucket(step)
-            before = time.monotonic()
-            state, metrics = update(state, arrays, sample_id)
-            if bucket not in compiled:
-                jax.block_until_ready(metrics)
-                compiled.add(bucket)
-                compile_s += time.monotonic() - before
-                mark_s, mark_step = time.monotonic(), step + 1
+            state, metrics = update(pipeline.bucket(step), state, arrays, sample_id)
             settle()
             pending = (step, batch, metrics)
             done = step + 1

@@ -59,7 +59,8 @@ class RunFolder:
         if self.path.is_file():
             raise UserError(f"{self.path} is a file; give a folder for the run")
         if (self.path / "config.json").exists():
-            differing = [] if overwrite else differing_keys(self.read_json("config.json"), to_dict(config))
+            # Read as a configuration first: keys that a newer release added have their defaults then.
+            differing = [] if overwrite else differing_keys(to_dict(self.config()), to_dict(config))
             if differing:
                 listed = "\n  ".join(differing)
                 raise UserError(

@@ -9,10 +9,11 @@ A network's conversion is a table from our paths to the tensors there, given to 
 Every tensor must be accounted for; whatever is missing, left over or of another shape is listed in one error.
 """
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -48,6 +49,34 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     path = _locate(pathlib.Path(path))
     return _read_shards(path) if path.name.endswith(INDEX_SUFFIX) else _read_file(path)
+
+
+def iterate_safetensors(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, tensor) of a checkpoint, one after another and each in its stored dtype, file by file: for what is too
+    large to be held twice. Arguments and errors as in `read_safetensors`; a tensor that the index names and no file
+    holds is told of before the first.
+    """
+    for shard, names in _files(path).items():
+        with _opened(shard) as file:
+            for name in names:
+                yield name, file.get_tensor(name)
+
+
+def sample_safetensors(path: str | os.PathLike, values: int) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+    """(name, shape, sample) of each tensor: rows from its beginning, middle and end, `values` numbers of each or a
+    little more, flat and in the stored dtype; of a small tensor all. Reads no more than that of the files.
+    """
+    for shard, names in _files(path).items():
+        with _opened(shard) as file:
+            for name in names:
+                part = file.get_slice(name)
+                shape = tuple(part.get_shape())
+                rows = -(-values // max(1, int(np.prod(shape[1:])))) if shape else 0
+                if not shape or shape[0] <= 3 * rows:
+                    yield name, shape, file.get_tensor(name).ravel()
+                    continue
+                starts = (0, (shape[0] - rows) // 2, shape[0] - rows)
+                yield name, shape, np.concatenate([part[start : start + rows].ravel() for start in starts])
 
 
 def write_safetensors(
@@ -174,6 +203,13 @@ def _pickle_refused(path: pathlib.Path) -> UserError:
 
 
 def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with _opened(path) as file:
+        return {name: file.get_tensor(name).astype(np.float32, copy=False) for name in file.keys()}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Any]:
+    """An open safetensors file; whatever is wrong with it, also while it is read, is told as the user's."""
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -181,7 +217,7 @@ def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
         if path.suffix in PICKLE_SUFFIXES or (head.startswith((_ZIP, _PICKLE)) and head[8:] != b"{"):
             raise _pickle_refused(path)
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name).astype(np.float32, copy=False) for name in file.keys()}  # noqa: SIM118
+            yield file
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     except safetensors.SafetensorError as error:
@@ -190,7 +226,29 @@ def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} holds a dtype that is not read ({error}); convert it to float32") from error
 
 
+def _files(path: str | os.PathLike) -> dict[pathlib.Path, list[str]]:
+    """The names of the tensors in each file of a checkpoint."""
+    path = _locate(pathlib.Path(path))
+    names, shards = _index(path) if path.name.endswith(INDEX_SUFFIX) else ({}, [path])
+    held = {}
+    for shard in shards:
+        with _opened(shard) as file:
+            held[shard] = sorted(file.keys())
+    _check_held(path, names, {name for there in held.values() for name in there})
+    return held
+
+
 def _read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
+    names, shards = _index(index)
+    tensors: dict[str, np.ndarray] = {}
+    for shard in shards:
+        tensors |= _read_file(shard)
+    _check_held(index, names, tensors)
+    return tensors
+
+
+def _index(index: pathlib.Path) -> tuple[dict[str, str], list[pathlib.Path]]:
+    """What an index says: {tensor: file name}, and the files, which are all there."""
     try:
         names = json.loads(index.read_bytes())["weight_map"]
         shards = sorted(set(names.values()))
@@ -203,10 +261,11 @@ def _read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
     absent = [shard for shard in shards if not (index.parent / shard).is_file()]
     if absent:
         raise UserError(f"{index} names files that are not there: {', '.join(absent)}; fetch them too")
-    tensors: dict[str, np.ndarray] = {}
-    for shard in shards:
-        tensors |= _read_file(index.parent / shard)
-    lost = [f"{name} ({shard})" for name, shard in names.items() if name not in tensors]
+    return names, [index.parent / shard for shard in shards]
+
+
+def _check_held(index: pathlib.Path, names: Mapping[str, str], held: Iterable[str]) -> None:
+    held = set(held)
+    lost = [f"{name} ({shard})" for name, shard in names.items() if name not in held]
     if lost:
         raise UserError(f"{index} names tensors that its files do not hold: {', '.join(lost)}")
-    return tensors

@@ -1,38 +1,146 @@
 """Sampling = time grid x step rule x denoise function, run by one `lax.scan` that knows neither model nor schedule.
 
-A step rule is `init(x) -> memory` and `step(denoise, x, memory, t, t_next) -> (x, memory)`; each lives in its own
-file and states the order to which it converges.
+A step rule is three functions in a file of its own, which states the order to which it converges:
+
+    coefficients(grid, **options) -> {name: (steps,)}     on the host, in float64, with all the schedule's mathematics
+    init(x, coefficients) -> memory                       what it keeps from step to step, a pytree
+    step(denoise, x, memory, here, noise) -> (x, memory)  sums of arrays by the coefficients of `here`
+
+so that a warm-up at the start, a lower order at the end or a noiseless last step are other numbers, not other programs:
+one compiled program serves every grid of as many steps, every seed and every guidance scale. A rule is defined by
+(alpha, sigma) alone and runs on any process.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from xgen_jax.diffusion.samplers import euler
+from xgen_jax.diffusion.grids import Grid
+from xgen_jax.diffusion.process import Denoised, Level
+from xgen_jax.diffusion.samplers import ancestral, ddim, dpm_solver, euler, heun, unipc
 from xgen_jax.errors import UserError
-from xgen_jax.typing import Array
+from xgen_jax.typing import Array, Shape
 
-RULES = {"euler": euler}
+RULES = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "dpm++2m": dpm_solver,
+    "euler": euler,
+    "heun": heun,
+    "unipc": unipc,
+}
+
+Denoise = Callable[[Array, Level, Array | None], Denoised]
+Noise = Callable[[Array, int], Array]
 
 
-def sample(denoise: Callable[[Array, Array], Array], x: Array, times: Array, rule: str = "euler") -> Array:
-    """Carries x from times[0] to times[-1].
+class Steps(NamedTuple):
+    """All that a scan needs of a rule on a grid: arrays, the first axis steps. Arguments of a compiled program."""
 
-    Args:
-      denoise: (x, t) -> velocity dx/dt; t is a scalar.
-      x: the state at times[0], usually noise.
-      times: (steps + 1,), monotone.
-      rule: a name in `RULES`.
+    now: Level
+    after: Level
+    coefficients: dict[str, Any]
 
-    Returns:
-      The state at times[-1].
-    """
+
+class Frames(Protocol):
+    """Which frames are known while sampling; see `diffusion.frames`."""
+
+    def before(self, x: Array, now: Level, noise: Noise) -> Array:
+        """The state that a step begins from."""
+
+    def noised(self, now: Level) -> Array:
+        """(B, T) for the network: False for a clean frame."""
+
+    def after(self, x_before: Array, x: Array, now: Level) -> Array:
+        """The state that a step ends with."""
+
+
+def check_rule(rule: str) -> None:
+    """Raises UserError for a name that is not in `RULES`."""
     if rule not in RULES:
         raise UserError(f"sampler {rule!r} is not known; choose one of {', '.join(sorted(RULES))}")
+
+
+def make_steps(rule: str, grid: Grid, **options) -> Steps:
+    """The arrays by which a rule goes along a grid.
+
+    Args:
+      rule: a name in `RULES`.
+      grid: see `diffusion.grids`.
+      options: of the rule: `eta` (ddim), `order` (unipc).
+
+    Raises:
+      UserError: an unknown rule.
+    """
+    check_rule(rule)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        coefficients = RULES[rule].coefficients(grid, **options)
+    return Steps(grid.now, grid.after, coefficients)
+
+
+def key_noise(key_B: Array, shape: Shape) -> Noise:
+    """Noise of a batch by absolute step: a sample's does not depend on its batch, nor on where sampling was resumed.
+
+    Args:
+      key_B: a key for each sample.
+      shape: of one sample.
+    """
+
+    def noise(step, stream):
+        keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, stream), step))(key_B)
+        return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+    return noise
+
+
+def no_noise(step: Array, stream: int) -> Array:
+    """For rules that draw none."""
+    raise UserError("this sampler draws noise: give `sample` a noise function, see `key_noise`")
+
+
+def sample(
+    denoise: Denoise,
+    x: Array,
+    steps: Steps,
+    rule: str,
+    noise: Noise = no_noise,
+    frames: Frames | None = None,
+    trajectory: bool = False,
+) -> Array | tuple[Array, Array]:
+    """Carries x from the first level to the last.
+
+    Args:
+      denoise: (x, level of scalars, noised (B, T) or None) -> `Denoised`.
+      x: the state at the first level, usually noise.
+      steps: see `make_steps`; of the same rule.
+      rule: a name in `RULES`.
+      noise: (step, stream) -> as x; see `key_noise`.
+      frames: None where all are drawn.
+      trajectory: also return the state after each step.
+
+    Returns:
+      The state at the last level, as x; with `trajectory` also (steps, ...).
+    """
+    check_rule(rule)
     step_rule = RULES[rule]
 
-    def step(carry, interval):
-        return step_rule.step(denoise, *carry, *interval), None
+    def body(carry, here):
+        x, memory = carry
+        noised = None
+        if frames is not None:
+            x = frames.before(x, here.now, noise)
+            noised = frames.noised(here.now)
+        x_before = x
+        x, memory = step_rule.step(lambda x, level: denoise(x, level, noised), x, memory, here, noise)
+        if frames is not None:
+            x = frames.after(x_before, x, here.now)
+        return (x, memory), x if trajectory else None
 
-    (x, _), _ = lax.scan(step, (x, step_rule.init(x)), (times[:-1], times[1:]))
-    return x
+    # In x's own precision: coefficients are float64 on the host.
+    steps = jax.tree.map(lambda a: jnp.asarray(a, x.dtype if np.issubdtype(a.dtype, np.floating) else None), steps)
+    (x, _), states = lax.scan(body, (x, step_rule.init(x, steps.coefficients)), steps)
+    return (x, states) if trajectory else x

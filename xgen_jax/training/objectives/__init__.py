@@ -3,6 +3,7 @@
     fingerprints() -> {name: fingerprint}     of the networks it stands on; a run goes on with these very ones
     arrays(batch) -> dict of arrays           on the host: what the device needs of a batch, captions tokenised
     prepare(arrays) -> dict of arrays         on the device, before the step: what frozen networks compute
+    resized(arrays, bucket) -> dict           shapes of another bucket's prepared arrays, to compile for it ahead
     init(key, arrays) -> params               a dict of sub-trees
     loss(params, arrays, keys, step, frozen) -> (loss, metrics)
     frozen                                    what the loss needs beside, and never trains

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError
 from xgen_jax.models.discriminator import Discriminator
 from xgen_jax.models.vidvae import VidVAE
@@ -88,6 +89,10 @@ class VidVAEObjective:
     def prepare(self, arrays):
         """Nothing is computed before the step."""
         return arrays
+
+    def resized(self, arrays, bucket: Bucket):
+        """Shapes of a bucket's arrays."""
+        return {"video": jax.ShapeDtypeStruct((bucket.batch_size, *bucket.shape, 3), arrays["video"].dtype)}
 
     def init(self, key: Array, arrays) -> Params:
         """Parameters of each group from one key."""

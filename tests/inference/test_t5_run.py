@@ -1,0 +1,148 @@
+"""A run on a T5's stored embeddings, from encoding to sampling: with the T5 that made them, and with no other."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny_t5
+from conftest import TINY_DATA, TINY_VDIT
+
+from xgen_jax.data.latents import LatentSource
+from xgen_jax.errors import UserError
+from xgen_jax.inference.encode import encode_dataset
+from xgen_jax.inference.text_to_video import load_text_to_video
+from xgen_jax.training.checkpoint import Checkpoints
+from xgen_jax.training.config import run_config
+from xgen_jax.training.loop import make_objective, train
+from xgen_jax.training.text_encoder import T5Captions
+from xgen_jax.weights.t5 import T5Folder
+
+LENGTH = 24
+PROMPT = "a red circle moving left"
+
+
+def config(root, runs, **changes):
+    values = {
+        **TINY_VDIT,
+        "embedder": str(runs / "vidvae"),
+        "model": {**TINY_VDIT["model"], "null_caption_tokens": LENGTH},
+        "text": {"kind": "t5", "path": str(root / "t5"), "length": LENGTH},
+        "loss": {"caption_drop": 0.5},
+        "data": {**TINY_DATA, "source": "latents", "path": str(root / "latents")},
+        "loop": {**TINY_VDIT["loop"], "steps": 1},
+    }
+    return run_config(
+        {key: {**value, **changes.get(key, {})} if key in changes else value for key, value in values.items()}
+    )
+
+
+def encode(root, runs, **changes):
+    arguments = {
+        "data": "synthetic",
+        "count": 6,
+        "batch_size": 3,
+        "text_encoder": str(root / "t5"),
+        "dtype": "bfloat16",
+    }
+    arguments |= {"embedder": str(runs / "vidvae"), "out": str(root / "latents"), "text_length": LENGTH, **changes}
+    return encode_dataset(**arguments)
+
+
+@pytest.fixture(scope="module")
+def root(tiny_runs, tmp_path_factory):
+    """t5/, its embeddings in latents/, and run/ trained on them for a step. Tests must not change it."""
+    root = tmp_path_factory.mktemp("t5run")
+    tiny_t5.write(root / "t5")
+    encode(root, tiny_runs)
+    train(config(root, tiny_runs), root / "run")
+    return root
+
+
+def test_what_is_stored_is_what_the_t5_gives(root):
+    source, captions = LatentSource(root / "latents"), T5Captions(root / "t5", LENGTH)
+    assert source.text_encoder == captions.fingerprint
+    for index in range(6):
+        clip = source.read(index, None, 5, 16, 16)
+        (row,) = captions([clip["caption"]])
+        assert clip["text_mask"].sum() == len(row) <= LENGTH == len(clip["text"])
+        np.testing.assert_allclose(clip["text"][: len(row)].astype(np.float32), row, rtol=2**-8, atol=1e-6)
+
+
+def test_the_run_keeps_both_fingerprints(root, tiny_runs):
+    saved = Checkpoints(root / "run" / "checkpoints").restore_data()["fingerprints"]
+    assert saved["text_encoder"] == T5Folder(root / "t5").fingerprint
+    assert saved.keys() == {"embedder", "text_encoder"}
+    assert make_objective(config(root, tiny_runs)).fingerprints() == saved
+
+
+def test_a_dropped_stored_caption_is_the_null_caption_of_the_run(root, tiny_runs):
+    objective = make_objective(config(root, tiny_runs))
+    source = LatentSource(root / "latents")
+    clips = [source.read(index, None, 5, 16, 16) for index in range(2)]
+    batch = {key: np.stack([clip[key] for clip in clips]) for key in ("latents", "text", "text_mask")}
+    text = objective.text.batch_arrays({**batch, "caption": [clip["caption"] for clip in clips]})
+    params = Checkpoints(root / "run" / "checkpoints").restore_part(("params",))
+    dropped, mask = jax.jit(objective.text.embed)(params, text, np.array([True, False]))
+    np.testing.assert_array_equal(dropped[0], params["vdit"]["constants"]["null_caption"])
+    assert mask[0].all() and mask[1].sum() == clips[1]["text_mask"].sum()
+
+
+def test_training_needs_no_t5_and_sampling_needs_its_weights_once(root, tiny_runs, tmp_path):
+    other = tmp_path / "elsewhere"
+    shutil.copytree(root / "latents", other / "latents")
+    objective = make_objective(config(other, tiny_runs))  # there is no t5/ beside these latents
+    assert objective.fingerprints()["text_encoder"] == T5Folder(root / "t5").fingerprint
+    loaded = load_text_to_video(root / "run", text_cache=str(tmp_path / "cache"))
+    video = loaded(PROMPT, seed=1)
+    assert video.shape == (5, 16, 16, 3)
+    # Everything but the weights' tensors is there: the same video out of the cache, another prompt is refused.
+    loaded.text.encoder.release()
+    loaded.text.encoder.folder.load = lambda **_: pytest.fail("the weights are read")
+    np.testing.assert_array_equal(loaded(PROMPT, seed=1), video)
+    with pytest.raises(UserError, match=r"nothing is left of the prompt 'www\.a\.b' when it is cleaned"):
+        loaded("www.a.b")
+
+
+def test_another_t5_is_refused(root, tiny_runs, tmp_path):
+    tiny_t5.write(tmp_path / "t5", seed=1)
+    fingerprints = T5Folder(root / "t5").fingerprint, T5Folder(tmp_path / "t5").fingerprint
+    with pytest.raises(
+        UserError, match="was trained on the text_encoder {}, and what is loaded now is {}".format(*fingerprints)
+    ):
+        load_text_to_video(root / "run", text_encoder=str(tmp_path / "t5"), text_cache=str(tmp_path / "cache"))
+    with pytest.raises(
+        UserError, match="embeddings of the text encoder {}, and .* is {}: encode again".format(*fingerprints)
+    ):
+        train(config(root, tiny_runs, text={"path": str(tmp_path / "t5")}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    # Going on with the run, on that T5's embeddings of the same clips.
+    encode(tmp_path, tiny_runs)
+    with pytest.raises(UserError, match="the source .* differ|was trained on the text_encoder"):
+        train(config(tmp_path, tiny_runs, loop={"steps": 2}), root / "run")
+    with pytest.raises(UserError, match="encoded otherwise.*\n  text_encoder: "):
+        encode(root, tiny_runs, text_encoder=str(tmp_path / "t5"))
+
+
+def test_embeddings_that_do_not_fit_are_refused(root, tiny_runs, tmp_path):
+    encode(tmp_path, tiny_runs, text_encoder=None, text_length=None)
+    with pytest.raises(UserError, match=r"holds no text embeddings, .*--text_encoder=.*t5 --text_length=24"):
+        make_objective(config(tmp_path, tiny_runs, text={"path": str(root / "t5")}))
+    shorter = {"text": {"length": 20}, "model": {"null_caption_tokens": 20}}
+    with pytest.raises(UserError, match="embeddings of up to 24 tokens of width 16; the run takes text.length 20"):
+        make_objective(config(root, tiny_runs, **shorter))
+    with pytest.raises(UserError, match="text_length is for a T5's folder; a run has its own"):
+        encode(tmp_path, tiny_runs, out=str(tmp_path / "x"), text_encoder=str(tiny_runs / "vdit"))
+    with pytest.raises(UserError, match="is for --text_encoder"):
+        encode(tmp_path, tiny_runs, out=str(tmp_path / "x"), text_encoder=None)
+    assert not (tmp_path / "x").exists()
+
+
+def test_videos_are_captioned_by_a_t5_at_hand(root, tiny_runs):
+    data = {"source": "synthetic", "path": None, "num_clips": 8}
+    objective = make_objective(config(root, tiny_runs, data=data))
+    arrays = objective.text.batch_arrays({"caption": [PROMPT, ""]})
+    assert arrays["text"].shape == (2, LENGTH, 16) and arrays["text_mask"][1].sum() == 0
+    (row,) = T5Captions(root / "t5", LENGTH)([PROMPT])
+    np.testing.assert_allclose(arrays["text"][0, : len(row)], row, atol=1e-6)
+    assert make_objective(config(root, tiny_runs)).fingerprints() == objective.fingerprints()

@@ -1,0 +1,85 @@
+"""Which steps of a discrete process sampling visits, and the grid of levels that step rules go along.
+
+`linspace`, `leading` and `trailing` are those of arXiv 2305.08891, table 2; `respaced` is that of arXiv 2102.09672,
+section 4 (Open-Sora 1.1's, whose `ddimN` is `leading`).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from xgen_jax.diffusion.process import Level, Process
+from xgen_jax.diffusion.time import shift
+from xgen_jax.errors import UserError
+
+SPACINGS = ("respaced", "linspace", "leading", "trailing")
+
+
+class Grid(NamedTuple):
+    """The intervals of sampling: `now` to `after`, each a `Level` of arrays (steps,), on the host in float64."""
+
+    now: Level
+    after: Level
+
+
+def chain(levels: Level) -> Grid:
+    """n + 1 levels -> n intervals, each beginning where the one before ends."""
+    steps = len(levels.t) - 1
+    levels = levels._replace(step=np.arange(steps + 1))
+    return Grid(Level(*(field[:-1] for field in levels)), Level(*(field[1:] for field in levels)))
+
+
+def make_grid(process: Process, steps: int, spacing: str | None = None, ratio: float = 1.0) -> Grid:
+    """The grid of a process by its own spacings; see `Process.grid_times`."""
+    return chain(process.levels(process.grid_times(steps, spacing, ratio)))
+
+
+def respaced(num_steps: int, sections: tuple[int, ...]) -> np.ndarray:
+    """Steps, ascending, with so many in each of len(sections) equal parts of 0 .. num_steps - 1.
+
+    Raises:
+      UserError: a part holds fewer steps than are wanted of it.
+    """
+    size, extra = divmod(num_steps, len(sections))
+    first, visited = 0, []
+    for index, count in enumerate(sections):
+        length = size + (index < extra)
+        if not 1 <= count <= length:
+            raise UserError(f"{count} steps cannot be taken out of {length}; take 1 .. {length}")
+        stride = 1.0 if count == 1 else (length - 1) / (count - 1)
+        visited += [first + round(stride * k) for k in range(count)]
+        first += length
+    return np.array(visited)
+
+
+def spaced_steps(num_steps: int, steps: int, spacing: str, ratio: float = 1.0) -> np.ndarray:
+    """The steps visited, descending, (steps,) of int.
+
+    Args:
+      num_steps: N of the process.
+      steps: how many to visit.
+      spacing: a name in `SPACINGS`.
+      ratio: of `diffusion.time.shift`, by which they move towards noise before they are rounded.
+
+    Raises:
+      UserError: too few or too many steps, or a spacing that is not known.
+    """
+    if not 1 <= steps <= num_steps:
+        raise UserError(f"steps={steps} must be within 1 .. {num_steps}, the steps that the process has")
+    match spacing:
+        case "respaced":
+            visited = respaced(num_steps, (steps,))[::-1]
+        case "leading":
+            visited = np.arange(steps)[::-1] * (num_steps // steps)
+        case "linspace":
+            visited = np.round(np.linspace(0, num_steps - 1, steps + 1)).astype(int)[:0:-1]
+        case "trailing":
+            visited = np.round(num_steps - np.arange(steps) * num_steps / steps).astype(int) - 1
+        case _:
+            raise UserError(f"spacing {spacing!r} is not known; choose one of {', '.join(SPACINGS)}")
+    if ratio != 1.0:
+        shifted = shift((visited + 1) / num_steps, ratio)
+        visited = np.clip(np.round(shifted * num_steps).astype(int) - 1, 0, num_steps - 1)
+        if len(np.unique(visited)) < steps:
+            raise UserError(f"a shift by {ratio:g} leaves fewer than {steps} different steps; take fewer")
+    return visited

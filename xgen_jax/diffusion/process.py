@@ -1,0 +1,209 @@
+"""What every diffusion process has in common: a path from data to noise, and the four verbs upon it.
+
+    x_t = alpha(t) x0 + sigma(t) eps        t in [0, 1], 0 is data, 1 is noise
+
+A process says what alpha and sigma are (`schedule`), draws noise (`terminal`), puts it on (`corrupt`) and turns one
+kind of prediction into another (`convert`). Of x_t and any one of these the others follow:
+
+    x0    eps    v = alpha eps - sigma x0 (arXiv 2202.00512)    velocity = eps - x0
+
+Beside the verbs it says how its network is spoken to: the time it is given (`network_time`), the kind of its
+prediction and whether a variance comes with it, and the losses of its output, a number a frame.
+"""
+
+import abc
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xgen_jax.errors import UserError
+from xgen_jax.typing import Array, Shape
+
+PREDICTIONS = ("x0", "eps", "v", "velocity")
+# The streams of noise while sampling: what a step rule draws, and what frames are noised with again.
+STEP_NOISE, FRAME_NOISE = 0, 1
+
+
+class Level(NamedTuple):
+    """Times of a process with what step rules and networks need of them; scalars, or arrays of one entry a time.
+
+    Attributes:
+      t: in [0, 1].
+      alpha, sigma: of x_t = alpha x0 + sigma eps.
+      network_time: what the network is given, in 0 .. 1000.
+      step: the index of a sampling step that starts here, counted from the first.
+    """
+
+    t: Array
+    alpha: Array
+    sigma: Array
+    network_time: Array
+    step: Array
+
+
+class Denoised(NamedTuple):
+    """A network's prediction at (x_t, t), whichever kind it was made as.
+
+    Attributes:
+      x0, eps: as x_t in shape, with x_t = alpha x0 + sigma eps.
+      variance: learned share of the log variance in [-1, 1] (see `DDPM`), or None.
+    """
+
+    x0: Array
+    eps: Array
+    variance: Array | None = None
+
+
+def per_sample(t_B: Array, x: Array) -> Array:
+    """(B,) or (B, T) -> the same with ones behind, to the rank of x."""
+    return jnp.reshape(t_B, t_B.shape + (1,) * (x.ndim - t_B.ndim))
+
+
+def convert(value: Array, x_t: Array, alpha: Array, sigma: Array, source: str, target: str) -> Array:
+    """Turns a prediction of one kind into another at the same x_t = alpha x0 + sigma eps.
+
+    Args:
+      value: the prediction, as x_t in shape.
+      x_t: the corrupted batch.
+      alpha, sigma: of its rank, or scalars; x0 from eps needs alpha > 0, eps from x0 needs sigma > 0.
+      source: a name in `PREDICTIONS`.
+      target: likewise.
+    """
+    for name in (source, target):
+        if name not in PREDICTIONS:
+            raise UserError(f"prediction {name!r} is not known; choose one of {', '.join(PREDICTIONS)}")
+    if source == target:
+        return value
+    x0, eps = _both(value, x_t, alpha, sigma, source)
+    return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "velocity": eps - x0}[target]
+
+
+def _both(value, x_t, alpha, sigma, source):
+    """(x0, eps) out of a prediction of any kind."""
+    match source:
+        case "x0":
+            return value, (x_t - alpha * value) / sigma
+        case "eps":
+            return (x_t - sigma * value) / alpha, value
+        case "v":
+            norm = alpha * alpha + sigma * sigma
+            return (alpha * x_t - sigma * value) / norm, (sigma * x_t + alpha * value) / norm
+        case _:
+            return (x_t - sigma * value) / (alpha + sigma), (x_t + alpha * value) / (alpha + sigma)
+
+
+def frame_mean(values_BT: Array, noised_BT: Array | None = None) -> Array:
+    """Mean over the noised frames of each sample, (B, T) -> (B,); None is all of them.
+
+    A sample without a noised frame counts 0, not 0 / 0.
+    """
+    if noised_BT is None:
+        return values_BT.mean(1)
+    return jnp.where(noised_BT, values_BT, 0).sum(1) / jnp.maximum(noised_BT.sum(1), 1)
+
+
+class Process(abc.ABC):
+    """A path from data to noise. Processes are frozen dataclasses: they can be compared, and be static to `jax.jit`.
+
+    Attributes:
+      prediction: what the network predicts, a name in `PREDICTIONS`.
+      learned_variance: whether the network's output is [prediction | variance] along the channels.
+    """
+
+    prediction: str
+    learned_variance: bool
+
+    @abc.abstractmethod
+    def schedule(self, t: Array) -> tuple[Array, Array]:
+        """(alpha, sigma) at times in [0, 1], of any shape."""
+
+    @abc.abstractmethod
+    def network_time(self, t: Array) -> Array:
+        """Times in [0, 1] -> what the network is given, in 0 .. 1000."""
+
+    @abc.abstractmethod
+    def draw_times(self, key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
+        """Training times (B,); see `diffusion.time.draw_times`."""
+
+    @abc.abstractmethod
+    def levels(self, t: np.ndarray) -> Level:
+        """The levels at times (n,), on the host in float64. For grids of sampling steps."""
+
+    @abc.abstractmethod
+    def grid_times(self, steps: int, spacing: str | None = None, ratio: float = 1.0) -> np.ndarray:
+        """Sampling times (steps + 1,) from noise down to data.
+
+        Args:
+          steps: 1 or more.
+          spacing: a name that the process knows; None is its own default.
+          ratio: see `diffusion.time.shift`.
+
+        Raises:
+          UserError: too few steps or too many, or a spacing that it does not know.
+        """
+
+    def corrupt(
+        self, x0: Array, eps: Array, t_B: Array, noised_BT: Array | None = None, condition_time: float = 0.0
+    ) -> Array:
+        """x_t of a batch (B, T, ...) at times (B,).
+
+        Args:
+          x0, eps: data and standard normal noise.
+          t_B: times.
+          noised_BT: False for a condition frame; None is all noised.
+          condition_time: where condition frames stand: 0 is clean. (Open-Sora 1.1 trains them with the noise of
+            DDPM's step 0, which is 1 / 1000.)
+        """
+        if noised_BT is not None:
+            t_B = jnp.where(noised_BT, t_B[:, None], condition_time)
+        alpha, sigma = self.schedule(per_sample(t_B, x0))
+        return alpha * x0 + sigma * eps
+
+    def convert(self, value: Array, x_t: Array, t_B: Array, source: str, target: str) -> Array:
+        """`convert` at times (B,)."""
+        return convert(value, x_t, *self.schedule(per_sample(t_B, x_t)), source, target)
+
+    def terminal(self, key: Array, shape: Shape) -> Array:
+        """Noise at t = 1: standard normal."""
+        return jax.random.normal(key, shape)
+
+    def split(self, output: Array) -> tuple[Array, Array | None]:
+        """A network's output -> (prediction, variance or None)."""
+        if not self.learned_variance:
+            return output, None
+        prediction, variance = jnp.split(output, 2, axis=-1)
+        return prediction, variance
+
+    def denoised(self, output: Array, x_t: Array, level: Level, clip: float | None = None) -> Denoised:
+        """What a network's output at (x_t, level) says.
+
+        Args:
+          output: (B, ..., C), or (B, ..., 2C) where a variance is learned.
+          x_t: (B, ..., C).
+          level: of scalars.
+          clip: bound of |x0|; None leaves it. eps follows the clipped x0.
+        """
+        prediction, variance = self.split(output)
+        x0, eps = _both(prediction, x_t, level.alpha, level.sigma, self.prediction)
+        if clip is not None:
+            x0 = jnp.clip(x0, -clip, clip)
+            eps = (x_t - level.alpha * x0) / level.sigma
+        return Denoised(x0, eps, variance)
+
+    def losses(self, output: Array, x0: Array, eps: Array, t_B: Array) -> dict[str, Array]:
+        """What training minimises, a number a frame.
+
+        Args:
+          output: of the network, (B, T, H, W, C), or 2C channels where a variance is learned.
+          x0, eps: (B, T, H, W, C).
+          t_B: times.
+
+        Returns:
+          {"loss": (B, T), and its parts by name}; `frame_mean` makes (B,) of each.
+        """
+        alpha, sigma = self.schedule(per_sample(t_B, x0))
+        targets = {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "velocity": eps - x0}
+        mse_BT = jnp.square(self.split(output)[0] - targets[self.prediction]).mean((2, 3, 4))
+        return {"loss": mse_BT, "mse": mse_BT}

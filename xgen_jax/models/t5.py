@@ -1,0 +1,155 @@
+"""T5 v1.1's encoder (arXiv 1910.10683; the v1.1 changes: arXiv 2002.05202), and UMT5's.
+
+    x = E[ids];  per block: x += O softmax(q k^T + b(j - i)) v,  x += W2 (gelu(W1a h) * W1b h);  out = norm(x)
+
+with RMS norms before each part and no biases. Logits are not divided by sqrt(d): the initialisation does that. b is a
+table over 32 buckets of the distance, exact up to 7 and logarithmic from 8 to 128; T5 has one table, read in every
+block, UMT5 one a block.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+
+from xgen_jax.errors import UserError
+from xgen_jax.nn.norms import RMSNorm
+from xgen_jax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Config:
+    """Sizes of an encoder.
+
+    Attributes:
+      vocabulary: rows of the embedding; the tokenizer's pieces, sentinels and padding.
+      width, hidden: of the tokens, and of the feed-forward layer.
+      depth, heads, head_dim: heads x head_dim need not be the width.
+      buckets, max_distance: of the relative positions, both directions together.
+      bias_per_block: UMT5's table in every block.
+      epsilon: of the norms.
+    """
+
+    vocabulary: int = 32128
+    width: int = 4096
+    hidden: int = 10240
+    depth: int = 24
+    heads: int = 64
+    head_dim: int = 64
+    buckets: int = 32
+    max_distance: int = 128
+    bias_per_block: bool = False
+    epsilon: float = 1e-6
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not value > 0 and field.name != "bias_per_block":
+                raise UserError(f"a T5's {field.name} must be above 0, not {value}")
+        if self.buckets % 4 or self.max_distance <= self.buckets // 4:
+            raise UserError(
+                f"{self.buckets} buckets up to {self.max_distance}: give a multiple of 4, and a distance above"
+            )
+
+
+# T5 v1.1's sizes as released; XXL is the text encoder of Imagen, PixArt-alpha, Open-Sora and, it seems, xGen.
+PRESETS = {
+    "small": T5Config(width=512, hidden=1024, depth=8, heads=6),
+    "base": T5Config(width=768, hidden=2048, depth=12, heads=12),
+    "large": T5Config(width=1024, hidden=2816, depth=24, heads=16),
+    "xl": T5Config(width=2048, hidden=5120, depth=24, heads=32),
+    "xxl": T5Config(),
+    "umt5-xxl": T5Config(vocabulary=256384, bias_per_block=True),
+}
+
+
+def position_buckets(distance: np.ndarray, buckets: int = 32, max_distance: int = 128) -> np.ndarray:
+    """The bucket of each distance, key - query: the upper half of them is for keys behind the query.
+
+    Of a half, half are exact distances, half logarithmic up to `max_distance`; the last holds all beyond. The
+    logarithm is taken in float32, as it was where the weights were trained, which decides at borders.
+    """
+    half = buckets // 2
+    exact = half // 2
+    far = np.abs(distance)
+    ratio = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+        math.log(max_distance / exact)
+    )
+    logarithmic = exact + (ratio * np.float32(half - exact)).astype(np.int32)
+    return np.where(distance > 0, half, 0) + np.where(far < exact, far, np.minimum(logarithmic, half - 1))
+
+
+class PositionBias(nn.Module):
+    """(heads, queries, keys) float32 from the table of buckets."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, queries: int, keys: int) -> Array:
+        c = self.config
+        table = self.param("embedding", nn.initializers.normal(c.width**-0.5), (c.buckets, c.heads))
+        places = position_buckets(np.arange(keys)[None, :] - np.arange(queries)[:, None], c.buckets, c.max_distance)
+        return jnp.moveaxis(table.astype(jnp.float32)[places], -1, 0)
+
+
+class Block(nn.Module):
+    """Self-attention and gated feed-forward layer, each behind its norm. The residual stream is float32."""
+
+    config: T5Config
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, mask_BL: Array, bias_KLL: Array | None) -> tuple[Array, None]:
+        c, inner = self.config, self.config.heads * self.config.head_dim
+
+        def dense(features, deviation, name):
+            init = nn.initializers.normal(deviation)
+            return nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
+
+        def norm(name):
+            return RMSNorm(epsilon=c.epsilon, dtype=self.dtype, name=name)
+
+        if bias_KLL is None:
+            bias_KLL = PositionBias(c, name="relative_bias")(x_BLD.shape[1], x_BLD.shape[1])
+        qkv = dense(3 * inner, c.width**-0.5, "qkv")(norm("norm_attention")(x_BLD))
+        q, k, v = rearrange(qkv, "b l (n k c) -> n b k l c", n=3, k=c.heads)
+        logits = jnp.einsum("bknc,bkmc->bknm", q, k, preferred_element_type=jnp.float32) + bias_KLL[None]
+        logits = jnp.where(mask_BL[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(logits).astype(self.dtype)
+        h = rearrange(jnp.einsum("bknm,bkmc->bknc", weights, v), "b k n c -> b n (k c)")
+        x_BLD = x_BLD + dense(c.width, inner**-0.5, "proj")(h).astype(jnp.float32)
+
+        gate, h = jnp.split(dense(2 * c.hidden, c.width**-0.5, "fc1")(norm("norm_mlp")(x_BLD)), 2, axis=-1)
+        h = dense(c.width, c.hidden**-0.5, "fc2")(nn.gelu(gate, approximate=True) * h)
+        x_BLD = x_BLD + h.astype(jnp.float32)
+        return nn.with_logical_constraint(x_BLD, ("batch", None, "width")), None
+
+
+class T5Encoder(nn.Module):
+    """ids int32 (B, L) and mask bool (B, L), True where there is a token -> (B, L, width) in `dtype`.
+
+    A row needs at least one True. What stands at the places behind the mask is of no use. Parameters may be bfloat16
+    whatever is computed in; norms, softmax and the residual stream are float32.
+    """
+
+    config: T5Config
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids_BL: Array, mask_BL: Array | None = None) -> Array:
+        c = self.config
+        mask_BL = jnp.ones(ids_BL.shape, bool) if mask_BL is None else mask_BL.astype(bool)
+        table = self.param("embedding", nn.initializers.normal(1.0), (c.vocabulary, c.width))
+        # Rows are taken before they are cast: a float32 copy of the table would be half a gigabyte.
+        x = table[ids_BL].astype(jnp.float32)
+        length = ids_BL.shape[1]
+        bias = None if c.bias_per_block else PositionBias(c, name="relative_bias")(length, length)
+        blocks = nn.scan(
+            Block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=c.depth
+        )
+        x, _ = blocks(c, self.dtype, name="blocks")(x, mask_BL, bias)
+        return RMSNorm(epsilon=c.epsilon, dtype=self.dtype, name="norm_out")(x)

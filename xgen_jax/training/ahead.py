@@ -1,0 +1,133 @@
+"""Will it fit? The very train step of a run, compiled on any CPU host for a TPU slice that is not there.
+
+Needs libtpu (`pip install xgen_jax[plan]`), which holds TPU's compiler and refuses a program that exceeds a chip's
+memory. What decides is the peak, not the sum of temporaries. Two processes of a host that load libtpu need
+ALLOW_MULTIPLE_LIBTPU_LOAD=1 in their environment.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from xgen_jax.data.buckets import Bucket
+from xgen_jax.data.pipeline import clip_conditions
+from xgen_jax.errors import UserError
+from xgen_jax.models.vidvae_config import VidVAEConfig
+from xgen_jax.parallel.mesh import make_mesh
+from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated
+from xgen_jax.training.compiled import OUT_OF_MEMORY, abstract_arrays, peak_bytes
+from xgen_jax.training.config import VDiTRun
+from xgen_jax.training.loop import abstract_state, check_buckets, make_vdit_objective
+from xgen_jax.training.state import make_update
+from xgen_jax.training.text_encoder import make_conditioner
+
+# GiB a device that programs may use, as TPU's compiler has it.
+LIMITS_GIB = {
+    "TPU v4": 15.25,
+    "TPU v5 lite": 15.75,
+    "TPU v5": 95.74,
+    "TPU v6 lite": 31.25,
+    "TPU7x": 94.75,
+}
+
+
+def slice_devices(topology: str) -> Sequence[Any]:
+    """The devices of a TPU slice, "v5p:4x4x4": generation and chips along each axis.
+
+    Raises:
+      UserError: libtpu is not installed, or knows no such slice.
+    """
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"the slice {topology!r} cannot be compiled for ({reason}); slices are written v5p:2x2x1, v5e:4x4, "
+            "v6e:4x4, and need libtpu: pip install xgen_jax[plan]"
+        ) from error
+
+
+def compile_train_step(
+    config: VDiTRun, topology: str, embedder: VidVAEConfig, bucket: Bucket | None = None
+) -> dict[str, Any]:
+    """Compiles the train step of one bucket for a slice.
+
+    Args:
+      config: of the run; its mesh is laid over the slice.
+      topology: see `slice_devices`.
+      embedder: of whose latents it trains.
+      bucket: one of the run's; by default the one of most latent cells a batch.
+
+    Returns:
+      bucket, devices, device_kind, parameters, peak_bytes (of one device; None where the compiler refused and did not
+      say), limit_bytes (None where not known), fits, compile_s, and why where it does not fit.
+
+    Raises:
+      UserError: no such slice, a bucket that the embedder cannot take or the mesh cannot share, no libtpu.
+    """
+    check_buckets(config, embedder.latent_shape)
+    mesh = make_mesh(config.mesh, slice_devices(topology))
+    bucket = bucket or largest_bucket(config, embedder)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if bucket.batch_size % shards:
+        raise UserError(f"bucket {bucket.name}: a batch of {bucket.batch_size} over {shards} devices of {topology}")
+    text = make_conditioner(config, np.dtype(config.loop.compute_dtype))
+    objective = make_vdit_objective(config, embedder.latent_shape, text)
+    row = {
+        "latents": np.zeros((1, *embedder.latent_shape(bucket.shape), embedder.latent_channels), np.float32),
+        "caption": [""],
+        "clip": clip_conditions(*bucket.shape, 8.0)[None],
+        "text": np.zeros((1, getattr(config.text, "length", 1), config.model.text_width), np.float32),
+        "text_mask": np.ones((1, getattr(config.text, "length", 1)), bool),
+    }
+    optimizer = objective.optimizer(config.optimizer, config.loop.steps)
+    started = time.monotonic()
+    with on_mesh(mesh):
+        arrays, sample_id = abstract_arrays(objective, objective.arrays(row), bucket, batch_sharding(mesh))
+        state, shardings = abstract_state(objective, optimizer, mesh, jax.eval_shape(lambda: jax.random.key(0)), arrays)
+        update = jax.jit(
+            make_update(objective, optimizer, config.loop.seed, config.loop.ema_decay, config.loop.accumulate),
+            donate_argnums=0,
+            out_shardings=(shardings, replicated(mesh)),
+        )
+        lowered = update.lower(state, arrays, sample_id, None)
+        device = mesh.devices.flat[0]
+        limit = LIMITS_GIB.get(device.device_kind)
+        report = {
+            "bucket": bucket.name,
+            "batch_size": bucket.batch_size,
+            "topology": topology,
+            "devices": mesh.size,
+            "device_kind": device.device_kind,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "limit_bytes": None if limit is None else int(limit * 2**30),
+        }
+        try:
+            peak, why = peak_bytes(lowered.compile()), None
+        except jax.errors.JaxRuntimeError as error:
+            if OUT_OF_MEMORY not in str(error):
+                raise
+            peak, why = _named_bytes(str(error)), str(error).splitlines()[0]
+    fits = why is None
+    report |= {"peak_bytes": peak, "fits": fits, "compile_s": round(time.monotonic() - started, 1)}
+    return report if fits else {**report, "why": why}
+
+
+def largest_bucket(config: VDiTRun, embedder: VidVAEConfig) -> Bucket:
+    """The bucket of most latent cells a batch, among those that train; of equal ones that of the longest clips."""
+
+    def cells(bucket):
+        return bucket.batch_size * int(np.prod(embedder.latent_shape(bucket.shape))), bucket.frames
+
+    return max((bucket for bucket in config.data.buckets if bucket.keep), key=cells)
+
+
+def _named_bytes(message: str) -> int | None:
+    """The need that the compiler's refusal names: "Used 16.51G of 15.75G hbm"."""
+    found = re.search(r"[Uu]sed ([\d.]+)([KMGT])", message)
+    return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]]) if found else None
