@@ -2,7 +2,8 @@
 
     softmax(q k^T / sqrt(d) + mask) v
 
-Names: `xla` runs anywhere; `cudnn` is the flash kernel of NVIDIA GPUs (bf16 or f16). Every name gives the same values
+Names: `xla` runs anywhere; so does `chunked`, which works on a block of queries at a time and needs little memory;
+`cudnn` is the flash kernel of NVIDIA GPUs (bf16 or f16). Every name gives the same values
 and gradients as `xla` within its precision.
 """
 
@@ -12,11 +13,12 @@ from einops import rearrange
 from flax import linen as nn
 
 from xgen_jax.errors import UserError
+from xgen_jax.nn.chunked_attention import chunked
 from xgen_jax.nn.norms import RMSNorm
 from xgen_jax.nn.positions import rotary
 from xgen_jax.typing import Array
 
-IMPLEMENTATIONS = ("xla", "cudnn")
+IMPLEMENTATIONS = ("xla", "chunked", "cudnn")
 XAVIER = nn.initializers.xavier_uniform()
 
 
@@ -49,6 +51,8 @@ def attention(
                 logits_BKNM = jnp.where(mask_BM[:, None, None, :], logits_BKNM, jnp.finfo(jnp.float32).min)
             weights_BKNM = jax.nn.softmax(logits_BKNM).astype(v.dtype)
             return jnp.swapaxes(jnp.einsum("bknm,bkmc->bknc", weights_BKNM, v), 1, 2)
+        case "chunked":
+            return chunked(attention, q_BNKC, k_BMKC, v_BMKC, mask_BM)
         case "cudnn":
             mask = None if mask_BM is None else mask_BM[:, None, None, :]
             return jax.nn.dot_product_attention(q_BNKC, k_BMKC, v_BMKC, mask=mask, implementation="cudnn")
