@@ -26,8 +26,8 @@ def load(path):
     from xgen_jax.inference.text_to_video import load_text_to_video
     from xgen_jax.training.run_folder import RunFolder
 
-    loaders = {"vdit": load_text_to_video, "vidvae": load_reconstructor, "vidvae_weights": load_reconstructor}
-    return loaders[RunFolder(path).config().objective](path)
+    transformer = RunFolder(path).config().objective.startswith("vdit")
+    return (load_text_to_video if transformer else load_reconstructor)(path)
 
 
 def show(video, fps: float = 8.0, path: str = "video.mp4"):

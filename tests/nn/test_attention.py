@@ -97,3 +97,15 @@ def test_a_zero_initialised_layer_starts_at_zero(layer):
     y, _ = layer.init_with_output(jax.random.key(1), x, *context)
     assert y.shape == x.shape
     assert not np.any(y)
+
+
+def test_rotation_before_the_normalisation_is_another_function():
+    # With scales of one they are the same: a rotation keeps the norm. With others they are not.
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+    layers = [SelfAttention(heads=2, qk_norm=True, rotate_first=first) for first in (False, True)]
+    params = layers[0].init(jax.random.key(1), x)
+    one, other = (layer.apply(params, x, jnp.arange(6)) for layer in layers)
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    params["params"]["q_norm"]["scale"] = jnp.array([1.0, 3.0, 0.5, 2.0])
+    one, other = (layer.apply(params, x, jnp.arange(6)) for layer in layers)
+    assert np.abs(one - other).max() > 1e-3

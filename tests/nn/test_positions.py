@@ -60,3 +60,37 @@ def test_sinusoid_2d_of_a_dim_that_four_does_not_divide_ends_in_zeros():
     table = sinusoid_2d(2, 2, 10)
     assert table.shape == (4, 10)
     assert not np.any(table[:, 8:])
+
+
+def test_sinusoid_2d_keeps_its_place_at_any_size_when_scaled():
+    small = sinusoid_2d(2, 3, 16, scales=(32 / 2, 32 / 3)).reshape(2, 3, 16)
+    large = sinusoid_2d(4, 9, 16, scales=(32 / 4, 32 / 9)).reshape(4, 9, 16)
+    np.testing.assert_allclose(large[::2, ::3], small, atol=1e-5)
+
+
+def test_rotary_products_depend_on_the_distance_along_each_axis():
+    q, k = (jax.random.normal(jax.random.key(i), (1, 12, 2, 24)) for i in range(2))
+    grid = np.stack(np.meshgrid(np.arange(2), np.arange(2), np.arange(3), indexing="ij"), -1).reshape(12, 3)
+
+    def products(positions):
+        return jnp.einsum("bnkc,bmkc->bknm", rotary(q, positions), rotary(k, positions))
+
+    moved = grid + np.array([[5, -2, 3]])
+    np.testing.assert_allclose(products(moved), products(grid), atol=2e-5)
+    for axis in range(3):  # each axis counts
+        stretched = grid * np.where(np.arange(3) == axis, 2, 1)[None]
+        assert np.abs(products(stretched) - products(grid)).max() > 0.1
+
+
+def test_rotary_of_several_axes_divides_the_channels_among_them():
+    x = jax.random.normal(jax.random.key(0), (1, 4, 1, 16))
+    positions = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
+    turned = np.abs(rotary(x, positions) - x).max((0, 2)) > 1e-6
+    # 2 floor(16 / 6) = 4 channels for the later axes, 8 for the first.
+    assert [np.flatnonzero(row).tolist() for row in turned[:, :16]] == [
+        list(range(8)),
+        list(range(8, 12)),
+        list(range(12, 16)),
+        [],
+    ]
+    np.testing.assert_allclose(rotary(x, np.arange(4)[:, None]), rotary(x, np.arange(4)), atol=0)

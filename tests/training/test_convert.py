@@ -1,5 +1,6 @@
 """Converted weights are an embedder's folder: every command takes it, and it says of itself where it comes from."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -14,10 +15,12 @@ from xgen_jax.errors import UserError
 from xgen_jax.evaluation.suites import reconstruct_file, reconstruction_suite
 from xgen_jax.inference.encode import encode_dataset
 from xgen_jax.models.fingerprint import fingerprint
+from xgen_jax.training.config import run_config, to_dict
 from xgen_jax.training.convert import convert
 from xgen_jax.training.loop import train
 from xgen_jax.training.run_folder import RunFolder, load_embedder
-from xgen_jax.weights.safetensors import write_safetensors
+from xgen_jax.training.start import starting_params
+from xgen_jax.weights.safetensors import read_safetensors, write_safetensors
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
@@ -72,7 +75,7 @@ def test_it_has_no_sizes_and_no_statistics_until_somebody_gives_them(folder):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"kind": None}, "give --kind, one of sd-vae, osp-vae"),
+        ({"kind": None}, "give --kind, one of sd-vae, osp-vae, stdit2, pixart, stdit2-export"),
         ({"source": None}, "give --source"),
         ({"kind": "vqgan"}, "kind 'vqgan' is not known"),
         ({"source": "weights.ckpt"}, "there is no weights.ckpt"),
@@ -94,3 +97,71 @@ def test_converted_weights_are_not_trained_but_started_from(folder, tmp_path):
 def test_another_folder_is_not_overwritten(folder, tiny_runs):
     with pytest.raises(UserError, match="holds a run with another configuration"):
         convert(kind="sd-vae", source=str(folder / "sd.safetensors"), out=str(tiny_runs / "vidvae"))
+
+
+@pytest.fixture(scope="module")
+def transformers(tmp_path_factory):
+    """The golden's random STDiT2 as a file, and what a PixArt-alpha would have of it; both converted."""
+    root = tmp_path_factory.mktemp("transformers")
+    with np.load(GOLDENS / "stdit2.npz") as file:
+        tensors = {name.removeprefix("params/"): file[name] for name in file.files if name.startswith("params/")}
+    write_safetensors(root / "stdit2.safetensors", tensors)
+    shared = json.loads((GOLDENS / "stdit2.json").read_text())["pixart"]["shared"]
+    write_safetensors(root / "pixart.safetensors", {name: tensors[name] for name in shared})
+    for kind in ("stdit2", "pixart"):
+        summary = convert(kind=kind, source=str(root / f"{kind}.safetensors"), out=str(root / kind))
+        assert (summary["latent_channels"], summary["released"]) == (4, kind == "stdit2")
+        assert bool(summary["starts_anew"]) == (kind == "pixart")
+    return root
+
+
+def test_a_transformers_folder_holds_what_the_file_does(transformers):
+    config = RunFolder(transformers / "stdit2").config()
+    assert (config.objective, config.kind, config.model.width) == ("vdit_weights", "stdit2", 144)
+    params = RunFolder(transformers / "stdit2").checkpoints().restore_part(("ema", "vdit"))
+    out = transformers / "exported.safetensors"
+    arguments = {"kind": "stdit2-export", "source": str(transformers / "stdit2"), "out": str(out)}
+    assert convert(**arguments)["fingerprint"] == fingerprint(config.model, params)
+    wanted = read_safetensors(transformers / "stdit2.safetensors")
+    exported = read_safetensors(out)
+    assert exported.keys() == wanted.keys()
+    for name in wanted.keys() - {"rope.freqs"}:
+        np.testing.assert_array_equal(exported[name], wanted[name], err_msg=name)
+    with pytest.raises(UserError, match="exists"):
+        convert(**arguments)
+    convert(**arguments, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "source,out,message",
+    [
+        ("pixart", "a.safetensors", "only a network with released=True"),
+        ("stdit2", "a.bin", "must be a file that ends with .safetensors"),
+        ("missing", "a.safetensors", "there is no folder"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(transformers, tmp_path, source, out, message):
+    with pytest.raises(UserError, match=message):
+        convert(kind="stdit2-export", source=str(transformers / source), out=str(tmp_path / out))
+
+
+def test_a_converted_transformer_is_not_trained_but_started_from(transformers, tmp_path):
+    with pytest.raises(UserError, match="train a vdit run that starts from them, with init_from=FOLDER"):
+        train(RunFolder(transformers / "pixart").config(), tmp_path / "run")
+    with pytest.raises(UserError, match="holds a vdit_weights run; a text-to-video model is a vdit run"):
+        xgen_jax.load(transformers / "pixart")
+    with pytest.raises(UserError, match="holds a vdit_weights run; an embedder is"):
+        load_embedder(transformers / "pixart")
+
+
+def test_a_run_starts_from_a_converted_transformer(transformers, tiny_runs):
+    weights = RunFolder(transformers / "pixart").config()
+    values = to_dict(RunFolder(tiny_runs / "vdit").config())
+    text = {"kind": "bytes", "width": weights.model.text_width, "heads": 2}
+    values |= {"model": dataclasses.asdict(weights.model), "text": text, "init_from": str(transformers / "pixart")}
+    start = starting_params(run_config(values))
+    wanted = RunFolder(transformers / "pixart").checkpoints().restore_part(("ema", "vdit"))
+    jax.tree.map(np.testing.assert_array_equal, start["vdit"], wanted)
+    values["model"]["depth"] = 3
+    with pytest.raises(UserError, match="has other parameters than the model.*\n.*model.depth: 2 -> 3"):
+        starting_params(run_config(values))

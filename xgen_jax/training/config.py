@@ -117,10 +117,25 @@ class VidVAEWeights:
     source: str
 
 
-RUNS = {"vidvae": VidVAERun, "vdit": VDiTRun, "vidvae_weights": VidVAEWeights}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VDiTWeights:
+    """Weights of another project: a transformer to start a run from (`init_from`). See `training.convert`.
+
+    Attributes:
+      latent_channels: of the latents that it works on.
+    """
+
+    objective: str = "vdit_weights"
+    model: VDiTConfig
+    kind: str
+    source: str
+    latent_channels: int
+
+
+RUNS = {"vidvae": VidVAERun, "vdit": VDiTRun, "vidvae_weights": VidVAEWeights, "vdit_weights": VDiTWeights}
 EMBEDDERS = ("vidvae", "vidvae_weights")
 TRANSFORMERS = ("vdit", "vdit_weights")  # the objectives whose folders a transformer can be taken from
-RunConfig = VidVAERun | VDiTRun | VidVAEWeights
+RunConfig = VidVAERun | VDiTRun | VidVAEWeights | VDiTWeights
 
 # What may change between two calls of the same run without making it another run.
 FREE_KEYS = {

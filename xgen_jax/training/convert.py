@@ -1,4 +1,4 @@
-"""Foreign weights become an embedder's folder: what `launch/convert.py` does."""
+"""Foreign weights become a folder that commands take, and a transformer a foreign file, for `launch/convert.py`."""
 
 import pathlib
 import time
@@ -8,25 +8,31 @@ import jax
 
 from xgen_jax.errors import UserError
 from xgen_jax.models.fingerprint import fingerprint
-from xgen_jax.training.config import VidVAEWeights
+from xgen_jax.training.config import TRANSFORMERS, VDiTWeights, VidVAEWeights
 from xgen_jax.training.run_folder import RunFolder, describe_machine
-from xgen_jax.weights.safetensors import read_safetensors
-from xgen_jax.weights.vidvae import KINDS, load_vidvae, read_config
+from xgen_jax.typing import Params
+from xgen_jax.weights import vdit, vidvae
+from xgen_jax.weights.safetensors import SUFFIX, read_safetensors
+
+EXPORT = "stdit2-export"
+KINDS = (*vidvae.KINDS, *vdit.KINDS, EXPORT)
 
 
 def convert(*, kind: str | None, source: str | None, out: str | None, overwrite: bool = False) -> dict[str, Any]:
-    """Reads a foreign autoencoder and writes it as a folder that every command takes for --embedder.
+    """Writes foreign weights as a folder: an autoencoder's for --embedder, a transformer's for init_from.
 
     Latent statistics are not converted: `launch/encode.py` measures them where they are needed.
 
     Args:
-      kind: `sd-vae` or `osp-vae`, see `weights.vidvae`.
-      source: the safetensors file, or the folder that holds it and its config.json.
-      out: the folder to write.
-      overwrite: remove the run or the weights that are in the folder.
+      kind: `sd-vae` or `osp-vae`, see `weights.vidvae`; `stdit2` or `pixart`, see `weights.vdit`; or `stdit2-export`,
+        the way back.
+      source: the safetensors file, or the folder that holds it and its config.json; to export, a vdit run or weights
+        in the released form.
+      out: the folder to write; to export, the file.
+      overwrite: remove the run or the weights that are in the folder, or the file.
 
     Returns:
-      A summary: kind, parameters, the network's factors, fingerprint, seconds.
+      A summary: kind, parameters, the network's sizes, fingerprint, seconds.
 
     Raises:
       UserError: arguments that are missing or not known, a file that cannot be read, tensors that do not fit, a folder
@@ -36,16 +42,22 @@ def convert(*, kind: str | None, source: str | None, out: str | None, overwrite:
     for name, value in (("kind", kind), ("source", source), ("out", out)):
         if not value:
             raise UserError(f"give --{name}" + (f", one of {', '.join(KINDS)}" if name == "kind" else ""))
-    path = pathlib.Path(source)
-    model, params = load_vidvae(kind, read_safetensors(path), read_config(path), origin=source)
-    folder = RunFolder(out)
-    config = VidVAEWeights(model=model, kind=kind, source=str(path.resolve()))
-    folder.claim(config, overwrite)
-    checkpoints = folder.checkpoints()
-    checkpoints.save(0, {"ema": {"vidvae": params}}, {"fingerprints": {}})
-    checkpoints.wait()
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    folder.write_json("run.json", {**describe_machine(), "parameters": parameters})
+    if kind not in KINDS:
+        raise UserError(f"kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
+    if kind == EXPORT:
+        summary = _export(source, out, overwrite)
+    elif kind in vidvae.KINDS:
+        summary = _autoencoder(kind, pathlib.Path(source), out, overwrite)
+    else:
+        summary = _transformer(kind, pathlib.Path(source), out, overwrite)
+    return {**summary, "wall_s": round(time.monotonic() - started, 1)}
+
+
+def _autoencoder(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> dict[str, Any]:
+    tensors, foreign = read_safetensors(source), vidvae.read_config(source)
+    model, params = vidvae.load_vidvae(kind, tensors, foreign, origin=str(source))
+    config = VidVAEWeights(model=model, kind=kind, source=str(source.resolve()))
+    folder, parameters = _write(out, config, {"vidvae": params}, overwrite)
     return {
         "embedder": str(folder.path),
         "kind": kind,
@@ -57,5 +69,49 @@ def convert(*, kind: str | None, source: str | None, out: str | None, overwrite:
         "look_ahead": model.look_ahead,
         "streams": not model.depends_on_whole_clip,
         "fingerprint": fingerprint(model, params),
-        "wall_s": round(time.monotonic() - started, 1),
     }
+
+
+def _transformer(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> dict[str, Any]:
+    tensors, foreign = read_safetensors(source), vidvae.read_config(source)
+    model, channels, params, new = vdit.load_vdit(kind, tensors, foreign, origin=str(source))
+    config = VDiTWeights(model=model, kind=kind, source=str(source.resolve()), latent_channels=channels)
+    folder, parameters = _write(out, config, {"vdit": params}, overwrite)
+    return {
+        "model": str(folder.path),
+        "kind": kind,
+        "parameters": parameters,
+        "width": model.width,
+        "depth": model.depth,
+        "heads": model.heads,
+        "text_width": model.text_width,
+        "null_caption_tokens": model.null_caption_tokens,
+        "latent_channels": channels,
+        "released": model.released,
+        "starts_anew": list(new),
+        "fingerprint": fingerprint(model, params),
+    }
+
+
+def _write(out: str, config, ema: Params, overwrite: bool) -> tuple[RunFolder, int]:
+    """Writes converted weights as a folder: (it, its parameters)."""
+    folder = RunFolder(out)
+    folder.claim(config, overwrite)
+    checkpoints = folder.checkpoints()
+    checkpoints.save(0, {"ema": ema}, {"fingerprints": {}})
+    checkpoints.wait()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(ema))
+    folder.write_json("run.json", {**describe_machine(), "parameters": parameters})
+    return folder, parameters
+
+
+def _export(source: str, out: str, overwrite: bool) -> dict[str, Any]:
+    folder = RunFolder(source)
+    config = folder.config()
+    if config.objective not in TRANSFORMERS:
+        raise UserError(f"{source} holds a {config.objective} run; a transformer is a vdit run, or converted weights")
+    if not out.endswith(SUFFIX):
+        raise UserError(f"--out={out} must be a file that ends with {SUFFIX}")
+    params = folder.checkpoints().restore_part(("ema", "vdit"))
+    path = vdit.write_stdit2(out, config.model, params, overwrite=overwrite)
+    return {"file": str(path), "kind": EXPORT, "fingerprint": fingerprint(config.model, params)}

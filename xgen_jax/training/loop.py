@@ -156,8 +156,11 @@ def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = Fals
     Raises:
       UserError: anything the user can mend; NonFiniteLoss among them.
     """
-    if config.objective == "vidvae_weights":
-        raise UserError("converted weights are no run; train a vidvae run that starts from them, with init_from=FOLDER")
+    if config.objective.endswith("_weights"):
+        kind = config.objective.removesuffix("_weights")
+        raise UserError(
+            f"converted weights are no run; train a {kind} run that starts from them, with init_from=FOLDER"
+        )
     folder = RunFolder(workdir)
     mesh = make_mesh(config.mesh)
     objective = make_objective(config)

@@ -50,7 +50,7 @@ class RunFolder:
           UserError: converted weights, which have none: the message asks for the flag.
         """
         config = self.config()
-        if config.objective == "vidvae_weights":
+        if config.objective.endswith("_weights"):
             raise UserError(f"{self.path} holds converted weights, which have no sizes of their own: give --{flag}")
         return list(dict.fromkeys((b.frames, b.height, b.width) for b in config.data.buckets))
 

@@ -161,9 +161,11 @@ def stdit2_tensors(config: VDiTConfig, params: Params) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_stdit2(path: str | os.PathLike, config: VDiTConfig, params: Params) -> pathlib.Path:
+def write_stdit2(
+    path: str | os.PathLike, config: VDiTConfig, params: Params, *, overwrite: bool = False
+) -> pathlib.Path:
     """Writes `stdit2_tensors` as a safetensors file. Raises UserError as that, or if the file is there."""
-    return write_safetensors(path, stdit2_tensors(config, params))
+    return write_safetensors(path, stdit2_tensors(config, params), overwrite=overwrite)
 
 
 def _layer(path: str) -> tuple[str, str]:
