@@ -8,8 +8,8 @@ import pytest
 from xgen_jax.diffusion.ddpm import DDPM
 from xgen_jax.diffusion.flow import RectifiedFlow
 from xgen_jax.diffusion.grids import chain, make_grid
-from xgen_jax.diffusion.process import Denoised
-from xgen_jax.diffusion.samplers import RULES, make_steps, sample
+from xgen_jax.diffusion.process import Denoised, Level
+from xgen_jax.diffusion.samplers import RULES, key_noise, make_steps, sample
 from xgen_jax.errors import UserError
 
 FLOW = RectifiedFlow()
@@ -33,7 +33,7 @@ def exact(x, begin, end):
 
 
 # rule: (between two noise levels, all the way from noise to data). On an even grid down to data DPM-Solver++(2M) leaves
-# h^2 log(1 / h), for its last steps do not shrink in lambda: measured between 512 and 2,048 steps that is a slope of 1.8.
+# h^2 log(1 / h), for its last steps do not shrink in lambda: between 512 and 2,048 steps that is a slope of 1.8.
 ORDERS = {"euler": (1, 1), "ddim": (1, 1), "dpm++2m": (2, 1.8), "heun": (2, 2), "unipc": (3, 2)}
 
 
@@ -55,7 +55,7 @@ def measured_order(rule, process, begin, end, counts=(512, 1024, 2048)):
         x = jnp.array([-1.3, 0.4, 2.0])
         for count in counts:
             levels = process.levels(np.linspace(begin, end, count + 1))
-            last = [type(levels)(*(field[i] for field in levels)) for i in (0, -1)]
+            last = [Level(*(field[i] for field in levels)) for i in (0, -1)]
             error = sample(gaussian, x, make_steps(rule, chain(levels)), rule) - exact(np.asarray(x), *last)
             errors.append(float(jnp.abs(error).max()))
     return -np.polyfit(np.log(counts), np.log(errors), 1)[0], errors
@@ -68,6 +68,106 @@ def test_rules_converge_to_their_order(rule, process):
     for (begin, end), expected in zip(((0.9, 0.1), (1.0, 0.0)), ORDERS[rule]):
         order, errors = measured_order(rule, process, begin, end)
         assert abs(order - expected) < 0.15, (rule, begin, order, errors)
+
+
+@pytest.mark.parametrize("process,steps", [(FLOW, 24), (DDPM(), 100)], ids=["flow", "ddpm"])
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_gaussian_data_come_back_from_noise(rule, process, steps):
+    count = 10_000
+    steps = {"ancestral": 500, "ddim": 500, "euler": 500}.get(rule, steps)
+    keys = jax.random.split(jax.random.key(7), count)
+    noise = process.terminal(jax.random.key(0), (count,))
+    steps = make_steps(rule, make_grid(process, steps))
+    samples = jax.jit(lambda x, steps: sample(gaussian, x, steps, rule, key_noise(keys, ())))(noise, steps)
+    # Five standard errors of the draws, and a hundredth for the steps.
+    assert abs(float(samples.mean()) - MEAN) < 5 * STD / count**0.5 + 0.01 * MEAN
+    assert abs(float(samples.std()) - STD) < 5 * STD / (2 * count) ** 0.5 + 0.01 * STD
+
+
+@pytest.mark.parametrize("process", [FLOW, DDPM()], ids=["flow", "ddpm"])
+def test_euler_is_ddim_without_noise(process):
+    x, grid = jnp.array([-1.0, 0.3, 2.0]), make_grid(process, 7, ratio=2.0)
+    euler, ddim = (sample(gaussian, x, make_steps(rule, grid), rule) for rule in ("euler", "ddim"))
+    np.testing.assert_allclose(euler, ddim, rtol=1e-5)
+
+
+@pytest.mark.parametrize("process", [FLOW, DDPM()], ids=["flow", "ddpm"])
+def test_ddim_with_all_its_noise_is_ancestral_sampling(process):
+    x, grid = jnp.array([-1.0, 0.3, 2.0]), make_grid(process, 20)
+    noise = key_noise(jax.random.split(jax.random.key(0), 3), ())
+    ddim = sample(gaussian, x, make_steps("ddim", grid, eta=1.0), "ddim", noise)
+    ancestral = sample(gaussian, x, make_steps("ancestral", grid), "ancestral", noise)
+    np.testing.assert_allclose(ddim, ancestral, rtol=1e-4)
+
+
+def test_one_euler_step_from_noise_is_the_prediction_of_data():
+    noise = jax.random.normal(jax.random.key(0), (5,))
+    x = sample(
+        lambda x, level, noised: Denoised(x * 0 + 2.0, x), noise, make_steps("euler", make_grid(FLOW, 1)), "euler"
+    )
+    np.testing.assert_allclose(x, np.full(5, 2.0), atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_constant_data_are_found_in_any_number_of_steps(rule):
+    # One point of data: x0 is known exactly, and every rule that ends on data must end there.
+    x = jnp.array([[0.3, -1.0]])
+    noise = key_noise(jax.random.split(jax.random.key(0), 1), (2,))
+
+    def denoise(x, level, noised):
+        x0 = jnp.full_like(x, 0.7)
+        return Denoised(x0, (x - level.alpha * x0) / level.sigma)
+
+    for process, steps in ((FLOW, 1), (FLOW, 2), (FLOW, 5), (DDPM(), 1), (DDPM(), 3)):
+        got = sample(denoise, x, make_steps(rule, make_grid(process, steps)), rule, noise)
+        np.testing.assert_allclose(got, 0.7, atol=1e-5, err_msg=f"{process} {steps}")
+
+
+def test_higher_orders_of_unipc():
+    flow = FLOW.levels(np.linspace(0.9, 0.1, 257))
+    with jax.enable_x64(True):
+        errors = []
+        for order in (1, 2, 3):
+            x = sample(gaussian, jnp.array([2.0]), make_steps("unipc", chain(flow), order=order), "unipc")
+            last = [Level(*(field[i] for field in flow)) for i in (0, -1)]
+            errors.append(abs(float(x[0]) - float(exact(2.0, *last))))
+    assert errors[0] > 20 * errors[1] > 100 * errors[2], errors
+
+
+def test_a_sample_draws_the_same_noise_in_any_batch_and_other_noise_at_every_step():
+    keys = jax.random.split(jax.random.key(0), 4)
+    whole = key_noise(keys, (3,))
+    np.testing.assert_array_equal(key_noise(keys[2:], (3,))(5, 0), whole(5, 0)[2:])
+    draws = np.stack([whole(step, stream) for step in (0, 1) for stream in (0, 1)])
+    assert len(np.unique(draws)) == draws.size
+
+
+def test_one_program_serves_every_grid_and_scale():
+    traces = []
+
+    @jax.jit
+    def draw(x, steps, gain):
+        traces.append(1)
+        return sample(lambda x, level, noised: gaussian(gain * x, level), x, steps, "unipc")
+
+    x = jnp.array([0.5, -0.5])
+    grids = (make_grid(FLOW, 6), make_grid(FLOW, 6, ratio=3.0), make_grid(DDPM(), 6), make_grid(DDPM(), 6, "respaced"))
+    results = [draw(x, make_steps("unipc", grid), gain) for grid in grids for gain in (1.0, 1.1)]
+    assert len(traces) == 1
+    assert len({float(result[0]) for result in results}) == len(results)
+
+
+def test_a_rule_that_draws_noise_says_so():
+    with pytest.raises(UserError, match="this sampler draws noise"):
+        sample(gaussian, jnp.ones(2), make_steps("ancestral", make_grid(FLOW, 2)), "ancestral")
+
+
+@pytest.mark.parametrize(
+    "rule,options,message", [("ddim", {"eta": 1.5}, "eta=1.5"), ("unipc", {"order": 4}, "order=4")]
+)
+def test_options_out_of_range_are_refused(rule, options, message):
+    with pytest.raises(UserError, match=message):
+        make_steps(rule, make_grid(FLOW, 2), **options)
 
 
 def test_an_unknown_rule_is_refused():

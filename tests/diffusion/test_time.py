@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xgen_jax.diffusion.time import draw_times, shift, time_grid
+from xgen_jax.diffusion.time import draw_times, shift, shift_ratio, time_grid
 from xgen_jax.errors import UserError
 
 T = jnp.linspace(0.0, 1.0, 11)
@@ -68,3 +68,23 @@ def test_the_grid_goes_from_noise_to_data():
 def test_a_grid_without_steps_is_refused():
     with pytest.raises(UserError, match="steps=0"):
         time_grid(0)
+
+
+def test_the_ratio_grows_with_the_root_of_area_and_length():
+    assert shift_ratio(512, 512, 1) == 1
+    assert shift_ratio(512, 512, 16) == 4
+    assert shift_ratio(1024, 1024, 1) == 2
+    assert shift_ratio(256, 1024, 4, scale=1.5) == 3
+    assert shift_ratio(240, 426, 5, base_pixels=240 * 426, base_latent_frames=5) == 1
+    # Open-Sora 1.2's for 720p at 51 frames (15 latent frames): sqrt(720 1280 / 512^2) sqrt(15).
+    np.testing.assert_allclose(shift_ratio(720, 1280, 15), 7.262, atol=1e-3)
+    each = shift_ratio(jnp.array([512.0, 1024.0]), jnp.array([512.0, 1024.0]), jnp.array([1.0, 4.0]))
+    assert each.tolist() == [1, 4]
+
+
+def test_each_sample_may_have_its_own_shift():
+    keys = jax.random.split(jax.random.key(0), 3)
+    ratio = jnp.array([1.0, 2.0, 5.0])
+    drawn = draw_times(keys, "logit_normal", ratio)
+    one_by_one = [draw_times(keys[i : i + 1], "logit_normal", float(ratio[i]))[0] for i in range(3)]
+    np.testing.assert_allclose(drawn, one_by_one, rtol=1e-6)

@@ -157,8 +157,14 @@ class DDPM(Process):
         return Level(t, np.sqrt(abar), np.sqrt(1.0 - abar), step.astype(np.float64), np.arange(len(t)))
 
     def grid_times(self, steps: int, spacing: str | None = None, ratio: float = 1.0) -> np.ndarray:
-        """Times (steps + 1,) of the steps visited, shifted and rounded to whole ones, and 0. See `grids.SPACINGS`."""
-        visited = grids.spaced_steps(self.num_steps, steps, spacing or "respaced", ratio)
+        """Times (steps + 1,) of the steps visited, shifted and rounded to whole ones, and 0. See `grids.SPACINGS`.
+
+        By default `trailing`, which begins with the last step and comes down to data by an even stride. `respaced`, the
+        released one, visits step 0 as well: after a stride of tens of steps that is a jump in log(alpha / sigma) which
+        DPM-Solver++(2M) and UniPC do not survive. (24 steps leave normal data of deviation 0.4 wider by 23%, and
+        narrower by 5% with `trailing`.)
+        """
+        visited = grids.spaced_steps(self.num_steps, steps, spacing or "trailing", ratio)
         return np.append((visited + 1) / self.num_steps, 0.0)
 
     def losses(self, output: Array, x0: Array, eps: Array, t_B: Array) -> dict[str, Array]:

@@ -4,6 +4,7 @@
 section 4 (Open-Sora 1.1's, whose `ddimN` is `leading`).
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +48,9 @@ def respaced(num_steps: int, sections: tuple[int, ...]) -> np.ndarray:
         if not 1 <= count <= length:
             raise UserError(f"{count} steps cannot be taken out of {length}; take 1 .. {length}")
         stride = 1.0 if count == 1 else (length - 1) / (count - 1)
-        visited += [first + round(stride * k) for k in range(count)]
+        # Summed up, not multiplied: a place that falls on a half is rounded as the reference rounds it.
+        places = itertools.accumulate([stride] * (count - 1), initial=0.0)
+        visited += [first + round(place) for place in places]
         first += length
     return np.array(visited)
 
@@ -80,6 +83,43 @@ def spaced_steps(num_steps: int, steps: int, spacing: str, ratio: float = 1.0) -
     if ratio != 1.0:
         shifted = shift((visited + 1) / num_steps, ratio)
         visited = np.clip(np.round(shifted * num_steps).astype(int) - 1, 0, num_steps - 1)
-        if len(np.unique(visited)) < steps:
-            raise UserError(f"a shift by {ratio:g} leaves fewer than {steps} different steps; take fewer")
+    if len(np.unique(visited)) < steps:
+        raise UserError(
+            f"spacing {spacing!r} with a shift by {ratio:g} gives {len(np.unique(visited))} different steps, "
+            f"fewer than steps={steps}; take fewer"
+        )
     return visited
+
+
+def karras_levels(process: Process, steps: int, rho: float = 7.0) -> Level:
+    """Levels (steps + 1,) evenly spaced in (sigma / alpha)^(1 / rho) over a DDPM's range, then data.
+
+    The network is given the nearest step in log(sigma / alpha) (arXiv 2206.00364, equation 5).
+
+    Args:
+      process: a variance-preserving process of discrete steps.
+      steps: 2 or more.
+      rho: 7 is the paper's.
+
+    Raises:
+      UserError: a process whose noise has no bound.
+    """
+    if not hasattr(process, "tables"):
+        raise UserError("Karras' spacing needs a process of finitely many steps: DDPM")
+    if steps < 2:
+        raise UserError(f"steps={steps} must be 2 or more for Karras' spacing")
+    abar = process.tables.alphas_cumprod
+    if abar[-1] == 0:
+        raise UserError("Karras' spacing needs a last step that is not noise alone: zero_snr=False")
+    table = np.sqrt((1.0 - abar) / abar)
+    ends = table[[-1, 0]] ** (1.0 / rho)
+    ratio = np.linspace(*ends, steps) ** rho
+    step = np.round(np.interp(np.log(ratio), np.log(table), np.arange(len(table))))
+    alpha = 1.0 / np.sqrt(1.0 + ratio**2)
+    return Level(
+        np.append((step + 1) / len(table), 0.0),
+        np.append(alpha, 1.0),
+        np.append(ratio * alpha, 0.0),
+        np.append(step, 0.0),
+        np.arange(steps + 1),
+    )

@@ -130,14 +130,19 @@ def sample(
 
     def body(carry, here):
         x, memory = carry
-        noised = None
-        if frames is not None:
-            x = frames.before(x, here.now, noise)
-            noised = frames.noised(here.now)
-        x_before = x
-        x, memory = step_rule.step(lambda x, level: denoise(x, level, noised), x, memory, here, noise)
-        if frames is not None:
-            x = frames.after(x_before, x, here.now)
+        if frames is None:
+            x, memory = step_rule.step(lambda x, level: denoise(x, level, None), x, memory, here, noise)
+        else:
+            start = frames.before(x, here.now, noise)
+
+            def held(x):
+                return frames.after(start, x, here.now)
+
+            def denoise_held(x, level):  # a rule may ask at a state of its own making
+                return denoise(held(x), level, frames.noised(here.now))
+
+            x, memory = step_rule.step(denoise_held, start, memory, here, noise)
+            x = held(x)
         return (x, memory), x if trajectory else None
 
     # In x's own precision: coefficients are float64 on the host.
