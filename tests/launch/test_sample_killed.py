@@ -42,7 +42,7 @@ def test_64_prompts_with_a_kill(tiny_runs, tmp_path):
     assert 6 <= len(there) < 64
     done = sample_files(prompt=None, out=str(tmp_path / "cut"), **arguments)
     assert (done["drawn"], done["kept"]) == (64 - len(there), len(there))
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("cut/[0-9]*.mp4") if path.name in there} == there
+    assert {name: (tmp_path / "cut" / name).stat().st_mtime_ns for name in there} == there
     assert sorted(os.listdir(tmp_path / "cut")) == sorted(os.listdir(tmp_path / "whole"))
     for path in (tmp_path / "whole").iterdir():
         assert (tmp_path / "cut" / path.name).read_bytes() == path.read_bytes(), path.name
