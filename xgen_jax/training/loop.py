@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from xgen_jax.data.latents import LatentSource
 from xgen_jax.data.pipeline import Pipeline
@@ -52,8 +53,8 @@ class NonFiniteLoss(UserError):
     """The loss or its gradient is NaN or infinite; the state before that step is intact."""
 
 
-def make_objective(config: RunConfig):
-    """The objective that a configuration names, with what it needs loaded.
+def make_objective(config: RunConfig, mesh: Mesh | None = None):
+    """The objective that a configuration names, with what it needs loaded: an embedder on every device of the mesh.
 
     Raises:
       UserError: a bucket that the models cannot take, or an embedder that cannot be loaded; before anything is trained.
@@ -86,6 +87,8 @@ def make_objective(config: RunConfig):
     objective = make_vdit_objective(config, embedder.latent_shape, text, embedder.fingerprint(embedder_params))
     if config.data.source == "latents":
         return objective  # the embedder's fingerprint is all that is needed of it
+    if mesh is not None:
+        embedder_params = jax.device_put(embedder_params, replicated(mesh))
     return dataclasses.replace(objective, embedder=embedder, embedder_params=embedder_params)
 
 
@@ -163,7 +166,7 @@ def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = Fals
         )
     folder = RunFolder(workdir)
     mesh = make_mesh(config.mesh)
-    objective = make_objective(config)
+    objective = make_objective(config, mesh)
     source = make_source(config.data)
     check_latents(config, source, objective)
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
