@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 
 import jax
@@ -156,10 +155,10 @@ def load_text_to_video(
     if config.objective != "vdit":
         raise UserError(f"{path} holds a {config.objective} run; a text-to-video model is a vdit run")
     checkpoints = folder.checkpoints()
-    params = checkpoints.restore_part(("ema",), step)
-    network, embedder_params = load_embedder(embedder or _moved(folder, config.embedder))
+    params = folder.averaged(step)
+    network, embedder_params = load_embedder(embedder or folder.beside(config.embedder))
     if config.text.kind == "t5" and not text_encoder:
-        text_encoder = _moved(folder, config.text.path)
+        text_encoder = folder.beside(config.text.path)
     text = load_conditioner(config, path=text_encoder, cache=text_cache or default_cache())
     now = {"embedder": network.fingerprint(embedder_params), **text.fingerprints()}
     check_fingerprints(now, checkpoints.restore_data(step), f"the model in {path}")
@@ -170,10 +169,3 @@ def load_text_to_video(
         embedder=network,
         params={**params, "embedder": embedder_params},
     )
-
-
-def _moved(folder: RunFolder, configured: str) -> str:
-    """A folder as configured, or, when a run was moved with its neighbours, the one of that name beside it."""
-    configured = pathlib.Path(configured)
-    beside = folder.path.parent / configured.name
-    return str(beside if not configured.is_dir() and beside.is_dir() else configured)

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import math
 import re
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -75,11 +76,8 @@ def adapter_shapes(config: LoRAConfig, params: Params) -> dict[str, dict[str, ja
     kernels = {name: shape for name, shape in leaves if name.endswith("/kernel")}
     for rule in config.rules:
         if not any(re.search(rule, name) for name in kernels):
-            near = difflib.get_close_matches(rule, kernels, n=3, cutoff=0.0)
-            raise UserError(
-                f"lora.rules has {rule!r}, which finds none of {len(kernels)} kernels; the nearest are "
-                + ", ".join(near)
-            )
+            near = ", ".join(_nearest(rule, kernels))
+            raise UserError(f"lora.rules has {rule!r}, which finds none of {len(kernels)} kernels; the nearest: {near}")
     shapes = {}
     for name, shape in kernels.items():
         if not any(re.search(rule, name) for rule in config.rules):
@@ -127,6 +125,16 @@ def merge(params: Params, adapter: Params, scale: float | Array) -> Params:
     if left:
         raise KeyError(f"no such kernels: {sorted(left)}")
     return moved
+
+
+def _nearest(rule: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """The names whose ends, as deep as the rule, look most like it."""
+    depth = rule.count("/") + 1
+
+    def likeness(name):
+        return difflib.SequenceMatcher(None, rule, "/".join(name.split("/")[-depth:])).ratio()
+
+    return sorted(names, key=likeness, reverse=True)[:count]
 
 
 def _matrix(name: str, shape: Shape) -> tuple[Shape, int, int]:

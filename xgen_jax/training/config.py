@@ -11,6 +11,7 @@ from typing import Any
 
 from xgen_jax.data.pipeline import DataConfig
 from xgen_jax.errors import UserError
+from xgen_jax.models.lora import LoRAConfig
 from xgen_jax.models.text import ByteTextConfig, T5TextConfig
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae_config import VidVAEConfig
@@ -74,7 +75,8 @@ class VDiTRun:
     """A run that trains a text-to-video transformer on the latents of the embedder in the run folder `embedder`.
 
     `init_from` is the folder of a vdit run, or of converted weights, whose averaged parameters the first step starts
-    from: the stage before, as a rule.
+    from: the stage before, as a rule. With `lora` they are the base instead: frozen, and an adapter is trained beside
+    them, of them all that its rules choose.
 
     `sampler`, `sample_steps`, `guidance_scale` and `sample_fps` are the defaults of drawing samples.
     """
@@ -82,6 +84,7 @@ class VDiTRun:
     objective: str = "vdit"
     embedder: str
     init_from: str | None = None
+    lora: LoRAConfig | None = None
     model: VDiTConfig
     text: ByteTextConfig | T5TextConfig
     loss: VDiTLossConfig = VDiTLossConfig()
@@ -93,6 +96,12 @@ class VDiTRun:
     sample_steps: int = 16
     guidance_scale: float = 3.0
     sample_fps: float = 8.0
+
+    def __post_init__(self):
+        if self.lora and self.init_from is None:
+            raise UserError("lora needs a base: give init_from=FOLDER, a vdit run or converted weights")
+        if self.lora and self.optimizer.name == "muon":
+            raise UserError("optimizer.name='muon' is for whole kernels; an adapter takes 'adamw'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
