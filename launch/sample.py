@@ -23,6 +23,7 @@ FPS = flags.DEFINE_float("fps", None, "Frames a second of the file; by default t
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that is there.")
 EMBEDDER = flags.DEFINE_string("embedder", None, "The embedder's run folder, if it was moved.")
 TEXT_ENCODER = flags.DEFINE_string("text_encoder", None, "The folder of the run's T5, if it has one and it was moved.")
+LORA = flags.DEFINE_string("lora", None, "An adapter of the model: FILE or FILE:SCALE, or the run that trained it.")
 
 
 def main():
@@ -38,6 +39,7 @@ def main():
         overwrite=OVERWRITE.value,
         embedder=EMBEDDER.value,
         text_encoder=TEXT_ENCODER.value,
+        lora=LORA.value,
         seed=SEED.value,
         steps=STEPS.value,
         guidance_scale=GUIDANCE_SCALE.value,

@@ -57,6 +57,7 @@ def sample_files(
     overwrite: bool = False,
     embedder: str | None = None,
     text_encoder: str | None = None,
+    lora: str | None = None,
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def sample_files(
         raise UserError("give one of --prompt and --prompts_file")
     if prompt is not None:
         path = check_output_file(out, overwrite)
-        loaded = load_text_to_video(model, embedder, text_encoder=text_encoder)
+        loaded = load_text_to_video(model, embedder, text_encoder=text_encoder, lora=lora)
         video = loaded(prompt, seed, size=parse_size(size), **options)
         write_video(path, video, fps or loaded.fps)
         return {"video": str(path), "prompt": prompt, "seed": seed, "shape": list(video.shape), **_timing(started)}
@@ -86,7 +87,7 @@ def sample_files(
         raise UserError(f"--out={out} is a file; with --prompts_file it must be a folder")
     paths = [folder / f"{number:05d}.mp4" for number in range(1, len(prompts) + 1)]
     todo = [place for place, path in enumerate(paths) if overwrite or not path.exists()]
-    loaded = load_text_to_video(model, embedder, text_encoder=text_encoder)
+    loaded = load_text_to_video(model, embedder, text_encoder=text_encoder, lora=lora)
     loaded.text.prepare([prompts[place] for place in todo])  # refuses a bad prompt before anything is drawn
     for done, place in enumerate(todo):
         video = loaded(prompts[place], seed + place, size=parse_size(size), **options)

@@ -17,6 +17,7 @@ from xgen_jax.inference.video_range import to_uint8
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.text import ByteConditioner, T5Conditioner
 from xgen_jax.models.vdit import VDiT
+from xgen_jax.training.adapters import with_adapter
 from xgen_jax.training.config import VDiTRun
 from xgen_jax.training.run_folder import RunFolder, check_fingerprints, load_embedder
 from xgen_jax.training.text_encoder import default_cache, load_conditioner
@@ -137,6 +138,7 @@ def load_text_to_video(
     *,
     text_encoder: str | None = None,
     text_cache: str | None = None,
+    lora: str | None = None,
 ) -> TextToVideo:
     """Loads a VDiT run folder: its averaged parameters, and the embedder and text encoder that it was trained on.
 
@@ -146,6 +148,7 @@ def load_text_to_video(
       step: a checkpoint's step; the newest by default.
       text_encoder: the T5's folder, likewise, for a run that has one. Its weights are loaded when a prompt needs them.
       text_cache: where embeddings of prompts are kept; see `training.text_encoder.default_cache`.
+      lora: an adapter of this model, FILE or FILE:SCALE; see `training.adapters.with_adapter`.
 
     Raises:
       UserError: not such a folder, no finished checkpoint, or the embedder or text encoder is missing or another one.
@@ -156,6 +159,8 @@ def load_text_to_video(
         raise UserError(f"{path} holds a {config.objective} run; a text-to-video model is a vdit run")
     checkpoints = folder.checkpoints()
     params = folder.averaged(step)
+    if lora:
+        params = with_adapter(params, config.model, lora)
     network, embedder_params = load_embedder(embedder or folder.beside(config.embedder))
     if config.text.kind == "t5" and not text_encoder:
         text_encoder = folder.beside(config.text.path)
