@@ -42,12 +42,13 @@ def adapted(config: VDiTRun, objective: VDiTObjective) -> LoRAObjective:
     return LoRAObjective(base=objective, lora=config.lora, frozen=base, fingerprint=fingerprint(config.model, base))
 
 
-def store_adapter(folder: RunFolder) -> pathlib.Path:
+def store_adapter(folder: RunFolder) -> None:
     """Writes what a run with `lora` has trained, averaged, as a file of its own beside the checkpoints."""
     checkpoints, lora = folder.checkpoints(), folder.config().lora
     base = checkpoints.restore_data()["fingerprints"]["base"]
     adapter = checkpoints.restore_part(("ema", "lora"))
-    return write_adapter(folder.path / ADAPTER, adapter, lora, base, overwrite=True)
+    if jax.process_index() == 0:
+        write_adapter(folder.path / ADAPTER, adapter, lora, base, overwrite=True)
 
 
 def with_adapter(params: Params, model: VDiTConfig, adapter: str | os.PathLike) -> Params:

@@ -260,7 +260,7 @@ def _train(
     if config.objective == "vidvae" and (last or not (folder.path / LATENT_STATISTICS).exists()):
         videos = (pipeline.batch(step)["video"] for step in range(32))
         folder.write_json(LATENT_STATISTICS, latent_statistics(objective.model, state.ema["vidvae"], videos))
-    if getattr(config, "lora", None) and jax.process_index() == 0:
+    if getattr(config, "lora", None):
         store_adapter(folder)
     return {
         "objective": config.objective,
