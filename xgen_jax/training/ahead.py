@@ -17,7 +17,6 @@ from jax.experimental import topologies
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pipeline import clip_conditions
 from xgen_jax.errors import UserError
-from xgen_jax.models.text import ByteConditioner, ByteTextEncoder, T5Conditioner
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated
@@ -25,6 +24,7 @@ from xgen_jax.training.compiled import OUT_OF_MEMORY, abstract_arrays, peak_byte
 from xgen_jax.training.config import VDiTRun
 from xgen_jax.training.loop import abstract_state, check_buckets, make_vdit_objective
 from xgen_jax.training.state import make_update
+from xgen_jax.training.text_encoder import make_conditioner
 
 # GiB a device that programs may use, as TPU's compiler has it.
 LIMITS_GIB = {
@@ -76,11 +76,7 @@ def compile_train_step(
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if bucket.batch_size % shards:
         raise UserError(f"bucket {bucket.name}: a batch of {bucket.batch_size} over {shards} devices of {topology}")
-    dtype = np.dtype(config.loop.compute_dtype)
-    if config.text.kind == "bytes":
-        text = ByteConditioner(encoder=ByteTextEncoder(config.text, dtype))
-    else:
-        text = T5Conditioner(length=config.text.length, width=config.model.text_width, released=config.text.released)
+    text = make_conditioner(config, np.dtype(config.loop.compute_dtype))
     objective = make_vdit_objective(config, embedder.latent_shape, text)
     row = {
         "latents": np.zeros((1, *embedder.latent_shape(bucket.shape), embedder.latent_channels), np.float32),
