@@ -76,6 +76,26 @@ def test_a_mistake_is_named(vidvae, place, key, value, message):
         run_config(vidvae)
 
 
+@pytest.mark.parametrize(
+    "place,key,value,message",
+    [
+        ((), "sampler", "euller", "sampler 'euller' is not known; choose one of ancestral, ddim, "),
+        ((), "sample_spacing", "trailing", "spacing 'trailing' is not known to rectified flow"),
+        ((), "sample_steps", 0, "steps=0 must be at least 1"),
+        (("guidance",), "interval", (0.9, 0.1), "two rising times"),
+        (("loss",), "process", "edm", "process 'edm' is not known; choose one of flow, ddpm"),
+    ],
+)
+def test_what_could_not_be_sampled_is_not_trained(place, key, value, message):
+    config = values(ROOT / "quickstart" / "vdit.py")
+    group = config
+    for name in place:
+        group = group[name]
+    group[key] = value
+    with pytest.raises(UserError, match=message):
+        run_config(config)
+
+
 @pytest.mark.parametrize("place,key", [((), "optimizer"), (("loop",), "steps"), (("data",), "buckets")])
 def test_a_missing_key_is_named(vidvae, place, key):
     group = vidvae

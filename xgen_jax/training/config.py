@@ -10,6 +10,9 @@ import typing
 from typing import Any
 
 from xgen_jax.data.pipeline import DataConfig
+from xgen_jax.diffusion.grids import make_grid
+from xgen_jax.diffusion.guidance import GuidanceConfig
+from xgen_jax.diffusion.samplers import make_steps
 from xgen_jax.errors import UserError
 from xgen_jax.models.text import ByteTextConfig, T5TextConfig
 from xgen_jax.models.vdit_config import VDiTConfig
@@ -76,7 +79,8 @@ class VDiTRun:
     `init_from` is the folder of a vdit run, or of converted weights, whose averaged parameters the first step starts
     from: the stage before, as a rule.
 
-    `sampler`, `sample_steps`, `guidance_scale` and `sample_fps` are the defaults of drawing samples.
+    `sampler`, `sample_steps`, `sample_spacing` (of the steps visited: None is the process's own, see
+    `diffusion.grids.SPACINGS`), `guidance_scale`, `guidance` and `sample_fps` are the defaults of drawing samples.
     """
 
     objective: str = "vdit"
@@ -91,8 +95,16 @@ class VDiTRun:
     mesh: MeshConfig = MeshConfig()
     sampler: str = "euler"
     sample_steps: int = 16
+    sample_spacing: str | None = None
     guidance_scale: float = 3.0
+    guidance: GuidanceConfig = GuidanceConfig()
     sample_fps: float = 8.0
+
+    def __post_init__(self):
+        # What would not sample is better known before it has trained.
+        process = self.loss.make_process(self.model.learned_variance)
+        make_steps(self.sampler, make_grid(process, self.sample_steps, self.sample_spacing, self.loss.time_shift))
+        self.guidance.check(process)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +153,12 @@ FREE_KEYS = {
     "mesh.sequence",
     "sampler",
     "sample_steps",
+    "sample_spacing",
     "guidance_scale",
+    "guidance.channels",
+    "guidance.interval",
+    "guidance.zero_star",
+    "guidance.zero_steps",
     "sample_fps",
 }
 
