@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -16,10 +17,12 @@ from xgen_jax.models.vdit import count_parameters
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS, VidVAEConfig
 from xgen_jax.parallel import sharding
+from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.training.config import VidVAEWeights, run_config
-from xgen_jax.training.loop import check_buckets, train
+from xgen_jax.training.loop import abstract_state, check_buckets, make_vdit_objective, train
 from xgen_jax.training.run_folder import LATENT_STATISTICS, RunFolder, load_embedder
-from xgen_jax.training.start import extend_null_caption
+from xgen_jax.training.start import extend_null_caption, starting_params
+from xgen_jax.training.text_encoder import make_conditioner
 
 STAGES = ("240p", "480p", "720p")
 IMAGE, VIDEO = (Bucket(frames=frames, height=24, width=16, batch_size=8) for frames in (1, 9))
@@ -112,7 +115,7 @@ def latents(embedder):
 def shrunk(name, embedder, latents, init_from):
     config = stage(name)
     model = dataclasses.replace(
-        config.model, width=32, depth=2, heads=2, text_width=TEXT_WIDTH, null_caption_tokens=TOKENS
+        config.model, width=32, depth=1, heads=2, remat="none", text_width=TEXT_WIDTH, null_caption_tokens=TOKENS
     )
     buckets = (IMAGE, VIDEO) if name == "240p" else (VIDEO,)
     return dataclasses.replace(
@@ -131,19 +134,54 @@ def ema(workdir):
     return RunFolder(workdir).checkpoints().restore_part(("ema", "vdit"))
 
 
-def test_the_stages_train_one_after_another_on_eight_devices(embedder, latents, monkeypatch, capsys):
-    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 256)  # everything here is small
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_shared_by_eight_devices(name, embedder):
+    """At full size, by shapes alone: parameters, average and both moments, a device has an eighth of nearly all."""
+    config = stage(name, "8")
+    text = make_conditioner(config)
+    objective = make_vdit_objective(config, PRESETS["paper"].latent_shape, text)
+    row = {"latents": np.zeros((1, 1, 2, 2, 4), np.float32), "clip": np.ones((1, 5), np.float32), "caption": [""]}
+    row |= {"text": np.zeros((1, 250, 4096), np.float32), "text_mask": np.ones((1, 250), bool)}
+    mesh = make_mesh(config.mesh)
+    optimizer = objective.optimizer(config.optimizer, config.loop.steps)
+    state, _ = abstract_state(objective, optimizer, mesh, jax.random.key(0), objective.arrays(row))
+
+    def count(shape_of):
+        return sum(int(np.prod(shape_of(leaf))) for leaf in jax.tree.leaves(state))
+
+    whole, one = count(lambda leaf: leaf.shape), count(lambda leaf: leaf.sharding.shard_shape(leaf.shape))
+    assert whole > 4 * 767_452_064
+    assert one < 1.01 * whole / 8
+
+
+def steps_of(name, embedder, latents, init_from, monkeypatch, capsys):
+    """Trains a shrunk stage for two steps; returns its folder."""
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1024)  # everything here is small
+    workdir = embedder.parent / name
+    config = shrunk(name, embedder, latents, init_from)
+    assert config.mesh.fsdp == -1
+    summary = train(config, workdir)
+    assert summary["step"] == 2
+    assert all(np.isfinite(summary[key]) and summary[key] > 0 for key in ("loss", "mse", "vb", "grad_norm"))
+    said = capsys.readouterr().err
+    for bucket in config.data.buckets:
+        assert f"compiled {bucket.name}, batch 8: " in said
+    return workdir
+
+
+def test_a_shrunk_stage_takes_steps_on_eight_devices(embedder, latents, monkeypatch, capsys):
+    workdir = steps_of("480p", embedder, latents, None, monkeypatch, capsys)
+    start = starting_params(shrunk("720p", embedder, latents, str(workdir)))
+    jax.tree.map(np.testing.assert_array_equal, start["vdit"], jax.tree.map(np.asarray, ema(workdir)))
+
+
+@pytest.mark.slow
+def test_the_stages_train_one_after_another_on_eight_devices(embedder, latents, tmp_path, monkeypatch, capsys):
     before = None
     for name in STAGES:
-        workdir = embedder.parent / name
-        config = shrunk(name, embedder, latents, None if before is None else str(before))
-        assert config.mesh.fsdp == -1
-        summary = train(config, workdir)
-        assert summary["step"] == 2
-        assert all(np.isfinite(summary[key]) and summary[key] > 0 for key in ("loss", "mse", "vb", "grad_norm"))
-        said = capsys.readouterr().err
-        for bucket in config.data.buckets:
-            assert f"compiled {bucket.name}, batch 8: " in said
+        home = tmp_path / name / "embedder"
+        shutil.copytree(embedder, home)
+        workdir = steps_of(name, home, latents, None if before is None else str(before), monkeypatch, capsys)
         if before is not None:
             # Two steps of Adam at 1e-3 move no parameter by more than 4e-3 or so: it did start from the stage before.
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3), ema(workdir), ema(before))

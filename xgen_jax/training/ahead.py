@@ -112,7 +112,7 @@ def compile_train_step(
         except jax.errors.JaxRuntimeError as error:
             if OUT_OF_MEMORY not in str(error):
                 raise
-            peak, why = _named_bytes(str(error)), str(error).splitlines()[0]
+            peak, why = named_bytes(str(error)), str(error).splitlines()[0]
     fits = why is None
     report |= {"peak_bytes": peak, "fits": fits, "compile_s": round(time.monotonic() - started, 1)}
     return report if fits else {**report, "why": why}
@@ -127,7 +127,7 @@ def largest_bucket(config: VDiTRun, embedder: VidVAEConfig) -> Bucket:
     return max((bucket for bucket in config.data.buckets if bucket.keep), key=cells)
 
 
-def _named_bytes(message: str) -> int | None:
-    """The need that the compiler's refusal names: "Used 16.51G of 15.75G hbm"."""
+def named_bytes(message: str) -> int | None:
+    """The need that the compiler's refusal names, "Used 16.51G of 15.75G hbm"; None where it names none."""
     found = re.search(r"[Uu]sed ([\d.]+)([KMGT])", message)
     return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]]) if found else None
