@@ -2,7 +2,8 @@
 
 command   python launch/train.py --config=configs/vdit/240p.py --workdir=runs/vdit/240p --config.data.path=LATENTS
             --config.init_from=PIXART, a folder that launch/convert.py made of PixArt-alpha, where the paper starts
-hardware  a pod; the paper spent 642 to 672 H100 days on its three stages. SLICE
+hardware  a pod; the paper spent 642 to 672 H100 days on its three stages. Not compiled for a slice yet;
+          configs/vdit/720p.py was, and its largest batch has thirteen times the latent cells of this one's
 time      not measured here
 expect    not reproduced here
 

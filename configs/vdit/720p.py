@@ -2,7 +2,9 @@
 
 command   python launch/train.py --config=configs/vdit/720p.py --workdir=runs/vdit/720p --config.data.path=LATENTS
             It starts from runs/vdit/480p.
-hardware  a pod; the paper spent 642 to 672 H100 days on its three stages. SLICE
+hardware  a pod; the paper spent 642 to 672 H100 days on its three stages. Compiled ahead of time for
+          v5p:4x4x4 (64 chips): the bucket of most latent cells, 40 images of 1024x1024 a device, peaks at 25.2 of 95.7
+          GiB on each. No other bucket or slice was compiled
 time      not measured here
 expect    not reproduced here
 
@@ -15,10 +17,11 @@ configs/vidvae/paper.py and the embeddings of T5 v1.1 XXL:
 From the paper: the network (VDiT-XL/2, 767M), T5 with 250 tokens, epsilon prediction by DDPM, AdamW at 2e-5, an average
 of the parameters, three stages, buckets. It prints no schedule, batch, steps or masks; these are Open-Sora 1.1's, which
 it builds on: 1000 linear steps with a learned variance, 10% of captions dropped, gradients clipped at 1.0, an average
-with decay 0.9999, 4,000 steps, masks of frames for conditioning on images and videos, and the bucket
-table of its stage 3 (`data.buckets.STAGES`). The lengths become the embedder's (17 for 16, ..., 113 for 128), and the
-batches a device are made global for 64 devices, as there; --config=configs/vdit/720p.py:16 makes them for 16. Our own:
-three of the seventeen aspects, for each shape is a program to compile (`data.buckets.ASPECTS` has all).
+with decay 0.9999, 4,000 steps, masks of frames for conditioning on images and videos, and the bucket table of its stage
+3 (`data.buckets.STAGES`). The lengths become the embedder's (17 for 16, ..., 113 for 128), and the batches a device are
+made global for 64 devices, as there; --config=configs/vdit/720p.py:16 makes them for 16. Our own: the two longest at
+720p and the longest at 480p, for the paper's 14 s; three of the seventeen aspects, for each shape is a program to
+compile (`data.buckets.ASPECTS` has all).
 """
 
 import dataclasses
