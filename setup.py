@@ -31,6 +31,8 @@ EXTRAS = {
     "test": TEST,
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+    # TPU's compiler, to see on any CPU host whether a run will fit on a slice (xgen_jax/training/ahead.py).
+    "plan": ["libtpu>=0.0.42,<0.1"],
     # What the curation stages, the scored suites and the demo page need beyond the core.
     "curation": ["scenedetect-headless>=0.7.2,<0.8", "opencv-python-headless>=4.12,<6", "pyarrow>=21"],
     "eval": ["scipy>=1.14,<2"],

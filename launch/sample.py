@@ -16,7 +16,8 @@ OUT = flags.DEFINE_string("out", None, "The .mp4 (or .webm, .gif), or the folder
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; by default the run's.", lower_bound=1)
 GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", None, "1 is no guidance; by default the run's.")
-SAMPLER = flags.DEFINE_string("sampler", None, "Step rule; by default the run's.")
+SAMPLERS = ["ancestral", "ddim", "dpm++2m", "euler", "heun", "unipc"]
+SAMPLER = flags.DEFINE_enum("sampler", None, SAMPLERS, "Step rule; by default the run's.")
 SIZE = flags.DEFINE_string("size", None, "HEIGHTxWIDTH in pixels; by default the size trained on.")
 FRAMES = flags.DEFINE_integer("frames", None, "Length in frames; by default the length trained on.", lower_bound=1)
 FPS = flags.DEFINE_float("fps", None, "Frames a second of the file; by default the run's.", lower_bound=0.1)

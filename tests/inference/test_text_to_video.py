@@ -1,13 +1,18 @@
 """A loaded model as a callable: shapes, determinism, independence of the batch, clear refusals."""
 
+import dataclasses
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import xgen_jax
+from xgen_jax.diffusion.guidance import GuidanceConfig
 from xgen_jax.errors import UserError
 from xgen_jax.inference.text_to_video import load_text_to_video
+from xgen_jax.models.vdit import VDiT
+from xgen_jax.models.vdit_config import ClipConditions
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,44 @@ def test_guidance_changes_what_is_drawn_and_steps_are_checked(model):
     assert model("a red circle moving left", steps=1).shape == (5, 16, 16, 3)
     with pytest.raises(UserError, match="sampler 'heuun' is not known"):
         model("a red circle moving left", sampler="heuun")
+
+
+def test_sampler_and_guidance_are_the_runs_unless_others_are_asked_for(model):
+    def draw(sampler=None, **config):
+        other = dataclasses.replace(model, config=dataclasses.replace(model.config, **config))
+        return other("a red circle moving left", sampler=sampler, steps=3, guidance_scale=9.0)
+
+    as_asked, as_configured = draw("unipc"), dataclasses.replace(model.config, sampler="unipc")
+    other = dataclasses.replace(model, config=as_configured)
+    np.testing.assert_array_equal(other("a red circle moving left", steps=3, guidance_scale=9.0), as_asked)
+    assert (as_asked != draw()).any()
+    # Guided at no time at all is the condition alone.
+    alone = model("a red circle moving left", steps=3, guidance_scale=1.0).astype(int)
+    assert np.abs(draw(guidance=GuidanceConfig(interval=(0.0, 1e-6))) - alone).max() <= 1
+
+
+def test_ddpm_with_a_learned_variance_and_clip_conditions_draws(model):
+    config = dataclasses.replace(
+        model.config,
+        model=dataclasses.replace(model.config.model, learned_variance=True, clip_conditions=True),
+        loss=dataclasses.replace(model.config.loss, process="ddpm", time_distribution="uniform"),
+        sampler="ancestral",
+        guidance=GuidanceConfig(channels=3),
+    )
+    network = VDiT(config.model)
+    shape = (*model.embedder.latent_shape((5, 16, 16)), model.embedder.latent_channels)
+    text, mask = np.zeros((1, 4, config.model.text_width), np.float32), np.ones((1, 4), bool)
+    told = ClipConditions(*np.ones((5, 1), np.float32))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, *shape)), np.zeros(1), text, mask, told)
+    # Random all through: a new transformer's last layer is zero, and would say nothing of what it is told.
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: 0.2 * random.normal(size=p.shape).astype(p.dtype), shapes)
+    drawn = dataclasses.replace(model, config=config, model=network, params={**model.params, "vdit": params})
+    video = drawn("a red circle", steps=4)
+    assert video.shape == (5, 16, 16, 3)
+    assert (drawn("a red circle", steps=4, seed=1) != video).any()
+    faster = dataclasses.replace(drawn, config=dataclasses.replace(config, sample_fps=60.0))
+    assert (faster("a red circle", steps=4) != video).any()
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,14 @@ def test_help_shows_the_commands_own_flags_first(name):
     assert f"python launch/{name}.py" in done.stdout.split("flags:")[0]
 
 
+def test_the_samplers_offered_are_those_that_there_are():
+    from xgen_jax.diffusion.samplers import RULES
+
+    done = call("sample", "--model=x", "--prompt=x", "--out=x.mp4", "--sampler=ode45")
+    assert done.returncode != 0
+    assert "|".join(sorted(RULES)) in done.stderr.replace("\n", "").replace(" ", "")
+
+
 def test_train_and_sample_speak_json(tiny_runs, tmp_path):
     config = tmp_path / "config.py"
     values = json.loads((tiny_runs / "vidvae" / "config.json").read_text())

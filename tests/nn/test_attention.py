@@ -7,6 +7,7 @@ import pytest
 
 from xgen_jax.errors import UserError
 from xgen_jax.nn import attention as attention_module
+from xgen_jax.nn import chunked_attention
 from xgen_jax.nn.attention import CrossAttention, SelfAttention, attention
 
 
@@ -36,6 +37,23 @@ def test_values_and_gradients_are_those_of_jax(masked, logits_bytes, monkeypatch
         np.testing.assert_allclose(one, other, atol=2e-6)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_chunks_of_queries_give_the_values_and_gradients_of_the_whole(masked, monkeypatch):
+    monkeypatch.setattr(chunked_attention, "_LOGITS", 14)
+    monkeypatch.setattr(chunked_attention, "_LANES", 2)  # 5 queries on 7 keys in blocks of 2: the last is not full
+    q, k, v, cotangent = inputs()
+    mask = jnp.arange(7)[None] < jnp.array([[4], [7]]) if masked else None
+
+    def both(name):
+        y, pullback = jax.vjp(lambda q, k, v: attention(q, k, v, mask, name), q, k, v)
+        return y, *pullback(cotangent)
+
+    run = jax.jit(both, static_argnums=0)
+    assert "while" in run.lower("chunked").as_text(), "nothing was cut"
+    for one, other in zip(run("chunked"), run("xla")):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+
+
 def test_masked_keys_do_not_count():
     q, k, v, _ = inputs()
     mask = jnp.arange(7)[None] < jnp.array([[4], [4]])
@@ -53,7 +71,7 @@ def test_half_precision_keeps_its_dtype_and_takes_the_softmax_in_float32():
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
     q, k, v, _ = inputs()
-    with pytest.raises(UserError, match="'flash' is not known; choose one of xla, cudnn"):
+    with pytest.raises(UserError, match="'flash' is not known; choose one of xla, chunked, cudnn"):
         attention(q, k, v, implementation="flash")
 
 

@@ -1,4 +1,4 @@
-"""Shardings of the tiny presets: as the golden has them, and such that every sharded dim divides.
+"""Shardings of presets, tiny and large: as the golden has them, and such that every sharded dim divides.
 
 After a wanted change of the rules, with XGEN_JAX_WRITE_GOLDENS=1 in the environment, this file rewrites its golden.
 """
@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from xgen_jax.models.lora import LoRAConfig, adapter_shapes
-from xgen_jax.models.vdit import VDiT
+from xgen_jax.models.vdit import abstract_variables
 from xgen_jax.models.vdit_config import PRESETS as VDIT_PRESETS
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS as VIDVAE_PRESETS
@@ -36,11 +36,11 @@ def abstract_parameters(name):
 
     if name == "vidvae_tiny":
         return jax.eval_shape(VidVAE(VIDVAE_PRESETS["tiny"]).init, key, of((2, 5, 16, 16, 3)))
-    inputs = of((2, 3, 8, 8, 8)), of((2,)), of((2, 65, 96)), of((2, 65), jnp.bool_)
-    return jax.eval_shape(VDiT(VDIT_PRESETS["tiny"]).init, key, *inputs)
+    preset, channels = {"vdit_tiny": ("tiny", 8), "vdit_xl": ("VDiT-XL/2", 4), "vdit_3b": ("VDiT-3B/2", 4)}[name]
+    return abstract_variables(VDIT_PRESETS[preset], channels)
 
 
-@pytest.mark.parametrize("name", ["vidvae_tiny", "vdit_tiny"])
+@pytest.mark.parametrize("name", ["vidvae_tiny", "vdit_tiny", "vdit_xl", "vdit_3b"])
 def test_specs_are_the_goldens_and_divide(name):
     parameters = abstract_parameters(name)
     shardings = tree_shardings(parameters, mesh())

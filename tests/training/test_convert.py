@@ -1,5 +1,6 @@
 """Converted weights are an embedder's folder: every command takes it, and it says of itself where it comes from."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -14,9 +15,11 @@ from xgen_jax.errors import UserError
 from xgen_jax.evaluation.suites import reconstruct_file, reconstruction_suite
 from xgen_jax.inference.encode import encode_dataset
 from xgen_jax.models.fingerprint import fingerprint
+from xgen_jax.training.config import run_config, to_dict
 from xgen_jax.training.convert import convert
 from xgen_jax.training.loop import train
 from xgen_jax.training.run_folder import RunFolder, load_embedder
+from xgen_jax.training.start import starting_params
 from xgen_jax.weights.safetensors import read_safetensors, write_safetensors
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -149,3 +152,16 @@ def test_a_converted_transformer_is_not_trained_but_started_from(transformers, t
         xgen_jax.load(transformers / "pixart")
     with pytest.raises(UserError, match="holds a vdit_weights run; an embedder is"):
         load_embedder(transformers / "pixart")
+
+
+def test_a_run_starts_from_a_converted_transformer(transformers, tiny_runs):
+    weights = RunFolder(transformers / "pixart").config()
+    values = to_dict(RunFolder(tiny_runs / "vdit").config())
+    text = {"kind": "bytes", "width": weights.model.text_width, "heads": 2}
+    values |= {"model": dataclasses.asdict(weights.model), "text": text, "init_from": str(transformers / "pixart")}
+    start = starting_params(run_config(values))
+    wanted = RunFolder(transformers / "pixart").checkpoints().restore_part(("ema", "vdit"))
+    jax.tree.map(np.testing.assert_array_equal, start["vdit"], wanted)
+    values["model"]["depth"] = 3
+    with pytest.raises(UserError, match="has other parameters than the model.*\n.*model.depth: 2 -> 3"):
+        starting_params(run_config(values))

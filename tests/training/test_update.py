@@ -209,3 +209,11 @@ def test_schedules_warm_up_and_end_where_they_should(schedule, end):
     rate = make_schedule(OptimizerConfig(schedule=schedule, warmup_steps=4), 0.5, 12)
     assert [float(rate(step)) for step in range(5)] == [0.0, 0.125, 0.25, 0.375, 0.5]
     assert abs(float(rate(12)) - end) < 1e-6
+
+
+def test_weight_decay_leaves_stored_constants_alone():
+    ones = {"vdit": {"params": {"x": jnp.ones(3)}, "constants": {"null_caption": jnp.ones((2, 3))}}}
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5), 10)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, ones), optimizer.init(ones), ones)
+    np.testing.assert_allclose(updates["vdit"]["params"]["x"], -0.05, rtol=1e-6)
+    assert not np.any(updates["vdit"]["constants"]["null_caption"])

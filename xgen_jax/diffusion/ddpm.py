@@ -161,7 +161,8 @@ class DDPM(Process):
 
         By default `trailing`, which begins with the last step and comes down to data by an even stride. `respaced`, the
         released one, visits step 0 as well: after a stride of tens of steps that is a jump in log(alpha / sigma) which
-        DPM-Solver++(2M) and UniPC do not survive (24 steps leave normal data of deviation 0.4 wider by 23%; `trailing` leaves them narrower by 5%).
+        DPM-Solver++(2M) and UniPC do not survive. (24 steps leave normal data of deviation 0.4 wider by 23%, and
+        narrower by 5% with `trailing`.)
         """
         visited = grids.spaced_steps(self.num_steps, steps, spacing or "trailing", ratio)
         return np.append((visited + 1) / self.num_steps, 0.0)

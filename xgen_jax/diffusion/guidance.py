@@ -42,6 +42,13 @@ class GuidanceConfig:
         if self.zero_steps < 0:
             raise UserError(f"zero_steps={self.zero_steps} must be 0 or more")
 
+    def check(self, process: Process) -> None:
+        """Raises UserError for what a process cannot do."""
+        if self.zero_steps and process.prediction != "velocity":
+            raise UserError(
+                f"zero_steps={self.zero_steps} is for velocities, and this process predicts {process.prediction}"
+            )
+
 
 def combine(conditional: Array, null: Array, scale: float | Array, config: GuidanceConfig = GuidanceConfig()) -> Array:
     """The guided prediction of two, (B, ..., C) each, without their variance.
@@ -84,8 +91,7 @@ def guided(
       config: see there.
       clip: bound of |x0|; None leaves it.
     """
-    if config.zero_steps and process.prediction != "velocity":
-        raise UserError(f"zero_steps={config.zero_steps} is for velocities; this process predicts {process.prediction}")
+    config.check(process)
     both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), condition, null)
 
     def twice(a):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xgen_jax.data.pipeline import clip_conditions
 from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.guidance import guided
 from xgen_jax.diffusion.samplers import key_noise, make_steps, sample
@@ -17,6 +18,7 @@ from xgen_jax.inference.video_range import to_uint8
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.text import ByteConditioner, T5Conditioner
 from xgen_jax.models.vdit import VDiT
+from xgen_jax.models.vdit_config import ClipConditions
 from xgen_jax.training.adapters import with_adapter
 from xgen_jax.training.config import VDiTRun
 from xgen_jax.training.run_folder import RunFolder, check_fingerprints, load_embedder
@@ -87,16 +89,18 @@ class TextToVideo:
             raise UserError(f"seed={seed} must be 0 or more")
         bucket = self.config.data.buckets[0]
         height, width = size or (bucket.height, bucket.width)
-        latent_shape = self.embedder.latent_shape((frames or bucket.frames, height, width))
+        frames = frames or bucket.frames
+        latent_shape = self.embedder.latent_shape((frames, height, width))
         self.model.config.check_latents(latent_shape)
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         latent_shape = (*latent_shape, self.embedder.latent_channels)
         process = self.config.loss.make_process(self.config.model.learned_variance)
         sampler = sampler or self.config.sampler
         ratio = self.config.loss.time_ratio(height, width, latent_shape[0])
-        grid = make_grid(process, steps or self.config.sample_steps, ratio=ratio)
-        static = (self.model, self.text, process, sampler, latent_shape)
+        grid = make_grid(process, steps or self.config.sample_steps, self.config.sample_spacing, ratio)
+        static = (self.model, self.text, process, sampler, self.config.guidance, latent_shape)
         draw = functools.partial(_draw, static, make_steps(sampler, grid))
+        clip = clip_conditions(frames, height, width, self.fps)
         batch_size = min(batch_size, len(prompts))
         networks = {name: tree for name, tree in self.params.items() if name != "embedder"}
         videos = []
@@ -104,7 +108,7 @@ class TextToVideo:
             # A last batch that is not full repeats its last row: every batch runs the same compiled program.
             rows = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
             arrays = self.text.arrays([prompts[row] for row in rows])
-            latents = draw(networks, arrays, np.uint32(seed), rows.astype(np.uint32), np.float32(scale))
+            latents = draw(networks, arrays, clip, np.uint32(seed), rows.astype(np.uint32), np.float32(scale))
             batch = decode(self.embedder, self.params["embedder"], latents)
             videos.append(batch[: len(prompts) - first])
             if progress:
@@ -114,9 +118,9 @@ class TextToVideo:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _draw(static, steps, params, arrays, seed, rows, scale):
+def _draw(static, steps, params, arrays, clip, seed, rows, scale):
     """Latents of a batch. The grid, the seed and the scale are arguments: changing them compiles nothing anew."""
-    model, conditioner, process, sampler, latent_shape = static
+    model, conditioner, process, sampler, guidance, latent_shape = static
     key_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(rows)
     x = jax.vmap(lambda key: process.terminal(key, latent_shape))(key_B)
 
@@ -124,10 +128,10 @@ def _draw(static, steps, params, arrays, seed, rows, scale):
         return conditioner.embed(params, arrays, jnp.full(rows.shape, null))
 
     def predict(x, time, text, noised):
-        del noised
-        return model.apply(params["vdit"], x, time, *text)
+        told = ClipConditions(*(jnp.full(x.shape[:1], each) for each in clip)) if model.config.clip_conditions else None
+        return model.apply(params["vdit"], x, time, *text, told, noised)
 
-    denoise = guided(predict, tokens(False), tokens(True), scale, process)
+    denoise = guided(predict, tokens(False), tokens(True), scale, process, guidance)
     return sample(denoise, x, steps, sampler, key_noise(key_B, latent_shape))
 
 

@@ -174,6 +174,8 @@ class VDiT(nn.Module):
         in_space = in_time = t
         if clip is not None:
             third = c.width // 3
+            if c.width % 3:  # the aspect takes the rest; sides of a round number can be sharded
+                third -= third % min(16, third)
             sides = jnp.stack([clip.height, clip.width], axis=1)
             sides = rearrange(embed(sides, third, "size_embedder", NORMAL, ZEROS), "b n d -> b (n d)")
             aspect = embed(clip.aspect, c.width - 2 * third, "aspect_embedder", NORMAL, ZEROS)

@@ -5,9 +5,9 @@ Trainable parameters on latents of 4 channels, counted by `models.vdit.count_par
     name         width  depth  heads     parameters
     VDiT-S/2       384     12      6     39,421,984
     VDiT-B/2       768     12     12    153,519,136
-    VDiT-L/2      1024     24     16    523,052,947
+    VDiT-L/2      1024     24     16    523,057,792
     VDiT-XL/2     1152     28     16    767,452,064
-    VDiT-3B/2     2560     28     20  3,017,392,515
+    VDiT-3B/2     2560     28     20  3,017,402,480
     VDiT-5B/2     3072     32     24  4,945,804,304
     tiny            96      4      4        887,632
 

@@ -2,8 +2,9 @@
 
     softmax(q k^T / sqrt(d) + mask) v
 
-Names: `xla` runs anywhere; `cudnn` is the flash kernel of NVIDIA GPUs (bf16 or f16). Every name gives the same values
-and gradients as `xla` within its precision.
+Names: `xla` runs anywhere; so does `chunked`, which works on a block of queries at a time and needs little memory;
+`cudnn` is the flash kernel of NVIDIA GPUs (bf16 or f16). Every name gives the same values and gradients as `xla` within
+its precision.
 """
 
 import jax
@@ -13,11 +14,12 @@ from flax import linen as nn
 from jax import lax
 
 from xgen_jax.errors import UserError
+from xgen_jax.nn.chunked_attention import chunked
 from xgen_jax.nn.norms import RMSNorm
 from xgen_jax.nn.positions import rotary
 from xgen_jax.typing import Array
 
-IMPLEMENTATIONS = ("xla", "cudnn")
+IMPLEMENTATIONS = ("xla", "chunked", "cudnn")
 # On CPU more logits than these are computed head by head, forward and backward, for out of the cache they cost more
 # than the products: at 1,024 tokens that halves the time of the forward pass.
 LOGITS_BYTES = 16 * 2**20
@@ -82,6 +84,8 @@ def attention(
     match implementation:
         case "xla":
             return _xla_attention(q_BNKC, k_BMKC, v_BMKC, mask_BM)
+        case "chunked":
+            return chunked(attention, q_BNKC, k_BMKC, v_BMKC, mask_BM)
         case "cudnn":
             mask = None if mask_BM is None else mask_BM[:, None, None, :]
             return jax.nn.dot_product_attention(q_BNKC, k_BMKC, v_BMKC, mask=mask, implementation="cudnn")

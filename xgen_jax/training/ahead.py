@@ -17,7 +17,6 @@ from jax.experimental import topologies
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pipeline import clip_conditions
 from xgen_jax.errors import UserError
-from xgen_jax.models.text import ByteConditioner, ByteTextEncoder, T5Conditioner
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated
@@ -26,6 +25,7 @@ from xgen_jax.training.config import VDiTRun
 from xgen_jax.training.loop import abstract_state, check_buckets, make_vdit_objective, placed
 from xgen_jax.training.objectives.lora import LoRAObjective
 from xgen_jax.training.state import make_update
+from xgen_jax.training.text_encoder import make_conditioner
 
 # GiB a device that programs may use, as TPU's compiler has it.
 LIMITS_GIB = {
@@ -77,11 +77,7 @@ def compile_train_step(
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if bucket.batch_size % shards:
         raise UserError(f"bucket {bucket.name}: a batch of {bucket.batch_size} over {shards} devices of {topology}")
-    dtype = np.dtype(config.loop.compute_dtype)
-    if config.text.kind == "bytes":
-        text = ByteConditioner(encoder=ByteTextEncoder(config.text, dtype))
-    else:
-        text = T5Conditioner(length=config.text.length, width=config.model.text_width, released=config.text.released)
+    text = make_conditioner(config, np.dtype(config.loop.compute_dtype))
     objective = make_vdit_objective(config, embedder.latent_shape, text)
     row = {
         "latents": np.zeros((1, *embedder.latent_shape(bucket.shape), embedder.latent_channels), np.float32),
@@ -122,7 +118,7 @@ def compile_train_step(
         except jax.errors.JaxRuntimeError as error:
             if OUT_OF_MEMORY not in str(error):
                 raise
-            peak, why = _named_bytes(str(error)), str(error).splitlines()[0]
+            peak, why = named_bytes(str(error)), str(error).splitlines()[0]
     fits = why is None
     report |= {"peak_bytes": peak, "fits": fits, "compile_s": round(time.monotonic() - started, 1)}
     return report if fits else {**report, "why": why}
@@ -137,7 +133,7 @@ def largest_bucket(config: VDiTRun, embedder: VidVAEConfig) -> Bucket:
     return max((bucket for bucket in config.data.buckets if bucket.keep), key=cells)
 
 
-def _named_bytes(message: str) -> int | None:
-    """The need that the compiler's refusal names: "Used 16.51G of 15.75G hbm"."""
+def named_bytes(message: str) -> int | None:
+    """The need that the compiler's refusal names, "Used 16.51G of 15.75G hbm"; None where it names none."""
     found = re.search(r"[Uu]sed ([\d.]+)([KMGT])", message)
     return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]]) if found else None

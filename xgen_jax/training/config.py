@@ -10,6 +10,9 @@ import typing
 from typing import Any
 
 from xgen_jax.data.pipeline import DataConfig
+from xgen_jax.diffusion.grids import make_grid
+from xgen_jax.diffusion.guidance import GuidanceConfig
+from xgen_jax.diffusion.samplers import make_steps
 from xgen_jax.errors import UserError
 from xgen_jax.models.lora import LoRAConfig
 from xgen_jax.models.text import ByteTextConfig, T5TextConfig
@@ -78,7 +81,8 @@ class VDiTRun:
     from: the stage before, as a rule. With `lora` they are the base instead: frozen, and an adapter is trained beside
     them, of them all that its rules choose.
 
-    `sampler`, `sample_steps`, `guidance_scale` and `sample_fps` are the defaults of drawing samples.
+    `sampler`, `sample_steps`, `sample_spacing` (of the steps visited: None is the process's own, see
+    `diffusion.grids.SPACINGS`), `guidance_scale`, `guidance` and `sample_fps` are the defaults of drawing samples.
     """
 
     objective: str = "vdit"
@@ -94,10 +98,16 @@ class VDiTRun:
     mesh: MeshConfig = MeshConfig()
     sampler: str = "euler"
     sample_steps: int = 16
+    sample_spacing: str | None = None
     guidance_scale: float = 3.0
+    guidance: GuidanceConfig = GuidanceConfig()
     sample_fps: float = 8.0
 
     def __post_init__(self):
+        # What would not sample is better known before it has trained.
+        process = self.loss.make_process(self.model.learned_variance)
+        make_steps(self.sampler, make_grid(process, self.sample_steps, self.sample_spacing, self.loss.time_shift))
+        self.guidance.check(process)
         if self.lora and self.init_from is None:
             raise UserError("lora needs a base: give init_from=FOLDER, a vdit run or converted weights")
         if self.lora and self.optimizer.name == "muon":
@@ -150,7 +160,12 @@ FREE_KEYS = {
     "mesh.sequence",
     "sampler",
     "sample_steps",
+    "sample_spacing",
     "guidance_scale",
+    "guidance.channels",
+    "guidance.interval",
+    "guidance.zero_star",
+    "guidance.zero_steps",
     "sample_fps",
 }
 

@@ -68,12 +68,18 @@ def muon_dimensions(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
+def decayed(params: Params) -> Params:
+    """Which leaves weight decay shrinks: all but stored constants, which have no gradient to hold against it."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "constants" not in path_name(path).split("/"), params)
+
+
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Builds the named optimiser for a run of `steps`."""
     rate = make_schedule(config, config.learning_rate, steps)
     match config.name:
         case "adamw":
-            update = optax.adamw(rate, config.b1, config.b2, weight_decay=config.weight_decay)
+            mask = decayed if config.weight_decay else None
+            update = optax.adamw(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=mask)
         case "muon":
             update = optax.contrib.muon(
                 rate,
