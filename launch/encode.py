@@ -15,6 +15,8 @@ EMBEDDER = flags.DEFINE_string("embedder", None, "Run folder of a trained or con
 DATA = flags.DEFINE_string("data", None, "Folder of videos, or the word synthetic.")
 OUT = flags.DEFINE_string("out", None, "Folder for the latents.")
 BUCKETS = flags.DEFINE_string("buckets", None, "FRAMESxHEIGHTxWIDTH[,...]; by default what the embedder trained on.")
+STAGE = flags.DEFINE_string("stage", None, "240p, 480p or 720p instead of buckets: each clip in the one that it fits.")
+ASPECTS = flags.DEFINE_string("aspects", None, "HEIGHT:WIDTH[,...] of a stage's buckets; by default 9:16,1:1,16:9.")
 CLIPS_PER_VIDEO = flags.DEFINE_integer("clips_per_video", 1, "Clips of each bucket, at random places.", lower_bound=1)
 COUNT = flags.DEFINE_integer("count", None, "How many synthetic clips.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of places and crops, or of the synthetic world (data.seed).", lower_bound=0)
@@ -37,6 +39,8 @@ def main():
         data=DATA.value,
         out=OUT.value,
         buckets=BUCKETS.value,
+        stage=STAGE.value,
+        aspects=ASPECTS.value,
         clips_per_video=CLIPS_PER_VIDEO.value,
         count=COUNT.value,
         seed=SEED.value,

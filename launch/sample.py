@@ -33,6 +33,7 @@ FLAGS = [
     flags.DEFINE_bool("overwrite", False, "Replace what is there."),
     flags.DEFINE_string("embedder", None, "The embedder's run folder, if it was moved."),
     flags.DEFINE_string("text_encoder", None, "The folder of the run's T5, if it has one and it was moved."),
+    flags.DEFINE_string("lora", None, "An adapter of the model: FILE or FILE:SCALE, or the run that trained it."),
     flags.DEFINE_string("text_cache", None, "Where embeddings of prompts are kept."),
     flags.DEFINE_enum("compute_dtype", None, ["bfloat16", "float32"], "By default the one trained in."),
     flags.DEFINE_string("attention", None, "Implementation of attention; by default the one trained with."),

@@ -2,12 +2,16 @@
 
 command   python launch/train.py --config=configs/vdit/240p.py --workdir=runs/vdit/240p --config.data.path=LATENTS
             --config.init_from=PIXART, a folder that launch/convert.py made of PixArt-alpha, where the paper starts
-hardware  a pod; the paper spent 642 to 672 H100 days on its three stages. SLICE
+hardware  a pod; the paper spent 642 to 672 H100 days on its three stages. Not compiled for a slice yet;
+          configs/vdit/720p.py was, and its largest batch has thirteen times the latent cells of this one's
 time      not measured here
 expect    not reproduced here
 
-LATENTS is what launch/encode.py made of captioned videos, with the embedder of configs/vidvae/paper.py and the
-embeddings of T5 v1.1 XXL.
+LATENTS is what launch/encode.py made of captioned videos, each in the bucket that it fits, with the embedder of
+configs/vidvae/paper.py and the embeddings of T5 v1.1 XXL:
+
+          python launch/encode.py --embedder=runs/vidvae --data=VIDEOS --out=LATENTS --stage=240p
+            --text_encoder=weights/t5-v1_1-xxl --fps=8 --dtype=bfloat16
 
 From the paper: the network (VDiT-XL/2, 767M), T5 with 250 tokens, epsilon prediction by DDPM, AdamW at 2e-5, an average
 of the parameters, three stages, buckets. It prints no schedule, batch, steps or masks; these are Open-Sora 1.1's, which
@@ -22,7 +26,7 @@ import dataclasses
 
 from ml_collections import config_dict
 
-from xgen_jax.data.buckets import STAGES, make_buckets
+from xgen_jax.data.buckets import COMMON_ASPECTS, STAGES, make_buckets
 from xgen_jax.data.pipeline import DataConfig
 from xgen_jax.models.text import T5TextConfig
 from xgen_jax.models.vdit_config import PRESETS
@@ -32,21 +36,19 @@ from xgen_jax.training.frame_masks import OPEN_SORA
 from xgen_jax.training.objectives.vdit import VDiTLossConfig
 from xgen_jax.training.optimizer import OptimizerConfig
 
-ASPECTS = ("9:16", "1:1", "16:9")  # height to width
-
 
 def get_config(devices: str = "64"):
     """Every key of `VDiTRun`, locked; `devices` scales the batches."""
     run = VDiTRun(
         embedder="runs/vidvae",
         init_from=None,
-        model=dataclasses.replace(PRESETS["VDiT-XL/2"], attention="xla"),
+        model=dataclasses.replace(PRESETS["VDiT-XL/2"], attention="chunked"),
         text=T5TextConfig(path="weights/t5-v1_1-xxl", length=250),
         loss=VDiTLossConfig(process="ddpm", caption_drop=0.1, time_distribution="uniform", frame_masks=OPEN_SORA),
         data=DataConfig(
             source="latents",
             fit=True,
-            buckets=make_buckets(STAGES["240p"], ASPECTS, int(devices)),
+            buckets=make_buckets(STAGES["240p"], COMMON_ASPECTS, int(devices)),
             num_threads=16,
             prefetch=16,
         ),

@@ -12,6 +12,7 @@ import pytest
 from einops import rearrange
 from flax import linen as nn
 
+from xgen_jax.diffusion.guidance import GuidanceConfig, combine
 from xgen_jax.errors import UserError
 from xgen_jax.models.vdit import VDiT, abstract_variables, null_caption, unstack_layers
 from xgen_jax.models.vdit_config import PRESETS, ClipConditions
@@ -128,6 +129,12 @@ def test_the_null_caption_is_the_stored_one_under_the_prompts_mask(name, norm):
     # Channels that guidance leaves alone are each half's own.
     wanted = ARRAYS[f"out/cfg/{norm}/{name}"][:, 3:]
     assert_golden(rearrange(got, "b t h w c -> b c t h w")[:, 3:], f"cfg/{norm}/{name}", wanted)
+    # Of the guided output, which both halves carry, ours is the condition's half.
+    conditional, unconditional = np.split(got[..., :4], 2)
+    for channels in (3, None) if noised is None else (3,):
+        case = f"cfg/{norm}/{name.replace('3', str(channels), 1)}"
+        guided = combine(conditional, unconditional, 7.0, GuidanceConfig(channels=channels))
+        assert_golden(rearrange(guided, "b t h w c -> b c t h w"), case, ARRAYS[f"out/{case}"][: len(x), :4])
 
 
 def test_embeddings_and_norms_are_those_of_stdit2():

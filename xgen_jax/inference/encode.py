@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from xgen_jax.data.buckets import COMMON_ASPECTS, STAGES, Bucket, make_buckets
 from xgen_jax.data.latents import DTYPES, LatentWriter
 from xgen_jax.data.shapes import Shape, parse_shapes, shape_name
 from xgen_jax.data.sources import Source, VideoFolderSource
@@ -32,6 +33,7 @@ from xgen_jax.typing import Params
 SYNTHETIC = "synthetic"
 STATISTICS_CLIPS = 256
 NumberedClip = tuple[int, dict[str, Any] | str]  # in place of a clip that cannot be read, the reason
+ELSEWHERE = "in another bucket, or in none"
 _SHOWN = 10
 
 
@@ -41,6 +43,8 @@ def encode_dataset(
     data: str | None,
     out: str | None,
     buckets: str | None = None,
+    stage: str | None = None,
+    aspects: str | None = None,
     clips_per_video: int = 1,
     count: int | None = None,
     seed: int = 0,
@@ -64,6 +68,10 @@ def encode_dataset(
       data: folder of videos, or the word "synthetic".
       out: folder for the latents.
       buckets: clip shapes, "9x32x32,1x32x32" (frames x height x width); by default those the embedder was trained on.
+        Every clip is encoded in every shape.
+      stage: instead of shapes, a table of `data.buckets.STAGES`: a clip is encoded in the one bucket that it fits, for
+        training with data.fit.
+      aspects: of the stage's buckets, "9:16,1:1,16:9" (height:width) by default.
       clips_per_video: of each shape, at random places.
       count: how many clips of the synthetic world, in which clip i is the one that training sees as clip i.
       seed: of the places and crops, or of the synthetic world.
@@ -91,7 +99,11 @@ def encode_dataset(
         raise UserError(f"dtype={dtype!r} is not known; choose one of {', '.join(DTYPES)}")
     if compute_dtype not in ("float32", "bfloat16"):
         raise UserError(f"compute_dtype={compute_dtype!r} is not known; choose 'float32' or 'bfloat16'")
-    shapes = parse_shapes(buckets.split(",")) if buckets else RunFolder(embedder).shapes("buckets")
+    table = _stage_buckets(stage, buckets, aspects)
+    if table:
+        shapes = [bucket.shape for bucket in table]
+    else:
+        shapes = parse_shapes(buckets.split(",")) if buckets else RunFolder(embedder).shapes("buckets")
     network, params = load_embedder(embedder, np.dtype(compute_dtype), require_statistics=False)
     for shape in shapes:
         network.latent_shape(shape)
@@ -106,6 +118,9 @@ def encode_dataset(
         print(source.report(), file=sys.stderr)
     clips = _Clips(source=source, clips_per_video=clips_per_video, seed=seed)
     params = _with_statistics(embedder, network, params, clips, shapes[0], batch_size)
+    if table:
+        clips = dataclasses.replace(clips, members=_members(source, table, seed))
+        shapes = list(clips.members)
     settings = {
         "embedder": network.fingerprint(params),
         "text_encoder": text.fingerprint if text else None,
@@ -114,6 +129,8 @@ def encode_dataset(
         "source": source.name,
         "source_fingerprint": source.fingerprint(),
         "buckets": [shape_name(shape) for shape in shapes],
+        "stage": stage,
+        "aspects": aspects,
         "clips": len(clips),
         "clips_per_video": clips_per_video,
         "seed": seed,
@@ -151,11 +168,15 @@ def encode_dataset(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Clips:
-    """The clips to encode: clip k of video i has number i x clips_per_video + k."""
+    """The clips to encode: clip k of video i has number i x clips_per_video + k.
+
+    `members` holds for each shape whether a video is encoded in it; None is all in all.
+    """
 
     source: Source
     clips_per_video: int
     seed: int
+    members: dict[Shape, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.source) * self.clips_per_video
@@ -163,6 +184,8 @@ class _Clips:
     def read(self, number: int, shape: Shape) -> dict[str, Any] | str:
         """A clip, or the reason why it cannot be read."""
         video, clip = divmod(number, self.clips_per_video)
+        if self.members is not None and not self.members[shape][video]:
+            return ELSEWHERE
         try:
             return self.source.read(video, np.random.default_rng((self.seed, video, clip, *shape)), *shape)
         except UserError as error:
@@ -278,4 +301,37 @@ def _left_out(writer: LatentWriter) -> list[str]:
         for bucket in writer.settings["buckets"]
         for shard in range(writer.shards)
     )
-    return [f"clip {clip} of {bucket}: {why}" for bucket, entry in entries for clip, why in entry["left_out"].items()]
+    return [
+        f"clip {clip} of {bucket}: {why}"
+        for bucket, entry in entries
+        for clip, why in entry["left_out"].items()
+        if why != ELSEWHERE
+    ]
+
+
+def _stage_buckets(stage: str | None, buckets: str | None, aspects: str | None) -> tuple[Bucket, ...]:
+    """The buckets of a stage that keep clips or stop them; none where no stage is given."""
+    if stage is None:
+        if aspects:
+            raise UserError("--aspects is for --stage")
+        return ()
+    if buckets:
+        raise UserError("give --stage or --buckets, not both")
+    if stage not in STAGES:
+        raise UserError(f"stage={stage!r} is not known; choose one of {', '.join(STAGES)}")
+    return make_buckets(STAGES[stage], aspects.split(",") if aspects else COMMON_ASPECTS, devices=1)
+
+
+def _members(source: Source, table: tuple[Bucket, ...], seed: int) -> dict[Shape, np.ndarray]:
+    """For each bucket that gets any video, whether a video goes to it."""
+    if not hasattr(source, "fit"):
+        raise UserError(f"--stage needs videos that have a size of their own; those of {source.name!r} have none")
+    members = {}
+    for bucket, videos in zip(table, source.fit(table, seed), strict=True):
+        if len(videos):
+            members[bucket.shape] = np.isin(np.arange(len(source)), videos)
+    if not members:
+        raise UserError(f"not one of {len(source)} videos fits a bucket; they are too small or too short for the stage")
+    fitting = int(np.sum(np.any(list(members.values()), axis=0)))
+    print(f"{fitting} of {len(source)} videos fit one of {len(members)} buckets", file=sys.stderr)
+    return members

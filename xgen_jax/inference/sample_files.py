@@ -125,6 +125,8 @@ def sample_files(
     loaded.text.prepare([prompts[place] for place in todo])  # refuses a bad prompt before anything is drawn
     if prompt is None:
         drawn = {"seed": seed, "step": loaded.step, **drawer.settings}
+        if where.get("lora"):
+            drawn["lora"] = where["lora"]
         if condition is not None:
             drawn["condition"] = hashlib.sha256(condition.tobytes()).hexdigest()[:16]
         _claim(folder, drawn, prompts, paths, overwrite)

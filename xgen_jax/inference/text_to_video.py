@@ -1,7 +1,6 @@
 """A trained text-to-video model as a callable."""
 
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Callable
 
@@ -15,6 +14,7 @@ from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.text import ByteConditioner, T5Conditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.nn.attention import IMPLEMENTATIONS
+from xgen_jax.training.adapters import with_adapter
 from xgen_jax.training.config import VDiTRun
 from xgen_jax.training.run_folder import RunFolder, check_fingerprints, load_embedder
 from xgen_jax.training.text_encoder import default_cache, load_conditioner
@@ -155,6 +155,7 @@ def load_text_to_video(
     *,
     text_encoder: str | None = None,
     text_cache: str | None = None,
+    lora: str | None = None,
     compute_dtype: str | None = None,
     attention: str | None = None,
     offload: bool = False,
@@ -168,6 +169,7 @@ def load_text_to_video(
       step: a checkpoint's step; the newest by default.
       text_encoder: the T5's folder, likewise, for a run that has one. Its weights are loaded when a prompt needs them.
       text_cache: where embeddings of prompts are kept; see `training.text_encoder.default_cache`.
+      lora: an adapter of this model, FILE or FILE:SCALE; see `training.adapters.with_adapter`.
       compute_dtype: of transformer and decoder, `bfloat16` or `float32`; by default the one trained in.
       attention: the transformer's implementation, see `nn.attention`; by default the one trained with.
       offload, memory_budget_gb: see `Drawer`; with either, parameters are kept in the host's memory.
@@ -188,11 +190,12 @@ def load_text_to_video(
     # One after another: what is kept on the host is on a device only while it is read.
     kept = jax.device_get if offload or memory_budget_gb is not None else (lambda tree: tree)
     checkpoints = folder.checkpoints()
-    params = kept(checkpoints.restore_part(("ema",), step))
-    made_for, embedder_params = load_embedder(embedder or _moved(folder, config.embedder), np.dtype(dtype))
+    params = folder.averaged(step)
+    params = kept(with_adapter(params, config.model, lora) if lora else params)
+    made_for, embedder_params = load_embedder(embedder or folder.beside(config.embedder), np.dtype(dtype))
     embedder_params = kept(embedder_params)
     if config.text.kind == "t5" and not text_encoder:
-        text_encoder = _moved(folder, config.text.path)
+        text_encoder = folder.beside(config.text.path)
     text = load_conditioner(config, path=text_encoder, cache=text_cache or default_cache())
     now = {"embedder": made_for.fingerprint(embedder_params), **text.fingerprints()}
     check_fingerprints(now, checkpoints.restore_data(step), f"the model in {path}")
@@ -206,10 +209,3 @@ def load_text_to_video(
         offload=offload,
         memory_budget_gb=memory_budget_gb,
     )
-
-
-def _moved(folder: RunFolder, configured: str) -> str:
-    """A folder as configured, or, when a run was moved with its neighbours, the one of that name beside it."""
-    configured = pathlib.Path(configured)
-    beside = folder.path.parent / configured.name
-    return str(beside if not configured.is_dir() and beside.is_dir() else configured)

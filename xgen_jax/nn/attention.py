@@ -3,8 +3,8 @@
     softmax(q k^T / sqrt(d) + mask) v
 
 Names: `xla` runs anywhere; so does `chunked`, which works on a block of queries at a time and needs little memory;
-`cudnn` is the flash kernel of NVIDIA GPUs (bf16 or f16). Every name gives the same values
-and gradients as `xla` within its precision.
+`cudnn` is the flash kernel of NVIDIA GPUs (bf16 or f16). Every name gives the same values and gradients as `xla` within
+its precision.
 """
 
 import jax

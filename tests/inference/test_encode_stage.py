@@ -1,0 +1,103 @@
+"""Encoding for a stage: each video lies in the bucket that it fits, and training on the folder finds it there."""
+
+import jax
+import numpy as np
+import pytest
+
+from xgen_jax.data import buckets
+from xgen_jax.data.buckets import make_buckets
+from xgen_jax.data.latents import LatentSource
+from xgen_jax.data.pipeline import DataConfig, Pipeline
+from xgen_jax.data.video import write_video
+from xgen_jax.errors import UserError
+from xgen_jax.inference.encode import encode_dataset
+from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_config import VidVAEConfig
+from xgen_jax.training.config import VidVAEWeights
+from xgen_jax.training.run_folder import RunFolder
+
+TINY = VidVAEConfig(
+    channels=(4,),
+    space_reduction=(False,),
+    time_reduction=(False,),
+    latent_channels=4,
+    blocks=1,
+    stem=(4, 8, 8),
+    mid_attention=False,
+    kernels=((1, 1, 1), (1, 1, 1)),
+    norm="rms",
+)
+TABLE = {"small": ((5, 1.0, 2), (9, 1.0, 1)), "large": ((5, 1.0, 1),)}
+
+
+@pytest.fixture
+def stage(monkeypatch):
+    """A stage of 16 and 32 pixels a side."""
+    monkeypatch.setitem(buckets.SIDES, "small", 16)
+    monkeypatch.setitem(buckets.SIDES, "large", 32)
+    monkeypatch.setitem(buckets.STAGES, "tiny", TABLE)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """(an embedder with random weights, a folder of videos)."""
+    root = tmp_path_factory.mktemp("stage")
+    folder = RunFolder(root / "embedder")
+    folder.claim(VidVAEWeights(model=TINY, kind="test", source="random"))
+    params = jax.jit(VidVAE(TINY).init)(jax.random.key(0), np.zeros((1, 5, 16, 16, 3), np.float32))
+    checkpoints = folder.checkpoints()
+    checkpoints.save(0, {"ema": {"vidvae": params}}, {"fingerprints": {}})
+    checkpoints.wait()
+    (root / "videos").mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in {
+        "a": (5, 16, 16),
+        "b": (9, 18, 16),
+        "c": (6, 32, 34),
+        "d": (6, 16, 16),
+        "e": (3, 64, 64),
+    }.items():
+        write_video(root / "videos" / f"{name}.mp4", rng.integers(0, 256, (*size, 3), np.uint8), fps=8)
+    return root / "embedder", root / "videos"
+
+
+def test_each_video_is_encoded_in_the_bucket_that_it_fits(stage, folders, tmp_path):
+    embedder, videos = folders
+    arguments = {"embedder": str(embedder), "data": str(videos), "out": str(tmp_path / "out"), "stage": "tiny"}
+    arguments |= {"aspects": "1:1", "require_captions": False, "batch_size": 2}
+    summary = encode_dataset(**arguments)
+    assert summary["buckets"] == {"5x16x16": 2, "9x16x16": 1, "5x32x32": 1}
+    assert summary["left_out"] == 0
+    source = LatentSource(tmp_path / "out")
+    table = make_buckets(TABLE, ("1:1",), devices=1)
+    assert [members.tolist() for members in source.fit(table, 0)] == [[0, 3], [1], [2]]
+    pipeline = Pipeline(source, DataConfig(source="latents", fit=True, buckets=table))
+    seen = set()
+    for step in range(12):
+        bucket, batch = pipeline.bucket(step), pipeline.batch(step)
+        assert batch["latents"].shape == (bucket.batch_size, *TINY.latent_shape(bucket.shape), 4)
+        np.testing.assert_array_equal(batch["clip"][:, 4], 8.0)
+        seen |= {(bucket.name, index) for index in batch["index"].tolist()}
+    assert seen == {("5x16x16", 0), ("5x16x16", 3), ("9x16x16", 1), ("5x32x32", 2)}
+    assert encode_dataset(**arguments)["kept_shards"] == 3
+
+
+def test_wrong_stages_are_refused(stage, folders, tmp_path):
+    embedder, videos = folders
+    arguments = {
+        "embedder": str(embedder),
+        "data": str(videos),
+        "out": str(tmp_path / "out"),
+        "require_captions": False,
+    }
+    with pytest.raises(UserError, match="stage='500p' is not known; choose one of 240p, 480p, 720p"):
+        encode_dataset(**arguments, stage="500p")
+    with pytest.raises(UserError, match="--stage or --buckets, not both"):
+        encode_dataset(**arguments, stage="tiny", buckets="5x16x16")
+    with pytest.raises(UserError, match="--aspects is for --stage"):
+        encode_dataset(**arguments, aspects="1:1")
+    with pytest.raises(UserError, match="not one of 5 videos fits a bucket"):
+        encode_dataset(**arguments, stage="720p")
+    with pytest.raises(UserError, match="--stage needs videos that have a size of their own"):
+        encode_dataset(**{**arguments, "data": "synthetic"}, count=4, stage="tiny")
+    assert not (tmp_path / "out").exists()
