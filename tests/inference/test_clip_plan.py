@@ -1,6 +1,7 @@
 """What is to be drawn: filled in, cut in pieces, refused where it cannot be, doubted where nothing was learnt of it."""
 
 import dataclasses
+import pathlib
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import TINY_VDIT
 from xgen_jax.data.buckets import STAGES, make_buckets
 from xgen_jax.errors import UserError
 from xgen_jax.inference.clip_plan import ClipPlan, plan_clip
+from xgen_jax.inference.sample_files import parse_size
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS
@@ -32,12 +34,15 @@ def plan(config=STAGE3, **request):
 
 
 def test_14_s_of_720p_is_one_piece_of_104400_tokens():
-    whole = plan(frames=113, size=(720, 1280))
+    lines = (pathlib.Path(__file__).parents[2] / "configs/sampling/720p_14s.flags").read_text().splitlines()
+    shipped = dict(line.removeprefix("--").split("=") for line in lines if line.startswith("--") and "=" in line)
+    assert shipped.keys() == {"size", "frames", "fps", "batch_size", "compute_dtype", "attention"}
+    whole = plan(frames=int(shipped["frames"]), size=parse_size(shipped["size"]), fps=float(shipped["fps"]))
     assert (whole.pieces, whole.piece_shape, whole.tokens(2)) == (1, (29, 90, 160, 4), 104_400)
-    # Stage 3 trains 720p up to 33 frames, and 113 frames up to 512 pixels square.
-    assert whole.doubts == (
-        "113x720x1280 at once is more than the largest clip trained on, 33x720x1280 (frames x height x width)",
-    )
+    assert whole.doubts == ()
+    # Stage 2 trains 17 frames of 720p, and 113 of smaller ones.
+    (doubt,) = plan(run(make_buckets(STAGES["480p"], ("9:16", "1:1"), 1)), frames=113, size=(720, 1280)).doubts
+    assert re.fullmatch("113x720x1280 at once is more than the largest clip trained on, .* x width\\)", doubt)
 
 
 def test_the_default_is_the_first_bucket_of_videos():
