@@ -32,7 +32,7 @@ FORBIDDEN = {
 EVERYWHERE_FORBIDDEN = {"tensorflow", "ml_collections", "torch"}
 ONLY_IN = {
     "orbax": {"training/checkpoint.py"},
-    "av": {"data/video.py"},
+    "av": {"data/images.py", "data/video.py", "data/video_writer.py"},
     "array_record": {"data/latents.py"},
     "msgpack": {"data/latents.py"},
     "safetensors": {"weights/safetensors.py"},

@@ -7,7 +7,7 @@ import pytest
 
 from xgen_jax.data.pipeline import Bucket, DataConfig, Pipeline, slot_counts
 from xgen_jax.data.sources import VideoFolderSource
-from xgen_jax.data.video import write_video
+from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from xgen_jax.data.transforms import center_crop, crop, random_crop, resize_cover
-from xgen_jax.data.video import cover_size, probe, read_video, resize_frames, write_video
+from xgen_jax.data.video import cover_size, probe, read_video, resize_frames
+from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 
 

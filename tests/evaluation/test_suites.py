@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from xgen_jax.data.video import read_video, write_video
+from xgen_jax.data.video import read_video
+from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.perceptual import load_lpips_distance
 from xgen_jax.evaluation.suites import captions_suite, reconstruct_file, reconstruction_suite

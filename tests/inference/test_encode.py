@@ -11,7 +11,7 @@ from conftest import TINY_DATA, TINY_VDIT, TINY_VIDVAE
 import xgen_jax
 from xgen_jax.data.latents import LatentSource
 from xgen_jax.data.synthetic import SyntheticSource
-from xgen_jax.data.video import write_video
+from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.inference.encode import encode_dataset
 from xgen_jax.models.text import tokenize_bytes

@@ -10,7 +10,8 @@ import pytest
 
 import xgen_jax
 from xgen_jax.data.synthetic import SyntheticSource
-from xgen_jax.data.video import read_video, write_video
+from xgen_jax.data.video import read_video
+from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.suites import reconstruct_file, reconstruction_suite
 from xgen_jax.inference.encode import encode_dataset

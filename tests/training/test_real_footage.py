@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import TINY_VDIT, TINY_VIDVAE
 
-from xgen_jax.data.video import write_video
+from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.training.config import run_config
 from xgen_jax.training.loop import train

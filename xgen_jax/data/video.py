@@ -1,4 +1,4 @@
-"""Video files through PyAV, imported nowhere else: probe, read by presentation time, resize, write atomically.
+"""Video files through PyAV: probe, read by presentation time, resize. See `video_writer` for the other way.
 
 Frames are named by their presentation time, never by index: containers lie about counts (an AVI may announce 444 frames
 and hold 68) and variable-rate files have no index that means a time. Sizes are checked before anything is decoded: a
@@ -12,26 +12,20 @@ import itertools
 import math
 import os
 import pathlib
-import secrets
 from collections.abc import Iterator
 from fractions import Fraction
 
 import av
-import av.filter
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 
+from xgen_jax.data.video_writer import EXACT, reason
 from xgen_jax.errors import UserError
 
 READ_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
-WRITE_SUFFIXES = (".mp4", ".webm", ".gif")
 MAX_PIXELS = 8192 * 4320  # one 8K frame
 MAX_BYTES = 4 << 30  # of decoded video in one call
 _OPEN = {"format_whitelist": "mov,mp4,matroska,webm,avi,gif", "protocol_whitelist": "file"}
-# swscale's default shortcuts shift chroma by half a pixel and darken by one level of 255; these flags cost 1 ms a frame
-# at 480p and take a read-write round trip from 43.8 to 48.6 dB.
-_EXACT = Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
-_GIF_MAX_FPS = 50  # a GIF delay is a whole number of 1/100 s, and viewers slow down anything below two
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,44 +133,6 @@ def cover_size(height: int, width: int, target_height: int, target_width: int) -
     return max(target_height, round(height * scale)), max(target_width, round(width * scale))
 
 
-def write_video(path, video: np.ndarray, fps: float = 8.0) -> None:
-    """Writes uint8 (T, H, W, 3), T >= 1, at `fps` frames per second; the suffix chooses the format.
-
-    .mp4 is H.264 4:2:0 and .webm is VP9, both at near-lossless quality and playable in browsers; .gif has a palette of
-    256 colours and at most 50 fps. Odd sizes grow by one repeated row or column where the codec needs even ones. Parent
-    folders are made. The file appears whole or not at all.
-
-    Raises UserError for another suffix, array or rate, and when the disk or folder refuses the file.
-    """
-    path = pathlib.Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in WRITE_SUFFIXES:
-        raise UserError(f"cannot write {path}: the suffix must be one of {', '.join(WRITE_SUFFIXES)}, not {suffix!r}")
-    if not isinstance(video, np.ndarray) or video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
-        what = f"{video.dtype} {video.shape}" if isinstance(video, np.ndarray) else type(video).__name__
-        raise UserError(f"cannot write {path}: the video must be a uint8 array (T, H, W, 3), not {what}")
-    if 0 in video.shape:
-        raise UserError(f"cannot write {path}: the video is empty, its shape is {video.shape}")
-    if not (math.isfinite(fps) and 0 < fps <= 1000) or (suffix == ".gif" and fps > _GIF_MAX_FPS):
-        raise UserError(f"cannot write {path}: fps must be above 0 and at most 1000 (50 for .gif), not {fps}")
-    if suffix != ".gif":
-        height, width = video.shape[1:3]
-        video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    temporary = path.with_name(f".{path.stem[:64]}.{secrets.token_hex(6)}.tmp{suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _encode(temporary, suffix, video, Fraction(fps).limit_denominator(1001))
-        written = _count_packets(temporary)[1]
-        if written != len(video):
-            raise RuntimeError(f"{path}: {len(video)} frames were encoded but {written} are in the file")
-        os.replace(temporary, path)
-    except (av.FFmpegError, OSError) as error:
-        raise UserError(f"cannot write {path}: {_reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
 def _opened(path, max_pixels: int):
     """Yields (container, its first video stream); FFmpeg's errors inside become UserErrors that name the file."""
@@ -208,12 +164,7 @@ def _opened(path, max_pixels: int):
     except (av.error.InvalidDataError, av.error.ArgumentError, av.error.EOFError) as error:
         raise UserError(f"cannot read {path}: it is damaged, truncated or not a video of a known kind") from error
     except (av.FFmpegError, OSError) as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """FFmpeg's or the system's words for an error, without the errno and the repeated path."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
 
 
 def _rate(stream) -> float:
@@ -325,53 +276,4 @@ def _collect(path, picked, frames, wanted: int, cover, max_bytes: int, first) ->
 
 def _scaler(height: int, target_height: int) -> int:
     """swscale flags: averaging over the area never aliases, bicubic does not show blocks."""
-    return (Interpolation.AREA if target_height < height else Interpolation.BICUBIC) | _EXACT
-
-
-def _encode(path: pathlib.Path, suffix: str, video: np.ndarray, rate: Fraction) -> None:
-    height, width = video.shape[1:3]
-    frames = (av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24") for image in video)
-    options = {"movflags": "+faststart"} if suffix == ".mp4" else {}
-    with av.open(os.path.abspath(path), "w", format=suffix[1:], options=options) as out:
-        if suffix == ".gif":
-            stream = out.add_stream("gif", rate=rate)
-            stream.pix_fmt = "pal8"
-            frames = _with_palette(frames, width, height, rate)
-        else:
-            stream = out.add_stream("libx264" if suffix == ".mp4" else "libvpx-vp9", rate=rate)
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": "12"} | ({} if suffix == ".mp4" else {"b": "0", "cpu-used": "4", "row-mt": "1"})
-            codec = stream.codec_context
-            # Tagged BT.709, limited range: untagged files change colour from one player to the next.
-            codec.colorspace = codec.color_primaries = codec.color_trc = codec.color_range = 1
-            convert = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG, "threads": 1}
-            flags, scaler = Interpolation.BICUBIC | _EXACT, VideoReformatter()
-            frames = (scaler.reformat(frame, format="yuv420p", interpolation=flags, **convert) for frame in frames)
-        stream.width, stream.height = width, height
-        for i, frame in enumerate(frames):
-            # Without a time of its own every frame lands at zero and the file claims thousands of fps.
-            frame.pts, frame.time_base = i, 1 / rate
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode())
-
-
-def _with_palette(frames, width: int, height: int, rate: Fraction) -> Iterator[av.VideoFrame]:
-    """The frames in 256 colours chosen for this video, dithered."""
-    graph = av.filter.Graph()
-    source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=1 / rate)
-    split, generate, use, sink = (graph.add(name) for name in ("split", "palettegen", "paletteuse", "buffersink"))
-    source.link_to(split)
-    split.link_to(generate, 0, 0)
-    split.link_to(use, 1, 0)
-    generate.link_to(use, 0, 1)
-    use.link_to(sink)
-    graph.configure()
-    for i, frame in enumerate(frames):
-        frame.pts, frame.time_base = i, 1 / rate
-        graph.push(frame)
-    graph.push(None)
-    while True:
-        try:
-            yield graph.pull()
-        except (av.EOFError, av.BlockingIOError):
-            return
+    return (Interpolation.AREA if target_height < height else Interpolation.BICUBIC) | EXACT

@@ -12,7 +12,8 @@ import numpy as np
 
 from xgen_jax.data.sources import Source, VideoFolderSource
 from xgen_jax.data.synthetic import SyntheticSource, held_out_prompts
-from xgen_jax.data.video import read_video, write_video
+from xgen_jax.data.video import read_video
+from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.captions import evaluate_captions
 from xgen_jax.evaluation.perceptual import load_lpips_distance

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from xgen_jax.data.video import WRITE_SUFFIXES, write_video
+from xgen_jax.data.video_writer import WRITE_SUFFIXES, write_video
 from xgen_jax.errors import UserError
 from xgen_jax.inference.text_to_video import load_text_to_video
 

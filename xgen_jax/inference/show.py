@@ -5,7 +5,7 @@ import pathlib
 import sys
 import tempfile
 
-from xgen_jax.data.video import write_video
+from xgen_jax.data.video_writer import write_video
 from xgen_jax.typing import Video
 
 

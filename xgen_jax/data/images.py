@@ -1,0 +1,133 @@
+"""Image files through PyAV: PNG and JPEG as people see them.
+
+The orientation that cameras note in EXIF is applied, what is transparent lies on white, 16 bits become 8, grey becomes
+RGB. The kind is told by the first bytes, not by the name.
+"""
+
+import pathlib
+import struct
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from xgen_jax.data.video import MAX_PIXELS
+from xgen_jax.data.video_writer import EXACT, reason
+from xgen_jax.errors import UserError
+
+_MAX_BYTES = 2**28  # of a file
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_ORIENTATION = 0x0112  # EXIF's tag
+
+
+def read_image(path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Reads a PNG or JPEG file as uint8 (H, W, 3) RGB, the right way up.
+
+    Transparency is composited on white: such images are drawn for a page. Colour profiles are not looked at.
+
+    Raises UserError naming the file and the reason: missing, empty, damaged, cut off, another kind, or too large.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"cannot read {path}: " + ("it is a folder" if path.is_dir() else "no such file"))
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise UserError(f"cannot read {path}: it is above the limit of {_MAX_BYTES >> 20} MiB")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    if not data:
+        raise UserError(f"cannot read {path}: the file is empty (zero bytes)")
+    kind = "png" if data.startswith(_PNG) else "mjpeg" if data.startswith(_JPEG) else None
+    if kind is None:
+        raise UserError(f"cannot read {path}: it is neither a PNG nor a JPEG image; convert it to one of them")
+    exif, size, rest = (_parts_of_png if kind == "png" else _parts_of_jpeg)(data)
+    if size and size[0] * size[1] > max_pixels:
+        raise UserError(f"cannot read {path}: {size[1]}x{size[0]} pixels are above the limit of {max_pixels}")
+    whole = b"IEND" in data[-64:] if kind == "png" else b"\xff\xd9" in data
+    frame = _decode(path, rest, kind, max_pixels) if size and whole else None
+    if frame is None:
+        raise UserError(f"cannot read {path}: it is damaged or cut off")
+    return np.ascontiguousarray(_upright(_rgb(frame), _orientation(exif)))
+
+
+def _decode(path, data: bytes, kind: str, max_pixels: int) -> av.VideoFrame | None:
+    codec = av.CodecContext.create(kind, "r")
+    codec.thread_type, codec.thread_count = "NONE", 1
+    codec.options = {"max_pixels": str(max_pixels), "err_detect": "crccheck+bitstream+buffer+explode"}
+    try:
+        frames = [*codec.decode(av.Packet(data)), *codec.decode(None)]
+    except (av.error.InvalidDataError, av.error.ArgumentError, av.error.EOFError):
+        return None
+    except av.FFmpegError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    return frames[0] if frames else None
+
+
+def _rgb(frame: av.VideoFrame) -> np.ndarray:
+    """uint8 (H, W, 3), over white."""
+    transparent = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
+    target, flags = "rgba" if transparent else "rgb24", Interpolation.BICUBIC | EXACT
+    image = VideoReformatter().reformat(frame, format=target, interpolation=flags, threads=1).to_ndarray()
+    if not transparent:
+        return image
+    cover = image[..., 3:].astype(np.float32) / 255.0
+    return np.rint(image[..., :3] * cover + 255.0 * (1.0 - cover)).astype(np.uint8)
+
+
+def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Undoes an EXIF orientation, 1 to 8: what row 0 and column 0 of the stored image show."""
+    if orientation in (5, 6, 7, 8):  # row 0 is a side of the scene
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return image
+
+
+# EXIF is taken out before decoding, where a block that makes no sense would be an error.
+Parts = tuple[bytes, tuple[int, int] | None, bytes]  # EXIF, (height, width) of the header, the file without EXIF
+
+
+def _parts_of_jpeg(data: bytes) -> Parts:
+    exif, size, at = b"", None, 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:  # until the scan
+        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            exif, data = exif or data[at + 10 : end], data[:at] + data[end:]
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(data) >= at + 9:
+            size = struct.unpack_from(">HH", data, at + 5)
+        at = end
+    return exif, size, data
+
+
+def _parts_of_png(data: bytes) -> Parts:
+    exif, size, at = b"", None, len(_PNG)
+    while at + 12 <= len(data):
+        kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4])
+        if kind == b"eXIf":
+            exif, data = exif or data[at + 8 : end - 4], data[:at] + data[end:]
+            continue
+        if kind == b"IHDR":
+            size = struct.unpack_from(">II", data, at + 8)[::-1]
+        at = end
+    return exif, size, data
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation in an EXIF block; 1, upright, where it says none that makes sense."""
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        return 1
+    try:
+        (first,) = struct.unpack_from(order + "I", exif, 4)
+        (count,) = struct.unpack_from(order + "H", exif, first)
+        for entry in range(count):
+            tag, kind, _, value = struct.unpack_from(order + "HHIH", exif, first + 2 + 12 * entry)
+            if tag == _ORIENTATION and kind == 3 and 1 <= value <= 8:
+                return value
+    except struct.error:  # a block that is cut off says nothing
+        return 1
+    return 1
