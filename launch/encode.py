@@ -12,7 +12,7 @@ import command
 from absl import flags
 
 EMBEDDER = flags.DEFINE_string("embedder", None, "Run folder of a trained or converted VidVAE.")
-DATA = flags.DEFINE_string("data", None, "Folder of videos, or the word synthetic.")
+DATA = flags.DEFINE_string("data", None, "Folder of videos and images, or the word synthetic.")
 OUT = flags.DEFINE_string("out", None, "Folder for the latents.")
 BUCKETS = flags.DEFINE_string("buckets", None, "FRAMESxHEIGHTxWIDTH[,...]; by default what the embedder trained on.")
 STAGE = flags.DEFINE_string("stage", None, "240p, 480p or 720p instead of buckets: each clip in the one that it fits.")

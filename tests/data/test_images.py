@@ -1,13 +1,10 @@
 """Images as people see them: orientation, transparency, depth; refusals that name the file and the reason."""
 
-import struct
-import zlib
-
-import av
 import numpy as np
 import pytest
+from image_files import exif, jpeg, png, webp
 
-from xgen_jax.data.images import read_image
+from xgen_jax.data.images import IMAGE_FPS, probe_image, read_image
 from xgen_jax.errors import UserError
 
 # What a stored pixel (row, column) of an upright (H, W) image would be under each EXIF orientation.
@@ -28,40 +25,6 @@ def picture(height=24, width=40):
     return np.stack([rows * 255 // height, columns * 255 // width, (rows + columns) * 3], -1).astype(np.uint8)
 
 
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(image, exif=b"", palette=b"", transparency=b""):
-    """PNG bytes of an array (H, W) or (H, W, 1, 2, 3 or 4) of uint8 or uint16; `palette` makes them its indices."""
-    image = image if image.ndim == 3 else image[..., None]
-    kind = 3 if palette else {1: 0, 2: 4, 3: 2, 4: 6}[image.shape[2]]
-    depth = 8 * image.dtype.itemsize
-    header = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], depth, kind, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(image.dtype.newbyteorder(">")).tobytes() for row in image)
-    chunks = [(b"IHDR", header), (b"eXIf", exif), (b"PLTE", palette), (b"tRNS", transparency)]
-    chunks = [(name, data) for name, data in chunks if data] + [(b"IDAT", zlib.compress(rows))]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks) + chunk(b"IEND", b"")
-
-
-def jpeg(image, exif=b""):
-    """JPEG bytes, nearly without loss."""
-    codec = av.CodecContext.create("mjpeg", "w")
-    codec.width, codec.height, codec.pix_fmt, codec.time_base = image.shape[1], image.shape[0], "yuvj444p", 1
-    codec.options = {"qmin": "1", "qmax": "1"}
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24").reformat(format="yuvj444p")
-    data = b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
-    block = b"Exif\0\0" + exif
-    return data[:2] + (b"\xff\xe1" + struct.pack(">H", 2 + len(block)) + block if exif else b"") + data[2:]
-
-
-def exif(orientation, order="<"):
-    head = b"II*\0" if order == "<" else b"MM\0*"
-    entries = [(0x010F, 2, 4, 0x0041), (0x0112, 3, 1, orientation)]
-    packed = b"".join(struct.pack(order + "HHIHH", *entry, 0) for entry in entries)
-    return head + struct.pack(order + "IH", 8, len(entries)) + packed + struct.pack(order + "I", 0)
-
-
 def read(tmp_path, data):
     (tmp_path / "image").write_bytes(data)  # the name says nothing
     return read_image(tmp_path / "image")
@@ -73,6 +36,9 @@ def test_orientation_is_applied(orientation, tmp_path):
     stored = np.ascontiguousarray(STORE[orientation](upright))
     for order in "<>":
         np.testing.assert_array_equal(read(tmp_path, png(stored, exif(orientation, order))), upright)
+        np.testing.assert_array_equal(read(tmp_path, webp(stored, exif(orientation, order))), upright)
+        info = probe_image(tmp_path / "image")
+        assert (info.height, info.width, info.frames, info.fps) == (*upright.shape[:2], 1, IMAGE_FPS)
     seen = read(tmp_path, jpeg(stored, exif(orientation))).astype(int)
     assert seen.shape == upright.shape
     assert np.abs(seen - upright).mean() < 1.5
@@ -81,12 +47,15 @@ def test_orientation_is_applied(orientation, tmp_path):
 def test_exif_that_makes_no_sense_says_nothing(tmp_path):
     for block in (exif(9), exif(6)[:12], b"II*\0\xff\xff\xff\xff", b"not EXIF at all"):
         np.testing.assert_array_equal(read(tmp_path, png(picture(), block)), picture())
+        np.testing.assert_array_equal(read(tmp_path, webp(picture(), block)), picture())
 
 
 def test_transparency_lies_on_white(tmp_path):
     alpha = np.broadcast_to(np.linspace(0, 255, 40).astype(np.uint8)[None], (24, 40))
     expected = np.rint(picture() * (alpha / 255.0)[..., None] + 255 - alpha[..., None].astype(float))
     drawn = read(tmp_path, png(np.dstack([picture(), alpha]))).astype(int)
+    assert np.abs(drawn - expected).max() <= 1
+    drawn = read(tmp_path, webp(np.dstack([picture(), alpha]))).astype(int)
     assert np.abs(drawn - expected).max() <= 1
     grey = np.dstack([picture()[..., 0], alpha])
     expected = np.rint(grey[..., 0] * (alpha / 255.0) + 255 - alpha.astype(float))
@@ -110,10 +79,13 @@ def test_deep_and_grey_images(tmp_path):
     ("data", "message"),
     [
         (b"", "the file is empty"),
-        (b"GIF89a", "neither a PNG nor a JPEG"),
+        (b"GIF89a", "no PNG, JPEG or WebP image"),
         (png(picture())[:-40], "damaged or cut off"),
         (png(picture())[:60] + b"\0\0\0\0" + png(picture())[64:], "damaged or cut off"),
         (jpeg(picture())[:-40], "damaged or cut off"),
+        (webp(picture())[:-40], "damaged or cut off"),
+        (webp(picture())[:40] + b"\xff" * len(webp(picture())[40:]), "damaged or cut off"),
+        (webp(picture(), exif(1), animated=True), "it is an animation"),
         (jpeg(picture())[:200] + b"\xff\xd9", "damaged or cut off"),
         (png(np.zeros((1, 2), np.uint8)).replace(b"IHDR", b"IHDX"), "damaged or cut off"),
     ],
@@ -121,6 +93,23 @@ def test_deep_and_grey_images(tmp_path):
 def test_what_is_no_image_is_refused(data, message, tmp_path):
     with pytest.raises(UserError, match=message):
         read(tmp_path, data)
+
+
+@pytest.mark.parametrize("kind", [png, jpeg, webp])
+def test_a_file_that_is_cut_off_is_told_without_decoding(kind, tmp_path):
+    (tmp_path / "image").write_bytes(kind(picture()))
+    info = probe_image(tmp_path / "image")
+    assert (info.height, info.width, info.frames, info.duration_s) == (24, 40, 1, 1 / IMAGE_FPS)
+    (tmp_path / "image").write_bytes(kind(picture())[:-20])
+    with pytest.raises(UserError, match="damaged or cut off"):
+        probe_image(tmp_path / "image")
+
+
+def test_lossy_webp(tmp_path):
+    smooth = np.broadcast_to(np.linspace(40, 200, 40).astype(np.uint8)[None, :, None], (24, 40, 3))
+    for block in (b"", exif(1)):
+        seen = read(tmp_path, webp(np.ascontiguousarray(smooth), block, lossless=False)).astype(int)
+        assert seen.shape == smooth.shape and np.abs(seen - smooth).mean() < 2
 
 
 def test_missing_and_too_large(tmp_path):

@@ -24,21 +24,21 @@ def sample(bucket, index, text=False):
     return out
 
 
-def write(path, bad=(), break_after=None, text=False, **changes):
+def write(path, bad=(), break_after=None, text=False, members=None, **changes):
     """Writes what is not there; `bad` clips cannot be read; after `break_after` clips a user stops it."""
-    writer = LatentWriter(path, {**SETTINGS, **changes})
+    writer = LatentWriter(path, {**SETTINGS, **changes}, members)
     count = 0
 
     def samples(bucket, shard):
         nonlocal count
-        for index in writer.clips(shard):
+        for index in writer.clips(bucket, shard):
             if count == break_after:
                 raise KeyboardInterrupt
             count += 1
             yield index, f"no video {index}" if index in bad else sample(bucket, index, text)
 
     for bucket in writer.settings["buckets"]:
-        for shard in range(writer.shards):
+        for shard in range(writer.shards(bucket)):
             if not writer.finished(bucket, shard):
                 writer.write(bucket, shard, samples(bucket, shard))
     writer.finish()
@@ -145,6 +145,57 @@ def test_clips_left_out_are_replaced_by_the_next(tmp_path):
     assert captions == [f"clip {index} ☃" for index in wanted]
     with pytest.raises(UserError, match="not one clip of 5x8x8 could be read: no video 8"):
         write(tmp_path / "none", bad=set(range(11)))
+
+
+def test_a_bucket_has_but_its_own_clips(tmp_path):
+    members = {"5x8x8": np.array([1, 3, 4, 7, 8, 9]), "1x8x8": np.array([0, 10])}
+    assert write(tmp_path / "straight", bad={3, 10}, members=members) == 8
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "broken", bad={3, 10}, break_after=5, members=members)
+    assert write(tmp_path / "broken", bad={3, 10}, members=members) == 4
+    assert contents(tmp_path / "broken") == contents(tmp_path / "straight")
+    for bucket in members:
+        for voucher in (tmp_path / "straight" / bucket).glob("*.json"):
+            assert set(json.loads(voucher.read_text())["left_out"]) <= {"3", "10"}, "what is elsewhere is no problem"
+    source = LatentSource(tmp_path / "straight")
+    five, one = (Bucket(frames=frames, height=8, width=8, batch_size=1) for frames in (5, 1))
+    assert [clips.tolist() for clips in source.fit([five, one], 0)] == [[1, 4, 7, 8, 9], [0]]
+    assert source.clips_for(five).tolist() == [1, 4, 7, 8, 9]
+    read = [source.read(index, None, 5, 8, 8)["caption"] for index in range(11)]
+    assert read == [f"clip {index} ☃" for index in (1, 1, 4, 4, 4, 7, 7, 7, 8, 9, 1)]
+    np.testing.assert_array_equal(source.read(7, None, 5, 8, 8)["latents"], sample("5x8x8", 7)["latents"])
+    assert source.read(5, None, 1, 8, 8)["caption"] == "clip 0 ☃"
+
+
+def test_a_bucket_whose_few_clips_are_all_broken_is_not_there(tmp_path):
+    members = {"5x8x8": np.array([1, 3, 4]), "1x8x8": np.array([2])}
+    write(tmp_path / "one", bad={2}, members=members)
+    source = LatentSource(tmp_path / "one")
+    assert [len(clips) for clips in source.fit([Bucket(frames=1, height=8, width=8, batch_size=1)], 0)] == [0]
+    with pytest.raises(UserError, match="no latents of 1x8x8"):
+        source.read(2, None, 1, 8, 8)
+    with pytest.raises(UserError, match="not one clip of 1x8x8 could be read: no video 2"):
+        write(tmp_path / "none", bad={1, 2, 3, 4}, members=members)
+
+
+def test_other_members_and_a_damaged_list_of_them_are_refused(tmp_path):
+    members = {"5x8x8": np.array([1, 3, 4])}
+    write(tmp_path, members=members)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"encoded otherwise.*\n  members: "):
+        write(tmp_path, members={"5x8x8": np.array([1, 3, 5])})
+    assert contents(tmp_path) == before
+    listed = tmp_path / "5x8x8" / "clips.npy"
+    good = listed.read_bytes()
+    for bad in (good[:-8], good[:-1] + b"\1", b""):
+        listed.write_bytes(bad)
+        with pytest.raises(UserError, match=r"clips.npy (is not what was written|cannot be read)"):
+            LatentSource(tmp_path)
+        assert "clips.npy" in next(verify(tmp_path))
+    listed.unlink()
+    with pytest.raises(UserError, match="clips.npy is missing"):
+        LatentSource(tmp_path)
+    assert write(tmp_path, members=members) == 0 and contents(tmp_path) == before
 
 
 def test_wrong_folders_are_refused(tmp_path):

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from image_files import exif, jpeg, png, webp
 
-from xgen_jax.data.pipeline import Bucket, DataConfig
+from xgen_jax.data.pipeline import Bucket, DataConfig, Pipeline
 from xgen_jax.data.sources import VideoFolderSource, make_source
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
@@ -171,3 +172,72 @@ def test_sources_are_made_by_name(tmp_path):
         make_source(DataConfig(source="video_foldr", buckets=buckets))
     with pytest.raises(UserError, match="needs `path`"):
         make_source(DataConfig(source="video_folder", buckets=buckets))
+
+
+def make_images(folder, names, height=24, width=40):
+    """Grey images of level 10 times their number; JPEG files are stored lying on their side."""
+    for number, name in enumerate(names, 1):
+        image = np.full((height, width, 3), 10 * number, np.uint8)
+        data = (
+            jpeg(np.rot90(image, 1), exif(6))
+            if name.endswith("jpeg")
+            else (webp if name.endswith("webp") else png)(image)
+        )
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    with open(folder / "captions.jsonl", "a") as file:
+        file.writelines(json.dumps({"file": name, "caption": f"caption of {name}"}) + "\n" for name in names)
+
+
+def test_images_are_clips_of_one_frame(tmp_path):
+    make_folder(tmp_path, ["b.mp4", "d.mp4"])
+    make_images(tmp_path, ["a.png", "c/x.jpeg", "e.webp"])
+    assert VideoFolderSource(tmp_path).files == ["b.mp4", "d.mp4"], "where no bucket has one frame"
+    source = VideoFolderSource(tmp_path, fps=6, images=True)
+    assert source.files == ["a.png", "b.mp4", "c/x.jpeg", "d.mp4", "e.webp"] and source.report() == ""
+    image, video = (1, 24, 40), (12, 32, 48)  # two seconds
+    assert source.extents().tolist() == [list(each) for each in (image, video, image, video, image)]
+    for index, level in ((0, 10), (2, 20), (4, 30)):
+        clip = source.read(index, rng(), 1, 16, 32)
+        assert clip["video"].shape == (1, 16, 32, 3) and clip["fps"] == 120.0
+        assert np.abs(clip["video"].astype(int) - level).max() <= 1
+        assert clip["caption"] == f"caption of {source.files[index]}"
+    assert source.read(1, rng(), 1, 16, 16)["fps"] == 6
+
+
+def test_only_buckets_of_one_frame_have_images(tmp_path):
+    make_folder(tmp_path, ["b.mp4", "d.mp4", "f.mp4"])
+    make_images(tmp_path, ["a.png", "c.png", "e.png"], height=32, width=48)
+    buckets = tuple(Bucket(frames=frames, height=32, width=48, batch_size=1) for frames in (1, 5))
+    found = {}
+    for fit in (True, False):
+        config = DataConfig(source="video_folder", path=str(tmp_path), fit=fit, buckets=buckets, num_threads=0)
+        pipeline = Pipeline(make_source(config), config)
+        found[fit] = {1: set(), 5: set()}
+        for step in range(24):
+            batch, frames = pipeline.batch(step), pipeline.bucket(step).frames
+            found[fit][frames] |= set(batch["caption"])
+            assert batch["clip"][0, 3:].tolist() == [frames, 120.0 if frames == 1 else 12.0]
+    images, videos = ({f"caption of {name}" for name in names} for names in (("a.png", "c.png", "e.png"), "bdf"))
+    videos = {f"{caption}.mp4" for caption in videos}
+    assert found[True] == {1: images, 5: videos}
+    assert found[False] == {1: images | videos, 5: videos}
+
+
+def test_broken_images_are_listed_and_left_out(tmp_path):
+    make_folder(tmp_path, ["b.mp4"])
+    make_images(tmp_path, ["a.png", "c.png", "d.png", "e.png"])
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "c.png").write_bytes((tmp_path / "c.png").read_bytes()[:-30])
+    source = VideoFolderSource(tmp_path, images=True)
+    assert source.files == ["b.mp4", "d.png", "e.png"]
+    assert len(source.problems["unreadable image"]) == 2
+    # Found only when it is decoded: an image is replaced by an image.
+    data = bytearray((tmp_path / "e.png").read_bytes())
+    data[-30:-20] = bytes(10)
+    (tmp_path / "e.png").write_bytes(data)
+    assert source.read(2, rng(), 1, 16, 16)["caption"] == "caption of d.png"
+    assert "e.png: it is damaged" in source.problems["unreadable when decoded"][0]
+    (tmp_path / "d.png").unlink()
+    with pytest.raises(UserError, match=r"(?s)every image .* failed"):
+        source.read(2, rng(), 1, 16, 16)

@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from xgen_jax.data.buckets import Bucket
+from xgen_jax.errors import UserError
 from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.training import ahead
 from xgen_jax.training.config import run_config
@@ -32,10 +34,14 @@ HUGE = {"frames": 113, "height": 720, "width": 1280, "batch_size": 4096}
 SCRIPT = """
 import json, sys
 from xgen_jax.models.vidvae_config import PRESETS
-from xgen_jax.training.ahead import compile_train_step
+from xgen_jax.training.ahead import compile_denoise_step, compile_train_step
 from xgen_jax.training.config import run_config
 values = json.loads(sys.argv[1])
-print(json.dumps([compile_train_step(run_config(v), "v5e:2x2", PRESETS["paper"]) for v in values]))
+reports = [compile_train_step(run_config(v), "v5e:2x2", PRESETS["paper"]) for v in values]
+for frames in (9, 113):
+    shape = frames, 64, 64
+    reports.append(compile_denoise_step(run_config(values[0]), "v5e:2x2", PRESETS["paper"], shape, clips=4))
+print(json.dumps(reports))
 """
 
 
@@ -63,10 +69,21 @@ def test_a_step_is_compiled_for_a_slice_and_one_too_large_is_told():
         [sys.executable, "-c", SCRIPT, json.dumps(values)], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    small, huge = json.loads(done.stdout.splitlines()[-1])
+    small, huge, *denoising = json.loads(done.stdout.splitlines()[-1])
     assert (small["bucket"], small["devices"], small["device_kind"]) == ("9x64x64", 4, "TPU v5 lite")
     assert small["fits"] and 2**20 < small["peak_bytes"] < small["limit_bytes"] == int(15.75 * 2**30)
     # Parameters, their average and two moments, a quarter of each a device.
     assert small["peak_bytes"] > 4 * small["parameters"]
     assert not huge["fits"]
     assert "memory" in huge["why"]
+    short, long = denoising
+    assert (short["bucket"], long["bucket"]) == ("9x64x64", "113x64x64")
+    # Each device has the whole parameters, and the activations of a clip of its own.
+    assert 4 * short["parameters"] < short["peak_bytes"] < long["peak_bytes"] < long["limit_bytes"]
+    assert short["parameters"] == small["parameters"]
+
+
+def test_clips_that_devices_cannot_share_are_refused(monkeypatch):
+    monkeypatch.setattr(ahead, "slice_devices", lambda topology: jax.devices()[:4])
+    with pytest.raises(UserError, match="clips=6 cannot be shared by the 4 devices of v5e:2x2"):
+        ahead.compile_denoise_step(run_config(VALUES), "v5e:2x2", PRESETS["paper"], (9, 64, 64), clips=6)

@@ -1,4 +1,4 @@
-"""Image files through PyAV: PNG and JPEG as people see them.
+"""Image files through PyAV: PNG, JPEG and WebP as people see them.
 
 The orientation that cameras note in EXIF is applied, what is transparent lies on white, 16 bits become 8, grey becomes
 RGB. The kind is told by the first bytes, not by the name.
@@ -11,22 +11,46 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from xgen_jax.data.video import MAX_PIXELS
+from xgen_jax.data.video import MAX_PIXELS, VideoInfo
 from xgen_jax.data.video_writer import EXACT, reason
 from xgen_jax.errors import UserError
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_FPS = 120.0  # what Open-Sora 1.1 tells its network of an image
 _MAX_BYTES = 2**28  # of a file
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _ORIENTATION = 0x0112  # EXIF's tag
+_ANIMATED = 0x02  # a bit of WebP's VP8X chunk
 
 
 def read_image(path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Reads a PNG or JPEG file as uint8 (H, W, 3) RGB, the right way up.
+    """Reads a PNG, JPEG or WebP file as uint8 (H, W, 3) RGB, the right way up.
 
     Transparency is composited on white: such images are drawn for a page. Colour profiles are not looked at.
 
-    Raises UserError naming the file and the reason: missing, empty, damaged, cut off, another kind, or too large.
+    Raises UserError naming the file and the reason: missing, empty, damaged, cut off, another kind, animated, or too
+    large.
     """
+    kind, orientation, _, rest = _opened(path, max_pixels)
+    frame = _decode(path, rest, kind, max_pixels)
+    if frame is None:
+        raise UserError(f"cannot read {path}: it is damaged or cut off")
+    return np.ascontiguousarray(_upright(_rgb(frame), orientation))
+
+
+def probe_image(path, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+    """What `video.probe` tells of a video, of an image: one frame, of its size the right way up, at IMAGE_FPS.
+
+    Raises UserError as `read_image` does, but for damage that only decoding finds.
+    """
+    _, orientation, (height, width), _ = _opened(path, max_pixels)
+    if orientation >= 5:
+        height, width = width, height
+    return VideoInfo(width=width, height=height, fps=IMAGE_FPS, frames=1, duration_s=1 / IMAGE_FPS)
+
+
+def _opened(path, max_pixels: int) -> tuple[str, int, tuple[int, int], bytes]:
+    """(decoder, orientation, stored (height, width), the file without EXIF)."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"cannot read {path}: " + ("it is a folder" if path.is_dir() else "no such file"))
@@ -38,17 +62,23 @@ def read_image(path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     if not data:
         raise UserError(f"cannot read {path}: the file is empty (zero bytes)")
-    kind = "png" if data.startswith(_PNG) else "mjpeg" if data.startswith(_JPEG) else None
-    if kind is None:
-        raise UserError(f"cannot read {path}: it is neither a PNG nor a JPEG image; convert it to one of them")
-    exif, size, rest = (_parts_of_png if kind == "png" else _parts_of_jpeg)(data)
+    if data.startswith(_PNG):
+        kind, whole, parts = "png", b"IEND" in data[-64:], _parts_of_png(data)
+    elif data.startswith(_JPEG):
+        kind, parts = "mjpeg", _parts_of_jpeg(data)
+        whole = b"\xff\xd9" in parts[2]  # EXIF may hold a thumbnail, with an end of its own
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        if data[12:16] == b"VP8X" and data[20:21] and data[20] & _ANIMATED:
+            raise UserError(f"cannot read {path}: it is an animation; convert it to a video or to a still image")
+        kind, whole, parts = "webp", len(data) >= 8 + int.from_bytes(data[4:8], "little"), _parts_of_webp(data)
+    else:
+        raise UserError(f"cannot read {path}: it is no PNG, JPEG or WebP image; convert it to one of them")
+    exif, size, rest = parts
     if size and size[0] * size[1] > max_pixels:
         raise UserError(f"cannot read {path}: {size[1]}x{size[0]} pixels are above the limit of {max_pixels}")
-    whole = b"IEND" in data[-64:] if kind == "png" else b"\xff\xd9" in data
-    frame = _decode(path, rest, kind, max_pixels) if size and whole else None
-    if frame is None:
+    if not size or not all(size) or not whole:
         raise UserError(f"cannot read {path}: it is damaged or cut off")
-    return np.ascontiguousarray(_upright(_rgb(frame), _orientation(exif)))
+    return kind, _orientation(exif), size, rest
 
 
 def _decode(path, data: bytes, kind: str, max_pixels: int) -> av.VideoFrame | None:
@@ -113,6 +143,25 @@ def _parts_of_png(data: bytes) -> Parts:
         if kind == b"IHDR":
             size = struct.unpack_from(">II", data, at + 8)[::-1]
         at = end
+    return exif, size, data
+
+
+def _parts_of_webp(data: bytes) -> Parts:
+    exif, size, at = b"", None, 12
+    while at + 8 <= len(data):
+        kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        body, end = data[at + 8 : at + 8 + length], at + 8 + length + length % 2
+        if kind == b"EXIF":
+            exif, data = exif or body.removeprefix(b"Exif\0\0"), data[:at] + data[end:]
+            continue
+        if kind == b"VP8 " and len(body) >= 10:
+            width, height = struct.unpack_from("<HH", body, 6)
+            size = height & 0x3FFF, width & 0x3FFF
+        elif kind == b"VP8L" and len(body) >= 5:
+            packed = int.from_bytes(body[1:5], "little")
+            size = 1 + (packed >> 14 & 0x3FFF), 1 + (packed & 0x3FFF)
+        at = end
+    data = data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:]
     return exif, size, data
 
 

@@ -1,11 +1,12 @@
 """Clips that were encoded once: shards of latents and captions on disk, and the source that reads them.
 
     DIR/settings.json                               what is being encoded, written first: a rerun must mean the same
-    DIR/9x32x32/shard-00000-of-00012.arrayrecord    a bucket's clips 0, 1, ... in their order, one record a clip
+    DIR/9x32x32/clips.npy                           the numbers of a bucket's clips, int64, ascending; not there: all
+    DIR/9x32x32/shard-00000-of-00012.arrayrecord    a bucket's clips in their order, one record a clip
     DIR/9x32x32/shard-00000-of-00012.json           count and SHA-256; a shard without it does not count
     DIR/manifest.json                               settings and shards, written last: without it nothing is read
 
-Shard s of a bucket holds the clips [s n, (s + 1) n) but those that could not be read, so that whoever finds it knows
+Shard s of a bucket holds its clips [s n, (s + 1) n) but those that could not be read, so that whoever finds it knows
 what is in it. A shard is written under another name, brought to the disk, renamed and then vouched for: a run may be
 killed at any time, and a rerun ends with the same bytes. Records are msgpack; the container is ArrayRecord, imported
 nowhere else.
@@ -19,7 +20,7 @@ import os
 import pathlib
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -28,10 +29,19 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from xgen_jax.data.buckets import Bucket
+from xgen_jax.data.durable import (
+    file_sha256,
+    numbers_sha256,
+    read_json,
+    read_numbers,
+    to_disk,
+    write_json,
+    write_numbers,
+)
 from xgen_jax.data.shapes import shape_name
 from xgen_jax.errors import UserError
 
-VERSION = 2  # of the layout and the records; 1 stored text embeddings padded, with their mask
+VERSION = 2  # of the layout and the records; 1 stored all clips in all buckets, and text padded, with its mask
 READABLE = (1, VERSION)
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 ARRAYS = ("latents", "text", "text_mask")  # of a record; text (n, D) where captions were embedded, without padding
@@ -68,19 +78,26 @@ class LatentWriter:
       path: the folder.
       settings: what decides the bytes, as JSON; `buckets` (names), `clips` and `shard_size` are used here, and
         `text_length`, what rows of text are padded to, in reading.
+      members: by name the clips of a bucket, ascending numbers in [0, clips); a bucket that is not named has all.
 
     Raises:
       UserError: the folder holds something else, or what other settings made (which are listed); nothing is touched.
     """
 
-    def __init__(self, path: str | os.PathLike, settings: dict[str, Any]):
+    def __init__(
+        self, path: str | os.PathLike, settings: dict[str, Any], members: Mapping[str, np.ndarray] | None = None
+    ):
         self.path = pathlib.Path(path)
         self.settings = {"version": VERSION, **settings}
-        self.shards = max(1, -(-settings["clips"] // settings["shard_size"]))  # of each bucket
+        self._members = {name: np.asarray(clips, "<i8") for name, clips in (members or {}).items()}
+        if self._members:
+            # A release that divides the clips otherwise must not go on with the shards of this one.
+            digests = {name: (len(clips), numbers_sha256(clips)) for name, clips in self._members.items()}
+            self.settings["members"] = {name: {"clips": n, "sha256": sha256} for name, (n, sha256) in digests.items()}
         if self.path.is_file():
             raise UserError(f"{self.path} is a file; give a folder for the latents")
         if (self.path / "settings.json").exists():
-            there = _read_json(self.path / "settings.json")
+            there = read_json(self.path / "settings.json")
             keys = sorted(there.keys() | self.settings.keys())
             differing = [
                 f"{key}: {there.get(key)!r} -> {self.settings.get(key)!r}"
@@ -95,16 +112,28 @@ class LatentWriter:
                 )
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and holds no latents; choose a new folder")
-        _write_json(self.path / "settings.json", self.settings)
+        write_json(self.path / "settings.json", self.settings)
+        for name, clips in self._members.items():
+            write_numbers(_members_file(self.path, name), clips)
 
-    def clips(self, shard: int) -> range:
-        """The clips of a shard."""
-        size = self.settings["shard_size"]
-        return range(shard * size, min((shard + 1) * size, self.settings["clips"]))
+    def count(self, bucket: str) -> int:
+        """How many clips a bucket has, with those that cannot be read."""
+        members = self._members.get(bucket)
+        return self.settings["clips"] if members is None else len(members)
+
+    def shards(self, bucket: str) -> int:
+        """How many shards a bucket has."""
+        return max(1, -(-self.count(bucket) // self.settings["shard_size"]))
+
+    def clips(self, bucket: str, shard: int) -> Sequence[int]:
+        """The numbers of a shard's clips, ascending."""
+        size, members = self.settings["shard_size"], self._members.get(bucket)
+        places = range(shard * size, min((shard + 1) * size, self.count(bucket)))
+        return places if members is None else members[places.start : places.stop].tolist()
 
     def file(self, bucket: str, shard: int) -> pathlib.Path:
         """Where a shard is, or will be."""
-        return self.path / bucket / f"shard-{shard:05d}-of-{self.shards:05d}.arrayrecord"
+        return self.path / bucket / f"shard-{shard:05d}-of-{self.shards(bucket):05d}.arrayrecord"
 
     def finished(self, bucket: str, shard: int) -> dict[str, Any] | None:
         """A shard's {"count", "bytes", "sha256", "left_out": {clip: reason}}; None if it must be made."""
@@ -112,7 +141,7 @@ class LatentWriter:
         voucher = file.with_suffix(".json")
         if not (voucher.is_file() and file.is_file()):
             return None
-        entry = _read_json(voucher)
+        entry = read_json(voucher)
         return entry if file.stat().st_size == entry["bytes"] else None
 
     def write(self, bucket: str, shard: int, samples: Iterable[tuple[int, dict[str, Any] | str]]) -> None:
@@ -136,36 +165,41 @@ class LatentWriter:
             finally:
                 with _telling(file):
                     writer.close()
-            entry = {"count": count, "bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
+            entry = {"count": count, "bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
             written = ArrayRecordReader(str(temporary)).num_records()
             if written != count:
                 raise UserError(f"{file} cannot be written: {written} of {count} records arrived; is the disk full?")
-            _to_disk(temporary)
+            to_disk(temporary)
             os.replace(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)
-        _write_json(file.with_suffix(".json"), {**entry, "left_out": left_out})
+        write_json(file.with_suffix(".json"), {**entry, "left_out": left_out})
 
     def finish(self) -> dict[str, Any]:
         """Writes the manifest, once every shard is there; returns it.
 
         Raises:
-          UserError: not a single clip of a bucket could be read.
+          UserError: not a single clip of a bucket could be read; of a bucket that has but some of the clips, and so
+            perhaps one alone, only where none of any could.
         """
-        buckets = {}
+        buckets, problem = {}, None
         for bucket in self.settings["buckets"]:
             rows = []
-            for shard in range(self.shards):
+            for shard in range(self.shards(bucket)):
                 entry = self.finished(bucket, shard)
                 if entry is None:
                     raise RuntimeError(f"{self.file(bucket, shard)} is not finished")
                 left_out = [int(index) for index in entry["left_out"]]
                 rows.append({"file": f"{bucket}/{self.file(bucket, shard).name}", **entry, "left_out": left_out})
             if not sum(row["count"] for row in rows):
-                raise UserError(f"not one clip of {bucket} could be read: {next(iter(entry['left_out'].values()))}")
+                problem = f"not one clip of {bucket} could be read: {next(iter(entry['left_out'].values()))}"
+                if bucket not in self._members:
+                    raise UserError(problem)
             buckets[bucket] = rows
+        if problem and not any(row["count"] for rows in buckets.values() for row in rows):
+            raise UserError(problem)
         manifest = {**self.settings, "shards": buckets}
-        _write_json(self.path / "manifest.json", manifest)
+        write_json(self.path / "manifest.json", manifest)
         return manifest
 
 
@@ -173,8 +207,8 @@ class LatentSource:
     """What `launch/encode.py` wrote, as a source of clips: "latents" float32 (t, h, w, c), "caption", "fps",
     and, where captions were embedded, "text" (L, D) in its stored dtype, padded with zeros, and "text_mask" (L,).
 
-    Clip i is what the source that was encoded gave for its clip i; one that could not be read then is replaced by the
-    next that could, as a folder of videos does it.
+    Clip i is what the source that was encoded gave for its clip i; one that could not be read then, or was not encoded
+    in the bucket, is replaced by the next that was, as a folder of videos does it.
 
     Attributes:
       manifest: what manifest.json says.
@@ -182,7 +216,8 @@ class LatentSource:
       text_encoder: that of the text encoder that embedded the captions; None where nobody did.
 
     Raises:
-      UserError: no such folder, one that is not finished, or a shard that is missing or of another size, by name.
+      UserError: no such folder, one that is not finished, or a shard that is missing or of another size, by name, or
+        a bucket's list of clips that is missing or not what was written.
     """
 
     name = "latents"
@@ -197,7 +232,9 @@ class LatentSource:
         self._left_out = {
             bucket: {index for row in rows for index in row["left_out"]}
             for bucket, rows in self.manifest["shards"].items()
+            if any(row["count"] for row in rows)
         }
+        self._members = {name: _members(self.path, name, row) for name, row in self.manifest.get("members", {}).items()}
         for row in (row for rows in self.manifest["shards"].values() for row in rows):
             file = self.path / row["file"]
             if not file.is_file():
@@ -214,12 +251,12 @@ class LatentSource:
     def fit(self, buckets: Sequence[Bucket], seed: int) -> list[np.ndarray]:
         """For each bucket the clips that were encoded for it: the choice was made then, and `seed` is not used."""
         del seed
-        members = []
-        for bucket in buckets:
-            left_out = self._left_out.get(bucket.name)
-            there = () if left_out is None else sorted(set(range(len(self))) - left_out)
-            members.append(np.array(there, np.int64))
-        return members
+        none = np.zeros(0, np.int64)
+        return [self._there(bucket.name) if bucket.name in self._left_out else none for bucket in buckets]
+
+    def clips_for(self, bucket: Bucket) -> np.ndarray | None:
+        """Of a bucket that does not have all clips those that could be read, ascending; None for any other."""
+        return self._there(bucket.name) if bucket.name in self._members else None
 
     def fingerprint(self) -> str:
         """Hex digest of the manifest, and so of every shard's bytes; the folder may move."""
@@ -238,10 +275,13 @@ class LatentSource:
             raise UserError(f"{self.path} has no latents of {bucket} (frames x height x width); it has {there}")
         if not 0 <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
-        left_out = self._left_out[bucket]
-        while index in left_out:
-            index = (index + 1) % len(self)
-        shard, place = divmod(index, self.manifest["shard_size"])
+        left_out, members = self._left_out[bucket], self._members.get(bucket)
+        place = index if members is None else int(np.searchsorted(members, index))
+        count = len(self) if members is None else len(members)
+        place %= count
+        while (index := place if members is None else int(members[place])) in left_out:
+            place = (place + 1) % count
+        shard, place = divmod(place, self.manifest["shard_size"])
         row = self.manifest["shards"][bucket][shard]
         place -= sum(other < index for other in row["left_out"])
         file = self.path / row["file"]
@@ -258,6 +298,10 @@ class LatentSource:
             sample["text"] = np.pad(sample["text"], ((0, length - tokens), (0, 0)))
             sample["text_mask"] = np.arange(length) < tokens
         return {**sample, "latents": sample["latents"].astype(np.float32)}
+
+    def _there(self, bucket: str) -> np.ndarray:
+        members = self._members.get(bucket, np.arange(len(self)))
+        return np.setdiff1d(members, np.array(sorted(self._left_out[bucket]), np.int64), assume_unique=True)
 
     def _reader(self, file: pathlib.Path) -> ArrayRecordReader:
         """An open shard. Several threads may read from one at once; one that is dropped closes after its last read."""
@@ -285,7 +329,7 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
         started = (path / "settings.json").is_file()
         reason = "encoding has not ended; run the same launch/encode.py again" if started else "it holds no latents"
         raise UserError(f"{path} holds no manifest.json: {reason}")
-    manifest = _read_json(path / "manifest.json")
+    manifest = read_json(path / "manifest.json")
     if manifest.get("version") not in READABLE:
         found, known = manifest.get("version"), " and ".join(map(str, READABLE))
         raise UserError(f"{path} is of version {found}, and this release reads versions {known}; encode again")
@@ -294,12 +338,17 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
 
 def verify(path: str | os.PathLike) -> Iterator[str]:
     """Reads every byte of a folder of latents and yields what is wrong, naming the file; nothing if all is well."""
-    path = pathlib.Path(path)
-    for row in (row for rows in read_manifest(path)["shards"].values() for row in rows):
+    path, manifest = pathlib.Path(path), read_manifest(path)
+    for name, row in manifest.get("members", {}).items():
+        try:
+            _members(path, name, row)
+        except UserError as error:
+            yield str(error)
+    for row in (row for rows in manifest["shards"].values() for row in rows):
         file = path / row["file"]
         if not file.is_file():
             yield f"{file} is missing"
-        elif _sha256(file) != row["sha256"]:
+        elif file_sha256(file) != row["sha256"]:
             yield f"{file} is not what was written: its SHA-256 differs"
 
 
@@ -312,31 +361,9 @@ def _telling(file: pathlib.Path) -> Iterator[None]:
         raise UserError(f"{file} cannot be written ({error}); is the disk full or read-only?") from error
 
 
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _members(path: pathlib.Path, bucket: str, row: dict[str, Any]) -> np.ndarray:
+    return read_numbers(_members_file(path, bucket), row["clips"], row["sha256"])
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); remove it and encode again") from error
-
-
-def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    _to_disk(temporary)
-    os.replace(temporary, path)
-    _to_disk(path.parent)
-
-
-def _to_disk(path: pathlib.Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _members_file(path: pathlib.Path, bucket: str) -> pathlib.Path:
+    return path / bucket / "clips.npy"

@@ -21,10 +21,10 @@ import grain
 import numpy as np
 
 from xgen_jax.data.buckets import Bucket
+from xgen_jax.data.images import IMAGE_FPS
 from xgen_jax.data.sources import Sample, Source
 from xgen_jax.errors import UserError
 
-IMAGE_FPS = 120.0  # what Open-Sora 1.1 tells its network of an image
 _MAX_PERIOD = 1000  # steps; weights in ratios finer than this are rounded
 _SCHEDULE, _SHUFFLE, _CLIP = range(3)  # streams of randomness below the seed; `buckets.fit` has the next
 
@@ -41,7 +41,8 @@ class DataConfig:
       fps, stride, require_captions, flip: of a video_folder, see `VideoFolderSource`.
       buckets: clip shapes and their batches.
       fit: each clip goes to the one bucket that it fits (see `buckets.fit`); if False, every clip to every bucket, as
-        often as their weights say, enlarged or held where it is too small or too short.
+        often as their weights say, enlarged or held where it is too small or too short, but images to those of one
+        frame alone.
       num_threads: threads that prepare batches, one batch each; 0 prepares them in the caller.
       prefetch: batches kept ready, at least as many as threads to keep these busy.
     """
@@ -147,7 +148,8 @@ class Pipeline:
                 )
         self._source, self._config = source, config
         self.problems: list[str] = []
-        self._members = self._fitting() if config.fit else [None] * len(config.buckets)
+        given = getattr(source, "clips_for", lambda bucket: None)
+        self._members = self._fitting() if config.fit else [given(bucket) for bucket in config.buckets]
         self._numbers = [number for number in range(len(config.buckets)) if self._takes_part(number)]
         if not self._numbers:
             listed = "\n  ".join(self.problems)
@@ -229,8 +231,8 @@ class Pipeline:
             return True
         if not self._config.fit:
             raise UserError(
-                f"source {self._source.name!r} has {clips} clips, fewer than one batch of {bucket.batch_size}; "
-                f"add clips or make the batch smaller"
+                f"source {self._source.name!r} has {clips} clips, fewer than one batch of {bucket.batch_size} in "
+                f"bucket {bucket.name}; add clips or make the batch smaller"
             )
         if clips:
             self.problems.append(f"bucket {bucket.name} is left out: {clips} clips for a batch of {bucket.batch_size}")

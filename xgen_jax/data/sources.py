@@ -1,4 +1,4 @@
-"""Where clips come from: the `Source` protocol, a folder of captioned videos, and the factory by name.
+"""Where clips come from: the `Source` protocol, a folder of captioned videos and images, and the factory by name.
 
 A source turns (index, random generator) into one captioned clip, as pixels or as latents, with nothing remembered
 between calls, so that the pipeline can ask for any sample in any order from any thread.
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from xgen_jax.data.buckets import Bucket, fit
+from xgen_jax.data.images import IMAGE_FPS, IMAGE_SUFFIXES, probe_image, read_image
 from xgen_jax.data.transforms import random_crop
-from xgen_jax.data.video import READ_SUFFIXES, VideoInfo, probe, read_video
+from xgen_jax.data.video import READ_SUFFIXES, VideoInfo, cover_size, probe, read_video, resize_frames
 from xgen_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Source(Protocol):
         3), or "latents", float32 (t, h, w, c), of a clip that was so large. All samples of a source have the same keys.
 
         A source whose clips have sizes of their own also has `fit(buckets, seed)`: for each bucket the clips that go
-        to it, ascending (see `data.buckets.fit`).
+        to it, ascending (see `data.buckets.fit`). One that cannot give every clip in every bucket has
+        `clips_for(bucket)`: those that it gives where clips are not fitted, ascending, or None for all.
         """
         ...
 
@@ -70,6 +72,7 @@ def make_source(config: "DataConfig") -> Source:
             stride=config.stride,
             require_captions=config.require_captions,
             flip=config.flip,
+            images=any(bucket.frames == 1 for bucket in config.buckets),
         )
     if config.source == "latents":
         from xgen_jax.data.latents import LatentSource
@@ -87,12 +90,14 @@ def make_source(config: "DataConfig") -> Source:
 class VideoFolderSource:
     """Videos below a folder, with captions from an optional `captions.jsonl` of {"file": "a/b.mp4", "caption": "..."}.
 
+    Images are clips of one frame, upright and over white (see `data.images`), and go to buckets of one frame alone.
     Files are taken in the order of their relative paths. What cannot be used is left out and listed in `problems`
-    (kind -> items): unreadable videos, captions without a video, videos without a caption, broken lines; also clips
-    that were too short and files that failed only when decoded. `report()` says it in words.
+    (kind -> items): unreadable videos and images, captions without a video, videos without a caption, broken lines;
+    also clips that were too short and files that failed only when decoded. `report()` says it in words.
 
     Args:
       path: the folder; searched recursively for .mp4 .m4v .mov .webm .mkv .avi .gif, hidden names skipped.
+      images: take .jpg .jpeg .png .webp too; for a run that has buckets of one frame.
       fps: rate the clips are sampled at, by presentation time; None keeps each file's own.
       stride: take every stride-th frame of that rate.
       require_captions: leave out videos without a caption; if False their caption is "".
@@ -105,7 +110,15 @@ class VideoFolderSource:
     name = "video_folder"
 
     def __init__(
-        self, path, *, fps: float | None = None, stride: int = 1, require_captions=True, flip=False, substitute=True
+        self,
+        path,
+        *,
+        fps: float | None = None,
+        stride: int = 1,
+        require_captions=True,
+        flip=False,
+        images=False,
+        substitute=True,
     ):
         self.path = pathlib.Path(path)
         if fps is not None and not 0 < fps <= 1000:
@@ -115,7 +128,7 @@ class VideoFolderSource:
         self._fps, self._stride, self._flip, self._substitute = fps, stride, flip, substitute
         self.problems: dict[str, list[str]] = {}
         self._lock = threading.Lock()
-        files = _list_videos(self.path)
+        files = _list_files(self.path, READ_SUFFIXES + IMAGE_SUFFIXES if images else READ_SUFFIXES)
         captions = self._read_captions(files, require_captions)
         infos = self._probe([file for file in files if file in captions])
         self._files = [(file, captions[file], info) for file, info in infos.items()]
@@ -131,10 +144,10 @@ class VideoFolderSource:
         return [file for file, _, _ in self._files]
 
     def extents(self) -> np.ndarray:
-        """Frames at the rate that clips are sampled at, height and width of each video, int64 (N, 3)."""
+        """Frames at the rate that clips are sampled at, height and width of each video or image, int64 (N, 3)."""
         rows = []
-        for _, _, info in self._files:
-            frames = 1 + (info.duration_s - 1 / info.fps) * self._rate(info) + 1e-3
+        for file, _, info in self._files:
+            frames = 1 + (info.duration_s - 1 / info.fps) * self._rate(file, info) + 1e-3
             rows.append((max(1, int(frames)), info.height, info.width))
         return np.array(rows, np.int64)
 
@@ -142,6 +155,11 @@ class VideoFolderSource:
         """For each bucket the videos that go to it; see `data.buckets.fit`."""
         chosen = fit(self.extents(), buckets, seed)
         return [np.flatnonzero(chosen == number) for number in range(len(buckets))]
+
+    def clips_for(self, bucket: Bucket) -> np.ndarray | None:
+        """Without images, for a bucket of more than one frame; None where there are none, or it is of one frame."""
+        moving = np.flatnonzero([not _is_image(file) for file in self.files])
+        return None if bucket.frames == 1 or len(moving) == len(self) else moving
 
     def fingerprint(self) -> str:
         """Hex digest over relative paths, sizes in bytes, captions and settings; the folder may move."""
@@ -165,11 +183,14 @@ class VideoFolderSource:
         """A clip that starts and is cropped at random: "video", uint8 (frames, height, width, 3), "caption", "fps".
 
         A clip too short holds its last frame. A file that cannot be decoded is replaced by the next that can, the same
-        one every time; UserError when none can.
+        one every time, a video by a video and an image by an image; UserError when none can.
         """
+        image = _is_image(self._files[index][0])
         draws = rng.random(4)  # drawn before anything can fail, so that a substitute sees the same numbers
         for step in range(len(self)):
             file, caption, info = self._files[(index + step) % len(self)]
+            if _is_image(file) != image:
+                continue
             try:
                 video = self._read_clip(file, info, frames, height, width, draws)
             except UserError as error:
@@ -177,16 +198,21 @@ class VideoFolderSource:
                 if not self._substitute:
                     raise
                 continue
-            return {"video": video, "caption": caption, "fps": self._rate(info)}
-        raise UserError(f"every video in {self.path} failed to decode\n{self.report()}")
+            return {"video": video, "caption": caption, "fps": self._rate(file, info)}
+        what = "image" if image else "video"
+        raise UserError(f"every {what} in {self.path} failed to decode\n{self.report()}")
 
     def _read_clip(self, file: str, info: VideoInfo, frames: int, height: int, width: int, draws) -> np.ndarray:
-        fps = self._rate(info)
+        fps = self._rate(file, info)
         # The last output frame must start before the file ends: choose among the source frames that allow it.
         spare = info.duration_s - (frames - 1) / fps - 1 / info.fps
         starts = 1 + max(0, int(spare * info.fps + 1e-3))
         start_s = int(draws[0] * starts) / info.fps
-        video, _ = read_video(self.path / file, fps=fps, start_s=start_s, frames=frames, cover=(height, width))
+        if _is_image(file):
+            image = read_image(self.path / file)
+            video = resize_frames(image[None], *cover_size(*image.shape[:2], height, width))
+        else:
+            video, _ = read_video(self.path / file, fps=fps, start_s=start_s, frames=frames, cover=(height, width))
         if len(video) < frames:
             self._note("shorter than a clip, last frame held", file)
             video = np.concatenate([video, np.repeat(video[-1:], frames - len(video), axis=0)])
@@ -195,9 +221,9 @@ class VideoFolderSource:
             video = video[:, :, ::-1]
         return np.ascontiguousarray(video)
 
-    def _rate(self, info: VideoInfo) -> float:
+    def _rate(self, file: str, info: VideoInfo) -> float:
         """Frames a second that clips of a file are sampled at."""
-        return (self._fps or info.fps) / self._stride
+        return IMAGE_FPS if _is_image(file) else (self._fps or info.fps) / self._stride
 
     def _note(self, kind: str, item: str) -> None:
         with self._lock:
@@ -208,7 +234,7 @@ class VideoFolderSource:
     def _probe(self, files: list[str]) -> dict[str, VideoInfo]:
         def try_probe(file):
             try:
-                return probe(self.path / file)
+                return (probe_image if _is_image(file) else probe)(self.path / file)
             except UserError as error:
                 return error
 
@@ -216,7 +242,7 @@ class VideoFolderSource:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:  # waits for disks and networks more than for the CPU
             for file, info in zip(files, pool.map(try_probe, files), strict=True):
                 if isinstance(info, UserError):
-                    self._note("unreadable video", str(info))
+                    self._note("unreadable image" if _is_image(file) else "unreadable video", str(info))
                 else:
                     infos[file] = info
         return infos
@@ -268,8 +294,12 @@ def _parse_caption(line: bytes) -> tuple[str, str]:
     return pathlib.PurePosixPath(row["file"]).as_posix(), " ".join(row["caption"].split())
 
 
-def _list_videos(folder: pathlib.Path) -> list[str]:
-    """Relative posix paths of the videos below a folder, sorted."""
+def _is_image(file: str) -> bool:
+    return file.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _list_files(folder: pathlib.Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Relative posix paths of the files below a folder that are named so, sorted."""
     if not folder.exists():
         raise UserError(f"no such folder: {folder}")
     if not folder.is_dir():
@@ -281,8 +311,8 @@ def _list_videos(folder: pathlib.Path) -> list[str]:
     files = []
     for root, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found = (name for name in names if not name.startswith(".") and name.lower().endswith(READ_SUFFIXES))
+        found = (name for name in names if not name.startswith(".") and name.lower().endswith(suffixes))
         files += [pathlib.Path(root, name).relative_to(folder).as_posix() for name in found]
     if not files:
-        raise UserError(f"{folder} holds no video; looked for {' '.join(READ_SUFFIXES)} in it and its folders")
+        raise UserError(f"{folder} holds no video; looked for {' '.join(suffixes)} in it and its folders")
     return sorted(files)

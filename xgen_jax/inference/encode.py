@@ -10,7 +10,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,6 @@ from xgen_jax.typing import Params
 SYNTHETIC = "synthetic"
 STATISTICS_CLIPS = 256
 NumberedClip = tuple[int, dict[str, Any] | str]  # in place of a clip that cannot be read, the reason
-ELSEWHERE = "in another bucket, or in none"
 _SHOWN = 10
 
 
@@ -65,10 +64,10 @@ def encode_dataset(
 
     Args:
       embedder: run folder of a VidVAE.
-      data: folder of videos, or the word "synthetic".
+      data: folder of videos and, for shapes of one frame, images; or the word "synthetic".
       out: folder for the latents.
       buckets: clip shapes, "9x32x32,1x32x32" (frames x height x width); by default those the embedder was trained on.
-        Every clip is encoded in every shape.
+        Every video is encoded in every shape, every image in those of one frame.
       stage: instead of shapes, a table of `data.buckets.STAGES`: a clip is encoded in the one bucket that it fits, for
         training with data.fit.
       aspects: of the stage's buckets, "9:16,1:1,16:9" (height:width) by default.
@@ -113,14 +112,16 @@ def encode_dataset(
     if text_encoder:
         text = load_captions(text_encoder, np.dtype(compute_dtype), text_length, batch_size)
 
-    source = _source(data, clips_per_video, count, seed, fps, stride, require_captions)
+    images = any(frames == 1 for frames, _, _ in shapes)
+    source = _source(data, clips_per_video, count, seed, fps, stride, require_captions, images)
     if getattr(source, "problems", None):
         print(source.report(), file=sys.stderr)
     clips = _Clips(source=source, clips_per_video=clips_per_video, seed=seed)
-    params = _with_statistics(embedder, network, params, clips, shapes[0], batch_size)
-    if table:
-        clips = dataclasses.replace(clips, members=_members(source, table, seed))
-        shapes = list(clips.members)
+    table = table or [Bucket(frames=t, height=h, width=w, batch_size=1) for t, h, w in shapes]
+    members = _members(source, table, seed if stage else None)
+    shapes = list(members)
+    numbers = {shape: clips.numbers(videos) for shape, videos in members.items() if videos is not None}
+    params = _with_statistics(embedder, network, params, clips, numbers, shapes, batch_size)
     settings = {
         "embedder": network.fingerprint(params),
         "text_encoder": text.fingerprint if text else None,
@@ -141,9 +142,9 @@ def encode_dataset(
         "stride": stride,
         "require_captions": require_captions,
     }
-    writer = LatentWriter(out, settings)
+    writer = LatentWriter(out, settings, {shape_name(shape): listed for shape, listed in numbers.items()})
     encoder = _Encoder(embedder=network, params=params, text=text, dtype=dtype)
-    kept = _write_shards(writer, shapes, clips, encoder, min(batch_size, len(clips)))
+    kept = _write_shards(writer, shapes, clips, encoder, batch_size)
     manifest = writer.finish()
     left_out = _left_out(writer)
     for line in left_out[:_SHOWN]:
@@ -168,30 +169,28 @@ def encode_dataset(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Clips:
-    """The clips to encode: clip k of video i has number i x clips_per_video + k.
-
-    `members` holds for each shape whether a video is encoded in it; None is all in all.
-    """
+    """The clips to encode: clip k of video i has number i x clips_per_video + k."""
 
     source: Source
     clips_per_video: int
     seed: int
-    members: dict[Shape, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.source) * self.clips_per_video
 
+    def numbers(self, videos: np.ndarray) -> np.ndarray:
+        """The clips of some videos."""
+        return (videos[:, None] * self.clips_per_video + np.arange(self.clips_per_video)).reshape(-1)
+
     def read(self, number: int, shape: Shape) -> dict[str, Any] | str:
         """A clip, or the reason why it cannot be read."""
         video, clip = divmod(number, self.clips_per_video)
-        if self.members is not None and not self.members[shape][video]:
-            return ELSEWHERE
         try:
             return self.source.read(video, np.random.default_rng((self.seed, video, clip, *shape)), *shape)
         except UserError as error:
             return str(error)
 
-    def batches(self, numbers: range, shape: Shape, batch_size: int) -> Iterator[list[NumberedClip]]:
+    def batches(self, numbers: Sequence[int], shape: Shape, batch_size: int) -> Iterator[list[NumberedClip]]:
         """(number, clip) in order, `batch_size` at a time; the next batch is read while the caller has this one."""
         pool = concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)))
         ahead: list = []
@@ -239,7 +238,7 @@ class _Encoder:
         return column
 
 
-def _source(data, clips_per_video: int, count: int | None, seed: int, fps, stride, require_captions) -> Source:
+def _source(data, clips_per_video: int, count: int | None, seed: int, fps, stride, require_captions, images) -> Source:
     if data == SYNTHETIC:
         if count is None:
             raise UserError("give --count, how many clips of the synthetic world to encode")
@@ -248,43 +247,56 @@ def _source(data, clips_per_video: int, count: int | None, seed: int, fps, strid
         return SyntheticSource(seed=seed, num_clips=count)
     if count is not None:
         raise UserError(f"--count is for --data={SYNTHETIC}; of a folder every video is encoded")
-    return VideoFolderSource(data, fps=fps, stride=stride, require_captions=require_captions, substitute=False)
+    return VideoFolderSource(
+        data, fps=fps, stride=stride, require_captions=require_captions, images=images, substitute=False
+    )
 
 
-def _with_statistics(path, network: VidVAEEmbedder, params: Params, clips: _Clips, shape: Shape, batch_size: int):
-    """The parameters with the embedder's statistics, measured and stored if it has none."""
+def _with_statistics(
+    path,
+    network: VidVAEEmbedder,
+    params: Params,
+    clips: _Clips,
+    numbers: dict[Shape, np.ndarray],
+    shapes: list[Shape],
+    batch_size: int,
+):
+    """The parameters with the embedder's statistics, measured on the shape of most clips and stored if it has none."""
     folder = RunFolder(path)
     if (folder.path / LATENT_STATISTICS).exists():
         return params
-    numbers = range(min(STATISTICS_CLIPS, len(clips)))
+    everything = range(len(clips))
+    shape = max(shapes, key=lambda shape: len(numbers.get(shape, everything)))
+    measured_on = numbers.get(shape, everything)[:STATISTICS_CLIPS]
 
     def videos():
-        for batch in clips.batches(numbers, shape, batch_size):
+        for batch in clips.batches(measured_on, shape, batch_size):
             readable = [clip["video"] for _, clip in batch if not isinstance(clip, str)]
             if readable:
                 yield np.stack(readable)
 
     statistics = latent_statistics(network.model, params["model"], videos())
     folder.write_json(LATENT_STATISTICS, statistics)
-    measured = f"measured over {len(numbers)} clips of {shape_name(shape)} and stored there"
+    measured = f"measured over {len(measured_on)} clips of {shape_name(shape)} and stored there"
     print(f"{path} had no {LATENT_STATISTICS}; {measured}", file=sys.stderr)
     return network.bundle(params["model"], np.array(statistics["mean"]), np.array(statistics["std"]))
 
 
 def _write_shards(writer: LatentWriter, shapes: list[Shape], clips: _Clips, encoder: _Encoder, batch_size: int) -> int:
     """Makes the shards that are not there; returns how many were."""
-    todo = [(shape, shard) for shape in shapes for shard in range(writer.shards)]
-    todo = [(shape, shard) for shape, shard in todo if not writer.finished(shape_name(shape), shard)]
-    total = len(shapes) * len(clips)
-    done = total - sum(len(writer.clips(shard)) for _, shard in todo)
-    kept = len(shapes) * writer.shards - len(todo)
+    shards = [(shape, shard) for shape in shapes for shard in range(writer.shards(shape_name(shape)))]
+    todo = [(shape, shard) for shape, shard in shards if not writer.finished(shape_name(shape), shard)]
+    total = sum(writer.count(shape_name(shape)) for shape in shapes)
+    done = total - sum(len(writer.clips(shape_name(shape), shard)) for shape, shard in todo)
+    kept = len(shards) - len(todo)
     with contextlib.closing(ConsoleWriter(total, "encode", done, (), unit="clips")) as console:
 
         def encoded(shape, shard):
             nonlocal done
-            for batch in clips.batches(writer.clips(shard), shape, batch_size):
+            size = min(batch_size, writer.count(shape_name(shape)))
+            for batch in clips.batches(writer.clips(shape_name(shape), shard), shape, size):
                 good = [clip for _, clip in batch if not isinstance(clip, str)]
-                records = iter(encoder(good, batch_size) if good else ())
+                records = iter(encoder(good, size) if good else ())
                 yield from ((number, clip if isinstance(clip, str) else next(records)) for number, clip in batch)
                 done += len(batch)
                 console.progress(done, {})
@@ -299,14 +311,9 @@ def _left_out(writer: LatentWriter) -> list[str]:
     entries = (
         (bucket, writer.finished(bucket, shard))
         for bucket in writer.settings["buckets"]
-        for shard in range(writer.shards)
+        for shard in range(writer.shards(bucket))
     )
-    return [
-        f"clip {clip} of {bucket}: {why}"
-        for bucket, entry in entries
-        for clip, why in entry["left_out"].items()
-        if why != ELSEWHERE
-    ]
+    return [f"clip {clip} of {bucket}: {why}" for bucket, entry in entries for clip, why in entry["left_out"].items()]
 
 
 def _stage_buckets(stage: str | None, buckets: str | None, aspects: str | None) -> tuple[Bucket, ...]:
@@ -322,16 +329,24 @@ def _stage_buckets(stage: str | None, buckets: str | None, aspects: str | None) 
     return make_buckets(STAGES[stage], aspects.split(",") if aspects else COMMON_ASPECTS, devices=1)
 
 
-def _members(source: Source, table: tuple[Bucket, ...], seed: int) -> dict[Shape, np.ndarray]:
-    """For each bucket that gets any video, whether a video goes to it."""
+def _members(source: Source, table: Sequence[Bucket], seed: int | None) -> dict[Shape, np.ndarray | None]:
+    """The videos of each bucket that gets any, ascending; None where it gets all.
+
+    With a seed each video goes to the bucket that it fits, without one to every bucket, images to those of one frame.
+    """
+    if seed is None:
+        given = getattr(source, "clips_for", lambda bucket: None)
+        members = {bucket.shape: given(bucket) for bucket in table}
+        members = {shape: videos for shape, videos in members.items() if videos is None or len(videos)}
+        if not members:
+            raise UserError(f"{source.path} holds images alone, and no bucket has a single frame; add 1xHEIGHTxWIDTH")
+        return members
     if not hasattr(source, "fit"):
         raise UserError(f"--stage needs videos that have a size of their own; those of {source.name!r} have none")
-    members = {}
-    for bucket, videos in zip(table, source.fit(table, seed), strict=True):
-        if len(videos):
-            members[bucket.shape] = np.isin(np.arange(len(source)), videos)
+    fitting = source.fit(table, seed)
+    members = {bucket.shape: videos for bucket, videos in zip(table, fitting, strict=True) if len(videos)}
     if not members:
         raise UserError(f"not one of {len(source)} videos fits a bucket; they are too small or too short for the stage")
-    fitting = int(np.sum(np.any(list(members.values()), axis=0)))
-    print(f"{fitting} of {len(source)} videos fit one of {len(members)} buckets", file=sys.stderr)
+    count = len(np.unique(np.concatenate(fitting)))
+    print(f"{count} of {len(source)} videos and images fit one of {len(members)} buckets", file=sys.stderr)
     return members
