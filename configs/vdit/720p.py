@@ -4,9 +4,11 @@ command   python launch/train.py --config=configs/vdit/720p.py --workdir=runs/vd
             It starts from runs/vdit/480p.
 hardware  a pod; the paper spent 642 to 672 H100 days on its three stages. Compiled ahead of time for v5p:4x4x4 (64
           chips): the bucket of most latent cells, 40 images of 1024x1024 a device, peaks at 25.2 of 95.7 GiB on each
-          (588 s on two busy CPU cores), the heaviest of videos, one of 113x720x1280 a device, at 17.4 (602 s). That
-          one clip cannot be cut further, so chips of 15.75 GiB (v5e) do not hold it without sequence parallelism. No
-          other bucket or slice was compiled
+          (588 s on two busy CPU cores), the heaviest of videos, one of 113x720x1280 a device, at 17.4 (602 s). That is
+          more than the 15.75 GiB of a v5e, and one clip a device cannot be cut further. No other bucket or slice
+          was compiled. Sampling 14 s at 720p (113x720x1280: 29x90x160 latents, 104,400 tokens), condition and null
+          batched, bfloat16 over float32 parameters, compiled for v5e:2x2 (522 s): a forward of one clip a device
+          peaks at 9.68 of 15.75 GiB; text encoder and decoder are not in it
 time      not measured here
 expect    not reproduced here
 
