@@ -9,23 +9,27 @@ config.json beside it.
 A transformer's folder, for --config.init_from of a vdit run: `stdit2`: Open-Sora 1.1's. `pixart`: PixArt-alpha, in its
 own names or diffusers'; all that an image network has not starts anew. `stdit2-export` goes the other way: from the
 folder of a vdit run in the released form, or of converted weights, to a file.
+
+`lora`: an adapter (FILE, FILE:SCALE, or the folder of the run that trained it) merged into --base, the run or the
+converted weights that it was trained on: a folder as the base's.
 """
 
 import command
 from absl import flags
 
-KIND = flags.DEFINE_string("kind", None, "sd-vae, osp-vae, stdit2, pixart or stdit2-export.")
+KIND = flags.DEFINE_string("kind", None, "sd-vae, osp-vae, stdit2, pixart, stdit2-export or lora.")
 SOURCE = flags.DEFINE_string(
     "source", None, "The .safetensors file, or the folder that holds it; to export, a run folder."
 )
 OUT = flags.DEFINE_string("out", None, "The folder to write, for --embedder or init_from; to export, the file.")
+BASE = flags.DEFINE_string("base", None, "Of --kind=lora: the folder of the model that the adapter was trained on.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what is in --out.")
 
 
 def main():
     from xgen_jax.training.convert import convert
 
-    return convert(kind=KIND.value, source=SOURCE.value, out=OUT.value, overwrite=OVERWRITE.value)
+    return convert(kind=KIND.value, source=SOURCE.value, out=OUT.value, base=BASE.value, overwrite=OVERWRITE.value)
 
 
 if __name__ == "__main__":

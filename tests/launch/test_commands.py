@@ -117,6 +117,11 @@ def test_encode_speaks_json_and_goes_on_after_an_interrupt(tiny_runs, tmp_path):
         ("train", (), "give --config=FILE and --workdir=DIR"),
         ("train", ("--config=missing.py", "--workdir=x"), "missing.py"),
         ("sample", ("--model=nowhere", "--prompt=x", "--out=x.mp4"), "there is no folder nowhere"),
+        (
+            "sample",
+            (f"--flagfile={ROOT / 'configs/sampling/720p_14s.flags'}", "--model=gone", "--prompt=x", "--out=x.mp4"),
+            "there is no folder gone",
+        ),
         ("sample", ("--modle=x",), "modle"),
         ("reconstruct", ("--embedder=nowhere",), "give --video"),
         ("evaluate", ("--suite=captoins",), "captoins"),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
+from xgen_jax.models.lora import LoRAConfig, adapter_shapes
 from xgen_jax.models.vdit import abstract_variables
 from xgen_jax.models.vdit_config import PRESETS as VDIT_PRESETS
 from xgen_jax.models.vidvae import VidVAE
@@ -92,7 +93,9 @@ def test_one_parameter_goes_to_its_rule_or_to_the_default(name, shape, spec):
 
 
 def test_every_rule_is_used():
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract_parameters("vdit_tiny"))]
+    network = {"vdit": abstract_parameters("vdit_tiny")}
+    trees = (network, adapter_shapes(LoRAConfig(), network))
+    names = [path_name(path) for tree in trees for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     for pattern, _ in RULES:
         assert any(re.search(pattern, name) for name in names), pattern
 

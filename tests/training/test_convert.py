@@ -76,7 +76,7 @@ def test_it_has_no_sizes_and_no_statistics_until_somebody_gives_them(folder):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"kind": None}, "give --kind, one of sd-vae, osp-vae, stdit2, pixart, stdit2-export"),
+        ({"kind": None}, "give --kind, one of sd-vae, osp-vae, stdit2, pixart, stdit2-export, lora"),
         ({"source": None}, "give --source"),
         ({"kind": "vqgan"}, "kind 'vqgan' is not known"),
         ({"source": "weights.ckpt"}, "there is no weights.ckpt"),

@@ -58,7 +58,7 @@ class VideoWriter:
         if not (math.isfinite(fps) and 0 < fps <= 1000) or (self._suffix == ".gif" and fps > _GIF_MAX_FPS):
             raise UserError(f"cannot write {path}: fps must be above 0 and at most 1000 (50 for .gif), not {fps}")
         self._rate = Fraction(fps).limit_denominator(1001)
-        self._temporary = self.path.with_name(temporary_name(self.path, secrets.token_hex(6)))
+        self._temporary = self.path.with_name(f".{self.path.stem[:64]}.{secrets.token_hex(6)}.tmp{self._suffix}")
         self._shape: tuple[int, ...] | None = None
         self._kept: list[np.ndarray] = []  # of a GIF
         self._container = self._stream = None
@@ -150,11 +150,6 @@ class VideoWriter:
         for image in video:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             yield scaler.reformat(frame, format="yuv420p", interpolation=flags, **convert)
-
-
-def temporary_name(path: pathlib.Path, mark: str) -> str:
-    """The name that a file has until it is whole; with the mark "*" a pattern of those that a kill may have left."""
-    return f".{path.stem[:64]}.{mark}.tmp{path.suffix.lower()}"
 
 
 def reason(error: Exception) -> str:

@@ -72,12 +72,18 @@ def encode_stream(embedder: VidVAEEmbedder, params: Params, chunks: Iterable[np.
         raise UserError("the stream to encode holds no chunk")
 
 
-def decode_stream(embedder: VidVAEEmbedder, params: Params, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def decode_stream(
+    embedder: VidVAEEmbedder,
+    params: Params,
+    chunks: Iterable[np.ndarray],
+    sharding: jax.sharding.Sharding | None = None,
+) -> Iterator[np.ndarray]:
     """Decodes latents that come in chunks of any lengths.
 
     Args:
       embedder, params: see `load_embedder`.
       chunks: normalised latents (B, t, h, w, c).
+      sharding: of a chunk, where several devices share it.
 
     Yields:
       Video (B, T, H, W, 3), float32, about [-1, 1]; it lags `embedder.look_ahead` frames behind what has come.
@@ -92,12 +98,12 @@ def decode_stream(embedder: VidVAEEmbedder, params: Params, chunks: Iterable[np.
         first = chunk if first is None else first
         _check_alike(chunk, first)
         if chunk.shape[1]:
-            video, history = decode_chunk(embedder, params, chunk, history, False)
+            video, history = decode_chunk(embedder, params, jax.device_put(chunk, sharding), history, False)
             yield np.asarray(video)
     if first is None or history is None:
         raise UserError("the stream to decode holds no latents")
     if embedder.look_ahead:
-        video, _ = decode_chunk(embedder, params, first[:, :0], history, True)
+        video, _ = decode_chunk(embedder, params, jax.device_put(first[:, :0], sharding), history, True)
         if video.shape[1]:
             yield np.asarray(video)
 
@@ -138,11 +144,15 @@ def encode(
 
 
 def decode(
-    embedder: VidVAEEmbedder, params: Params, latents_BTHWC: np.ndarray, memory_budget_gb: float | None = None
+    embedder: VidVAEEmbedder,
+    params: Params,
+    latents_BTHWC: np.ndarray,
+    memory_budget_gb: float | None = None,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> np.ndarray:
     """Normalised latents -> video (B, T, H, W, 3), float32, about [-1, 1], in chunks where the model can.
 
-    Arguments and errors as of `encode`.
+    Arguments and errors as of `encode`; `sharding` as of `decode_stream`.
     """
     latents_BTHWC = np.asarray(latents_BTHWC)
     _check_latents(embedder, latents_BTHWC)
@@ -151,9 +161,9 @@ def decode(
 
     def decode_rows(block):
         if n == shape[1]:
-            return np.asarray(decode_chunk(embedder, params, block, None, True)[0])
+            return np.asarray(decode_chunk(embedder, params, jax.device_put(block, sharding), None, True)[0])
         chunks = (block[:, at : at + n] for at in range(0, shape[1], n))
-        return np.concatenate(list(decode_stream(embedder, params, chunks)), axis=1)
+        return np.concatenate(list(decode_stream(embedder, params, chunks, sharding)), axis=1)
 
     blocks = _row_blocks(shape[2], rows, embedder.model.config.halo)
     parts = [

@@ -1,25 +1,20 @@
 """A trained text-to-video model as a callable."""
 
 import dataclasses
-import functools
-import pathlib
+import sys
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from xgen_jax.data.pipeline import clip_conditions
-from xgen_jax.diffusion.grids import make_grid
-from xgen_jax.diffusion.guidance import guided
-from xgen_jax.diffusion.samplers import key_noise, make_steps, sample
 from xgen_jax.errors import UserError
-from xgen_jax.inference.streaming import decode
-from xgen_jax.inference.video_range import to_uint8
+from xgen_jax.inference.clip_plan import UNTRAINED, ClipPlan, continues, plan_clip
+from xgen_jax.inference.drawing import Drawer, default_batch_size
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.text import ByteConditioner, T5Conditioner
 from xgen_jax.models.vdit import VDiT
-from xgen_jax.models.vdit_config import ClipConditions
+from xgen_jax.nn.attention import IMPLEMENTATIONS
+from xgen_jax.training.adapters import with_adapter
 from xgen_jax.training.config import VDiTRun
 from xgen_jax.training.run_folder import RunFolder, check_fingerprints, load_embedder
 from xgen_jax.training.text_encoder import default_cache, load_conditioner
@@ -31,9 +26,11 @@ class TextToVideo:
     """Text in, video out. Made by `xgen_jax.load`.
 
     Attributes:
-      config: of the run that trained it; its first bucket is the default size.
+      config: of the run that trained it; its first bucket of videos is the default size.
       text: the text conditioner, see `models.text`.
       params: {"vdit", "embedder"}, and what the conditioner trained along.
+      step: of the checkpoint.
+      offload, memory_budget_gb: see `Drawer`.
     """
 
     config: VDiTRun
@@ -41,6 +38,9 @@ class TextToVideo:
     text: ByteConditioner | T5Conditioner
     embedder: VidVAEEmbedder
     params: Params
+    step: int = 0
+    offload: bool = False
+    memory_budget_gb: float | None = None
 
     @property
     def fps(self) -> float:
@@ -57,12 +57,17 @@ class TextToVideo:
         sampler: str | None = None,
         frames: int | None = None,
         size: tuple[int, int] | None = None,
-        batch_size: int = 16,
+        fps: float | None = None,
+        condition: Video | None = None,
+        piece_frames: int | None = None,
+        overlap: int | None = None,
+        batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Video:
         """Draws videos.
 
-        A video depends on its prompt, the seed and its place in the list, not on the batch it is drawn in.
+        A video depends on its prompt, the seed and its place in the list, not on the batch it is drawn in. One longer
+        than the longest trained on is drawn in pieces, each given the last latent frames of the one before.
 
         Args:
           prompt: a prompt, or a list of them.
@@ -71,8 +76,12 @@ class TextToVideo:
           guidance_scale: 1 is no guidance, more follows the prompt more closely; None takes the run's.
           sampler: a name in `diffusion.samplers.RULES`.
           frames: length, one that the embedder can take.
-          size: (height, width) in pixels, multiples of what the embedder and the patches need.
-          batch_size: prompts drawn at once.
+          size: (height, width) in pixels, multiples of what the embedder needs.
+          fps: frames a second, which some networks are told; None takes the run's.
+          condition: uint8 (T, H, W, 3), an image or a video, whose last frames the new videos begin with, resized and
+            cropped to their size.
+          piece_frames, overlap: see `clip_plan.plan_clip`.
+          batch_size: prompts drawn at once; None takes as many as keep the devices busy.
           progress: called with (videos done, videos in all).
 
         Returns:
@@ -85,54 +94,58 @@ class TextToVideo:
         if not prompts:
             raise UserError("there is no prompt")
         self.text.check(prompts)
-        if seed < 0:
-            raise UserError(f"seed={seed} must be 0 or more")
-        bucket = self.config.data.buckets[0]
-        height, width = size or (bucket.height, bucket.width)
-        frames = frames or bucket.frames
-        latent_shape = self.embedder.latent_shape((frames, height, width))
-        self.model.config.check_latents(latent_shape)
-        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        latent_shape = (*latent_shape, self.embedder.latent_channels)
-        process = self.config.loss.make_process(self.config.model.learned_variance)
-        sampler = sampler or self.config.sampler
-        ratio = self.config.loss.time_ratio(height, width, latent_shape[0])
-        grid = make_grid(process, steps or self.config.sample_steps, self.config.sample_spacing, ratio)
-        static = (self.model, self.text, process, sampler, self.config.guidance, latent_shape)
-        draw = functools.partial(_draw, static, make_steps(sampler, grid))
-        clip = clip_conditions(frames, height, width, self.fps)
-        batch_size = min(batch_size, len(prompts))
-        networks = {name: tree for name, tree in self.params.items() if name != "embedder"}
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed={seed} must be 0 or more, and below 2^32")
+        plan = self.plan(frames=frames, size=size, fps=fps, piece_frames=piece_frames, overlap=overlap)
+        batch_size = min(self.batch_size(plan) if batch_size is None else batch_size, len(prompts))
+        drawer = self.drawer(
+            plan, batch_size, steps=steps, guidance_scale=guidance_scale, sampler=sampler, condition=condition
+        )
         videos = []
         for first in range(0, len(prompts), batch_size):
             # A last batch that is not full repeats its last row: every batch runs the same compiled program.
             rows = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
-            arrays = self.text.arrays([prompts[row] for row in rows])
-            latents = draw(networks, arrays, clip, np.uint32(seed), rows.astype(np.uint32), np.float32(scale))
-            batch = decode(self.embedder, self.params["embedder"], latents)
-            videos.append(batch[: len(prompts) - first])
+            chunks = drawer([prompts[row] for row in rows], [seed] * batch_size, rows, condition)
+            videos.append(np.concatenate(list(chunks), axis=1)[: len(prompts) - first])
             if progress:
                 progress(min(first + batch_size, len(prompts)), len(prompts))
-        videos = to_uint8(np.concatenate(videos))
+        videos = np.concatenate(videos)
         return videos[0] if isinstance(prompt, str) else videos
 
+    def plan(self, **request) -> ClipPlan:
+        """See `clip_plan.plan_clip`."""
+        return plan_clip(self.config, self.embedder, **request)
 
-@functools.partial(jax.jit, static_argnums=0)
-def _draw(static, steps, params, arrays, clip, seed, rows, scale):
-    """Latents of a batch. The grid, the seed and the scale are arguments: changing them compiles nothing anew."""
-    model, conditioner, process, sampler, guidance, latent_shape = static
-    key_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(rows)
-    x = jax.vmap(lambda key: process.terminal(key, latent_shape))(key_B)
+    def batch_size(self, plan: ClipPlan) -> int:
+        """How many clips at once keep this process's devices busy."""
+        return default_batch_size(plan, self.config.model.patch)
 
-    def tokens(null):
-        return conditioner.embed(params, arrays, jnp.full(rows.shape, null))
+    def drawer(self, plan: ClipPlan, batch_size: int, *, condition: Video | None = None, **options) -> Drawer:
+        """What draws batches of a plan; says on stderr what of it the network was not trained on.
 
-    def predict(x, time, text, noised):
-        told = ClipConditions(*(jnp.full(x.shape[:1], each) for each in clip)) if model.config.clip_conditions else None
-        return model.apply(params["vdit"], x, time, *text, told, noised)
-
-    denoise = guided(predict, tokens(False), tokens(True), scale, process, guidance)
-    return sample(denoise, x, steps, sampler, key_noise(key_B, latent_shape))
+        Args:
+          plan: see `plan`.
+          batch_size: clips at once.
+          condition: the one that batches will be given, if any.
+          options: `steps`, `guidance_scale` and `sampler`, see `Drawer`.
+        """
+        doubts = list(plan.doubts)
+        if condition is not None and not continues(self.config):
+            doubts.append(f"a condition is given, and {UNTRAINED}")
+        for doubt in doubts:
+            print(f"this may not come out well: {doubt}", file=sys.stderr)
+        return Drawer(
+            model=self.model,
+            text=self.text,
+            embedder=self.embedder,
+            params=self.params,
+            config=self.config,
+            plan=plan,
+            batch_size=batch_size,
+            offload=self.offload,
+            memory_budget_gb=self.memory_budget_gb,
+            **options,
+        )
 
 
 def load_text_to_video(
@@ -142,6 +155,11 @@ def load_text_to_video(
     *,
     text_encoder: str | None = None,
     text_cache: str | None = None,
+    lora: str | None = None,
+    compute_dtype: str | None = None,
+    attention: str | None = None,
+    offload: bool = False,
+    memory_budget_gb: float | None = None,
 ) -> TextToVideo:
     """Loads a VDiT run folder: its averaged parameters, and the embedder and text encoder that it was trained on.
 
@@ -151,6 +169,10 @@ def load_text_to_video(
       step: a checkpoint's step; the newest by default.
       text_encoder: the T5's folder, likewise, for a run that has one. Its weights are loaded when a prompt needs them.
       text_cache: where embeddings of prompts are kept; see `training.text_encoder.default_cache`.
+      lora: an adapter of this model, FILE or FILE:SCALE; see `training.adapters.with_adapter`.
+      compute_dtype: of transformer and decoder, `bfloat16` or `float32`; by default the one trained in.
+      attention: the transformer's implementation, see `nn.attention`; by default the one trained with.
+      offload, memory_budget_gb: see `Drawer`; with either, parameters are kept in the host's memory.
 
     Raises:
       UserError: not such a folder, no finished checkpoint, or the embedder or text encoder is missing or another one.
@@ -159,25 +181,31 @@ def load_text_to_video(
     config = folder.config()
     if config.objective != "vdit":
         raise UserError(f"{path} holds a {config.objective} run; a text-to-video model is a vdit run")
+    dtype = compute_dtype or config.loop.compute_dtype
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"compute_dtype={dtype!r} is not known; choose 'float32' or 'bfloat16'")
+    network = dataclasses.replace(config.model, attention=attention or config.model.attention)
+    if network.attention not in IMPLEMENTATIONS:
+        raise UserError(f"attention={attention!r} is not known; choose one of {', '.join(IMPLEMENTATIONS)}")
+    # One after another: what is kept on the host is on a device only while it is read.
+    kept = jax.device_get if offload or memory_budget_gb is not None else (lambda tree: tree)
     checkpoints = folder.checkpoints()
-    params = checkpoints.restore_part(("ema",), step)
-    network, embedder_params = load_embedder(embedder or _moved(folder, config.embedder))
+    params = folder.averaged(step)
+    params = kept(with_adapter(params, config.model, lora) if lora else params)
+    made_for, embedder_params = load_embedder(embedder or folder.beside(config.embedder), np.dtype(dtype))
+    embedder_params = kept(embedder_params)
     if config.text.kind == "t5" and not text_encoder:
-        text_encoder = _moved(folder, config.text.path)
+        text_encoder = folder.beside(config.text.path)
     text = load_conditioner(config, path=text_encoder, cache=text_cache or default_cache())
-    now = {"embedder": network.fingerprint(embedder_params), **text.fingerprints()}
+    now = {"embedder": made_for.fingerprint(embedder_params), **text.fingerprints()}
     check_fingerprints(now, checkpoints.restore_data(step), f"the model in {path}")
     return TextToVideo(
         config=config,
-        model=VDiT(config.model),
+        model=VDiT(network, np.dtype(dtype)),
         text=text,
-        embedder=network,
+        embedder=made_for,
         params={**params, "embedder": embedder_params},
+        step=checkpoints.steps()[-1] if step is None else step,
+        offload=offload,
+        memory_budget_gb=memory_budget_gb,
     )
-
-
-def _moved(folder: RunFolder, configured: str) -> str:
-    """A folder as configured, or, when a run was moved with its neighbours, the one of that name beside it."""
-    configured = pathlib.Path(configured)
-    beside = folder.path.parent / configured.name
-    return str(beside if not configured.is_dir() and beside.is_dir() else configured)

@@ -14,6 +14,7 @@ share it. `ByteConditioner` is small, needs no vocabulary file and is trained wi
 """
 
 import dataclasses
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -133,8 +134,13 @@ class ByteConditioner:
         return {}
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Raises UserError for an empty prompt, or one that is too long."""
+        """Raises UserError for an empty prompt, one that is too long, or one with control characters."""
         refuse_empty(prompts, prompts)
+        for prompt in prompts:
+            place = next((i for i, c in enumerate(prompt) if unicodedata.category(c) == "Cc"), None)
+            if place is not None:
+                code = f"U+{ord(prompt[place]):04X}"
+                raise UserError(f"the prompt {prompt!r} has the control character {code} at place {place}; take it out")
         tokenize_bytes(list(prompts), self.encoder.config.max_bytes)
 
     prepare = check  # there is nothing to do ahead

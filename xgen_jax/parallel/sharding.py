@@ -19,6 +19,11 @@ from xgen_jax.typing import Params
 RULES: tuple[tuple[str, tuple], ...] = (
     (r"(qkv|/q|kv|fc1)/kernel$", ("fsdp", "tensor")),
     (r"(proj|fc2)/kernel$", ("tensor", "fsdp")),
+    # A (in, rank) and B (rank, out) of an adapter lie as the sides of the kernel that they move.
+    (r"(qkv|/q|kv|fc1)/kernel/a$", ("fsdp", None)),
+    (r"(qkv|/q|kv|fc1)/kernel/b$", (None, "tensor")),
+    (r"(proj|fc2)/kernel/a$", ("tensor", None)),
+    (r"(proj|fc2)/kernel/b$", (None, "fsdp")),
 )
 
 # Activation names of `nn.with_logical_constraint`.

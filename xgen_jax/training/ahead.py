@@ -28,7 +28,8 @@ from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated
 from xgen_jax.training.compiled import OUT_OF_MEMORY, abstract_arrays, peak_bytes
 from xgen_jax.training.config import VDiTRun
-from xgen_jax.training.loop import abstract_state, check_buckets, make_vdit_objective
+from xgen_jax.training.loop import abstract_state, check_buckets, make_vdit_objective, placed
+from xgen_jax.training.objectives.lora import LoRAObjective
 from xgen_jax.training.state import make_update
 from xgen_jax.training.text_encoder import make_conditioner
 from xgen_jax.typing import Params
@@ -92,17 +93,22 @@ def compile_train_step(
         "text": np.zeros((1, getattr(config.text, "length", 1), config.model.text_width), np.float32),
         "text_mask": np.ones((1, getattr(config.text, "length", 1)), bool),
     }
-    optimizer = objective.optimizer(config.optimizer, config.loop.steps)
     started = time.monotonic()
     with on_mesh(mesh):
+        key = jax.eval_shape(lambda: jax.random.key(0))
         arrays, sample_id = abstract_arrays(objective, objective.arrays(row), bucket, batch_sharding(mesh))
-        state, shardings = abstract_state(objective, optimizer, mesh, jax.eval_shape(lambda: jax.random.key(0)), arrays)
+        frozen = None
+        if config.lora:
+            frozen = placed(jax.eval_shape(objective.init, key, arrays), mesh)
+            objective = LoRAObjective(base=objective, lora=config.lora, frozen=frozen)
+        optimizer = objective.optimizer(config.optimizer, config.loop.steps)
+        state, shardings = abstract_state(objective, optimizer, mesh, key, arrays)
         update = jax.jit(
             make_update(objective, optimizer, config.loop.seed, config.loop.ema_decay, config.loop.accumulate),
             donate_argnums=0,
             out_shardings=(shardings, replicated(mesh)),
         )
-        lowered = update.lower(state, arrays, sample_id, None)
+        lowered = update.lower(state, arrays, sample_id, frozen)
         clips = {"bucket": bucket.name, "batch_size": bucket.batch_size}
         return _report(lowered, mesh, topology, started, clips, state.params)
 

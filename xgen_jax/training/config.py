@@ -14,6 +14,7 @@ from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.guidance import GuidanceConfig
 from xgen_jax.diffusion.samplers import make_steps
 from xgen_jax.errors import UserError
+from xgen_jax.models.lora import LoRAConfig
 from xgen_jax.models.text import ByteTextConfig, T5TextConfig
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae_config import VidVAEConfig
@@ -77,7 +78,8 @@ class VDiTRun:
     """A run that trains a text-to-video transformer on the latents of the embedder in the run folder `embedder`.
 
     `init_from` is the folder of a vdit run, or of converted weights, whose averaged parameters the first step starts
-    from: the stage before, as a rule.
+    from: the stage before, as a rule. With `lora` they are the base instead: frozen, and an adapter is trained beside
+    them, of them all that its rules choose.
 
     `sampler`, `sample_steps`, `sample_spacing` (of the steps visited: None is the process's own, see
     `diffusion.grids.SPACINGS`), `guidance_scale`, `guidance` and `sample_fps` are the defaults of drawing samples.
@@ -86,6 +88,7 @@ class VDiTRun:
     objective: str = "vdit"
     embedder: str
     init_from: str | None = None
+    lora: LoRAConfig | None = None
     model: VDiTConfig
     text: ByteTextConfig | T5TextConfig
     loss: VDiTLossConfig = VDiTLossConfig()
@@ -105,6 +108,10 @@ class VDiTRun:
         process = self.loss.make_process(self.model.learned_variance)
         make_steps(self.sampler, make_grid(process, self.sample_steps, self.sample_spacing, self.loss.time_shift))
         self.guidance.check(process)
+        if self.lora and self.init_from is None:
+            raise UserError("lora needs a base: give init_from=FOLDER, a vdit run or converted weights")
+        if self.lora and self.optimizer.name == "muon":
+            raise UserError("optimizer.name='muon' is for whole kernels; an adapter takes 'adamw'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

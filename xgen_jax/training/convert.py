@@ -1,5 +1,6 @@
 """Foreign weights become a folder that commands take, and a transformer a foreign file, for `launch/convert.py`."""
 
+import dataclasses
 import pathlib
 import time
 from typing import Any
@@ -8,27 +9,32 @@ import jax
 
 from xgen_jax.errors import UserError
 from xgen_jax.models.fingerprint import fingerprint
+from xgen_jax.training.adapters import with_adapter
 from xgen_jax.training.config import TRANSFORMERS, VDiTWeights, VidVAEWeights
 from xgen_jax.training.run_folder import RunFolder, describe_machine
 from xgen_jax.typing import Params
 from xgen_jax.weights import vdit, vidvae
 from xgen_jax.weights.safetensors import SUFFIX, read_safetensors
 
-EXPORT = "stdit2-export"
-KINDS = (*vidvae.KINDS, *vdit.KINDS, EXPORT)
+EXPORT, LORA = "stdit2-export", "lora"
+KINDS = (*vidvae.KINDS, *vdit.KINDS, EXPORT, LORA)
 
 
-def convert(*, kind: str | None, source: str | None, out: str | None, overwrite: bool = False) -> dict[str, Any]:
-    """Writes foreign weights as a folder: an autoencoder's for --embedder, a transformer's for init_from.
+def convert(
+    *, kind: str | None, source: str | None, out: str | None, base: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Writes foreign weights as a folder: an autoencoder's for --embedder, a transformer's for init_from. Or merges an
+    adapter into its base: a transformer's folder as any.
 
     Latent statistics are not converted: `launch/encode.py` measures them where they are needed.
 
     Args:
-      kind: `sd-vae` or `osp-vae`, see `weights.vidvae`; `stdit2` or `pixart`, see `weights.vdit`; or `stdit2-export`,
-        the way back.
+      kind: `sd-vae` or `osp-vae`, see `weights.vidvae`; `stdit2` or `pixart`, see `weights.vdit`; `stdit2-export`, the
+        way back; or `lora`, see `weights.lora`.
       source: the safetensors file, or the folder that holds it and its config.json; to export, a vdit run or weights
-        in the released form.
+        in the released form. FILE:SCALE weighs what an adapter does.
       out: the folder to write; to export, the file.
+      base: of an adapter, the vdit run or the converted weights that it was trained on; else None.
       overwrite: remove the run or the weights that are in the folder, or the file.
 
     Returns:
@@ -44,7 +50,11 @@ def convert(*, kind: str | None, source: str | None, out: str | None, overwrite:
             raise UserError(f"give --{name}" + (f", one of {', '.join(KINDS)}" if name == "kind" else ""))
     if kind not in KINDS:
         raise UserError(f"kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
-    if kind == EXPORT:
+    if (base is None) == (kind == LORA):
+        raise UserError(f"--kind={LORA} needs --base=FOLDER, which the adapter was trained on; no other kind takes it")
+    if kind == LORA:
+        summary = _merge(source, base, out, overwrite)
+    elif kind == EXPORT:
         summary = _export(source, out, overwrite)
     elif kind in vidvae.KINDS:
         summary = _autoencoder(kind, pathlib.Path(source), out, overwrite)
@@ -93,15 +103,40 @@ def _transformer(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> 
     }
 
 
-def _write(out: str, config, ema: Params, overwrite: bool) -> tuple[RunFolder, int]:
-    """Writes converted weights as a folder: (it, its parameters)."""
+def _merge(source: str, base: str, out: str, overwrite: bool) -> dict[str, Any]:
+    folder = RunFolder(base)
+    config = folder.config()
+    if config.objective not in TRANSFORMERS:
+        raise UserError(f"{base} holds a {config.objective} run; an adapter's base is a vdit run, or converted weights")
+    if RunFolder(out).checkpoints().steps() and not overwrite:
+        raise UserError(f"--out={out} holds a model already; choose a new folder, or replace it with --overwrite")
+    params = with_adapter(folder.averaged(), config.model, source)
+    # It is not the base's run, and must not be taken for it.
+    origin = str(folder.path.resolve())
+    changes = {"init_from": origin} if config.objective == "vdit" else {"kind": LORA, "source": origin}
+    fingerprints = folder.checkpoints().restore_data()["fingerprints"]
+    config = dataclasses.replace(config, **changes)
+    written, parameters = _write(out, config, params, overwrite, fingerprints, adapter=source)
+    return {
+        "model": str(written.path),
+        "kind": LORA,
+        "parameters": parameters,
+        "base": str(base),
+        "fingerprint": fingerprint(config.model, params),
+    }
+
+
+def _write(
+    out: str, config, ema: Params, overwrite: bool, fingerprints: dict[str, str] | None = None, **about: str
+) -> tuple[RunFolder, int]:
+    """Writes weights as a folder, with what else run.json is to say of them: (it, its parameters)."""
     folder = RunFolder(out)
     folder.claim(config, overwrite)
     checkpoints = folder.checkpoints()
-    checkpoints.save(0, {"ema": ema}, {"fingerprints": {}})
+    checkpoints.save(0, {"ema": ema}, {"fingerprints": fingerprints or {}})
     checkpoints.wait()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(ema))
-    folder.write_json("run.json", {**describe_machine(), "parameters": parameters})
+    folder.write_json("run.json", {**describe_machine(), "parameters": parameters, **about})
     return folder, parameters
 
 
@@ -112,6 +147,6 @@ def _export(source: str, out: str, overwrite: bool) -> dict[str, Any]:
         raise UserError(f"{source} holds a {config.objective} run; a transformer is a vdit run, or converted weights")
     if not out.endswith(SUFFIX):
         raise UserError(f"--out={out} must be a file that ends with {SUFFIX}")
-    params = folder.checkpoints().restore_part(("ema", "vdit"))
+    params = folder.averaged()["vdit"]
     path = vdit.write_stdit2(out, config.model, params, overwrite=overwrite)
     return {"file": str(path), "kind": EXPORT, "fingerprint": fingerprint(config.model, params)}

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from xgen_jax.data.latents import LatentSource
 from xgen_jax.data.pipeline import Pipeline
@@ -28,6 +29,7 @@ from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated, tree_shardings
+from xgen_jax.training.adapters import adapted, store_adapter
 from xgen_jax.training.compiled import abstract_arrays, compile_ahead
 from xgen_jax.training.config import RunConfig, VDiTRun
 from xgen_jax.training.latent_statistics import latent_statistics
@@ -52,8 +54,8 @@ class NonFiniteLoss(UserError):
     """The loss or its gradient is NaN or infinite; the state before that step is intact."""
 
 
-def make_objective(config: RunConfig):
-    """The objective that a configuration names, with what it needs loaded.
+def make_objective(config: RunConfig, mesh: Mesh | None = None):
+    """The objective that a configuration names, with what it needs loaded: an embedder on every device of the mesh.
 
     Raises:
       UserError: a bucket that the models cannot take, or an embedder that cannot be loaded; before anything is trained.
@@ -84,9 +86,11 @@ def make_objective(config: RunConfig):
     check_buckets(config, embedder.latent_shape)
     text = load_conditioner(config, dtype, stored=config.data.source == "latents")
     objective = make_vdit_objective(config, embedder.latent_shape, text, embedder.fingerprint(embedder_params))
-    if config.data.source == "latents":
-        return objective  # the embedder's fingerprint is all that is needed of it
-    return dataclasses.replace(objective, embedder=embedder, embedder_params=embedder_params)
+    if config.data.source != "latents":  # else the embedder's fingerprint is all that is needed of it
+        if mesh is not None:
+            embedder_params = jax.device_put(embedder_params, replicated(mesh))
+        objective = dataclasses.replace(objective, embedder=embedder, embedder_params=embedder_params)
+    return adapted(config, objective) if config.lora else objective
 
 
 def make_vdit_objective(
@@ -163,7 +167,7 @@ def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = Fals
         )
     folder = RunFolder(workdir)
     mesh = make_mesh(config.mesh)
-    objective = make_objective(config)
+    objective = make_objective(config, mesh)
     source = make_source(config.data)
     check_latents(config, source, objective)
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -182,7 +186,7 @@ def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = Fals
     if not overwrite:
         check_resume(folder, pipeline, objective)
     fresh = overwrite or not folder.checkpoints().steps()
-    start = starting_params(config) if fresh else None
+    start = starting_params(config) if fresh and not getattr(config, "lora", None) else None
     folder.claim(config, overwrite)
     with on_mesh(mesh):
         return _train(config, folder, mesh, objective, pipeline, start)
@@ -191,12 +195,16 @@ def train(config: RunConfig, workdir: str | pathlib.Path, overwrite: bool = Fals
 def abstract_state(objective, optimizer, mesh, key, arrays) -> tuple[TrainState, TrainState]:
     """(shapes, shardings) of a run's state on a mesh."""
     shapes = jax.eval_shape(functools.partial(init_state, objective, optimizer), key, arrays)
-    shardings = tree_shardings(shapes, mesh)
+    return placed(shapes, mesh), tree_shardings(shapes, mesh)
 
-    def placed(leaf, sharding):
+
+def placed(shapes: Params, mesh) -> Params:
+    """Shapes with the shardings of the path rules."""
+
+    def one(leaf, sharding):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(placed, shapes, shardings), shardings
+    return jax.tree.map(one, shapes, tree_shardings(shapes, mesh))
 
 
 def _train(
@@ -235,7 +243,7 @@ def _train(
         donate_argnums=0,
         out_shardings=(shardings, replicated(mesh)),
     )
-    frozen = jax.device_put(objective.frozen, replicated(mesh))
+    frozen = jax.device_put(objective.frozen, tree_shardings(objective.frozen, mesh))
     last: dict[str, float] = {}
     if first_step < loop.steps:
         before = time.monotonic()
@@ -252,6 +260,8 @@ def _train(
     if config.objective == "vidvae" and (last or not (folder.path / LATENT_STATISTICS).exists()):
         videos = (pipeline.batch(step)["video"] for step in range(32))
         folder.write_json(LATENT_STATISTICS, latent_statistics(objective.model, state.ema["vidvae"], videos))
+    if getattr(config, "lora", None):
+        store_adapter(folder)
     return {
         "objective": config.objective,
         "workdir": str(folder.path),

@@ -14,6 +14,8 @@ import numpy as np
 import xgen_jax
 from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.fingerprint import fingerprint
+from xgen_jax.models.lora import merge
 from xgen_jax.models.text import ByteTextEncoder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.training.checkpoint import Checkpoints
@@ -21,6 +23,7 @@ from xgen_jax.training.config import EMBEDDERS, RunConfig, differing_keys, run_c
 from xgen_jax.typing import Params
 
 LATENT_STATISTICS = "latent_statistics.json"  # the one place of an embedder's mean and deviation a channel
+ADAPTER = "adapter.safetensors"  # what a run with `lora` has trained
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
 
@@ -79,7 +82,7 @@ class RunFolder:
         self.check(config, overwrite)
         if overwrite:
             # Only what a run itself writes is removed.
-            for name in ("config.json", "run.json", LATENT_STATISTICS, "metrics.jsonl"):
+            for name in ("config.json", "run.json", LATENT_STATISTICS, ADAPTER, "metrics.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
             for name in ("checkpoints", "tensorboard"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
@@ -88,6 +91,31 @@ class RunFolder:
     def checkpoints(self, keep: int = 2) -> Checkpoints:
         """The run's checkpoints."""
         return Checkpoints(self.path / "checkpoints", keep)
+
+    def averaged(self, step: int | None = None) -> Params:
+        """The averaged parameters of a run, or converted weights, by sub-tree; those of a run that trained an adapter
+        are its base's, moved by it.
+
+        Args:
+          step: a checkpoint's; the newest by default.
+
+        Raises:
+          UserError: no such run, no checkpoint, or a base that is missing or another one.
+        """
+        config, checkpoints = self.config(), self.checkpoints()
+        ema = checkpoints.restore_part(("ema",), step)
+        if getattr(config, "lora", None) is None:
+            return ema
+        base_folder = RunFolder(self.beside(config.init_from))
+        base = base_folder.averaged()
+        now = {"base": fingerprint(base_folder.config().model, base)}
+        check_fingerprints(now, checkpoints.restore_data(step), f"the adapter in {self.path}")
+        return merge(base, ema["lora"], config.lora.scale)
+
+    def beside(self, configured: str) -> str:
+        """A folder that the run names, or, where it was moved with its neighbours, the one of that name beside it."""
+        other = self.path.parent / pathlib.Path(configured).name
+        return str(other if not pathlib.Path(configured).is_dir() and other.is_dir() else configured)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """One of the folder's JSON files."""
@@ -170,7 +198,8 @@ def load_text_encoder(path: str | os.PathLike, dtype=np.float32) -> tuple[ByteTe
         raise UserError(f"{path} holds a {config.objective} run; a text encoder is that of a vdit run")
     if config.text.kind != "bytes":
         raise UserError(f"{path} holds a run with the text encoder {config.text.path}, which it did not train")
-    return ByteTextEncoder(config.text, dtype), folder.checkpoints().restore_part(("ema", "text"))
+    params = folder.averaged()["text"] if config.lora else folder.checkpoints().restore_part(("ema", "text"))
+    return ByteTextEncoder(config.text, dtype), params
 
 
 def check_fingerprints(now: dict[str, str], saved: dict[str, Any], what: str) -> None:

@@ -36,7 +36,7 @@ def starting_params(config: RunConfig) -> Params | None:
     other = folder.config()
     if other.objective not in TRANSFORMERS:
         raise UserError(f"init_from={config.init_from} holds a {other.objective} run; give a vdit run to start from")
-    found = jax.tree.map(np.asarray, folder.checkpoints().restore_part(("ema",)))
+    found = jax.tree.map(np.asarray, folder.averaged())
     channels = RunFolder(config.embedder).config().model.latent_channels
     wanted = abstract_variables(config.model, channels)
     network = extend_null_caption(found["vdit"], config.model.null_caption_tokens)

@@ -79,10 +79,24 @@ def sample_safetensors(path: str | os.PathLike, values: int) -> Iterator[tuple[s
                 yield name, shape, np.concatenate([part[start : start + rows].ravel() for start in starts])
 
 
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """What a safetensors file, or the one in a folder, says of itself beside its tensors; nothing, as a rule.
+
+    Raises:
+      UserError: as `read_safetensors`.
+    """
+    with _opened(_locate(pathlib.Path(path))) as file:
+        return file.metadata() or {}
+
+
 def write_safetensors(
-    path: str | os.PathLike, tensors: Mapping[str, np.ndarray], *, overwrite: bool = False
+    path: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
 ) -> pathlib.Path:
-    """Writes tensors, each in its own dtype, as a whole file or not at all.
+    """Writes tensors, each in its own dtype, and what there is to say of them, as a whole file or not at all.
 
     Raises:
       UserError: another suffix, a file that is there, a folder that cannot be written.
@@ -97,7 +111,7 @@ def write_safetensors(
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.numpy.save_file(dense, temporary)
+        safetensors.numpy.save_file(dense, temporary, metadata=None if metadata is None else dict(metadata))
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be written ({error})") from error

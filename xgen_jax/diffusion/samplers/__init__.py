@@ -125,7 +125,34 @@ def sample(
     Returns:
       The state at the last level, as x; with `trajectory` also (steps, ...).
     """
+    carry, states = advance(denoise, begin(x, steps, rule), steps, rule, noise, frames, trajectory)
+    return (carry[0], states) if trajectory else carry[0]
+
+
+def begin(x: Array, steps: Steps, rule: str) -> tuple[Array, Any]:
+    """What `advance` carries from step to step: the state, and the rule's memory. Arguments as of `sample`."""
     check_rule(rule)
+    return x, RULES[rule].init(x, _in_precision(steps, x).coefficients)
+
+
+def advance(
+    denoise: Denoise,
+    carry: tuple[Array, Any],
+    steps: Steps,
+    rule: str,
+    noise: Noise = no_noise,
+    frames: Frames | None = None,
+    trajectory: bool = False,
+) -> tuple[tuple[Array, Any], Array | None]:
+    """Some of the steps: `sample` in parts, so that what waits for it can be told how far it is.
+
+    Args:
+      carry: of `begin`, or of the steps before.
+      steps: those to take, in order; the others are as of `sample`.
+
+    Returns:
+      (carry, the state after each step with `trajectory`, else None).
+    """
     step_rule = RULES[rule]
 
     def body(carry, here):
@@ -145,7 +172,9 @@ def sample(
             x = held(x)
         return (x, memory), x if trajectory else None
 
-    # In x's own precision: coefficients are float64 on the host.
-    steps = jax.tree.map(lambda a: jnp.asarray(a, x.dtype if np.issubdtype(a.dtype, np.floating) else None), steps)
-    (x, _), states = lax.scan(body, (x, step_rule.init(x, steps.coefficients)), steps)
-    return (x, states) if trajectory else x
+    return lax.scan(body, carry, _in_precision(steps, carry[0]))
+
+
+def _in_precision(steps: Steps, x: Array) -> Steps:
+    """In x's own precision: coefficients are float64 on the host."""
+    return jax.tree.map(lambda a: jnp.asarray(a, x.dtype if np.issubdtype(a.dtype, np.floating) else None), steps)

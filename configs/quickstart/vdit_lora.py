@@ -1,0 +1,52 @@
+"""An adapter of configs/quickstart/vdit.py's model for the 54 combinations of shape, colour, direction, size and
+background that its training never saw.
+
+command   python launch/train.py --config=configs/quickstart/vdit_lora.py --workdir=runs/quickstart/vdit_lora
+hardware  2 CPU cores, under 2 GB
+time      TIME
+expect    EXPECT
+
+Your own videos: add --config.data.source=video_folder --config.data.path=FOLDER, with captions.jsonl in the folder.
+Other kernels: --config.lora.rules="('mlp/fc1',)". Draw with launch/sample.py --model=runs/quickstart/vdit_lora, or with
+--model=runs/quickstart/vdit --lora=runs/quickstart/vdit_lora/adapter.safetensors:0.7 and any weight.
+"""
+
+import dataclasses
+
+from ml_collections import config_dict
+
+from xgen_jax.data.pipeline import Bucket, DataConfig
+from xgen_jax.models.lora import LoRAConfig
+from xgen_jax.models.text import ByteTextConfig
+from xgen_jax.models.vdit_config import PRESETS
+from xgen_jax.parallel.mesh import MeshConfig
+from xgen_jax.training.config import LoopConfig, VDiTRun
+from xgen_jax.training.objectives.vdit import VDiTLossConfig
+from xgen_jax.training.optimizer import OptimizerConfig
+
+
+def get_config():
+    """Every key of `VDiTRun`, locked. Model, text and loss are the base's."""
+    run = VDiTRun(
+        embedder="runs/quickstart/vidvae",
+        init_from="runs/quickstart/vdit",
+        lora=LoRAConfig(rank=8, alpha=8.0),
+        model=PRESETS["tiny"],
+        text=ByteTextConfig(width=96, depth=1, heads=4, max_bytes=64),
+        loss=VDiTLossConfig(caption_drop=0.1, time_distribution="logit_normal", time_shift=4.0),
+        data=DataConfig(
+            source="synthetic",
+            split="held_out",
+            seed=2,
+            buckets=(Bucket(frames=9, height=32, width=32, batch_size=16),),
+        ),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, schedule="linear", warmup_steps=50),
+        loop=LoopConfig(steps=600, ema_decay=0.99, compute_dtype="float32", checkpoint_every=300),
+        mesh=MeshConfig(fsdp=1),
+        sample_steps=12,
+        guidance_scale=3.0,
+    )
+    config = config_dict.ConfigDict(dataclasses.asdict(run))
+    config.data.path = config_dict.placeholder(str)
+    config.data.fps = config_dict.placeholder(float)
+    return config

@@ -1,0 +1,143 @@
+"""LoRA: the matrices of a frozen network, each moved by a product of two thin ones (arXiv 2106.09685, section 4.1).
+
+    W' = W + alpha / rank * A B,    A (in, rank) random, B (rank, out) zero: before the first step W' is W
+
+An adapter is {path of a kernel: {"a": A, "b": B}}. Its kernels are chosen by patterns over their paths, as specs are in
+`parallel.sharding`, and the network is applied to the sum, so that no network knows of adapters. That costs memory for
+the sums, and in training for their gradients, of the kernels chosen.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+
+from xgen_jax.errors import UserError
+from xgen_jax.parallel.sharding import path_name
+from xgen_jax.typing import Array, Params, Shape
+
+# Attention and MLP of a transformer's blocks, stacked or apart.
+BLOCKS = (r"^vdit/.*attention\w*/(qkv|q|kv|proj)/kernel$", r"^vdit/.*mlp/fc[12]/kernel$")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Which kernels move, and in how many directions.
+
+    Attributes:
+      rank: of the products, at most the smaller side of every kernel chosen. Queries, keys and values that lie in one
+        kernel share it.
+      alpha: the products are multiplied by alpha / rank.
+      rules: patterns to be found in a kernel's path, "vdit/params/blocks/block/mlp/fc1/kernel"; one of them is enough,
+        and each must find some. By default attention and MLP of all blocks.
+    """
+
+    rank: int = 16
+    alpha: float = 16.0
+    rules: tuple[str, ...] = BLOCKS
+
+    def __post_init__(self):
+        for name in ("rank", "alpha"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"lora.{name} must be above 0, not {getattr(self, name)}")
+        if not self.rules:
+            raise UserError(f"lora.rules is empty; attention and MLP of all blocks are {BLOCKS}")
+        for rule in self.rules:
+            try:
+                re.compile(rule)
+            except re.error as error:
+                raise UserError(f"lora.rules has {rule!r}, which is no regular expression ({error})") from error
+
+    @property
+    def scale(self) -> float:
+        """What A B is multiplied by."""
+        return self.alpha / self.rank
+
+
+def adapter_shapes(config: LoRAConfig, params: Params) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """The shapes of an adapter.
+
+    Args:
+      config: its rank and rules.
+      params: of the base, arrays or shapes: {"vdit": ...} and what was trained along with it.
+
+    Returns:
+      {path: {"a": (..., in, rank), "b": (..., rank, out)}}, float32. The leading dim is that of scanned layers. Of a
+      convolution, `in` is all of its taps.
+
+    Raises:
+      UserError: a rule that finds no kernel, or a rank above a kernel's smaller side.
+    """
+    leaves = ((path_name(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(params))
+    kernels = {name: shape for name, shape in leaves if name.endswith("/kernel")}
+    for rule in config.rules:
+        if not any(re.search(rule, name) for name in kernels):
+            near = ", ".join(_nearest(rule, kernels))
+            raise UserError(f"lora.rules has {rule!r}, which finds none of {len(kernels)} kernels; the nearest: {near}")
+    shapes = {}
+    for name, shape in kernels.items():
+        if not any(re.search(rule, name) for rule in config.rules):
+            continue
+        stacked, rows, columns = _matrix(name, shape)
+        if config.rank > min(rows, columns):
+            raise UserError(
+                f"lora.rank={config.rank} is more than {name} of {rows}x{columns} can have: choose "
+                f"{min(rows, columns)} or less, or rules that leave it out"
+            )
+        sides = {"a": (*stacked, rows, config.rank), "b": (*stacked, config.rank, columns)}
+        shapes[name] = {part: jax.ShapeDtypeStruct(side, jnp.float32) for part, side in sides.items()}
+    return shapes
+
+
+def init_adapter(config: LoRAConfig, params: Params, key: Array) -> Params:
+    """An adapter that moves nothing yet: A normal with deviation in^-0.5, B zero. Of `params` shapes are enough."""
+
+    def one(key, pair):
+        a, b = pair["a"], pair["b"]
+        return {"a": a.shape[-2] ** -0.5 * jax.random.normal(key, a.shape), "b": jnp.zeros(b.shape)}
+
+    shapes = adapter_shapes(config, params)
+    return {name: one(key, pair) for key, (name, pair) in zip(jax.random.split(key, len(shapes)), shapes.items())}
+
+
+def merge(params: Params, adapter: Params, scale: float | Array) -> Params:
+    """W + scale A B for the kernels that the adapter names, and the other parameters as they are. With -scale it takes
+    the adapter out again, up to rounding.
+
+    Raises:
+      KeyError: a path that `params` lacks.
+    """
+    left = set(adapter)
+
+    def one(path, w):
+        name = path_name(path)
+        if name not in adapter:
+            return w
+        left.remove(name)
+        product = jnp.matmul(adapter[name]["a"], adapter[name]["b"], precision="highest")
+        return w + scale * product.reshape(w.shape)
+
+    moved = jax.tree_util.tree_map_with_path(one, params)
+    if left:
+        raise KeyError(f"no such kernels: {sorted(left)}")
+    return moved
+
+
+def _nearest(rule: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """The names whose ends, as deep as the rule, look most like it."""
+    depth = rule.count("/") + 1
+
+    def likeness(name):
+        return difflib.SequenceMatcher(None, rule, "/".join(name.split("/")[-depth:])).ratio()
+
+    return sorted(names, key=likeness, reverse=True)[:count]
+
+
+def _matrix(name: str, shape: Shape) -> tuple[Shape, int, int]:
+    """A kernel as matrices: (leading dim of scanned layers or nothing, rows, columns)."""
+    stacked = shape[:1] if "blocks" in name.split("/") else ()
+    return stacked, math.prod(shape[len(stacked) : -1]), shape[-1]
