@@ -23,7 +23,7 @@ FLAGS = [
     flags.DEFINE_string("size", None, "HEIGHTxWIDTH in pixels; by default the size trained on."),
     flags.DEFINE_integer("frames", None, "Length in frames; by default the length trained on.", lower_bound=1),
     flags.DEFINE_float("fps", None, "Frames a second, told and written; by default the run's.", lower_bound=0.1),
-    flags.DEFINE_string("condition_image", None, "A PNG or JPEG file that each video begins with."),
+    flags.DEFINE_string("condition_image", None, "A PNG, JPEG or WebP file that each video begins with."),
     flags.DEFINE_string("condition_video", None, "A video file with whose last frames each video begins."),
     flags.DEFINE_integer("piece_frames", None, "Frames at once; by default the longest trained on.", lower_bound=1),
     flags.DEFINE_integer(

@@ -4,8 +4,8 @@ command   python launch/train.py --config=configs/vdit/480p.py --workdir=runs/vd
             It starts from runs/vdit/240p.
 hardware  a pod; the paper spent 642 to 672 H100 days on its three stages. Compiled ahead of time for v5p:4x4x4 (64
           chips; 549 s on two busy CPU cores): the bucket of most latent cells, 86 images of 512x512 a device, peaks at
-          16.7 of 95.7 GiB on each. A v5e has but 15.75: there cut the batch, with loop.accumulate=2. No other bucket or
-          slice was compiled
+          16.7 of 95.7 GiB on each. A v5e has but 15.75: there a smaller batch, or loop.accumulate=2, is to be tried. No
+          other bucket or slice was compiled
 time      not measured here
 expect    not reproduced here
 

@@ -15,7 +15,7 @@ def read_condition(image, video, plan: ClipPlan, embedder: VidVAEEmbedder) -> Vi
     """The frames of a file that condition a clip, uint8 (T, H, W, 3), of the clip's rate; None where there is none.
 
     Args:
-      image: a PNG or JPEG file, see `data.images`.
+      image: a PNG, JPEG or WebP file, see `data.images`.
       video: a video file; so many of its last frames are read as the plan's overlap allows.
 
     Raises:
