@@ -200,6 +200,8 @@ def test_bounds_and_mistakes():
             source.read(index, None, 1, 8, 8)
     with pytest.raises(UserError, match="train, held_out"):
         SyntheticSource(split="test")
+    with pytest.raises(UserError, match="style 'sketch' .* filled, outline"):
+        SyntheticSource(style="sketch")
     with pytest.raises(UserError, match="at least 1"):
         SyntheticSource(num_clips=0)
     with pytest.raises(UserError, match="unknown color 'mauve'; valid are red"):
@@ -212,11 +214,28 @@ def test_bounds_and_mistakes():
         Scene(shape="circle", color="red", direction="up", size="vast", background="gray", x=0.5, y=0.5, travel=0.3)
 
 
+@pytest.mark.parametrize("shape", ATTRIBUTES["shape"])
+def test_an_outline_has_a_hole_and_the_rest_as_it_was(shape):
+    scene = Scene(
+        shape=shape, color="red", direction="left", size="large", background="black", x=0.7, y=0.5, travel=0.3
+    )
+    filled, outline = (render(scene, 3, 64, 64, style) for style in ("filled", "outline"))
+    ground, color = np.array(BACKGROUNDS["black"]), np.array(PALETTE["red"])
+    for frame, center_x in enumerate((0.7, 0.55, 0.4)):
+        center = 32, int(center_x * 64)
+        np.testing.assert_array_equal(filled[frame][center], color)
+        np.testing.assert_array_equal(outline[frame][center], ground)
+        assert (outline[frame] == color).all(-1).sum() > 100
+    kept = (outline == filled).all(-1)
+    assert 0.02 < 1 - kept.mean() < 0.2 and kept[(filled == ground).all(-1)].all()
+
+
 def test_fingerprint_tells_settings_apart():
     same = {SyntheticSource(seed=1).fingerprint(), SyntheticSource(seed=1, split="train").fingerprint()}
-    others = {SyntheticSource(**kw).fingerprint() for kw in ({"seed": 2}, {"split": "held_out"}, {"num_clips": 5})}
+    changes = ({"seed": 2}, {"split": "held_out"}, {"num_clips": 5}, {"style": "outline"})
+    others = {SyntheticSource(**kw).fingerprint() for kw in changes}
     assert len(same) == 1
-    assert len(same | others) == 4
+    assert len(same | others) == 5
     int(same.pop(), 16)
 
 

@@ -36,7 +36,7 @@ class DataConfig:
     Args:
       source: "synthetic", "video_folder" or "latents".
       path: the folder of a video_folder, or of latents that launch/encode.py wrote.
-      split, num_clips: of the synthetic source.
+      split, num_clips, style: of the synthetic source.
       seed: of everything random here, 0 or more.
       fps, stride, require_captions, flip: of a video_folder, see `VideoFolderSource`.
       buckets: clip shapes and their batches.
@@ -51,6 +51,7 @@ class DataConfig:
     path: str | None = None
     split: str = "train"
     num_clips: int = 1_000_000
+    style: str = "filled"
     seed: int = 0
     fps: float | None = None
     stride: int = 1

@@ -62,7 +62,7 @@ def make_source(config: "DataConfig") -> Source:
     if config.source == "synthetic":
         from xgen_jax.data.synthetic import SyntheticSource
 
-        return SyntheticSource(seed=config.seed, split=config.split, num_clips=config.num_clips)
+        return SyntheticSource(seed=config.seed, split=config.split, num_clips=config.num_clips, style=config.style)
     if config.source == "video_folder":
         if not config.path:
             raise UserError("source 'video_folder' needs `path`, the folder of videos")
