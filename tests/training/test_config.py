@@ -138,6 +138,10 @@ def shrunk(values, embedder):
         values["embedder"] = str(embedder)
         model |= {"width": 16, "depth": 2, "heads": 2, "text_width": 16}
         values["text"] |= {"width": 16, "depth": 1, "heads": 2}
+        if values["lora"]:
+            base = embedder.parent / "vdit"
+            of_base = json.loads((base / "config.json").read_text())
+            values |= {"init_from": str(base)} | {part: of_base[part] for part in ("model", "text")}
         space, time = 4, 4
     else:
         for key in ("channels", "space_reduction", "time_reduction"):
