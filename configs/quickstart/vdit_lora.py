@@ -4,11 +4,11 @@ command   python launch/train.py --config=configs/quickstart/vdit_lora.py --work
 hardware  2 CPU cores, under 2 GB
 time      108 s for 400 steps, with other work on the cores; 89,088 parameters, a file of 0.36 MB
 expect    39 of 64 held-out prompts drawn with a hole in the shape, 0 of 64 by the base, 1 of 64 at half the weight; the
-          base was a run of configs/quickstart/vdit.py, whose autoencoder has never seen an outline (24.3 dB, 30.4 filled)
+          base was a run of configs/quickstart/vdit.py, whose autoencoder has seen no outline (24.3 dB, 30.4 filled)
 
 Your own videos: add --config.data.source=video_folder --config.data.path=FOLDER, with captions.jsonl in the folder.
-Other kernels: --config.lora.rules="('mlp/fc1',)". Draw with launch/sample.py --model=runs/quickstart/vdit_lora, or with
---model=runs/quickstart/vdit --lora=runs/quickstart/vdit_lora/adapter.safetensors:0.7 and any weight.
+Draw with launch/sample.py --model=runs/quickstart/vdit_lora, or, with any weight, with --model=runs/quickstart/vdit
+--lora=runs/quickstart/vdit_lora/adapter.safetensors:0.7
 """
 
 import dataclasses
