@@ -169,6 +169,7 @@ def steps_of(name, embedder, latents, init_from, monkeypatch, capsys):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_shrunk_stage_takes_steps_on_eight_devices(embedder, latents, monkeypatch, capsys):
     workdir = steps_of("480p", embedder, latents, None, monkeypatch, capsys)
     start = starting_params(shrunk("720p", embedder, latents, str(workdir)))

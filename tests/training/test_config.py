@@ -163,10 +163,13 @@ def shrunk(values, embedder):
 
 
 # The paper's depth alone takes half a minute to compile. The stages of vdit/ need latents: tests/test_vdit_stages.py.
+QUICK = ("quickstart/vidvae", "quickstart/vdit")
+
+
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(p, id=name(p), marks=pytest.mark.slow if name(p) == "vidvae/paper" else ())
+        pytest.param(p, id=name(p), marks=() if name(p) in QUICK else pytest.mark.slow)
         for p in CONFIGS
         if not name(p).startswith("vdit/")
     ],

@@ -226,6 +226,7 @@ def test_arguments_of_merging_that_cannot_be_right_are_refused(root, tmp_path, m
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_devices_share_the_base_and_the_adapter(root, monkeypatch):
     """Six steps on eight devices, and everything that can be split is, end as on one."""
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 0)

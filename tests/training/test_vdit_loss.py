@@ -86,6 +86,7 @@ def test_a_sample_has_its_loss_whatever_the_batch(trained, arrays):
     assert len(np.unique(np.asarray(noised), axis=0)) > 2, "the samples must differ in their masks for this to tell"
 
 
+@pytest.mark.parametrize("trained", ["flow", pytest.param("ddpm", marks=pytest.mark.slow)], indirect=True)
 def test_accumulated_parts_make_the_whole_batchs_update(trained, arrays):
     objective, params = trained
     sgd = optax.sgd(1.0)
