@@ -3,7 +3,8 @@
 command   python launch/train.py --config=configs/quickstart/vdit.py --workdir=runs/quickstart/vdit
 hardware  2 CPU cores, under 2 GB
 time      485 s; 667 s with other work on the cores
-expect    95% (61 of 64) of held-out prompts with all five attributes right; 92% of 512 with seeds that chose no setting
+expect    89% to 95% (57 to 61 of 64, three runs) of held-out prompts with all five attributes right; 91% and 92% of 512 with
+          seeds that chose no setting
 
 Your own videos: add --config.data.source=video_folder --config.data.path=FOLDER, with captions.jsonl in the folder.
 """
