@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 
+from xgen_jax.data.synthetic import SyntheticSource
 from xgen_jax.data.transforms import center_crop, crop, random_crop, resize_cover
 from xgen_jax.data.video import cover_size, probe, read_video, resize_frames
 from xgen_jax.data.video_writer import write_video
@@ -83,6 +84,18 @@ def test_one_frame(tmp_path, suffix):
 def test_still_gif_keeps_its_frames(tmp_path):
     write_video(tmp_path / "a.gif", np.repeat(moving_crop(1, 16, 16), 5, 0))
     assert len(read_video(tmp_path / "a.gif", fps=8)[0]) == 5
+
+
+def test_the_same_video_is_the_same_bytes(tmp_path):
+    source = SyntheticSource(seed=0, num_clips=48)
+    clips = [source.read(i, np.random.default_rng(i), 9, 32, 32)["video"] for i in range(48)]
+
+    def written(clip):
+        write_video(tmp_path / "a.mp4", clip)
+        return (tmp_path / "a.mp4").read_bytes()
+
+    first, *others = ([written(clip) for clip in clips] for _ in range(3))
+    assert all(other == first for other in others)
 
 
 def test_every_frame_has_its_time(tmp_path):
