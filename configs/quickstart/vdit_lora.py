@@ -2,7 +2,7 @@
 
 command   python launch/train.py --config=configs/quickstart/vdit_lora.py --workdir=runs/quickstart/vdit_lora
 hardware  2 CPU cores, under 2 GB
-time      108 s for 400 steps, with other work on the cores; 89,088 parameters, a file of 0.36 MB
+time      42 s for 400 steps; 89,088 parameters, a file of 0.36 MB
 expect    39 of 64 held-out prompts drawn with a hole in the shape, 0 of 64 by the base, 1 of 64 at half the weight; the
           base was a run of configs/quickstart/vdit.py, whose autoencoder has seen no outline (24.3 dB, 30.4 filled)
 
