@@ -38,7 +38,7 @@ def linear_model(arrays):
     return model
 
 
-def check(actual, expected, what=""):
+def assert_golden(actual, expected, what=""):
     """Agreement at 1e-5 of the largest value."""
     actual = np.asarray(actual)
     assert actual.shape == expected.shape, (what, actual.shape, expected.shape)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import check, last, linear_model, load
+from golden import assert_golden, last, linear_model, load
 
 from xgen_jax.diffusion.ddpm import DDPM, learned_log_variance, make_tables, respaced_betas
 from xgen_jax.diffusion.frames import ReleasedFrames
@@ -60,17 +60,17 @@ def test_tables_of_respaced_chains(name):
 
 @pytest.mark.parametrize("count", [100, 1000])
 def test_betas_scale_with_the_number_of_steps(count):
-    check(DDPM(num_steps=count).tables.betas, ARRAYS[f"out/named_linear_betas_{count}"], f"betas_{count}")
+    assert_golden(DDPM(num_steps=count).tables.betas, ARRAYS[f"out/named_linear_betas_{count}"], f"betas_{count}")
 
 
 def test_corruption():
-    check(PROCESS.corrupt(X0, NOISE, T_B), last(ARRAYS["out/q_sample"]), "q_sample")
+    assert_golden(PROCESS.corrupt(X0, NOISE, T_B), last(ARRAYS["out/q_sample"]), "q_sample")
     alpha, sigma = (
         jnp.broadcast_to(a[:, None, None, None, None], X0.shape) for a in PROCESS.schedule(jnp.asarray(T_B))
     )
-    check(alpha * X0, last(ARRAYS["out/q_mean"]), "q_mean")
-    check(sigma**2, last(ARRAYS["out/q_variance"]), "q_variance")
-    check(2 * jnp.log(sigma), last(ARRAYS["out/q_log_variance"]), "q_log_variance")
+    assert_golden(alpha * X0, last(ARRAYS["out/q_mean"]), "q_mean")
+    assert_golden(sigma**2, last(ARRAYS["out/q_variance"]), "q_variance")
+    assert_golden(2 * jnp.log(sigma), last(ARRAYS["out/q_log_variance"]), "q_log_variance")
 
 
 def test_posterior():
@@ -81,10 +81,10 @@ def test_posterior():
         return table[i][:, None, None, None, None]
 
     mean = at(tables.posterior_mean_coef1) * X0 + at(tables.posterior_mean_coef2) * x_t
-    check(mean, last(ARRAYS["out/post_mean"]), "post_mean")
+    assert_golden(mean, last(ARRAYS["out/post_mean"]), "post_mean")
     for name in ("posterior_variance", "posterior_log_variance_clipped"):
         key = "out/" + name.replace("posterior", "post").replace("_clipped", "")
-        check(np.broadcast_to(at(getattr(tables, name)), x_t.shape), last(ARRAYS[key]), key)
+        assert_golden(np.broadcast_to(at(getattr(tables, name)), x_t.shape), last(ARRAYS[key]), key)
 
 
 def test_the_step_back():
@@ -96,13 +96,13 @@ def test_the_step_back():
 
     levels = Level(*(at(field) for field in PROCESS.levels(np.arange(1, 1001) / 1000)))
     denoised = PROCESS.denoised(OUTPUT, x_t, levels)
-    check(denoised.x0, last(ARRAYS["out/p_pred_xstart"]), "p_pred_xstart")
+    assert_golden(denoised.x0, last(ARRAYS["out/p_pred_xstart"]), "p_pred_xstart")
     mean = at(tables.posterior_mean_coef1) * denoised.x0 + at(tables.posterior_mean_coef2) * x_t
-    check(mean, last(ARRAYS["out/p_mean"]), "p_mean")
+    assert_golden(mean, last(ARRAYS["out/p_mean"]), "p_mean")
     lower = at(tables.posterior_log_variance_clipped)
     log_variance = learned_log_variance(denoised.variance, at(tables.log_betas), lower)
-    check(log_variance, last(ARRAYS["out/p_log_variance"]), "p_log_variance")
-    check(jnp.exp(log_variance), last(ARRAYS["out/p_variance"]), "p_variance")
+    assert_golden(log_variance, last(ARRAYS["out/p_log_variance"]), "p_log_variance")
+    assert_golden(jnp.exp(log_variance), last(ARRAYS["out/p_variance"]), "p_variance")
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -111,7 +111,7 @@ def test_default_losses(masked):
     mask = jnp.asarray(ARRAYS["in/mask"]) if masked else None
     for name, loss_BT in losses.items():
         key = f"loss_default{'_mask' if masked else ''}/{name}"
-        check(frame_mean(loss_BT, mask), ARRAYS[f"out/{key}"], key)
+        assert_golden(frame_mean(loss_BT, mask), ARRAYS[f"out/{key}"], key)
         np.testing.assert_allclose(frame_mean(loss_BT, mask), ARRAYS[f"out/{key}"], rtol=1e-5)
     assert losses.keys() == {"loss", "mse", "vb"}
 
@@ -119,8 +119,8 @@ def test_default_losses(masked):
 def test_other_losses():
     rescaled = DDPM(loss="mse+rescaled_vb").losses(OUTPUT, X0, NOISE, T_B)
     for name, loss_BT in rescaled.items():
-        check(frame_mean(loss_BT), ARRAYS[f"out/loss_rescaled_sigma/{name}"], f"rescaled/{name}")
-    check(frame_mean(DDPM(loss="vb").losses(OUTPUT, X0, NOISE, T_B)["loss"]), ARRAYS["out/loss_kl/loss"], "kl")
+        assert_golden(frame_mean(loss_BT), ARRAYS[f"out/loss_rescaled_sigma/{name}"], f"rescaled/{name}")
+    assert_golden(frame_mean(DDPM(loss="vb").losses(OUTPUT, X0, NOISE, T_B)["loss"]), ARRAYS["out/loss_kl/loss"], "kl")
 
 
 def test_the_bound_teaches_the_variance_and_leaves_the_mean_alone():
@@ -166,7 +166,7 @@ def run(name, rule, noise=None, frames=None, clip=None, **options):
 def test_ancestral_trajectories(name, clip):
     states = run(name, "ancestral", ARRAYS[f"in/step_noise_{name}"], clip=clip)
     key = f"{name}/ddpm_clip{clip is not None}"
-    check(states, last(ARRAYS[f"out/{key}"]), key)
+    assert_golden(states, last(ARRAYS[f"out/{key}"]), key)
     if clip is None:
         process, grid = (
             DDPM(num_steps=SCHEDULES[name][0]),
@@ -177,21 +177,21 @@ def test_ancestral_trajectories(name, clip):
             process.denoised(linear_model(ARRAYS)(x, level.network_time), x, level).x0
             for x, level in zip(before, (Level(*(float(field[k]) for field in grid.now)) for k in range(10)))
         ]
-        check(jnp.stack(x0s), last(ARRAYS[f"out/{key}_pred_xstart"]), f"{key}_pred_xstart")
+        assert_golden(jnp.stack(x0s), last(ARRAYS[f"out/{key}_pred_xstart"]), f"{key}_pred_xstart")
 
 
 @pytest.mark.parametrize("name", ABOUT["config"]["sample"])
 @pytest.mark.parametrize("eta", ABOUT["config"]["ddim_eta"])
 def test_ddim_trajectories(name, eta):
     states = run(name, "ddim", ARRAYS[f"in/step_noise_{name}"], eta=eta)
-    check(states, last(ARRAYS[f"out/{name}/ddim_eta{eta}"]), f"{name}/ddim_eta{eta}")
+    assert_golden(states, last(ARRAYS[f"out/{name}/ddim_eta{eta}"]), f"{name}/ddim_eta{eta}")
 
 
 @pytest.mark.parametrize("name", ABOUT["config"]["sample"])
 def test_released_frame_mask_trajectories(name):
     frames = ReleasedFrames(strength_BT=jnp.asarray(ARRAYS["in/frame_mask"]), steps=10)
     states = run(name, "ancestral", ARRAYS[f"in/mask_step_noise_{name}"], frames)
-    check(states, last(ARRAYS[f"out/{name}/ddpm_framemask"]), f"{name}/ddpm_framemask")
+    assert_golden(states, last(ARRAYS[f"out/{name}/ddpm_framemask"]), f"{name}/ddpm_framemask")
 
 
 @pytest.mark.parametrize("name", ABOUT["config"]["sample"])
@@ -206,7 +206,7 @@ def test_ddim_runs_from_data_to_noise_too(name):
         return process.denoised(model(x, level.network_time), x, level)
 
     x = sample(denoise, jnp.asarray(last(ARRAYS["in/z"])), make_steps("ddim", chain(levels)), "ddim")
-    check(x, last(ARRAYS[f"out/{name}/ddim_reverse_final"]), f"{name}/ddim_reverse")
+    assert_golden(x, last(ARRAYS[f"out/{name}/ddim_reverse_final"]), f"{name}/ddim_reverse")
 
 
 def test_times_are_whole_steps_of_the_distribution():

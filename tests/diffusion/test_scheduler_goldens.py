@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import check, last, linear_model, load
+from golden import assert_golden, last, linear_model, load
 
 from xgen_jax.diffusion.ddpm import DDPM
 from xgen_jax.diffusion.flow import RectifiedFlow
@@ -98,13 +98,13 @@ def trajectory(run):
 def test_trajectories(name):
     run = RUNS[name]
     visited, grid, states = trajectory(run)
-    check(states, last(ARRAYS[f"out/{name}/trajectory"]), name)
+    assert_golden(states, last(ARRAYS[f"out/{name}/trajectory"]), name)
     np.testing.assert_allclose(visited, ARRAYS[f"out/{name}/timesteps"], rtol=1e-6)
     if f"out/{name}/sigmas" in ARRAYS:
         # For noise prediction diffusers counts in sigma / alpha.
         sigma, alpha = np.append(grid.now.sigma, grid.after.sigma[-1]), np.append(grid.now.alpha, grid.after.alpha[-1])
         flow = isinstance(process_of(run), RectifiedFlow)
-        check(sigma if flow else sigma / alpha, ARRAYS[f"out/{name}/sigmas"], f"{name}/sigmas")
+        assert_golden(sigma if flow else sigma / alpha, ARRAYS[f"out/{name}/sigmas"], f"{name}/sigmas")
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if f"out/{name}/add_noise_t421" in ARRAYS])
@@ -113,7 +113,9 @@ def test_corruption_tables_and_v(name):
     x0, noise = (jnp.asarray(last(ARRAYS[f"in/{name}"])) for name in ("x0", "noise"))
     t_B = jnp.full(2, 422 / 1000)
     x_t = process.corrupt(x0, noise, t_B)
-    check(x_t, last(ARRAYS[f"out/{name}/add_noise_t421"]), f"{name}/add_noise")
-    check(process.convert(noise, x_t, t_B, "eps", "v"), last(ARRAYS[f"out/{name}/velocity_t421"]), f"{name}/velocity")
+    assert_golden(x_t, last(ARRAYS[f"out/{name}/add_noise_t421"]), f"{name}/add_noise")
+    assert_golden(
+        process.convert(noise, x_t, t_B, "eps", "v"), last(ARRAYS[f"out/{name}/velocity_t421"]), f"{name}/velocity"
+    )
     if f"out/{name}/alphas_cumprod" in ARRAYS:
-        check(process.tables.alphas_cumprod, ARRAYS[f"out/{name}/alphas_cumprod"], f"{name}/abar")
+        assert_golden(process.tables.alphas_cumprod, ARRAYS[f"out/{name}/alphas_cumprod"], f"{name}/abar")
