@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from tiny_embedder import TINY
 
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.latents import LatentWriter
@@ -15,7 +16,7 @@ from xgen_jax.data.pipeline import DataConfig
 from xgen_jax.errors import UserError
 from xgen_jax.models.vdit import count_parameters
 from xgen_jax.models.vidvae import VidVAE
-from xgen_jax.models.vidvae_config import PRESETS, VidVAEConfig
+from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.parallel import sharding
 from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.training.config import VidVAEWeights, run_config
@@ -27,18 +28,6 @@ from xgen_jax.training.text_encoder import make_conditioner
 STAGES = ("240p", "480p", "720p")
 IMAGE, VIDEO = (Bucket(frames=frames, height=24, width=16, batch_size=8) for frames in (1, 9))
 TEXT_WIDTH, TOKENS, CLIPS = 16, 4, 16
-# 4x8x8, as the paper's.
-TINY = VidVAEConfig(
-    channels=(4,),
-    space_reduction=(False,),
-    time_reduction=(False,),
-    latent_channels=4,
-    blocks=1,
-    stem=(4, 8, 8),
-    mid_attention=False,
-    kernels=((1, 1, 1), (1, 1, 1)),
-    norm="rms",
-)
 
 
 def stage(name, devices="64"):

@@ -38,31 +38,36 @@ from xgen_jax.training.objectives.vdit import VDiTLossConfig
 from xgen_jax.training.optimizer import OptimizerConfig
 
 
-def get_config(devices: str = "64"):
-    """Every key of `VDiTRun`, locked; `devices` scales the batches."""
+def stage_config(name: str, init_from: str | None, steps: int, devices: str):
+    """A stage of the three: every key of `VDiTRun`, locked; `devices` scales the batches."""
     run = VDiTRun(
         embedder="runs/vidvae",
-        init_from=None,
         model=dataclasses.replace(PRESETS["VDiT-XL/2"], attention="chunked"),
         text=T5TextConfig(path="weights/t5-v1_1-xxl", length=250),
         loss=VDiTLossConfig(process="ddpm", caption_drop=0.1, time_distribution="uniform", frame_masks=OPEN_SORA),
         data=DataConfig(
             source="latents",
             fit=True,
-            buckets=make_buckets(STAGES["240p"], COMMON_ASPECTS, int(devices)),
+            buckets=make_buckets(STAGES[name], COMMON_ASPECTS, int(devices)),
             num_threads=16,
             prefetch=16,
         ),
         optimizer=OptimizerConfig(learning_rate=2e-5, schedule="constant", warmup_steps=0, clip_norm=1.0),
-        loop=LoopConfig(steps=81_000, ema_decay=0.9999, compute_dtype="bfloat16"),
+        loop=LoopConfig(steps=steps, ema_decay=0.9999, compute_dtype="bfloat16"),
         mesh=MeshConfig(fsdp=-1),
         sampler="ancestral",
         sample_steps=100,
+        sample_spacing="respaced",
         guidance_scale=7.0,
         sample_fps=8.0,
     )
     config = config_dict.ConfigDict(dataclasses.asdict(run))
     config.data.path = config_dict.placeholder(str)
     config.data.fps = config_dict.placeholder(float)
-    config.init_from = config_dict.placeholder(str)
+    config.init_from = init_from or config_dict.placeholder(str)
     return config
+
+
+def get_config(devices: str = "64"):
+    """See `stage_config`."""
+    return stage_config("240p", None, 81_000, devices)

@@ -28,45 +28,12 @@ made global for 64 devices, as there; --config=configs/vdit/720p.py:16 makes the
 compile (`data.buckets.ASPECTS` has all).
 """
 
-import dataclasses
+import pathlib
+import runpy
 
-from ml_collections import config_dict
-
-from xgen_jax.data.buckets import COMMON_ASPECTS, STAGES, make_buckets
-from xgen_jax.data.pipeline import DataConfig
-from xgen_jax.models.text import T5TextConfig
-from xgen_jax.models.vdit_config import PRESETS
-from xgen_jax.parallel.mesh import MeshConfig
-from xgen_jax.training.config import LoopConfig, VDiTRun
-from xgen_jax.training.frame_masks import OPEN_SORA
-from xgen_jax.training.objectives.vdit import VDiTLossConfig
-from xgen_jax.training.optimizer import OptimizerConfig
+_STAGES = runpy.run_path(str(pathlib.Path(__file__).with_name("240p.py")))
 
 
 def get_config(devices: str = "64"):
-    """Every key of `VDiTRun`, locked; `devices` scales the batches."""
-    run = VDiTRun(
-        embedder="runs/vidvae",
-        init_from="runs/vdit/480p",
-        model=dataclasses.replace(PRESETS["VDiT-XL/2"], attention="chunked"),
-        text=T5TextConfig(path="weights/t5-v1_1-xxl", length=250),
-        loss=VDiTLossConfig(process="ddpm", caption_drop=0.1, time_distribution="uniform", frame_masks=OPEN_SORA),
-        data=DataConfig(
-            source="latents",
-            fit=True,
-            buckets=make_buckets(STAGES["720p"], COMMON_ASPECTS, int(devices)),
-            num_threads=16,
-            prefetch=16,
-        ),
-        optimizer=OptimizerConfig(learning_rate=2e-5, schedule="constant", warmup_steps=0, clip_norm=1.0),
-        loop=LoopConfig(steps=4_000, ema_decay=0.9999, compute_dtype="bfloat16"),
-        mesh=MeshConfig(fsdp=-1),
-        sampler="ancestral",
-        sample_steps=100,
-        guidance_scale=7.0,
-        sample_fps=8.0,
-    )
-    config = config_dict.ConfigDict(dataclasses.asdict(run))
-    config.data.path = config_dict.placeholder(str)
-    config.data.fps = config_dict.placeholder(float)
-    return config
+    """See `stage_config` in 240p.py."""
+    return _STAGES["stage_config"]("720p", "runs/vdit/480p", 4_000, devices)

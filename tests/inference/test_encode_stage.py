@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from image_files import png
+from tiny_embedder import TINY
 
 from xgen_jax.data import buckets
 from xgen_jax.data.buckets import make_buckets
@@ -16,21 +17,9 @@ from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.inference.encode import encode_dataset
 from xgen_jax.models.vidvae import VidVAE
-from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.training.config import VidVAEWeights
 from xgen_jax.training.run_folder import RunFolder
 
-TINY = VidVAEConfig(
-    channels=(4,),
-    space_reduction=(False,),
-    time_reduction=(False,),
-    latent_channels=4,
-    blocks=1,
-    stem=(4, 8, 8),
-    mid_attention=False,
-    kernels=((1, 1, 1), (1, 1, 1)),
-    norm="rms",
-)
 TABLE = {"small": ((5, 1.0, 2), (9, 1.0, 1)), "large": ((5, 1.0, 1),)}
 
 
