@@ -64,26 +64,33 @@ def peak_flops(dtype) -> float | None:
     return PEAK_FLOPS[max(names, key=len)] if names else None
 
 
+def sizes(config: VDiTConfig, latent_shape) -> dict[str, Any]:
+    """The arguments that both peers take."""
+    *_, height, _, channels = latent_shape
+    return {
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
+        "in_channels": channels,
+        "out_channels": config.out_channels(channels),
+        "num_layers": config.depth,
+        "cross_attention_dim": config.width,
+        "sample_size": height,
+        "patch_size": config.patch,
+        "caption_channels": config.text_width,
+    }
+
+
 def latte(config: VDiTConfig, latent_shape):
     """Attention in space with text and MLP, then attention in time with an MLP, `depth` times."""
     from diffusers import LatteTransformer3DModel
 
-    _, frames, height, _, channels = latent_shape
     return LatteTransformer3DModel(
-        num_attention_heads=config.heads,
-        attention_head_dim=config.width // config.heads,
-        in_channels=channels,
-        out_channels=config.out_channels(channels),
-        num_layers=config.depth,
-        cross_attention_dim=config.width,
+        **sizes(config, latent_shape),
         attention_bias=True,
-        sample_size=height,
-        patch_size=config.patch,
         activation_fn="gelu-approximate",
         norm_type="ada_norm_single",
         norm_elementwise_affine=False,
-        caption_channels=config.text_width,
-        video_length=frames,
+        video_length=latent_shape[1],
     )
 
 
@@ -91,19 +98,7 @@ def pixart(config: VDiTConfig, latent_shape):
     """PixArt-alpha: attention, attention to text, MLP."""
     from diffusers import PixArtTransformer2DModel
 
-    channels = latent_shape[-1]
-    return PixArtTransformer2DModel(
-        num_attention_heads=config.heads,
-        attention_head_dim=config.width // config.heads,
-        in_channels=channels,
-        out_channels=config.out_channels(channels),
-        num_layers=config.depth,
-        cross_attention_dim=config.width,
-        sample_size=latent_shape[2],
-        patch_size=config.patch,
-        caption_channels=config.text_width,
-        use_additional_conditions=False,
-    )
+    return PixArtTransformer2DModel(**sizes(config, latent_shape), use_additional_conditions=False)
 
 
 def torch_peers(config: VDiTConfig, latent_shape, dtype, train: bool) -> tuple[list[Peer], float | None]:
