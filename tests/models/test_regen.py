@@ -1,0 +1,212 @@
+"""REGEN's networks: causality, no hidden positions, any size, images and videos alike, the paper's sizes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xgen_jax.errors import UserError
+from xgen_jax.models.regen import REGEN, Conditioning, count_parameters, frame_times
+from xgen_jax.models.regen_config import PRESETS, REGENConfig
+from xgen_jax.models.vidvae_config import VidVAEConfig
+
+TINY = REGENConfig(
+    encoder=VidVAEConfig(
+        channels=(8, 8),
+        space_reduction=(False, False),
+        time_reduction=(True, False),
+        latent_channels=4,
+        blocks=1,
+        stem=(2, 4, 4),
+        mid_attention=False,
+        kernels=((1, 3, 3), (3, 1, 1)),
+        norm="rms",
+    ),
+    width=16,
+    depth=2,
+    heads=2,
+    siren_hidden=8,
+    siren_depth=2,
+    siren_bands=2,
+    siren_features=6,
+    remat="none",
+)
+
+
+def randomised(params, seed=1):
+    """Every parameter moved, those that start at zero too."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(tree, [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+
+
+def build(config=TINY, height=12, width=8):
+    model = REGEN(config)
+    video = jax.random.uniform(jax.random.key(0), (2, config.chunk_frames, height, width, 3), minval=-1)
+    params = randomised(jax.jit(model.init)(jax.random.key(1), video, jnp.zeros(2)))
+    return model, params, video
+
+
+def encode(model, params, video):
+    return model.apply(params, video, method="encode")[0]
+
+
+def times(config, batch=2, frames=None):
+    return jnp.broadcast_to(
+        frame_times(config, frames or config.chunk_frames)[None], (batch, frames or config.chunk_frames)
+    )
+
+
+def predict(model, params, x, z, at, time=600.0):
+    conditioning = model.apply(params, z, at, method="expand")
+    return model.apply(params, x, jnp.full(x.shape[0], time), conditioning, method="denoise")
+
+
+def test_the_content_latent_sees_the_first_frame_alone():
+    model, params, video = build()
+    gradient = jax.grad(lambda v: encode(model, params, v)[:, 0].sum())(video)
+    assert jnp.abs(gradient[:, 0]).max() > 0
+    assert jnp.abs(gradient[:, 1:]).max() == 0
+    gradient = jax.grad(lambda v: jnp.square(encode(model, params, v)[:, 1]).sum())(video)
+    assert all(jnp.abs(gradient[:, frame]).max() > 0 for frame in range(TINY.chunk_frames))
+
+
+def test_an_image_is_the_content_latent_of_a_video_that_begins_with_it():
+    model, params, video = build()
+    np.testing.assert_allclose(
+        encode(model, params, video[:, :1])[:, 0], encode(model, params, video)[:, 0], rtol=0, atol=1e-5
+    )
+
+
+def test_an_image_and_a_first_frame_are_expanded_by_one_function():
+    """With the same latent to modulate, what is told of the frame is the same: the content latent has no part in it."""
+    model, params, video = build()
+    z = encode(model, params, video)
+    zero = jnp.zeros((2, 1))
+    image = model.apply(params, z[:, 1:], zero, method="expand")
+    first = model.apply(params, z, times(TINY), method="expand")
+    np.testing.assert_array_equal(image.added_BFHWD[:, 0], first.added_BFHWD[:, 0])
+    later = model.apply(params, z.at[:, 0].add(1.0), times(TINY), method="expand")
+    assert jnp.abs(later.added_BFHWD[:, 1:] - first.added_BFHWD[:, 1:]).min() > 0
+
+
+@pytest.mark.parametrize("time_conditioning", ["sum", "adaln"])
+def test_nothing_but_the_latents_tells_a_token_its_place(time_conditioning):
+    """Tokens moved in space and time, together with what they are told, give the same frames, moved."""
+    model, params, video = build(dataclasses.replace(TINY, time_conditioning=time_conditioning))
+    z = encode(model, params, video)
+    conditioning = model.apply(params, z, times(TINY), method="expand")
+    x = jax.random.normal(jax.random.key(2), video.shape)
+    plain = model.apply(params, x, jnp.full(2, 300.0), conditioning, method="denoise")
+
+    def moved(a, patch):
+        return jnp.roll(a, (2, patch, -patch), axis=(1, 2, 3))
+
+    told = Conditioning(moved(conditioning.added_BFHWD, 1))
+    shifted = model.apply(params, moved(x, 4), jnp.full(2, 300.0), told, method="denoise")
+    np.testing.assert_allclose(shifted, moved(plain, 4), rtol=0, atol=2e-5)
+
+    order = np.array([3, 0, 4, 1, 2])
+    told = Conditioning(conditioning.added_BFHWD[:, order])
+    permuted = model.apply(params, x[:, order], jnp.full(2, 300.0), told, method="denoise")
+    np.testing.assert_allclose(permuted, plain[:, order], rtol=0, atol=2e-5)
+
+
+def test_in_context_latents_have_fixed_places():
+    model, params, video = build(dataclasses.replace(TINY, conditioning="in_context"))
+    z = encode(model, params, video)
+    x = jax.random.normal(jax.random.key(2), video.shape)
+    plain = predict(model, params, x, z, times(TINY))
+    shifted = predict(model, params, jnp.roll(x, 4, axis=2), jnp.roll(z, 1, axis=2), times(TINY))
+    assert jnp.abs(shifted - jnp.roll(plain, 4, axis=2)).max() > 1e-3
+
+
+@pytest.mark.parametrize("conditioning", ["content_aware", "in_context"])
+@pytest.mark.parametrize("height, width", [(4, 4), (20, 8), (8, 24)])
+def test_any_multiple_of_the_patch_can_be_encoded_and_drawn(height, width, conditioning):
+    model, params, _ = build(dataclasses.replace(TINY, conditioning=conditioning))
+    video = jax.random.uniform(jax.random.key(3), (1, TINY.chunk_frames, height, width, 3))
+    z = encode(model, params, video)
+    assert z.shape == (1, *TINY.latent_shape(video.shape[1:4]), 4)
+    prediction = predict(model, params, video, z, times(TINY, 1))
+    assert prediction.shape == video.shape
+    assert jnp.isfinite(prediction).all()
+
+
+def test_a_picture_tiled_is_encoded_and_drawn_tiled():
+    """Content-aware attention over copies is attention over one: the size alone changes nothing (no edge is near)."""
+    config = dataclasses.replace(
+        TINY, encoder=dataclasses.replace(TINY.encoder, kernels=((1, 1, 1), (3, 1, 1))), width=16
+    )
+    # The convolutions in and out look aside as well: latents are tiled, not pictures.
+    model, params, video = build(config)
+    z = encode(model, params, video)
+    x = jax.random.normal(jax.random.key(2), video.shape)
+    plain = predict(model, params, x, z, times(config))
+    tiled = predict(model, params, jnp.tile(x, (1, 1, 2, 2, 1)), jnp.tile(z, (1, 1, 2, 2, 1)), times(config))
+    np.testing.assert_allclose(tiled, jnp.tile(plain, (1, 1, 2, 2, 1)), rtol=0, atol=2e-5)
+
+
+def test_time_is_continuous():
+    """Between two frames lies what is between them, and near a frame what is near it."""
+    model, params, video = build()
+    z = encode(model, params, video)
+    at = jnp.array([[0.5, 0.5 + 1e-4, 0.75]]).repeat(2, axis=0)
+    told = model.apply(params, z, at, method="expand").added_BFHWD
+    near, far = jnp.abs(told[:, 1] - told[:, 0]).max(), jnp.abs(told[:, 2] - told[:, 0]).max()
+    assert 0 < near < far / 50
+
+
+def test_layers_as_a_scan_are_layers_in_a_loop():
+    model, params, video = build()
+    loop = REGEN(dataclasses.replace(TINY, scan_layers=False, remat="full"))
+    decoder = dict(params["params"]["decoder"])
+    stacked = decoder.pop("blocks")
+    for layer in range(TINY.depth):
+        decoder[f"blocks_{layer}"] = jax.tree.map(lambda a, layer=layer: a[layer], stacked)
+    loop_params = {"params": {**params["params"], "decoder": decoder}}
+    a, b = (m.apply(p, video, jnp.full(2, 10.0)) for m, p in ((model, params), (loop, loop_params)))
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_lengths_are_whole_chunks_and_a_frame():
+    assert TINY.chunk_frames == 5
+    for frames, latents in ((1, 1), (5, 2), (6, 3), (10, 4), (11, 5)):
+        assert TINY.latent_shape((frames, 8, 12)) == (latents, 2, 3)
+        assert TINY.frames(latents) == frames
+    assert [TINY.padded_frames(n) for n in (1, 2, 5, 6, 7, 10, 11, 12)] == [1, 5, 5, 6, 10, 10, 11, 15]
+    with pytest.raises(UserError, match=r"8 frames .* 5n and 5n \+ 1; the nearest are 6, 10"):
+        TINY.latent_shape((8, 8, 8))
+    with pytest.raises(UserError, match="height 10 is not a multiple of 4"):
+        TINY.latent_shape((5, 10, 8))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_make_two_latent_frames_of_a_chunk(name):
+    config, ratio = PRESETS[name], int(name.split("-")[1][:-1])
+    assert config.ratio == ratio
+    assert config.latent_shape((ratio + 1, 64, 64)) == (2, 8, 8)
+    assert (config.latent_channels, config.space_factor) == (8, 8)
+
+
+def test_the_papers_decoder_has_the_papers_size():
+    assert (PRESETS["paper-32x"].depth, PRESETS["paper-32x"].width, PRESETS["paper-32x"].heads) == (24, 2048, 16)
+    counts = count_parameters(PRESETS["paper-32x"])
+    assert counts["decoder"] == 1_213_919_424  # 24 x 12 x 2048^2 and what is around it
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"conditioning": "none"}, "conditioning='none' is not known"),
+        ({"heads": 3}, "width 16 must be a multiple of the 3 heads"),
+        ({"siren_depth": 0}, "siren_depth must be 1 or more"),
+        ({"encoder": dataclasses.replace(TINY.encoder, stem=(1, 4, 4), time_reduction=(False, False))}, "reduce time"),
+        ({"encoder": dataclasses.replace(TINY.encoder, norm="group")}, "must see the first frame alone"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(TINY, **change)

@@ -1,0 +1,176 @@
+"""The sizes and variants of a REGEN, and its presets (arXiv 2503.08665).
+
+The paper prints 8 channels, 8x8 in space, chunks of k + 1 frames for k = 4, 8, 16 and 32, and of the decoder 24 blocks
+of width 2048 with 16 heads; of the encoder and the SIREN it prints no size. Those here are ours.
+"""
+
+import dataclasses
+
+from xgen_jax.errors import UserError
+from xgen_jax.models.vidvae_config import VidVAEConfig
+from xgen_jax.typing import Shape
+
+CHOICES = {
+    "conditioning": ("content_aware", "in_context"),
+    "time_conditioning": ("sum", "adaln"),
+    "remat": ("none", "full"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class REGENConfig:
+    """Sizes and variants of a REGEN.
+
+    Attributes:
+      encoder: the encoder is a VidVAE's, whose decoder is not built: one with a temporal ratio of k makes two latent
+        frames of k + 1. Its factor in space is the decoder's patch, so that a token belongs to one place of the latent.
+      width, depth, heads, mlp_ratio: of the decoder.
+      siren_hidden, siren_depth, siren_bands: see `nn.siren.ModulatedSIREN`.
+      siren_features: channels of its result, and of the content latent beside it.
+      conditioning: `content_aware`: the expanded latents are added to the tokens, and nothing else tells a token its
+        place; or `in_context`, the paper's ablation: the latents are tokens as well, and all have fixed embeddings.
+      time_conditioning: how a block learns the diffusion time: `sum` has it in the tokens alone, as the paper draws it;
+        `adaln` modulates each block beside that (adaLN-single, arXiv 2310.00426).
+      attention, remat, scan_layers: how it is computed, see `VDiTConfig`.
+    """
+
+    encoder: VidVAEConfig
+    width: int = 2048
+    depth: int = 24
+    heads: int = 16
+    mlp_ratio: int = 4
+    siren_hidden: int = 256
+    siren_depth: int = 3
+    siren_bands: int = 6
+    siren_features: int = 64
+    conditioning: str = "content_aware"
+    time_conditioning: str = "sum"
+    attention: str = "xla"
+    remat: str = "full"
+    scan_layers: bool = True
+
+    def __post_init__(self):
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}")
+        if self.width % self.heads:
+            raise UserError(f"width {self.width} must be a multiple of the {self.heads} heads")
+        for name in ("depth", "siren_hidden", "siren_depth", "siren_bands", "siren_features"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if self.ratio < 2:
+            raise UserError("the encoder must reduce time: a motion latent of no frame is none")
+        if self.encoder.depends_on_whole_clip:
+            raise UserError(f"the content latent must see the first frame alone: {self.encoder.depends_on_whole_clip}")
+
+    @property
+    def ratio(self) -> int:
+        """k: frames of a motion latent."""
+        return self.encoder.time_factor
+
+    @property
+    def chunk_frames(self) -> int:
+        """k + 1: frames of a chunk, which becomes two latent frames."""
+        return self.ratio + 1
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return self.encoder.latent_channels
+
+    @property
+    def space_factor(self) -> int:
+        """Pixels a side of one latent cell, and of one token."""
+        return self.encoder.space_factor
+
+    def latent_shape(self, video_shape: Shape) -> Shape:
+        """(T, H, W) or (B, T, H, W, 3) of a clip -> (t, h, w) or (B, t, h, w, c) of its latents.
+
+        A clip is whole chunks, two latent frames each, and at most one frame more, an image: one latent frame.
+
+        Raises:
+          UserError: a length or size that the model cannot take; the message names the nearest ones that it can.
+        """
+        if len(video_shape) == 5:
+            return (video_shape[0], *self.latent_shape(video_shape[1:4]), self.latent_channels)
+        frames, height, width = video_shape
+        chunks, tail = divmod(frames, self.chunk_frames)
+        if frames < 1 or tail > 1:
+            below = max(1, chunks * self.chunk_frames + 1)
+            above = (chunks + 1) * self.chunk_frames
+            raise UserError(
+                f"{frames} frames cannot be encoded: lengths are {self.chunk_frames}n and {self.chunk_frames}n + 1; "
+                f"the nearest are {below}, {above}"
+            )
+        return 2 * chunks + tail, *self.encoder.latent_shape((1, height, width))[1:]
+
+    def frames(self, latent_frames: int) -> int:
+        """Frames of a clip of so many latent frames: the inverse of `latent_shape`."""
+        return latent_frames // 2 * self.chunk_frames + latent_frames % 2
+
+    def padded_frames(self, frames: int) -> int:
+        """The least length that can be encoded and is not below `frames`."""
+        chunks, tail = divmod(frames, self.chunk_frames)
+        return frames if tail < 2 else (chunks + 1) * self.chunk_frames
+
+
+def _tiny_encoder(ratio: int) -> VidVAEConfig:
+    """8x8 patches of four frames, and a level for each further halving of time."""
+    halvings = (ratio // 4).bit_length() - 1
+    return VidVAEConfig(
+        channels=(96,) * (1 + halvings),
+        space_reduction=(False,) * (1 + halvings),
+        time_reduction=(True,) * halvings + (False,),
+        latent_channels=8,
+        blocks=1,
+        stem=(4, 8, 8),
+        stem_hidden=384,
+        mid_attention=False,
+        kernels=((1, 3, 3), (3, 1, 1)),
+        norm="rms",
+    )
+
+
+def _encoder(channels: tuple[int, ...], ratio: int) -> VidVAEConfig:
+    """A pyramid of 8x8 in space that halves time at its last levels, where that costs least."""
+    halvings, levels = ratio.bit_length() - 1, len(channels)
+    return VidVAEConfig(
+        channels=channels,
+        space_reduction=tuple(level < 3 for level in range(levels)),
+        time_reduction=tuple(levels - 1 - halvings <= level < levels - 1 for level in range(levels)),
+        latent_channels=8,
+        remat="level",
+    )
+
+
+RATIOS = (4, 8, 16, 32)
+PRESETS = {
+    # 24 blocks of 2048 and the ratios are the paper's.
+    **{f"paper-{k}x": REGENConfig(encoder=_encoder((128, 256, 512, 512, 512, 512), k)) for k in RATIOS},
+    **{
+        f"small-{k}x": REGENConfig(
+            encoder=_encoder((64, 128, 256, 256, 256, 256), k),
+            width=512,
+            depth=12,
+            heads=8,
+            siren_hidden=128,
+            siren_features=32,
+        )
+        for k in RATIOS
+    },
+    # Minutes on a laptop's CPU.
+    **{
+        f"tiny-{k}x": REGENConfig(
+            encoder=_tiny_encoder(k),
+            width=128,
+            depth=4,
+            heads=4,
+            siren_hidden=64,
+            siren_depth=2,
+            siren_bands=5,
+            siren_features=32,
+            remat="none",
+        )
+        for k in RATIOS
+    },
+}

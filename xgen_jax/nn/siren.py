@@ -1,0 +1,60 @@
+"""SIREN (arXiv 2006.09661): a function of a coordinate made of sines, here one for each place of a grid.
+
+    h_0 = Fourier features of t        h_{i+1} = sin((1 + scale_i) (W_i h_i + b_i) + shift_i)        y = W h + b
+
+The weights are shared; scale and shift come from a code at each place (FiLM, arXiv 1709.07871), so that every place has
+a temporal function of its own (REGEN, arXiv 2503.08665, section 3). The coordinate is continuous: between the times
+seen in training the function interpolates, beyond them it goes on.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from xgen_jax.typing import Array
+
+
+def fourier_features(t: Array, bands: int) -> Array:
+    """t and its sines and cosines at pi, 2 pi, ... 2^(bands - 1) pi: (...,) -> (..., 1 + 2 bands)."""
+    t = jnp.asarray(t, jnp.float32)[..., None]
+    angles = t * jnp.asarray(np.pi * 2.0 ** np.arange(bands), jnp.float32).reshape((1,) * (t.ndim - 1) + (-1,))
+    return jnp.concatenate([t, jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class ModulatedSIREN(nn.Module):
+    """One function of time for each place.
+
+    Attributes:
+      features: channels of the result.
+      hidden: width of the sine layers.
+      depth: how many of them, 1 or more.
+      bands: see `fourier_features`.
+    """
+
+    features: int
+    hidden: int
+    depth: int
+    bands: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, times_BF: Array, code_BHWC: Array) -> Array:
+        """Times (B, F) and codes (B, H, W, C) -> (B, F, H, W, features)."""
+        h = fourier_features(times_BF, self.bands).astype(self.dtype)[:, :, None, None, :]
+        for layer in range(self.depth):
+            # The variance of a sine of a uniform angle is 1/2: sqrt(6 / n) keeps the angles' at 1 (section 3.2).
+            bound = np.sqrt(6.0 / h.shape[-1])
+            h = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=_symmetric(bound), name=f"sine{layer}")(h)
+            film = nn.Dense(2 * self.hidden, dtype=self.dtype, name=f"film{layer}")(code_BHWC)
+            scale, shift = jnp.split(film[:, None], 2, axis=-1)
+            h = jnp.sin((1 + scale) * h + shift)
+        return nn.Dense(self.features, dtype=self.dtype, name="out")(h)
+
+
+def _symmetric(bound: float):
+    """Uniform in -bound .. bound."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return nn.initializers.uniform(2 * bound)(key, shape, dtype) - jnp.asarray(bound, dtype)
+
+    return init
