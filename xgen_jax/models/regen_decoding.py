@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.process import Denoised, Level, Process
 from xgen_jax.diffusion.samplers import make_steps, sample
-from xgen_jax.models.regen import REGEN, Conditioning
+from xgen_jax.models.regen import REGEN, Conditioning, frame_times
+from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.typing import Array, Params
 
 SAMPLER = "ddim"  # draws no noise between steps; of rectified flow it is Euler's
@@ -46,3 +47,58 @@ def draw(
         return process.denoised(output, x, level)
 
     return sample(denoise, noise_BFHWC, make_steps(SAMPLER, grid), SAMPLER)
+
+
+def look_ahead(config: REGENConfig) -> int:
+    """Frames by which `decode_chunks` lags behind unless told that a chunk is the last."""
+    del config
+    return 0
+
+
+def decode_chunks(
+    model: REGEN,
+    params: Params,
+    process: Process,
+    steps: int,
+    z_BtHWC: Array,
+    history: Array | None,
+    last: bool,
+    key_B: Array,
+) -> tuple[Array, Array]:
+    """Latents of some whole chunks of a clip -> its next frames.
+
+    However a clip is cut, its frames are the same: they depend on latents, keys and positions alone.
+
+    Args:
+      model, params, process, steps: see `draw`.
+      z_BtHWC: as the encoder gives them, two latent frames a chunk; with `last` one more, an image's, and none at all
+        are allowed as well.
+      history: None at the start of a clip, then what the call before gave: here the number of frames drawn.
+      last: the clip ends here: no frame is held back.
+      key_B: of each clip's noise.
+
+    Returns:
+      (video (B, F, H, W, 3), about [-1, 1], history).
+    """
+    del last
+    batch, length, side = z_BtHWC.shape[0], model.config.chunk_frames, model.config.space_factor
+    chunks, tail = divmod(z_BtHWC.shape[1], 2)
+    height, width = side * z_BtHWC.shape[2], side * z_BtHWC.shape[3]
+    start = jnp.zeros((), jnp.int32) if history is None else history
+
+    def window(z, at, frames):
+        """`frames` frames of each of some chunks, (B, n, 2 or 1, ...), from position `at`."""
+        n = z.shape[1]
+        noise = jax.vmap(lambda key: frame_noise(key, at + jnp.arange(n * frames), height, width))(key_B)
+        times = jnp.broadcast_to(frame_times(model.config, frames)[None], (batch * n, frames))
+        told = model.apply(params, z.reshape(batch * n, *z.shape[2:]), times, method="expand")
+        video = draw(model, params, process, steps, told, noise.reshape(batch * n, frames, height, width, 3))
+        return video.reshape(batch, n * frames, height, width, 3)
+
+    parts = [jnp.zeros((batch, 0, height, width, 3))]
+    if chunks:
+        z = z_BtHWC[:, : 2 * chunks]
+        parts.append(window(z.reshape(batch, chunks, 2, *z.shape[2:]), start, length))
+    if tail:
+        parts.append(window(z_BtHWC[:, None, -1:], start + chunks * length, 1))
+    return jnp.concatenate(parts, axis=1), start + chunks * length + tail
