@@ -1,7 +1,8 @@
 """What is to be drawn: a clip's size, length and rate, checked, and cut in pieces where it is longer than training's.
 
 A piece is as long as the network was trained on, and begins with the last latent frames of the one before, which it is
-given as its condition: pieces 0 .. 4 of 29 latent frames with an overlap of 7 are 29 + 4 x 22 = 117 in all.
+given as its condition: pieces 0 .. 4 of 29 latent frames with an overlap of 7 are 29 + 4 x 22 = 117 in all. Behind a
+REGEN both are whole chunks, two latent frames each.
 """
 
 import dataclasses
@@ -76,8 +77,8 @@ def plan_clip(
       size: (height, width) in pixels, by default of that bucket.
       fps: by default the run's.
       piece_frames: pixel frames drawn at once; by default as many as the longest clip trained on.
-      overlap: latent frames that a piece is given of the one before; by default a quarter of a piece, the most that
-        training's masks leave clean at the head.
+      overlap: latent frames that a piece is given of the one before, in the embedder's units; by default a quarter of
+        a piece, the most that training's masks leave clean at the head, and one unit at least.
 
     Raises:
       UserError: a length or size that the embedder cannot take, an overlap that leaves nothing to draw.
@@ -92,14 +93,20 @@ def plan_clip(
     config.model.check_latents((t, h, w))
     longest = max(bucket.frames for bucket in buckets)
     # A network that knows images alone cannot go on from one.
-    piece_frames = piece_frames or (longest if longest > 1 else frames)
-    piece_frames = min(piece_frames, frames)
+    given, piece_frames = piece_frames, piece_frames or (longest if longest > 1 else frames)
+    piece_frames, unit = min(piece_frames, frames), embedder.unit
     piece = embedder.latent_shape((piece_frames, height, width))[0]
-    overlap = max(1, piece // 4) if overlap is None else overlap
-    if overlap < 1 or (piece < t and overlap >= piece):
+    if piece < t and piece % unit:
+        if given or piece < unit:
+            least = embedder.frames(unit)
+            raise UserError(f"piece_frames={piece_frames} must be a multiple of {least}: pieces are cut between chunks")
+        piece = piece // unit * unit
+        piece_frames = embedder.frames(piece)
+    overlap = max(unit, piece // 4 // unit * unit) if overlap is None else overlap
+    if overlap < unit or overlap % unit or (piece < t and overlap >= piece):
         raise UserError(
-            f"overlap={overlap} must be 1 or more latent frames and fewer than a piece's {piece}, or there is nothing "
-            "left to draw"
+            f"overlap={overlap} must be {unit} or more latent frames{f', whole chunks of {unit},' if unit > 1 else ''} "
+            f"and fewer than a piece's {piece}, or there is nothing left to draw"
         )
     plan = ClipPlan(
         frames=frames,

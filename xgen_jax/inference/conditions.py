@@ -27,7 +27,7 @@ def read_condition(image, video, plan: ClipPlan, embedder: Embedder) -> Video | 
         return read_image(image)[None]
     if not video:
         return None
-    wanted = 1 + embedder.model.config.time_factor * (plan.overlap - 1)
+    wanted = embedder.frames(plan.overlap)
     late_s = max(0.0, probe(video).duration_s - (wanted + 1) / plan.fps)
     frames = np.zeros((0, 1, 1, 3), np.uint8)
     for start_s in dict.fromkeys((late_s, 0.0)):  # a header may announce more than there is
@@ -45,7 +45,8 @@ def fit_condition(frames: Video, plan: ClipPlan, embedder: Embedder) -> Video:
     """Frames to be known at the head of a clip, as training would see them: resized to cover, then cropped.
 
     Args:
-      frames: uint8 (T, H, W, 3), any size. Of them the last 1 + f n that fit the plan's overlap are taken.
+      frames: uint8 (T, H, W, 3), any size. Of them the last are taken that make whole units of the embedder and fit
+        the plan's overlap: 1 + f n for a VidVAE, whole chunks for a REGEN; where none fit, the very last, as an image.
 
     Raises:
       UserError: no uint8 video, or a clip that such a condition leaves nothing of.
@@ -57,7 +58,7 @@ def fit_condition(frames: Video, plan: ClipPlan, embedder: Embedder) -> Video:
         raise UserError(f"a condition has frames, and pixels in them; this one is {frames.shape}")
     if plan.piece_shape[0] < 2:
         raise UserError(f"a clip of {plan.piece_frames} frame(s) has no room for a condition; draw a longer one")
-    factor = embedder.model.config.time_factor
-    latent = min(plan.overlap, 1 + (len(frames) - 1) // factor, plan.piece_shape[0] - 1)
-    frames = frames[-(1 + factor * (latent - 1)) :]
+    room = min(plan.overlap, plan.piece_shape[0] - 1) // embedder.unit * embedder.unit
+    latent = min(room, embedder.whole_latents(len(frames))) or 1
+    frames = frames[-embedder.frames(latent) :]
     return center_crop(resize_cover(frames, plan.height, plan.width), plan.height, plan.width)

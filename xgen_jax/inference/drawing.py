@@ -36,7 +36,8 @@ from xgen_jax.parallel.sharding import BATCH, batch_sharding, on_mesh, tree_shar
 from xgen_jax.training.config import VDiTRun
 from xgen_jax.typing import Array, Params, Shape, Video
 
-_PIECE_NOISE = 2  # stream of a clip's key below which each piece but the first has its own; 0 and 1 are samplers'
+# Streams of a clip's key beside the samplers' 0 and 1: below the first each piece but the first has its own.
+_PIECE_NOISE, _DECODE_NOISE = 2, 3
 _TOKENS = 8192  # about as many at once as keep a device busy
 _MOST = 16  # clips a device at once, where nobody says otherwise
 
@@ -58,10 +59,20 @@ def _embed(text, params, arrays, rows_B):
     return tuple(text.embed(params, arrays, jnp.full(rows_B.shape, null)) for null in (False, True))
 
 
+def _clip_keys(seeds_B, rows_B):
+    return jax.vmap(lambda seed, row: jax.random.fold_in(jax.random.key(seed), row))(seeds_B, rows_B)
+
+
+@jax.jit
+def _decode_keys(seeds_B, rows_B):
+    """A key for each clip, of what a generative decoder draws."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, _DECODE_NOISE))(_clip_keys(seeds_B, rows_B))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _start(program: _Program, steps, seeds_B, rows_B, piece):
     """A key for each clip of a piece, and what its first step begins with."""
-    key_B = jax.vmap(lambda seed, row: jax.random.fold_in(jax.random.key(seed), row))(seeds_B, rows_B)
+    key_B = _clip_keys(seeds_B, rows_B)
     if piece is not None:
         key_B = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, _PIECE_NOISE), piece))(key_B)
     x = jax.vmap(lambda key: program.process.terminal(key, program.shape))(key_B)
@@ -168,6 +179,7 @@ class Drawer:
             "guidance_scale": float(self._scale),
             "guidance": [str(value) for value in dataclasses.astuple(self._program.guidance)],
             "compute_dtype": np.dtype(model.dtype).name,
+            **self._embedder.settings,
         }
 
     def __call__(
@@ -193,8 +205,10 @@ class Drawer:
         latents = self.latents(prompts, seeds, rows, condition, progress)
         if self.offload:
             latents = iter(list(map(np.asarray, latents)))  # the transformer is gone when the decoder comes
+        with on_mesh(self._mesh):
+            key_B = _decode_keys(*self._noise(seeds, rows))
         with self._on_devices("embedder") as params:
-            yield from map(to_uint8, self._decode(params["embedder"], latents))
+            yield from map(to_uint8, self._decode(params["embedder"], latents, key_B))
 
     def latents(
         self,
@@ -212,8 +226,7 @@ class Drawer:
             raise ValueError(f"{len(prompts)} prompts for a batch of {self.batch_size}")
         frames = None if condition is None else self._known_condition(condition)
         arrays = self._shared(self._text.arrays(list(prompts)))
-        seeds = np.asarray(seeds, np.uint32)
-        seeds, rows = self._shared((seeds, np.asarray([0] * len(seeds) if rows is None else rows, np.uint32)))
+        seeds, rows = self._noise(seeds, rows)
         names = [name for name in self._params if name != "embedder"]
         left, had = self.plan.latent_frames, 0
         with self._on_devices(*names) as params:
@@ -248,7 +261,12 @@ class Drawer:
             padded = np.pad(latents, ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0)))
             return _known(self._shared(np.repeat(padded, self.batch_size, axis=0)), latents.shape[1])
 
-    def _decode(self, params: Params, latents: Iterator[Array]) -> Iterator[np.ndarray]:
+    def _noise(self, seeds: Sequence[int], rows: Sequence[int] | None) -> tuple[Array, Array]:
+        """Both numbers of each clip's noise, on the devices."""
+        rows = [0] * len(seeds) if rows is None else rows
+        return self._shared((np.asarray(seeds, np.uint32), np.asarray(rows, np.uint32)))
+
+    def _decode(self, params: Params, latents: Iterator[Array], key_B: Array) -> Iterator[np.ndarray]:
         rows, chunk = self._decode_plan(params)
         sharding = batch_sharding(self._mesh)
         if (
@@ -256,9 +274,9 @@ class Drawer:
         ):  # all at once, or blocks of rows, each of all frames
             whole = np.concatenate(list(map(np.asarray, latents)), axis=1)
             with on_mesh(self._mesh):
-                yield decode(self._embedder, params, whole, self._decode_budget_gb, sharding)
+                yield decode(self._embedder, params, whole, self._decode_budget_gb, sharding, key_B)
             return
-        stream = decode_stream(self._embedder, params, _chunks(latents, chunk), sharding)
+        stream = decode_stream(self._embedder, params, _chunks(latents, chunk), sharding, key_B)
         while True:
             with on_mesh(self._mesh):
                 video = next(stream, None)

@@ -256,7 +256,7 @@ def plan(
         return height, min(units * unit, frames)
     if halo is None:
         least = "a latent frame" if unit == 1 else f"{unit} latent frames"
-        why = f"even {least} at a time, and only a VidVAE with norm='rms' and no attention can be cut in space"
+        why = f"even {least} at a time, and only a model with norm='rms' and no attention can be cut in space"
         raise refuse(measure(1), why)
     rows = height
     while rows > 1:

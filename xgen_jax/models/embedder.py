@@ -81,6 +81,11 @@ class Embedder(abc.ABC):
     def depends_on_whole_clip(self) -> str:
         """Why there are no chunks, empty where there are; see `VidVAEConfig.depends_on_whole_clip`."""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decoding depends on beside parameters, latents and key, as JSON has it."""
+        return {}
+
     def fingerprint(self, params: Params) -> str:
         """16 hex digits of configuration, parameters and latent statistics; how they are computed is left out."""
         return fingerprint(self.model.config, params)
@@ -191,6 +196,11 @@ class REGENEmbedder(Embedder):
     def halo(self) -> int | None:
         """The decoder attends everywhere."""
         return None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The evaluations."""
+        return {"decode_steps": self.steps}
 
     @property
     def depends_on_whole_clip(self) -> str:

@@ -22,16 +22,22 @@ def fingerprint(config: Any, params: Params) -> str:
 
     Args:
       config: a dataclass that JSON can hold. Fields that stand at their default are left out, so that a field added
-        later does not make another network of it, and so are `EXECUTION` fields.
+        later does not make another network of it, and so are `EXECUTION` fields; those of dataclasses in it as well.
       params: a tree of arrays; 1 GB takes about a second.
     """
-    values = dataclasses.asdict(config)
-    fields = [field for field in dataclasses.fields(config) if field.name not in EXECUTION]
-    told = {field.name: values[field.name] for field in fields if getattr(config, field.name) != field.default}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(_told(config), sort_keys=True).encode())
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     for path, leaf in sorted(leaves.items()):
         array = np.ascontiguousarray(leaf)
         digest.update(json.dumps([path, str(array.dtype), array.shape]).encode())
         digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
     return digest.hexdigest()[:16]
+
+
+def _told(value: Any) -> Any:
+    """Of a dataclass the fields that say which network it is, any other value as it is."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = [field for field in dataclasses.fields(value) if field.name not in EXECUTION]
+    told = ((field, _told(getattr(value, field.name))) for field in fields)
+    return {field.name: each for field, each in told if each != _told(field.default)}

@@ -45,6 +45,7 @@ from xgen_jax.training.run_folder import (
     check_fingerprints,
     describe_machine,
     load_embedder,
+    make_embedder,
 )
 from xgen_jax.training.start import starting_params
 from xgen_jax.training.state import TrainState, init_state, make_update
@@ -270,7 +271,10 @@ def _train(
         )
     if config.objective in EMBEDDERS and (last or not (folder.path / LATENT_STATISTICS).exists()):
         videos = (pipeline.batch(step)["video"] for step in range(32))
-        folder.write_json(LATENT_STATISTICS, latent_statistics(objective.latents, state.ema, videos))
+        statistics = latent_statistics(
+            make_embedder(config, np.dtype(loop.compute_dtype)), state.ema[config.objective], videos
+        )
+        folder.write_json(LATENT_STATISTICS, statistics)
     if getattr(config, "lora", None):
         store_adapter(folder)
     return {

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from xgen_jax.errors import UserError
+from xgen_jax.models.embedder import REGENEmbedder, VidVAEEmbedder
 from xgen_jax.models.regen import abstract_variables as abstract_regen
 from xgen_jax.models.vdit import abstract_variables
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.parallel.sharding import path_name
-from xgen_jax.training.config import TRANSFORMERS, RunConfig
+from xgen_jax.training.config import EMBEDDERS, TRANSFORMERS, RunConfig
 from xgen_jax.training.run_folder import RunFolder, load_embedder
 from xgen_jax.typing import Params
 
@@ -26,22 +27,8 @@ def starting_params(config: RunConfig) -> Params | None:
     """
     if config.init_from is None:
         return None
-    if config.objective == "regen":
-        other = RunFolder(config.init_from).config()
-        if other.objective != "regen":
-            raise UserError(
-                f"init_from={config.init_from} holds a {other.objective} run; give a regen run to start from"
-            )
-        found = jax.tree.map(np.asarray, RunFolder(config.init_from).averaged())
-        _check(config, other.model, found["regen"], abstract_regen(config.model))
-        return found
-    if config.objective == "vidvae":
-        embedder, params = load_embedder(config.init_from, require_statistics=False)
-        bucket = config.data.buckets[0]
-        video = jax.ShapeDtypeStruct((1, *bucket.shape, 3), np.float32)
-        wanted = jax.eval_shape(VidVAE(config.model).init, jax.random.key(0), video)
-        _check(config, embedder.model.config, params["model"], wanted)
-        return {"vidvae": jax.tree.map(np.asarray, params["model"])}
+    if config.objective in EMBEDDERS:
+        return {config.objective: _starting_embedder(config)}
     folder = RunFolder(config.init_from)
     other = folder.config()
     if other.objective not in TRANSFORMERS:
@@ -55,6 +42,23 @@ def starting_params(config: RunConfig) -> Params | None:
     if "text" in found and getattr(other, "text", None) == config.text:
         start["text"] = found["text"]
     return start
+
+
+def _starting_embedder(config: RunConfig) -> Params:
+    """The averaged parameters of the embedder's network in `init_from`, on the host."""
+    embedder, params = load_embedder(config.init_from, require_statistics=False)
+    if config.objective == "regen":
+        if not isinstance(embedder, REGENEmbedder):
+            raise UserError(f"init_from={config.init_from} holds a VidVAE; give a regen run to start from")
+        wanted = abstract_regen(config.model)
+    else:
+        if not isinstance(embedder, VidVAEEmbedder):
+            raise UserError(f"init_from={config.init_from} holds a REGEN; give a vidvae run to start from")
+        bucket = config.data.buckets[0]
+        video = jax.ShapeDtypeStruct((1, *bucket.shape, 3), np.float32)
+        wanted = jax.eval_shape(VidVAE(config.model).init, jax.random.key(0), video)
+    _check(config, embedder.model.config, params["model"], wanted)
+    return jax.tree.map(np.asarray, params["model"])
 
 
 def extend_null_caption(variables: Params, tokens: int) -> Params:

@@ -192,14 +192,6 @@ class REGENObjective:
         chunk = jnp.zeros((1, c.chunk_frames, 2 * c.space_factor, 2 * c.space_factor, 3))
         return {"regen": self.model.init(key, chunk, jnp.zeros(1))}
 
-    def latents(self, params: Params, video_BTHWC: Array) -> Array:
-        """Clips in [-1, 1] -> the posterior's mean (B, t, h, w, c), two latent frames a chunk."""
-        groups = [
-            self.model.apply(params["regen"], _fold(frames), method="encode")[0]
-            for frames in cut_chunks(self.model.config, video_BTHWC)
-        ]
-        return jnp.concatenate([z.reshape(len(video_BTHWC), -1, *z.shape[2:]) for z in groups], axis=1)
-
     def averaged(self, params: Params) -> Params:
         """All of them."""
         return params

@@ -1,0 +1,43 @@
+"""Tiny REGEN (8x8x8, 8 channels) on the world of moving shapes.
+
+command   python launch/train.py --config=configs/quickstart/regen.py --workdir=runs/quickstart/regen
+hardware  2 CPU cores, under 2 GB
+time      TIME
+expect    EXPECT
+
+--config=configs/quickstart/regen.py:16 takes a ratio of 16x with clips of 17 frames; 4 and 32 there are as well. Your
+own videos: add --config.data.source=video_folder --config.data.path=FOLDER --config.data.require_captions=False.
+"""
+
+import dataclasses
+
+from ml_collections import config_dict
+
+from xgen_jax.data.pipeline import Bucket, DataConfig
+from xgen_jax.models.regen_config import PRESETS
+from xgen_jax.parallel.mesh import MeshConfig
+from xgen_jax.training.config import LoopConfig, REGENRun
+from xgen_jax.training.objectives.regen import REGENLossConfig
+from xgen_jax.training.optimizer import OptimizerConfig
+
+
+def get_config(ratio: str = "8"):
+    """Every key of `REGENRun`, locked; one chunk a clip."""
+    model = PRESETS[f"tiny-{ratio}x"]
+    bucket = Bucket(frames=model.chunk_frames, height=32, width=32, batch_size=8)
+    run = REGENRun(
+        model=model,
+        loss=REGENLossConfig(process="flow", prediction="x0", one_step_share=0.5, kl=2e-4),
+        data=DataConfig(source="synthetic", seed=0, buckets=(bucket,)),
+        optimizer=OptimizerConfig(
+            name="muon", learning_rate=0.02, adam_learning_rate=3e-3, schedule="linear", warmup_steps=50
+        ),
+        loop=LoopConfig(steps=1500, ema_decay=0.995, compute_dtype="float32", checkpoint_every=1000),
+        mesh=MeshConfig(fsdp=1),
+    )
+    config = config_dict.ConfigDict(dataclasses.asdict(run))
+    config.init_from = config_dict.placeholder(str)
+    config.loss.lpips_weights = config_dict.placeholder(str)
+    config.data.path = config_dict.placeholder(str)
+    config.data.fps = config_dict.placeholder(float)
+    return config

@@ -1,0 +1,105 @@
+"""Runs of REGEN: images and videos mixed, resumed, started from another, refused before anything is made."""
+
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from test_regen_loss import MODEL
+
+from xgen_jax.data.pipeline import Pipeline
+from xgen_jax.data.sources import make_source
+from xgen_jax.errors import UserError
+from xgen_jax.training.checkpoint import Checkpoints
+from xgen_jax.training.config import run_config, to_dict
+from xgen_jax.training.loop import train
+from xgen_jax.training.run_folder import load_embedder
+
+IMAGE, CHUNK, LONG = ({"frames": frames, "height": 8, "width": 8, "batch_size": 2} for frames in (1, 5, 11))
+
+
+def values(steps=6, buckets=(CHUNK,), model=None, **changes):
+    return {
+        "objective": "regen",
+        "model": to_dict(MODEL) | (model or {}),
+        "loss": {"kl": 1e-3, "one_step_share": 0.5, "consistency": 0.1},
+        "data": {"source": "synthetic", "num_clips": 100, "buckets": buckets},
+        # The rate is 0 at the first step, and does not depend on the number of steps.
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
+        "loop": {"steps": steps, "compute_dtype": "float32", "checkpoint_every": 3, "log_every": 1},
+        "mesh": {"fsdp": 1},
+    } | changes
+
+
+def run(workdir, **changes):
+    return train(run_config(values(**changes)), workdir)
+
+
+def state_of(workdir, step=None):
+    checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints")
+    return {name: checkpoints.restore_part((name,), step) for name in ("step", "params", "ema", "opt_state")}
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Images, chunks, and clips of two chunks and a frame; also what others start from."""
+    workdir = tmp_path_factory.mktemp("mixed") / "run"
+    changes = {"buckets": (IMAGE, CHUNK, LONG)}
+    assert run(workdir, **changes)["step"] == 6
+    return workdir, changes
+
+
+def test_images_and_videos_train_together_and_resume_bit_for_bit(mixed, tmp_path):
+    straight, changes = mixed
+    data = run_config(values(**changes)).data
+    pipeline = Pipeline(make_source(data), data)
+    assert {pipeline.bucket(step).frames for step in range(3)} == {1, 5, 11}
+    state = state_of(straight)
+    assert state["params"].keys() == state["ema"].keys() == {"regen"}
+    shutil.copytree(straight, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    assert run(tmp_path / "run", **changes)["step"] == 6
+    assert_same(state_of(tmp_path / "run"), state)
+
+
+def test_a_finished_run_is_an_embedder_of_unit_latents(mixed):
+    """The statistics are of content and motion latents together, over the very clips of its first steps."""
+    embedder, params = load_embedder(mixed[0])
+    data = run_config(values(**mixed[1])).data
+    pipeline = Pipeline(make_source(data), data)
+    encode = jax.jit(embedder.encode)
+    latents = [encode(params, pipeline.batch(step)["video"] / np.float32(127.5) - 1) for step in range(32)]
+    assert {z.shape[1:] for z in latents} == {(1, 2, 2, 3), (2, 2, 2, 3), (5, 2, 2, 3)}
+    values_NC = np.concatenate([np.reshape(z, (-1, 3)) for z in latents])
+    np.testing.assert_allclose(values_NC.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(values_NC.std(0), 1, atol=1e-3)
+
+
+def test_a_run_starts_from_another(mixed, tmp_path):
+    run(tmp_path / "run", steps=1, init_from=str(mixed[0]))
+    # The first step's learning rate is 0.
+    assert_same(state_of(tmp_path / "run")["params"]["regen"], state_of(mixed[0])["ema"]["regen"])
+
+
+@pytest.mark.parametrize(
+    "bucket, message", [({"frames": 8}, "5n and 5n \\+ 1; .* 6, 10"), ({"height": 10}, "height 10")]
+)
+def test_a_bucket_that_it_cannot_take_is_refused_before_anything_is_made(tmp_path, bucket, message):
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "run", buckets=({**CHUNK, **bucket},))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_does_not_fit_is_refused_before_anything_is_made(mixed, tiny_runs, tmp_path):
+    with pytest.raises(UserError, match=r"has other parameters.*\n  model\.width: 16 -> 32\n"):
+        run(tmp_path / "run", init_from=str(mixed[0]), model={"width": 32})
+    with pytest.raises(UserError, match="holds a VidVAE; give a regen run to start from"):
+        run(tmp_path / "run", init_from=str(tiny_runs / "vidvae"))
+    with pytest.raises(UserError, match=r"steps=0 must be at least 1"):
+        run(tmp_path / "run", decode_steps=0)
+    assert not (tmp_path / "run").exists()
