@@ -24,6 +24,7 @@ from xgen_jax.diffusion.processes import make_process
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, Conditioning, frame_times
 from xgen_jax.models.regen_config import REGENConfig
+from xgen_jax.models.regen_decoding import straddles
 from xgen_jax.training.objectives.vidvae import to_unit_range
 from xgen_jax.training.optimizer import OptimizerConfig, make_optimizer
 from xgen_jax.typing import Array, Params
@@ -127,15 +128,14 @@ def choose_windows(
       The frames (B, N, F, H, W, 3) of the windows, and what is told of them, folded likewise.
     """
     chunks, frames = frames_BNFHWC.shape[1:3]
-    # Latents that are tokens are of one chunk: nothing would say whose they are.
-    if config.windows == "chunk" or chunks == 1 or told.tokens_BND is not None:
+    if config.windows == "chunk" or chunks == 1:
         return frames_BNFHWC, told
 
     def moved(keys_N, video_TX, told_TX):
         keys_N = jax.vmap(lambda key: jax.random.fold_in(key, _WINDOW))(keys_N)
         by_N = jax.vmap(lambda key: jax.random.randint(key, (), -(frames // 2), frames // 2 + 1))(keys_N)
         first_N = jnp.clip(frames * jnp.arange(chunks) + by_N, 0, frames * (chunks - 1))
-        at_NF = first_N[:, None] + jnp.arange(frames)
+        at_NF = first_N[:, None] + jnp.arange(frames)[None]
         return video_TX[at_NF], told_TX[at_NF]
 
     added = told.added_BFHWD.reshape(-1, chunks * frames, *told.added_BFHWD.shape[2:])
@@ -162,6 +162,11 @@ class REGENObjective:
             raise UserError(
                 f"loss.lpips={self.loss_config.lpips} needs loss.lpips_weights=FILE, the safetensors of LPIPS; "
                 "loss.lpips=0 does without"
+            )
+        if self.loss_config.windows == "moved" and not straddles(self.model.config):
+            raise UserError(
+                "loss.windows='moved' has frames of two chunks in a window, and with model.conditioning='in_context' "
+                "nothing says whose the latents are; choose loss.windows='chunk', or 'content_aware'"
             )
 
     @property
