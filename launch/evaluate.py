@@ -13,7 +13,7 @@ import command
 from absl import flags
 
 SUITE = flags.DEFINE_enum("suite", None, ["reconstruction", "captions", "report"], "What to do.")
-EMBEDDER = flags.DEFINE_string("embedder", None, "Run folder of a trained VidVAE (reconstruction).")
+EMBEDDER = flags.DEFINE_string("embedder", None, "Run folder of a trained VidVAE or REGEN (reconstruction).")
 MODEL = flags.DEFINE_string("model", None, "Run folder of a trained VDiT (captions).")
 DATA = flags.DEFINE_string("data", None, "Folder of videos; without it held-out synthetic clips (reconstruction).")
 OUT = flags.DEFINE_string("out", None, "Folder for the results; for report the quickstart folder itself.")
