@@ -194,7 +194,7 @@ def decode_at(
       (B, F, H, W, 3), about [-1, 1].
     """
     (batch, _, _, height, width, _), frames = z_BNtHWC.shape, len(times_F)
-    if straddles(model.config):
+    if model.config.conditioning == "content_aware":
         z = z_BNtHWC[:, chunk_F].reshape(batch * frames, *z_BNtHWC.shape[2:])
         added = model.apply(params, z, jnp.tile(times_F, batch)[:, None], method="expand").added_BFHWD
         told = Conditioning(added.reshape(batch, frames, *added.shape[2:]))
