@@ -1,6 +1,7 @@
 """Another speed: moments between the frames, and the frames themselves as they always are."""
 
 import collections
+import json
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from tiny_regen import TINY, tiny_embedder, write_run
 
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
-from xgen_jax.evaluation.suites import reconstruct_file
+from xgen_jax.evaluation.suites import reconstruct_file, reconstruction_suite
 from xgen_jax.inference import slow_motion
 from xgen_jax.inference.reconstruct import Reconstructor, load_reconstructor
 from xgen_jax.inference.slow_motion import decode_at_speed, moments, windows
@@ -116,6 +117,12 @@ def test_a_file_is_shown_beside_the_original_slowed_by_repetition(run, tmp_path)
     assert result["shape"] == [11, 16, 16, 3] and result["fps"] == 8
     with pytest.raises(UserError, match="steps"):
         reconstruct_file(**arguments, steps=0, overwrite=True)
+
+
+def test_a_run_is_scored_with_so_many_evaluations(run, tmp_path):
+    result = reconstruction_suite(embedder=str(run), out=str(tmp_path), count=1, steps=2)
+    assert result["shapes"]["5x16x16"]["clips"] == 1
+    assert json.loads((tmp_path / "reconstruction" / "reconstruction.json").read_text())["decode_steps"] == 2
 
 
 def test_a_vidvae_has_neither_speed_nor_steps(tiny_runs):

@@ -84,6 +84,7 @@ def reconstruction_suite(
     seed: int = 0,
     shapes: Sequence[str] | None = None,
     lpips: Sequence[str] | None = None,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """Scores reconstructions of clips; writes reconstruction.json, .md and SHAPE/NNN.mp4 into OUT/reconstruction.
 
@@ -96,6 +97,7 @@ def reconstruction_suite(
       shapes: of the clips, "FRAMESxHEIGHTxWIDTH" each, or "paper" for the paper's three; by default the shape trained
         on.
       lpips: safetensors files of LPIPS (see `weights.lpips`); without them it is left out.
+      steps: see `load_reconstructor`.
 
     Returns:
       The means by shape, and the paths of the JSON and the table.
@@ -113,7 +115,7 @@ def reconstruction_suite(
     else:
         source = VideoFolderSource(data, require_captions=False)
         count = min(count, len(source))
-    reconstruct = load_reconstructor(embedder)
+    reconstruct = load_reconstructor(embedder, steps=steps)
     entries, conventions = [], {}
     for shape in wanted:
         name = "x".join(map(str, shape))
@@ -123,7 +125,7 @@ def reconstruction_suite(
         entries.append({"shape": name, **result})
     text = table(entries)
     print(text, file=sys.stderr)
-    facts = {"source": source.name, "embedder": str(embedder), "seed": seed}
+    facts = {"source": source.name, "embedder": str(embedder), "seed": seed, **reconstruct.embedder.settings}
     _write(folder / "reconstruction.md", text)
     _write_json(folder / "reconstruction.json", {"shapes": entries, "conventions": conventions, **facts})
     return {
