@@ -11,7 +11,7 @@ Interrupted? The same command makes what is not there yet.
 import command
 from absl import flags
 
-EMBEDDER = flags.DEFINE_string("embedder", None, "Run folder of a trained or converted VidVAE.")
+EMBEDDER = flags.DEFINE_string("embedder", None, "Run folder of a trained or converted VidVAE, or a REGEN.")
 DATA = flags.DEFINE_string("data", None, "Folder of videos and images, or the word synthetic.")
 OUT = flags.DEFINE_string("out", None, "Folder for the latents.")
 BUCKETS = flags.DEFINE_string("buckets", None, "FRAMESxHEIGHTxWIDTH[,...]; by default what the embedder trained on.")

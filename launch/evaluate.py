@@ -13,13 +13,13 @@ import command
 from absl import flags
 
 SUITE = flags.DEFINE_enum("suite", None, ["reconstruction", "captions", "report"], "What to do.")
-EMBEDDER = flags.DEFINE_string("embedder", None, "Run folder of a trained VidVAE (reconstruction).")
+EMBEDDER = flags.DEFINE_string("embedder", None, "Run folder of a trained VidVAE or REGEN (reconstruction).")
 MODEL = flags.DEFINE_string("model", None, "Run folder of a trained VDiT (captions).")
 DATA = flags.DEFINE_string("data", None, "Folder of videos; without it held-out synthetic clips (reconstruction).")
 OUT = flags.DEFINE_string("out", None, "Folder for the results; for report the quickstart folder itself.")
 COUNT = flags.DEFINE_integer("count", 64, "How many clips or prompts.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the clips, prompts and noise.", lower_bound=0)
-STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; by default the run's.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", None, "Of sampling, or of a REGEN's decoder; else its run's.", lower_bound=1)
 GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", None, "By default the run's.")
 SHAPES = flags.DEFINE_list(
     "shapes", None, "FRAMESxHEIGHTxWIDTH,... of the clips, or paper (reconstruction); by default the shape trained on."
@@ -43,6 +43,7 @@ def main():
                 seed=SEED.value,
                 shapes=SHAPES.value,
                 lpips=LPIPS.value,
+                steps=STEPS.value,
             )
         case "captions":
             return suites.captions_suite(

@@ -15,8 +15,8 @@ def load(path):
     """Loads a run folder as a callable.
 
     Args:
-      path: the folder of a VDiT run (gives a `TextToVideo`: prompt -> video) or of a VidVAE run (gives a
-        `Reconstructor`: video -> video).
+      path: the folder of a VDiT run (gives a `TextToVideo`: prompt -> video) or of a VidVAE or REGEN run
+        (gives a `Reconstructor`: video -> video).
 
     Raises:
       UserError: no such folder, or no finished run in it.

@@ -50,3 +50,21 @@ def test_the_same_network_has_the_same_one_for_ever():
     shuffled = dict(reversed(tree().items()))
     on_device = {"a": {"kernel": jnp.asarray(tree()["a"]["kernel"])}, "std": jnp.ones(3)}
     assert fingerprint(Config(), shuffled) == fingerprint(Config(), on_device) == fingerprint(Config(), tree())
+
+
+def test_a_nested_configuration_counts_in_every_field_but_those_at_their_default():
+    @dataclasses.dataclass(frozen=True)
+    class Outer:
+        inner: Config
+        depth: int = 2
+
+    @dataclasses.dataclass(frozen=True)
+    class Later(Config):
+        invented: str = "no"
+        attention: str = "xla"
+
+    plain = fingerprint(Outer(Config()), tree())
+    assert plain != fingerprint(Config(), tree())
+    assert fingerprint(Outer(Later()), tree()) == fingerprint(Outer(Later(attention="cudnn")), tree()) == plain
+    others = {fingerprint(Outer(inner), tree()) for inner in (Config(width=5), Later(invented="yes"))}
+    assert len({plain, *others, fingerprint(Outer(Config(), 3), tree())}) == 4

@@ -6,33 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_regen import TINY
 
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, Conditioning, count_parameters, frame_times
-from xgen_jax.models.regen_config import PRESETS, REGENConfig
-from xgen_jax.models.vidvae_config import VidVAEConfig
-
-TINY = REGENConfig(
-    encoder=VidVAEConfig(
-        channels=(8, 8),
-        space_reduction=(False, False),
-        time_reduction=(True, False),
-        latent_channels=4,
-        blocks=1,
-        stem=(2, 4, 4),
-        mid_attention=False,
-        kernels=((1, 3, 3), (3, 1, 1)),
-        norm="rms",
-    ),
-    width=16,
-    depth=2,
-    heads=2,
-    siren_hidden=8,
-    siren_depth=2,
-    siren_bands=2,
-    siren_features=6,
-    remat="none",
-)
+from xgen_jax.models.regen_config import PRESETS
 
 
 def randomised(params, seed=1):

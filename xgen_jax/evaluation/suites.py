@@ -21,6 +21,7 @@ from xgen_jax.evaluation.reconstruction import compare, evaluate_reconstruction,
 from xgen_jax.evaluation.reconstruction_table import expand_shapes, table
 from xgen_jax.inference.reconstruct import load_reconstructor
 from xgen_jax.inference.sample_files import check_output_file
+from xgen_jax.inference.slow_motion import moments
 from xgen_jax.inference.text_to_video import load_text_to_video
 from xgen_jax.training.run_folder import RunFolder
 from xgen_jax.typing import Video
@@ -41,27 +42,37 @@ def reconstruct_file(
     video: str | None,
     out: str | None,
     frames: int | None = None,
+    steps: int | None = None,
+    speed: float = 1.0,
     memory_budget_gb: float | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Reconstructs one video file and writes both side by side.
 
-    `memory_budget_gb`: what the device may use, see `inference.streaming.decode`.
+    Args:
+      embedder, video, out, frames, overwrite: see `launch/reconstruct.py`.
+      steps: see `load_reconstructor`.
+      speed: see `Reconstructor`; the original is then slowed by repeating frames, and the figures are of the frames
+        that it has.
+      memory_budget_gb: what the device may use, see `inference.streaming.decode`.
 
     Raises:
-      UserError: missing arguments, an unreadable video, an output that is there.
+      UserError: missing arguments, an unreadable video, an output that is there, steps or a speed that the embedder
+        cannot have.
     """
     started = time.monotonic()
     for name, value in (("embedder", embedder), ("video", video), ("out", out)):
         require(name, value)
     path = check_output_file(out, overwrite)
     original, fps = read_video(video, frames=frames)
-    reconstruction = load_reconstructor(embedder, memory_budget_gb)(original)
-    result = compare(original, reconstruction)
-    write_video(path, side_by_side(original, reconstruction), fps)
+    reconstruction = load_reconstructor(embedder, memory_budget_gb, steps)(original, speed)
+    at = moments(len(original), speed)
+    own, shown = at == np.floor(at), original[np.floor(at).astype(int)]
+    result = compare(shown[own], reconstruction[own])
+    write_video(path, side_by_side(shown, reconstruction), fps)
     figures = {name: round(result[name], 4) for name in ("psnr_db", "ssim", "mse", "sharpness")}
     wall_s = round(time.monotonic() - started, 2)
-    return {"video": str(path), "shape": list(original.shape), "fps": fps, **figures, "wall_s": wall_s}
+    return {"video": str(path), "shape": list(reconstruction.shape), "fps": fps, **figures, "wall_s": wall_s}
 
 
 def reconstruction_suite(
@@ -73,11 +84,12 @@ def reconstruction_suite(
     seed: int = 0,
     shapes: Sequence[str] | None = None,
     lpips: Sequence[str] | None = None,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """Scores reconstructions of clips; writes reconstruction.json, .md and SHAPE/NNN.mp4 into OUT/reconstruction.
 
     Args:
-      embedder: run folder of a VidVAE.
+      embedder: run folder of a VidVAE or a REGEN.
       out: folder for the results.
       data: folder of videos; without it held-out clips of the world of moving shapes.
       count: clips a shape; of a folder at most as many as there are.
@@ -85,6 +97,7 @@ def reconstruction_suite(
       shapes: of the clips, "FRAMESxHEIGHTxWIDTH" each, or "paper" for the paper's three; by default the shape trained
         on.
       lpips: safetensors files of LPIPS (see `weights.lpips`); without them it is left out.
+      steps: see `load_reconstructor`.
 
     Returns:
       The means by shape, and the paths of the JSON and the table.
@@ -102,7 +115,7 @@ def reconstruction_suite(
     else:
         source = VideoFolderSource(data, require_captions=False)
         count = min(count, len(source))
-    reconstruct = load_reconstructor(embedder)
+    reconstruct = load_reconstructor(embedder, steps=steps)
     entries, conventions = [], {}
     for shape in wanted:
         name = "x".join(map(str, shape))
@@ -112,7 +125,7 @@ def reconstruction_suite(
         entries.append({"shape": name, **result})
     text = table(entries)
     print(text, file=sys.stderr)
-    facts = {"source": source.name, "embedder": str(embedder), "seed": seed}
+    facts = {"source": source.name, "embedder": str(embedder), "seed": seed, **reconstruct.embedder.settings}
     _write(folder / "reconstruction.md", text)
     _write_json(folder / "reconstruction.json", {"shapes": entries, "conventions": conventions, **facts})
     return {

@@ -63,7 +63,7 @@ def encode_dataset(
     them from the first clips, before anything is encoded.
 
     Args:
-      embedder: run folder of a VidVAE.
+      embedder: run folder of a VidVAE or a REGEN.
       data: folder of videos and, for shapes of one frame, images; or the word "synthetic".
       out: folder for the latents.
       buckets: clip shapes, "9x32x32,1x32x32" (frames x height x width); by default those the embedder was trained on.

@@ -241,6 +241,30 @@ class REGENEmbedder(Embedder):
             self.model, params["model"], self.process, self.steps, z, history, last, keys_B
         )
 
+    def decode_at(
+        self,
+        params: Params,
+        latents_BNtHWC: Array,
+        chunk_F: Array,
+        times_F: Array,
+        positions_F: Array,
+        key: Array | None = None,
+    ) -> Array:
+        """See `regen_decoding.decode_at`; of normalised latents, and with `key` as of `decode_chunk`."""
+        batch = len(latents_BNtHWC)
+        z = _scaled(params, latents_BNtHWC.reshape(-1, *latents_BNtHWC.shape[2:])).reshape(latents_BNtHWC.shape)
+        return regen_decoding.decode_at(
+            self.model,
+            params["model"],
+            self.process,
+            self.steps,
+            z,
+            chunk_F,
+            times_F,
+            positions_F,
+            _clip_keys(key, batch),
+        )
+
 
 def _normalised(params: Params, latents: Array) -> Array:
     return (latents - _channels(params["mean"])) / _channels(params["std"])

@@ -167,3 +167,39 @@ def decode_chunks(
         image = windows(tell(z_BtHWC[:, None, 2 * n :], 1), history.frames)
         video = jnp.concatenate([video, image], axis=1)
     return video, history._replace(frames=history.frames + tail)
+
+
+def decode_at(
+    model: REGEN,
+    params: Params,
+    process: Process,
+    steps: int,
+    z_BNtHWC: Array,
+    chunk_F: Array,
+    times_F: Array,
+    positions_F: Array,
+    key_B: Array,
+) -> Array:
+    """Frames at any times of a chunk, or of neighbouring ones, drawn as one window.
+
+    Args:
+      model, params, process, steps: see `draw`.
+      z_BNtHWC: latents of N chunks, or of one image; of one chunk where windows do not straddle.
+      chunk_F: which of the N a frame belongs to.
+      times_F: in its chunk: 0 is the first frame, 1 the last, and what lies between or beyond is drawn as well.
+      positions_F: in the clip, for the noise; see `frame_noise`.
+      key_B: of each clip's noise.
+
+    Returns:
+      (B, F, H, W, 3), about [-1, 1].
+    """
+    (batch, _, _, height, width, _), frames = z_BNtHWC.shape, len(times_F)
+    if straddles(model.config):
+        z = z_BNtHWC[:, chunk_F].reshape(batch * frames, *z_BNtHWC.shape[2:])
+        added = model.apply(params, z, jnp.tile(times_F, batch)[:, None], method="expand").added_BFHWD
+        told = Conditioning(added.reshape(batch, frames, *added.shape[2:]))
+    else:
+        told = model.apply(params, z_BNtHWC[:, 0], jnp.tile(times_F[None], (batch, 1)), method="expand")
+    side = model.config.space_factor
+    noise = jax.vmap(lambda key: frame_noise(key, positions_F, side * height, side * width))(key_B)
+    return draw(model, params, process, steps, told, noise)

@@ -21,9 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from xgen_jax.data.latents import LatentSource
 from xgen_jax.data.pipeline import Pipeline
-from xgen_jax.data.sources import Source, make_source
+from xgen_jax.data.sources import make_source
 from xgen_jax.errors import UserError
 from xgen_jax.models.lpips import LPIPS
 from xgen_jax.models.regen import REGEN
@@ -34,6 +33,7 @@ from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated, tree
 from xgen_jax.training.adapters import adapted, store_adapter
 from xgen_jax.training.compiled import abstract_arrays, compile_ahead
 from xgen_jax.training.config import EMBEDDERS, REGENRun, RunConfig, VDiTRun, VidVAERun
+from xgen_jax.training.latent_check import check_latents
 from xgen_jax.training.latent_statistics import latent_statistics
 from xgen_jax.training.metrics import ConsoleWriter, JsonlWriter, MetricWriters, TensorBoardWriter
 from xgen_jax.training.objectives.regen import REGENObjective
@@ -128,24 +128,6 @@ def check_buckets(config: VDiTRun, latent_shape: Callable[[Shape], Shape]) -> No
             config.model.check_latents(latent_shape(bucket.shape))
         except UserError as error:
             raise UserError(f"bucket {bucket.name} of {config.embedder}: {error}") from error
-
-
-def check_latents(config: RunConfig, source: Source, objective) -> None:
-    """Raises UserError if the data are latents, and not those of the run's embedder or lacking one of its buckets."""
-    if not isinstance(source, LatentSource):
-        return
-    if config.objective != "vdit":
-        raise UserError(f"a {config.objective} run needs videos; {source.path} holds latents")
-    here = objective.fingerprints()["embedder"]
-    if source.embedder != here:
-        raise UserError(
-            f"{source.path} holds latents of the embedder {source.embedder}, and the run's embedder {config.embedder} "
-            f"is {here}: encode again with launch/encode.py --embedder={config.embedder}, or name the embedder that "
-            "made the latents"
-        )
-    for bucket in config.data.buckets:
-        if bucket.name in source.manifest["shards"] or not config.data.fit:
-            source.read(0, None, *bucket.shape)
 
 
 def check_resume(folder: RunFolder, pipeline: Pipeline, objective) -> None:

@@ -24,14 +24,15 @@ from xgen_jax.diffusion.processes import make_process
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, Conditioning, frame_times
 from xgen_jax.models.regen_config import REGENConfig
+from xgen_jax.models.regen_decoding import straddles
 from xgen_jax.training.objectives.vidvae import to_unit_range
 from xgen_jax.training.optimizer import OptimizerConfig, make_optimizer
 from xgen_jax.typing import Array, Params
 
 WEIGHTINGS = ("uniform", "velocity")
-WINDOWS = ("chunk",)
+WINDOWS = ("chunk", "moved")
 # The streams of a chunk's randomness.
-_POSTERIOR, _TIME, _ONE_STEP, _NOISE = range(4)
+_POSTERIOR, _TIME, _ONE_STEP, _NOISE, _WINDOW = range(5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,9 @@ class REGENLossConfig:
         at most `weight_limit` times the uniform one.
       time_distribution, time_shift: of the drawn times, see `diffusion.time.draw_times`.
       one_step_share: share of chunks at t = 1 exactly, whence decoding in one step begins; 0 is the paper's.
-      windows: which frames are denoised together: `chunk`, each chunk by itself.
+      windows: which frames are denoised together: `chunk`, each chunk by itself; or `moved`, windows of a chunk's
+        length that begin up to half a chunk before or after it, and hold frames of its neighbour in the clip then:
+        windows such as decoding draws across borders. Clips of one chunk have none.
       kl: weight of KL(q(z|x) || N(0, 1)); at 0 (the paper's, who name none) latents are the posterior's mean.
       lpips: weight of LPIPS of the predicted x0, a mean over frames.
       lpips_weights: see `VidVAELossConfig`.
@@ -124,8 +127,21 @@ def choose_windows(
     Returns:
       The frames (B, N, F, H, W, 3) of the windows, and what is told of them, folded likewise.
     """
-    del config, keys_BN
-    return frames_BNFHWC, told
+    chunks, frames = frames_BNFHWC.shape[1:3]
+    if config.windows == "chunk" or chunks == 1:
+        return frames_BNFHWC, told
+
+    def moved(keys_N, video_TX, told_TX):
+        keys_N = jax.vmap(lambda key: jax.random.fold_in(key, _WINDOW))(keys_N)
+        by_N = jax.vmap(lambda key: jax.random.randint(key, (), -(frames // 2), frames // 2 + 1))(keys_N)
+        first_N = jnp.clip(frames * jnp.arange(chunks) + by_N, 0, frames * (chunks - 1))
+        at_NF = first_N[:, None] + jnp.arange(frames)[None]
+        return video_TX[at_NF], told_TX[at_NF]
+
+    added = told.added_BFHWD.reshape(-1, chunks * frames, *told.added_BFHWD.shape[2:])
+    video = frames_BNFHWC.reshape(-1, chunks * frames, *frames_BNFHWC.shape[3:])
+    video, added = jax.vmap(moved)(keys_BN, video, added)
+    return video, Conditioning(_fold(added))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,6 +162,11 @@ class REGENObjective:
             raise UserError(
                 f"loss.lpips={self.loss_config.lpips} needs loss.lpips_weights=FILE, the safetensors of LPIPS; "
                 "loss.lpips=0 does without"
+            )
+        if self.loss_config.windows == "moved" and not straddles(self.model.config):
+            raise UserError(
+                "loss.windows='moved' has frames of two chunks in a window, and with model.conditioning='in_context' "
+                "nothing says whose the latents are; choose loss.windows='chunk', or 'content_aware'"
             )
 
     @property

@@ -1,0 +1,260 @@
+"""Seams of REGEN at the borders of its chunks, by how it was trained and how it draws; one JSON line a row on stdout.
+
+python benchmarks/seams.py [--rows=shapes] [--ratios=16,32] [--root=runs/seams] [--train_steps=600]
+python benchmarks/seams.py --rows=footage --videos=FOLDER [--size=64]
+
+Trains whatever is not in the folder yet, REGEN's tiny preset at each ratio with windows of one chunk each and with
+windows that are moved across borders (`loss.windows`), and reconstructs clips it has not seen in several ways:
+
+    aligned     plain chunks, one after the other
+    straddling  windows from the middle of a chunk to the middle of the next alone: the same cost
+    faded       those, what their frames are told fading from one chunk to the next, so many frames either side
+    blended     aligned and straddling windows cross-faded (the library's): twice the cost
+    extended    chunks with half a chunk more at either side, by extrapolated times, cross-faded: twice the cost
+
+`shapes`: clips of the moving shapes. `footage`: each video of a folder, but for its end, shrunk to twice the size; its
+end is measured, in the middle and the four corners. `border` is the seam ratio, `others` the median and `worst_other`
+the largest over the other pairs of frames of a chunk (see `evaluation/seams.py`). A table comes on stderr.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from rows import at_least_one, device_name, print_rows  # isort: skip  (it sets the environment)
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xgen_jax.data.pipeline import Bucket, DataConfig
+from xgen_jax.data.sources import VideoFolderSource
+from xgen_jax.data.synthetic import SyntheticSource
+from xgen_jax.data.transforms import center_crop, crop
+from xgen_jax.data.video import read_video
+from xgen_jax.data.video_writer import write_video
+from xgen_jax.evaluation.reconstruction import compare
+from xgen_jax.evaluation.seams import measure_seams
+from xgen_jax.inference.video_range import to_float, to_uint8
+from xgen_jax.models.regen import Conditioning
+from xgen_jax.models.regen_config import PRESETS
+from xgen_jax.models.regen_decoding import aligned_weights, draw, frame_noise
+from xgen_jax.parallel.mesh import MeshConfig
+from xgen_jax.training.config import LoopConfig, REGENRun
+from xgen_jax.training.loop import train
+from xgen_jax.training.objectives.regen import REGENLossConfig
+from xgen_jax.training.optimizer import OptimizerConfig
+from xgen_jax.training.run_folder import load_embedder
+
+WINDOWS = ("chunk", "moved")
+CHUNKS = 2  # of a clip
+BATCH = {4: 4, 8: 3, 16: 2, 32: 1}  # clips
+HELD_OUT_SEED, HELD_OUT_CLIPS = 7, 24
+
+
+class Window(NamedTuple):
+    """Frames drawn together.
+
+    Attributes:
+      positions_F: in the clip.
+      chunks_FN: how much of what a frame is told is of each chunk; sums to 1.
+      weights_F: in the picture; those of all windows of a frame sum to 1.
+    """
+
+    positions_F: np.ndarray
+    chunks_FN: np.ndarray
+    weights_F: np.ndarray
+
+
+def owned(positions: np.ndarray, n: int, length: int, fade: float = 0.0) -> np.ndarray:
+    """The chunk that each frame is of, one-hot (F, n); with `fade`, linear from so many frames before a border to so
+    many after.
+    """
+    borders = length * np.arange(1, n)
+    over = positions[:, None] + 0.5 - borders[None]
+    gone = np.clip(0.5 + over / (2 * fade), 0, 1) if fade else (over > 0).astype(float)
+    ones, zeros = np.ones((len(positions), 1)), np.zeros((len(positions), 1))
+    return np.concatenate([ones, gone], axis=1) - np.concatenate([gone, zeros], axis=1)
+
+
+def aligned(n: int, length: int) -> list[Window]:
+    """One window a chunk."""
+    clip = np.arange(n * length).reshape(n, length)
+    return [Window(at, owned(at, n, length), np.ones(length)) for at in clip]
+
+
+def straddling(n: int, length: int, fade: float = 0.0) -> list[Window]:
+    """From middle to middle; the ends are of aligned windows."""
+    middle = length - length // 2
+    rows = [
+        Window(at, owned(at, n, length, fade), np.ones(length))
+        for at in np.arange(middle, middle + (n - 1) * length).reshape(n - 1, length)
+    ]
+    first, last = aligned(n, length)[0], aligned(n, length)[-1]
+    is_first = np.arange(length) < middle
+    return [first._replace(weights_F=1.0 * is_first), *rows, last._replace(weights_F=1.0 * ~is_first)]
+
+
+def blended(n: int, length: int, config, fade: float = 0.0) -> list[Window]:
+    """The library's: both, by `aligned_weights`."""
+    w, middle = aligned_weights(config), length - length // 2
+    windows = []
+    for i, window in enumerate(aligned(n, length)):
+        weights = w.copy()
+        if i == 0:
+            weights[:middle] = 1
+        if i == n - 1:
+            weights[middle:] = 1
+        windows.append(window._replace(weights_F=weights))
+    rows = straddling(n, length, fade)[1:-1]
+    return windows + [row._replace(weights_F=1 - w[row.positions_F % length]) for row in rows]
+
+
+def extended(n: int, length: int, fade: int) -> list[Window]:
+    """Each chunk's own function of time, drawn `fade` frames beyond its borders."""
+    windows = []
+    for i in range(n):
+        at = np.arange(max(0, i * length - fade), min(n * length, (i + 1) * length + fade))
+        told = np.zeros((len(at), n))
+        told[:, i] = 1
+        windows.append(Window(at, told, owned(at, n, length, fade)[:, i]))
+    return windows
+
+
+def ways(config, n: int) -> dict[str, list[Window]]:
+    """The decodings compared."""
+    length = config.chunk_frames
+    quarter, half = length // 4, length // 2
+    return {
+        "aligned": aligned(n, length),
+        "straddling": straddling(n, length),
+        f"faded {quarter}": straddling(n, length, quarter),
+        f"faded {half}": straddling(n, length, half),
+        "blended": blended(n, length, config),
+        f"blended, faded {quarter}": blended(n, length, config, quarter),
+        f"extended {quarter}": extended(n, length, quarter),
+        f"extended {half}": extended(n, length, half),
+    }
+
+
+def reconstruct(embedder, params, videos: np.ndarray, windows: list[Window]) -> np.ndarray:
+    """uint8 clips (B, T, H, W, 3) -> the same, drawn in these windows."""
+    model, total = embedder.model, np.zeros(videos.shape, np.float64)
+    encoded = jax.jit(embedder.encode)(params, to_float(videos))
+    z = encoded * params["std"][None, None, None, None] + params["mean"][None, None, None, None]
+    z_NB = jnp.moveaxis(z.reshape(len(videos), -1, 2, *z.shape[2:]), 1, 0)
+
+    @jax.jit
+    def drawn(params, z_NB, positions_F, chunks_FN):
+        def tell(z_B, number):
+            since = positions_F - number * model.config.chunk_frames
+            times_BF = jnp.broadcast_to((since / model.config.ratio)[None], (len(videos), len(since)))
+            return model.apply(params, z_B, times_BF, method="expand").added_BFHWD
+
+        told_NBF = jax.vmap(tell)(z_NB, jnp.arange(len(z_NB)))
+        noise = frame_noise(jax.random.key(0), positions_F, *videos.shape[2:4])
+        noise = jnp.broadcast_to(noise[None], (len(videos), *noise.shape))
+        told = jnp.einsum("fn,nbfhwd->bfhwd", chunks_FN, told_NBF)
+        return draw(model, params, embedder.process, embedder.steps, Conditioning(told), noise)
+
+    for positions_F, chunks_FN, weights_F in windows:
+        frames = drawn(
+            params["model"], z_NB, jnp.asarray(positions_F, jnp.float32), jnp.asarray(chunks_FN, jnp.float32)
+        )
+        total[:, positions_F] += weights_F[None, :, None, None, None] * np.asarray(frames)
+    return to_uint8(total)
+
+
+def run(ratio: int, windows: str, options, data: dict[str, Any], height: int, width: int) -> REGENRun:
+    """The run that a row is of."""
+    config = PRESETS[f"tiny-{ratio}x"]
+    frames = CHUNKS * config.chunk_frames
+    bucket = Bucket(frames=frames, height=height, width=width, batch_size=BATCH[ratio])
+    return REGENRun(
+        model=config,
+        loss=REGENLossConfig(process="flow", prediction="x0", one_step_share=0.5, kl=2e-4, windows=windows),
+        data=DataConfig(**data, seed=0, buckets=(bucket,)),
+        optimizer=OptimizerConfig(
+            name="muon", learning_rate=0.02, adam_learning_rate=3e-3, schedule="linear", warmup_steps=50
+        ),
+        loop=LoopConfig(steps=options.train_steps, ema_decay=0.995, compute_dtype="float32", checkpoint_every=100),
+        mesh=MeshConfig(fsdp=1),
+    )
+
+
+def rows(options, kind: str, ratio: int, data: dict[str, Any], videos: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Each way to train and to draw, measured on the clips."""
+    config = PRESETS[f"tiny-{ratio}x"]
+    for windows in options.windows.split(","):
+        folder = pathlib.Path(options.root) / f"{kind}_{ratio}x_{windows}"
+        train(run(ratio, windows, options, data, *videos.shape[2:4]), folder)  # at once where it is finished
+        embedder, params = load_embedder(folder)
+        for name, plan in ways(config, CHUNKS).items():
+            pairs = list(zip(videos, reconstruct(embedder, params, videos, plan)))
+            seams = measure_seams(pairs, config.chunk_frames)
+            scores = [compare(*pair) for pair in pairs]
+            line = {
+                "what": f"{kind}, {ratio}x, trained on {windows}, {name}",
+                "device": device_name(),
+                "train_steps": options.train_steps,
+                "shape": list(videos.shape[:4]),
+                "frames_drawn": sum(len(window.positions_F) for window in plan) / videos.shape[1],
+                "border": seams.border,
+                "others": seams.others,
+                "worst_other": seams.worst_other,
+                "psnr_db": float(np.mean([score["psnr_db"] for score in scores])),
+                "sharpness": float(np.mean([score["sharpness"] for score in scores])),
+                "ratios": seams.ratios,
+            }
+            print(
+                f"| {line['what']} | {line['border']:.2f} | {line['others']:.2f} | {line['worst_other']:.2f} | "
+                f"{line['psnr_db']:.2f} dB | {line['sharpness']:.2f} | {line['frames_drawn']:.1f} |",
+                file=sys.stderr,
+            )
+            yield line
+
+
+def shapes(options) -> Iterator[dict[str, Any]]:
+    for ratio in map(int, options.ratios.split(",")):
+        frames = CHUNKS * PRESETS[f"tiny-{ratio}x"].chunk_frames
+        source = SyntheticSource(seed=HELD_OUT_SEED, split="held_out")
+        videos = np.stack([source.read(i, None, frames, 32, 32)["video"] for i in range(HELD_OUT_CLIPS)])
+        yield from rows(options, "shapes", ratio, {"source": "synthetic"}, videos)
+
+
+def footage(options) -> Iterator[dict[str, Any]]:
+    if not options.videos:
+        raise SystemExit("--rows=footage needs --videos=FOLDER")
+    side, source = options.size, VideoFolderSource(options.videos, require_captions=False)
+    for ratio in map(int, options.ratios.split(",")):
+        frames = CHUNKS * PRESETS[f"tiny-{ratio}x"].chunk_frames
+        folder, held = pathlib.Path(options.root) / f"videos_{ratio}x", []
+        for file in source.files:
+            video, fps = read_video(source.path / file, cover=(2 * side, 2 * side))
+            if len(video) < 2 * frames:
+                print(f"{file}: {len(video)} frames are too few at {ratio}x; left out", file=sys.stderr)
+                continue
+            if not (folder / file).exists():
+                write_video(folder / file, center_crop(video[:-frames], *(n // 2 * 2 for n in video.shape[1:3])), fps)
+            end, (bottom, right) = video[-frames:], (n - side for n in video.shape[1:3])
+            held += [center_crop(end, side, side)]
+            held += [crop(end, side, side, top, left) for top in (0, bottom) for left in (0, right)]
+        data = {"source": "video_folder", "path": str(folder), "require_captions": False, "flip": True}
+        yield from rows(options, "footage", ratio, data, np.stack(held))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ratios", default="16,32", help="temporal ratios, of 4, 8, 16, 32")
+    parser.add_argument("--windows", default=",".join(WINDOWS), help="windows to train with, of " + ", ".join(WINDOWS))
+    parser.add_argument("--root", default="runs/seams", help="folder of the runs")
+    parser.add_argument("--train_steps", default=600, type=at_least_one, help="updates a run")
+    parser.add_argument("--videos", help="folder of videos, for the footage")
+    parser.add_argument("--size", default=64, type=at_least_one, help="side of its crops, a multiple of 8")
+    print_rows(parser, {"shapes": shapes, "footage": footage})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""REGEN in chunks: cut anywhere, a clip has the same latents and the same frames."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+from tiny_regen import tiny_embedder
+
+from xgen_jax.errors import UserError
+from xgen_jax.inference.streaming import chunk_bytes, decode, decode_stream, encode, encode_stream, plan
+
+KEY = jax.random.key(7)
+
+
+@pytest.fixture(scope="module")
+def built():
+    """(embedder, params, clip of three chunks and an image, its latents, its frames)."""
+    embedder, params = tiny_embedder()
+    video = np.random.default_rng(0).uniform(-1, 1, (1, 16, 8, 8, 3)).astype(np.float32)
+    latents = np.asarray(jax.jit(embedder.encode)(params, video))
+    return embedder, params, video, latents, np.asarray(jax.jit(embedder.decode)(params, latents, KEY))
+
+
+def pieces(x, *lengths):
+    edges = [0, *np.cumsum(lengths), x.shape[1]]
+    return (x[:, a:b] for a, b in zip(edges, edges[1:]))
+
+
+@pytest.mark.parametrize("cut", [(5, 5, 5), (3, 4, 0, 4), (10,)])
+def test_latents_do_not_depend_on_the_cut(built, cut):
+    embedder, params, video, latents, _ = built
+    parts = list(encode_stream(embedder, params, pieces(video, *cut)))
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), latents, atol=1e-5)
+    assert all(part.shape[1] % 2 == 0 for part in parts[:-1])
+
+
+@pytest.mark.parametrize("cut", [(2, 2, 2), (1, 4), (4, 1, 1)])
+def test_frames_do_not_depend_on_the_cut(built, cut):
+    embedder, params, _, latents, decoded = built
+    parts = list(decode_stream(embedder, params, pieces(latents, *cut), key=KEY))
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), decoded, atol=1e-5)
+    assert sum(part.shape[1] for part in parts) == 16
+    # As soon as a chunk is there, all but what looks ahead.
+    assert parts[0].shape[1] == embedder.frames(cut[0] if cut[0] > 1 else 4) - embedder.look_ahead
+
+
+def test_the_whole_clip_at_once_is_cut_in_whole_chunks(built):
+    embedder, params, video, latents, decoded = built
+    assert plan(embedder, params, "decode", latents.shape, np.float32, None) == (2, 4)
+    np.testing.assert_allclose(encode(embedder, params, video), latents, atol=1e-5)
+    np.testing.assert_allclose(decode(embedder, params, latents, key=KEY), decoded, atol=1e-5)
+
+
+@pytest.mark.parametrize("verb", ["encode", "decode"])
+def test_a_budget_is_planned_in_whole_chunks(built, verb):
+    embedder, params, *_ = built
+    shape = (1, 9, 2, 2, 4)
+    for chunk in (2, 4):
+        budget_gb = 1.01 * chunk_bytes(embedder, params, verb, shape, np.float32, chunk) / 1e9
+        assert plan(embedder, params, verb, shape, np.float32, budget_gb) == (2, chunk)
+    with pytest.raises(UserError, match="even 2 latent frames at a time"):
+        plan(embedder, params, verb, shape, np.float32, 1e-6)
+
+
+def test_another_key_compiles_nothing_and_draws_other_frames(built, caplog):
+    embedder, params, _, latents, decoded = built
+    decode(embedder, params, latents, key=KEY)
+    key = jax.random.key(8)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        other = decode(embedder, params, latents, key=key)
+        assert "Compiling" not in caplog.text
+        jax.jit(lambda x: x + 1)(np.ones(3))
+        assert "Compiling" in caplog.text
+    assert np.abs(other - decoded).max(axis=(0, 2, 3, 4)).min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "stream, frames, message",
+    [
+        ("encode", 12, "12 frames cannot be encoded: lengths are 5n and 5n [+] 1; the nearest are 11, 15"),
+        ("encode", 4, "4 frames cannot be encoded.* nearest are 1, 5"),
+    ],
+)
+def test_frames_that_fill_no_chunk_are_refused(built, stream, frames, message):
+    embedder, params, video, *_ = built
+    with pytest.raises(UserError, match=message):
+        list(encode_stream(embedder, params, pieces(video[:, :frames], 5)))
+
+
+def test_latents_of_other_channels_are_refused(built):
+    embedder, params, _, latents, _ = built
+    with pytest.raises(UserError, match=r"latents are \(B, t, h, w, 4\), not \(1, 7, 2, 2, 3\)"):
+        decode(embedder, params, latents[..., :3])

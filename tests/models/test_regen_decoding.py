@@ -1,0 +1,134 @@
+"""Windows that straddle chunk borders: however a clip is cut it is the same, and what windows agree on stays."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_regen import TINY, build, encode, times
+
+from xgen_jax.diffusion.flow import RectifiedFlow
+from xgen_jax.models.regen import Conditioning
+from xgen_jax.models.regen_decoding import aligned_weights, decode_chunks, draw, frame_noise, look_ahead
+
+FLOW = RectifiedFlow(prediction="x0")
+LENGTH, HELD = TINY.chunk_frames, 2
+
+
+class Exact:
+    """A model that draws what it is told, a level a frame: content + motion * time; or the noise it is given."""
+
+    config = TINY
+
+    def __init__(self, draws="told"):
+        self.draws = draws
+
+    def apply(self, params, x, t, conditioning=None, method=None):
+        if method == "expand":
+            return Conditioning(x[:, 0, None] + x[:, -1, None] * t[:, :, None, None, None])
+        return x if self.draws == "noise" else conditioning.added_BFHWD.repeat(4, axis=2).repeat(4, axis=3)
+
+
+def latents_of(chunks, tail=0, batch=2):
+    return jax.random.normal(jax.random.key(5), (batch, 2 * chunks + tail, 2, 3, 4))
+
+
+def keys(batch=2, seed=9):
+    return jax.random.split(jax.random.key(seed), batch)
+
+
+def in_parts(model, params, z, cuts, steps=1):
+    """Decodes z cut at these latent frames; the last part may be empty."""
+    decode = jax.jit(functools.partial(decode_chunks, model, params, FLOW, steps), static_argnums=2)
+    parts, history, edges = [], None, [0, *cuts, z.shape[1]]
+    for number, (a, b) in enumerate(zip(edges, edges[1:])):
+        video, history = decode(z[:, a:b], history, number == len(cuts), keys())
+        parts.append(video)
+    return np.concatenate(parts, axis=1), [part.shape[1] for part in parts]
+
+
+def test_weights_go_from_the_border_to_the_middle():
+    weights = aligned_weights(TINY)
+    np.testing.assert_allclose(weights, [0.2, 0.6, 1.0, 0.6, 0.2], atol=1e-6)
+    # Of both rows together: the straddling windows have what is left, none of it where they end.
+    assert 1 - weights[LENGTH - HELD - 1] == 0
+    assert look_ahead(TINY) == HELD == LENGTH // 2
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("chunks, tail", [(1, 0), (3, 0), (2, 1), (0, 1)])
+def test_an_exact_decoder_draws_what_it_is_told_in_any_window(chunks, tail, steps):
+    z = np.asarray(latents_of(chunks, tail)[..., :3])
+    video, _ = in_parts(Exact(), None, z, [], steps)
+    time = np.arange(LENGTH)[:, None, None, None] / TINY.ratio
+    # An image's one latent is both, at time 0.
+    wanted = [z[:, 2 * i, None] + z[:, 2 * i + 1, None] * time for i in range(chunks)] + [z[:, -1:]] * tail
+    wanted = np.concatenate(wanted, axis=1).repeat(4, axis=2).repeat(4, axis=3)
+    np.testing.assert_allclose(video, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("cuts", [[], [2], [2, 4], [4, 6]])
+def test_a_frame_is_drawn_out_of_its_own_noise_in_any_window(cuts):
+    video, _ = in_parts(Exact("noise"), None, latents_of(3, tail=1), cuts)
+    for clip, key in zip(video, keys()):
+        noise = frame_noise(key, jnp.arange(3 * LENGTH + 1), 8, 12)
+        np.testing.assert_allclose(clip, noise, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "chunks, tail, cuts", [(4, 0, [2, 4, 6]), (4, 1, [4]), (4, 1, [2, 6]), (3, 0, [2, 4, 6]), (1, 1, [2])]
+)
+def test_a_clip_in_parts_is_the_whole_clip(chunks, tail, cuts):
+    model, params, _ = build()
+    z = latents_of(chunks, tail)
+    whole, _ = in_parts(model, params, z, [], steps=2)
+    assert whole.shape == (2, TINY.frames(z.shape[1]), 8, 12, 3)
+    parts, lengths = in_parts(model, params, z, cuts, steps=2)
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=2e-5)
+    assert lengths[0] == cuts[0] // 2 * LENGTH - HELD  # what lags behind
+
+
+def test_one_chunk_alone_is_drawn_in_its_own_window():
+    model, params, video = build()
+    z = encode(model, params, video)
+    ours, _ = in_parts(model, params, z, [])
+    noise = jax.vmap(lambda key: frame_noise(key, jnp.arange(LENGTH), *video.shape[2:4]))(keys())
+    told = model.apply(params, z, times(TINY), method="expand")
+    np.testing.assert_allclose(ours, draw(model, params, FLOW, 1, told, noise), rtol=0, atol=1e-5)
+
+
+def test_at_a_border_both_chunks_are_seen():
+    """Frames near a border depend on both chunks' latents, those of its outer halves on their own alone."""
+    model, params, _ = build()
+    z = latents_of(3)
+    plain, _ = in_parts(model, params, z, [])
+    moved, _ = in_parts(model, params, z.at[:, 2:4].add(1.0), [])
+    change = np.abs(moved - plain).max((0, 2, 3, 4))
+    middle = LENGTH - HELD - 1
+    assert (change[: middle + 1] == 0).all()
+    assert (change[middle + 1 : 2 * LENGTH + middle] > 1e-3).all()
+    assert (change[2 * LENGTH + middle :] == 0).all()
+
+
+def test_a_clip_does_not_depend_on_its_batch():
+    model, params, _ = build()
+    z = latents_of(2)
+    both, _ = in_parts(model, params, z, [])
+    alone, _ = decode_chunks(model, params, FLOW, 1, z[1:], None, True, keys()[1:])
+    np.testing.assert_allclose(alone[0], both[1], rtol=0, atol=1e-5)
+
+
+def test_latents_that_are_tokens_are_of_one_chunk():
+    """In context nothing says whose a token is: windows stay with their chunks, and none lags."""
+    config = dataclasses.replace(TINY, conditioning="in_context")
+    model, params, _ = build(config)
+    assert look_ahead(config) == 0
+    z = latents_of(2, tail=1)
+    whole, _ = in_parts(model, params, z, [])
+    parts, lengths = in_parts(model, params, z, [2, 4])
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=2e-5)
+    assert lengths == [LENGTH, LENGTH, 1]
+    moved, _ = in_parts(model, params, z.at[:, 2:4].add(1.0), [])
+    assert (np.abs(moved - whole).max((0, 2, 3, 4)) > 0).tolist() == [False] * LENGTH + [True] * LENGTH + [False]

@@ -1,0 +1,36 @@
+"""Latents on disk are worth what made them: those of another embedder are refused before anything is trained."""
+
+from xgen_jax.data.latents import LatentSource
+from xgen_jax.data.shapes import shape_name
+from xgen_jax.data.sources import Source
+from xgen_jax.errors import UserError
+from xgen_jax.training.config import RunConfig
+
+
+def check_latents(config: RunConfig, source: Source, objective) -> None:
+    """Raises UserError if the data are latents, and not those of the run's embedder or lacking one of its buckets."""
+    if not isinstance(source, LatentSource):
+        return
+    if config.objective != "vdit":
+        raise UserError(f"a {config.objective} run needs videos; {source.path} holds latents")
+    here = objective.fingerprints()["embedder"]
+    if source.embedder != here:
+        raise UserError(
+            f"{source.path} holds latents of the embedder {source.embedder}, and the run's embedder {config.embedder} "
+            f"is {here}{_other_ratio(config, source, objective)}: encode again with launch/encode.py "
+            f"--embedder={config.embedder}, or name the embedder that made the latents"
+        )
+    for bucket in config.data.buckets:
+        if bucket.name in source.manifest["shards"] or not config.data.fit:
+            source.read(0, None, *bucket.shape)
+
+
+def _other_ratio(config: RunConfig, source: LatentSource, objective) -> str:
+    """In words, where clips of one size have latents of another: their embedder has another ratio."""
+    for bucket in config.data.buckets:
+        if bucket.name in source.manifest["shards"]:
+            there = source.read(0, None, *bucket.shape)["latents"].shape[:3]
+            here = objective.latent_shape(bucket.shape)
+            if there != here:
+                return f", of another ratio ({bucket.name} has latents {shape_name(there)}, not {shape_name(here)})"
+    return ""
