@@ -1,7 +1,6 @@
 """Another speed: moments between the frames, and the frames themselves as they always are."""
 
 import collections
-import dataclasses
 import json
 
 import jax
@@ -32,18 +31,17 @@ def test_moments_go_from_the_first_frame_to_the_last():
             moments(5, speed)
 
 
-@pytest.mark.parametrize("conditioning", ["content_aware", "in_context"])
+@pytest.mark.parametrize("straddle", [True, False])
 @pytest.mark.parametrize("frames", [1, 5, 6, 15, 16])
 @pytest.mark.parametrize("speed", [1.0, 0.5, 0.4, 0.75, 0.1])
-def test_windows_hold_each_moment_once_or_cross_faded(frames, speed, conditioning):
-    config = dataclasses.replace(TINY, conditioning=conditioning)
+def test_windows_hold_each_moment_once_or_cross_faded(frames, speed, straddle):
     positions, total, seen = moments(frames, speed), collections.Counter(), collections.Counter()
-    for window in windows(config, frames, positions):
+    for window in windows(TINY, frames, positions, straddle):
         np.testing.assert_array_equal(window.positions_F, positions[window.index_F])
         # A window looks as training saw it: no moments closer than a frame, and not more than a chunk has.
         assert len(window.index_F) <= 5
         assert (np.diff(window.positions_F) > 1 - 1e-9).all()
-        assert window.chunk_F.max() - window.chunk_F.min() <= (conditioning == "content_aware")
+        assert window.chunk_F.max() - window.chunk_F.min() <= straddle
         np.testing.assert_allclose(window.chunk_F * 5 + window.times_F * 4, window.positions_F, atol=1e-9)
         assert (window.times_F >= 0).all() and (window.times_F < 1.25).all()
         for index, weight in zip(window.index_F, window.weights_F):
@@ -51,7 +49,7 @@ def test_windows_hold_each_moment_once_or_cross_faded(frames, speed, conditionin
             seen[index] += 1
     assert sorted(total) == list(range(len(positions)))
     np.testing.assert_allclose(list(total.values()), 1, atol=1e-12)
-    crossed = conditioning == "content_aware" and frames >= 10
+    crossed = straddle and frames >= 10
     assert max(seen.values()) == (2 if crossed else 1)
 
 

@@ -22,7 +22,6 @@ from xgen_jax.errors import UserError
 from xgen_jax.inference.memory import GB, program_bytes
 from xgen_jax.models.embedder import REGENEmbedder
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.models.regen_decoding import straddles
 from xgen_jax.typing import Array, Params
 
 SLOWEST, FASTEST = 1 / 64, 64.0
@@ -59,13 +58,14 @@ def moments(frames: int, speed: float) -> np.ndarray:
     return np.round(np.arange(math.floor((frames - 1) / speed + 1e-9) + 1) * speed, 9)
 
 
-def windows(config: REGENConfig, frames: int, positions: np.ndarray) -> list[Window]:
+def windows(config: REGENConfig, frames: int, positions: np.ndarray, straddle: bool) -> list[Window]:
     """What is drawn together of a clip of so many frames at evenly spaced moments, at most a frame apart.
 
     Args:
       config: of the network.
       frames: of the clip, whole chunks and an image at most.
       positions: see `moments`.
+      straddle: whether there are windows across borders, see `models.regen_decoding`.
     """
     length, chunks = config.chunk_frames, frames // config.chunk_frames
     of = np.minimum(positions // length, chunks).astype(int)  # an image, if there is one, is the last
@@ -76,7 +76,7 @@ def windows(config: REGENConfig, frames: int, positions: np.ndarray) -> list[Win
     weights = np.clip(1 - np.abs(2 * (within + 0.5) / length - 1), 0, 1)
     # The straddling windows begin behind the middle of a chunk, and end with the middle of the next.
     border = np.ceil((positions - (length - 1) // 2) / length).astype(int) - 1
-    crossed = (border >= 0) & (border < chunks - 1) & straddles(config)
+    crossed = (border >= 0) & (border < chunks - 1) & straddle
     weights = np.where(crossed, weights, 1.0)
     spacing = positions[1] - positions[0] if len(positions) > 1 else 1.0
     apart = max(1, math.ceil(1 / spacing - 1e-9))
@@ -89,7 +89,7 @@ def windows(config: REGENConfig, frames: int, positions: np.ndarray) -> list[Win
 
     for chunk in range(last + 1):
         add(np.flatnonzero(of == chunk), weights)
-    for number in range(chunks - 1 if straddles(config) else 0):
+    for number in range(chunks - 1 if straddle else 0):
         add(np.flatnonzero(border == number), 1 - weights)
     return found
 
@@ -127,7 +127,7 @@ def decode_at_speed(
     frames, every = embedder.frames(latents.shape[1]), max(1, math.ceil(speed - 1e-9))
     moments(frames, speed)  # refuses what is out of range
     positions = moments(frames, speed / every)
-    planned = windows(config, frames, positions)
+    planned = windows(config, frames, positions, embedder.look_ahead > 0)
     beyond = max(float((window.times_F.max() - 1) * config.ratio) for window in planned)
     if beyond > _TRAINED_BEYOND + 1e-6:
         print(

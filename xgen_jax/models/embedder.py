@@ -172,11 +172,13 @@ class REGENEmbedder(Embedder):
     Attributes:
       process: of the diffusion that its decoder was trained for.
       steps: evaluations of the decoder a window.
+      windows: those that its decoder was trained on, see `regen_decoding.WINDOWS`.
     """
 
     model: REGEN
     process: Process
     steps: int = 1
+    windows: str = "chunk"
 
     @property
     def unit(self) -> int:
@@ -190,7 +192,7 @@ class REGENEmbedder(Embedder):
     @property
     def look_ahead(self) -> int:
         """See `regen_decoding.look_ahead`."""
-        return regen_decoding.look_ahead(self.model.config)
+        return regen_decoding.look_ahead(self.model.config, self.windows)
 
     @property
     def halo(self) -> int | None:
@@ -238,7 +240,7 @@ class REGENEmbedder(Embedder):
             )
         z, keys_B = _scaled(params, latents_BTHWC), _clip_keys(key, len(latents_BTHWC))
         return regen_decoding.decode_chunks(
-            self.model, params["model"], self.process, self.steps, z, history, last, keys_B
+            self.model, params["model"], self.process, self.steps, z, history, last, keys_B, self.windows
         )
 
     def decode_at(

@@ -19,7 +19,6 @@ from einops import rearrange
 from flax import linen as nn
 
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.models.vdit import modulate
 from xgen_jax.models.vidvae import Encoder
 from xgen_jax.nn.attention import SelfAttention
 from xgen_jax.nn.mlp import MLP
@@ -70,26 +69,17 @@ class LatentExpansion(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention over all tokens of the window, then an MLP; `t_B6D` modulates both, None modulates nothing."""
+    """Self-attention over all tokens of the window, then an MLP."""
 
     config: REGENConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BND: Array, t_B6D: Array | None) -> Array:
-        c, width = self.config, x_BND.shape[-1]
-        attention = SelfAttention(
-            c.heads, qk_norm=True, zero_init=True, implementation=c.attention, dtype=self.dtype, name="attention"
-        )
-        mlp = MLP(c.mlp_ratio * width, zero_init=True, dtype=self.dtype, name="mlp")
-        if t_B6D is None:
-            x_BND = x_BND + attention(layer_norm(x_BND))
-            x_BND = x_BND + mlp(layer_norm(x_BND))
-        else:
-            table = self.param("scale_shift_table", nn.initializers.normal(width**-0.5), (6, width)).astype(self.dtype)
-            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.moveaxis(t_B6D + table[None], 1, 0)[:, :, None]
-            x_BND = x_BND + (1 + gate_a) * attention(modulate(layer_norm(x_BND), shift_a, scale_a))
-            x_BND = x_BND + (1 + gate_m) * mlp(modulate(layer_norm(x_BND), shift_m, scale_m))
+    def __call__(self, x_BND: Array) -> Array:
+        c, kwargs = self.config, {"zero_init": True, "dtype": self.dtype}
+        attention = SelfAttention(c.heads, qk_norm=True, implementation=c.attention, name="attention", **kwargs)
+        x_BND = x_BND + attention(layer_norm(x_BND))
+        x_BND = x_BND + MLP(c.mlp_ratio * c.width, name="mlp", **kwargs)(layer_norm(x_BND))
         return nn.with_logical_constraint(x_BND, ("batch", "space", "width"))
 
 
@@ -100,9 +90,9 @@ class ScannedBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, t):
+    def __call__(self, x, _):
         block = nn.remat(Block, prevent_cse=False) if self.config.remat == "full" else Block
-        return block(self.config, self.dtype, name="block")(x, t), None
+        return block(self.config, self.dtype, name="block")(x), None
 
 
 class Decoder(nn.Module):
@@ -126,21 +116,17 @@ class Decoder(nn.Module):
         if conditioning.tokens_BND is not None:
             x = jnp.concatenate([x, conditioning.tokens_BND + t[:, None]], axis=1)
         x = nn.with_logical_constraint(x, ("batch", "space", "width"))
-        t6 = None
-        if c.time_conditioning == "adaln":
-            t6 = rearrange(dense(6 * c.width, ZEROS, "t_block")(nn.silu(t)), "b (n d) -> b n d", n=6)
         if c.scan_layers:
             blocks = nn.scan(
                 ScannedBlock,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=nn.broadcast,
                 length=c.depth,
             )
-            x, _ = blocks(c, self.dtype, name="blocks")(x, t6)
+            x, _ = blocks(c, self.dtype, name="blocks")(x, None)
         else:
             for layer in range(c.depth):
-                x, _ = ScannedBlock(c, self.dtype, name=f"blocks_{layer}")(x, t6)
+                x, _ = ScannedBlock(c, self.dtype, name=f"blocks_{layer}")(x, None)
         x = layer_norm(x[:, : frames * height * width])
         x = dense(3 * patch**2, ZEROS, "final")(x)
         x = rearrange(x, "b (f h w) (p q c) -> b f (h p) (w q) c", f=frames, h=height, w=width, p=patch, q=patch, c=3)

@@ -12,7 +12,6 @@ from xgen_jax.typing import Shape
 
 CHOICES = {
     "conditioning": ("content_aware", "in_context"),
-    "time_conditioning": ("sum", "adaln"),
     "remat": ("none", "full"),
 }
 
@@ -29,8 +28,6 @@ class REGENConfig:
       siren_features: channels of its result, and of the content latent beside it.
       conditioning: `content_aware`: the expanded latents are added to the tokens, and nothing else tells a token its
         place; or `in_context`, the paper's ablation: the latents are tokens as well, and all have fixed embeddings.
-      time_conditioning: how a block learns the diffusion time: `sum` has it in the tokens alone, as the paper draws it;
-        `adaln` modulates each block beside that (adaLN-single, arXiv 2310.00426).
       attention, remat, scan_layers: how it is computed, see `VDiTConfig`.
     """
 
@@ -44,7 +41,6 @@ class REGENConfig:
     siren_bands: int = 6
     siren_features: int = 64
     conditioning: str = "content_aware"
-    time_conditioning: str = "sum"
     attention: str = "xla"
     remat: str = "full"
     scan_layers: bool = True

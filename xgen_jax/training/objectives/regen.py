@@ -24,13 +24,12 @@ from xgen_jax.diffusion.processes import make_process
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, Conditioning, frame_times
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.models.regen_decoding import straddles
+from xgen_jax.models.regen_decoding import WINDOWS
 from xgen_jax.training.objectives.vidvae import to_unit_range
 from xgen_jax.training.optimizer import OptimizerConfig, make_optimizer
 from xgen_jax.typing import Array, Params
 
 WEIGHTINGS = ("uniform", "velocity")
-WINDOWS = ("chunk", "moved")
 # The streams of a chunk's randomness.
 _POSTERIOR, _TIME, _ONE_STEP, _NOISE, _WINDOW = range(5)
 
@@ -163,7 +162,7 @@ class REGENObjective:
                 f"loss.lpips={self.loss_config.lpips} needs loss.lpips_weights=FILE, the safetensors of LPIPS; "
                 "loss.lpips=0 does without"
             )
-        if self.loss_config.windows == "moved" and not straddles(self.model.config):
+        if self.loss_config.windows == "moved" and self.model.config.conditioning == "in_context":
             raise UserError(
                 "loss.windows='moved' has frames of two chunks in a window, and with model.conditioning='in_context' "
                 "nothing says whose the latents are; choose loss.windows='chunk', or 'content_aware'"
