@@ -244,28 +244,12 @@ class REGENEmbedder(Embedder):
         )
 
     def decode_at(
-        self,
-        params: Params,
-        latents_BNtHWC: Array,
-        chunk_F: Array,
-        times_F: Array,
-        positions_F: Array,
-        key: Array | None = None,
+        self, params: Params, latents_BNtHWC: Array, moments: regen_decoding.Moments, key: Array | None = None
     ) -> Array:
         """See `regen_decoding.decode_at`; of normalised latents, and with `key` as of `decode_chunk`."""
-        batch = len(latents_BNtHWC)
         z = _scaled(params, latents_BNtHWC.reshape(-1, *latents_BNtHWC.shape[2:])).reshape(latents_BNtHWC.shape)
-        return regen_decoding.decode_at(
-            self.model,
-            params["model"],
-            self.process,
-            self.steps,
-            z,
-            chunk_F,
-            times_F,
-            positions_F,
-            _clip_keys(key, batch),
-        )
+        keys_B = _clip_keys(key, len(z))
+        return regen_decoding.decode_at(self.model, params["model"], self.process, self.steps, z, moments, keys_B)
 
 
 def _normalised(params: Params, latents: Array) -> Array:

@@ -169,37 +169,52 @@ def decode_chunks(
     return video, history._replace(frames=history.frames + tail)
 
 
+class Moments(NamedTuple):
+    """Times at which frames are drawn: each is told (1 - share) of what the first chunk and time say, share of the
+    second; where the share is 0 the second does not matter.
+
+    Attributes:
+      chunks_2F: which of the chunks given.
+      times_2F: in the chunk: 0 is its first frame, 1 its last; between and beyond SIREN goes on.
+      share_F: 0 .. 1.
+      positions_F: in the clip, in frames, for the noise; see `frame_noise`.
+    """
+
+    chunks_2F: Array
+    times_2F: Array
+    share_F: Array
+    positions_F: Array
+
+
 def decode_at(
-    model: REGEN,
-    params: Params,
-    process: Process,
-    steps: int,
-    z_BNtHWC: Array,
-    chunk_F: Array,
-    times_F: Array,
-    positions_F: Array,
-    key_B: Array,
+    model: REGEN, params: Params, process: Process, steps: int, z_BNtHWC: Array, moments: Moments, key_B: Array
 ) -> Array:
     """Frames at any times of a chunk, or of neighbouring ones, drawn as one window.
 
     Args:
       model, params, process, steps: see `draw`.
-      z_BNtHWC: latents of N chunks, or of one image; of one chunk where windows do not straddle.
-      chunk_F: which of the N a frame belongs to.
-      times_F: in its chunk: 0 is the first frame, 1 the last, and what lies between or beyond is drawn as well.
-      positions_F: in the clip, for the noise; see `frame_noise`.
+      z_BNtHWC: latents of N chunks, two each: an image's stands for both. Where latents are tokens, those of one chunk
+        or image.
+      moments: of the frames; where latents are tokens, the first times alone count.
       key_B: of each clip's noise.
 
     Returns:
       (B, F, H, W, 3), about [-1, 1].
     """
-    (batch, _, _, height, width, _), frames = z_BNtHWC.shape, len(times_F)
+    (batch, _, _, height, width, _), frames = z_BNtHWC.shape, len(moments.share_F)
+
+    def tell(which):
+        z = z_BNtHWC[:, moments.chunks_2F[which]].reshape(batch * frames, *z_BNtHWC.shape[2:])
+        times = jnp.tile(moments.times_2F[which], batch)[:, None]
+        added = model.apply(params, z, times, method="expand").added_BFHWD
+        return added.reshape(batch, frames, *added.shape[2:])
+
     if model.config.conditioning == "content_aware":
-        z = z_BNtHWC[:, chunk_F].reshape(batch * frames, *z_BNtHWC.shape[2:])
-        added = model.apply(params, z, jnp.tile(times_F, batch)[:, None], method="expand").added_BFHWD
-        told = Conditioning(added.reshape(batch, frames, *added.shape[2:]))
+        share = moments.share_F[None, :, None, None, None]
+        told = Conditioning(((1 - share) * tell(0) + share * tell(1)).astype(model.dtype))
     else:
-        told = model.apply(params, z_BNtHWC[:, 0], jnp.tile(times_F[None], (batch, 1)), method="expand")
+        times_BF = jnp.tile(moments.times_2F[0][None], (batch, 1))
+        told = model.apply(params, z_BNtHWC[:, 0], times_BF, method="expand")
     side = model.config.space_factor
-    noise = jax.vmap(lambda key: frame_noise(key, positions_F, side * height, side * width))(key_B)
+    noise = jax.vmap(lambda key: frame_noise(key, moments.positions_F, side * height, side * width))(key_B)
     return draw(model, params, process, steps, told, noise)
