@@ -6,9 +6,8 @@ The world of moving shapes can be drawn at any rate. Clips of held-out combinati
 other frame is encoded, and the clip is decoded at half the speed: all its moments have a true frame then. Beside what
 the decoder draws between two frames, told either way (see `inference/slow_motion.py`), stand the reconstruction's frame
 before, shown again (`repeated`), and the mean of both neighbours (`blended`). PSNR is taken over the whole frame and,
-as most of it does not move, over the pixels that differ between the two true neighbours (`moving_psnr_db`); for a
-blend's ghosts see `sharpness`. `own` are the frames that were encoded; `within` the moments between two frames of a
-chunk, `border` those between two chunks.
+as most of it does not move, over the pixels that differ between the two true neighbours (`moving_psnr_db`). `own` are
+the frames that were encoded; `within` the moments between two frames of a chunk, `border` those between two chunks.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from rows import at_least_one, device_name, print_rows  # isort: skip  (it sets 
 import numpy as np
 
 from xgen_jax.data.synthetic import SyntheticSource, render
-from xgen_jax.evaluation.reconstruction import DATA_RANGE, sharpness_frames
+from xgen_jax.evaluation.reconstruction import DATA_RANGE
 from xgen_jax.inference.reconstruct import load_reconstructor
 from xgen_jax.inference.slow_motion import BETWEEN
 from xgen_jax.models.embedder import REGENEmbedder
@@ -44,7 +43,7 @@ def moments(options) -> Iterator[dict[str, Any]]:
         raise SystemExit(f"{options.embedder} holds a VidVAE, which draws nothing between its frames")
     length = reconstruct.embedder.model.config.chunk_frames
     frames, source = options.chunks * length, SyntheticSource(seed=HELD_OUT_SEED, split="held_out")
-    errors: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+    errors: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
     before = np.arange(frames - 1)
     border = before % length == length - 1
     for index in range(options.clips):
@@ -55,13 +54,13 @@ def moments(options) -> Iterator[dict[str, Any]]:
         mean = np.rint((own[:-1].astype(np.float64) + own[1:]) / 2).astype(np.uint8)
         got = {way: video[1::2] for way, video in slow.items()} | {"repeated": own[:-1], "blended": mean}
         for way, frames_between in got.items():
-            error, sharp = squared_errors(true, frames_between), sharpness_frames(true, frames_between)
+            error = squared_errors(true, frames_between)
             for where, at in (("within", ~border), ("border", border)):
-                errors.setdefault((where, way), []).append((error[at], error[at][moving[at]], sharp[at]))
-        error, sharp = squared_errors(truth[::2], own), sharpness_frames(truth[::2], own)
-        errors.setdefault(("own", "as ever"), []).append((error, error[:-1][moving], sharp))
-    for (where, way), parts in errors.items():
-        whole, moved, sharp = zip(*parts)
+                errors.setdefault((where, way), []).append((error[at], error[at][moving[at]]))
+        error = squared_errors(truth[::2], own)
+        errors.setdefault(("own", "as ever"), []).append((error, error[:-1][moving]))
+    for (where, way), pairs in errors.items():
+        whole, moved = zip(*pairs)
         if sum(error.size for error in whole):
             yield {
                 "what": f"{where}, {way}",
@@ -71,7 +70,6 @@ def moments(options) -> Iterator[dict[str, Any]]:
                 "shape": [options.clips, frames, SIDE, SIDE],
                 "psnr_db": psnr_db(whole),
                 "moving_psnr_db": psnr_db(moved),
-                "sharpness": float(np.concatenate(sharp).mean()),
             }
 
 
