@@ -1,12 +1,13 @@
 """What REGEN's loss is made of, one change at a time, at the tiny preset; one JSON line a row on stdout.
 
-python benchmarks/regen_terms.py [--only='chosen;kl 0'] [--ratio=8] [--root=runs/regen_terms] [--steps=400]
-    [--batch=8] [--clips=64] [--lpips=FILE]
+python benchmarks/regen_terms.py [--rows=terms] [--only='chosen;kl 0'] [--ratio=8] [--root=runs/regen_terms]
+    [--steps=400] [--batch=8] [--clips=64] [--lpips=FILE]
+python benchmarks/regen_terms.py --rows=bound --embedders=runs/quickstart/regen,runs/quickstart/vidvae [--prompts=512]
 
-Trains configs/quickstart/regen.py for a short time with each change of the loss, on the world of moving shapes at
-32x32, and reconstructs unseen clips with 1, 4 and 16 evaluations. `chosen` is the configuration as it is; the others
-say what differs. A training that is in the folder is not done again. With --lpips, the safetensors of LPIPS, rows with
-that term are there as well, at 64x64. The table comes on stderr.
+`terms` trains configs/quickstart/regen.py for a short time with each change of the loss, on the world of moving shapes
+at 32x32, and reconstructs unseen clips with 1, 4 and 16 evaluations. `chosen` is the configuration as it is; the others
+say what differs. A training that is in the folder is not done again. With --lpips, the safetensors of LPIPS, there are
+rows with that term as well, at 64x64. The table comes on stderr. `bound` has the caption verifier read reconstructions.
 """
 
 import argparse
@@ -25,10 +26,12 @@ import numpy as np
 
 from xgen_jax.data.synthetic import SyntheticSource
 from xgen_jax.errors import UserError
+from xgen_jax.evaluation.captions import score
 from xgen_jax.evaluation.reconstruction import evaluate_reconstruction
+from xgen_jax.models.embedder import REGENEmbedder
 from xgen_jax.training.config import run_config
 from xgen_jax.training.loop import train
-from xgen_jax.training.run_folder import load_embedder
+from xgen_jax.training.run_folder import RunFolder, load_embedder
 
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / "configs" / "quickstart" / "regen.py"
 DECODE_STEPS = (1, 4, 16)
@@ -77,24 +80,28 @@ def trained(options, name: str, changes: dict[str, Any]) -> pathlib.Path:
     return folder
 
 
-def scores(folder: pathlib.Path, clips: list[np.ndarray]) -> dict[str, float]:
-    """PSNR and sharpness of unseen clips by number of evaluations."""
+def unseen(count: int, frames: int, side: int) -> tuple[list[np.ndarray], list[dict[str, str]]]:
+    """Clips of combinations that no training has, and what they show."""
+    world = SyntheticSource(seed=UNSEEN, split="held_out", num_clips=count)
+    clips = [world.read(i, None, frames, side, side)["video"] for i in range(count)]
+    return clips, [world.scene(i)[0].attributes for i in range(count)]
+
+
+def reconstructor(folder: str | pathlib.Path, steps: int):
+    """Of a trained embedder: a clip in uint8 -> what is decoded of its latents with so many evaluations."""
     embedder, params = load_embedder(folder)
-    found = {}
-    for steps in DECODE_STEPS:
-        again = dataclasses.replace(embedder, steps=steps)
+    if isinstance(embedder, REGENEmbedder):
+        embedder = dataclasses.replace(embedder, steps=steps)
 
-        @jax.jit
-        def reconstruct(params, video, key, again=again):
-            return again.decode(params, again.encode(params, video), key)
+    @jax.jit
+    def there_and_back(params, video, key):
+        return embedder.decode(params, embedder.encode(params, video), key)
 
-        def one(video, reconstruct=reconstruct):
-            drawn = reconstruct(params, video[None] / np.float32(127.5) - 1, jax.random.key(0))[0]
-            return np.clip(np.round((np.asarray(drawn) + 1) * 127.5), 0, 255).astype(np.uint8)
+    def reconstruct(video: np.ndarray) -> np.ndarray:
+        drawn = there_and_back(params, video[None] / np.float32(127.5) - 1, jax.random.key(0))[0]
+        return np.clip(np.round((np.asarray(drawn) + 1) * 127.5), 0, 255).astype(np.uint8)
 
-        means = evaluate_reconstruction(one, ((str(i), clip) for i, clip in enumerate(clips)))["mean"]
-        found |= {f"psnr_{steps}_db": means["psnr_db"], f"sharpness_{steps}": means["sharpness"]}
-    return found
+    return reconstruct
 
 
 def terms(options) -> Iterator[dict[str, Any]]:
@@ -104,10 +111,12 @@ def terms(options) -> Iterator[dict[str, Any]]:
         started = time.process_time()
         folder = trained(options, name, changes)
         train_cpu_s = time.process_time() - started
-        side, frames = 64 if name in PERCEPTUAL else 32, options.ratio + 1
-        world = SyntheticSource(seed=UNSEEN, split="held_out", num_clips=options.clips)
-        clips = [world.read(i, np.random.default_rng(i), frames, side, side)["video"] for i in range(options.clips)]
-        table[name] = scores(folder, clips)
+        clips, _ = unseen(options.clips, options.ratio + 1, 64 if name in PERCEPTUAL else 32)
+        table[name] = {}
+        for steps in DECODE_STEPS:
+            numbered = ((str(i), clip) for i, clip in enumerate(clips))
+            means = evaluate_reconstruction(reconstructor(folder, steps), numbered)["mean"]
+            table[name] |= {f"psnr_{steps}_db": means["psnr_db"], f"sharpness_{steps}": means["sharpness"]}
         yield {
             "what": f"terms at {options.ratio}x, {name}",
             "device": device_name(),
@@ -125,6 +134,31 @@ def terms(options) -> Iterator[dict[str, Any]]:
         print(f"| {name} | " + " | ".join(f"{values[column]:.4g}" for column in columns) + " |", file=sys.stderr)
 
 
+def bound(options) -> Iterator[dict[str, Any]]:
+    """What the caption verifier reads off clips as they are, and off reconstructions of them: the most that a
+    transformer on these latents can be expected to get right.
+    """
+    for folder in options.embedders.split(","):
+        config = RunFolder(folder).config()
+        frames, height, _ = RunFolder(folder).shapes("embedders")[0]
+        clips, shown = unseen(options.prompts, frames, height)
+        for steps in DECODE_STEPS if config.objective == "regen" else DECODE_STEPS[:1]:
+            reconstruct = reconstructor(folder, steps)
+            drawn = [reconstruct(clip) for clip in clips]
+            following = iter(drawn)
+            numbered = ((str(i), clip) for i, clip in enumerate(clips))
+            means = evaluate_reconstruction(lambda _, following=following: next(following), numbered)["mean"]
+            yield {
+                "what": f"bound, {pathlib.Path(folder).name}, {steps} evaluations",
+                "device": device_name(),
+                "clips": options.prompts,
+                "shape": list(clips[0].shape),
+                **{name: means[name] for name in ("psnr_db", "ssim", "sharpness")},
+                "accuracy": score(drawn, shown),
+                "accuracy_of_originals": score(clips, shown)["all"],
+            }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="runs/regen_terms", help="folder of the trainings")
@@ -134,7 +168,9 @@ def main() -> None:
     parser.add_argument("--batch", default=8, type=at_least_one)
     parser.add_argument("--clips", default=64, type=at_least_one, help="unseen ones to reconstruct")
     parser.add_argument("--lpips", default=None, help="safetensors of LPIPS with VGG16, as FILE or TRUNK,HEADS")
-    print_rows(parser, {"terms": terms})
+    parser.add_argument("--embedders", default="runs/quickstart/regen", help="folders of `bound`, separated by ','")
+    parser.add_argument("--prompts", default=512, type=at_least_one, help="clips of `bound`")
+    print_rows(parser, {"terms": terms, "bound": bound})
 
 
 if __name__ == "__main__":
