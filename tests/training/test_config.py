@@ -64,7 +64,7 @@ def test_a_configuration_goes_through_json_and_back(path):
         (("model",), "channels", 64, r"config\.model\.channels must be a list, not 64"),
         (("model",), "channels", ("64",), r"config\.model\.channels\[0\] must be int, not '64'"),
         ((), "model", 3, r"config\.model must be a group of keys, not 3"),
-        ((), "objective", "vqvae", r"objective='vqvae' is not known; choose one of vidvae, vdit"),
+        ((), "objective", "vqvae", r"objective='vqvae' is not known; choose one of vidvae, regen, vdit"),
     ],
 )
 def test_a_mistake_is_named(vidvae, place, key, value, message):

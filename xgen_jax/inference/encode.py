@@ -275,7 +275,7 @@ def _with_statistics(
             if readable:
                 yield np.stack(readable)
 
-    statistics = latent_statistics(network.model, params["model"], videos())
+    statistics = latent_statistics(network.encode, params, videos())
     folder.write_json(LATENT_STATISTICS, statistics)
     measured = f"measured over {len(measured_on)} clips of {shape_name(shape)} and stored there"
     print(f"{path} had no {LATENT_STATISTICS}; {measured}", file=sys.stderr)

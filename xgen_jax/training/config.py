@@ -15,10 +15,12 @@ from xgen_jax.diffusion.guidance import GuidanceConfig
 from xgen_jax.diffusion.samplers import make_steps
 from xgen_jax.errors import UserError
 from xgen_jax.models.lora import LoRAConfig
+from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.text import ByteTextConfig, T5TextConfig
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel.mesh import MeshConfig
+from xgen_jax.training.objectives.regen import REGENLossConfig
 from xgen_jax.training.objectives.vdit import VDiTLossConfig
 from xgen_jax.training.objectives.vidvae import VidVAELossConfig
 from xgen_jax.training.optimizer import OptimizerConfig
@@ -71,6 +73,28 @@ class VidVAERun:
     optimizer: OptimizerConfig
     loop: LoopConfig
     mesh: MeshConfig = MeshConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class REGENRun:
+    """A run that trains a REGEN: encoder and re-generative decoder together.
+
+    `init_from` is the folder of a regen run whose averaged parameters the first step starts from, instead of random
+    ones. `decode_steps`, network evaluations a window, is the default of decoding.
+    """
+
+    objective: str = "regen"
+    init_from: str | None = None
+    model: REGENConfig
+    loss: REGENLossConfig = REGENLossConfig()
+    data: DataConfig
+    optimizer: OptimizerConfig
+    loop: LoopConfig
+    mesh: MeshConfig = MeshConfig()
+    decode_steps: int = 1
+
+    def __post_init__(self):
+        make_grid(self.loss.make_process(), self.decode_steps)  # what would not decode is better known before
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,10 +163,16 @@ class VDiTWeights:
     latent_channels: int
 
 
-RUNS = {"vidvae": VidVAERun, "vdit": VDiTRun, "vidvae_weights": VidVAEWeights, "vdit_weights": VDiTWeights}
-EMBEDDERS = ("vidvae", "vidvae_weights")
+RUNS = {
+    "vidvae": VidVAERun,
+    "regen": REGENRun,
+    "vdit": VDiTRun,
+    "vidvae_weights": VidVAEWeights,
+    "vdit_weights": VDiTWeights,
+}
+EMBEDDERS = ("vidvae", "regen", "vidvae_weights")  # the objectives whose folders hold an embedder
 TRANSFORMERS = ("vdit", "vdit_weights")  # the objectives whose folders a transformer can be taken from
-RunConfig = VidVAERun | VDiTRun | VidVAEWeights | VDiTWeights
+RunConfig = VidVAERun | REGENRun | VDiTRun | VidVAEWeights | VDiTWeights
 
 # What may change between two calls of the same run without making it another run.
 FREE_KEYS = {
@@ -158,6 +188,7 @@ FREE_KEYS = {
     "mesh.fsdp",
     "mesh.tensor",
     "mesh.sequence",
+    "decode_steps",
     "sampler",
     "sample_steps",
     "sample_spacing",

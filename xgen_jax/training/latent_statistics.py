@@ -3,35 +3,36 @@
 Measured once, at the end of training or by `inference.encode` for converted weights, and kept with the embedder.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import numpy as np
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.training.objectives.vidvae import to_unit_range
-from xgen_jax.typing import Params
+from xgen_jax.typing import Array, Params
 
 _SMALLEST_STD = 1e-6  # a channel that does not vary is divided by this instead of by zero
 
 
-def latent_statistics(model: VidVAE, params: Params, videos: Iterable[np.ndarray]) -> dict[str, Any]:
+def latent_statistics(
+    encode: Callable[[Params, Array], Array], params: Params, videos: Iterable[np.ndarray]
+) -> dict[str, Any]:
     """{"mean": (c,), "std": (c,), "values": how many a channel} over the posterior means of some videos.
 
     Args:
-      model: the autoencoder.
-      params: its parameters.
+      encode: (params, clips in [-1, 1]) -> latents (B, t, h, w, c) as they come, not normalised.
+      params: of the embedder.
       videos: batches, uint8 (B, T, H, W, 3).
 
     Raises:
       UserError: a latent that is not finite, or no video at all.
     """
-    encode = jax.jit(lambda params, video: model.apply(params, to_unit_range(video), method="encode")[0])
+    latents_of = jax.jit(lambda params, video: encode(params, to_unit_range(video)))
     count, total, squares = 0, 0.0, 0.0
     for video in videos:
-        latents = np.asarray(encode(params, video), np.float64)
+        latents = np.asarray(latents_of(params, video), np.float64)
         latents = latents.reshape(-1, latents.shape[-1])
         count += len(latents)
         total, squares = total + latents.sum(0), squares + np.square(latents).sum(0)

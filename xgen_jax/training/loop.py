@@ -25,15 +25,18 @@ from xgen_jax.data.latents import LatentSource
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources import Source, make_source
 from xgen_jax.errors import UserError
+from xgen_jax.models.lpips import LPIPS
+from xgen_jax.models.regen import REGEN
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated, tree_shardings
 from xgen_jax.training.adapters import adapted, store_adapter
 from xgen_jax.training.compiled import abstract_arrays, compile_ahead
-from xgen_jax.training.config import RunConfig, VDiTRun
+from xgen_jax.training.config import EMBEDDERS, REGENRun, RunConfig, VDiTRun, VidVAERun
 from xgen_jax.training.latent_statistics import latent_statistics
 from xgen_jax.training.metrics import ConsoleWriter, JsonlWriter, MetricWriters, TensorBoardWriter
+from xgen_jax.training.objectives.regen import REGENObjective
 from xgen_jax.training.objectives.vdit import VDiTObjective
 from xgen_jax.training.objectives.vidvae import VidVAEObjective
 from xgen_jax.training.run_folder import (
@@ -61,27 +64,17 @@ def make_objective(config: RunConfig, mesh: Mesh | None = None):
       UserError: a bucket that the models cannot take, or an embedder that cannot be loaded; before anything is trained.
     """
     dtype = np.dtype(config.loop.compute_dtype)
-    buckets = [b.shape for b in config.data.buckets]
     for b in config.data.buckets:
         if b.batch_size % config.loop.accumulate:
             raise UserError(
                 f"a batch of {b.batch_size} cannot be cut in loop.accumulate={config.loop.accumulate} equal parts"
             )
-    if config.objective == "vidvae":
-        for bucket in buckets:
-            config.model.latent_shape(bucket)
-        lpips, lpips_params = None, None
-        if config.loss.lpips and config.loss.lpips_weights:
-            lpips, lpips_params = load_lpips(config.loss.lpips_weights.split(","))
-            for _, height, width in buckets:
-                if min(height, width) < lpips.config.least_side:
-                    raise UserError(
-                        f"LPIPS needs frames of at least {lpips.config.least_side}x{lpips.config.least_side} pixels; a "
-                        f"bucket has {height}x{width}. Leave it out, or choose loss.lpips=0"
-                    )
-        return VidVAEObjective(
-            model=VidVAE(config.model, dtype), loss_config=config.loss, lpips=lpips, frozen=lpips_params
-        )
+    if config.objective in EMBEDDERS:
+        for bucket in config.data.buckets:
+            config.model.latent_shape(bucket.shape)
+        lpips, lpips_params = load_perceptual(config)
+        network, objective = {"vidvae": (VidVAE, VidVAEObjective), "regen": (REGEN, REGENObjective)}[config.objective]
+        return objective(model=network(config.model, dtype), loss_config=config.loss, lpips=lpips, frozen=lpips_params)
     embedder, embedder_params = load_embedder(config.embedder, dtype)
     check_buckets(config, embedder.latent_shape)
     text = load_conditioner(config, dtype, stored=config.data.source == "latents")
@@ -91,6 +84,24 @@ def make_objective(config: RunConfig, mesh: Mesh | None = None):
             embedder_params = jax.device_put(embedder_params, replicated(mesh))
         objective = dataclasses.replace(objective, embedder=embedder, embedder_params=embedder_params)
     return adapted(config, objective) if config.lora else objective
+
+
+def load_perceptual(config: VidVAERun | REGENRun) -> tuple[LPIPS | None, Params]:
+    """LPIPS and its parameters where a run has that term and names its weights; (None, None) elsewhere.
+
+    Raises:
+      UserError: weights that cannot be read, or a bucket of frames too small for it.
+    """
+    if not (config.loss.lpips and config.loss.lpips_weights):
+        return None, None
+    lpips, params = load_lpips(config.loss.lpips_weights.split(","))
+    for bucket in config.data.buckets:
+        if min(bucket.height, bucket.width) < lpips.config.least_side:
+            raise UserError(
+                f"LPIPS needs frames of at least {lpips.config.least_side}x{lpips.config.least_side} pixels; a bucket "
+                f"has {bucket.height}x{bucket.width}. Leave it out, or choose loss.lpips=0"
+            )
+    return lpips, params
 
 
 def make_vdit_objective(
@@ -257,9 +268,9 @@ def _train(
         state, last = _take_steps(
             config, folder, pipeline, checkpoints, objective, to_device, step, state, parameters, compile_s
         )
-    if config.objective == "vidvae" and (last or not (folder.path / LATENT_STATISTICS).exists()):
+    if config.objective in EMBEDDERS and (last or not (folder.path / LATENT_STATISTICS).exists()):
         videos = (pipeline.batch(step)["video"] for step in range(32))
-        folder.write_json(LATENT_STATISTICS, latent_statistics(objective.model, state.ema["vidvae"], videos))
+        folder.write_json(LATENT_STATISTICS, latent_statistics(objective.latents, state.ema, videos))
     if getattr(config, "lora", None):
         store_adapter(folder)
     return {

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from xgen_jax.errors import UserError
+from xgen_jax.models.regen import abstract_variables as abstract_regen
 from xgen_jax.models.vdit import abstract_variables
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.parallel.sharding import path_name
@@ -25,6 +26,15 @@ def starting_params(config: RunConfig) -> Params | None:
     """
     if config.init_from is None:
         return None
+    if config.objective == "regen":
+        other = RunFolder(config.init_from).config()
+        if other.objective != "regen":
+            raise UserError(
+                f"init_from={config.init_from} holds a {other.objective} run; give a regen run to start from"
+            )
+        found = jax.tree.map(np.asarray, RunFolder(config.init_from).averaged())
+        _check(config, other.model, found["regen"], abstract_regen(config.model))
+        return found
     if config.objective == "vidvae":
         embedder, params = load_embedder(config.init_from, require_statistics=False)
         bucket = config.data.buckets[0]

@@ -9,6 +9,7 @@
     frozen                                    what the loss needs beside, and never trains
     averaged(params) -> params                what of them is averaged over steps, and used afterwards
     optimizer(config, steps)                  the transformation of its gradients
+    latents(params, video) -> latents         of an embedder's objective: of clips in [-1, 1], not normalised
 
 and knows nothing of checkpoints or meshes. `keys` holds one PRNG key a sample, so that a sample's noise depends on the
 seed, the step and the sample alone, never on the batch or the number of devices around it. `frozen` is an argument, for

@@ -102,6 +102,10 @@ class VidVAEObjective:
             params["discriminator"] = self.discriminator.init(jax.random.fold_in(key, 1), video)
         return params
 
+    def latents(self, params: Params, video_BTHWC: Array) -> Array:
+        """Clips in [-1, 1] -> the posterior's mean (B, t, h, w, c)."""
+        return self.model.apply(params["vidvae"], video_BTHWC, method="encode")[0]
+
     def averaged(self, params: Params) -> Params:
         """The autoencoder's; a discriminator's average is of no use."""
         return {"vidvae": params["vidvae"]}

@@ -1,0 +1,280 @@
+"""REGEN's objective: encoder and re-generative decoder together, end to end (arXiv 2503.08665, section 3).
+
+    loss = process.losses(decoder(x_t, t | expand(z, times)), x0, eps) + kl KL(q(z|x) || N(0, 1))
+           + lpips LPIPS(x0', x0) + consistency | x0'(x_1, 1) - stop_gradient x0'(x_t, t) |^2
+
+x0' is what a prediction says of the clean frames. The paper's own is the first term, of eps by DDPM; all others are
+ours, and off where their weight is 0. The consistency term makes what one step draws (t = 1, the same noise) like what
+the network sees of the frames at the drawn time: a distillation into one step, of itself.
+
+A clip is cut in chunks, each encoded by itself. `choose_windows` says which frames are denoised together. All that is
+random of a clip comes from its own key.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from xgen_jax.data.buckets import Bucket
+from xgen_jax.diffusion.process import Process
+from xgen_jax.diffusion.processes import make_process
+from xgen_jax.errors import UserError
+from xgen_jax.models.regen import REGEN, Conditioning, frame_times
+from xgen_jax.models.regen_config import REGENConfig
+from xgen_jax.training.objectives.vidvae import to_unit_range
+from xgen_jax.training.optimizer import OptimizerConfig, make_optimizer
+from xgen_jax.typing import Array, Params
+
+WEIGHTINGS = ("uniform", "velocity")
+WINDOWS = ("chunk",)
+# The streams of a chunk's randomness.
+_POSTERIOR, _TIME, _ONE_STEP, _NOISE = range(4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class REGENLossConfig:
+    """What the decoder predicts, at which times, and the terms beside it; means over values of video in [-1, 1].
+
+    Attributes:
+      process: `flow` or `ddpm`, see `diffusion.processes`; no variance is learned.
+      prediction: `x0`, `eps` (the paper's; by `ddpm` alone), `v` or `velocity`.
+      weighting: `uniform`: the squared error of what is predicted; `velocity`, where x0 is: as if the velocity were, to
+        at most `weight_limit` times the uniform one.
+      time_distribution, time_shift: of the drawn times, see `diffusion.time.draw_times`.
+      one_step_share: share of chunks at t = 1 exactly, whence decoding in one step begins; 0 is the paper's.
+      windows: which frames are denoised together: `chunk`, each chunk by itself.
+      kl: weight of KL(q(z|x) || N(0, 1)); at 0 (the paper's, who name none) latents are the posterior's mean.
+      lpips: weight of LPIPS of the predicted x0, a mean over frames.
+      lpips_weights: see `VidVAELossConfig`.
+      consistency: weight of the distance between x0 predicted at t = 1 and at the drawn time.
+    """
+
+    process: str = "flow"
+    prediction: str = "x0"
+    weighting: str = "uniform"
+    weight_limit: float = 25.0
+    time_distribution: str = "uniform"
+    time_shift: float = 1.0
+    one_step_share: float = 0.0
+    windows: str = "chunk"
+    kl: float = 0.0
+    lpips: float = 0.0
+    lpips_weights: str | None = None
+    consistency: float = 0.0
+
+    def __post_init__(self):
+        if self.process == "flow" and self.prediction == "eps":
+            raise UserError(
+                "loss.prediction='eps' with loss.process='flow' cannot be decoded: at t = 1 eps says nothing of the "
+                "data. Choose 'x0' or 'velocity', or loss.process='ddpm'"
+            )
+        self.make_process()
+        for name, known in (("weighting", WEIGHTINGS), ("windows", WINDOWS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"loss.{name}={getattr(self, name)!r} is not known; choose one of {', '.join(known)}")
+        for name in ("kl", "lpips", "consistency"):
+            if getattr(self, name) < 0:
+                raise UserError(f"loss.{name} must be 0 or more, not {getattr(self, name)}")
+        if not 0 <= self.one_step_share <= 1:
+            raise UserError(f"loss.one_step_share must be in [0, 1], not {self.one_step_share}")
+        if self.weighting == "velocity" and self.prediction != "x0":
+            raise UserError(f"loss.weighting='velocity' is for prediction='x0', not {self.prediction!r}")
+        if self.weight_limit < 1:
+            raise UserError(f"loss.weight_limit must be 1 or more, not {self.weight_limit}")
+
+    def make_process(self) -> Process:
+        """What corrupts the frames, in training and in decoding.
+
+        Raises:
+          UserError: a process or a prediction that is not known.
+        """
+        options = {"learned_variance": False} if self.process == "ddpm" else {}
+        return make_process(self.process, prediction=self.prediction, **options)
+
+
+def cut_chunks(config: REGENConfig, video_BTHWC: Array) -> list[Array]:
+    """A clip of n(k + 1) or n(k + 1) + 1 frames -> its whole chunks (B, n, k + 1, H, W, 3), and a frame more as a chunk
+    of one, (B, 1, 1, H, W, 3); what a clip has not is left out.
+    """
+    batch, frames = video_BTHWC.shape[:2]
+    chunks = frames // config.chunk_frames
+    whole = chunks * config.chunk_frames
+    groups = []
+    if chunks:
+        groups.append(video_BTHWC[:, :whole].reshape(batch, chunks, config.chunk_frames, *video_BTHWC.shape[2:]))
+    if whole < frames:
+        groups.append(video_BTHWC[:, None, whole:])
+    return groups
+
+
+def choose_windows(
+    config: REGENLossConfig, keys_BN: Array, frames_BNFHWC: Array, told: Conditioning
+) -> tuple[Array, Conditioning]:
+    """The windows of frames that are denoised together, each with a time of its own.
+
+    Args:
+      config: `windows` says which.
+      keys_BN: a key a chunk, for what is drawn here.
+      frames_BNFHWC: the chunks of each clip in [-1, 1].
+      told: of the same frames, the chunks folded into the batch: (B N, F, h, w, D).
+
+    Returns:
+      The frames (B, N, F, H, W, 3) of the windows, and what is told of them, folded likewise.
+    """
+    del config, keys_BN
+    return frames_BNFHWC, told
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class REGENObjective:
+    """Trains {"regen": ...} on video alone.
+
+    Attributes:
+      lpips, frozen: see `VidVAEObjective`.
+    """
+
+    model: REGEN
+    loss_config: REGENLossConfig
+    lpips: nn.Module | None = None
+    frozen: Params = None
+
+    def __post_init__(self):
+        if self.loss_config.lpips and self.lpips is None:
+            raise UserError(
+                f"loss.lpips={self.loss_config.lpips} needs loss.lpips_weights=FILE, the safetensors of LPIPS; "
+                "loss.lpips=0 does without"
+            )
+
+    @property
+    def process(self) -> Process:
+        """What corrupts the frames."""
+        return self.loss_config.make_process()
+
+    def fingerprints(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+    def arrays(self, batch):
+        """Host batch -> {"video": uint8 (B, T, H, W, 3)}."""
+        return {"video": batch["video"]}
+
+    def prepare(self, arrays):
+        """Nothing is computed before the step."""
+        return arrays
+
+    def resized(self, arrays, bucket: Bucket):
+        """Shapes of a bucket's arrays."""
+        return {"video": jax.ShapeDtypeStruct((bucket.batch_size, *bucket.shape, 3), arrays["video"].dtype)}
+
+    def init(self, key: Array, arrays) -> Params:
+        """Parameters from a key; they depend on no batch."""
+        del arrays
+        c = self.model.config
+        chunk = jnp.zeros((1, c.chunk_frames, 2 * c.space_factor, 2 * c.space_factor, 3))
+        return {"regen": self.model.init(key, chunk, jnp.zeros(1))}
+
+    def latents(self, params: Params, video_BTHWC: Array) -> Array:
+        """Clips in [-1, 1] -> the posterior's mean (B, t, h, w, c), two latent frames a chunk."""
+        groups = [
+            self.model.apply(params["regen"], _fold(frames), method="encode")[0]
+            for frames in cut_chunks(self.model.config, video_BTHWC)
+        ]
+        return jnp.concatenate([z.reshape(len(video_BTHWC), -1, *z.shape[2:]) for z in groups], axis=1)
+
+    def averaged(self, params: Params) -> Params:
+        """All of them."""
+        return params
+
+    def optimizer(self, config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+        """One for encoder and decoder."""
+        return make_optimizer(config, steps)
+
+    def loss(self, params: Params, arrays, keys_B: Array, step: Array, frozen: Params = None):
+        """Scalar loss and metrics of a batch, the same at any step: a mean over samples, of a clip over its frames."""
+        del step
+        video = to_unit_range(arrays["video"])
+        terms, first = [], 0
+        for frames_BNFHWC in cut_chunks(self.model.config, video):
+            chunks = frames_BNFHWC.shape[1]
+            numbers = first + jnp.arange(chunks)
+            keys_BN = jax.vmap(lambda key, n=numbers: jax.vmap(lambda i: jax.random.fold_in(key, i))(n))(keys_B)
+            share = chunks * frames_BNFHWC.shape[2] / video.shape[1]
+            terms.append((share, self._chunks_loss(params["regen"], frames_BNFHWC, keys_BN, frozen)))
+            first += chunks
+        metrics = {name: sum(share * term[name] for share, term in terms) for name in terms[0][1]}
+        return metrics.pop("loss"), metrics
+
+    def _chunks_loss(self, regen: Params, frames_BNFHWC: Array, keys_BN: Array, frozen: Params) -> dict[str, Array]:
+        """The loss of chunks of one length and its parts, scalars."""
+        c, process = self.loss_config, self.process
+        mean, logvar = self.model.apply(regen, _fold(frames_BNFHWC), method="encode")
+        z = mean + jnp.exp(0.5 * logvar) * _normal(keys_BN, _POSTERIOR, mean.shape[1:]) if c.kl else mean
+        times_BF = jnp.broadcast_to(
+            frame_times(self.model.config, frames_BNFHWC.shape[2])[None], (len(z), frames_BNFHWC.shape[2])
+        )
+        told = self.model.apply(regen, z, times_BF, method="expand")
+        frames_BNFHWC, told = choose_windows(c, keys_BN, frames_BNFHWC, told)
+
+        x0 = _fold(frames_BNFHWC)
+        t_B = process.draw_times(_stream(keys_BN, _TIME), c.time_distribution, c.time_shift)
+        if c.one_step_share:
+            t_B = jnp.where(jax.vmap(jax.random.uniform)(_stream(keys_BN, _ONE_STEP)) < c.one_step_share, 1.0, t_B)
+        eps = _normal(keys_BN, _NOISE, x0.shape[1:])
+
+        def predict(t_B):
+            """(the network's output, the x0 that it says)."""
+            x_t = process.corrupt(x0, eps, t_B)
+            output = self.model.apply(regen, x_t, process.network_time(t_B), told, method="denoise")
+            return output, process.convert(output, x_t, t_B, c.prediction, "x0")
+
+        output, predicted = predict(t_B)
+        losses = process.losses(output, x0, eps, t_B)
+        loss_B = losses["loss"].mean(1) * self._weight(t_B)
+        metrics = {"loss": loss_B.mean(), "mse": losses["mse"].mean(), "psnr_db": _psnr_db(predicted, x0)}
+        if c.kl:
+            metrics["kl"] = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
+            metrics["loss"] += c.kl * metrics["kl"]
+        if c.lpips:
+            # Far from data (eps at t = 1) a prediction is no picture: only what is within range is compared.
+            pictures = (x.reshape(-1, *x.shape[2:]) for x in (jnp.clip(predicted, -1.0, 1.0), x0))
+            metrics["lpips"] = self.lpips.apply(frozen, *pictures).astype(jnp.float32).mean()
+            metrics["loss"] += c.lpips * metrics["lpips"]
+        if c.consistency:
+            _, drawn = predict(jnp.ones_like(t_B))
+            metrics["consistency"] = jnp.square(drawn - jax.lax.stop_gradient(predicted)).mean()
+            metrics["psnr_one_step_db"] = _psnr_db(drawn, x0)
+            metrics["loss"] += c.consistency * metrics["consistency"]
+        return metrics
+
+    def _weight(self, t_B: Array) -> Array:
+        """What multiplies the squared error at each time."""
+        c = self.loss_config
+        if c.weighting == "uniform":
+            return jnp.ones_like(t_B)
+        # An error of x0 at the same x_t is sigma / (alpha + sigma) times that of the velocity.
+        alpha, sigma = self.process.schedule(t_B)
+        return jnp.minimum(jnp.square((alpha + sigma) / jnp.maximum(sigma, 1e-6)), c.weight_limit)
+
+
+def _fold(x_BN: Array) -> Array:
+    """(B, N, ...) -> (B N, ...)."""
+    return x_BN.reshape(-1, *x_BN.shape[2:])
+
+
+def _stream(keys_BN: Array, number: int) -> Array:
+    """A key for each chunk, (B N,)."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_BN.reshape(-1))
+
+
+def _normal(keys_BN: Array, number: int, shape: tuple[int, ...]) -> Array:
+    """Standard normal (B N, *shape)."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(_stream(keys_BN, number))
+
+
+def _psnr_db(predicted: Array, x0: Array) -> Array:
+    """Of frames in [-1, 1], a mean over samples."""
+    error = (jnp.clip(predicted, -1.0, 1.0) - x0) / 2
+    return -10.0 * jnp.log10(jnp.square(error).mean((1, 2, 3, 4)) + 1e-10).mean()
