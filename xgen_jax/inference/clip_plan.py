@@ -9,7 +9,7 @@ import dataclasses
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.shapes import shape_name
 from xgen_jax.errors import UserError
-from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.embedder import Embedder
 from xgen_jax.training.config import VDiTRun
 from xgen_jax.typing import Shape
 
@@ -59,7 +59,7 @@ def trained_buckets(config: VDiTRun) -> list[Bucket]:
 
 def plan_clip(
     config: VDiTRun,
-    embedder: VidVAEEmbedder,
+    embedder: Embedder,
     *,
     frames: int | None = None,
     size: tuple[int, int] | None = None,

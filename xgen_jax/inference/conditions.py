@@ -7,11 +7,11 @@ from xgen_jax.data.transforms import center_crop, resize_cover
 from xgen_jax.data.video import probe, read_video
 from xgen_jax.errors import UserError
 from xgen_jax.inference.clip_plan import ClipPlan
-from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.embedder import Embedder
 from xgen_jax.typing import Video
 
 
-def read_condition(image, video, plan: ClipPlan, embedder: VidVAEEmbedder) -> Video | None:
+def read_condition(image, video, plan: ClipPlan, embedder: Embedder) -> Video | None:
     """The frames of a file that condition a clip, uint8 (T, H, W, 3), of the clip's rate; None where there is none.
 
     Args:
@@ -41,7 +41,7 @@ def read_condition(image, video, plan: ClipPlan, embedder: VidVAEEmbedder) -> Vi
     return frames[-wanted:]
 
 
-def fit_condition(frames: Video, plan: ClipPlan, embedder: VidVAEEmbedder) -> Video:
+def fit_condition(frames: Video, plan: ClipPlan, embedder: Embedder) -> Video:
     """Frames to be known at the head of a clip, as training would see them: resized to cover, then cropped.
 
     Args:

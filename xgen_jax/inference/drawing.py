@@ -27,7 +27,7 @@ from xgen_jax.inference.memory import GB, program_bytes
 from xgen_jax.inference.streaming import decode, decode_stream, encode
 from xgen_jax.inference.streaming import plan as plan_chunks
 from xgen_jax.inference.video_range import to_uint8
-from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text import ByteConditioner, T5Conditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import ClipConditions
@@ -119,7 +119,7 @@ class Drawer:
         *,
         model: VDiT,
         text: ByteConditioner | T5Conditioner,
-        embedder: VidVAEEmbedder,
+        embedder: Embedder,
         params: Params,
         config: VDiTRun,
         plan: ClipPlan,

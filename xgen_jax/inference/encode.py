@@ -22,7 +22,7 @@ from xgen_jax.data.shapes import Shape, parse_shapes, shape_name
 from xgen_jax.data.sources import Source, VideoFolderSource
 from xgen_jax.data.synthetic import SyntheticSource
 from xgen_jax.errors import UserError
-from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.embedder import Embedder
 from xgen_jax.training.latent_statistics import latent_statistics
 from xgen_jax.training.metrics import ConsoleWriter
 from xgen_jax.training.objectives.vidvae import to_unit_range
@@ -208,7 +208,7 @@ class _Clips:
 class _Encoder:
     """Clips in, records out."""
 
-    embedder: VidVAEEmbedder
+    embedder: Embedder
     params: Params
     text: ByteCaptions | T5Captions | None
     dtype: str
@@ -254,7 +254,7 @@ def _source(data, clips_per_video: int, count: int | None, seed: int, fps, strid
 
 def _with_statistics(
     path,
-    network: VidVAEEmbedder,
+    network: Embedder,
     params: Params,
     clips: _Clips,
     numbers: dict[Shape, np.ndarray],

@@ -7,7 +7,7 @@ import numpy as np
 from xgen_jax.errors import UserError
 from xgen_jax.inference.streaming import decode, encode
 from xgen_jax.inference.video_range import to_uint8
-from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.embedder import Embedder
 from xgen_jax.training.run_folder import load_embedder
 from xgen_jax.typing import Params, Video
 
@@ -21,7 +21,7 @@ class Reconstructor:
       memory_budget_gb: what the device may use, see `inference.streaming.decode`.
     """
 
-    embedder: VidVAEEmbedder
+    embedder: Embedder
     params: Params
     memory_budget_gb: float | None = None
 
@@ -37,9 +37,8 @@ class Reconstructor:
         if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
             raise UserError(f"a video is uint8 (T, H, W, 3), not {video.dtype} {video.shape}")
         frames, height, width, _ = video.shape
-        config = self.embedder.model.config
-        extra_t = -(frames - 1) % config.time_factor
-        extra_h, extra_w = -height % config.space_factor, -width % config.space_factor
+        extra_t = self.embedder.padded_frames(frames) - frames
+        extra_h, extra_w = -height % self.embedder.space_factor, -width % self.embedder.space_factor
         padded = np.pad(video, ((0, extra_t), (0, extra_h), (0, extra_w), (0, 0)), mode="edge")
         latents = encode(self.embedder, self.params, padded[None], self.memory_budget_gb)
         out = decode(self.embedder, self.params, latents, self.memory_budget_gb)

@@ -14,7 +14,7 @@ import numpy as np
 from xgen_jax.errors import UserError
 from xgen_jax.inference.memory import GB, largest_chunk, program_bytes
 from xgen_jax.inference.video_range import check_video
-from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.embedder import Embedder
 from xgen_jax.training.objectives.vidvae import to_unit_range
 from xgen_jax.typing import Array, Params, Shape
 
@@ -22,25 +22,26 @@ CHUNK = 4  # latent frames at a time where nobody sets a budget
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def encode_chunk(embedder: VidVAEEmbedder, params: Params, video: Array, history):
-    """`VidVAEEmbedder.encode_chunk`, compiled; of uint8 or float video."""
+def encode_chunk(embedder: Embedder, params: Params, video: Array, history):
+    """`Embedder.encode_chunk`, compiled; of uint8 or float video."""
     video = to_unit_range(video) if video.dtype == jnp.uint8 else video
     return embedder.encode_chunk(params, video, history)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=3)
-def decode_chunk(embedder: VidVAEEmbedder, params: Params, latents: Array, history, last: bool):
-    """`VidVAEEmbedder.decode_chunk`, compiled."""
-    return embedder.decode_chunk(params, latents, history, last)
+def decode_chunk(embedder: Embedder, params: Params, latents: Array, history, last: bool, key: Array | None = None):
+    """`Embedder.decode_chunk`, compiled; another key compiles nothing."""
+    return embedder.decode_chunk(params, latents, history, last, key)
 
 
-def encode_stream(embedder: VidVAEEmbedder, params: Params, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def encode_stream(embedder: Embedder, params: Params, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Encodes a clip that comes in chunks.
 
     Args:
       embedder, params: see `load_embedder`.
-      chunks: uint8, or float in [-1, 1], (B, T, H, W, 3), of any lengths that add up to 1 + f*n frames. What does not
-        fill a latent frame waits for the chunk after.
+      chunks: uint8, or float in [-1, 1], (B, T, H, W, 3), of any lengths that add up to one that can be encoded. What
+        does not fill an embedder's unit, a VidVAE's latent frame or a REGEN's chunk, waits for the chunk after; at the
+        end of a REGEN's clip a single frame is an image.
 
     Yields:
       Normalised latents (B, t, h, w, c), float32, as soon as they are known; together those of the whole clip.
@@ -49,8 +50,7 @@ def encode_stream(embedder: VidVAEEmbedder, params: Params, chunks: Iterable[np.
       UserError: a chunk of another size, batch or dtype than the first, pixels that are not finite or not in range, a
         clip of a length or size that the model cannot take, a model that depends on the whole clip.
     """
-    factor = embedder.model.config.time_factor
-    history, first, waiting, seen = None, None, None, 0
+    history, first, waiting, seen, done = None, None, None, 0, 0
     for chunk in chunks:
         chunk = np.asarray(chunk)
         check_video(chunk)
@@ -60,30 +60,32 @@ def encode_stream(embedder: VidVAEEmbedder, params: Params, chunks: Iterable[np.
         _check_alike(chunk, first)
         seen += chunk.shape[1]
         waiting = chunk if waiting is None else np.concatenate([waiting, chunk], axis=1)
-        alone = history is None  # the first frame is a latent frame by itself
-        ready = alone + (waiting.shape[1] - alone) // factor * factor
-        if ready:
-            latents, history = encode_chunk(embedder, params, waiting[:, :ready], history)
-            waiting = waiting[:, ready:]
+        settled = embedder.frames(embedder.whole_latents(seen))
+        if settled > done:
+            latents, history = encode_chunk(embedder, params, waiting[:, : settled - done], history)
+            waiting, done = waiting[:, settled - done :], settled
             yield np.asarray(latents)
-    if waiting is not None and waiting.shape[1]:
-        embedder.latent_shape((seen, *first.shape[2:4]))  # tells the nearest lengths
     if first is None:
         raise UserError("the stream to encode holds no chunk")
+    if waiting.shape[1]:
+        embedder.latent_shape((seen, *first.shape[2:4]))  # tells the nearest lengths
+        yield np.asarray(encode_chunk(embedder, params, waiting, history)[0])
 
 
 def decode_stream(
-    embedder: VidVAEEmbedder,
+    embedder: Embedder,
     params: Params,
     chunks: Iterable[np.ndarray],
     sharding: jax.sharding.Sharding | None = None,
+    key: Array | None = None,
 ) -> Iterator[np.ndarray]:
     """Decodes latents that come in chunks of any lengths.
 
     Args:
       embedder, params: see `load_embedder`.
-      chunks: normalised latents (B, t, h, w, c).
+      chunks: normalised latents (B, t, h, w, c). What does not fill an embedder's unit waits for the chunk after.
       sharding: of a chunk, where several devices share it.
+      key: see `Embedder.decode_chunk`.
 
     Yields:
       Video (B, T, H, W, 3), float32, about [-1, 1]; it lags `embedder.look_ahead` frames behind what has come.
@@ -91,25 +93,28 @@ def decode_stream(
     Raises:
       UserError: as `encode_stream`.
     """
-    history, first = None, None
+    history, first, waiting = None, None, None
     for chunk in chunks:
         chunk = np.asarray(chunk)
         _check_latents(embedder, chunk)
         first = chunk if first is None else first
         _check_alike(chunk, first)
-        if chunk.shape[1]:
-            video, history = decode_chunk(embedder, params, jax.device_put(chunk, sharding), history, False)
+        waiting = chunk if waiting is None else np.concatenate([waiting, chunk], axis=1)
+        ready = waiting.shape[1] // embedder.unit * embedder.unit
+        if ready:
+            ready, waiting = waiting[:, :ready], waiting[:, ready:]
+            video, history = decode_chunk(embedder, params, jax.device_put(ready, sharding), history, False, key)
             yield np.asarray(video)
-    if first is None or history is None:
+    if first is None or (history is None and not waiting.shape[1]):
         raise UserError("the stream to decode holds no latents")
-    if embedder.look_ahead:
-        video, _ = decode_chunk(embedder, params, jax.device_put(first[:, :0], sharding), history, True)
+    if waiting.shape[1] or embedder.look_ahead:
+        video, _ = decode_chunk(embedder, params, jax.device_put(waiting, sharding), history, True, key)
         if video.shape[1]:
             yield np.asarray(video)
 
 
 def encode(
-    embedder: VidVAEEmbedder, params: Params, video_BTHWC: np.ndarray, memory_budget_gb: float | None = None
+    embedder: Embedder, params: Params, video_BTHWC: np.ndarray, memory_budget_gb: float | None = None
 ) -> np.ndarray:
     """A clip -> its normalised latents (B, t, h, w, c), in chunks where the model can.
 
@@ -124,10 +129,9 @@ def encode(
     """
     video_BTHWC = np.asarray(video_BTHWC)
     check_video(video_BTHWC)
-    shape, s = embedder.latent_shape(video_BTHWC.shape), embedder.model.config.space_factor
+    shape, s = embedder.latent_shape(video_BTHWC.shape), embedder.space_factor
     rows, n = plan(embedder, params, "encode", shape, video_BTHWC.dtype, memory_budget_gb)
-    f, frames = embedder.model.config.time_factor, video_BTHWC.shape[1]
-    cuts = sorted({0, *range(1 + f * (n - 1), frames, f * n), frames})
+    cuts = [embedder.frames(at) for at in (*range(0, shape[1], n), shape[1])]
 
     def encode_rows(block):
         if n == shape[1]:
@@ -135,7 +139,7 @@ def encode(
         chunks = (block[:, a:b] for a, b in zip(cuts, cuts[1:]))
         return np.concatenate(list(encode_stream(embedder, params, chunks)), axis=1)
 
-    blocks = _row_blocks(shape[2], rows, embedder.model.config.halo)
+    blocks = _row_blocks(shape[2], rows, embedder.halo)
     parts = [
         encode_rows(video_BTHWC[:, :, above * s : below * s])[:, :, first - above : last - above]
         for first, last, above, below in blocks
@@ -144,28 +148,29 @@ def encode(
 
 
 def decode(
-    embedder: VidVAEEmbedder,
+    embedder: Embedder,
     params: Params,
     latents_BTHWC: np.ndarray,
     memory_budget_gb: float | None = None,
     sharding: jax.sharding.Sharding | None = None,
+    key: Array | None = None,
 ) -> np.ndarray:
     """Normalised latents -> video (B, T, H, W, 3), float32, about [-1, 1], in chunks where the model can.
 
-    Arguments and errors as of `encode`; `sharding` as of `decode_stream`.
+    Arguments and errors as of `encode`; `sharding` and `key` as of `decode_stream`.
     """
     latents_BTHWC = np.asarray(latents_BTHWC)
     _check_latents(embedder, latents_BTHWC)
-    shape, s = latents_BTHWC.shape, embedder.model.config.space_factor
+    shape, s = latents_BTHWC.shape, embedder.space_factor
     rows, n = plan(embedder, params, "decode", shape, latents_BTHWC.dtype, memory_budget_gb)
 
     def decode_rows(block):
         if n == shape[1]:
-            return np.asarray(decode_chunk(embedder, params, jax.device_put(block, sharding), None, True)[0])
+            return np.asarray(decode_chunk(embedder, params, jax.device_put(block, sharding), None, True, key)[0])
         chunks = (block[:, at : at + n] for at in range(0, shape[1], n))
-        return np.concatenate(list(decode_stream(embedder, params, chunks, sharding)), axis=1)
+        return np.concatenate(list(decode_stream(embedder, params, chunks, sharding, key)), axis=1)
 
-    blocks = _row_blocks(shape[2], rows, embedder.model.config.halo)
+    blocks = _row_blocks(shape[2], rows, embedder.halo)
     parts = [
         decode_rows(latents_BTHWC[:, :, above:below])[:, :, (first - above) * s : (last - above) * s]
         for first, last, above, below in blocks
@@ -181,7 +186,7 @@ def _row_blocks(height: int, rows: int, halo: int | None) -> Iterator[tuple[int,
 
 
 def chunk_bytes(
-    embedder: VidVAEEmbedder, params: Params, verb: str, latent_shape: Shape, dtype, chunk: int, whole: bool = False
+    embedder: Embedder, params: Params, verb: str, latent_shape: Shape, dtype, chunk: int, whole: bool = False
 ) -> int:
     """Bytes that XLA reports for one chunk in the middle of a clip, or for a clip that is one chunk.
 
@@ -190,12 +195,11 @@ def chunk_bytes(
       verb: `encode` or `decode`.
       latent_shape: (B, t, h, w, c) of the clip.
       dtype: of the video or the latents.
-      chunk: latent frames.
+      chunk: latent frames, whole units unless it is the clip.
       whole: the chunk is the clip.
     """
     batch, _, h, w, c = latent_shape
-    config = embedder.model.config
-    s, f = config.space_factor, config.time_factor
+    s, unit = embedder.space_factor, embedder.unit
 
     def of(n, frames):
         shape = (batch, frames, h * s, w * s, 3) if verb == "encode" else (batch, n, h, w, c)
@@ -207,21 +211,24 @@ def chunk_bytes(
         return decode_chunk.lower(embedder, params, x, history, last)
 
     if whole:
-        return program_bytes(program(None, of(chunk, 1 + f * (chunk - 1)), True).compile())
-    # Two latent frames, for a decoder that looks ahead remembers a frame only after the first.
-    history = program(None, of(2, 1 + f), False).out_info[1]
-    return program_bytes(program(history, of(chunk, f * chunk), False).compile())
+        return program_bytes(program(None, of(chunk, embedder.frames(chunk)), True).compile())
+    # Two units, for a decoder that looks ahead remembers a frame only after the first.
+    history = program(None, of(2 * unit, embedder.frames(2 * unit)), False).out_info[1]
+    frames = embedder.frames(unit + chunk) - embedder.frames(unit)
+    return program_bytes(program(history, of(chunk, frames), False).compile())
 
 
 def plan(
-    embedder: VidVAEEmbedder, params: Params, verb: str, latent_shape: Shape, dtype, memory_budget_gb: float | None
+    embedder: Embedder, params: Params, verb: str, latent_shape: Shape, dtype, memory_budget_gb: float | None
 ) -> tuple[int, int]:
     """How a clip is cut: (latent rows of a block, latent frames of a chunk); without a budget all rows, `CHUNK` frames.
+
+    A chunk is whole units, or the clip.
 
     Arguments as of `chunk_bytes`, errors as of `encode`.
     """
     _, frames, height, *_ = latent_shape
-    config, what = embedder.model.config, f"to {verb} latents {latent_shape}"
+    unit, halo, what = embedder.unit, embedder.halo, f"to {verb} latents {latent_shape}"
     if memory_budget_gb is None:
         return height, frames if embedder.depends_on_whole_clip else min(frames, CHUNK)
     if memory_budget_gb <= 0:
@@ -240,25 +247,26 @@ def plan(
             raise refuse(needed, f"and there are no chunks: {embedder.depends_on_whole_clip}")
         return height, frames
 
-    def measure(n, rows=height):
-        computed = max(below - above for _, _, above, below in _row_blocks(height, rows, config.halo))
+    def measure(units, rows=height):
+        computed = max(below - above for _, _, above, below in _row_blocks(height, rows, halo))
         shape = (*latent_shape[:2], computed, *latent_shape[3:])
-        return chunk_bytes(embedder, params, verb, shape, dtype, n)
+        return chunk_bytes(embedder, params, verb, shape, dtype, units * unit)
 
-    if n := largest_chunk(measure, frames, budget):
-        return height, n
-    if config.halo is None:
-        why = "even a latent frame at a time, and only a model with norm='rms' and no attention can be cut in space"
+    if units := largest_chunk(measure, -(-frames // unit), budget):
+        return height, min(units * unit, frames)
+    if halo is None:
+        least = "a latent frame" if unit == 1 else f"{unit} latent frames"
+        why = f"even {least} at a time, and only a VidVAE with norm='rms' and no attention can be cut in space"
         raise refuse(measure(1), why)
     rows = height
     while rows > 1:
         rows = -(-rows // 2)
         if measure(1, rows) <= budget:
             return rows, 1
-    raise refuse(measure(1, 1), f"even a latent frame and row at a time, with the {config.halo} rows around it")
+    raise refuse(measure(1, 1), f"even a latent frame and row at a time, with the {halo} rows around it")
 
 
-def _check_latents(embedder: VidVAEEmbedder, latents: np.ndarray) -> None:
+def _check_latents(embedder: Embedder, latents: np.ndarray) -> None:
     if latents.ndim != 5 or latents.shape[-1] != embedder.latent_channels:
         raise UserError(f"latents are (B, t, h, w, {embedder.latent_channels}), not {latents.shape}")
     if not np.issubdtype(latents.dtype, np.floating) and latents.dtype != jnp.bfloat16:

@@ -10,7 +10,7 @@ import numpy as np
 from xgen_jax.errors import UserError
 from xgen_jax.inference.clip_plan import UNTRAINED, ClipPlan, continues, plan_clip
 from xgen_jax.inference.drawing import Drawer, default_batch_size
-from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text import ByteConditioner, T5Conditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.nn.attention import IMPLEMENTATIONS
@@ -36,7 +36,7 @@ class TextToVideo:
     config: VDiTRun
     model: VDiT
     text: ByteConditioner | T5Conditioner
-    embedder: VidVAEEmbedder
+    embedder: Embedder
     params: Params
     step: int = 0
     offload: bool = False

@@ -158,6 +158,14 @@ class VidVAEConfig:
                 raise UserError(f"{name} {side} is not a multiple of {s}; the nearest are {below} and {below + s}")
         return 1 + (frames - 1) // f, height // s, width // s
 
+    def frames(self, latent_frames: int) -> int:
+        """Frames of a clip of so many latent frames: the inverse of `latent_shape`."""
+        return 1 + self.time_factor * (latent_frames - 1) if latent_frames else 0
+
+    def padded_frames(self, frames: int) -> int:
+        """The least length that can be encoded and is not below `frames`."""
+        return frames + -(frames - 1) % self.time_factor
+
 
 # As released, in the three ways in which that differs from the paper preset.
 _OSP = VidVAEConfig(

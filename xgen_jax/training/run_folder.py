@@ -13,9 +13,10 @@ import numpy as np
 
 import xgen_jax
 from xgen_jax.errors import UserError
-from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.embedder import Embedder, REGENEmbedder, VidVAEEmbedder
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.models.lora import merge
+from xgen_jax.models.regen import REGEN
 from xgen_jax.models.text import ByteTextEncoder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.training.checkpoint import Checkpoints
@@ -154,10 +155,19 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def make_embedder(config: RunConfig, dtype=np.float32) -> Embedder:
+    """The embedder that a run trains, computing in `dtype`."""
+    if config.objective == "regen":
+        return REGENEmbedder(
+            model=REGEN(config.model, dtype), process=config.loss.make_process(), steps=config.decode_steps
+        )
+    return VidVAEEmbedder(model=VidVAE(config.model, dtype))
+
+
 def load_embedder(
     path: str | os.PathLike, dtype=np.float32, require_statistics: bool = True
-) -> tuple[VidVAEEmbedder, Params]:
-    """The embedder of a VidVAE run or of converted weights: its averaged parameters with the latent statistics.
+) -> tuple[Embedder, Params]:
+    """The embedder of a VidVAE or REGEN run, or of converted weights: averaged parameters with the latent statistics.
 
     Args:
       path: the run folder.
@@ -171,7 +181,9 @@ def load_embedder(
     folder = RunFolder(path)
     config = folder.config()
     if config.objective not in EMBEDDERS:
-        raise UserError(f"{path} holds a {config.objective} run; an embedder is a vidvae run, or converted weights")
+        raise UserError(
+            f"{path} holds a {config.objective} run; an embedder is a vidvae or regen run, or converted weights"
+        )
     channels = config.model.latent_channels
     statistics = {"mean": [0.0] * channels, "std": [1.0] * channels}
     if (folder.path / LATENT_STATISTICS).exists():
@@ -181,8 +193,8 @@ def load_embedder(
             f"{path} holds no {LATENT_STATISTICS}: its training has not ended, or its weights were converted. "
             f"launch/encode.py --embedder={path} measures and stores them as it encodes a data set"
         )
-    params = folder.checkpoints().restore_part(("ema", "vidvae"))
-    embedder = VidVAEEmbedder(model=VidVAE(config.model, dtype))
+    embedder = make_embedder(config, dtype)
+    params = folder.checkpoints().restore_part(("ema", "regen" if config.objective == "regen" else "vidvae"))
     return embedder, embedder.bundle(params, np.array(statistics["mean"]), np.array(statistics["std"]))
 
 

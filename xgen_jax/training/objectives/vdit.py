@@ -21,7 +21,7 @@ from xgen_jax.data.buckets import Bucket
 from xgen_jax.diffusion.process import Process, frame_mean
 from xgen_jax.diffusion.processes import make_process
 from xgen_jax.diffusion.time import shift_ratio
-from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text import ByteConditioner, T5Conditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import ClipConditions
@@ -78,7 +78,7 @@ class VDiTObjective:
 
     model: VDiT
     text: ByteConditioner | T5Conditioner
-    embedder: VidVAEEmbedder | None
+    embedder: Embedder | None
     embedder_params: Params | None
     loss_config: VDiTLossConfig
     embedder_fingerprint: str = ""
