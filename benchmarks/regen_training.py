@@ -27,9 +27,9 @@ from xgen_jax.data.transforms import random_crop
 from xgen_jax.data.video import read_video
 from xgen_jax.errors import UserError
 from xgen_jax.inference.video_range import to_uint8
-from xgen_jax.models.regen import REGEN, frame_times
+from xgen_jax.models.regen import REGEN
 from xgen_jax.models.regen_config import PRESETS, REGENConfig
-from xgen_jax.models.regen_decoding import draw, frame_noise
+from xgen_jax.models.regen_decoding import decode_chunks
 from xgen_jax.models.vidvae import Decoder, Encoder, Head, VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.training.objectives.regen import REGENLossConfig, REGENObjective
@@ -201,14 +201,8 @@ def make_decode(model: REGEN | VidVAE, steps: int | None):
         return jax.jit(lambda params, z, numbers: model.apply(params, z, method="decode")[0])
 
     def decode(params, z, numbers):
-        config = model.config
-        frames, (height, width) = config.frames(z.shape[1]), z.shape[2:4]
-        times_BF = jnp.broadcast_to(frame_times(config, frames)[None], (len(z), frames))
-        told = model.apply(params, z, times_BF, method="expand")
-        size = height * config.space_factor, width * config.space_factor
-        keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(0), number))(numbers)
-        noise = jax.vmap(lambda key: frame_noise(key, jnp.arange(frames), *size))(keys)
-        return draw(model, params, REGEN_LOSS.make_process(), steps, told, noise)
+        keys_B = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(0), number))(numbers)
+        return decode_chunks(model, params, REGEN_LOSS.make_process(), steps, z, None, True, keys_B)[0]
 
     return jax.jit(decode)
 
@@ -221,8 +215,9 @@ def trained(case: Case, recipe: Recipe, root: pathlib.Path) -> tuple[Params, dic
     """
     files = {suffix: root / f"{case.name}-{recipe.steps}.{suffix}" for suffix in ("json", "msgpack")}
     facts, frames = case.facts(recipe), case.config.chunk_frames
-    objective, bucket = case.objective, Bucket(
-        frames=frames, height=recipe.side, width=recipe.side, batch_size=recipe.batch_size
+    objective, bucket = (
+        case.objective,
+        Bucket(frames=frames, height=recipe.side, width=recipe.side, batch_size=recipe.batch_size),
     )
     if files["json"].exists():
         stored = json.loads(files["json"].read_text())
