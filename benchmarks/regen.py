@@ -19,8 +19,6 @@ from typing import Any
 
 from rows import at_least_one, device_name, in_turn, print_rows  # isort: skip  (it sets the environment)
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,7 +132,8 @@ def decoder(options) -> Iterator[dict[str, Any]]:
             times: dict[tuple[str, int | None], float] = {}
             for name, steps in (("plain", None), *(("content_aware", steps) for steps in STEPS)):
 
-                def make(case=Case(data=data, ratio=ratio, decoder=name), steps=steps, times=times):
+                def make(data=data, ratio=ratio, name=name, steps=steps, times=times):
+                    case = Case(data=data, ratio=ratio, decoder=name)
                     if not times:
                         times |= decode_times(case.config, options.side, options.repeats)
                     return scores(case, options, options.side, steps) | {"decode_s": times[case.decoder, steps]}

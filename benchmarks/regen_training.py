@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import serialization
 
 from xgen_jax.data.buckets import Bucket
@@ -36,7 +37,7 @@ from xgen_jax.training.objectives.regen import REGENLossConfig, REGENObjective
 from xgen_jax.training.objectives.vidvae import VidVAELossConfig, VidVAEObjective, to_unit_range
 from xgen_jax.training.optimizer import OptimizerConfig
 from xgen_jax.training.state import init_state, make_update
-from xgen_jax.typing import Params, Video
+from xgen_jax.typing import Array, Params, Video
 
 TEST_SEED = 10_000
 BATCH = 16  # clips decoded at once when they are scored
@@ -45,12 +46,14 @@ OPTIMIZER = OptimizerConfig(
 )
 EMA_DECAY = 0.995
 KL = 2e-4
-REGEN_LOSS = REGENLossConfig(process="flow", prediction="x0", one_step_share=0.25, kl=KL)
+REGEN_LOSS = REGENLossConfig(process="flow", prediction="x0", one_step_share=0.5, kl=KL)
 PLAIN_LOSS = VidVAELossConfig(l1=0.0, l2=1.0, lpips=0.0, kl=KL)
 
 
 class Plain(VidVAE):
-    """A VidVAE whose decoder has a configuration of its own."""
+    """A VidVAE whose decoder has a configuration of its own, and whose posterior is never wider than the prior, as
+    REGEN's is not: the same encoder, to the last layer.
+    """
 
     decoder_config: VidVAEConfig | None = None
 
@@ -58,6 +61,11 @@ class Plain(VidVAE):
         self.encoder = Encoder(self.config, self.dtype)
         self.decoder = Decoder(self.decoder_config or self.config, self.dtype)
         self.head = Head(self.decoder_config or self.config, self.dtype)
+
+    def encode(self, video_BTHWC: Array, history: tuple | None = None):
+        moments, history = self.encoder(video_BTHWC, history)
+        mean, raw = jnp.split(moments, 2, axis=-1)
+        return mean, jnp.clip(nn.log_sigmoid(raw), -30.0), history
 
 
 def count(tree) -> int:
@@ -196,7 +204,7 @@ class Case:
 
 
 def make_decode(model: REGEN | VidVAE, steps: int | None):
-    """(parameters, latents (B, t, h, w, c), clips' numbers (B,)) -> video about [-1, 1]: the plain one's in one pass."""
+    """(parameters, latents (B, t, h, w, c), clips' numbers (B,)) -> video about [-1, 1]; the plain one has no steps."""
     if isinstance(model, VidVAE):
         return jax.jit(lambda params, z, numbers: model.apply(params, z, method="decode")[0])
 
