@@ -164,8 +164,10 @@ class REGEN(nn.Module):
         [:, 0] is the content latent, [:, 1] the motion latent.
         """
         moments, _ = self.encoder(chunk_BTHWC)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
-        return mean, jnp.clip(logvar, -30.0, 20.0)
+        mean, raw = jnp.split(moments, 2, axis=-1)
+        # The posterior is never wider than the prior. Without that bound its noise drowns the latents while the decoder
+        # does not yet listen to them, and then it never learns to: three of three runs went so.
+        return mean, jnp.clip(nn.log_sigmoid(raw), -30.0)
 
     def expand(self, z_BtHWC: Array, times_BF: Array) -> Conditioning:
         """Latents of a chunk, (B, 2 or 1, h, w, c), at times (B, F): frame i of k + 1 is at i / k, an image at 0."""

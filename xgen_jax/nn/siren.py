@@ -1,10 +1,12 @@
 """SIREN (arXiv 2006.09661): a function of a coordinate made of sines, here one for each place of a grid.
 
-    h_0 = Fourier features of t        h_{i+1} = sin((1 + scale_i) (W_i h_i + b_i) + shift_i)        y = W h + b
+    h_0 = Fourier features of t        h_{i+1} = sin(W_i h_i + b_i)        y = W (scale * h_n + shift) + b
 
-The weights are shared; scale and shift come from a code at each place (FiLM, arXiv 1709.07871), so that every place has
-a temporal function of its own (REGEN, arXiv 2503.08665, section 3). The coordinate is continuous: between the times
-seen in training the function interpolates, beyond them it goes on.
+The weights are shared; scale and shift come from a code at each place, so that every place has a temporal function of
+its own (REGEN, arXiv 2503.08665, section 3; how the code modulates is not printed). The code stays outside of the
+sines: within, a large code wraps around, and an encoder that is trained along and seeks large codes is lost (see
+docs/regen.md for the measurement). The coordinate is continuous: between the times seen in training the function
+interpolates, beyond them it goes on.
 """
 
 import jax.numpy as jnp
@@ -40,14 +42,15 @@ class ModulatedSIREN(nn.Module):
     @nn.compact
     def __call__(self, times_BF: Array, code_BHWC: Array) -> Array:
         """Times (B, F) and codes (B, H, W, C) -> (B, F, H, W, features)."""
-        h = fourier_features(times_BF, self.bands).astype(self.dtype)[:, :, None, None, :]
+        h = fourier_features(times_BF, self.bands).astype(self.dtype)
         for layer in range(self.depth):
             # The variance of a sine of a uniform angle is 1/2: sqrt(6 / n) keeps the angles' at 1 (section 3.2).
             bound = np.sqrt(6.0 / h.shape[-1])
-            h = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=_symmetric(bound), name=f"sine{layer}")(h)
-            film = nn.Dense(2 * self.hidden, dtype=self.dtype, name=f"film{layer}")(code_BHWC)
-            scale, shift = jnp.split(film[:, None], 2, axis=-1)
-            h = jnp.sin((1 + scale) * h + shift)
+            h = jnp.sin(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=_symmetric(bound), name=f"sine{layer}")(h))
+        scale, shift = jnp.split(
+            nn.Dense(2 * self.hidden, dtype=self.dtype, name="amplitude")(code_BHWC)[:, None], 2, -1
+        )
+        h = scale * h[:, :, None, None] + shift
         return nn.Dense(self.features, dtype=self.dtype, name="out")(h)
 
 
