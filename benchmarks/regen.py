@@ -22,7 +22,16 @@ from rows import at_least_one, device_name, in_turn, print_rows  # isort: skip  
 import jax
 import jax.numpy as jnp
 import numpy as np
-from regen_training import Case, Recipe, decoder_parameters, make_decode, plain_beside, reconstructions, trained
+from regen_training import (
+    Case,
+    Recipe,
+    decoder_parameters,
+    make_decode,
+    nearest,
+    plain_beside,
+    reconstructions,
+    trained,
+)
 
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation import frechet
@@ -186,7 +195,7 @@ def pyramid_beside(config: REGENConfig) -> VidVAE:
             )
         )
 
-    return min(map(at_width, range(4, 132, 4)), key=lambda model: abs(decoder_parameters(model) - wanted))
+    return nearest(at_width, range(4, 132, 2), wanted)
 
 
 def speed(options) -> Iterator[dict[str, Any]]:

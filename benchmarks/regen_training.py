@@ -5,6 +5,7 @@ brings it nearest to the parameters of the REGEN's expansion and decoder. Both a
 same steps, by the same optimiser; what differs is the loss: squared error of the reconstruction, or of x0 under noise.
 """
 
+import bisect
 import dataclasses
 import functools
 import hashlib
@@ -13,6 +14,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -93,8 +95,14 @@ def plain_beside(config: REGENConfig) -> Plain:
         hidden = 8 * round(scale * encoder.stem_hidden / 8)
         return Plain(encoder, decoder_config=dataclasses.replace(encoder, channels=channels, stem_hidden=hidden))
 
-    models = [at_width(width) for width in range(8, 3 * encoder.channels[0], 8)]
-    return min(models, key=lambda model: abs(decoder_parameters(model) - wanted))
+    return nearest(at_width, range(8, 3 * encoder.channels[0], 8), wanted)
+
+
+def nearest(at_width: Callable[[int], VidVAE], widths: Sequence[int], wanted: int) -> VidVAE:
+    """Of models that have the more decoder parameters the wider they are, the one whose number is nearest."""
+    at = bisect.bisect(widths, wanted, key=lambda width: decoder_parameters(at_width(width)))
+    candidates = [at_width(width) for width in widths[max(0, at - 1) : at + 1]]
+    return min(candidates, key=lambda model: abs(decoder_parameters(model) - wanted))
 
 
 class Footage:
