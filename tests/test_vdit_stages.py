@@ -14,6 +14,7 @@ from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.latents import LatentWriter
 from xgen_jax.data.pipeline import DataConfig
 from xgen_jax.errors import UserError
+from xgen_jax.models.regen_config import PRESETS as REGEN_PRESETS
 from xgen_jax.models.vdit import count_parameters
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS
@@ -51,6 +52,18 @@ def test_a_stage_is_what_the_papers_embedder_takes(name):
         b.batch_size == 16 * c.batch_size for b, c in zip(stage(name, "64").data.buckets, stage(name, "4").data.buckets)
     )
     assert config.init_from == {"240p": None, "480p": "runs/vdit/240p", "720p": "runs/vdit/480p"}[name]
+
+
+def test_the_transformer_on_regens_latents_has_two_frames_for_33():
+    config = stage("regen_5b")
+    assert 4.9e9 < count_parameters(config.model) < 5e9
+    regen = REGEN_PRESETS["paper-32x"]
+    check_buckets(config, regen.latent_shape)
+    shapes = [regen.latent_shape(b.shape) for b in config.data.buckets]
+    assert shapes == [(2, 24, 40), (4, 24, 40), (8, 24, 40)]  # the paper's are of four and of eight
+    assert all(
+        64 * c.batch_size == b.batch_size for b, c in zip(config.data.buckets, stage("regen_5b", "1").data.buckets)
+    )
 
 
 def test_a_length_that_the_embedder_cannot_take_is_caught_by_the_buckets_name():

@@ -57,8 +57,7 @@ def test_weights_go_from_the_border_to_the_middle():
     assert look_ahead(TINY, "moved") == HELD == LENGTH // 2
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("chunks, tail", [(1, 0), (3, 0), (2, 1), (0, 1)])
+@pytest.mark.parametrize("chunks, tail, steps", [(1, 0, 1), (3, 0, 3), (2, 1, 1), (0, 1, 3)])
 def test_an_exact_decoder_draws_what_it_is_told_in_any_window(chunks, tail, steps):
     z = np.asarray(latents_of(chunks, tail)[..., :3])
     video, _ = in_parts(Exact(), None, z, [], steps)
@@ -77,9 +76,7 @@ def test_a_frame_is_drawn_out_of_its_own_noise_in_any_window(cuts):
         np.testing.assert_allclose(clip, noise, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "chunks, tail, cuts", [(4, 0, [2, 4, 6]), (4, 1, [4]), (4, 1, [2, 6]), (3, 0, [2, 4, 6]), (1, 1, [2])]
-)
+@pytest.mark.parametrize("chunks, tail, cuts", [(4, 1, [2, 6]), (3, 0, [2, 4, 6]), (1, 1, [2])])
 def test_a_clip_in_parts_is_the_whole_clip(chunks, tail, cuts):
     model, params, _ = build()
     z = latents_of(chunks, tail)

@@ -14,6 +14,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from xgen_jax.models.lora import LoRAConfig, adapter_shapes
+from xgen_jax.models.regen import abstract_variables as abstract_regen
+from xgen_jax.models.regen_config import PRESETS as REGEN_PRESETS
 from xgen_jax.models.vdit import abstract_variables
 from xgen_jax.models.vdit_config import PRESETS as VDIT_PRESETS
 from xgen_jax.models.vidvae import VidVAE
@@ -36,11 +38,13 @@ def abstract_parameters(name):
 
     if name == "vidvae_tiny":
         return jax.eval_shape(VidVAE(VIDVAE_PRESETS["tiny"]).init, key, of((2, 5, 16, 16, 3)))
+    if name in ("regen_tiny", "regen_paper"):
+        return abstract_regen(REGEN_PRESETS[{"regen_tiny": "tiny-8x", "regen_paper": "paper-32x"}[name]])
     preset, channels = {"vdit_tiny": ("tiny", 8), "vdit_xl": ("VDiT-XL/2", 4), "vdit_3b": ("VDiT-3B/2", 4)}[name]
     return abstract_variables(VDIT_PRESETS[preset], channels)
 
 
-@pytest.mark.parametrize("name", ["vidvae_tiny", "vdit_tiny", "vdit_xl", "vdit_3b"])
+@pytest.mark.parametrize("name", ["vidvae_tiny", "regen_tiny", "regen_paper", "vdit_tiny", "vdit_xl", "vdit_3b"])
 def test_specs_are_the_goldens_and_divide(name):
     parameters = abstract_parameters(name)
     shardings = tree_shardings(parameters, mesh())

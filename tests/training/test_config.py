@@ -10,9 +10,10 @@ import pathlib
 import pytest
 
 from xgen_jax.errors import UserError
+from xgen_jax.models.regen_config import PRESETS as REGEN_PRESETS
 from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.training.config import FREE_KEYS, RUNS, differing_keys, flat, run_config, to_dict
-from xgen_jax.training.loop import make_objective, train
+from xgen_jax.training.loop import check_buckets, make_objective, train
 
 ROOT = pathlib.Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(ROOT.rglob("*.py"))
@@ -23,11 +24,11 @@ def name(path):
     return str(path.relative_to(ROOT).with_suffix(""))
 
 
-def values(path):
+def values(path, *argument):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config().to_dict()
+    return module.get_config(*argument).to_dict()
 
 
 @pytest.fixture
@@ -143,6 +144,12 @@ def shrunk(values, embedder):
             of_base = json.loads((base / "config.json").read_text())
             values |= {"init_from": str(base)} | {part: of_base[part] for part in ("model", "text")}
         space, time = 4, 4
+    elif values["objective"] == "regen":
+        encoder = model["encoder"]
+        encoder |= {"channels": (4,) * len(encoder["channels"]), "blocks": 1, "mid_attention": False}
+        encoder |= {"kernels": ((1, 1, 1), (1, 1, 1)), "stem_hidden": min(4, encoder["stem_hidden"]), "remat": "none"}
+        model |= {"width": 16, "depth": 1, "heads": 2, "siren_hidden": 4, "siren_depth": 1, "siren_features": 4}
+        space, time = 4, run_config(values).model.ratio
     else:
         for key in ("channels", "space_reduction", "time_reduction"):
             model[key] = model[key][:2]
@@ -163,7 +170,7 @@ def shrunk(values, embedder):
 
 
 # The paper's depth alone takes half a minute to compile. The stages of vdit/ need latents: tests/test_vdit_stages.py.
-QUICK = ("quickstart/vidvae", "quickstart/vdit")
+QUICK = ("quickstart/vidvae", "quickstart/regen", "quickstart/vdit")
 
 
 @pytest.mark.parametrize(
@@ -194,6 +201,25 @@ def test_the_papers_configuration_is_the_papers():
         UserError, match=r"loss\.lpips=1\.0 needs loss\.lpips_weights=FILE.*; loss\.lpips=0 does without"
     ):
         make_objective(config)
+
+
+def test_the_papers_regen_is_the_papers():
+    for ratio in (4, 8, 16, 32):
+        config = run_config(values(ROOT / "regen" / "paper.py", str(ratio)))
+        assert [b.shape for b in config.data.buckets] == [(1, 192, 320), (ratio + 1, 192, 320)]
+        assert dataclasses.replace(config.model, attention="xla") == REGEN_PRESETS[f"paper-{ratio}x"]
+    terms = (config.loss.process, config.loss.prediction, config.loss.one_step_share, config.loss.kl, config.loss.lpips)
+    assert terms == ("ddpm", "eps", 0, 0, 0)
+
+
+@pytest.mark.parametrize("ratio", [8, 16])
+def test_the_quickstarts_regen_and_its_transformer_are_of_one_ratio(ratio):
+    """The folders that the lab notes name, one chunk a clip."""
+    regen, vdit = (run_config(values(ROOT / "quickstart" / f"{n}.py", str(ratio))) for n in ("regen", "vdit_regen"))
+    assert regen.model == REGEN_PRESETS[f"tiny-{ratio}x"]
+    assert [b.shape for b in regen.data.buckets] == [b.shape for b in vdit.data.buckets] == [(ratio + 1, 32, 32)]
+    assert vdit.embedder == {8: "runs/quickstart/regen", 16: "runs/quickstart/regen16"}[ratio]
+    check_buckets(vdit, regen.model.latent_shape)
 
 
 def test_a_discriminator_is_turned_on_by_one_key(vidvae):

@@ -21,6 +21,7 @@ from xgen_jax.data.pipeline import clip_conditions
 from xgen_jax.data.shapes import Shape, shape_name
 from xgen_jax.diffusion.guidance import guided
 from xgen_jax.errors import UserError
+from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import ClipConditions
 from xgen_jax.models.vidvae_config import VidVAEConfig
@@ -61,7 +62,7 @@ def slice_devices(topology: str) -> Sequence[Any]:
 
 
 def compile_train_step(
-    config: VDiTRun, topology: str, embedder: VidVAEConfig, bucket: Bucket | None = None
+    config: VDiTRun, topology: str, embedder: VidVAEConfig | REGENConfig, bucket: Bucket | None = None
 ) -> dict[str, Any]:
     """Compiles the train step of one bucket for a slice.
 
@@ -114,7 +115,12 @@ def compile_train_step(
 
 
 def compile_denoise_step(
-    config: VDiTRun, topology: str, embedder: VidVAEConfig, shape: Shape, clips: int, dtype: str = "bfloat16"
+    config: VDiTRun,
+    topology: str,
+    embedder: VidVAEConfig | REGENConfig,
+    shape: Shape,
+    clips: int,
+    dtype: str = "bfloat16",
 ) -> dict[str, Any]:
     """Compiles one guided forward of sampling for a slice: the condition and the null in one batch.
 
@@ -195,7 +201,7 @@ def _report(lowered, mesh, topology: str, started: float, clips: dict[str, Any],
     return report if fits else {**report, "why": why}
 
 
-def largest_bucket(config: VDiTRun, embedder: VidVAEConfig) -> Bucket:
+def largest_bucket(config: VDiTRun, embedder: VidVAEConfig | REGENConfig) -> Bucket:
     """The bucket of most latent cells a batch, among those that train; of equal ones that of the longest clips."""
 
     def cells(bucket):

@@ -1,0 +1,177 @@
+"""What REGEN's loss is made of, one change at a time, at the tiny preset; one JSON line a row on stdout.
+
+python benchmarks/regen_terms.py [--rows=terms] [--only='chosen;kl 0'] [--ratio=8] [--root=runs/regen_terms]
+    [--steps=400] [--batch=8] [--clips=64] [--lpips=FILE]
+python benchmarks/regen_terms.py --rows=bound --embedders=runs/quickstart/regen,runs/quickstart/vidvae [--prompts=512]
+
+`terms` trains configs/quickstart/regen.py for a short time with each change of the loss, on the world of moving shapes
+at 32x32, and reconstructs unseen clips with 1, 4 and 16 evaluations. `chosen` is the configuration as it is; the others
+say what differs. A training that is in the folder is not done again. With --lpips, the safetensors of LPIPS, there are
+rows with that term as well, at 64x64. The table comes on stderr. `bound` has the caption verifier read reconstructions.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import runpy
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rows import at_least_one, device_name, print_rows  # isort: skip  (it sets the environment)
+
+import jax
+import numpy as np
+
+from xgen_jax.data.synthetic import SyntheticSource
+from xgen_jax.errors import UserError
+from xgen_jax.evaluation.captions import score
+from xgen_jax.evaluation.reconstruction import evaluate_reconstruction
+from xgen_jax.models.embedder import REGENEmbedder
+from xgen_jax.training.config import run_config
+from xgen_jax.training.loop import train
+from xgen_jax.training.run_folder import RunFolder, load_embedder
+
+CONFIG = pathlib.Path(__file__).resolve().parents[1] / "configs" / "quickstart" / "regen.py"
+DECODE_STEPS = (1, 4, 16)
+UNSEEN = 10_000  # seed of a world that no training has
+VARIANTS: dict[str, dict[str, Any]] = {
+    "chosen": {},
+    "no share at t = 1": {"one_step_share": 0.0},
+    "all at t = 1": {"one_step_share": 1.0},
+    "consistency": {"consistency": 0.5},
+    "consistency, no share at t = 1": {"consistency": 0.5, "one_step_share": 0.0},
+    "kl 0": {"kl": 0.0},
+    "kl 2e-3": {"kl": 2e-3},
+    "velocity's weights": {"weighting": "velocity"},
+    "velocity": {"prediction": "velocity"},
+    "ddpm, x0": {"process": "ddpm"},
+    "ddpm, eps": {"process": "ddpm", "prediction": "eps"},
+    "the paper's": {"process": "ddpm", "prediction": "eps", "one_step_share": 0.0, "kl": 0.0},
+}
+PERCEPTUAL = {"lpips 0": {}, "lpips 0.05": {"lpips": 0.05}}
+
+
+def variants(options) -> dict[str, dict[str, Any]]:
+    """The changes to train with."""
+    known = VARIANTS | (PERCEPTUAL if options.lpips else {})
+    wanted = options.only.split(";") if options.only else list(known)
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise UserError(f"--only={options.only}: {unknown[0]!r} is none of {'; '.join(known)}")
+    return {name: known[name] for name in wanted}
+
+
+def trained(options, name: str, changes: dict[str, Any]) -> pathlib.Path:
+    """The folder of a run with these changes of the loss."""
+    values = runpy.run_path(str(CONFIG))["get_config"](str(options.ratio)).to_dict()
+    values["loss"] |= changes
+    side = 32
+    if name in PERCEPTUAL:
+        values["loss"]["lpips_weights"], side = options.lpips, 64
+    values["data"]["buckets"] = [
+        bucket | {"batch_size": options.batch, "height": side, "width": side} for bucket in values["data"]["buckets"]
+    ]
+    values["loop"] |= {"steps": options.steps, "checkpoint_every": options.steps}
+    label = "".join(c if c.isalnum() else "_" for c in name)
+    folder = pathlib.Path(options.root) / f"{options.ratio}x_{options.steps}_{label}"
+    train(run_config(values), folder)  # at once where it is finished
+    return folder
+
+
+def unseen(count: int, frames: int, side: int) -> tuple[list[np.ndarray], list[dict[str, str]]]:
+    """Clips of combinations that no training has, and what they show."""
+    world = SyntheticSource(seed=UNSEEN, split="held_out", num_clips=count)
+    clips = [world.read(i, None, frames, side, side)["video"] for i in range(count)]
+    return clips, [world.scene(i)[0].attributes for i in range(count)]
+
+
+def reconstructor(folder: str | pathlib.Path, steps: int):
+    """Of a trained embedder: a clip in uint8 -> what is decoded of its latents with so many evaluations."""
+    embedder, params = load_embedder(folder)
+    if isinstance(embedder, REGENEmbedder):
+        embedder = dataclasses.replace(embedder, steps=steps)
+
+    @jax.jit
+    def there_and_back(params, video, key):
+        return embedder.decode(params, embedder.encode(params, video), key)
+
+    def reconstruct(video: np.ndarray) -> np.ndarray:
+        drawn = there_and_back(params, video[None] / np.float32(127.5) - 1, jax.random.key(0))[0]
+        return np.clip(np.round((np.asarray(drawn) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+    return reconstruct
+
+
+def terms(options) -> Iterator[dict[str, Any]]:
+    """A row for each change, and the table."""
+    table = {}
+    for name, changes in variants(options).items():
+        started = time.process_time()
+        folder = trained(options, name, changes)
+        train_cpu_s = time.process_time() - started
+        clips, _ = unseen(options.clips, options.ratio + 1, 64 if name in PERCEPTUAL else 32)
+        table[name] = {}
+        for steps in DECODE_STEPS:
+            numbered = ((str(i), clip) for i, clip in enumerate(clips))
+            means = evaluate_reconstruction(reconstructor(folder, steps), numbered)["mean"]
+            table[name] |= {f"psnr_{steps}_db": means["psnr_db"], f"sharpness_{steps}": means["sharpness"]}
+        yield {
+            "what": f"terms at {options.ratio}x, {name}",
+            "device": device_name(),
+            "changes": changes,
+            "train_steps": options.steps,
+            "train_batch": options.batch,
+            "clips": options.clips,
+            "shape": list(clips[0].shape),
+            **table[name],
+            "train_cpu_s": train_cpu_s,
+        }
+    columns = [f"psnr_{steps}_db" for steps in DECODE_STEPS] + [f"sharpness_{steps}" for steps in DECODE_STEPS]
+    print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}", file=sys.stderr)
+    for name, values in table.items():
+        print(f"| {name} | " + " | ".join(f"{values[column]:.4g}" for column in columns) + " |", file=sys.stderr)
+
+
+def bound(options) -> Iterator[dict[str, Any]]:
+    """What the caption verifier reads off clips as they are, and off reconstructions of them: the most that a
+    transformer on these latents can be expected to get right.
+    """
+    for folder in options.embedders.split(","):
+        config = RunFolder(folder).config()
+        frames, height, _ = RunFolder(folder).shapes("embedders")[0]
+        clips, shown = unseen(options.prompts, frames, height)
+        for steps in DECODE_STEPS if config.objective == "regen" else DECODE_STEPS[:1]:
+            reconstruct = reconstructor(folder, steps)
+            drawn = [reconstruct(clip) for clip in clips]
+            following = iter(drawn)
+            numbered = ((str(i), clip) for i, clip in enumerate(clips))
+            means = evaluate_reconstruction(lambda _, following=following: next(following), numbered)["mean"]
+            yield {
+                "what": f"bound, {pathlib.Path(folder).name}, {steps} evaluations",
+                "device": device_name(),
+                "clips": options.prompts,
+                "shape": list(clips[0].shape),
+                **{name: means[name] for name in ("psnr_db", "ssim", "sharpness")},
+                "accuracy": score(drawn, shown),
+                "accuracy_of_originals": score(clips, shown)["all"],
+            }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="runs/regen_terms", help="folder of the trainings")
+    parser.add_argument("--only", default=None, help="changes to train with, separated by ';'; all by default")
+    parser.add_argument("--ratio", default=8, type=int, choices=(4, 8, 16, 32))
+    parser.add_argument("--steps", default=400, type=at_least_one, help="of each training")
+    parser.add_argument("--batch", default=8, type=at_least_one)
+    parser.add_argument("--clips", default=64, type=at_least_one, help="unseen ones to reconstruct")
+    parser.add_argument("--lpips", default=None, help="safetensors of LPIPS with VGG16, as FILE or TRUNK,HEADS")
+    parser.add_argument("--embedders", default="runs/quickstart/regen", help="folders of `bound`, separated by ','")
+    parser.add_argument("--prompts", default=512, type=at_least_one, help="clips of `bound`")
+    print_rows(parser, {"terms": terms, "bound": bound})
+
+
+if __name__ == "__main__":
+    main()
