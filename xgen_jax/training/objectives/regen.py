@@ -6,8 +6,8 @@
 
 x0' is what a prediction says of the clean frames. The paper's own is the first term, of eps by DDPM; all others are
 ours, and off where their weight is 0. The motion term counts an error twice where it flickers, and hardly where it
-stands still: diff is from a frame of the window to the next. The consistency term makes what one step draws (t = 1, the same noise) like what
-the network sees of the frames at the drawn time: a distillation into one step, of itself.
+stands still: diff is from a frame of the window to the next. The consistency term makes what one step draws (t = 1, the
+same noise) like what the network sees of the frames at the drawn time: a distillation into one step, of itself.
 
 A clip is cut in chunks, each encoded by itself. `choose_windows` says which frames are denoised together. All that is
 random of a clip comes from its own key.
