@@ -15,6 +15,12 @@ STEPS = flags.DEFINE_integer("steps", None, "Evaluations of a REGEN's decoder; b
 SPEED = flags.DEFINE_float(
     "speed", 1.0, "0.5 is twice as slow, at the same frames a second; a REGEN draws what lies between."
 )
+BETWEEN = flags.DEFINE_enum(
+    "between",
+    "interpolated",
+    ["interpolated", "continuous"],
+    "What is drawn between frames: see inference/slow_motion.",
+)
 MEMORY_BUDGET_GB = flags.DEFINE_float(
     "memory_budget_gb", None, "Device memory that may be used; chunks are as long as it allows, with the same result."
 )
@@ -31,6 +37,7 @@ def main():
         frames=FRAMES.value,
         steps=STEPS.value,
         speed=SPEED.value,
+        between=BETWEEN.value,
         memory_budget_gb=MEMORY_BUDGET_GB.value,
         overwrite=OVERWRITE.value,
     )

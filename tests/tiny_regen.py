@@ -49,7 +49,8 @@ def random_params(config=TINY, seed=0):
 
 def tiny_embedder(config=TINY, **changes):
     """(embedder, parameters with statistics that are not trivial)."""
-    embedder = REGENEmbedder(model=REGEN(config), process=RectifiedFlow(prediction="x0"), **changes)
+    settings = {"windows": "moved"} | changes
+    embedder = REGENEmbedder(model=REGEN(config), process=RectifiedFlow(prediction="x0"), **settings)
     return embedder, embedder.bundle(random_params(config), *map(np.array, STATISTICS.values()))
 
 
@@ -61,6 +62,7 @@ def write_run(path, seed=0, config=TINY, statistics=True) -> pathlib.Path:
             {
                 "objective": "regen",
                 "model": dataclasses.asdict(config),
+                "loss": {"windows": "moved"},
                 "data": {"source": "synthetic", "buckets": [{"frames": 5, "height": 16, "width": 16, "batch_size": 2}]},
                 "optimizer": {"learning_rate": 1e-3},
                 "loop": {"steps": 1, "compute_dtype": "float32"},

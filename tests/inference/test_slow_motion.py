@@ -32,26 +32,32 @@ def test_moments_go_from_the_first_frame_to_the_last():
             moments(5, speed)
 
 
-@pytest.mark.parametrize("conditioning", ["content_aware", "in_context"])
+@pytest.mark.parametrize("between", ["interpolated", "continuous"])
+@pytest.mark.parametrize("straddle", [True, False])
 @pytest.mark.parametrize("frames", [1, 5, 6, 15, 16])
 @pytest.mark.parametrize("speed", [1.0, 0.5, 0.4, 0.75, 0.1])
-def test_windows_hold_each_moment_once_or_cross_faded(frames, speed, conditioning):
-    config = dataclasses.replace(TINY, conditioning=conditioning)
+def test_windows_hold_each_moment_once_or_cross_faded(frames, speed, straddle, between):
     positions, total, seen = moments(frames, speed), collections.Counter(), collections.Counter()
-    for window in windows(config, frames, positions):
-        np.testing.assert_array_equal(window.positions_F, positions[window.index_F])
+    for window in windows(TINY, frames, positions, straddle, between):
+        (chunks, after), times, share, at = window.moments
+        np.testing.assert_array_equal(at, positions[window.index_F])
         # A window looks as training saw it: no moments closer than a frame, and not more than a chunk has.
-        assert len(window.index_F) <= 5
-        assert (np.diff(window.positions_F) > 1 - 1e-9).all()
-        assert window.chunk_F.max() - window.chunk_F.min() <= (conditioning == "content_aware")
-        np.testing.assert_allclose(window.chunk_F * 5 + window.times_F * 4, window.positions_F, atol=1e-9)
-        assert (window.times_F >= 0).all() and (window.times_F < 1.25).all()
+        assert len(at) <= 5
+        assert (np.diff(at) > 1 - 1e-9).all()
+        assert chunks.max() - chunks.min() <= straddle
+        first, second = chunks * 5 + times[0] * 4, after * 5 + times[1] * 4
+        np.testing.assert_allclose(first + share * (second - first), at, atol=1e-9)
+        if between == "interpolated":  # between two frames, and so at times that training saw
+            assert np.isin(times, np.arange(5) / 4).all()
+            assert (share < 1).all() and np.isin(second - first, (0, 1)).all()
+        else:
+            assert not share.any() and (times >= 0).all() and (times < 1.25).all()
         for index, weight in zip(window.index_F, window.weights_F):
             total[index] += weight
             seen[index] += 1
     assert sorted(total) == list(range(len(positions)))
     np.testing.assert_allclose(list(total.values()), 1, atol=1e-12)
-    crossed = conditioning == "content_aware" and frames >= 10
+    crossed = straddle and frames >= 10
     assert max(seen.values()) == (2 if crossed else 1)
 
 
@@ -63,14 +69,23 @@ def built():
     return embedder, params, latents, decode(embedder, params, latents, key=jax.random.key(3))
 
 
-@pytest.mark.parametrize("speed, every", [(1.0, 1), (0.5, 2)])
-def test_the_clips_own_frames_stay_what_they_are(built, speed, every):
+@pytest.mark.parametrize(
+    "speed, every, between", [(1.0, 1, "interpolated"), (0.5, 2, "interpolated"), (0.5, 2, "continuous")]
+)
+def test_the_clips_own_frames_stay_what_they_are(built, speed, every, between):
     embedder, params, latents, plain = built
-    slow = decode_at_speed(embedder, params, latents, speed, key=jax.random.key(3))
+    slow = decode_at_speed(embedder, params, latents, speed, key=jax.random.key(3), between=between)
     assert slow.shape[1] == every * 10 + 1
     np.testing.assert_allclose(slow[:, ::every], plain, atol=2e-5)
     # Noise is a moment's own: what lies between is no copy of its neighbours.
     assert all(np.abs(slow[:, i] - slow[:, i + 1]).max() > 1e-2 for i in range(10 * every))
+
+
+def test_latents_that_are_tokens_are_drawn_at_any_time_too():
+    embedder, params = tiny_embedder(dataclasses.replace(TINY, conditioning="in_context"), windows="chunk")
+    latents = np.random.default_rng(0).standard_normal((1, 5, 2, 2, 4)).astype(np.float32)
+    slow = decode_at_speed(embedder, params, latents, 0.5)
+    np.testing.assert_allclose(slow[:, ::2], decode(embedder, params, latents), atol=2e-5)
 
 
 def test_twice_as_fast_is_every_other_frame(built):
@@ -82,11 +97,14 @@ def test_twice_as_fast_is_every_other_frame(built):
 
 def test_times_far_beyond_a_chunk_are_told_of(built, monkeypatch, capsys):
     embedder, params, latents, _ = built
-    monkeypatch.setattr(slow_motion, "_draw", lambda e, p, z, chunk, t, at, key: np.zeros((1, len(t), 8, 8, 3)))
-    assert decode_at_speed(embedder, params, latents, 0.5).shape[1] == 21
+    monkeypatch.setattr(slow_motion, "_draw", lambda e, p, z, asked, key: np.zeros((1, len(asked[2]), 8, 8, 3)))
+    for speed, between, frames in ((0.4, "interpolated", 26), (0.5, "continuous", 21)):
+        assert decode_at_speed(embedder, params, latents, speed, between=between).shape[1] == frames
     assert capsys.readouterr().err == ""
-    assert decode_at_speed(embedder, params, latents, 0.4).shape[1] == 26
+    assert decode_at_speed(embedder, params, latents, 0.4, between="continuous").shape[1] == 26
     assert "speed=0.4 asks for moments up to 0.8 of a frame after a chunk's last" in capsys.readouterr().err
+    with pytest.raises(UserError, match="between='linear' is not known; choose one of interpolated, continuous"):
+        decode_at_speed(embedder, params, latents, 0.5, between="linear")
 
 
 def test_a_budget_in_which_no_window_fits_is_refused(built):

@@ -39,12 +39,12 @@ def keys(batch=2, seed=9):
     return jax.random.split(jax.random.key(seed), batch)
 
 
-def in_parts(model, params, z, cuts, steps=1):
+def in_parts(model, params, z, cuts, steps=1, windows="moved"):
     """Decodes z cut at these latent frames; the last part may be empty."""
-    decode = jax.jit(functools.partial(decode_chunks, model, params, FLOW, steps), static_argnums=2)
+    decode = jax.jit(functools.partial(decode_chunks, model, params, FLOW, steps), static_argnums=(2, 4))
     parts, history, edges = [], None, [0, *cuts, z.shape[1]]
     for number, (a, b) in enumerate(zip(edges, edges[1:])):
-        video, history = decode(z[:, a:b], history, number == len(cuts), keys())
+        video, history = decode(z[:, a:b], history, number == len(cuts), keys(), windows)
         parts.append(video)
     return np.concatenate(parts, axis=1), [part.shape[1] for part in parts]
 
@@ -54,11 +54,10 @@ def test_weights_go_from_the_border_to_the_middle():
     np.testing.assert_allclose(weights, [0.2, 0.6, 1.0, 0.6, 0.2], atol=1e-6)
     # Of both rows together: the straddling windows have what is left, none of it where they end.
     assert 1 - weights[LENGTH - HELD - 1] == 0
-    assert look_ahead(TINY) == HELD == LENGTH // 2
+    assert look_ahead(TINY, "moved") == HELD == LENGTH // 2
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("chunks, tail", [(1, 0), (3, 0), (2, 1), (0, 1)])
+@pytest.mark.parametrize("chunks, tail, steps", [(1, 0, 1), (3, 0, 3), (2, 1, 1), (0, 1, 3)])
 def test_an_exact_decoder_draws_what_it_is_told_in_any_window(chunks, tail, steps):
     z = np.asarray(latents_of(chunks, tail)[..., :3])
     video, _ = in_parts(Exact(), None, z, [], steps)
@@ -77,9 +76,7 @@ def test_a_frame_is_drawn_out_of_its_own_noise_in_any_window(cuts):
         np.testing.assert_allclose(clip, noise, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "chunks, tail, cuts", [(4, 0, [2, 4, 6]), (4, 1, [4]), (4, 1, [2, 6]), (3, 0, [2, 4, 6]), (1, 1, [2])]
-)
+@pytest.mark.parametrize("chunks, tail, cuts", [(4, 1, [2, 6]), (3, 0, [2, 4, 6]), (1, 1, [2])])
 def test_a_clip_in_parts_is_the_whole_clip(chunks, tail, cuts):
     model, params, _ = build()
     z = latents_of(chunks, tail)
@@ -116,19 +113,19 @@ def test_a_clip_does_not_depend_on_its_batch():
     model, params, _ = build()
     z = latents_of(2)
     both, _ = in_parts(model, params, z, [])
-    alone, _ = decode_chunks(model, params, FLOW, 1, z[1:], None, True, keys()[1:])
+    alone, _ = decode_chunks(model, params, FLOW, 1, z[1:], None, True, keys()[1:], "moved")
     np.testing.assert_allclose(alone[0], both[1], rtol=0, atol=1e-5)
 
 
-def test_latents_that_are_tokens_are_of_one_chunk():
-    """In context nothing says whose a token is: windows stay with their chunks, and none lags."""
-    config = dataclasses.replace(TINY, conditioning="in_context")
+@pytest.mark.parametrize("conditioning", ["content_aware", "in_context"])
+def test_a_model_trained_on_chunks_draws_chunks(conditioning):
+    config = dataclasses.replace(TINY, conditioning=conditioning)
     model, params, _ = build(config)
-    assert look_ahead(config) == 0
+    assert look_ahead(config, "chunk") == 0
     z = latents_of(2, tail=1)
-    whole, _ = in_parts(model, params, z, [])
-    parts, lengths = in_parts(model, params, z, [2, 4])
+    whole, _ = in_parts(model, params, z, [], windows="chunk")
+    parts, lengths = in_parts(model, params, z, [2, 4], windows="chunk")
     np.testing.assert_allclose(parts, whole, rtol=0, atol=2e-5)
     assert lengths == [LENGTH, LENGTH, 1]
-    moved, _ = in_parts(model, params, z.at[:, 2:4].add(1.0), [])
+    moved, _ = in_parts(model, params, z.at[:, 2:4].add(1.0), [], windows="chunk")
     assert (np.abs(moved - whole).max((0, 2, 3, 4)) > 0).tolist() == [False] * LENGTH + [True] * LENGTH + [False]

@@ -21,7 +21,7 @@ from xgen_jax.evaluation.reconstruction import compare, evaluate_reconstruction,
 from xgen_jax.evaluation.reconstruction_table import expand_shapes, table
 from xgen_jax.inference.reconstruct import load_reconstructor
 from xgen_jax.inference.sample_files import check_output_file
-from xgen_jax.inference.slow_motion import moments
+from xgen_jax.inference.slow_motion import BETWEEN, moments
 from xgen_jax.inference.text_to_video import load_text_to_video
 from xgen_jax.training.run_folder import RunFolder
 from xgen_jax.typing import Video
@@ -44,6 +44,7 @@ def reconstruct_file(
     frames: int | None = None,
     steps: int | None = None,
     speed: float = 1.0,
+    between: str = BETWEEN[0],
     memory_budget_gb: float | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -52,8 +53,8 @@ def reconstruct_file(
     Args:
       embedder, video, out, frames, overwrite: see `launch/reconstruct.py`.
       steps: see `load_reconstructor`.
-      speed: see `Reconstructor`; the original is then slowed by repeating frames, and the figures are of the frames
-        that it has.
+      speed, between: see `Reconstructor`; the original is then slowed by repeating frames, and the figures are of the
+        frames that it has.
       memory_budget_gb: what the device may use, see `inference.streaming.decode`.
 
     Raises:
@@ -65,7 +66,7 @@ def reconstruct_file(
         require(name, value)
     path = check_output_file(out, overwrite)
     original, fps = read_video(video, frames=frames)
-    reconstruction = load_reconstructor(embedder, memory_budget_gb, steps)(original, speed)
+    reconstruction = load_reconstructor(embedder, memory_budget_gb, steps)(original, speed, between=between)
     at = moments(len(original), speed)
     own, shown = at == np.floor(at), original[np.floor(at).astype(int)]
     result = compare(shown[own], reconstruction[own])

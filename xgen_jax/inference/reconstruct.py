@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from xgen_jax.errors import UserError
-from xgen_jax.inference.slow_motion import decode_at_speed, moments
+from xgen_jax.inference.slow_motion import BETWEEN, decode_at_speed, moments
 from xgen_jax.inference.streaming import decode, encode
 from xgen_jax.inference.video_range import to_uint8
 from xgen_jax.models.embedder import Embedder, REGENEmbedder
@@ -26,7 +26,7 @@ class Reconstructor:
     params: Params
     memory_budget_gb: float | None = None
 
-    def __call__(self, video: Video, speed: float = 1.0, key: Array | None = None) -> Video:
+    def __call__(self, video: Video, speed: float = 1.0, key: Array | None = None, between: str = BETWEEN[0]) -> Video:
         """uint8 (T, H, W, 3) -> the same shape; at another speed as many frames as `slow_motion.moments` has.
 
         Any length and size: what the embedder cannot take as it is, is extended by repeating the last frame, row and
@@ -36,6 +36,7 @@ class Reconstructor:
           video: to be reconstructed.
           speed: 0.5 shows it twice as slow, 2 twice as fast, at the same frames a second; a REGEN's alone.
           key: of what a generative decoder draws; that of seed 0 by default.
+          between: what is drawn between frames at another speed; see `slow_motion`.
 
         Raises:
           UserError: not a uint8 video, or one that does not fit the budget; a speed that the embedder cannot have.
@@ -56,7 +57,7 @@ class Reconstructor:
         if speed == 1.0:
             out = decode(self.embedder, self.params, latents, self.memory_budget_gb, key=key)
         else:
-            out = decode_at_speed(self.embedder, self.params, latents, speed, self.memory_budget_gb, key)
+            out = decode_at_speed(self.embedder, self.params, latents, speed, self.memory_budget_gb, key, between)
         return to_uint8(out[0])[:shown, :height, :width]
 
 

@@ -172,11 +172,13 @@ class REGENEmbedder(Embedder):
     Attributes:
       process: of the diffusion that its decoder was trained for.
       steps: evaluations of the decoder a window.
+      windows: those that its decoder was trained on, see `regen_decoding.WINDOWS`.
     """
 
     model: REGEN
     process: Process
     steps: int = 1
+    windows: str = "chunk"
 
     @property
     def unit(self) -> int:
@@ -190,7 +192,7 @@ class REGENEmbedder(Embedder):
     @property
     def look_ahead(self) -> int:
         """See `regen_decoding.look_ahead`."""
-        return regen_decoding.look_ahead(self.model.config)
+        return regen_decoding.look_ahead(self.model.config, self.windows)
 
     @property
     def halo(self) -> int | None:
@@ -238,32 +240,16 @@ class REGENEmbedder(Embedder):
             )
         z, keys_B = _scaled(params, latents_BTHWC), _clip_keys(key, len(latents_BTHWC))
         return regen_decoding.decode_chunks(
-            self.model, params["model"], self.process, self.steps, z, history, last, keys_B
+            self.model, params["model"], self.process, self.steps, z, history, last, keys_B, self.windows
         )
 
     def decode_at(
-        self,
-        params: Params,
-        latents_BNtHWC: Array,
-        chunk_F: Array,
-        times_F: Array,
-        positions_F: Array,
-        key: Array | None = None,
+        self, params: Params, latents_BNtHWC: Array, moments: regen_decoding.Moments, key: Array | None = None
     ) -> Array:
         """See `regen_decoding.decode_at`; of normalised latents, and with `key` as of `decode_chunk`."""
-        batch = len(latents_BNtHWC)
         z = _scaled(params, latents_BNtHWC.reshape(-1, *latents_BNtHWC.shape[2:])).reshape(latents_BNtHWC.shape)
-        return regen_decoding.decode_at(
-            self.model,
-            params["model"],
-            self.process,
-            self.steps,
-            z,
-            chunk_F,
-            times_F,
-            positions_F,
-            _clip_keys(key, batch),
-        )
+        keys_B = _clip_keys(key, len(z))
+        return regen_decoding.decode_at(self.model, params["model"], self.process, self.steps, z, moments, keys_B)
 
 
 def _normalised(params: Params, latents: Array) -> Array:

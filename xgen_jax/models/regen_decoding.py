@@ -2,8 +2,8 @@
 
 A frame's noise depends on its position in the clip alone, and what it is told on its chunk's latents and its time: a
 frame may be drawn in any window. Drawn chunk after chunk, a clip jumps where one chunk's latents give way to the
-next's. So there are two rows of windows, of a chunk's length each: one with the chunks (aligned), and one moved on by
-half a chunk (straddling), whose frames attend to both sides of a border,
+next's. So a model that was trained on such windows draws two rows of them, of a chunk's length each: one with the
+chunks (aligned), and one moved on by half a chunk (straddling), whose frames attend to both sides of a border,
 
     aligned     |----- 0 -----|----- 1 -----|----- 2 -----|
     straddling         |---- 0, 1 ----|---- 1, 2 ----|
@@ -30,6 +30,8 @@ from xgen_jax.typing import Array, Params
 
 SAMPLER = "ddim"  # draws no noise between steps; of rectified flow it is Euler's
 _PER_FRAME = 1024  # positions between two frames that have noise of their own
+# What windows are drawn, and trained on: the chunks alone, or those that straddle their borders as well.
+WINDOWS = ("chunk", "moved")
 
 
 def frame_noise(key: Array, positions_F: Array, height: int, width: int) -> Array:
@@ -83,14 +85,9 @@ def aligned_weights(config: REGENConfig) -> np.ndarray:
     return (1 - np.abs(2 * p / config.chunk_frames - 1)).astype(np.float32)
 
 
-def straddles(config: REGENConfig) -> bool:
-    """Whether windows may hold frames of two chunks. Not where latents are tokens: whose they are, nothing says."""
-    return config.conditioning == "content_aware"
-
-
-def look_ahead(config: REGENConfig) -> int:
-    """Frames by which `decode_chunks` lags behind unless told that a chunk is the last: half a chunk."""
-    return config.chunk_frames // 2 if straddles(config) else 0
+def look_ahead(config: REGENConfig, windows: str) -> int:
+    """Frames by which `decode_chunks` lags behind unless told that a chunk is the last: half a chunk, if any."""
+    return config.chunk_frames // 2 if windows == "moved" else 0
 
 
 def decode_chunks(
@@ -102,6 +99,7 @@ def decode_chunks(
     history: Drawn | None,
     last: bool,
     key_B: Array,
+    windows: str,
 ) -> tuple[Array, Drawn]:
     """Latents of some whole chunks of a clip -> its next frames.
 
@@ -114,6 +112,7 @@ def decode_chunks(
       history: None at the start of a clip, then what the call before gave.
       last: the clip ends here: no frame is held back.
       key_B: of each clip's noise.
+      windows: a name in `WINDOWS`, as it was trained.
 
     Returns:
       (video (B, F, H, W, 3), about [-1, 1], history).
@@ -121,7 +120,8 @@ def decode_chunks(
     config = model.config
     batch, length, side = z_BtHWC.shape[0], config.chunk_frames, config.space_factor
     n, tail = divmod(z_BtHWC.shape[1], 2)
-    height, width, held = side * z_BtHWC.shape[2], side * z_BtHWC.shape[3], look_ahead(config)
+    height, width = side * z_BtHWC.shape[2], side * z_BtHWC.shape[3]
+    held = look_ahead(config, windows)
     if history is None:
         zero = jnp.zeros((batch, 2, *z_BtHWC.shape[2:]), z_BtHWC.dtype)
         history = Drawn(jnp.zeros((), jnp.int32), zero, jnp.zeros((batch, 0, height, width, 3)))
@@ -132,7 +132,7 @@ def decode_chunks(
         times_BF = jnp.broadcast_to(frame_times(config, frames)[None], (batch * z_BNtHWC.shape[1], frames))
         return model.apply(params, z_BNtHWC.reshape(-1, *z_BNtHWC.shape[2:]), times_BF, method="expand")
 
-    def windows(told, position):
+    def drawn(told, position):
         """Draws windows one behind the other in each clip, the first from a position on: (B, N F, H, W, 3)."""
         frames = told.added_BFHWD.shape[1]
         positions = position + jnp.arange(len(told.added_BFHWD) // batch * frames)
@@ -144,7 +144,7 @@ def decode_chunks(
     if n:
         z = z_BtHWC[:, : 2 * n].reshape(batch, n, 2, *z_BtHWC.shape[2:])
         told = tell(z, length)
-        video = jnp.concatenate([video, windows(told, start)], axis=1)
+        video = jnp.concatenate([video, drawn(told, start)], axis=1)
         borders = n - (not before) if held else 0
         if borders:
             if before:  # the chunk before has its second half in the first window
@@ -152,7 +152,7 @@ def decode_chunks(
             first = length - held  # of the frames told, where the first straddling window begins
             frames = borders * length
             added = told.added_BFHWD.reshape(batch, -1, *told.added_BFHWD.shape[2:])[:, first : first + frames]
-            straddling = windows(
+            straddling = drawn(
                 Conditioning(added.reshape(batch * borders, length, *added.shape[2:])),
                 start - before if before else first,
             )
@@ -164,42 +164,57 @@ def decode_chunks(
     if not last:
         return video[:, : video.shape[1] - held], history
     if tail:
-        image = windows(tell(z_BtHWC[:, None, 2 * n :], 1), history.frames)
+        image = drawn(tell(z_BtHWC[:, None, 2 * n :], 1), history.frames)
         video = jnp.concatenate([video, image], axis=1)
     return video, history._replace(frames=history.frames + tail)
 
 
+class Moments(NamedTuple):
+    """Times at which frames are drawn: each is told (1 - share) of what the first chunk and time say, share of the
+    second; where the share is 0 the second does not matter.
+
+    Attributes:
+      chunks_2F: which of the chunks given.
+      times_2F: in the chunk: 0 is its first frame, 1 its last; between and beyond SIREN goes on.
+      share_F: 0 .. 1.
+      positions_F: in the clip, in frames, for the noise; see `frame_noise`.
+    """
+
+    chunks_2F: Array
+    times_2F: Array
+    share_F: Array
+    positions_F: Array
+
+
 def decode_at(
-    model: REGEN,
-    params: Params,
-    process: Process,
-    steps: int,
-    z_BNtHWC: Array,
-    chunk_F: Array,
-    times_F: Array,
-    positions_F: Array,
-    key_B: Array,
+    model: REGEN, params: Params, process: Process, steps: int, z_BNtHWC: Array, moments: Moments, key_B: Array
 ) -> Array:
     """Frames at any times of a chunk, or of neighbouring ones, drawn as one window.
 
     Args:
       model, params, process, steps: see `draw`.
-      z_BNtHWC: latents of N chunks, or of one image; of one chunk where windows do not straddle.
-      chunk_F: which of the N a frame belongs to.
-      times_F: in its chunk: 0 is the first frame, 1 the last, and what lies between or beyond is drawn as well.
-      positions_F: in the clip, for the noise; see `frame_noise`.
+      z_BNtHWC: latents of N chunks, two each: an image's stands for both. Where latents are tokens, those of one chunk
+        or image.
+      moments: of the frames; where latents are tokens, the first times alone count.
       key_B: of each clip's noise.
 
     Returns:
       (B, F, H, W, 3), about [-1, 1].
     """
-    (batch, _, _, height, width, _), frames = z_BNtHWC.shape, len(times_F)
-    if straddles(model.config):
-        z = z_BNtHWC[:, chunk_F].reshape(batch * frames, *z_BNtHWC.shape[2:])
-        added = model.apply(params, z, jnp.tile(times_F, batch)[:, None], method="expand").added_BFHWD
-        told = Conditioning(added.reshape(batch, frames, *added.shape[2:]))
+    (batch, _, _, height, width, _), frames = z_BNtHWC.shape, len(moments.share_F)
+
+    def tell(which):
+        z = z_BNtHWC[:, moments.chunks_2F[which]].reshape(batch * frames, *z_BNtHWC.shape[2:])
+        times = jnp.tile(moments.times_2F[which], batch)[:, None]
+        added = model.apply(params, z, times, method="expand").added_BFHWD
+        return added.reshape(batch, frames, *added.shape[2:])
+
+    if model.config.conditioning == "content_aware":
+        share = moments.share_F[None, :, None, None, None]
+        told = Conditioning(((1 - share) * tell(0) + share * tell(1)).astype(model.dtype))
     else:
-        told = model.apply(params, z_BNtHWC[:, 0], jnp.tile(times_F[None], (batch, 1)), method="expand")
+        times_BF = jnp.tile(moments.times_2F[0][None], (batch, 1))
+        told = model.apply(params, z_BNtHWC[:, 0], times_BF, method="expand")
     side = model.config.space_factor
-    noise = jax.vmap(lambda key: frame_noise(key, positions_F, side * height, side * width))(key_B)
+    noise = jax.vmap(lambda key: frame_noise(key, moments.positions_F, side * height, side * width))(key_B)
     return draw(model, params, process, steps, told, noise)

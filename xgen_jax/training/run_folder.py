@@ -159,7 +159,10 @@ def make_embedder(config: RunConfig, dtype=np.float32) -> Embedder:
     """The embedder that a run trains, computing in `dtype`."""
     if config.objective == "regen":
         return REGENEmbedder(
-            model=REGEN(config.model, dtype), process=config.loss.make_process(), steps=config.decode_steps
+            model=REGEN(config.model, dtype),
+            process=config.loss.make_process(),
+            steps=config.decode_steps,
+            windows=config.loss.windows,
         )
     return VidVAEEmbedder(model=VidVAE(config.model, dtype))
 

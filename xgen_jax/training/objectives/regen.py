@@ -1,11 +1,13 @@
 """REGEN's objective: encoder and re-generative decoder together, end to end (arXiv 2503.08665, section 3).
 
     loss = process.losses(decoder(x_t, t | expand(z, times)), x0, eps) + kl KL(q(z|x) || N(0, 1))
-           + lpips LPIPS(x0', x0) + consistency | x0'(x_1, 1) - stop_gradient x0'(x_t, t) |^2
+           + motion | diff(x0' - x0) |^2 + lpips LPIPS(x0', x0)
+           + consistency | x0'(x_1, 1) - stop_gradient x0'(x_t, t) |^2
 
 x0' is what a prediction says of the clean frames. The paper's own is the first term, of eps by DDPM; all others are
-ours, and off where their weight is 0. The consistency term makes what one step draws (t = 1, the same noise) like what
-the network sees of the frames at the drawn time: a distillation into one step, of itself.
+ours, and off where their weight is 0. The motion term counts an error twice where it flickers, and hardly where it
+stands still: diff is from a frame of the window to the next. The consistency term makes what one step draws (t = 1, the
+same noise) like what the network sees of the frames at the drawn time: a distillation into one step, of itself.
 
 A clip is cut in chunks, each encoded by itself. `choose_windows` says which frames are denoised together. All that is
 random of a clip comes from its own key.
@@ -24,13 +26,12 @@ from xgen_jax.diffusion.processes import make_process
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, Conditioning, frame_times
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.models.regen_decoding import straddles
+from xgen_jax.models.regen_decoding import WINDOWS
 from xgen_jax.training.objectives.vidvae import to_unit_range
 from xgen_jax.training.optimizer import OptimizerConfig, make_optimizer
 from xgen_jax.typing import Array, Params
 
 WEIGHTINGS = ("uniform", "velocity")
-WINDOWS = ("chunk", "moved")
 # The streams of a chunk's randomness.
 _POSTERIOR, _TIME, _ONE_STEP, _NOISE, _WINDOW = range(5)
 
@@ -50,6 +51,7 @@ class REGENLossConfig:
         length that begin up to half a chunk before or after it, and hold frames of its neighbour in the clip then:
         windows such as decoding draws across borders. Clips of one chunk have none.
       kl: weight of KL(q(z|x) || N(0, 1)); at 0 (the paper's, who name none) latents are the posterior's mean.
+      motion: weight of the squared error of frame differences.
       lpips: weight of LPIPS of the predicted x0, a mean over frames.
       lpips_weights: see `VidVAELossConfig`.
       consistency: weight of the distance between x0 predicted at t = 1 and at the drawn time.
@@ -64,6 +66,7 @@ class REGENLossConfig:
     one_step_share: float = 0.0
     windows: str = "chunk"
     kl: float = 0.0
+    motion: float = 0.0
     lpips: float = 0.0
     lpips_weights: str | None = None
     consistency: float = 0.0
@@ -78,7 +81,7 @@ class REGENLossConfig:
         for name, known in (("weighting", WEIGHTINGS), ("windows", WINDOWS)):
             if getattr(self, name) not in known:
                 raise UserError(f"loss.{name}={getattr(self, name)!r} is not known; choose one of {', '.join(known)}")
-        for name in ("kl", "lpips", "consistency"):
+        for name in ("kl", "motion", "lpips", "consistency"):
             if getattr(self, name) < 0:
                 raise UserError(f"loss.{name} must be 0 or more, not {getattr(self, name)}")
         if not 0 <= self.one_step_share <= 1:
@@ -163,7 +166,7 @@ class REGENObjective:
                 f"loss.lpips={self.loss_config.lpips} needs loss.lpips_weights=FILE, the safetensors of LPIPS; "
                 "loss.lpips=0 does without"
             )
-        if self.loss_config.windows == "moved" and not straddles(self.model.config):
+        if self.loss_config.windows == "moved" and self.model.config.conditioning == "in_context":
             raise UserError(
                 "loss.windows='moved' has frames of two chunks in a window, and with model.conditioning='in_context' "
                 "nothing says whose the latents are; choose loss.windows='chunk', or 'content_aware'"
@@ -250,6 +253,10 @@ class REGENObjective:
         if c.kl:
             metrics["kl"] = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
             metrics["loss"] += c.kl * metrics["kl"]
+        if c.motion:
+            change = jnp.diff(predicted - x0, axis=1)
+            metrics["motion"] = jnp.square(change).sum() / max(1, change.size)  # an image has none
+            metrics["loss"] += c.motion * metrics["motion"]
         if c.lpips:
             # Far from data (eps at t = 1) a prediction is no picture: only what is within range is compared.
             pictures = (x.reshape(-1, *x.shape[2:]) for x in (jnp.clip(predicted, -1.0, 1.0), x0))

@@ -1,0 +1,284 @@
+"""What `regen.py` trains and on what: a REGEN or a plain convolutional decoder behind the same encoder, in minutes.
+
+The plain one is a VidVAE whose encoder is the REGEN's own and whose decoder mirrors it, at another width: the one that
+brings it nearest to the parameters of the REGEN's expansion and decoder. Both are trained on the same batches, for the
+same steps, by the same optimiser; what differs is the loss: squared error of the reconstruction, or of x0 under noise.
+"""
+
+import bisect
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import serialization
+
+from xgen_jax.data.buckets import Bucket
+from xgen_jax.data.pipeline import DataConfig, Pipeline
+from xgen_jax.data.synthetic import SyntheticSource
+from xgen_jax.data.transforms import random_crop
+from xgen_jax.data.video import read_video
+from xgen_jax.errors import UserError
+from xgen_jax.inference.video_range import to_uint8
+from xgen_jax.models.regen import REGEN
+from xgen_jax.models.regen_config import PRESETS, REGENConfig
+from xgen_jax.models.regen_decoding import decode_chunks
+from xgen_jax.models.vidvae import Decoder, Encoder, Head, VidVAE
+from xgen_jax.models.vidvae_config import VidVAEConfig
+from xgen_jax.training.objectives.regen import REGENLossConfig, REGENObjective
+from xgen_jax.training.objectives.vidvae import VidVAELossConfig, VidVAEObjective, to_unit_range
+from xgen_jax.training.optimizer import OptimizerConfig
+from xgen_jax.training.state import init_state, make_update
+from xgen_jax.typing import Array, Params, Video
+
+TEST_SEED = 10_000
+BATCH = 16  # clips decoded at once when they are scored
+OPTIMIZER = OptimizerConfig(
+    name="muon", learning_rate=0.02, adam_learning_rate=3e-3, schedule="linear", warmup_steps=50
+)
+EMA_DECAY = 0.995
+KL = 2e-4
+REGEN_LOSS = REGENLossConfig(process="flow", prediction="x0", one_step_share=0.5, kl=KL)
+PLAIN_LOSS = VidVAELossConfig(l1=0.0, l2=1.0, lpips=0.0, kl=KL)
+
+
+class Plain(VidVAE):
+    """A VidVAE whose decoder has a configuration of its own, and whose posterior is never wider than the prior, as
+    REGEN's is not: the same encoder, to the last layer.
+    """
+
+    decoder_config: VidVAEConfig | None = None
+
+    def setup(self):
+        self.encoder = Encoder(self.config, self.dtype)
+        self.decoder = Decoder(self.decoder_config or self.config, self.dtype)
+        self.head = Head(self.decoder_config or self.config, self.dtype)
+
+    def encode(self, video_BTHWC: Array, history: tuple | None = None):
+        moments, history = self.encoder(video_BTHWC, history)
+        mean, raw = jnp.split(moments, 2, axis=-1)
+        return mean, jnp.clip(nn.log_sigmoid(raw), -30.0), history
+
+
+def count(tree) -> int:
+    """Numbers in a tree of arrays or shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def decoder_parameters(model: REGEN | VidVAE) -> int:
+    """Parameters of all that decodes."""
+    config = model.config.encoder if isinstance(model, REGEN) else model.config
+    chunk = jax.ShapeDtypeStruct((1, config.time_factor + 1, config.space_factor, config.space_factor, 3), jnp.float32)
+    arguments = (chunk, jax.ShapeDtypeStruct((1,), jnp.float32)) if isinstance(model, REGEN) else (chunk,)
+    params = jax.eval_shape(model.init, jax.random.key(0), *arguments)["params"]
+    return count({name: tree for name, tree in params.items() if name != "encoder"})
+
+
+@functools.cache
+def plain_beside(config: REGENConfig) -> Plain:
+    """The plain decoder whose width, of multiples of 8, brings it nearest to the parameters of a REGEN's."""
+    encoder, wanted = config.encoder, decoder_parameters(REGEN(config))
+
+    def at_width(width: int) -> Plain:
+        scale = width / encoder.channels[0]
+        channels = tuple(8 * round(scale * c / 8) for c in encoder.channels)
+        hidden = 8 * round(scale * encoder.stem_hidden / 8)
+        return Plain(encoder, decoder_config=dataclasses.replace(encoder, channels=channels, stem_hidden=hidden))
+
+    return nearest(at_width, range(8, 3 * encoder.channels[0], 8), wanted)
+
+
+def nearest(at_width: Callable[[int], VidVAE], widths: Sequence[int], wanted: int) -> VidVAE:
+    """Of models that have the more decoder parameters the wider they are, the one whose number is nearest."""
+    at = bisect.bisect(widths, wanted, key=lambda width: decoder_parameters(at_width(width)))
+    candidates = [at_width(width) for width in widths[max(0, at - 1) : at + 1]]
+    return min(candidates, key=lambda model: abs(decoder_parameters(model) - wanted))
+
+
+class Footage:
+    """A source of crops of the videos in a folder, each shrunk once until its shorter side is twice a crop's.
+
+    The first two thirds of each video are for training, the last third is for testing: no frame is in both.
+    """
+
+    name = "footage"
+
+    def __init__(self, folder: str | None, split: str, frames: int, side: int):
+        if not folder:
+            raise UserError("give --videos=FOLDER, a folder of real videos")
+        self.split, self.videos, digest = split, [], hashlib.sha256(f"{split} {side}".encode())
+        for path in sorted(pathlib.Path(folder).iterdir()):
+            try:
+                video, _ = read_video(path, cover=(2 * side, 2 * side))
+            except UserError as error:
+                print(f"left out: {error}", file=sys.stderr)
+                continue
+            cut = len(video) * 2 // 3
+            video = video[:cut] if split == "train" else video[cut:]
+            if len(video) >= frames:
+                self.videos.append(video)
+                digest.update(video.tobytes())
+        if not self.videos:
+            raise UserError(f"no video in {folder} has {3 * frames} frames, a third of which are kept for testing")
+        self._fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return 1_000_000  # as many as wanted: a clip is drawn out of a video
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def read(self, index: int, rng: np.random.Generator, frames: int, height: int, width: int) -> dict[str, Any]:
+        video = self.videos[index % len(self.videos)]
+        start = int(rng.integers(len(video) - frames + 1))
+        clip = random_crop(video[start : start + frames], height, width, tuple(rng.random(2)))
+        return {"video": np.ascontiguousarray(clip), "caption": "", "fps": 0.0}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How long and on what. `videos` is of `footage`; `side` in pixels."""
+
+    steps: int
+    batch_size: int
+    side: int
+    clips: int
+    seed: int
+    videos: str | None = None
+
+    def source(self, data: str, split: str, frames: int):
+        """Clips to train on or to test on."""
+        if data == "footage":
+            return Footage(self.videos, split, frames, self.side)
+        return SyntheticSource(
+            seed=TEST_SEED + self.seed if split == "test" else self.seed,
+            split="train" if split == "train" else "held_out",
+        )
+
+    def test_clips(self, data: str, frames: int, side: int) -> list[Video]:
+        """The same clips for every model, unseen in training."""
+        source = self.source(data, "test", frames)
+        rngs = (np.random.default_rng((self.seed, index)) for index in range(self.clips))
+        return [source.read(index, rng, frames, side, side)["video"] for index, rng in enumerate(rngs)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One training: `data` is `shapes` or `footage`, `decoder` a `conditioning` of REGEN or `plain`."""
+
+    data: str
+    ratio: int
+    decoder: str
+
+    @property
+    def name(self) -> str:
+        """For files and rows."""
+        return f"{self.data}-{self.ratio}x-{self.decoder}"
+
+    @property
+    def config(self) -> REGENConfig:
+        """Of the REGEN, or of that which the plain decoder stands beside."""
+        conditioning = "content_aware" if self.decoder == "plain" else self.decoder
+        return dataclasses.replace(PRESETS[f"tiny-{self.ratio}x"], conditioning=conditioning)
+
+    @property
+    def objective(self) -> REGENObjective | VidVAEObjective:
+        """What is trained."""
+        if self.decoder == "plain":
+            return VidVAEObjective(model=plain_beside(self.config), loss_config=PLAIN_LOSS)
+        return REGENObjective(model=REGEN(self.config), loss_config=REGEN_LOSS)
+
+    def facts(self, recipe: Recipe) -> dict[str, Any]:
+        """All that decides what a training gives, as JSON."""
+        objective = self.objective
+        facts = {
+            "decoder_parameters": decoder_parameters(objective.model),
+            "loss": dataclasses.asdict(objective.loss_config),
+            "optimizer": dataclasses.asdict(OPTIMIZER),
+            "model": dataclasses.asdict(self.config),
+            "recipe": {k: v for k, v in dataclasses.asdict(recipe).items() if k not in ("clips", "videos")},
+        }
+        return json.loads(json.dumps(facts))
+
+
+def make_decode(model: REGEN | VidVAE, steps: int | None):
+    """(parameters, latents (B, t, h, w, c), clips' numbers (B,)) -> video about [-1, 1]; the plain one has no steps."""
+    if isinstance(model, VidVAE):
+        return jax.jit(lambda params, z, numbers: model.apply(params, z, method="decode")[0])
+
+    def decode(params, z, numbers):
+        keys_B = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(0), number))(numbers)
+        return decode_chunks(model, params, REGEN_LOSS.make_process(), steps, z, None, True, keys_B)[0]
+
+    return jax.jit(decode)
+
+
+def trained(case: Case, recipe: Recipe, root: pathlib.Path) -> tuple[Params, dict[str, Any]]:
+    """The averaged parameters of a case and its facts, with `train_s`; trained where the folder has them not yet.
+
+    Raises:
+      UserError: the folder has them of another recipe; a loss that is not finite.
+    """
+    files = {suffix: root / f"{case.name}-{recipe.steps}.{suffix}" for suffix in ("json", "msgpack")}
+    facts, frames = case.facts(recipe), case.config.chunk_frames
+    objective, bucket = (
+        case.objective,
+        Bucket(frames=frames, height=recipe.side, width=recipe.side, batch_size=recipe.batch_size),
+    )
+    if files["json"].exists():
+        stored = json.loads(files["json"].read_text())
+        if any(stored.get(name) != value for name, value in facts.items()):
+            raise UserError(f"{files['json']} is of another recipe; choose another --root")
+        return serialization.msgpack_restore(files["msgpack"].read_bytes()), stored
+    root.mkdir(parents=True, exist_ok=True)
+    data = DataConfig(source="synthetic", seed=recipe.seed, buckets=(bucket,), num_threads=1)
+    pipeline = Pipeline(recipe.source(case.data, "train", frames), data)
+    optimizer = objective.optimizer(OPTIMIZER, recipe.steps)
+    arrays = objective.arrays(pipeline.batch(0))
+    state = jax.jit(lambda key: init_state(objective, optimizer, key, arrays))(jax.random.key(recipe.seed))
+    ids = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.uint32)
+    update = jax.jit(make_update(objective, optimizer, recipe.seed, EMA_DECAY), donate_argnums=0)
+    update = update.lower(state, arrays, ids).compile()
+    started, started_cpu = time.perf_counter(), time.process_time()
+    with pipeline.iterate() as batches:
+        for step, batch in batches:
+            state, metrics = update(state, objective.arrays(batch), batch["sample_id"].astype(np.uint32))
+            if step % 50 == 49 or step + 1 == recipe.steps:
+                psnr_db, spent_s = float(metrics["psnr_db"]), time.perf_counter() - started
+                print(f"{case.name} step {step + 1}/{recipe.steps}  {psnr_db:.2f} dB  {spent_s:.0f} s", file=sys.stderr)
+                if not np.isfinite(float(metrics["loss"])):
+                    raise UserError(f"{case.name}: the loss is not finite at step {step + 1}")
+            if step + 1 == recipe.steps:
+                break
+    (params,) = jax.device_get(state.ema).values()
+    facts |= {"train_s": time.perf_counter() - started, "train_cpu_s": time.process_time() - started_cpu}
+    _write(files["msgpack"], serialization.msgpack_serialize(params))
+    _write(files["json"], json.dumps(facts, indent=1).encode())
+    return params, facts
+
+
+def reconstructions(model: REGEN | VidVAE, params: Params, clips: list[Video], steps: int | None) -> list[Video]:
+    """Each clip, one chunk, encoded to the posterior's mean and decoded; clip i out of noise i."""
+    encode = jax.jit(lambda params, video: model.apply(params, to_unit_range(video), method="encode")[0])
+    decode, out = make_decode(model, steps), []
+    for first in range(0, len(clips), BATCH):
+        batch = np.stack(clips[first : first + BATCH])
+        out += list(to_uint8(decode(params, encode(params, batch), first + np.arange(len(batch)))))
+    return out
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    """All of it or nothing."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
