@@ -1,7 +1,7 @@
 """VDiT-5B on REGEN's latents at 32x: 192x320, two latent frames for 33 frames (arXiv 2503.08665, section 4).
 
 command   python launch/train.py --config=configs/vdit/regen_5b.py --workdir=runs/vdit/regen --config.data.path=LATENTS
-hardware  a pod; the paper names none. COMPILED
+hardware  a pod; the paper names none. Not compiled ahead of time (training.ahead takes this configuration as others)
 time      not measured here
 expect    not reproduced here; the paper shows early results, without a figure
 

@@ -170,7 +170,7 @@ def shrunk(values, embedder):
 
 
 # The paper's depth alone takes half a minute to compile. The stages of vdit/ need latents: tests/test_vdit_stages.py.
-QUICK = ("quickstart/vidvae", "quickstart/regen", "quickstart/vdit")
+QUICK = ("quickstart/vidvae", "quickstart/vdit")  # test_regen_run.py has runs of a REGEN
 
 
 @pytest.mark.parametrize(
