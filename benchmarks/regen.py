@@ -1,13 +1,14 @@
 """REGEN beside a plain convolutional decoder, above its training size, and its speed; one JSON line a row on stdout.
 
-python benchmarks/regen.py [--rows=decoder,size,speed] [--data=shapes,footage] [--videos=FOLDER]
+python benchmarks/regen.py [--rows=decoder,time,size,speed] [--data=shapes,footage] [--videos=FOLDER]
     [--root=runs/regen_benchmark] [--steps=400] [--batch=8] [--side=32] [--ratios=4,8,16] [--clips=128]
 
 `decoder`: at 4x, 8x and 16x, both decoders behind the same encoder with the same latents (two of 8 channels, 8x8 in
-space, for each chunk of k + 1 frames), about equal decoder parameters, batches, steps and optimiser. `size`: REGEN's
-content-aware conditioning beside latents in context with fixed embeddings, trained at one size, decoded at that and at
-twice that. `speed`: time and memory to decode in one step, beside VidVAE decoders of about equal parameters; the peer
-is the VidVAE. Trainings and rows are kept in the folder `root`: what is there is not done again. Tables come on stderr.
+space, for each chunk of k + 1 frames), about equal decoder parameters, batches, steps and optimiser. `time`: what one
+clip of those takes. `size`: REGEN's content-aware conditioning beside latents in context with fixed embeddings, trained
+at one size, decoded at that and at twice that. `speed`: time and memory to decode in one step, beside VidVAE decoders
+of about equal parameters; the peer is the VidVAE. Trainings and rows are kept in the folder `root`: what is there is
+not done again. Tables come on stderr.
 """
 
 import argparse
@@ -108,18 +109,6 @@ def show(title: str, rows: Iterable[tuple[str, dict[str, Any]]], columns: Iterab
 # --- against a plain decoder ----------------------------------------------------------------------------------------
 
 
-def decode_times(config: REGENConfig, side: int, repeats: int) -> dict[tuple[str, int | None], float]:
-    """Seconds to decode one clip of one chunk, both decoders in turn: time does not depend on what was learnt."""
-    programs = {}
-    for name, model, steps in (
-        ("plain", plain_beside(config), None),
-        *(("content_aware", REGEN(config), steps) for steps in STEPS),
-    ):
-        compiled, arguments = compiled_decode(model, (1, config.chunk_frames, side, side, 3), steps)
-        programs[name, steps] = lambda c=compiled, a=arguments: jax.block_until_ready(c(*a))
-    return {key: time["time_s"] for key, time in zip(programs, in_turn(list(programs.values()), repeats))}
-
-
 def compiled_decode(model: REGEN | VidVAE, shape: tuple[int, ...], steps: int | None):
     """(the compiled decoder of clips of a shape, its arguments), with random parameters."""
     config = model.config
@@ -138,20 +127,37 @@ def decoder(options) -> Iterator[dict[str, Any]]:
     for data in options.data.split(","):
         table = []
         for ratio in map(int, options.ratios.split(",")):
-            times: dict[tuple[str, int | None], float] = {}
-            for name, steps in (("plain", None), *(("content_aware", steps) for steps in STEPS)):
-
-                def make(data=data, ratio=ratio, name=name, steps=steps, times=times):
-                    case = Case(data=data, ratio=ratio, decoder=name)
-                    if not times:
-                        times |= decode_times(case.config, options.side, options.repeats)
-                    return scores(case, options, options.side, steps) | {"decode_s": times[case.decoder, steps]}
-
-                label = f"{ratio}x, plain" if steps is None else f"{ratio}x, REGEN, {steps} step{'s' * (steps > 1)}"
-                row = kept(options, f"decoder, {data}, {label}", make)
+            for label, name, steps in decoders(ratio):
+                case = Case(data=data, ratio=ratio, decoder=name)
+                row = kept(
+                    options, f"decoder, {data}, {label}", lambda c=case, n=steps: scores(c, options, options.side, n)
+                )
                 table.append((label, row))
                 yield row
-        show(f"decoder, {data}", table, (*COLUMNS, "decode_s", "decoder_parameters", "train_s"))
+        show(f"decoder, {data}", table, (*COLUMNS, "decoder_parameters", "train_cpu_s"))
+
+
+def time(options) -> Iterator[dict[str, Any]]:
+    """How long both take to decode a clip of one chunk, in turn: with random parameters, for that changes nothing."""
+    table = []
+    for ratio in map(int, options.ratios.split(",")):
+        config, programs = PRESETS[f"tiny-{ratio}x"], {}
+        shape = (1, config.chunk_frames, options.side, options.side, 3)
+        for label, name, steps in decoders(ratio):
+            model = plain_beside(config) if name == "plain" else REGEN(config)
+            compiled, arguments = compiled_decode(model, shape, steps)
+            programs[label] = lambda c=compiled, a=arguments: jax.block_until_ready(c(*a))
+        for label, times in zip(programs, in_turn(list(programs.values()), options.repeats)):
+            table.append((label, times))
+            yield {"what": f"time, {label}", "device": device_name(), "shape": list(shape), **times}
+    show("time of a clip", table, ("time_s", "cpu_s"))
+
+
+def decoders(ratio: int) -> Iterator[tuple[str, str, int | None]]:
+    """(label, decoder, steps) of all that is compared at a ratio."""
+    yield f"{ratio}x, plain", "plain", None
+    for steps in STEPS:
+        yield f"{ratio}x, REGEN, {steps} step{'s' * (steps > 1)}", "content_aware", steps
 
 
 # --- above the training size ----------------------------------------------------------------------------------------
@@ -252,7 +258,7 @@ def main() -> None:
     parser.add_argument("--presets", default="tiny-4x,tiny-8x,tiny-16x,small-4x", help="of `speed`")
     parser.add_argument("--sides", default="64,64,64,64", help="of `speed`, one a preset")
     parser.add_argument("--repeats", default=10, type=at_least_one, help="runs that are timed")
-    print_rows(parser, {"decoder": decoder, "size": size, "speed": speed})
+    print_rows(parser, {"decoder": decoder, "time": time, "size": size, "speed": speed})
 
 
 if __name__ == "__main__":

@@ -218,7 +218,8 @@ def make_decode(model: REGEN | VidVAE, steps: int | None):
 
     def decode(params, z, numbers):
         keys_B = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(0), number))(numbers)
-        return decode_chunks(model, params, REGEN_LOSS.make_process(), steps, z, None, True, keys_B)[0]
+        process, windows = REGEN_LOSS.make_process(), REGEN_LOSS.windows
+        return decode_chunks(model, params, process, steps, z, None, True, keys_B, windows)[0]
 
     return jax.jit(decode)
 

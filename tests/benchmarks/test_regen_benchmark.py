@@ -117,7 +117,7 @@ def test_rows_of_both_decoders(benchmark, tmp_path, monkeypatch, capsys):
     ]
     assert all(0 < row["psnr_db"] < 60 and row["frechet_random_features"] > 0 for row in rows)
     assert [row["shape"] for row in rows[4:]] == 2 * [[5, 16, 16, 3], [5, 32, 32, 3]]
-    assert rows[0]["decode_s"] > 0 and "| 4x, REGEN, 16 steps |" in captured.err
+    assert "| 4x, REGEN, 16 steps |" in captured.err
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     benchmark.main()
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
