@@ -27,7 +27,7 @@ def get_config(ratio: str = "8"):
     bucket = Bucket(frames=model.chunk_frames, height=32, width=32, batch_size=8)
     run = REGENRun(
         model=model,
-        loss=REGENLossConfig(process="flow", prediction="x0", one_step_share=0.5, kl=2e-4),
+        loss=REGENLossConfig(process="flow", prediction="x0", one_step_share=0.5, kl=2e-4, motion=4.0),
         data=DataConfig(source="synthetic", seed=0, buckets=(bucket,)),
         optimizer=OptimizerConfig(
             name="muon", learning_rate=0.02, adam_learning_rate=3e-3, schedule="linear", warmup_steps=50

@@ -40,7 +40,9 @@ MODEL = REGENConfig(
     siren_features=4,
     remat="none",
 )
-ALL = REGENLossConfig(kl=0.3, lpips=0.5, consistency=0.7, weighting="velocity", weight_limit=9.0, time_shift=2.0)
+ALL = REGENLossConfig(
+    kl=0.3, motion=0.6, lpips=0.5, consistency=0.7, weighting="velocity", weight_limit=9.0, time_shift=2.0
+)
 PLAIN = REGENLossConfig()
 
 
@@ -89,6 +91,8 @@ def one_chunk_as_written(objective, regen_params, x0_FHWC, key):
     at_t, at_1 = predicted(t), predicted(jnp.float32(1))
     loss = jnp.minimum(1 / t**2, c.weight_limit) * jnp.square(at_t - x0).mean()
     loss += c.kl * 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
+    if len(x0_FHWC) > 1:
+        loss += c.motion * jnp.square((at_t - x0)[:, 1:] - (at_t - x0)[:, :-1]).mean()
     loss += c.lpips * objective.lpips.apply(objective.frozen, jnp.clip(at_t[0], -1, 1), x0[0]).mean()
     return loss + c.consistency * jnp.square(at_1 - jax.lax.stop_gradient(at_t)).mean()
 
@@ -122,7 +126,7 @@ def test_the_loss_and_its_gradient_are_the_formulas():
     expected, expected_grads = by_hand(params)
     np.testing.assert_allclose(value, expected, rtol=2e-6)
     assert_close(grads, expected_grads, 2e-5)
-    assert metrics.keys() == {"mse", "psnr_db", "kl", "lpips", "consistency", "psnr_one_step_db"}
+    assert metrics.keys() == {"mse", "psnr_db", "kl", "motion", "lpips", "consistency", "psnr_one_step_db"}
     # A SIREN's code, the encoder and the decoder are all trained by it.
     assert all(np.any(leaf) for leaf in jax.tree.leaves(grads))
 

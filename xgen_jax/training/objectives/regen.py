@@ -1,11 +1,13 @@
 """REGEN's objective: encoder and re-generative decoder together, end to end (arXiv 2503.08665, section 3).
 
     loss = process.losses(decoder(x_t, t | expand(z, times)), x0, eps) + kl KL(q(z|x) || N(0, 1))
-           + lpips LPIPS(x0', x0) + consistency | x0'(x_1, 1) - stop_gradient x0'(x_t, t) |^2
+           + motion | diff(x0' - x0) |^2 + lpips LPIPS(x0', x0)
+           + consistency | x0'(x_1, 1) - stop_gradient x0'(x_t, t) |^2
 
 x0' is what a prediction says of the clean frames. The paper's own is the first term, of eps by DDPM; all others are
-ours, and off where their weight is 0. The consistency term makes what one step draws (t = 1, the same noise) like what
-the network sees of the frames at the drawn time: a distillation into one step, of itself.
+ours, and off where their weight is 0. The motion term counts an error twice where it flickers, and hardly where it
+stands still: diff is from a frame of the window to the next. The consistency term makes what one step draws (t = 1, the
+same noise) like what the network sees of the frames at the drawn time: a distillation into one step, of itself.
 
 A clip is cut in chunks, each encoded by itself. `choose_windows` says which frames are denoised together. All that is
 random of a clip comes from its own key.
@@ -50,6 +52,7 @@ class REGENLossConfig:
         length that begin up to half a chunk before or after it, hold frames of its neighbour in the clip then, and are
         told of both, as decoding draws across borders (see `models.regen_decoding`). Clips of one chunk have none.
       kl: weight of KL(q(z|x) || N(0, 1)); at 0 (the paper's, who name none) latents are the posterior's mean.
+      motion: weight of the squared error of frame differences.
       lpips: weight of LPIPS of the predicted x0, a mean over frames.
       lpips_weights: see `VidVAELossConfig`.
       consistency: weight of the distance between x0 predicted at t = 1 and at the drawn time.
@@ -64,6 +67,7 @@ class REGENLossConfig:
     one_step_share: float = 0.0
     windows: str = "chunk"
     kl: float = 0.0
+    motion: float = 0.0
     lpips: float = 0.0
     lpips_weights: str | None = None
     consistency: float = 0.0
@@ -78,7 +82,7 @@ class REGENLossConfig:
         for name, known in (("weighting", WEIGHTINGS), ("windows", WINDOWS)):
             if getattr(self, name) not in known:
                 raise UserError(f"loss.{name}={getattr(self, name)!r} is not known; choose one of {', '.join(known)}")
-        for name in ("kl", "lpips", "consistency"):
+        for name in ("kl", "motion", "lpips", "consistency"):
             if getattr(self, name) < 0:
                 raise UserError(f"loss.{name} must be 0 or more, not {getattr(self, name)}")
         if not 0 <= self.one_step_share <= 1:
@@ -259,6 +263,10 @@ class REGENObjective:
         if c.kl:
             metrics["kl"] = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
             metrics["loss"] += c.kl * metrics["kl"]
+        if c.motion:
+            change = jnp.diff(predicted - x0, axis=1)
+            metrics["motion"] = jnp.square(change).sum() / max(1, change.size)  # an image has none
+            metrics["loss"] += c.motion * metrics["motion"]
         if c.lpips:
             # Far from data (eps at t = 1) a prediction is no picture: only what is within range is compared.
             pictures = (x.reshape(-1, *x.shape[2:]) for x in (jnp.clip(predicted, -1.0, 1.0), x0))
