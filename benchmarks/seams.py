@@ -163,7 +163,7 @@ def run(ratio: int, windows: str, options, data: dict[str, Any], height: int, wi
     bucket = Bucket(frames=frames, height=height, width=width, batch_size=BATCH[ratio])
     return REGENRun(
         model=config,
-        loss=REGENLossConfig(process="flow", prediction="x0", one_step_share=0.5, kl=2e-4, windows=windows),
+        loss=REGENLossConfig(process="flow", prediction="x0", one_step_share=0.5, kl=2e-4, motion=4.0, windows=windows),
         data=DataConfig(**data, seed=0, buckets=(bucket,)),
         optimizer=OptimizerConfig(
             name="muon", learning_rate=0.02, adam_learning_rate=3e-3, schedule="linear", warmup_steps=50
