@@ -11,7 +11,7 @@ windows that are moved across borders (`loss.windows`), and reconstructs clips i
     straddling  windows from the middle of a chunk to the middle of the next alone: the same cost
     faded       those, what their frames are told fading from one chunk to the next, so many frames either side
     extended    chunks drawn so many frames beyond their borders by extrapolated times, cross-faded in pixels
-    library     as the embedder decodes: aligned and faded windows cross-faded where it was trained on moved windows
+    library     as the embedder decodes: faded, half a chunk, where it was trained on moved windows; else aligned
 
 `shapes`: clips of the moving shapes. `footage`: each video of a folder, but for its end, shrunk to twice the size; its
 end is measured, in the middle and the four corners. `border` is the seam ratio, `others` the median and `worst_other`
@@ -185,7 +185,7 @@ def rows(options, kind: str, ratio: int, data: dict[str, Any], videos: np.ndarra
             total = sum(len(window.positions_F) for window in plan)
             drawings[name] = (reconstruct(embedder, params, videos, plan, name == "own noise"), total)
         latents = jax.jit(embedder.encode)(params, to_float(videos))
-        total = CHUNKS * length + (CHUNKS - 1) * length * (embedder.look_ahead > 0)
+        total = (CHUNKS + (embedder.look_ahead > 0)) * length
         drawings["library"] = (to_uint8(jax.jit(embedder.decode)(params, latents)), total)
         for name, (drawn, total) in drawings.items():
             pairs = list(zip(videos, drawn))

@@ -36,7 +36,7 @@ def test_moments_go_from_the_first_frame_to_the_last():
 @pytest.mark.parametrize("straddle", [True, False])
 @pytest.mark.parametrize("frames", [1, 5, 6, 15, 16])
 @pytest.mark.parametrize("speed", [1.0, 0.5, 0.4, 0.75, 0.1])
-def test_windows_hold_each_moment_once_or_cross_faded(frames, speed, straddle, between):
+def test_windows_give_each_moment_once(frames, speed, straddle, between):
     positions, total, seen = moments(frames, speed), collections.Counter(), collections.Counter()
     for window in windows(TINY, frames, positions, straddle, between):
         (chunks, after), times, share = window.moments

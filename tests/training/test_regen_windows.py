@@ -89,3 +89,20 @@ def test_tokens_of_two_chunks_are_refused():
     model = REGEN(dataclasses.replace(PRESETS["tiny-4x"], conditioning="in_context"))
     with pytest.raises(UserError, match="loss.windows='moved' .* choose loss.windows='chunk'"):
         REGENObjective(model=model, loss_config=REGENLossConfig(windows="moved"))
+
+
+def test_windows_are_moved_in_the_loss():
+    """Of two chunks and an image; all is finite, and not what it is of the chunks alone."""
+    objective = REGENObjective(model=REGEN(TINY), loss_config=REGENLossConfig(windows="moved", motion=1.0))
+    video = np.random.default_rng(0).integers(0, 256, (2, 2 * FRAMES + 1, 8, 8, 3), np.uint8)
+    step_keys = jax.random.split(jax.random.key(3), 2)
+
+    def loss(params):
+        return objective.loss({"regen": params}, {"video": video}, step_keys, jnp.int32(0))
+
+    (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(random_params())
+    assert np.isfinite(value) and np.isfinite(metrics["motion"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    plain = REGENObjective(model=REGEN(TINY), loss_config=REGENLossConfig(windows="chunk", motion=1.0))
+    alone, _ = jax.jit(plain.loss)({"regen": random_params()}, {"video": video}, step_keys, jnp.int32(0))
+    assert value != alone

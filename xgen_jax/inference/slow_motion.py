@@ -8,10 +8,10 @@ At a speed s the frame j of the result is the moment p_j = j s of the clip, coun
 by `between`, with z_e the latents as expanded (`models.regen`). The first asks SIREN for no time that it was not
 trained on, and goes from one chunk to the next as from frame to frame; the second is the paper's continuous coordinate
 (arXiv 2503.08665, section 3), which goes beyond 1 between the chunks. What is drawn together is what
-`models.regen_decoding` draws together: the moments of a chunk, and, of a model trained on such windows, those around a
-border, cross-faded by the distance from it, and told of both chunks, continuously, as `crossing` has it. A window with
-more moments than a chunk has frames is cut in interleaved ones, so that each looks like what the decoder was trained
-on: at s = 1/2 one has the clip's own frames, and the other those in between.
+`models.regen_decoding` draws together: the moments of a chunk, and, of a model trained on such windows, those across a
+border, told of both chunks, continuously, as `crossing` has it. A window with more moments than a chunk has frames is
+cut in interleaved ones, so that each looks like what the decoder was trained on: at s = 1/2 one has the clip's own
+frames, and the other those in between.
 """
 
 import functools
@@ -40,7 +40,7 @@ class Window(NamedTuple):
     Attributes:
       index_F: which frames of the result they are.
       moments: with chunks counted from the clip's first; at most two of them, neighbours.
-      weights_F: in the cross-fade; those of a moment in all windows add up to 1.
+      weights_F: 1, or 0 for a moment that another window gives.
     """
 
     index_F: np.ndarray
@@ -85,12 +85,9 @@ def windows(config: REGENConfig, frames: int, positions: np.ndarray, straddle: b
     """
     length, chunks = config.chunk_frames, frames // config.chunk_frames
     of = np.floor(positions / length).astype(int)  # an image, if there is one, is the last
-    within = positions - of * length
-    weights = np.clip(1 - np.abs(2 * (within + 0.5) / length - 1), 0, 1)
     # The straddling windows begin behind the middle of a chunk, and end with the middle of the next.
     border = np.ceil((positions - (length - 1) // 2) / length).astype(int) - 1
     crossed = (border >= 0) & (border < chunks - 1) & straddle
-    weights = np.where(crossed, weights, 1.0)
     spacing = positions[1] - positions[0] if len(positions) > 1 else 1.0
     apart = max(1, math.ceil(1 / spacing - 1e-9))
     every, found = told(config, frames, positions, between), []
@@ -101,11 +98,12 @@ def windows(config: REGENConfig, frames: int, positions: np.ndarray, straddle: b
                 found.append(Window(part, Moments(*(field[..., part] for field in every)), weights[part]))
 
     for chunk in range(of[-1] + 1):
-        add(np.flatnonzero(of == chunk), every, weights)
+        if not crossed[of == chunk].all():
+            add(np.flatnonzero(of == chunk), every, 1.0 - crossed)
     for number in range(chunks - 1 if straddle else 0):
         both = np.broadcast_to([[number], [number + 1]], (2, len(positions)))
-        crossed = Moments(both, *crossing(config, positions - number * length))
-        add(np.flatnonzero(border == number), crossed, 1 - weights)
+        across = Moments(both, *crossing(config, positions - number * length))
+        add(np.flatnonzero(border == number), across, np.ones(len(positions)))
     return found
 
 

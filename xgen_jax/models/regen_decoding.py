@@ -2,18 +2,15 @@
 
 All frames of a clip are drawn out of the same noise: what the decoder makes of it does not flicker then. What a frame
 is told depends on its chunk's latents and its time: it may be drawn in any window. Drawn chunk after chunk, a clip
-jumps where one chunk's latents give way to the next's. So a model that was trained on such windows draws two rows of
-them, of a chunk's length each: one with the chunks (aligned), and one moved on by half a chunk (straddling),
+jumps where one chunk's latents give way to the next's. So a model that was trained on such windows draws frames in
+those that go from the middle of a chunk to the middle of the next, and only what lies before the first middle and
+behind the last in the window of its chunk; an image is a window by itself.
 
-    aligned     |----- 0 -----|----- 1 -----|----- 2 -----|
-    straddling         |---- 0, 1 ----|---- 1, 2 ----|
+    chunks     |----- 0 -----|----- 1 -----|----- 2 -----|
+    windows    |- 0 --|---- 0, 1 ----|---- 1, 2 ----|- 2 -|
 
-    video(p) = w(p) aligned(p) + (1 - w(p)) straddling(p),        w(p) = 1 - |2 p / (k + 1) - 1|
-
-p the time since the chunk began to the middle of the frame, in frames: w is 1 in the middle of a chunk, where the
-straddling windows end, and goes to 0 at its borders. Before the first middle and after the last the aligned windows
-have no other beside them, and an image is a window by itself. In a straddling window what a frame is told goes from the
-one chunk's latents to the other's (`crossing`), each expanded at times beyond its own,
+In a window across a border what a frame is told goes from the one chunk's latents to the other's, each expanded at
+times beyond its own (`crossing`),
 
     (1 - s) z_e(chunk i, t) + s z_e(chunk i + 1, t - (k + 1) / k)
 
@@ -90,24 +87,6 @@ def draw(
     return sample(denoise, noise_BFHWC, make_steps(SAMPLER, grid), SAMPLER)
 
 
-class Drawn(NamedTuple):
-    """What decoding chunk after chunk carries on.
-
-    Attributes:
-      z_BN2HWC: the last chunk's latents, N = 1; 0 before there is one.
-      half_BFHWC: the last chunk's second half, drawn in its own window, and not given yet, if there are others.
-    """
-
-    z_BN2HWC: Array
-    half_BFHWC: Array
-
-
-def aligned_weights(config: REGENConfig) -> np.ndarray:
-    """w of a chunk's frames, (k + 1,); see the module."""
-    p = np.arange(config.chunk_frames) + 0.5
-    return (1 - np.abs(2 * p / config.chunk_frames - 1)).astype(np.float32)
-
-
 def look_ahead(config: REGENConfig, windows: str) -> int:
     """Frames by which `decode_chunks` lags behind unless told that a chunk is the last: half a chunk, if any."""
     return config.chunk_frames // 2 if windows == "moved" else 0
@@ -119,11 +98,11 @@ def decode_chunks(
     process: Process,
     steps: int,
     z_BtHWC: Array,
-    history: Drawn | None,
+    history: Array | None,
     last: bool,
     key_B: Array,
     windows: str,
-) -> tuple[Array, Drawn]:
+) -> tuple[Array, Array]:
     """Latents of some whole chunks of a clip -> its next frames.
 
     However a clip is cut, its frames are the same: they depend on latents and keys alone.
@@ -132,7 +111,7 @@ def decode_chunks(
       model, params, process, steps: see `draw`.
       z_BtHWC: as the encoder gives them, two latent frames a chunk; with `last` one more, an image's, and none at all
         are allowed as well.
-      history: None at the start of a clip, then what the call before gave.
+      history: None at the start of a clip, then what the call before gave: the last chunk's latents, if any.
       last: the clip ends here: no frame is held back.
       key_B: of each clip's noise.
       windows: a name in `WINDOWS`, as it was trained.
@@ -146,8 +125,7 @@ def decode_chunks(
     height, width = side * z_BtHWC.shape[2], side * z_BtHWC.shape[3]
     held = look_ahead(config, windows)
     z = z_BtHWC[:, : 2 * n].reshape(batch, n, 2, *z_BtHWC.shape[2:])
-    if history is None:
-        history = Drawn(z[:, :0], jnp.zeros((batch, 0, height, width, 3)))
+    history = z[:, :0] if history is None else history
 
     def tell(z_BNtHWC, times_F):
         """What is told of each chunk at these times: (B N, F, h, w, D), or tokens beside it."""
@@ -161,28 +139,28 @@ def decode_chunks(
         video = draw(model, params, process, steps, told, noise)
         return video.reshape(batch, count * frames, height, width, 3)
 
-    video = history.half_BFHWC
-    if n:
-        video = jnp.concatenate([video, drawn(tell(z, frame_times(config, length)))], axis=1)
-        joined = jnp.concatenate([history.z_BN2HWC, z], axis=1)
-        borders = joined.shape[1] - 1 if held else 0
-        if borders:
+    def own(z_BNtHWC, frames=length):
+        """Frames drawn in the windows of their chunks."""
+        return drawn(tell(z_BNtHWC, frame_times(config, frames)))
+
+    joined, parts = jnp.concatenate([history, z], axis=1), [jnp.zeros((batch, 0, height, width, 3))]
+    if not held:
+        parts += [own(z)] if n else []
+    elif joined.shape[1] == 1 and last:  # one chunk that has waited, or is the whole clip
+        parts.append(own(joined)[:, length - held if history.shape[1] else 0 :])
+    else:
+        if n and not history.shape[1]:
+            parts.append(own(z[:, :1])[:, : length - held])
+        if joined.shape[1] > 1:
             times_2F, share_F = crossing(config, np.arange(length - held, 2 * length - held))
             share = share_F[None, :, None, None, None]
             before, after = (tell(z, t).added_BFHWD for z, t in zip((joined[:, :-1], joined[:, 1:]), times_2F))
-            straddling = drawn(Conditioning(((1 - share) * before + share * after).astype(before.dtype)))
-            at = 0 if history.half_BFHWC.shape[1] else length - held
-            frames = slice(at, at + borders * length)
-            weights = np.tile(np.roll(aligned_weights(config), held), borders)[None, :, None, None, None]
-            blended = weights * video[:, frames] + (1 - weights) * straddling
-            video = jnp.concatenate([video[:, :at], blended, video[:, frames.stop :]], axis=1)
-        history = Drawn(z[:, -1:], video[:, video.shape[1] - held :])
-    if not last:
-        return video[:, : video.shape[1] - held], history
-    if tail:
-        image = drawn(tell(z_BtHWC[:, None, 2 * n :], frame_times(config, 1)))
-        video = jnp.concatenate([video, image], axis=1)
-    return video, history
+            parts.append(drawn(Conditioning(((1 - share) * before + share * after).astype(before.dtype))))
+            if last:
+                parts.append(own(joined[:, -1:])[:, length - held :])
+    if last and tail:
+        parts.append(own(z_BtHWC[:, None, 2 * n :], 1))
+    return jnp.concatenate(parts, axis=1), joined[:, -1:]
 
 
 class Moments(NamedTuple):
