@@ -6,11 +6,12 @@ python benchmarks/seams.py --rows=footage --videos=FOLDER [--size=64]
 Trains whatever is not in the folder yet, REGEN's tiny preset at each ratio with windows of one chunk each and with
 windows that are moved across borders (`loss.windows`), and reconstructs clips it has not seen in several ways:
 
-    aligned     plain chunks, one after the other
+    own noise   plain chunks, one after the other, each frame out of noise of its own
+    aligned     plain chunks, all frames out of the same noise, as below
     straddling  windows from the middle of a chunk to the middle of the next alone: the same cost
     faded       those, what their frames are told fading from one chunk to the next, so many frames either side
-    blended     aligned and straddling windows cross-faded (the library's): twice the cost
-    extended    chunks with half a chunk more at either side, by extrapolated times, cross-faded: twice the cost
+    extended    chunks drawn so many frames beyond their borders by extrapolated times, cross-faded in pixels
+    library     as the embedder decodes: faded, half a chunk, where it was trained on moved windows; else aligned
 
 `shapes`: clips of the moving shapes. `footage`: each video of a folder, but for its end, shrunk to twice the size; its
 end is measured, in the middle and the four corners. `border` is the seam ratio, `others` the median and `worst_other`
@@ -40,7 +41,7 @@ from xgen_jax.evaluation.seams import measure_seams
 from xgen_jax.inference.video_range import to_float, to_uint8
 from xgen_jax.models.regen import Conditioning
 from xgen_jax.models.regen_config import PRESETS
-from xgen_jax.models.regen_decoding import aligned_weights, draw, frame_noise
+from xgen_jax.models.regen_decoding import draw, frame_noise
 from xgen_jax.parallel.mesh import MeshConfig
 from xgen_jax.training.config import LoopConfig, REGENRun
 from xgen_jax.training.loop import train
@@ -97,21 +98,6 @@ def straddling(n: int, length: int, fade: float = 0.0) -> list[Window]:
     return [first._replace(weights_F=1.0 * is_first), *rows, last._replace(weights_F=1.0 * ~is_first)]
 
 
-def blended(n: int, length: int, config, fade: float = 0.0) -> list[Window]:
-    """The library's: both, by `aligned_weights`."""
-    w, middle = aligned_weights(config), length - length // 2
-    windows = []
-    for i, window in enumerate(aligned(n, length)):
-        weights = w.copy()
-        if i == 0:
-            weights[:middle] = 1
-        if i == n - 1:
-            weights[middle:] = 1
-        windows.append(window._replace(weights_F=weights))
-    rows = straddling(n, length, fade)[1:-1]
-    return windows + [row._replace(weights_F=1 - w[row.positions_F % length]) for row in rows]
-
-
 def extended(n: int, length: int, fade: int) -> list[Window]:
     """Each chunk's own function of time, drawn `fade` frames beyond its borders."""
     windows = []
@@ -123,23 +109,21 @@ def extended(n: int, length: int, fade: int) -> list[Window]:
     return windows
 
 
-def ways(config, n: int) -> dict[str, list[Window]]:
-    """The decodings compared."""
-    length = config.chunk_frames
+def ways(config) -> dict[str, list[Window]]:
+    """The decodings compared with the library's."""
+    n, length = CHUNKS, config.chunk_frames
     quarter, half = length // 4, length // 2
     return {
+        "own noise": aligned(n, length),
         "aligned": aligned(n, length),
         "straddling": straddling(n, length),
         f"faded {quarter}": straddling(n, length, quarter),
         f"faded {half}": straddling(n, length, half),
-        "blended": blended(n, length, config),
-        f"blended, faded {quarter}": blended(n, length, config, quarter),
-        f"extended {quarter}": extended(n, length, quarter),
         f"extended {half}": extended(n, length, half),
     }
 
 
-def reconstruct(embedder, params, videos: np.ndarray, windows: list[Window]) -> np.ndarray:
+def reconstruct(embedder, params, videos: np.ndarray, windows: list[Window], own_noise: bool = False) -> np.ndarray:
     """uint8 clips (B, T, H, W, 3) -> the same, drawn in these windows."""
     model, total = embedder.model, np.zeros(videos.shape, np.float64)
     encoded = jax.jit(embedder.encode)(params, to_float(videos))
@@ -148,15 +132,20 @@ def reconstruct(embedder, params, videos: np.ndarray, windows: list[Window]) -> 
 
     @jax.jit
     def drawn(params, z_NB, positions_F, chunks_FN):
+        frames, of_both = len(positions_F), chunks_FN.max(1) < 1
+
         def tell(z_B, number):
             since = positions_F - number * model.config.chunk_frames
-            times_BF = jnp.broadcast_to((since / model.config.ratio)[None], (len(videos), len(since)))
+            since = jnp.where((since == 0) & of_both, 1e-3, since)  # at 0 itself the content latent is not told of
+            times_BF = jnp.broadcast_to((since / model.config.ratio)[None], (len(videos), frames))
             return model.apply(params, z_B, times_BF, method="expand").added_BFHWD
 
         told_NBF = jax.vmap(tell)(z_NB, jnp.arange(len(z_NB)))
-        noise = frame_noise(jax.random.key(0), positions_F, *videos.shape[2:4])
-        noise = jnp.broadcast_to(noise[None], (len(videos), *noise.shape))
         told = jnp.einsum("fn,nbfhwd->bfhwd", chunks_FN, told_NBF)
+        key = jax.random.key(0)
+        keys_F = jax.vmap(lambda number: jax.random.fold_in(key, number * own_noise))(positions_F.astype(jnp.int32))
+        noise = frame_noise(keys_F, 1, *videos.shape[2:4])[None, :, 0]
+        noise = jnp.broadcast_to(noise, (len(videos), *noise.shape[1:]))
         return draw(model, params, embedder.process, embedder.steps, Conditioning(told), noise)
 
     for positions_F, chunks_FN, weights_F in windows:
@@ -174,7 +163,7 @@ def run(ratio: int, windows: str, options, data: dict[str, Any], height: int, wi
     bucket = Bucket(frames=frames, height=height, width=width, batch_size=BATCH[ratio])
     return REGENRun(
         model=config,
-        loss=REGENLossConfig(process="flow", prediction="x0", one_step_share=0.5, kl=2e-4, windows=windows),
+        loss=REGENLossConfig(process="flow", prediction="x0", one_step_share=0.5, kl=2e-4, motion=4.0, windows=windows),
         data=DataConfig(**data, seed=0, buckets=(bucket,)),
         optimizer=OptimizerConfig(
             name="muon", learning_rate=0.02, adam_learning_rate=3e-3, schedule="linear", warmup_steps=50
@@ -191,16 +180,23 @@ def rows(options, kind: str, ratio: int, data: dict[str, Any], videos: np.ndarra
         folder = pathlib.Path(options.root) / f"{kind}_{ratio}x_{windows}"
         train(run(ratio, windows, options, data, *videos.shape[2:4]), folder)  # at once where it is finished
         embedder, params = load_embedder(folder)
-        for name, plan in ways(config, CHUNKS).items():
-            pairs = list(zip(videos, reconstruct(embedder, params, videos, plan)))
-            seams = measure_seams(pairs, config.chunk_frames)
+        length, drawings = config.chunk_frames, {}
+        for name, plan in ways(config).items():
+            total = sum(len(window.positions_F) for window in plan)
+            drawings[name] = (reconstruct(embedder, params, videos, plan, name == "own noise"), total)
+        latents = jax.jit(embedder.encode)(params, to_float(videos))
+        total = (CHUNKS + (embedder.look_ahead > 0)) * length
+        drawings["library"] = (to_uint8(jax.jit(embedder.decode)(params, latents)), total)
+        for name, (drawn, total) in drawings.items():
+            pairs = list(zip(videos, drawn))
+            seams = measure_seams(pairs, length)
             scores = [compare(*pair) for pair in pairs]
             line = {
                 "what": f"{kind}, {ratio}x, trained on {windows}, {name}",
                 "device": device_name(),
                 "train_steps": options.train_steps,
                 "shape": list(videos.shape[:4]),
-                "frames_drawn": sum(len(window.positions_F) for window in plan) / videos.shape[1],
+                "frames_drawn": total / videos.shape[1],
                 "border": seams.border,
                 "others": seams.others,
                 "worst_other": seams.worst_other,

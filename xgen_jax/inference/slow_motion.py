@@ -8,10 +8,10 @@ At a speed s the frame j of the result is the moment p_j = j s of the clip, coun
 by `between`, with z_e the latents as expanded (`models.regen`). The first asks SIREN for no time that it was not
 trained on, and goes from one chunk to the next as from frame to frame; the second is the paper's continuous coordinate
 (arXiv 2503.08665, section 3), which goes beyond 1 between the chunks. What is drawn together is what
-`models.regen_decoding` draws together: the moments of a chunk, and, of a model trained on such windows, those around a
-border, cross-faded by the distance from it. A window with more moments than a chunk has frames is cut in interleaved
-ones, so that each looks like what the decoder was trained on: at s = 1/2 one has the clip's own frames, and the other
-those in between.
+`models.regen_decoding` draws together: the moments of a chunk, and, of a model trained on such windows, those across a
+border, told of both chunks, continuously, as `crossing` has it. A window with more moments than a chunk has frames is
+cut in interleaved ones, so that each looks like what the decoder was trained on: at s = 1/2 one has the clip's own
+frames, and the other those in between.
 """
 
 import functools
@@ -26,7 +26,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.inference.memory import GB, program_bytes
 from xgen_jax.models.embedder import REGENEmbedder
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.models.regen_decoding import Moments
+from xgen_jax.models.regen_decoding import Moments, crossing
 from xgen_jax.typing import Array, Params
 
 BETWEEN = ("interpolated", "continuous")
@@ -40,7 +40,7 @@ class Window(NamedTuple):
     Attributes:
       index_F: which frames of the result they are.
       moments: with chunks counted from the clip's first; at most two of them, neighbours.
-      weights_F: in the cross-fade; those of a moment in all windows add up to 1.
+      weights_F: 1, or 0 for a moment that another window gives.
     """
 
     index_F: np.ndarray
@@ -67,10 +67,10 @@ def told(config: REGENConfig, frames: int, positions: np.ndarray, between: str) 
     if between == "interpolated" and config.conditioning == "content_aware":
         ends = np.stack([at, np.minimum(at + 1, frames - 1)])
         chunks = ends // length
-        return Moments(chunks, (ends - chunks * length) / config.ratio, positions - at, positions)
+        return Moments(chunks, (ends - chunks * length) / config.ratio, positions - at)
     chunks = np.minimum(at // length, last)
     times = (positions - chunks * length) / config.ratio
-    return Moments(np.stack([chunks, chunks]), np.stack([times, times]), np.zeros(len(positions)), positions)
+    return Moments(np.stack([chunks, chunks]), np.stack([times, times]), np.zeros(len(positions)))
 
 
 def windows(config: REGENConfig, frames: int, positions: np.ndarray, straddle: bool, between: str) -> list[Window]:
@@ -85,25 +85,25 @@ def windows(config: REGENConfig, frames: int, positions: np.ndarray, straddle: b
     """
     length, chunks = config.chunk_frames, frames // config.chunk_frames
     of = np.floor(positions / length).astype(int)  # an image, if there is one, is the last
-    within = positions - of * length
-    weights = np.clip(1 - np.abs(2 * (within + 0.5) / length - 1), 0, 1)
     # The straddling windows begin behind the middle of a chunk, and end with the middle of the next.
     border = np.ceil((positions - (length - 1) // 2) / length).astype(int) - 1
     crossed = (border >= 0) & (border < chunks - 1) & straddle
-    weights = np.where(crossed, weights, 1.0)
     spacing = positions[1] - positions[0] if len(positions) > 1 else 1.0
     apart = max(1, math.ceil(1 / spacing - 1e-9))
     every, found = told(config, frames, positions, between), []
 
-    def add(index, weights):
+    def add(index, every, weights):
         for phase in range(apart):
             if len(part := index[phase::apart]):
                 found.append(Window(part, Moments(*(field[..., part] for field in every)), weights[part]))
 
     for chunk in range(of[-1] + 1):
-        add(np.flatnonzero(of == chunk), weights)
+        if not crossed[of == chunk].all():
+            add(np.flatnonzero(of == chunk), every, 1.0 - crossed)
     for number in range(chunks - 1 if straddle else 0):
-        add(np.flatnonzero(border == number), 1 - weights)
+        both = np.broadcast_to([[number], [number + 1]], (2, len(positions)))
+        across = Moments(both, *crossing(config, positions - number * length))
+        add(np.flatnonzero(border == number), across, np.ones(len(positions)))
     return found
 
 
@@ -145,7 +145,8 @@ def decode_at_speed(
     if between not in BETWEEN:
         raise UserError(f"between={between!r} is not known; choose one of {', '.join(BETWEEN)}")
     planned = windows(config, frames, positions, embedder.look_ahead > 0, between)
-    beyond = max(float((window.moments.times_2F.max() - 1) * config.ratio) for window in planned)
+    # Of a chunk's own window: the others' were trained on times beyond.
+    beyond = float((told(config, frames, positions, between).times_2F.max() - 1) * config.ratio)
     if beyond > _TRAINED_BEYOND + 1e-6:
         print(
             f"speed={speed:g} asks for moments up to {beyond:.3g} of a frame after a chunk's last; times beyond half a "

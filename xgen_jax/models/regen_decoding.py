@@ -1,18 +1,20 @@
 """How REGEN draws frames: noise to video, a window of frames at a time (arXiv 2503.08665, section 3).
 
-A frame's noise depends on its position in the clip alone, and what it is told on its chunk's latents and its time: a
-frame may be drawn in any window. Drawn chunk after chunk, a clip jumps where one chunk's latents give way to the
-next's. So a model that was trained on such windows draws two rows of them, of a chunk's length each: one with the
-chunks (aligned), and one moved on by half a chunk (straddling), whose frames attend to both sides of a border,
+All frames of a clip are drawn out of the same noise: what the decoder makes of it does not flicker then. What a frame
+is told depends on its chunk's latents and its time: it may be drawn in any window. Drawn chunk after chunk, a clip
+jumps where one chunk's latents give way to the next's. So a model that was trained on such windows draws frames in
+those that go from the middle of a chunk to the middle of the next, and only what lies before the first middle and
+behind the last in the window of its chunk; an image is a window by itself.
 
-    aligned     |----- 0 -----|----- 1 -----|----- 2 -----|
-    straddling         |---- 0, 1 ----|---- 1, 2 ----|
+    chunks     |----- 0 -----|----- 1 -----|----- 2 -----|
+    windows    |- 0 --|---- 0, 1 ----|---- 1, 2 ----|- 2 -|
 
-    video(p) = w(p) aligned(p) + (1 - w(p)) straddling(p),        w(p) = 1 - |2 p / (k + 1) - 1|
+In a window across a border what a frame is told goes from the one chunk's latents to the other's, each expanded at
+times beyond its own (`crossing`),
 
-p the time since the chunk began to the middle of the frame, in frames: w is 1 in the middle of a chunk, where the
-straddling windows end, and goes to 0 at its borders. Before the first middle and after the last the aligned windows
-have no other beside them, and an image is a window by itself.
+    (1 - s) z_e(chunk i, t) + s z_e(chunk i + 1, t - (k + 1) / k)
+
+with s going from 0 to 1 about the border, linearly. docs/regen.md has what each part does to the seams.
 """
 
 from typing import NamedTuple
@@ -29,15 +31,35 @@ from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.typing import Array, Params
 
 SAMPLER = "ddim"  # draws no noise between steps; of rectified flow it is Euler's
-_PER_FRAME = 1024  # positions between two frames that have noise of their own
+# The first frame of a chunk within a clip, of which the content latent is told as of the frames around it: at time 0
+# itself it is not (see `models.regen`).
+_AFTER_ZERO = 1e-4
 # What windows are drawn, and trained on: the chunks alone, or those that straddle their borders as well.
 WINDOWS = ("chunk", "moved")
 
 
-def frame_noise(key: Array, positions_F: Array, height: int, width: int) -> Array:
-    """Standard normal (F, H, W, 3) of frames at positions in a clip, counted in frames from its start; not negative."""
-    numbers = jnp.round(jnp.asarray(positions_F, jnp.float32) * _PER_FRAME).astype(jnp.uint32)
-    return jax.vmap(lambda number: jax.random.normal(jax.random.fold_in(key, number), (height, width, 3)))(numbers)
+def frame_noise(key_B: Array, frames: int, height: int, width: int) -> Array:
+    """Standard normal (B, F, H, W, 3), one draw a clip: the same for all its frames, in whatever window."""
+    noise = jax.vmap(lambda key: jax.random.normal(key, (1, height, width, 3)))(key_B)
+    return jnp.broadcast_to(noise, (len(key_B), frames, height, width, 3))
+
+
+def crossing(config: REGENConfig, positions_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What frames of a straddling window are told.
+
+    Args:
+      config: of the network.
+      positions_F: in frames, from the first chunk's first.
+
+    Returns:
+      The times (2, F) at which the first and the second chunk are expanded, and the second's share (F,) in 0 .. 1.
+    """
+    length = config.chunk_frames
+    positions_F = np.asarray(positions_F, np.float64)
+    times_2F = np.stack([positions_F, positions_F - length]) / config.ratio
+    times_2F[1] = np.where(times_2F[1] == 0, _AFTER_ZERO, times_2F[1])
+    share_F = np.clip((positions_F + 0.5 - length) / (2 * (length // 2)) + 0.5, 0, 1)
+    return times_2F.astype(np.float32), share_F.astype(np.float32)
 
 
 def draw(
@@ -65,26 +87,6 @@ def draw(
     return sample(denoise, noise_BFHWC, make_steps(SAMPLER, grid), SAMPLER)
 
 
-class Drawn(NamedTuple):
-    """What decoding chunk after chunk carries on.
-
-    Attributes:
-      frames: () int32, frames of the chunks so far.
-      z_B2HWC: the last chunk's latents.
-      half_BFHWC: the last chunk's second half, drawn in its own window, and not given yet.
-    """
-
-    frames: Array
-    z_B2HWC: Array
-    half_BFHWC: Array
-
-
-def aligned_weights(config: REGENConfig) -> np.ndarray:
-    """w of a chunk's frames, (k + 1,); see the module."""
-    p = np.arange(config.chunk_frames) + 0.5
-    return (1 - np.abs(2 * p / config.chunk_frames - 1)).astype(np.float32)
-
-
 def look_ahead(config: REGENConfig, windows: str) -> int:
     """Frames by which `decode_chunks` lags behind unless told that a chunk is the last: half a chunk, if any."""
     return config.chunk_frames // 2 if windows == "moved" else 0
@@ -96,20 +98,20 @@ def decode_chunks(
     process: Process,
     steps: int,
     z_BtHWC: Array,
-    history: Drawn | None,
+    history: Array | None,
     last: bool,
     key_B: Array,
     windows: str,
-) -> tuple[Array, Drawn]:
+) -> tuple[Array, Array]:
     """Latents of some whole chunks of a clip -> its next frames.
 
-    However a clip is cut, its frames are the same: they depend on latents, keys and positions alone.
+    However a clip is cut, its frames are the same: they depend on latents and keys alone.
 
     Args:
       model, params, process, steps: see `draw`.
       z_BtHWC: as the encoder gives them, two latent frames a chunk; with `last` one more, an image's, and none at all
         are allowed as well.
-      history: None at the start of a clip, then what the call before gave.
+      history: None at the start of a clip, then what the call before gave: the last chunk's latents, if any.
       last: the clip ends here: no frame is held back.
       key_B: of each clip's noise.
       windows: a name in `WINDOWS`, as it was trained.
@@ -122,51 +124,43 @@ def decode_chunks(
     n, tail = divmod(z_BtHWC.shape[1], 2)
     height, width = side * z_BtHWC.shape[2], side * z_BtHWC.shape[3]
     held = look_ahead(config, windows)
-    if history is None:
-        zero = jnp.zeros((batch, 2, *z_BtHWC.shape[2:]), z_BtHWC.dtype)
-        history = Drawn(jnp.zeros((), jnp.int32), zero, jnp.zeros((batch, 0, height, width, 3)))
-    start, before = history.frames, history.half_BFHWC.shape[1]  # frames of the chunk before, half of which wait
+    z = z_BtHWC[:, : 2 * n].reshape(batch, n, 2, *z_BtHWC.shape[2:])
+    history = z[:, :0] if history is None else history
 
-    def tell(z_BNtHWC, frames):
-        """What is told of so many frames of each chunk: (B, N, F, h, w, D), or tokens beside it."""
-        times_BF = jnp.broadcast_to(frame_times(config, frames)[None], (batch * z_BNtHWC.shape[1], frames))
+    def tell(z_BNtHWC, times_F):
+        """What is told of each chunk at these times: (B N, F, h, w, D), or tokens beside it."""
+        times_BF = jnp.broadcast_to(jnp.asarray(times_F)[None], (batch * z_BNtHWC.shape[1], len(times_F)))
         return model.apply(params, z_BNtHWC.reshape(-1, *z_BNtHWC.shape[2:]), times_BF, method="expand")
 
-    def drawn(told, position):
-        """Draws windows one behind the other in each clip, the first from a position on: (B, N F, H, W, 3)."""
-        frames = told.added_BFHWD.shape[1]
-        positions = position + jnp.arange(len(told.added_BFHWD) // batch * frames)
-        noise = jax.vmap(lambda key: frame_noise(key, positions, height, width))(key_B)
-        video = draw(model, params, process, steps, told, noise.reshape(-1, frames, height, width, 3))
-        return video.reshape(batch, -1, height, width, 3)
+    def drawn(told):
+        """Draws windows one behind the other in each clip: (B, N F, H, W, 3)."""
+        count, frames = len(told.added_BFHWD) // batch, told.added_BFHWD.shape[1]
+        noise = frame_noise(key_B[np.repeat(np.arange(batch), count)], frames, height, width)
+        video = draw(model, params, process, steps, told, noise)
+        return video.reshape(batch, count * frames, height, width, 3)
 
-    video = history.half_BFHWC
-    if n:
-        z = z_BtHWC[:, : 2 * n].reshape(batch, n, 2, *z_BtHWC.shape[2:])
-        told = tell(z, length)
-        video = jnp.concatenate([video, drawn(told, start)], axis=1)
-        borders = n - (not before) if held else 0
-        if borders:
-            if before:  # the chunk before has its second half in the first window
-                told = tell(jnp.concatenate([history.z_B2HWC[:, None], z], axis=1), length)
-            first = length - held  # of the frames told, where the first straddling window begins
-            frames = borders * length
-            added = told.added_BFHWD.reshape(batch, -1, *told.added_BFHWD.shape[2:])[:, first : first + frames]
-            straddling = drawn(
-                Conditioning(added.reshape(batch * borders, length, *added.shape[2:])),
-                start - before if before else first,
-            )
-            at = 0 if before else first
-            weights = np.tile(np.roll(aligned_weights(config), held), borders)[None, :, None, None, None]
-            blended = weights * video[:, at : at + frames] + (1 - weights) * straddling
-            video = jnp.concatenate([video[:, :at], blended, video[:, at + frames :]], axis=1)
-        history = Drawn(start + n * length, z[:, -1], video[:, video.shape[1] - held :])
-    if not last:
-        return video[:, : video.shape[1] - held], history
-    if tail:
-        image = drawn(tell(z_BtHWC[:, None, 2 * n :], 1), history.frames)
-        video = jnp.concatenate([video, image], axis=1)
-    return video, history._replace(frames=history.frames + tail)
+    def own(z_BNtHWC, frames=length):
+        """Frames drawn in the windows of their chunks."""
+        return drawn(tell(z_BNtHWC, frame_times(config, frames)))
+
+    joined, parts = jnp.concatenate([history, z], axis=1), [jnp.zeros((batch, 0, height, width, 3))]
+    if not held:
+        parts += [own(z)] if n else []
+    elif joined.shape[1] == 1 and last:  # one chunk that has waited, or is the whole clip
+        parts.append(own(joined)[:, length - held if history.shape[1] else 0 :])
+    else:
+        if n and not history.shape[1]:
+            parts.append(own(z[:, :1])[:, : length - held])
+        if joined.shape[1] > 1:
+            times_2F, share_F = crossing(config, np.arange(length - held, 2 * length - held))
+            share = share_F[None, :, None, None, None]
+            before, after = (tell(z, t).added_BFHWD for z, t in zip((joined[:, :-1], joined[:, 1:]), times_2F))
+            parts.append(drawn(Conditioning(((1 - share) * before + share * after).astype(before.dtype))))
+            if last:
+                parts.append(own(joined[:, -1:])[:, length - held :])
+    if last and tail:
+        parts.append(own(z_BtHWC[:, None, 2 * n :], 1))
+    return jnp.concatenate(parts, axis=1), joined[:, -1:]
 
 
 class Moments(NamedTuple):
@@ -177,13 +171,11 @@ class Moments(NamedTuple):
       chunks_2F: which of the chunks given.
       times_2F: in the chunk: 0 is its first frame, 1 its last; between and beyond SIREN goes on.
       share_F: 0 .. 1.
-      positions_F: in the clip, in frames, for the noise; see `frame_noise`.
     """
 
     chunks_2F: Array
     times_2F: Array
     share_F: Array
-    positions_F: Array
 
 
 def decode_at(
@@ -216,5 +208,4 @@ def decode_at(
         times_BF = jnp.tile(moments.times_2F[0][None], (batch, 1))
         told = model.apply(params, z_BNtHWC[:, 0], times_BF, method="expand")
     side = model.config.space_factor
-    noise = jax.vmap(lambda key: frame_noise(key, moments.positions_F, side * height, side * width))(key_B)
-    return draw(model, params, process, steps, told, noise)
+    return draw(model, params, process, steps, told, frame_noise(key_B, frames, side * height, side * width))

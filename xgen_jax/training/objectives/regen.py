@@ -17,6 +17,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
@@ -26,7 +27,7 @@ from xgen_jax.diffusion.processes import make_process
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, Conditioning, frame_times
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.models.regen_decoding import WINDOWS
+from xgen_jax.models.regen_decoding import WINDOWS, crossing
 from xgen_jax.training.objectives.vidvae import to_unit_range
 from xgen_jax.training.optimizer import OptimizerConfig, make_optimizer
 from xgen_jax.typing import Array, Params
@@ -48,8 +49,8 @@ class REGENLossConfig:
       time_distribution, time_shift: of the drawn times, see `diffusion.time.draw_times`.
       one_step_share: share of chunks at t = 1 exactly, whence decoding in one step begins; 0 is the paper's.
       windows: which frames are denoised together: `chunk`, each chunk by itself; or `moved`, windows of a chunk's
-        length that begin up to half a chunk before or after it, and hold frames of its neighbour in the clip then:
-        windows such as decoding draws across borders. Clips of one chunk have none.
+        length that begin up to half a chunk before or after it, hold frames of its neighbour in the clip then, and are
+        told of both, as decoding draws across borders (see `models.regen_decoding`). Clips of one chunk have none.
       kl: weight of KL(q(z|x) || N(0, 1)); at 0 (the paper's, who name none) latents are the posterior's mean.
       motion: weight of the squared error of frame differences.
       lpips: weight of LPIPS of the predicted x0, a mean over frames.
@@ -117,7 +118,11 @@ def cut_chunks(config: REGENConfig, video_BTHWC: Array) -> list[Array]:
 
 
 def choose_windows(
-    config: REGENLossConfig, keys_BN: Array, frames_BNFHWC: Array, told: Conditioning
+    config: REGENLossConfig,
+    keys_BN: Array,
+    frames_BNFHWC: Array,
+    told: Conditioning,
+    crossed_BTHWD: Array | None = None,
 ) -> tuple[Array, Conditioning]:
     """The windows of frames that are denoised together, each with a time of its own.
 
@@ -126,6 +131,7 @@ def choose_windows(
       keys_BN: a key a chunk, for what is drawn here.
       frames_BNFHWC: the chunks of each clip in [-1, 1].
       told: of the same frames, the chunks folded into the batch: (B N, F, h, w, D).
+      crossed_BTHWD: what the frames of the clips are told in windows that are moved; see `models.regen_decoding`.
 
     Returns:
       The frames (B, N, F, H, W, 3) of the windows, and what is told of them, folded likewise.
@@ -134,16 +140,17 @@ def choose_windows(
     if config.windows == "chunk" or chunks == 1:
         return frames_BNFHWC, told
 
-    def moved(keys_N, video_TX, told_TX):
+    def moved(keys_N, video_TX, told_TX, crossed_TX):
         keys_N = jax.vmap(lambda key: jax.random.fold_in(key, _WINDOW))(keys_N)
         by_N = jax.vmap(lambda key: jax.random.randint(key, (), -(frames // 2), frames // 2 + 1))(keys_N)
         first_N = jnp.clip(frames * jnp.arange(chunks) + by_N, 0, frames * (chunks - 1))
         at_NF = first_N[:, None] + jnp.arange(frames)[None]
-        return video_TX[at_NF], told_TX[at_NF]
+        aligned = (first_N % frames == 0)[:, None, None, None, None]
+        return video_TX[at_NF], jnp.where(aligned, told_TX[at_NF], crossed_TX[at_NF])
 
     added = told.added_BFHWD.reshape(-1, chunks * frames, *told.added_BFHWD.shape[2:])
     video = frames_BNFHWC.reshape(-1, chunks * frames, *frames_BNFHWC.shape[3:])
-    video, added = jax.vmap(moved)(keys_BN, video, added)
+    video, added = jax.vmap(moved)(keys_BN, video, added, crossed_BTHWD)
     return video, Conditioning(_fold(added))
 
 
@@ -232,7 +239,10 @@ class REGENObjective:
             frame_times(self.model.config, frames_BNFHWC.shape[2])[None], (len(z), frames_BNFHWC.shape[2])
         )
         told = self.model.apply(regen, z, times_BF, method="expand")
-        frames_BNFHWC, told = choose_windows(c, keys_BN, frames_BNFHWC, told)
+        crossed = None
+        if c.windows == "moved" and frames_BNFHWC.shape[1] > 1:
+            crossed = self._crossed(regen, z.reshape(*frames_BNFHWC.shape[:2], *z.shape[1:]), told.added_BFHWD)
+        frames_BNFHWC, told = choose_windows(c, keys_BN, frames_BNFHWC, told, crossed)
 
         x0 = _fold(frames_BNFHWC)
         t_B = process.draw_times(_stream(keys_BN, _TIME), c.time_distribution, c.time_shift)
@@ -268,6 +278,24 @@ class REGENObjective:
             metrics["psnr_one_step_db"] = _psnr_db(drawn, x0)
             metrics["loss"] += c.consistency * metrics["consistency"]
         return metrics
+
+    def _crossed(self, regen: Params, z_BNtHWC: Array, own_BFHWD: Array) -> Array:
+        """What the frames of each clip are told from the middle of its first chunk to that of its last, across borders,
+        and before and after as they are told in their own windows: (B, N F, h, w, D).
+        """
+        config, (batch, chunks) = self.model.config, z_BNtHWC.shape[:2]
+        length, held = config.chunk_frames, config.chunk_frames // 2
+        times_2F, share_F = crossing(config, np.arange(length - held, 2 * length - held))
+
+        def tell(z_BNtHWC, times_F):
+            times_BF = jnp.broadcast_to(times_F[None], (batch * (chunks - 1), length))
+            return self.model.apply(regen, _fold(z_BNtHWC), times_BF, method="expand").added_BFHWD
+
+        share = share_F[None, :, None, None, None]
+        across = (1 - share) * tell(z_BNtHWC[:, :-1], times_2F[0]) + share * tell(z_BNtHWC[:, 1:], times_2F[1])
+        own = own_BFHWD.reshape(batch, chunks * length, *own_BFHWD.shape[2:])
+        across = across.reshape(batch, (chunks - 1) * length, *own.shape[2:]).astype(own.dtype)
+        return jnp.concatenate([own[:, : length - held], across, own[:, chunks * length - held :]], axis=1)
 
     def _weight(self, t_B: Array) -> Array:
         """What multiplies the squared error at each time."""
