@@ -32,7 +32,6 @@ TINY = REGENConfig(
     heads=2,
     siren_hidden=8,
     siren_depth=2,
-    siren_bands=2,
     siren_features=6,
     remat="none",
 )

@@ -36,7 +36,6 @@ MODEL = REGENConfig(
     heads=2,
     siren_hidden=8,
     siren_depth=1,
-    siren_bands=2,
     siren_features=4,
     remat="none",
 )

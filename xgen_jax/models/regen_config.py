@@ -24,7 +24,7 @@ class REGENConfig:
       encoder: the encoder is a VidVAE's, whose decoder is not built: one with a temporal ratio of k makes two latent
         frames of k + 1. Its factor in space is the decoder's patch, so that a token belongs to one place of the latent.
       width, depth, heads, mlp_ratio: of the decoder.
-      siren_hidden, siren_depth, siren_bands: see `nn.siren.ModulatedSIREN`.
+      siren_hidden, siren_depth: see `nn.siren.ModulatedSIREN`.
       siren_features: channels of its result, and of the content latent beside it.
       conditioning: `content_aware`: the expanded latents are added to the tokens, and nothing else tells a token its
         place; or `in_context`, the paper's ablation: the latents are tokens as well, and all have fixed embeddings.
@@ -38,7 +38,6 @@ class REGENConfig:
     mlp_ratio: int = 4
     siren_hidden: int = 256
     siren_depth: int = 3
-    siren_bands: int = 6
     siren_features: int = 64
     conditioning: str = "content_aware"
     attention: str = "xla"
@@ -51,7 +50,7 @@ class REGENConfig:
                 raise UserError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}")
         if self.width % self.heads:
             raise UserError(f"width {self.width} must be a multiple of the {self.heads} heads")
-        for name in ("depth", "siren_hidden", "siren_depth", "siren_bands", "siren_features"):
+        for name in ("depth", "siren_hidden", "siren_depth", "siren_features"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
         if self.ratio < 2:
@@ -68,6 +67,15 @@ class REGENConfig:
     def chunk_frames(self) -> int:
         """k + 1: frames of a chunk, which becomes two latent frames."""
         return self.ratio + 1
+
+    @property
+    def siren_bands(self) -> int:
+        """Of the SIREN's Fourier features: the fastest turns once in four frames.
+
+        One that turned in two frames or in one would be the same at all frames that are trained on, and anything in
+        between them.
+        """
+        return max(1, self.ratio.bit_length() - 1)
 
     @property
     def latent_channels(self) -> int:
@@ -163,7 +171,6 @@ PRESETS = {
             heads=4,
             siren_hidden=64,
             siren_depth=2,
-            siren_bands=5,
             siren_features=32,
             remat="none",
         )
