@@ -13,7 +13,7 @@ epsilon prediction by DDPM as the only loss, encoder and decoder together, image
 encoder, SIREN, schedule, batch, rate, steps, average or share of images: those here are our own. At our
 small scale x0 by rectified flow with half of the chunks at t = 1 learns much sooner (docs/regen.md, 200 steps):
 
-          --config.loss.process=flow --config.loss.prediction=x0 --config.loss.one_step_share=0.5 --config.loss.kl=1e-6
+          --config.loss.process=flow --config.loss.prediction=x0 --config.loss.one_step_share=0.5
 """
 
 import dataclasses
