@@ -1,7 +1,13 @@
 """VDiT-5B on REGEN's latents at 32x: 192x320, two latent frames for 33 frames (arXiv 2503.08665, section 4).
 
 command   python launch/train.py --config=configs/vdit/regen_5b.py --workdir=runs/vdit/regen --config.data.path=LATENTS
-hardware  a pod; the paper names none. Not compiled ahead of time (training.ahead takes this configuration as others)
+hardware  a pod; the paper names none. Compiled ahead of time for v5p:4x4x4 (64 chips; 553 s on a busy CPU core): the
+          bucket of 132 frames, two clips a device, peaks at 3.43 of 95.7 GiB on each; larger batches can be tried. No
+          other bucket or slice was compiled
+time for v5p:4x4x4 (64 chips; 553 s on a busy CPU core): the bucket
+          of 132 frames, two clips a device, peaks at 3.43 of 95.7 GiB on each: larger batches can be tried. No other
+          bucket or slice was compiled
+time (training.ahead takes this configuration as others)
 time      not measured here
 expect    not reproduced here; the paper shows early results, without a figure
 
