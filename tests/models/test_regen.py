@@ -1,6 +1,7 @@
 """REGEN's networks: causality, no hidden positions, any size, images and videos alike, the paper's sizes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ def randomised(params, seed=1):
     return jax.tree.unflatten(tree, [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
 
 
+@functools.cache
 def build(config=TINY, height=12, width=8):
     model = REGEN(config)
     video = jax.random.uniform(jax.random.key(0), (2, config.chunk_frames, height, width, 3), minval=-1)
@@ -28,7 +30,16 @@ def build(config=TINY, height=12, width=8):
 
 
 def encode(model, params, video):
-    return model.apply(params, video, method="encode")[0]
+    return jax.jit(lambda p, v: model.apply(p, v, method="encode")[0])(params, video)
+
+
+def expand(model, params, z, at):
+    return jax.jit(lambda p, z, at: model.apply(p, z, at, method="expand"))(params, z, at)
+
+
+def denoise(model, params, x, time, told):
+    time_B = jnp.full(len(x), time)
+    return jax.jit(lambda p, *a: model.apply(p, *a, method="denoise"))(params, x, time_B, told)
 
 
 def times(config, batch=2, frames=None):
@@ -38,16 +49,16 @@ def times(config, batch=2, frames=None):
 
 
 def predict(model, params, x, z, at, time=600.0):
-    conditioning = model.apply(params, z, at, method="expand")
-    return model.apply(params, x, jnp.full(x.shape[0], time), conditioning, method="denoise")
+    conditioning = expand(model, params, z, at)
+    return denoise(model, params, x, time, conditioning)
 
 
 def test_the_content_latent_sees_the_first_frame_alone():
     model, params, video = build()
-    gradient = jax.grad(lambda v: encode(model, params, v)[:, 0].sum())(video)
+    gradient = jax.jit(jax.grad(lambda v: encode(model, params, v)[:, 0].sum()))(video)
     assert jnp.abs(gradient[:, 0]).max() > 0
     assert jnp.abs(gradient[:, 1:]).max() == 0
-    gradient = jax.grad(lambda v: jnp.square(encode(model, params, v)[:, 1]).sum())(video)
+    gradient = jax.jit(jax.grad(lambda v: jnp.square(encode(model, params, v)[:, 1]).sum()))(video)
     assert all(jnp.abs(gradient[:, frame]).max() > 0 for frame in range(TINY.chunk_frames))
 
 
@@ -63,10 +74,10 @@ def test_an_image_and_a_first_frame_are_expanded_by_one_function():
     model, params, video = build()
     z = encode(model, params, video)
     zero = jnp.zeros((2, 1))
-    image = model.apply(params, z[:, 1:], zero, method="expand")
-    first = model.apply(params, z, times(TINY), method="expand")
+    image = expand(model, params, z[:, 1:], zero)
+    first = expand(model, params, z, times(TINY))
     np.testing.assert_array_equal(image.added_BFHWD[:, 0], first.added_BFHWD[:, 0])
-    later = model.apply(params, z.at[:, 0].add(1.0), times(TINY), method="expand")
+    later = expand(model, params, z.at[:, 0].add(1.0), times(TINY))
     assert jnp.abs(later.added_BFHWD[:, 1:] - first.added_BFHWD[:, 1:]).min() > 0
 
 
@@ -74,20 +85,20 @@ def test_nothing_but_the_latents_tells_a_token_its_place():
     """Tokens moved in space and time, together with what they are told, give the same frames, moved."""
     model, params, video = build()
     z = encode(model, params, video)
-    conditioning = model.apply(params, z, times(TINY), method="expand")
+    conditioning = expand(model, params, z, times(TINY))
     x = jax.random.normal(jax.random.key(2), video.shape)
-    plain = model.apply(params, x, jnp.full(2, 300.0), conditioning, method="denoise")
+    plain = denoise(model, params, x, 300.0, conditioning)
 
     def moved(a, patch):
         return jnp.roll(a, (2, patch, -patch), axis=(1, 2, 3))
 
     told = Conditioning(moved(conditioning.added_BFHWD, 1))
-    shifted = model.apply(params, moved(x, 4), jnp.full(2, 300.0), told, method="denoise")
+    shifted = denoise(model, params, moved(x, 4), 300.0, told)
     np.testing.assert_allclose(shifted, moved(plain, 4), rtol=0, atol=2e-5)
 
     order = np.array([3, 0, 4, 1, 2])
     told = Conditioning(conditioning.added_BFHWD[:, order])
-    permuted = model.apply(params, x[:, order], jnp.full(2, 300.0), told, method="denoise")
+    permuted = denoise(model, params, x[:, order], 300.0, told)
     np.testing.assert_allclose(permuted, plain[:, order], rtol=0, atol=2e-5)
 
 
@@ -131,7 +142,7 @@ def test_time_is_continuous():
     model, params, video = build()
     z = encode(model, params, video)
     at = jnp.array([[0.5, 0.5 + 1e-4, 0.75]]).repeat(2, axis=0)
-    told = model.apply(params, z, at, method="expand").added_BFHWD
+    told = expand(model, params, z, at).added_BFHWD
     near, far = jnp.abs(told[:, 1] - told[:, 0]).max(), jnp.abs(told[:, 2] - told[:, 0]).max()
     assert 0 < near < far / 50
 
@@ -144,7 +155,7 @@ def test_layers_as_a_scan_are_layers_in_a_loop():
     for layer in range(TINY.depth):
         decoder[f"blocks_{layer}"] = jax.tree.map(lambda a, layer=layer: a[layer], stacked)
     loop_params = {"params": {**params["params"], "decoder": decoder}}
-    a, b = (m.apply(p, video, jnp.full(2, 10.0)) for m, p in ((model, params), (loop, loop_params)))
+    a, b = (jax.jit(m.apply)(p, video, jnp.full(2, 10.0)) for m, p in ((model, params), (loop, loop_params)))
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
