@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_regen import TINY, build, encode, times
 
+from xgen_jax.diffusion.ddpm import DDPM
 from xgen_jax.diffusion.flow import RectifiedFlow
 from xgen_jax.models.regen import Conditioning
 from xgen_jax.models.regen_decoding import crossing, decode_chunks, draw, frame_noise, look_ahead
@@ -97,6 +98,21 @@ def test_one_chunk_alone_is_drawn_in_its_own_window():
     noise = frame_noise(keys(), LENGTH, *video.shape[2:4])
     told = model.apply(params, z, times(TINY), method="expand")
     np.testing.assert_allclose(ours, draw(model, params, FLOW, 1, told, noise), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_pixels_bound_what_a_small_error_of_eps_makes_of_them(steps):
+    """With the noise predicted to 1% off, the first step alone would be off by more than all there is."""
+    process = DDPM(prediction="eps", learned_variance=False)
+
+    class Off(Exact):
+        def apply(self, params, x, t, conditioning=None, method=None):
+            return 0.99 * x
+
+    noise = frame_noise(keys(), LENGTH, 8, 12)
+    unbounded = 0.01 * float(noise.max()) / float(process.schedule(np.ones(1))[0][0])
+    assert unbounded > 2
+    assert np.abs(draw(Off(), None, process, steps, None, noise)).max() <= 1
 
 
 def test_at_a_border_both_chunks_are_seen():

@@ -74,15 +74,17 @@ def draw(
       noise_BFHWC: at t = 1.
 
     Returns:
-      (B, F, H, W, 3), about [-1, 1].
+      (B, F, H, W, 3), about [-1, 1]; not beyond where eps is predicted.
     """
     grid = make_grid(process, steps)
+    # Near t = 1 a small error of eps is a large one of x0, which pixels bound.
+    clip = 1.0 if process.prediction == "eps" else None
 
     def denoise(x, level: Level, noised) -> Denoised:
         del noised
         time_B = jnp.full(x.shape[:1], level.network_time)
         output = model.apply(params, x, time_B, conditioning, method="denoise")
-        return process.denoised(output, x, level, clip=1.0)  # pixels: at t = 1 an error of eps is many times one of x0
+        return process.denoised(output, x, level, clip)
 
     return sample(denoise, noise_BFHWC, make_steps(SAMPLER, grid), SAMPLER)
 
