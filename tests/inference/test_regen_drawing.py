@@ -32,6 +32,9 @@ def vdit(root, **data):
     return run_config({**config, "loop": {**TINY_VDIT["loop"], "steps": 1}})
 
 
+pytestmark = pytest.mark.slow  # an embedder and a transformer are trained
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """regen/, the latents/ it made, and vdit/, trained on those."""

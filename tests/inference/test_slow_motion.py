@@ -121,6 +121,7 @@ def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("regen") / "run")
 
 
+@pytest.mark.slow
 def test_any_length_and_size_comes_back_whole(run):
     reconstruct = load_reconstructor(run)
     video = np.random.default_rng(1).integers(0, 256, (8, 7, 6, 3), np.uint8)
@@ -132,6 +133,7 @@ def test_any_length_and_size_comes_back_whole(run):
     assert (reconstruct(video, key=jax.random.key(1)) != plain).any()
 
 
+@pytest.mark.slow
 def test_a_file_is_shown_beside_the_original_slowed_by_repetition(run, tmp_path):
     video = np.random.default_rng(2).integers(0, 256, (6, 16, 16, 3), np.uint8)
     write_video(tmp_path / "clip.mp4", video, fps=8)
@@ -142,6 +144,7 @@ def test_a_file_is_shown_beside_the_original_slowed_by_repetition(run, tmp_path)
         reconstruct_file(**arguments, steps=0, overwrite=True)
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_with_so_many_evaluations(run, tmp_path):
     result = reconstruction_suite(embedder=str(run), out=str(tmp_path), count=1, steps=2)
     assert result["shapes"]["5x16x16"]["clips"] == 1

@@ -185,6 +185,7 @@ def test_the_papers_loss_is_the_squared_error_of_the_noise():
     assert np.isfinite(metrics["psnr_db"])
 
 
+@pytest.mark.slow
 def test_half_precision_leaves_the_terms_in_full():
     objective, params, arrays = make(ALL, frames=6, dtype=jnp.bfloat16)
     loss = jax.value_and_grad(objective.loss, has_aux=True)
@@ -192,6 +193,7 @@ def test_half_precision_leaves_the_terms_in_full():
     assert {x.dtype for x in jax.tree.leaves((value, metrics, grads))} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_the_loss_falls():
     objective, params, _ = make(dataclasses.replace(PLAIN, one_step_share=0.5, kl=1e-4))
     source = SyntheticSource(num_clips=4)

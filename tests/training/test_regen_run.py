@@ -54,6 +54,7 @@ def mixed(tmp_path_factory):
     return workdir, changes
 
 
+@pytest.mark.slow
 def test_images_and_videos_train_together_and_resume_bit_for_bit(mixed, tmp_path):
     straight, changes = mixed
     data = run_config(values(**changes)).data
@@ -67,6 +68,7 @@ def test_images_and_videos_train_together_and_resume_bit_for_bit(mixed, tmp_path
     assert_same(state_of(tmp_path / "run"), state)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_an_embedder_of_unit_latents(mixed):
     """The statistics are of content and motion latents together, over the very clips of its first steps."""
     embedder, params = load_embedder(mixed[0])
@@ -80,6 +82,7 @@ def test_a_finished_run_is_an_embedder_of_unit_latents(mixed):
     np.testing.assert_allclose(values_NC.std(0), 1, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another(mixed, tmp_path):
     run(tmp_path / "run", steps=1, init_from=str(mixed[0]))
     # The first step's learning rate is 0.
@@ -95,6 +98,7 @@ def test_a_bucket_that_it_cannot_take_is_refused_before_anything_is_made(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_made(mixed, tiny_runs, tmp_path):
     with pytest.raises(UserError, match=r"has other parameters.*\n  model\.width: 16 -> 32\n"):
         run(tmp_path / "run", init_from=str(mixed[0]), model={"width": 32})

@@ -91,6 +91,7 @@ def test_tokens_of_two_chunks_are_refused():
         REGENObjective(model=model, loss_config=REGENLossConfig(windows="moved"))
 
 
+@pytest.mark.slow
 def test_windows_are_moved_in_the_loss():
     """Of two chunks and an image; all is finite, and not what it is of the chunks alone."""
     objective = REGENObjective(model=REGEN(TINY), loss_config=REGENLossConfig(windows="moved", motion=1.0))
