@@ -2,8 +2,8 @@
 
 command   python launch/train.py --config=configs/quickstart/regen.py --workdir=runs/quickstart/regen
 hardware  2 CPU cores, under 2 GB
-time      about 6 min on one core: 0.23 s of its time a step
-expect    27.9 dB on held-out clips, drawn in one evaluation; that was measured with --config.loss.motion=0
+time      8 min 31 s on one core, shared with other work
+expect    27.8 dB on held-out clips, drawn in one evaluation; of 91% of them the verifier reads all attributes right
 
 --config=configs/quickstart/regen.py:16 takes a ratio of 16x with clips of 17 frames; 4 and 32 there are as well.
 
