@@ -21,13 +21,13 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from xgen_jax.data.buckets import Bucket
 from xgen_jax.diffusion.process import Process
 from xgen_jax.diffusion.processes import make_process
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, Conditioning, frame_times
 from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.regen_decoding import WINDOWS, crossing
+from xgen_jax.training.objectives.video import VideoObjective
 from xgen_jax.training.objectives.vidvae import to_unit_range
 from xgen_jax.training.optimizer import OptimizerConfig, make_optimizer
 from xgen_jax.typing import Array, Params
@@ -155,7 +155,7 @@ def choose_windows(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class REGENObjective:
+class REGENObjective(VideoObjective):
     """Trains {"regen": ...} on video alone.
 
     Attributes:
@@ -183,22 +183,6 @@ class REGENObjective:
     def process(self) -> Process:
         """What corrupts the frames."""
         return self.loss_config.make_process()
-
-    def fingerprints(self) -> dict[str, str]:
-        """Nothing."""
-        return {}
-
-    def arrays(self, batch):
-        """Host batch -> {"video": uint8 (B, T, H, W, 3)}."""
-        return {"video": batch["video"]}
-
-    def prepare(self, arrays):
-        """Nothing is computed before the step."""
-        return arrays
-
-    def resized(self, arrays, bucket: Bucket):
-        """Shapes of a bucket's arrays."""
-        return {"video": jax.ShapeDtypeStruct((bucket.batch_size, *bucket.shape, 3), arrays["video"].dtype)}
 
     def init(self, key: Array, arrays) -> Params:
         """Parameters from a key; they depend on no batch."""

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError
 from xgen_jax.models.discriminator import Discriminator
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.training.objectives.adversarial import AdversarialConfig, adversarial_terms
+from xgen_jax.training.objectives.video import VideoObjective
 from xgen_jax.training.optimizer import OptimizerConfig, make_optimizer, optimize_apart
 from xgen_jax.typing import Array, Params
 
@@ -52,7 +52,7 @@ def to_unit_range(video_uint8: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VidVAEObjective:
+class VidVAEObjective(VideoObjective):
     """Trains {"vidvae": ...}, and {"discriminator": ...} beside it where the adversarial term is on, on video alone.
 
     Attributes:
@@ -77,22 +77,6 @@ class VidVAEObjective:
         """In the model's compute dtype; None where the adversarial term is off."""
         config = self.loss_config.adversarial
         return Discriminator(config.discriminator, self.model.dtype) if config.weight else None
-
-    def fingerprints(self) -> dict[str, str]:
-        """Nothing."""
-        return {}
-
-    def arrays(self, batch):
-        """Host batch -> {"video": uint8 (B, T, H, W, 3)}."""
-        return {"video": batch["video"]}
-
-    def prepare(self, arrays):
-        """Nothing is computed before the step."""
-        return arrays
-
-    def resized(self, arrays, bucket: Bucket):
-        """Shapes of a bucket's arrays."""
-        return {"video": jax.ShapeDtypeStruct((bucket.batch_size, *bucket.shape, 3), arrays["video"].dtype)}
 
     def init(self, key: Array, arrays) -> Params:
         """Parameters of each group from one key."""
