@@ -10,8 +10,9 @@ expect    the paper's table 1 at 32x, PSNR and rFVD: 28.71 dB, 224.56 (MCL-JCV),
 
 From the paper: the decoder (24 blocks of 2048 with 16 heads, patch 8), 8 channels, two latent frames a chunk, 192x320,
 epsilon prediction by DDPM as the only loss, encoder and decoder together, images and videos. It prints no width of the
-encoder, SIREN, schedule, batch, rate, steps, average or share of images: those here are our own. At our
-small scale x0 by rectified flow with half of the chunks at t = 1 learns much sooner (docs/regen.md, 200 steps):
+encoder, SIREN, schedule, batch, rate, steps, average or share of images: those here are our own, and so are clips of two
+chunks with windows that move across their border, where the paper's own videos jump (docs/regen.md). At our small scale
+x0 by rectified flow with half of the chunks at t = 1 learns much sooner (the same page, 200 steps):
 
           --config.loss.process=flow --config.loss.prediction=x0 --config.loss.one_step_share=0.5
 """
@@ -34,13 +35,13 @@ def get_config(ratio: str = "32"):
     model = dataclasses.replace(PRESETS[f"paper-{ratio}x"], attention="chunked")
     run = REGENRun(
         model=model,
-        loss=REGENLossConfig(process="ddpm", prediction="eps"),
+        loss=REGENLossConfig(process="ddpm", prediction="eps", windows="moved"),
         data=DataConfig(
             source="video_folder",
             require_captions=False,
             buckets=(
                 Bucket(frames=1, height=192, width=320, batch_size=256, weight=0.25),
-                Bucket(frames=model.chunk_frames, height=192, width=320, batch_size=64),
+                Bucket(frames=2 * model.chunk_frames, height=192, width=320, batch_size=32),
             ),
             num_threads=16,
             prefetch=16,

@@ -206,7 +206,7 @@ def test_the_papers_configuration_is_the_papers():
 def test_the_papers_regen_is_the_papers():
     for ratio in (4, 8, 16, 32):
         config = run_config(values(ROOT / "regen" / "paper.py", str(ratio)))
-        assert [b.shape for b in config.data.buckets] == [(1, 192, 320), (ratio + 1, 192, 320)]
+        assert [b.shape for b in config.data.buckets] == [(1, 192, 320), (2 * ratio + 2, 192, 320)]
         assert dataclasses.replace(config.model, attention="xla") == REGEN_PRESETS[f"paper-{ratio}x"]
     terms = (config.loss.process, config.loss.prediction, config.loss.one_step_share, config.loss.kl, config.loss.lpips)
     assert terms == ("ddpm", "eps", 0, 0, 0)
