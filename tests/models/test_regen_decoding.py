@@ -80,7 +80,9 @@ def test_across_a_border_frames_are_told_of_both_chunks():
     assert look_ahead(TINY, "moved") == HELD == LENGTH // 2
 
 
-@pytest.mark.parametrize("chunks, tail, cuts", [(4, 1, [2, 6]), (3, 0, [2, 4, 6]), (1, 1, [2])])
+@pytest.mark.parametrize(
+    "chunks, tail, cuts", [pytest.param(4, 1, [2, 6], marks=pytest.mark.slow), (3, 0, [2, 4, 6]), (1, 1, [2])]
+)
 def test_a_clip_in_parts_is_the_whole_clip(chunks, tail, cuts):
     model, params, _ = build()
     z = latents_of(chunks, tail)
@@ -136,7 +138,7 @@ def test_a_clip_does_not_depend_on_its_batch():
     np.testing.assert_allclose(alone[0], both[1], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("conditioning", ["content_aware", "in_context"])
+@pytest.mark.parametrize("conditioning", ["content_aware", pytest.param("in_context", marks=pytest.mark.slow)])
 def test_a_model_trained_on_chunks_draws_chunks(conditioning):
     config = dataclasses.replace(TINY, conditioning=conditioning)
     model, params, _ = build(config)

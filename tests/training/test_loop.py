@@ -178,7 +178,7 @@ def test_a_transformer_trains_on_a_fresh_autoencoder(straight, tmp_path):
     assert params.keys() == {"vdit", "text"}
     assert np.any(params["vdit"]["params"]["final"]["kernel"]), "the zero-initialised output has not moved"
     assert contents(straight) == before
-    with pytest.raises(UserError, match="holds a vdit run; an embedder is a vidvae run"):
+    with pytest.raises(UserError, match="holds a vdit run; an embedder is a vidvae or regen run"):
         run(vdit(tmp_path), tmp_path.parent / "second")
 
 

@@ -102,6 +102,7 @@ def assert_close(one, other, tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance * largest, rtol=0), one, other)
 
 
+@pytest.mark.slow
 def test_the_loss_and_its_gradient_are_the_formulas():
     """Of clips of two chunks and an image: chunks know nothing of one another, and frames count alike."""
     objective, params, arrays = make(ALL, frames=11, batch=2)
@@ -129,6 +130,7 @@ def test_the_loss_and_its_gradient_are_the_formulas():
     assert all(np.any(leaf) for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_gives_the_update_of_the_whole():
     objective, params, arrays = make(REGENLossConfig(kl=0.3, motion=0.6, one_step_share=0.5))
 

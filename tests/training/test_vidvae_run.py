@@ -87,6 +87,7 @@ def mixed(tmp_path_factory):
     return workdir, changes
 
 
+@pytest.mark.slow
 def test_images_and_videos_train_together_and_resume_bit_for_bit(mixed, tmp_path):
     straight, changes = mixed
     data = run_config(values(**changes)).data
