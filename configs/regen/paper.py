@@ -10,9 +10,9 @@ expect    the paper's table 1 at 32x, PSNR and rFVD: 28.71 dB, 224.56 (MCL-JCV),
 
 From the paper: the decoder (24 blocks of 2048 with 16 heads, patch 8), 8 channels, two latent frames a chunk, 192x320,
 epsilon prediction by DDPM as the only loss, encoder and decoder together, images and videos. It prints no width of the
-encoder, SIREN, schedule, batch, rate, steps, average or share of images: those here are our own, and so are clips of two
-chunks with windows that move across their border, where the paper's own videos jump (docs/regen.md). At our small scale
-x0 by rectified flow with half of the chunks at t = 1 learns much sooner (the same page, 200 steps):
+encoder, SIREN, schedule, batch, rate, steps, average or share of images: those here are our own, and so are clips of
+two chunks with windows that move across their border, where the paper's own videos jump (docs/regen.md). At our small
+scale x0 by rectified flow with half of the chunks at t = 1 learns much sooner (the same page, 200 steps):
 
           --config.loss.process=flow --config.loss.prediction=x0 --config.loss.one_step_share=0.5
 """
