@@ -11,7 +11,6 @@ rows with that term as well, at 64x64. The table comes on stderr. `bound` has th
 """
 
 import argparse
-import dataclasses
 import pathlib
 import runpy
 import sys
@@ -21,17 +20,16 @@ from typing import Any
 
 from rows import at_least_one, device_name, print_rows  # isort: skip  (it sets the environment)
 
-import jax
 import numpy as np
 
 from xgen_jax.data.synthetic import SyntheticSource
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.captions import score
 from xgen_jax.evaluation.reconstruction import evaluate_reconstruction
-from xgen_jax.models.embedder import REGENEmbedder
+from xgen_jax.inference.reconstruct import load_reconstructor
 from xgen_jax.training.config import run_config
 from xgen_jax.training.loop import train
-from xgen_jax.training.run_folder import RunFolder, load_embedder
+from xgen_jax.training.run_folder import RunFolder
 
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / "configs" / "quickstart" / "regen.py"
 DECODE_STEPS = (1, 4, 16)
@@ -90,23 +88,6 @@ def unseen(count: int, frames: int, side: int) -> tuple[list[np.ndarray], list[d
     return clips, [world.scene(i)[0].attributes for i in range(count)]
 
 
-def reconstructor(folder: str | pathlib.Path, steps: int):
-    """Of a trained embedder: a clip in uint8 -> what is decoded of its latents with so many evaluations."""
-    embedder, params = load_embedder(folder)
-    if isinstance(embedder, REGENEmbedder):
-        embedder = dataclasses.replace(embedder, steps=steps)
-
-    @jax.jit
-    def there_and_back(params, video, key):
-        return embedder.decode(params, embedder.encode(params, video), key)
-
-    def reconstruct(video: np.ndarray) -> np.ndarray:
-        drawn = there_and_back(params, video[None] / np.float32(127.5) - 1, jax.random.key(0))[0]
-        return np.clip(np.round((np.asarray(drawn) + 1) * 127.5), 0, 255).astype(np.uint8)
-
-    return reconstruct
-
-
 def terms(options) -> Iterator[dict[str, Any]]:
     """A row for each change, and the table."""
     table = {}
@@ -118,7 +99,7 @@ def terms(options) -> Iterator[dict[str, Any]]:
         table[name] = {}
         for steps in DECODE_STEPS:
             numbered = ((str(i), clip) for i, clip in enumerate(clips))
-            means = evaluate_reconstruction(reconstructor(folder, steps), numbered)["mean"]
+            means = evaluate_reconstruction(load_reconstructor(folder, steps=steps), numbered)["mean"]
             table[name] |= {f"psnr_{steps}_db": means["psnr_db"], f"sharpness_{steps}": means["sharpness"]}
         yield {
             "what": f"terms at {options.ratio}x, {name}",
@@ -145,14 +126,14 @@ def bound(options) -> Iterator[dict[str, Any]]:
         config = RunFolder(folder).config()
         frames, height, _ = RunFolder(folder).shapes("embedders")[0]
         clips, shown = unseen(options.prompts, frames, height)
-        for steps in DECODE_STEPS if config.objective == "regen" else DECODE_STEPS[:1]:
-            reconstruct = reconstructor(folder, steps)
+        for steps in DECODE_STEPS if config.objective == "regen" else (None,):
+            reconstruct = load_reconstructor(folder, steps=steps)
             drawn = [reconstruct(clip) for clip in clips]
             following = iter(drawn)
             numbered = ((str(i), clip) for i, clip in enumerate(clips))
             means = evaluate_reconstruction(lambda _, following=following: next(following), numbered)["mean"]
             yield {
-                "what": f"bound, {pathlib.Path(folder).name}, {steps} evaluations",
+                "what": f"bound, {pathlib.Path(folder).name}, {steps or 1} evaluations",
                 "device": device_name(),
                 "clips": options.prompts,
                 "shape": list(clips[0].shape),

@@ -62,7 +62,10 @@ def write_run(path, seed=0, config=TINY, statistics=True) -> pathlib.Path:
                 "objective": "regen",
                 "model": dataclasses.asdict(config),
                 "loss": {"windows": "moved"},
-                "data": {"source": "synthetic", "buckets": [{"frames": 5, "height": 16, "width": 16, "batch_size": 2}]},
+                "data": {
+                    "source": "synthetic",
+                    "buckets": [{"frames": 10, "height": 16, "width": 16, "batch_size": 2}],
+                },
                 "optimizer": {"learning_rate": 1e-3},
                 "loop": {"steps": 1, "compute_dtype": "float32"},
             }

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import TINY_DATA, TINY_VDIT, TINY_VIDVAE
+from run_states import contents
 
 import xgen_jax
 from xgen_jax.data.latents import LatentSource
@@ -23,10 +24,6 @@ from xgen_jax.training.objectives.vidvae import to_unit_range
 from xgen_jax.training.run_folder import load_embedder, load_text_encoder
 
 SHAPE = (5, 16, 16)
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def vdit(root, **data):

@@ -147,7 +147,7 @@ def test_a_file_is_shown_beside_the_original_slowed_by_repetition(run, tmp_path)
 @pytest.mark.slow
 def test_a_run_is_scored_with_so_many_evaluations(run, tmp_path):
     result = reconstruction_suite(embedder=str(run), out=str(tmp_path), count=1, steps=2)
-    assert result["shapes"]["5x16x16"]["clips"] == 1
+    assert result["shapes"]["10x16x16"]["clips"] == 1
     assert json.loads((tmp_path / "reconstruction" / "reconstruction.json").read_text())["decode_steps"] == 2
 
 

@@ -149,7 +149,7 @@ def shrunk(values, embedder):
         encoder |= {"channels": (4,) * len(encoder["channels"]), "blocks": 1, "mid_attention": False}
         encoder |= {"kernels": ((1, 1, 1), (1, 1, 1)), "stem_hidden": min(4, encoder["stem_hidden"]), "remat": "none"}
         model |= {"width": 16, "depth": 1, "heads": 2, "siren_hidden": 4, "siren_depth": 1, "siren_features": 4}
-        space, time = 4, run_config(values).model.ratio
+        space, time = 4, None
     else:
         for key in ("channels", "space_reduction", "time_reduction"):
             model[key] = model[key][:2]
@@ -164,8 +164,9 @@ def shrunk(values, embedder):
         adversarial["start_step"] = 0
         adversarial["discriminator"] |= {"width": 4}
     for bucket in buckets:
-        bucket |= {"frames": 1 + time * (bucket["frames"] > 1), "height": 4 * space, "width": 4 * space}
-        bucket["batch_size"] = 2
+        if values["objective"] != "regen":  # whose chunks are as long as they were
+            bucket["frames"] = 1 + time * (bucket["frames"] > 1)
+        bucket |= {"height": 4 * space, "width": 4 * space, "batch_size": 2}
     return values
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from run_states import assert_same, contents, state_of
 
 from xgen_jax.errors import UserError
 from xgen_jax.training.checkpoint import Checkpoints
@@ -71,24 +71,13 @@ def run(values, workdir, **kwargs):
     return train(run_config(values), workdir, **kwargs)
 
 
-def state_of(workdir, step=None):
-    """All arrays of a run's newest checkpoint, without a model: the sub-trees as they are on disk."""
-    checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints")
-    return {name: checkpoints.restore_part((name,), step) for name in ("step", "params", "ema", "opt_state")}
-
-
 def assert_same_state(one, other):
-    assert jax.tree.structure(one) == jax.tree.structure(other)
     assert len(jax.tree.leaves(one)) > 20
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert_same(one, other)
 
 
 def rows(workdir):
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_jsonl(workdir / "metrics.jsonl")]
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

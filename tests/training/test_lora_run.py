@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import TINY_VDIT
+from run_states import contents, state_of
 
 import xgen_jax
 from xgen_jax.data.pipeline import Pipeline
@@ -15,7 +16,6 @@ from xgen_jax.errors import UserError
 from xgen_jax.inference.text_to_video import load_text_to_video
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.parallel import sharding
-from xgen_jax.training.checkpoint import Checkpoints
 from xgen_jax.training.config import run_config
 from xgen_jax.training.convert import convert
 from xgen_jax.training.loop import make_objective, train
@@ -38,15 +38,6 @@ def values(root, steps=6, **changes):
         "loop": {"steps": steps, "compute_dtype": "float32", "log_every": 1, "checkpoint_every": 3, "ema_decay": 0.5},
     }
     return {key: {**value, **changes.get(key, {})} if isinstance(value, dict) else value for key, value in run.items()}
-
-
-def state_of(workdir, step=None):
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    return {name: checkpoints.restore_part((name,), step) for name in ("step", "params", "ema", "opt_state")}
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,16 @@
 """Runs of REGEN: images and videos mixed, resumed, started from another, refused before anything is made."""
 
-import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from run_states import assert_same, state_of
 from test_regen_loss import MODEL
 
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources import make_source
 from xgen_jax.errors import UserError
-from xgen_jax.training.checkpoint import Checkpoints
 from xgen_jax.training.config import run_config, to_dict
 from xgen_jax.training.loop import train
 from xgen_jax.training.run_folder import load_embedder
@@ -34,15 +33,6 @@ def values(steps=4, buckets=(CHUNK,), model=None, **changes):
 
 def run(workdir, **changes):
     return train(run_config(values(**changes)), workdir)
-
-
-def state_of(workdir, step=None):
-    checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints")
-    return {name: checkpoints.restore_part((name,), step) for name in ("step", "params", "ema", "opt_state")}
-
-
-def assert_same(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +86,13 @@ def test_a_bucket_that_it_cannot_take_is_refused_before_anything_is_made(tmp_pat
     with pytest.raises(UserError, match=message):
         run(tmp_path / "run", buckets=({**CHUNK, **bucket},))
     assert not (tmp_path / "run").exists()
+
+
+def test_windows_across_borders_need_clips_that_have_one():
+    loss = {"windows": "moved"}
+    assert run_config(values(buckets=(CHUNK, {**CHUNK, "frames": 10}), loss=loss)).loss.windows == "moved"
+    with pytest.raises(UserError, match="two chunks, 10 frames or more, and the longest bucket has 5"):
+        run_config(values(loss=loss))
 
 
 @pytest.mark.slow

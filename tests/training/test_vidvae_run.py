@@ -1,17 +1,16 @@
 """Runs of the autoencoder with all its terms: images and videos mixed, resumed, started from another, stopped."""
 
-import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from run_states import assert_same, state_of
 
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources import make_source
 from xgen_jax.errors import UserError
 from xgen_jax.models.lpips import LPIPS, LPIPSConfig
-from xgen_jax.training.checkpoint import Checkpoints
 from xgen_jax.training.config import run_config
 from xgen_jax.training.loop import NonFiniteLoss, train
 from xgen_jax.training.metrics import read_jsonl
@@ -49,15 +48,6 @@ def values(steps=4, lpips=None, buckets=(VIDEO,), model=None, adversarial=None, 
 
 def run(workdir, **changes):
     return train(run_config(values(**changes)), workdir)
-
-
-def state_of(workdir, step=None):
-    checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints")
-    return {name: checkpoints.restore_part((name,), step) for name in ("step", "params", "ema", "opt_state")}
-
-
-def assert_same(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 @pytest.fixture(scope="module")

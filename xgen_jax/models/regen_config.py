@@ -72,8 +72,8 @@ class REGENConfig:
     def siren_bands(self) -> int:
         """Of the SIREN's Fourier features: the fastest turns once in four frames.
 
-        One that turned in two frames or in one would be the same at all frames that are trained on, and anything in
-        between them.
+        Of one that turned in two frames the sine would be 0 at every frame, of one that turned in one the cosine would
+        be 1 as well: training would see nothing of what they do between frames.
         """
         return max(1, self.ratio.bit_length() - 1)
 

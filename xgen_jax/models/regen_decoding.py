@@ -62,6 +62,23 @@ def crossing(config: REGENConfig, positions_F: np.ndarray) -> tuple[np.ndarray, 
     return times_2F.astype(np.float32), share_F.astype(np.float32)
 
 
+def tell(model: REGEN, params: Params, z_BNtHWC: Array, times_F: Array) -> Conditioning:
+    """What is told of frames at the same times of each of N chunks, the chunks folded into the batch: (B N, F, ...)."""
+    folded = z_BNtHWC.reshape(-1, *z_BNtHWC.shape[2:])
+    times_BF = jnp.broadcast_to(jnp.asarray(times_F)[None], (len(folded), len(times_F)))
+    return model.apply(params, folded, times_BF, method="expand")
+
+
+def tell_across(model: REGEN, params: Params, z_BNtHWC: Array) -> Array:
+    """What frames are told from the middle of each of N chunks to that of the next, (B (N - 1), k + 1, h, w, D)."""
+    length = model.config.chunk_frames
+    times_2F, share_F = crossing(model.config, np.arange(length - length // 2, 2 * length - length // 2))
+    share = share_F[None, :, None, None, None]
+    ends = ((z_BNtHWC[:, :-1], times_2F[0]), (z_BNtHWC[:, 1:], times_2F[1]))
+    before, after = (tell(model, params, z, times_F).added_BFHWD for z, times_F in ends)
+    return ((1 - share) * before + share * after).astype(before.dtype)
+
+
 def draw(
     model: REGEN, params: Params, process: Process, steps: int, conditioning: Conditioning, noise_BFHWC: Array
 ) -> Array:
@@ -129,11 +146,6 @@ def decode_chunks(
     z = z_BtHWC[:, : 2 * n].reshape(batch, n, 2, *z_BtHWC.shape[2:])
     history = z[:, :0] if history is None else history
 
-    def tell(z_BNtHWC, times_F):
-        """What is told of each chunk at these times: (B N, F, h, w, D), or tokens beside it."""
-        times_BF = jnp.broadcast_to(jnp.asarray(times_F)[None], (batch * z_BNtHWC.shape[1], len(times_F)))
-        return model.apply(params, z_BNtHWC.reshape(-1, *z_BNtHWC.shape[2:]), times_BF, method="expand")
-
     def drawn(told):
         """Draws windows one behind the other in each clip: (B, N F, H, W, 3)."""
         count, frames = len(told.added_BFHWD) // batch, told.added_BFHWD.shape[1]
@@ -143,7 +155,7 @@ def decode_chunks(
 
     def own(z_BNtHWC, frames=length):
         """Frames drawn in the windows of their chunks."""
-        return drawn(tell(z_BNtHWC, frame_times(config, frames)))
+        return drawn(tell(model, params, z_BNtHWC, frame_times(config, frames)))
 
     joined, parts = jnp.concatenate([history, z], axis=1), [jnp.zeros((batch, 0, height, width, 3))]
     if not held:
@@ -154,10 +166,7 @@ def decode_chunks(
         if n and not history.shape[1]:
             parts.append(own(z[:, :1])[:, : length - held])
         if joined.shape[1] > 1:
-            times_2F, share_F = crossing(config, np.arange(length - held, 2 * length - held))
-            share = share_F[None, :, None, None, None]
-            before, after = (tell(z, t).added_BFHWD for z, t in zip((joined[:, :-1], joined[:, 1:]), times_2F))
-            parts.append(drawn(Conditioning(((1 - share) * before + share * after).astype(before.dtype))))
+            parts.append(drawn(Conditioning(tell_across(model, params, joined))))
             if last:
                 parts.append(own(joined[:, -1:])[:, length - held :])
     if last and tail:
@@ -197,7 +206,7 @@ def decode_at(
     """
     (batch, _, _, height, width, _), frames = z_BNtHWC.shape, len(moments.share_F)
 
-    def tell(which):
+    def tell_of(which):
         z = z_BNtHWC[:, moments.chunks_2F[which]].reshape(batch * frames, *z_BNtHWC.shape[2:])
         times = jnp.tile(moments.times_2F[which], batch)[:, None]
         added = model.apply(params, z, times, method="expand").added_BFHWD
@@ -205,7 +214,7 @@ def decode_at(
 
     if model.config.conditioning == "content_aware":
         share = moments.share_F[None, :, None, None, None]
-        told = Conditioning(((1 - share) * tell(0) + share * tell(1)).astype(model.dtype))
+        told = Conditioning(((1 - share) * tell_of(0) + share * tell_of(1)).astype(model.dtype))
     else:
         times_BF = jnp.tile(moments.times_2F[0][None], (batch, 1))
         told = model.apply(params, z_BNtHWC[:, 0], times_BF, method="expand")

@@ -95,6 +95,13 @@ class REGENRun:
 
     def __post_init__(self):
         make_grid(self.loss.make_process(), self.decode_steps)  # what would not decode is better known before
+        longest, least = max(bucket.frames for bucket in self.data.buckets), 2 * self.model.chunk_frames
+        if self.loss.windows == "moved" and longest < least:
+            raise UserError(
+                f"loss.windows='moved' is for clips of two chunks, {least} frames or more, and the longest bucket has "
+                f"{longest}: decoding would cross borders that training has not; add one, or choose "
+                "loss.windows='chunk'"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 
@@ -26,7 +25,7 @@ from xgen_jax.diffusion.processes import make_process
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, Conditioning, frame_times
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.models.regen_decoding import WINDOWS, crossing
+from xgen_jax.models.regen_decoding import WINDOWS, look_ahead, tell, tell_across
 from xgen_jax.training.objectives.video import VideoObjective
 from xgen_jax.training.objectives.vidvae import to_unit_range
 from xgen_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -159,7 +158,7 @@ class REGENObjective(VideoObjective):
     """Trains {"regen": ...} on video alone.
 
     Attributes:
-      lpips, frozen: see `VidVAEObjective`.
+      lpips, frozen: see `VideoObjective`.
     """
 
     model: REGEN
@@ -168,11 +167,7 @@ class REGENObjective(VideoObjective):
     frozen: Params = None
 
     def __post_init__(self):
-        if self.loss_config.lpips and self.lpips is None:
-            raise UserError(
-                f"loss.lpips={self.loss_config.lpips} needs loss.lpips_weights=FILE, the safetensors of LPIPS; "
-                "loss.lpips=0 does without"
-            )
+        super().__post_init__()
         if self.loss_config.windows == "moved" and self.model.config.conditioning == "in_context":
             raise UserError(
                 "loss.windows='moved' has frames of two chunks in a window, and with model.conditioning='in_context' "
@@ -219,13 +214,10 @@ class REGENObjective(VideoObjective):
         c, process = self.loss_config, self.process
         mean, logvar = self.model.apply(regen, _fold(frames_BNFHWC), method="encode")
         z = mean + jnp.exp(0.5 * logvar) * _normal(keys_BN, _POSTERIOR, mean.shape[1:]) if c.kl else mean
-        times_BF = jnp.broadcast_to(
-            frame_times(self.model.config, frames_BNFHWC.shape[2])[None], (len(z), frames_BNFHWC.shape[2])
-        )
-        told = self.model.apply(regen, z, times_BF, method="expand")
-        crossed = None
+        z = z.reshape(*frames_BNFHWC.shape[:2], *z.shape[1:])
+        told, crossed = tell(self.model, regen, z, frame_times(self.model.config, frames_BNFHWC.shape[2])), None
         if c.windows == "moved" and frames_BNFHWC.shape[1] > 1:
-            crossed = self._crossed(regen, z.reshape(*frames_BNFHWC.shape[:2], *z.shape[1:]), told.added_BFHWD)
+            crossed = self._crossed(regen, z, told.added_BFHWD)
         frames_BNFHWC, told = choose_windows(c, keys_BN, frames_BNFHWC, told, crossed)
 
         x0 = _fold(frames_BNFHWC)
@@ -267,18 +259,12 @@ class REGENObjective(VideoObjective):
         """What the frames of each clip are told from the middle of its first chunk to that of its last, across borders,
         and before and after as they are told in their own windows: (B, N F, h, w, D).
         """
-        config, (batch, chunks) = self.model.config, z_BNtHWC.shape[:2]
-        length, held = config.chunk_frames, config.chunk_frames // 2
-        times_2F, share_F = crossing(config, np.arange(length - held, 2 * length - held))
-
-        def tell(z_BNtHWC, times_F):
-            times_BF = jnp.broadcast_to(times_F[None], (batch * (chunks - 1), length))
-            return self.model.apply(regen, _fold(z_BNtHWC), times_BF, method="expand").added_BFHWD
-
-        share = share_F[None, :, None, None, None]
-        across = (1 - share) * tell(z_BNtHWC[:, :-1], times_2F[0]) + share * tell(z_BNtHWC[:, 1:], times_2F[1])
+        batch, chunks = z_BNtHWC.shape[:2]
+        length = self.model.config.chunk_frames
+        held = look_ahead(self.model.config, self.loss_config.windows)
         own = own_BFHWD.reshape(batch, chunks * length, *own_BFHWD.shape[2:])
-        across = across.reshape(batch, (chunks - 1) * length, *own.shape[2:]).astype(own.dtype)
+        across = tell_across(self.model, regen, z_BNtHWC)
+        across = across.reshape(batch, (chunks - 1) * length, *own.shape[2:])
         return jnp.concatenate([own[:, : length - held], across, own[:, chunks * length - held :]], axis=1)
 
     def _weight(self, t_B: Array) -> Array:

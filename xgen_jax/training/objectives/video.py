@@ -3,10 +3,24 @@
 import jax
 
 from xgen_jax.data.buckets import Bucket
+from xgen_jax.errors import UserError
 
 
 class VideoObjective:
-    """Needs of a batch its video, and of other networks nothing."""
+    """Needs of a batch its video, and of other networks LPIPS at most.
+
+    Attributes:
+      loss_config: has `lpips`, the weight of that term.
+      lpips: module (frames x, frames y (B, H, W, 3) in [-1, 1]) -> (B,), where its weight is not 0.
+      frozen: the parameters of `lpips`.
+    """
+
+    def __post_init__(self):
+        if self.loss_config.lpips and self.lpips is None:
+            raise UserError(
+                f"loss.lpips={self.loss_config.lpips} needs loss.lpips_weights=FILE, the safetensors of LPIPS; "
+                "loss.lpips=0 does without"
+            )
 
     def fingerprints(self) -> dict[str, str]:
         """Nothing."""

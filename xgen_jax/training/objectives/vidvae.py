@@ -56,21 +56,13 @@ class VidVAEObjective(VideoObjective):
     """Trains {"vidvae": ...}, and {"discriminator": ...} beside it where the adversarial term is on, on video alone.
 
     Attributes:
-      lpips: module (frames x, frames y (B, H, W, 3) in [-1, 1]) -> (B,), where its weight is not 0.
-      frozen: the parameters of `lpips`.
+      lpips, frozen: see `VideoObjective`.
     """
 
     model: VidVAE
     loss_config: VidVAELossConfig
     lpips: nn.Module | None = None
     frozen: Params = None
-
-    def __post_init__(self):
-        if self.loss_config.lpips and self.lpips is None:
-            raise UserError(
-                f"loss.lpips={self.loss_config.lpips} needs loss.lpips_weights=FILE, the safetensors of LPIPS; "
-                "loss.lpips=0 does without"
-            )
 
     @functools.cached_property
     def discriminator(self) -> Discriminator | None:
