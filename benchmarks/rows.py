@@ -25,6 +25,10 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a peer needs 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from xgen_jax.environment import ask_for_huge_pages  # noqa: E402  (the path comes first)
+
+ask_for_huge_pages()  # as the commands do; the peer has them too
+
 import jax  # noqa: E402  (the environment comes first)
 import jax.numpy as jnp  # noqa: E402
 

@@ -9,16 +9,20 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from absl import app, flags
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from xgen_jax.environment import ask_for_huge_pages  # noqa: E402  (the path comes first)
+
+ask_for_huge_pages()
+
+from absl import app, flags  # noqa: E402  (a process that begins again should do so before it has loaded much)
 
 # Before jax is imported: compiled programs are kept between calls, for this user alone.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "xgen_jax" / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own notes say nothing to a user
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
 
 
 @contextlib.contextmanager

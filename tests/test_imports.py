@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LEVELS = {
     "errors": 0,
     "typing": 0,
+    "environment": 0,
     "nn": 1,
     "diffusion": 1,
     "parallel": 1,

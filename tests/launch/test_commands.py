@@ -42,6 +42,21 @@ def test_help_shows_the_commands_own_flags_first(name):
     assert f"python launch/{name}.py" in done.stdout.split("flags:")[0]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of Linux's C library")
+@pytest.mark.parametrize("own", [None, "glibc.malloc.check=0"])
+def test_a_command_begins_again_with_huge_pages_unless_the_user_chose(own):
+    shown = "os.getpid(), os.environ['GLIBC_TUNABLES'], *sys.argv[1:], 'jax' in sys.modules"
+    code = f"import command, os, sys; print({shown})"
+    environment = {key: value for key, value in ENVIRONMENT.items() if key != "GLIBC_TUNABLES"}
+    environment |= {"GLIBC_TUNABLES": own} if own else {}
+    arguments = [sys.executable, "-W", "error", "-c", code, "--flag=a b"]
+    options = {"cwd": ROOT / "launch", "env": environment, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(arguments, **options) as process:
+        printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+    assert printed.split() == [str(process.pid), own or "glibc.malloc.hugetlb=1", "--flag=a", "b", "False"]
+
+
 def test_the_samplers_offered_are_those_that_there_are():
     from xgen_jax.diffusion.samplers import RULES
 
