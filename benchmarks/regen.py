@@ -201,7 +201,7 @@ def pyramid_beside(config: REGENConfig) -> VidVAE:
             )
         )
 
-    return nearest(at_width, range(4, 132, 2), wanted)
+    return nearest(at_width, range(4, 520, 2), wanted)
 
 
 def speed(options) -> Iterator[dict[str, Any]]:

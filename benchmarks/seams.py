@@ -11,7 +11,9 @@ windows that are moved across borders (`loss.windows`), and reconstructs clips i
     straddling  windows from the middle of a chunk to the middle of the next alone: the same cost
     faded       those, what their frames are told fading from one chunk to the next, so many frames either side
     extended    chunks drawn so many frames beyond their borders by extrapolated times, cross-faded in pixels
-    library     as the embedder decodes: faded, half a chunk, where it was trained on moved windows; else aligned
+    overlapping faded ones, each drawn so many frames beyond both its ends, where they are cross-faded in pixels
+    library     as the embedder decodes: the last of these, half a chunk, where it was trained on moved windows; else
+                aligned
 
 `shapes`: clips of the moving shapes. `footage`: each video of a folder, but for its end, shrunk to twice the size; its
 end is measured, in the middle and the four corners. `border` is the seam ratio, `others` the median and `worst_other`
@@ -41,7 +43,7 @@ from xgen_jax.evaluation.seams import measure_seams
 from xgen_jax.inference.video_range import to_float, to_uint8
 from xgen_jax.models.regen import Conditioning
 from xgen_jax.models.regen_config import PRESETS
-from xgen_jax.models.regen_decoding import draw, frame_noise
+from xgen_jax.models.regen_decoding import draw, frame_noise, overlap
 from xgen_jax.parallel.mesh import MeshConfig
 from xgen_jax.training.config import LoopConfig, REGENRun
 from xgen_jax.training.loop import train
@@ -86,16 +88,26 @@ def aligned(n: int, length: int) -> list[Window]:
     return [Window(at, owned(at, n, length), np.ones(length)) for at in clip]
 
 
-def straddling(n: int, length: int, fade: float = 0.0) -> list[Window]:
-    """From middle to middle; the ends are of aligned windows."""
-    middle = length - length // 2
-    rows = [
-        Window(at, owned(at, n, length, fade), np.ones(length))
-        for at in np.arange(middle, middle + (n - 1) * length).reshape(n - 1, length)
-    ]
-    first, last = aligned(n, length)[0], aligned(n, length)[-1]
-    is_first = np.arange(length) < middle
-    return [first._replace(weights_F=1.0 * is_first), *rows, last._replace(weights_F=1.0 * ~is_first)]
+def straddling(n: int, length: int, fade: float = 0.0, overlap: int = 0) -> list[Window]:
+    """From middle to middle; the ends are of aligned windows. With `overlap` each goes on for so many frames beyond
+    either middle, where the two are cross-faded in pixels.
+    """
+    clip, middle = n * length, length - length // 2
+    starts = np.arange(middle, clip - length, length)
+    inner = [np.arange(start - overlap, start + length + overlap) for start in starts]
+    cuts = [0, middle, *(starts + length), clip]
+
+    def weight(inside):
+        """Of frames so far inside a window, the middles of frames counted."""
+        return np.clip(inside / (2 * overlap or 1e-9) + 0.5, 0, 1)
+
+    windows = []
+    for at, begin, end in zip([np.arange(length), *inner, np.arange(clip - length, clip)], cuts, cuts[1:]):
+        from_begin = weight(at + 0.5 - begin) if begin else np.ones(len(at))
+        to_end = weight(end - at - 0.5) if end < clip else np.ones(len(at))
+        told = owned(at, n, length, fade if begin and end < clip else 0.0)
+        windows.append(Window(at, told, np.minimum(from_begin, to_end)))
+    return windows
 
 
 def extended(n: int, length: int, fade: int) -> list[Window]:
@@ -120,6 +132,7 @@ def ways(config) -> dict[str, list[Window]]:
         f"faded {quarter}": straddling(n, length, quarter),
         f"faded {half}": straddling(n, length, half),
         f"extended {half}": extended(n, length, half),
+        f"faded {half}, overlapping {overlap(config)}": straddling(n, length, half, overlap(config)),
     }
 
 
@@ -185,7 +198,7 @@ def rows(options, kind: str, ratio: int, data: dict[str, Any], videos: np.ndarra
             total = sum(len(window.positions_F) for window in plan)
             drawings[name] = (reconstruct(embedder, params, videos, plan, name == "own noise"), total)
         latents = jax.jit(embedder.encode)(params, to_float(videos))
-        total = (CHUNKS + (embedder.look_ahead > 0)) * length
+        total = CHUNKS * length + (embedder.look_ahead > 0) * (length + 2 * overlap(config))
         drawings["library"] = (to_uint8(jax.jit(embedder.decode)(params, latents)), total)
         for name, (drawn, total) in drawings.items():
             pairs = list(zip(videos, drawn))

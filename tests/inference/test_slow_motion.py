@@ -41,8 +41,9 @@ def test_windows_give_each_moment_once(frames, speed, straddle, between):
     for window in windows(TINY, frames, positions, straddle, between):
         (chunks, after), times, share = window.moments
         at = positions[window.index_F]
-        # A window looks as training saw it: no moments closer than a frame, and not more than a chunk has.
-        assert len(at) <= 5
+        # A window looks as training saw it: no moments closer than a frame, and not more than a chunk has, but for
+        # one at either end of those across a border, where windows meet.
+        assert len(at) <= 5 + 2 * ((window.weights_F > 0) & (window.weights_F < 1)).any()
         assert (np.diff(at) > 1 - 1e-9).all()
         assert chunks.max() == chunks.min()
         first, second = chunks * 5 + times[0] * 4, after * 5 + times[1] * 4

@@ -44,17 +44,20 @@ def test_help_shows_the_commands_own_flags_first(name):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of Linux's C library")
 @pytest.mark.parametrize("own", [None, "glibc.malloc.check=0"])
-def test_a_command_begins_again_with_huge_pages_unless_the_user_chose(own):
-    shown = "os.getpid(), os.environ['GLIBC_TUNABLES'], *sys.argv[1:], 'jax' in sys.modules"
-    code = f"import command, os, sys; print({shown})"
+@pytest.mark.parametrize("run_as", ["file", "stdin"])
+def test_a_script_begins_again_with_huge_pages_unless_the_user_chose(tmp_path, run_as, own):
+    shown = "os.getpid(), os.environ.get('GLIBC_TUNABLES'), *sys.argv[1:], 'jax' in sys.modules"
+    script = tmp_path / "script.py"
+    script.write_text(f"import os, sys\nsys.path.insert(0, {str(ROOT / 'launch')!r})\nimport command\nprint({shown})\n")
     environment = {key: value for key, value in ENVIRONMENT.items() if key != "GLIBC_TUNABLES"}
     environment |= {"GLIBC_TUNABLES": own} if own else {}
-    arguments = [sys.executable, "-W", "error", "-c", code, "--flag=a b"]
-    options = {"cwd": ROOT / "launch", "env": environment, "stdout": subprocess.PIPE, "text": True}
+    arguments = [sys.executable, "-W", "error", str(script) if run_as == "file" else "-", "--flag=a b"]
+    options = {"env": environment, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(arguments, **options) as process:
-        printed = process.communicate(timeout=60)[0]
+        printed = process.communicate(script.read_text(), timeout=60)[0]
     assert process.returncode == 0
-    assert printed.split() == [str(process.pid), own or "glibc.malloc.hugetlb=1", "--flag=a", "b", "False"]
+    wanted = own or ("glibc.malloc.hugetlb=1" if run_as == "file" else "None")
+    assert printed.split() == [str(process.pid), wanted, "--flag=a", "b", "False"]
 
 
 def test_the_samplers_offered_are_those_that_there_are():

@@ -11,10 +11,11 @@ from test_regen import TINY, build, encode, times
 from xgen_jax.diffusion.ddpm import DDPM
 from xgen_jax.diffusion.flow import RectifiedFlow
 from xgen_jax.models.regen import Conditioning
-from xgen_jax.models.regen_decoding import crossing, decode_chunks, draw, frame_noise, look_ahead
+from xgen_jax.models.regen_config import PRESETS
+from xgen_jax.models.regen_decoding import crossing, decode_chunks, draw, frame_noise, look_ahead, weight
 
 FLOW = RectifiedFlow(prediction="x0")
-LENGTH, HELD = TINY.chunk_frames, 2
+LENGTH, HELD, BEYOND = TINY.chunk_frames, 2, 1
 
 
 class Exact:
@@ -77,7 +78,17 @@ def test_across_a_border_frames_are_told_of_both_chunks():
     np.testing.assert_allclose(times_2F[1] * TINY.ratio, [-2, -1, 0, 1, 2], atol=1e-3)
     assert (times_2F[1] != 0).all()
     np.testing.assert_allclose(share_F, [0.125, 0.375, 0.625, 0.875, 1.0], atol=1e-6)
-    assert look_ahead(TINY, "moved") == HELD == LENGTH // 2
+    assert look_ahead(TINY, "moved") == HELD + BEYOND == LENGTH // 2 + 1
+
+
+@pytest.mark.parametrize("ratio, wanted", [(4, [0.25, 0.75]), (16, [0.125, 0.375, 0.625, 0.875])])
+def test_where_windows_meet_one_fades_into_the_other(ratio, wanted):
+    config = dataclasses.replace(TINY, encoder=PRESETS[f"tiny-{ratio}x"].encoder)
+    beyond = len(wanted) // 2
+    inside = np.arange(-beyond - 1, beyond + 1) + 0.5
+    np.testing.assert_allclose(weight(config, inside), [0, *wanted, 1], atol=1e-12)
+    np.testing.assert_allclose(weight(config, inside) + weight(config, -inside), 1, atol=1e-12)
+    assert look_ahead(config, "moved") == config.chunk_frames // 2 + beyond
 
 
 @pytest.mark.parametrize(
@@ -90,7 +101,7 @@ def test_a_clip_in_parts_is_the_whole_clip(chunks, tail, cuts):
     assert whole.shape == (2, TINY.frames(z.shape[1]), 8, 12, 3)
     parts, lengths = in_parts(model, params, z, cuts, steps=2)
     np.testing.assert_allclose(parts, whole, rtol=0, atol=2e-5)
-    assert lengths[0] == cuts[0] // 2 * LENGTH - HELD  # what lags behind
+    assert lengths[0] == cuts[0] // 2 * LENGTH - HELD - BEYOND  # what lags behind
 
 
 def test_one_chunk_alone_is_drawn_in_its_own_window():
@@ -118,16 +129,18 @@ def test_pixels_bound_what_a_small_error_of_eps_makes_of_them(steps):
 
 
 def test_at_a_border_both_chunks_are_seen():
-    """Frames near a border depend on both chunks' latents, those of its outer halves on their own alone."""
+    """Frames near a border depend on both chunks' latents, those of its outer halves, but for the frames where windows
+    meet, on their own alone.
+    """
     model, params, _ = build()
     z = latents_of(3)
     plain, _ = in_parts(model, params, z, [])
     moved, _ = in_parts(model, params, z.at[:, 2:4].add(1.0), [])
     change = np.abs(moved - plain).max((0, 2, 3, 4))
-    middle = LENGTH - HELD - 1
-    assert (change[: middle + 1] == 0).all()
-    assert (change[middle + 1 : 2 * LENGTH + middle + 1] > 1e-3).all()
-    assert (change[2 * LENGTH + middle + 1 :] == 0).all()
+    begin, end = LENGTH - HELD - BEYOND, 3 * LENGTH - HELD + BEYOND
+    assert (change[:begin] == 0).all()
+    assert (change[begin:end] > 1e-3).all()
+    assert (change[end:] == 0).all()
 
 
 def test_a_clip_does_not_depend_on_its_batch():

@@ -26,7 +26,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.inference.memory import GB, program_bytes
 from xgen_jax.models.embedder import REGENEmbedder
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.models.regen_decoding import Moments, crossing
+from xgen_jax.models.regen_decoding import Moments, crossing, weight
 from xgen_jax.typing import Array, Params
 
 BETWEEN = ("interpolated", "continuous")
@@ -40,7 +40,7 @@ class Window(NamedTuple):
     Attributes:
       index_F: which frames of the result they are.
       moments: with chunks counted from the clip's first; at most two of them, neighbours.
-      weights_F: 1, or 0 for a moment that another window gives.
+      weights_F: 0 .. 1, beside those of other windows of the same moment.
     """
 
     index_F: np.ndarray
@@ -85,9 +85,11 @@ def windows(config: REGENConfig, frames: int, positions: np.ndarray, straddle: b
     """
     length, chunks = config.chunk_frames, frames // config.chunk_frames
     of = np.floor(positions / length).astype(int)  # an image, if there is one, is the last
-    # The straddling windows begin behind the middle of a chunk, and end with the middle of the next.
-    border = np.ceil((positions - (length - 1) // 2) / length).astype(int) - 1
-    crossed = (border >= 0) & (border < chunks - 1) & straddle
+    across = []  # the weights of the windows that go from the middle of a chunk to that of the next
+    for number in range(chunks - 1 if straddle else 0):
+        inside = positions + 0.5 - (number * length + length - length // 2)
+        across.append(np.minimum(weight(config, inside), weight(config, length - inside)))
+    alone = np.round(1.0 - sum(across, np.zeros(len(positions))), 9)
     spacing = positions[1] - positions[0] if len(positions) > 1 else 1.0
     apart = max(1, math.ceil(1 / spacing - 1e-9))
     every, found = told(config, frames, positions, between), []
@@ -98,12 +100,11 @@ def windows(config: REGENConfig, frames: int, positions: np.ndarray, straddle: b
                 found.append(Window(part, Moments(*(field[..., part] for field in every)), weights[part]))
 
     for chunk in range(of[-1] + 1):
-        if not crossed[of == chunk].all():
-            add(np.flatnonzero(of == chunk), every, 1.0 - crossed)
-    for number in range(chunks - 1 if straddle else 0):
+        if alone[of == chunk].any():
+            add(np.flatnonzero(of == chunk), every, alone)
+    for number, weights in enumerate(across):
         both = np.broadcast_to([[number], [number + 1]], (2, len(positions)))
-        across = Moments(both, *crossing(config, positions - number * length))
-        add(np.flatnonzero(border == number), across, np.ones(len(positions)))
+        add(np.flatnonzero(weights), Moments(both, *crossing(config, positions - number * length)), weights)
     return found
 
 

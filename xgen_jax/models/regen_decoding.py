@@ -7,14 +7,19 @@ those that go from the middle of a chunk to the middle of the next, and only wha
 behind the last in the window of its chunk; an image is a window by itself.
 
     chunks     |----- 0 -----|----- 1 -----|----- 2 -----|
-    windows    |- 0 --|---- 0, 1 ----|---- 1, 2 ----|- 2 -|
+    windows    |-- 0 --|
+                     |----- 0, 1 ----|
+                                   |---- 1, 2 ----|
+                                                |- 2 -|
 
 In a window across a border what a frame is told goes from the one chunk's latents to the other's, each expanded at
 times beyond its own (`crossing`),
 
     (1 - s) z_e(chunk i, t) + s z_e(chunk i + 1, t - (k + 1) / k)
 
-with s going from 0 to 1 about the border, linearly. docs/regen.md has what each part does to the seams.
+with s going from 0 to 1 about the border, linearly. In the middle of a chunk, where two windows meet, both are told the
+same of the frames, but attend to others beside them: there they overlap by a few frames and are cross-faded.
+docs/regen.md has what each part does to the seams.
 """
 
 from typing import NamedTuple
@@ -62,6 +67,21 @@ def crossing(config: REGENConfig, positions_F: np.ndarray) -> tuple[np.ndarray, 
     return times_2F.astype(np.float32), share_F.astype(np.float32)
 
 
+def overlap(config: REGENConfig) -> int:
+    """Frames before the middle of a chunk, and as many behind it, that both of the windows that meet there draw."""
+    return max(1, config.ratio // 8)
+
+
+def weight(config: REGENConfig, inside_F: np.ndarray) -> np.ndarray:
+    """Of a straddling window's frames beside the other's, in 0 .. 1.
+
+    Args:
+      config: of the network.
+      inside_F: how far behind the middle of the chunk a frame's own middle lies, in frames; before it is negative.
+    """
+    return np.clip(np.asarray(inside_F, np.float64) / (2 * overlap(config)) + 0.5, 0, 1)
+
+
 def tell(model: REGEN, params: Params, z_BNtHWC: Array, times_F: Array) -> Conditioning:
     """What is told of frames at the same times of each of N chunks, the chunks folded into the batch: (B N, F, ...)."""
     folded = z_BNtHWC.reshape(-1, *z_BNtHWC.shape[2:])
@@ -69,10 +89,13 @@ def tell(model: REGEN, params: Params, z_BNtHWC: Array, times_F: Array) -> Condi
     return model.apply(params, folded, times_BF, method="expand")
 
 
-def tell_across(model: REGEN, params: Params, z_BNtHWC: Array) -> Array:
-    """What frames are told from the middle of each of N chunks to that of the next, (B (N - 1), k + 1, h, w, D)."""
+def tell_across(model: REGEN, params: Params, z_BNtHWC: Array, beyond: int = 0) -> Array:
+    """What frames are told from the middle of each of N chunks to that of the next, and so many before and behind:
+    (B (N - 1), k + 1 + 2 beyond, h, w, D).
+    """
     length = model.config.chunk_frames
-    times_2F, share_F = crossing(model.config, np.arange(length - length // 2, 2 * length - length // 2))
+    middle = length - length // 2
+    times_2F, share_F = crossing(model.config, np.arange(middle - beyond, middle + length + beyond))
     share = share_F[None, :, None, None, None]
     ends = ((z_BNtHWC[:, :-1], times_2F[0]), (z_BNtHWC[:, 1:], times_2F[1]))
     before, after = (tell(model, params, z, times_F).added_BFHWD for z, times_F in ends)
@@ -107,8 +130,10 @@ def draw(
 
 
 def look_ahead(config: REGENConfig, windows: str) -> int:
-    """Frames by which `decode_chunks` lags behind unless told that a chunk is the last: half a chunk, if any."""
-    return config.chunk_frames // 2 if windows == "moved" else 0
+    """Frames by which `decode_chunks` lags behind unless told that a chunk is the last: half a chunk and the frames
+    that the next window draws as well, if any.
+    """
+    return config.chunk_frames // 2 + overlap(config) if windows == "moved" else 0
 
 
 def decode_chunks(
@@ -117,11 +142,11 @@ def decode_chunks(
     process: Process,
     steps: int,
     z_BtHWC: Array,
-    history: Array | None,
+    history: tuple[Array, Array] | None,
     last: bool,
     key_B: Array,
     windows: str,
-) -> tuple[Array, Array]:
+) -> tuple[Array, tuple[Array, Array]]:
     """Latents of some whole chunks of a clip -> its next frames.
 
     However a clip is cut, its frames are the same: they depend on latents and keys alone.
@@ -130,7 +155,8 @@ def decode_chunks(
       model, params, process, steps: see `draw`.
       z_BtHWC: as the encoder gives them, two latent frames a chunk; with `last` one more, an image's, and none at all
         are allowed as well.
-      history: None at the start of a clip, then what the call before gave: the last chunk's latents, if any.
+      history: None at the start of a clip, then what the call before gave: the last chunk's latents, if any, and what
+        its window drew of the frames that the next draws as well.
       last: the clip ends here: no frame is held back.
       key_B: of each clip's noise.
       windows: a name in `WINDOWS`, as it was trained.
@@ -142,9 +168,10 @@ def decode_chunks(
     batch, length, side = z_BtHWC.shape[0], config.chunk_frames, config.space_factor
     n, tail = divmod(z_BtHWC.shape[1], 2)
     height, width = side * z_BtHWC.shape[2], side * z_BtHWC.shape[3]
-    held = look_ahead(config, windows)
     z = z_BtHWC[:, : 2 * n].reshape(batch, n, 2, *z_BtHWC.shape[2:])
-    history = z[:, :0] if history is None else history
+    none = jnp.zeros((batch, 0, height, width, 3))
+    is_start = history is None
+    before, shared = (z[:, :0], none) if is_start else history
 
     def drawn(told):
         """Draws windows one behind the other in each clip: (B, N F, H, W, 3)."""
@@ -157,21 +184,33 @@ def decode_chunks(
         """Frames drawn in the windows of their chunks."""
         return drawn(tell(model, params, z_BNtHWC, frame_times(config, frames)))
 
-    joined, parts = jnp.concatenate([history, z], axis=1), [jnp.zeros((batch, 0, height, width, 3))]
-    if not held:
+    joined, parts = jnp.concatenate([before, z], axis=1), [none]
+    if windows == "chunk" or (is_start and last and n == 1):
         parts += [own(z)] if n else []
-    elif joined.shape[1] == 1 and last:  # one chunk that has waited, or is the whole clip
-        parts.append(own(joined)[:, length - held if history.shape[1] else 0 :])
-    else:
-        if n and not history.shape[1]:
-            parts.append(own(z[:, :1])[:, : length - held])
+    elif joined.shape[1]:
+        beyond = overlap(config)
+        middle = length - length // 2
+        rising = weight(config, np.arange(-beyond, beyond) + 0.5)[None, :, None, None, None].astype(np.float32)
+
+        def goes_on(window):
+            """Appends a window, up to what the next draws as well; returns that."""
+            parts.append((1 - rising) * shared + rising * window[:, : 2 * beyond])
+            parts.append(window[:, 2 * beyond : length])
+            return window[:, length:]
+
+        if is_start:
+            first = own(z[:, :1])
+            parts.append(first[:, : middle - beyond])
+            shared = first[:, middle - beyond : middle + beyond]
         if joined.shape[1] > 1:
-            parts.append(drawn(Conditioning(tell_across(model, params, joined))))
-            if last:
-                parts.append(own(joined[:, -1:])[:, length - held :])
+            across = drawn(Conditioning(tell_across(model, params, joined, beyond)))
+            for window in jnp.split(across, joined.shape[1] - 1, axis=1):
+                shared = goes_on(window)
+        if last:
+            goes_on(own(joined[:, -1:])[:, middle - beyond :])
     if last and tail:
         parts.append(own(z_BtHWC[:, None, 2 * n :], 1))
-    return jnp.concatenate(parts, axis=1), joined[:, -1:]
+    return jnp.concatenate(parts, axis=1), (joined[:, -1:], shared)
 
 
 class Moments(NamedTuple):

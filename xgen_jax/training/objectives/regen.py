@@ -25,7 +25,7 @@ from xgen_jax.diffusion.processes import make_process
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, Conditioning, frame_times
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.models.regen_decoding import WINDOWS, look_ahead, tell, tell_across
+from xgen_jax.models.regen_decoding import WINDOWS, tell, tell_across
 from xgen_jax.training.objectives.video import VideoObjective
 from xgen_jax.training.objectives.vidvae import to_unit_range
 from xgen_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -261,7 +261,7 @@ class REGENObjective(VideoObjective):
         """
         batch, chunks = z_BNtHWC.shape[:2]
         length = self.model.config.chunk_frames
-        held = look_ahead(self.model.config, self.loss_config.windows)
+        held = length // 2
         own = own_BFHWD.reshape(batch, chunks * length, *own_BFHWD.shape[2:])
         across = tell_across(self.model, regen, z_BNtHWC)
         across = across.reshape(batch, (chunks - 1) * length, *own.shape[2:])
