@@ -2,9 +2,9 @@
 
 command   python launch/train.py --config=configs/quickstart/vdit_regen.py --workdir=runs/quickstart/vdit_regen
 hardware  2 CPU cores, under 2 GB
-time      7 min 54 s for 2,400 steps, on one core that was shared with other work
-expect    after 2,400 steps (--config.loop.steps=2400) 53% (34 of 64) of held-out prompts with all attributes right:
-          color 98%, direction 100%, size 97%, background 100%, shape 55%
+time      8 min 34 s, on one core
+expect    67% (43 of 64) of held-out prompts with all attributes right: color 98%, direction 100%, size 95%,
+          background 100%, shape 69%; 53% after 2,400 steps
 
 --config=configs/quickstart/vdit_regen.py:16 is of clips of 17 frames, on the latents of runs/quickstart/regen16, which
 configs/quickstart/regen.py:16 trains.

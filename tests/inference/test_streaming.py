@@ -81,7 +81,8 @@ def check_streams(config, video_cuts, latent_cuts):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("plain", "convolution") else ()) for n in CONFIGS]
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in ("plain", "convolution", "trilinear") else ()) for n in CONFIGS],
 )
 def test_a_stream_gives_what_the_whole_clip_gives(name):
     check_streams(CONFIGS[name], VIDEO_CUTS, LATENT_CUTS)

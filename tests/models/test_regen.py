@@ -53,6 +53,7 @@ def predict(model, params, x, z, at, time=600.0):
     return denoise(model, params, x, time, conditioning)
 
 
+@pytest.mark.slow
 def test_the_content_latent_sees_the_first_frame_alone():
     model, params, video = build()
     gradient = jax.jit(jax.grad(lambda v: encode(model, params, v)[:, 0].sum()))(video)
@@ -102,6 +103,7 @@ def test_nothing_but_the_latents_tells_a_token_its_place():
     np.testing.assert_allclose(permuted, plain[:, order], rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_in_context_latents_have_fixed_places():
     model, params, video = build(dataclasses.replace(TINY, conditioning="in_context"))
     z = encode(model, params, video)
@@ -123,6 +125,7 @@ def test_any_multiple_of_the_patch_can_be_encoded_and_drawn(height, width, condi
     assert jnp.isfinite(prediction).all()
 
 
+@pytest.mark.slow
 def test_a_picture_tiled_is_encoded_and_drawn_tiled():
     """Content-aware attention over copies is attention over one: the size alone changes nothing (no edge is near)."""
     config = dataclasses.replace(
@@ -147,6 +150,7 @@ def test_time_is_continuous():
     assert 0 < near < far / 50
 
 
+@pytest.mark.slow
 def test_layers_as_a_scan_are_layers_in_a_loop():
     model, params, video = build()
     loop = REGEN(dataclasses.replace(TINY, scan_layers=False, remat="full"))

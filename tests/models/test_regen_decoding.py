@@ -128,6 +128,7 @@ def test_pixels_bound_what_a_small_error_of_eps_makes_of_them(steps):
     assert np.abs(draw(Off(), None, process, steps, None, noise)).max() <= 1
 
 
+@pytest.mark.slow
 def test_at_a_border_both_chunks_are_seen():
     """Frames near a border depend on both chunks' latents, those of its outer halves, but for the frames where windows
     meet, on their own alone.
@@ -143,6 +144,7 @@ def test_at_a_border_both_chunks_are_seen():
     assert (change[end:] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_clip_does_not_depend_on_its_batch():
     model, params, _ = build()
     z = latents_of(2)

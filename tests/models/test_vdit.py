@@ -47,7 +47,8 @@ def assert_close(one, other):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5), one, other)
 
 
-@pytest.mark.parametrize("form", ["paper", pytest.param("modern", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["paper", "modern"])
 def test_scan_and_recomputation_change_neither_values_nor_gradients(form):
     config = FORMS[form]
     params, inputs = setup(config)

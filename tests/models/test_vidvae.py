@@ -188,6 +188,7 @@ def test_a_mix_begins_with_the_pool_and_ends_where_its_share_says():
     np.testing.assert_allclose(TimeMix().apply(other, x, 3 + y), np.full(x.shape, 3 - 2 / (1 + np.exp(1.5))), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_recomputation_changes_neither_values_nor_gradients():
     model, params, video = build("mixed", frames=5)
     again = VidVAE(dataclasses.replace(model.config, remat="level"))

@@ -137,6 +137,7 @@ def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_overwriting_starts_anew(straight, tmp_path):
     absurd = vidvae(optimizer={"learning_rate": 1e30, "warmup_steps": 0})
     with pytest.raises(NonFiniteLoss, match=r"step \d+: loss .*bucket 5x16x16, samples \[\d+, \d+\]") as error:

@@ -86,7 +86,8 @@ def test_a_sample_has_its_loss_whatever_the_batch(trained, arrays):
     assert len(np.unique(np.asarray(noised), axis=0)) > 2, "the samples must differ in their masks for this to tell"
 
 
-@pytest.mark.parametrize("trained", ["flow", pytest.param("ddpm", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["flow", "ddpm"], indirect=True)
 def test_accumulated_parts_make_the_whole_batchs_update(trained, arrays):
     objective, params = trained
     sgd = optax.sgd(1.0)
@@ -100,6 +101,7 @@ def test_accumulated_parts_make_the_whole_batchs_update(trained, arrays):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole.params, parts.params)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_the_noised_frames_and_sees_the_clean_ones(arrays):
     head = FrameMaskConfig(none=0.0, image_head=1.0)
     objective = make_objective(frame_masks=head, caption_drop=0.0)

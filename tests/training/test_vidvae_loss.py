@@ -106,6 +106,7 @@ def assert_close(one, other, tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance * largest, rtol=0), one, other)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_one_pass_is_that_of_the_loss_as_written(adversarial):
     objective, params, arrays, keys = adversarial
 
@@ -257,6 +258,7 @@ def sgd_update(objective, params, arrays, accumulate):
     return update(state, arrays, np.arange(4, dtype=np.uint32), objective.frozen)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_gives_the_update_of_the_whole():
     """With a fixed weight every term is a mean over samples; the noise is each sample's own."""
     objective, params, arrays = make(adversarial=dataclasses.replace(ADVERSARIAL, start_step=0, adaptive=False))
