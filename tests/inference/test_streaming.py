@@ -80,10 +80,7 @@ def check_streams(config, video_cuts, latent_cuts):
         np.testing.assert_allclose(np.concatenate(parts, 1), decoded, atol=1e-5, err_msg=str(cut))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in ("plain", "convolution", "trilinear") else ()) for n in CONFIGS],
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "stem" else pytest.mark.slow) for n in CONFIGS])
 def test_a_stream_gives_what_the_whole_clip_gives(name):
     check_streams(CONFIGS[name], VIDEO_CUTS, LATENT_CUTS)
 

@@ -159,6 +159,7 @@ def test_a_stopped_run_leaves_its_last_checkpoint_whole(tmp_path):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state_of(tmp_path)["params"]))
 
 
+@pytest.mark.slow
 def test_a_transformer_trains_on_a_fresh_autoencoder(straight, tmp_path):
     before = contents(straight)
     summary = run(vdit(straight), tmp_path)

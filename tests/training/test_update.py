@@ -90,6 +90,7 @@ def assert_close(one, other, atol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), one, other)
 
 
+@pytest.mark.slow
 def test_eight_devices_do_what_one_does(objective, state, arrays, sample_id, monkeypatch):
     # Everything here is small; without a threshold the sharded paths are really taken.
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)

@@ -104,6 +104,7 @@ def test_the_perceptual_term_comes_from_a_file_in_parts_of_a_batch_as_well(lpips
     assert summary["lpips"] > 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_embedder_and_needs_it_no_more_then(mixed, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(mixed[0], other)
