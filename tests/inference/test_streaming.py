@@ -91,6 +91,7 @@ def test_a_stream_gives_what_the_whole_clip_gives_in_every_cut(name):
     check_streams(CONFIGS[name], MORE_VIDEO_CUTS, MORE_LATENT_CUTS)
 
 
+@pytest.mark.slow
 def test_a_decoder_that_looks_ahead_gives_its_last_frames_late():
     embedder, params, _, latents, _ = built(CONFIGS["trilinear"])
     assert embedder.look_ahead == 3
@@ -206,6 +207,7 @@ def test_bytes_are_predicted_within_a_fifth_of_what_xla_reports_of_the_program_t
     assert predicted == pytest.approx(program_bytes(program.compile()), rel=0.2)
 
 
+@pytest.mark.slow
 def test_a_budget_chooses_chunks_that_fit_and_change_nothing():
     embedder, params, video, latents, decoded = built(CONFIGS["rms"])
     for verb, function, x, whole in (("encode", encode, video, latents), ("decode", decode, latents, decoded)):

@@ -106,7 +106,10 @@ def test_encode_speaks_json_and_goes_on_after_an_interrupt(tiny_runs, tmp_path):
     arguments = [f"--embedder={tiny_runs / 'vidvae'}", "--data=synthetic", "--shard_size=64", "--batch_size=2"]
     arguments += ["--count=4000", f"--out={tmp_path / 'out'}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # In the background of a shell the tests ignore the interrupt, and what they start would do so too.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command("encode", *arguments), cwd=ROOT, env=ENVIRONMENT, **pipes)
+    signal.signal(signal.SIGINT, ignored)
     try:
         while not list(tmp_path.glob("out/5x16x16/*.json")) and process.poll() is None:
             time.sleep(0.02)
