@@ -1,4 +1,5 @@
-"""Installs xgen_jax. Ranges are the versions the tests were run with, up to the next one that may break."""
+"""Installs xgen_jax. Ranges are the versions the tests were run with, up to the next one that may
+break."""
 
 import pathlib
 import re
@@ -6,7 +7,9 @@ import re
 from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "xgen_jax" / "__init__.py").read_text()).group(1)
+VERSION = re.search(
+    r'__version__ = "(.+?)"', (ROOT / "xgen_jax" / "__init__.py").read_text()
+).group(1)
 
 CORE = [
     "jax>=0.10.2,<0.12",
@@ -26,15 +29,26 @@ CORE = [
     "safetensors>=0.6,<0.9",
     "sentencepiece>=0.2.1,<0.3",
 ]
-TEST = ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "jupytext>=1.17,<2", "nbclient>=0.10,<0.12", "ipykernel>=7,<8"]
+TEST = [
+    "pytest>=9,<10",
+    "pytest-xdist>=3.8,<4",
+    "jupytext>=1.17,<2",
+    "nbclient>=0.10,<0.12",
+    "ipykernel>=7,<8",
+]
 EXTRAS = {
     "test": TEST,
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
-    # TPU's compiler, to see on any CPU host whether a run will fit on a slice (xgen_jax/training/ahead.py).
+    # TPU's compiler, to see on any CPU host whether a run will fit on a slice
+    # (xgen_jax/commands/plan.py).
     "plan": ["libtpu>=0.0.42,<0.1"],
     # What the curation stages, the scored suites and the demo page need beyond the core.
-    "curation": ["scenedetect-headless>=0.7.2,<0.8", "opencv-python-headless>=4.12,<6", "pyarrow>=21"],
+    "curation": [
+        "scenedetect-headless>=0.7.2,<0.8",
+        "opencv-python-headless>=4.12,<6",
+        "pyarrow>=21",
+    ],
     "eval": ["scipy>=1.14,<2"],
     # The peers in benchmarks/.
     "bench": ["torch>=2.13,<2.14", "diffusers>=0.42.1,<0.43"],

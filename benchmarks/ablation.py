@@ -1,11 +1,14 @@
-"""What processes, samplers, steps and guidance do to samples of the tiny model; one JSON line a row on stdout.
+"""What processes, samplers, steps and guidance do to samples of the tiny model; one JSON line a row
+on stdout.
 
-python benchmarks/ablation.py [--rows=steps,guidance] [--root=runs/quickstart] [--count=128] [--seed=11]
+python benchmarks/ablation.py [--rows=steps,guidance] [--root=runs/quickstart] [--count=128]
+[--seed=11]
 
-Trains whatever of the quickstart's three models is not in the folder yet (about twenty minutes on two cores), draws
-held-out prompts and has the caption verifier read them. `steps`: both processes with Euler and DPM-Solver++(2M) in 4 to
-32 steps at guidance 3. `guidance`: both in 16 steps of DPM-Solver++(2M). `all` is the share of videos with all
-five attributes right. Tables of both come on stderr.
+Trains whatever of the quickstart's three models is not in the folder yet (about twenty minutes on
+two cores), draws held-out prompts and has the caption verifier read them. `steps`: both processes
+with Euler and DPM-Solver++(2M) in 4 to 32 steps at guidance 3. `guidance`: both in 16 steps of
+DPM-Solver++(2M). `all` is the share of videos with all five attributes right. Tables of both come
+on stderr.
 """
 
 import argparse
@@ -18,11 +21,11 @@ from typing import Any
 
 from rows import at_least_one, device_name, print_rows  # isort: skip  (it sets the environment)
 
-from xgen_jax.data.synthetic import held_out_prompts
+from xgen_jax.config.runs import run_config
+from xgen_jax.data.sources.synthetic import held_out_prompts
 from xgen_jax.evaluation.captions import evaluate_captions
 from xgen_jax.inference.text_to_video import load_text_to_video
-from xgen_jax.training.config import run_config
-from xgen_jax.training.loop import train
+from xgen_jax.training.fit import train
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "quickstart"
 PROCESSES = {"flow": "vdit", "ddpm": "vdit_ddpm"}
@@ -51,7 +54,9 @@ def score(model, options, **settings) -> dict[str, float]:
     return evaluate_captions(generate, prompts=prompts, seed=options.seed).scores["accuracy"]
 
 
-def rows(options, group: str, cells: list[tuple[dict[str, Any], str, str]]) -> Iterator[dict[str, Any]]:
+def rows(
+    options, group: str, cells: list[tuple[dict[str, Any], str, str]]
+) -> Iterator[dict[str, Any]]:
     """A row for each process and cell (settings, row, column), and the table."""
     table = {}
     for process, name in PROCESSES.items():
@@ -72,7 +77,12 @@ def rows(options, group: str, cells: list[tuple[dict[str, Any], str, str]]) -> I
     columns = list(dict.fromkeys(column for *_, column in cells))
     print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}", file=sys.stderr)
     for line, values in table.items():
-        print(f"| {line} | " + " | ".join(f"{100 * values[column]:.1f}%" for column in columns) + " |", file=sys.stderr)
+        print(
+            f"| {line} | "
+            + " | ".join(f"{100 * values[column]:.1f}%" for column in columns)
+            + " |",
+            file=sys.stderr,
+        )
 
 
 def steps(options) -> Iterator[dict[str, Any]]:
@@ -86,12 +96,16 @@ def steps(options) -> Iterator[dict[str, Any]]:
 
 def guidance(options) -> Iterator[dict[str, Any]]:
     common = {"sampler": "dpm++2m", "steps": 16}
-    cells = [({**common, "guidance_scale": scale}, "dpm++2m, 16 steps", f"{scale:g}") for scale in SCALES]
+    cells = [
+        ({**common, "guidance_scale": scale}, "dpm++2m, 16 steps", f"{scale:g}") for scale in SCALES
+    ]
     yield from rows(options, "guidance", cells)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", default="runs/quickstart", help="folder of the quickstart's runs")
     parser.add_argument("--count", default=128, type=at_least_one, help="prompts a row")
     parser.add_argument("--seed", default=11, type=int, help="of prompts and noise")

@@ -1,14 +1,17 @@
-"""REGEN beside a plain convolutional decoder, above its training size, and its speed; one JSON line a row on stdout.
+"""REGEN beside a plain convolutional decoder, above its training size, and its speed; one JSON line
+a row on stdout.
 
-python benchmarks/regen.py [--rows=decoder,time,size,speed] [--data=shapes,footage] [--videos=FOLDER]
-    [--root=runs/regen_benchmark] [--steps=400] [--batch=8] [--side=32] [--ratios=4,8,16] [--clips=128]
+python benchmarks/regen.py [--rows=decoder,time,size,speed] [--data=shapes,footage]
+    [--videos=FOLDER] [--root=runs/regen_benchmark] [--steps=400] [--batch=8] [--side=32]
+    [--ratios=4,8,16] [--clips=128]
 
-`decoder`: at 4x, 8x and 16x, both decoders behind the same encoder with the same latents (two of 8 channels, 8x8 in
-space, for each chunk of k + 1 frames), about equal decoder parameters, batches, steps and optimiser. `time`: what one
-clip of those takes. `size`: REGEN's content-aware conditioning beside latents in context with fixed embeddings, trained
-at one size, decoded at that and at twice that. `speed`: time and memory to decode in one step, beside VidVAE decoders
-of about equal parameters; the peer is the VidVAE. Trainings and rows are kept in the folder `root`: what is there is
-not done again. Tables come on stderr.
+`decoder`: at 4x, 8x and 16x, both decoders behind the same encoder with the same latents (two of 8
+channels, 8x8 in space, for each chunk of k + 1 frames), about equal decoder parameters, batches,
+steps and optimiser. `time`: what one clip of those takes. `size`: REGEN's content-aware
+conditioning beside latents in context with fixed embeddings, trained at one size, decoded at that
+and at twice that. `speed`: time and memory to decode in one step, beside VidVAE decoders of about
+equal parameters; the peer is the VidVAE. Trainings and rows are kept in the folder `root`: what is
+there is not done again. Tables come on stderr.
 """
 
 import argparse
@@ -37,11 +40,11 @@ from regen_training import (
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation import frechet
 from xgen_jax.evaluation.reconstruction import evaluate_reconstruction
-from xgen_jax.inference.memory import program_bytes
 from xgen_jax.models.regen import REGEN
 from xgen_jax.models.regen_config import PRESETS, REGENConfig
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
+from xgen_jax.parallel.memory import program_bytes
 
 DATA = ("shapes", "footage")
 STEPS = (1, 4, 16)  # of drawing
@@ -67,8 +70,12 @@ def scores(case: Case, options, side: int, steps: int | None) -> dict[str, Any]:
     clips = r.test_clips(case.data, case.config.chunk_frames, side)
     decoded = reconstructions(model, params, clips, steps)
     following = iter(decoded)
-    means = evaluate_reconstruction(lambda _: next(following), ((str(i), clip) for i, clip in enumerate(clips)))["mean"]
-    distance = frechet.frechet_distance(frechet.random_features(clips), frechet.random_features(decoded))
+    means = evaluate_reconstruction(
+        lambda _: next(following), ((str(i), clip) for i, clip in enumerate(clips))
+    )["mean"]
+    distance = frechet.frechet_distance(
+        frechet.random_features(clips), frechet.random_features(decoded)
+    )
     return {
         "shape": list(clips[0].shape),
         "clips": len(clips),
@@ -84,7 +91,12 @@ def scores(case: Case, options, side: int, steps: int | None) -> dict[str, Any]:
 def kept(options, what: str, make) -> dict[str, Any]:
     """The row of that name out of `root`, or a new one, put there."""
     path = pathlib.Path(options.root) / f"rows-{options.steps}.jsonl"
-    settings = {"batch": options.batch, "side": options.side, "clips": options.clips, "seed": options.seed}
+    settings = {
+        "batch": options.batch,
+        "side": options.side,
+        "clips": options.clips,
+        "seed": options.seed,
+    }
     if path.exists():
         for stored in map(json.loads, path.read_text().splitlines()):
             if stored["what"] == what:
@@ -101,22 +113,32 @@ def kept(options, what: str, make) -> dict[str, Any]:
 def show(title: str, rows: Iterable[tuple[str, dict[str, Any]]], columns: Iterable[str]) -> None:
     """A table in Markdown on stderr."""
     columns = list(columns)
-    print(f"\n{title}\n\n| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}", file=sys.stderr)
+    print(
+        f"\n{title}\n\n| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}", file=sys.stderr
+    )
     for name, row in rows:
-        print(f"| {name} | " + " | ".join(f"{row[column]:.4g}" for column in columns) + " |", file=sys.stderr)
+        print(
+            f"| {name} | " + " | ".join(f"{row[column]:.4g}" for column in columns) + " |",
+            file=sys.stderr,
+        )
 
 
-# --- against a plain decoder ----------------------------------------------------------------------------------------
+# --- against a plain decoder
+# ----------------------------------------------------------------------------------------
 
 
 def compiled_decode(model: REGEN | VidVAE, shape: tuple[int, ...], steps: int | None):
     """(the compiled decoder of clips of a shape, its arguments), with random parameters."""
     config = model.config
     encoder = config.encoder if isinstance(model, REGEN) else config
-    least = jnp.zeros((1, encoder.time_factor + 1, 2 * encoder.space_factor, 2 * encoder.space_factor, 3))
+    least = jnp.zeros(
+        (1, encoder.time_factor + 1, 2 * encoder.space_factor, 2 * encoder.space_factor, 3)
+    )
     arguments = (least, jnp.zeros(1)) if isinstance(model, REGEN) else (least,)
     params = jax.jit(model.init)(jax.random.key(0), *arguments)
-    params = {"params": {name: tree for name, tree in params["params"].items() if name != "encoder"}}
+    params = {
+        "params": {name: tree for name, tree in params["params"].items() if name != "encoder"}
+    }
     z = jax.random.normal(jax.random.key(1), config.latent_shape(shape))
     arguments = (params, z, np.arange(len(z)))
     return make_decode(model, steps).lower(*arguments).compile(), arguments
@@ -130,7 +152,9 @@ def decoder(options) -> Iterator[dict[str, Any]]:
             for label, name, steps in decoders(ratio):
                 case = Case(data=data, ratio=ratio, decoder=name)
                 row = kept(
-                    options, f"decoder, {data}, {label}", lambda c=case, n=steps: scores(c, options, options.side, n)
+                    options,
+                    f"decoder, {data}, {label}",
+                    lambda c=case, n=steps: scores(c, options, options.side, n),
                 )
                 table.append((label, row))
                 yield row
@@ -138,7 +162,8 @@ def decoder(options) -> Iterator[dict[str, Any]]:
 
 
 def time(options) -> Iterator[dict[str, Any]]:
-    """How long both take to decode a clip of one chunk, in turn: with random parameters, for that changes nothing."""
+    """How long both take to decode a clip of one chunk, in turn: with random parameters, for that
+    changes nothing."""
     table = []
     for ratio in map(int, options.ratios.split(",")):
         config, programs = PRESETS[f"tiny-{ratio}x"], {}
@@ -160,7 +185,8 @@ def decoders(ratio: int) -> Iterator[tuple[str, str, int | None]]:
         yield f"{ratio}x, REGEN, {steps} step{'s' * (steps > 1)}", "content_aware", steps
 
 
-# --- above the training size ----------------------------------------------------------------------------------------
+# --- above the training size
+# ----------------------------------------------------------------------------------------
 
 
 def size(options) -> Iterator[dict[str, Any]]:
@@ -172,19 +198,26 @@ def size(options) -> Iterator[dict[str, Any]]:
             for side in (options.side, 2 * options.side):
                 case = Case(data=data, ratio=ratio, decoder=name)
                 label = f"{ratio}x, {name}, {side}x{side}"
-                row = kept(options, f"size, {data}, {label}", lambda c=case, s=side: scores(c, options, s, 1))
+                row = kept(
+                    options,
+                    f"size, {data}, {label}",
+                    lambda c=case, s=side: scores(c, options, s, 1),
+                )
                 table.append((label, row))
                 yield row
         show(f"size, {data}, trained at {options.side}x{options.side}", table, COLUMNS)
 
 
-# --- speed ----------------------------------------------------------------------------------------------------------
+# --- speed
+# ----------------------------------------------------------------------------------------------------------
 
 
 def pyramid_beside(config: REGENConfig) -> VidVAE:
-    """A VidVAE that convolves at every resolution, as the paper's does, with about as many decoder parameters.
+    """A VidVAE that convolves at every resolution, as the paper's does, with about as many decoder
+    parameters.
 
-    Its levels double in width twice and halve time where REGEN's encoder of the larger presets does.
+    Its levels double in width twice and halve time where REGEN's encoder of the larger presets
+    does.
     """
     halvings, wanted = config.ratio.bit_length() - 1, decoder_parameters(REGEN(config))
 
@@ -205,9 +238,12 @@ def pyramid_beside(config: REGENConfig) -> VidVAE:
 
 
 def speed(options) -> Iterator[dict[str, Any]]:
-    """One clip of one chunk in one step, beside a plain decoder on patches (tiny) and one at every resolution."""
+    """One clip of one chunk in one step, beside a plain decoder on patches (tiny) and one at every
+    resolution."""
     table = []
-    for preset, side in zip(options.presets.split(","), map(int, options.sides.split(",")), strict=True):
+    for preset, side in zip(
+        options.presets.split(","), map(int, options.sides.split(",")), strict=True
+    ):
         config = PRESETS[preset]
         shape = (1, config.chunk_frames, side, side, 3)
         peers = {"pyramid": pyramid_beside(config)}
@@ -245,11 +281,17 @@ def channels_of(model: VidVAE) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="runs/regen_benchmark", help="folder of trainings and rows")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--root", default="runs/regen_benchmark", help="folder of trainings and rows"
+    )
     parser.add_argument("--data", default="shapes", help="of " + ", ".join(DATA))
     parser.add_argument("--videos", help="folder of real videos, for --data=footage")
-    parser.add_argument("--ratios", default="4,8,16", help="temporal compressions; of `size` the first")
+    parser.add_argument(
+        "--ratios", default="4,8,16", help="temporal compressions; of `size` the first"
+    )
     parser.add_argument("--steps", default=400, type=at_least_one, help="updates a training")
     parser.add_argument("--batch", default=8, type=at_least_one, help="clips a training batch")
     parser.add_argument("--side", default=32, type=at_least_one, help="of clips in pixels")

@@ -1,13 +1,16 @@
-"""What REGEN's loss is made of, one change at a time, at the tiny preset; one JSON line a row on stdout.
+"""What REGEN's loss is made of, one change at a time, at the tiny preset; one JSON line a row on
+stdout.
 
-python benchmarks/regen_terms.py [--rows=terms] [--only='chosen;kl 0'] [--ratio=8] [--root=runs/regen_terms]
-    [--steps=400] [--batch=8] [--clips=64] [--lpips=FILE]
-python benchmarks/regen_terms.py --rows=bound --embedders=runs/quickstart/regen,runs/quickstart/vidvae [--prompts=512]
+python benchmarks/regen_terms.py [--rows=terms] [--only='chosen;kl 0'] [--ratio=8]
+    [--root=runs/regen_terms] [--steps=400] [--batch=8] [--clips=64] [--lpips=FILE]
+python benchmarks/regen_terms.py --rows=bound
+--embedders=runs/quickstart/regen,runs/quickstart/vidvae [--prompts=512]
 
-`terms` trains configs/quickstart/regen.py for a short time with each change of the loss, on the world of moving shapes
-at 32x32, and reconstructs unseen clips with 1, 4 and 16 evaluations. `chosen` is the configuration as it is; the others
-say what differs. A training that is in the folder is not done again. With --lpips, the safetensors of LPIPS, there are
-rows with that term as well, at 64x64. The table comes on stderr. `bound` has the caption verifier read reconstructions.
+`terms` trains configs/quickstart/regen.py for a short time with each change of the loss, on the
+world of moving shapes at 32x32, and reconstructs unseen clips with 1, 4 and 16 evaluations.
+`chosen` is the configuration as it is; the others say what differs. A training that is in the
+folder is not done again. With --lpips, the safetensors of LPIPS, there are rows with that term as
+well, at 64x64. The table comes on stderr. `bound` has the caption verifier read reconstructions.
 """
 
 import argparse
@@ -22,14 +25,14 @@ from rows import at_least_one, device_name, print_rows  # isort: skip  (it sets 
 
 import numpy as np
 
-from xgen_jax.data.synthetic import SyntheticSource
+from xgen_jax.config.runs import run_config
+from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.captions import score
 from xgen_jax.evaluation.reconstruction import evaluate_reconstruction
 from xgen_jax.inference.reconstruct import load_reconstructor
-from xgen_jax.training.config import run_config
-from xgen_jax.training.loop import train
-from xgen_jax.training.run_folder import RunFolder
+from xgen_jax.runs.folder import RunFolder
+from xgen_jax.training.fit import train
 
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / "configs" / "quickstart" / "regen.py"
 DECODE_STEPS = (1, 4, 16)
@@ -72,7 +75,8 @@ def trained(options, name: str, changes: dict[str, Any]) -> pathlib.Path:
     if name in PERCEPTUAL:
         values["loss"]["lpips_weights"], side = options.lpips, 64
     values["data"]["buckets"] = [
-        bucket | {"batch_size": options.batch, "height": side, "width": side} for bucket in values["data"]["buckets"]
+        bucket | {"batch_size": options.batch, "height": side, "width": side}
+        for bucket in values["data"]["buckets"]
     ]
     values["loop"] |= {"steps": options.steps, "checkpoint_every": options.steps}
     label = "".join(c if c.isalnum() else "_" for c in name)
@@ -99,8 +103,13 @@ def terms(options) -> Iterator[dict[str, Any]]:
         table[name] = {}
         for steps in DECODE_STEPS:
             numbered = ((str(i), clip) for i, clip in enumerate(clips))
-            means = evaluate_reconstruction(load_reconstructor(folder, steps=steps), numbered)["mean"]
-            table[name] |= {f"psnr_{steps}_db": means["psnr_db"], f"sharpness_{steps}": means["sharpness"]}
+            means = evaluate_reconstruction(load_reconstructor(folder, steps=steps), numbered)[
+                "mean"
+            ]
+            table[name] |= {
+                f"psnr_{steps}_db": means["psnr_db"],
+                f"sharpness_{steps}": means["sharpness"],
+            }
         yield {
             "what": f"terms at {options.ratio}x, {name}",
             "device": device_name(),
@@ -112,15 +121,20 @@ def terms(options) -> Iterator[dict[str, Any]]:
             **table[name],
             "train_cpu_s": train_cpu_s,
         }
-    columns = [f"psnr_{steps}_db" for steps in DECODE_STEPS] + [f"sharpness_{steps}" for steps in DECODE_STEPS]
+    columns = [f"psnr_{steps}_db" for steps in DECODE_STEPS] + [
+        f"sharpness_{steps}" for steps in DECODE_STEPS
+    ]
     print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}", file=sys.stderr)
     for name, values in table.items():
-        print(f"| {name} | " + " | ".join(f"{values[column]:.4g}" for column in columns) + " |", file=sys.stderr)
+        print(
+            f"| {name} | " + " | ".join(f"{values[column]:.4g}" for column in columns) + " |",
+            file=sys.stderr,
+        )
 
 
 def bound(options) -> Iterator[dict[str, Any]]:
-    """What the caption verifier reads off clips as they are, and off reconstructions of them: the most that a
-    transformer on these latents can be expected to get right.
+    """What the caption verifier reads off clips as they are, and off reconstructions of them: the
+    most that a transformer on these latents can be expected to get right.
     """
     for folder in options.embedders.split(","):
         config = RunFolder(folder).config()
@@ -131,7 +145,9 @@ def bound(options) -> Iterator[dict[str, Any]]:
             drawn = [reconstruct(clip) for clip in clips]
             following = iter(drawn)
             numbered = ((str(i), clip) for i, clip in enumerate(clips))
-            means = evaluate_reconstruction(lambda _, following=following: next(following), numbered)["mean"]
+            means = evaluate_reconstruction(
+                lambda _, following=following: next(following), numbered
+            )["mean"]
             yield {
                 "what": f"bound, {pathlib.Path(folder).name}, {steps or 1} evaluations",
                 "device": device_name(),
@@ -144,15 +160,23 @@ def bound(options) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", default="runs/regen_terms", help="folder of the trainings")
-    parser.add_argument("--only", default=None, help="changes to train with, separated by ';'; all by default")
+    parser.add_argument(
+        "--only", default=None, help="changes to train with, separated by ';'; all by default"
+    )
     parser.add_argument("--ratio", default=8, type=int, choices=(4, 8, 16, 32))
     parser.add_argument("--steps", default=400, type=at_least_one, help="of each training")
     parser.add_argument("--batch", default=8, type=at_least_one)
     parser.add_argument("--clips", default=64, type=at_least_one, help="unseen ones to reconstruct")
-    parser.add_argument("--lpips", default=None, help="safetensors of LPIPS with VGG16, as FILE or TRUNK,HEADS")
-    parser.add_argument("--embedders", default="runs/quickstart/regen", help="folders of `bound`, separated by ','")
+    parser.add_argument(
+        "--lpips", default=None, help="safetensors of LPIPS with VGG16, as FILE or TRUNK,HEADS"
+    )
+    parser.add_argument(
+        "--embedders", default="runs/quickstart/regen", help="folders of `bound`, separated by ','"
+    )
     parser.add_argument("--prompts", default=512, type=at_least_one, help="clips of `bound`")
     print_rows(parser, {"terms": terms, "bound": bound})
 

@@ -1,8 +1,10 @@
-"""What `regen.py` trains and on what: a REGEN or a plain convolutional decoder behind the same encoder, in minutes.
+"""What `regen.py` trains and on what: a REGEN or a plain convolutional decoder behind the same
+encoder, in minutes.
 
-The plain one is a VidVAE whose encoder is the REGEN's own and whose decoder mirrors it, at another width: the one that
-brings it nearest to the parameters of the REGEN's expansion and decoder. Both are trained on the same batches, for the
-same steps, by the same optimiser; what differs is the loss: squared error of the reconstruction, or of x0 under noise.
+The plain one is a VidVAE whose encoder is the REGEN's own and whose decoder mirrors it, at another
+width: the one that brings it nearest to the parameters of the REGEN's expansion and decoder. Both
+are trained on the same batches, for the same steps, by the same optimiser; what differs is the
+loss: squared error of the reconstruction, or of x0 under noise.
 """
 
 import bisect
@@ -23,22 +25,23 @@ import numpy as np
 from flax import linen as nn
 from flax import serialization
 
+from xgen_jax.config.losses import REGENLossConfig, VidVAELossConfig
+from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.data.buckets import Bucket
-from xgen_jax.data.pipeline import DataConfig, Pipeline
-from xgen_jax.data.synthetic import SyntheticSource
-from xgen_jax.data.transforms import random_crop
+from xgen_jax.data.config import DataConfig
+from xgen_jax.data.pipeline import Pipeline
+from xgen_jax.data.pixels import random_crop, to_uint8, to_unit_range
+from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.video import read_video
 from xgen_jax.errors import UserError
-from xgen_jax.inference.video_range import to_uint8
 from xgen_jax.models.regen import REGEN
 from xgen_jax.models.regen_config import PRESETS, REGENConfig
 from xgen_jax.models.regen_decoding import decode_chunks
 from xgen_jax.models.vidvae import Decoder, Encoder, Head, VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
-from xgen_jax.training.objectives.regen import REGENLossConfig, REGENObjective
-from xgen_jax.training.objectives.vidvae import VidVAELossConfig, VidVAEObjective, to_unit_range
-from xgen_jax.training.optimizer import OptimizerConfig
 from xgen_jax.training.state import init_state, make_update
+from xgen_jax.training.tasks.regen import REGENObjective
+from xgen_jax.training.tasks.vidvae import VidVAEObjective
 from xgen_jax.typing import Array, Params, Video
 
 TEST_SEED = 10_000
@@ -53,8 +56,8 @@ PLAIN_LOSS = VidVAELossConfig(l1=0.0, l2=1.0, lpips=0.0, kl=KL)
 
 
 class Plain(VidVAE):
-    """A VidVAE whose decoder has a configuration of its own, and whose posterior is never wider than the prior, as
-    REGEN's is not: the same encoder, to the last layer.
+    """A VidVAE whose decoder has a configuration of its own, and whose posterior is never wider
+    than the prior, as REGEN's is not: the same encoder, to the last layer.
     """
 
     decoder_config: VidVAEConfig | None = None
@@ -78,37 +81,48 @@ def count(tree) -> int:
 def decoder_parameters(model: REGEN | VidVAE) -> int:
     """Parameters of all that decodes."""
     config = model.config.encoder if isinstance(model, REGEN) else model.config
-    chunk = jax.ShapeDtypeStruct((1, config.time_factor + 1, config.space_factor, config.space_factor, 3), jnp.float32)
-    arguments = (chunk, jax.ShapeDtypeStruct((1,), jnp.float32)) if isinstance(model, REGEN) else (chunk,)
+    chunk = jax.ShapeDtypeStruct(
+        (1, config.time_factor + 1, config.space_factor, config.space_factor, 3), jnp.float32
+    )
+    arguments = (
+        (chunk, jax.ShapeDtypeStruct((1,), jnp.float32)) if isinstance(model, REGEN) else (chunk,)
+    )
     params = jax.eval_shape(model.init, jax.random.key(0), *arguments)["params"]
     return count({name: tree for name, tree in params.items() if name != "encoder"})
 
 
 @functools.cache
 def plain_beside(config: REGENConfig) -> Plain:
-    """The plain decoder whose width, of multiples of 8, brings it nearest to the parameters of a REGEN's."""
+    """The plain decoder whose width, of multiples of 8, brings it nearest to the parameters of a
+    REGEN's."""
     encoder, wanted = config.encoder, decoder_parameters(REGEN(config))
 
     def at_width(width: int) -> Plain:
         scale = width / encoder.channels[0]
         channels = tuple(8 * round(scale * c / 8) for c in encoder.channels)
         hidden = 8 * round(scale * encoder.stem_hidden / 8)
-        return Plain(encoder, decoder_config=dataclasses.replace(encoder, channels=channels, stem_hidden=hidden))
+        return Plain(
+            encoder,
+            decoder_config=dataclasses.replace(encoder, channels=channels, stem_hidden=hidden),
+        )
 
     return nearest(at_width, range(8, 3 * encoder.channels[0], 8), wanted)
 
 
 def nearest(at_width: Callable[[int], VidVAE], widths: Sequence[int], wanted: int) -> VidVAE:
-    """Of models that have the more decoder parameters the wider they are, the one whose number is nearest."""
+    """Of models that have the more decoder parameters the wider they are, the one whose number is
+    nearest."""
     at = bisect.bisect(widths, wanted, key=lambda width: decoder_parameters(at_width(width)))
     candidates = [at_width(width) for width in widths[max(0, at - 1) : at + 1]]
     return min(candidates, key=lambda model: abs(decoder_parameters(model) - wanted))
 
 
 class Footage:
-    """A source of crops of the videos in a folder, each shrunk once until its shorter side is twice a crop's.
+    """A source of crops of the videos in a folder, each shrunk once until its shorter side is twice
+    a crop's.
 
-    The first two thirds of each video are for training, the last third is for testing: no frame is in both.
+    The first two thirds of each video are for training, the last third is for testing: no frame is
+    in both.
     """
 
     name = "footage"
@@ -129,7 +143,9 @@ class Footage:
                 self.videos.append(video)
                 digest.update(video.tobytes())
         if not self.videos:
-            raise UserError(f"no video in {folder} has {3 * frames} frames, a third of which are kept for testing")
+            raise UserError(
+                f"no video in {folder} has {3 * frames} frames, a third of which are kept for testing"
+            )
         self._fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -138,7 +154,9 @@ class Footage:
     def fingerprint(self) -> str:
         return self._fingerprint
 
-    def read(self, index: int, rng: np.random.Generator, frames: int, height: int, width: int) -> dict[str, Any]:
+    def read(
+        self, index: int, rng: np.random.Generator, frames: int, height: int, width: int
+    ) -> dict[str, Any]:
         video = self.videos[index % len(self.videos)]
         start = int(rng.integers(len(video) - frames + 1))
         clip = random_crop(video[start : start + frames], height, width, tuple(rng.random(2)))
@@ -169,12 +187,15 @@ class Recipe:
         """The same clips for every model, unseen in training."""
         source = self.source(data, "test", frames)
         rngs = (np.random.default_rng((self.seed, index)) for index in range(self.clips))
-        return [source.read(index, rng, frames, side, side)["video"] for index, rng in enumerate(rngs)]
+        return [
+            source.read(index, rng, frames, side, side)["video"] for index, rng in enumerate(rngs)
+        ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One training: `data` is `shapes` or `footage`, `decoder` a `conditioning` of REGEN or `plain`."""
+    """One training: `data` is `shapes` or `footage`, `decoder` a `conditioning` of REGEN or
+    `plain`."""
 
     data: str
     ratio: int
@@ -206,13 +227,16 @@ class Case:
             "loss": dataclasses.asdict(objective.loss_config),
             "optimizer": dataclasses.asdict(OPTIMIZER),
             "model": dataclasses.asdict(self.config),
-            "recipe": {k: v for k, v in dataclasses.asdict(recipe).items() if k not in ("clips", "videos")},
+            "recipe": {
+                k: v for k, v in dataclasses.asdict(recipe).items() if k not in ("clips", "videos")
+            },
         }
         return json.loads(json.dumps(facts))
 
 
 def make_decode(model: REGEN | VidVAE, steps: int | None):
-    """(parameters, latents (B, t, h, w, c), clips' numbers (B,)) -> video about [-1, 1]; the plain one has no steps."""
+    """(parameters, latents (B, t, h, w, c), clips' numbers (B,)) -> video about [-1, 1]; the plain
+    one has no steps."""
     if isinstance(model, VidVAE):
         return jax.jit(lambda params, z, numbers: model.apply(params, z, method="decode")[0])
 
@@ -225,12 +249,15 @@ def make_decode(model: REGEN | VidVAE, steps: int | None):
 
 
 def trained(case: Case, recipe: Recipe, root: pathlib.Path) -> tuple[Params, dict[str, Any]]:
-    """The averaged parameters of a case and its facts, with `train_s`; trained where the folder has them not yet.
+    """The averaged parameters of a case and its facts, with `train_s`; trained where the folder has
+    them not yet.
 
     Raises:
       UserError: the folder has them of another recipe; a loss that is not finite.
     """
-    files = {suffix: root / f"{case.name}-{recipe.steps}.{suffix}" for suffix in ("json", "msgpack")}
+    files = {
+        suffix: root / f"{case.name}-{recipe.steps}.{suffix}" for suffix in ("json", "msgpack")
+    }
     facts, frames = case.facts(recipe), case.config.chunk_frames
     objective, bucket = (
         case.objective,
@@ -246,31 +273,45 @@ def trained(case: Case, recipe: Recipe, root: pathlib.Path) -> tuple[Params, dic
     pipeline = Pipeline(recipe.source(case.data, "train", frames), data)
     optimizer = objective.optimizer(OPTIMIZER, recipe.steps)
     arrays = objective.arrays(pipeline.batch(0))
-    state = jax.jit(lambda key: init_state(objective, optimizer, key, arrays))(jax.random.key(recipe.seed))
+    state = jax.jit(lambda key: init_state(objective, optimizer, key, arrays))(
+        jax.random.key(recipe.seed)
+    )
     ids = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.uint32)
     update = jax.jit(make_update(objective, optimizer, recipe.seed, EMA_DECAY), donate_argnums=0)
     update = update.lower(state, arrays, ids).compile()
     started, started_cpu = time.perf_counter(), time.process_time()
     with pipeline.iterate() as batches:
         for step, batch in batches:
-            state, metrics = update(state, objective.arrays(batch), batch["sample_id"].astype(np.uint32))
+            state, metrics = update(
+                state, objective.arrays(batch), batch["sample_id"].astype(np.uint32)
+            )
             if step % 50 == 49 or step + 1 == recipe.steps:
                 psnr_db, spent_s = float(metrics["psnr_db"]), time.perf_counter() - started
-                print(f"{case.name} step {step + 1}/{recipe.steps}  {psnr_db:.2f} dB  {spent_s:.0f} s", file=sys.stderr)
+                print(
+                    f"{case.name} step {step + 1}/{recipe.steps}  {psnr_db:.2f} dB  {spent_s:.0f} s",
+                    file=sys.stderr,
+                )
                 if not np.isfinite(float(metrics["loss"])):
                     raise UserError(f"{case.name}: the loss is not finite at step {step + 1}")
             if step + 1 == recipe.steps:
                 break
     (params,) = jax.device_get(state.ema).values()
-    facts |= {"train_s": time.perf_counter() - started, "train_cpu_s": time.process_time() - started_cpu}
+    facts |= {
+        "train_s": time.perf_counter() - started,
+        "train_cpu_s": time.process_time() - started_cpu,
+    }
     _write(files["msgpack"], serialization.msgpack_serialize(params))
     _write(files["json"], json.dumps(facts, indent=1).encode())
     return params, facts
 
 
-def reconstructions(model: REGEN | VidVAE, params: Params, clips: list[Video], steps: int | None) -> list[Video]:
+def reconstructions(
+    model: REGEN | VidVAE, params: Params, clips: list[Video], steps: int | None
+) -> list[Video]:
     """Each clip, one chunk, encoded to the posterior's mean and decoded; clip i out of noise i."""
-    encode = jax.jit(lambda params, video: model.apply(params, to_unit_range(video), method="encode")[0])
+    encode = jax.jit(
+        lambda params, video: model.apply(params, to_unit_range(video), method="encode")[0]
+    )
     decode, out = make_decode(model, steps), []
     for first in range(0, len(clips), BATCH):
         batch = np.stack(clips[first : first + BATCH])

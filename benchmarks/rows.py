@@ -1,10 +1,11 @@
-"""What every benchmark shares: the machine's name, timing beside a peer, and one JSON line a row on stdout.
+"""What every benchmark shares: the machine's name, timing beside a peer, and one JSON line a row on
+stdout.
 
-All else goes to stderr. Ours and the peer run in one process, in turn, so that whatever else keeps the machine busy
-slows both. The peer is the fastest of several in a trial: memory layouts, and on a GPU `torch.compile`. `time_s` is the
-shortest run and `median_s` the middle one; `cpu_s` is the least CPU time of a run, the steadier figure on a shared
-machine; `ratio` is the peer's time over ours: above 1 we are the faster. Without torch and diffusers (extra `bench`)
-the rows have no peer.
+All else goes to stderr. Ours and the peer run in one process, in turn, so that whatever else keeps
+the machine busy slows both. The peer is the fastest of several in a trial: memory layouts, and on a
+GPU `torch.compile`. `time_s` is the shortest run and `median_s` the middle one; `cpu_s` is the
+least CPU time of a run, the steadier figure on a shared machine; `ratio` is the peer's time over
+ours: above 1 we are the faster. Without torch and diffusers (extra `bench`) the rows have no peer.
 """
 
 import argparse
@@ -21,7 +22,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a peer needs memory of the same device
+os.environ.setdefault(
+    "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+)  # a peer needs memory of the same device
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -32,7 +35,7 @@ ask_for_huge_pages()  # as the commands do; the peer has them too
 import jax  # noqa: E402  (the environment comes first)
 import jax.numpy as jnp  # noqa: E402
 
-from xgen_jax.inference.memory import program_bytes  # noqa: E402
+from xgen_jax.parallel.memory import program_bytes  # noqa: E402
 
 try:
     import torch
@@ -51,7 +54,11 @@ def device_name() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model n")]
+        models = [
+            line.split(":")[1].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith("model n")
+        ]
         name = models[0] if models else name
     return f"{THREADS} cores {name}"
 
@@ -76,7 +83,8 @@ def in_turn(functions: list[Callable[[], Any]], repeats: int) -> list[dict[str, 
                 wall.append(time.perf_counter() - start)
                 cpu.append(time.process_time() - cpu_start)
     return [
-        {"time_s": min(wall), "median_s": statistics.median(wall), "cpu_s": min(cpu)} for wall, cpu in zip(walls, cpus)
+        {"time_s": min(wall), "median_s": statistics.median(wall), "cpu_s": min(cpu)}
+        for wall, cpu in zip(walls, cpus)
     ]
 
 
@@ -89,7 +97,8 @@ def fastest(peers: list[Peer]) -> Peer | None:
 
 
 def row(what, shape, dtype, function, arguments, peers, repeats, parameters=None) -> dict[str, Any]:
-    """Compiles and times function(*arguments) on (clips, frames, ...), and the fastest of the peers beside it."""
+    """Compiles and times function(*arguments) on (clips, frames, ...), and the fastest of the peers
+    beside it."""
     start = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
     compile_s = time.perf_counter() - start
@@ -135,7 +144,10 @@ def wait() -> None:
 
 def variants(module) -> list[tuple[str, Any]]:
     """The module as it is, and on a GPU compiled too."""
-    return [("", module), *([(", torch.compile", torch.compile(module))] if torch_device() == "cuda" else [])]
+    return [
+        ("", module),
+        *([(", torch.compile", torch.compile(module))] if torch_device() == "cuda" else []),
+    ]
 
 
 def has_diffusers() -> bool:
@@ -155,10 +167,14 @@ def at_least_one(text: str) -> int:
 
 
 def print_rows(
-    parser: argparse.ArgumentParser, groups: Mapping[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]]
+    parser: argparse.ArgumentParser,
+    groups: Mapping[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]],
 ) -> None:
-    """Parses the arguments, with --rows for the groups wanted, and prints the rows of each as they come."""
-    parser.add_argument("--rows", default=",".join(groups), help="groups of rows, of " + ", ".join(groups))
+    """Parses the arguments, with --rows for the groups wanted, and prints the rows of each as they
+    come."""
+    parser.add_argument(
+        "--rows", default=",".join(groups), help="groups of rows, of " + ", ".join(groups)
+    )
     options = parser.parse_args()
     wanted = options.rows.split(",")
     unknown = [name for name in wanted if name not in groups]

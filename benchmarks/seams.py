@@ -1,23 +1,27 @@
-"""Seams of REGEN at the borders of its chunks, by how it was trained and how it draws; one JSON line a row on stdout.
+"""Seams of REGEN at the borders of its chunks, by how it was trained and how it draws; one JSON
+line a row on stdout.
 
 python benchmarks/seams.py [--rows=shapes] [--ratios=16,32] [--root=runs/seams] [--train_steps=600]
 python benchmarks/seams.py --rows=footage --videos=FOLDER [--size=64]
 
-Trains whatever is not in the folder yet, REGEN's tiny preset at each ratio with windows of one chunk each and with
-windows that are moved across borders (`loss.windows`), and reconstructs clips it has not seen in several ways:
+Trains whatever is not in the folder yet, REGEN's tiny preset at each ratio with windows of one
+chunk each and with windows that are moved across borders (`loss.windows`), and reconstructs clips
+it has not seen in several ways:
 
     own noise   plain chunks, one after the other, each frame out of noise of its own
     aligned     plain chunks, all frames out of the same noise, as below
     straddling  windows from the middle of a chunk to the middle of the next alone: the same cost
     faded       those, what their frames are told fading from one chunk to the next, so many frames either side
     extended    chunks drawn so many frames beyond their borders by extrapolated times, cross-faded in pixels
-    overlapping faded ones, each drawn so many frames beyond both its ends, where they are cross-faded in pixels
+    overlapping faded ones, each drawn so many frames beyond both its ends, where they are
+    cross-faded in pixels
     library     as the embedder decodes: the last of these, half a chunk, where it was trained on moved windows; else
                 aligned
 
-`shapes`: clips of the moving shapes. `footage`: each video of a folder, but for its end, shrunk to twice the size; its
-end is measured, in the middle and the four corners. `border` is the seam ratio, `others` the median and `worst_other`
-the largest over the other pairs of frames of a chunk (see `evaluation/seams.py`). A table comes on stderr.
+`shapes`: clips of the moving shapes. `footage`: each video of a folder, but for its end, shrunk to
+twice the size; its end is measured, in the middle and the four corners. `border` is the seam ratio,
+`others` the median and `worst_other` the largest over the other pairs of frames of a chunk (see
+`evaluation/seams.py`). A table comes on stderr.
 """
 
 import argparse
@@ -32,24 +36,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xgen_jax.data.pipeline import Bucket, DataConfig
-from xgen_jax.data.sources import VideoFolderSource
-from xgen_jax.data.synthetic import SyntheticSource
-from xgen_jax.data.transforms import center_crop, crop
+from xgen_jax.config.losses import REGENLossConfig
+from xgen_jax.config.optimizer import OptimizerConfig
+from xgen_jax.config.runs import LoopConfig, REGENRun
+from xgen_jax.data.config import DataConfig
+from xgen_jax.data.pipeline import Bucket
+from xgen_jax.data.pixels import center_crop, crop, to_float, to_uint8
+from xgen_jax.data.sources.synthetic import SyntheticSource
+from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.data.video import read_video
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.evaluation.reconstruction import compare
 from xgen_jax.evaluation.seams import measure_seams
-from xgen_jax.inference.video_range import to_float, to_uint8
 from xgen_jax.models.regen import Conditioning
 from xgen_jax.models.regen_config import PRESETS
 from xgen_jax.models.regen_decoding import draw, frame_noise, overlap
 from xgen_jax.parallel.mesh import MeshConfig
-from xgen_jax.training.config import LoopConfig, REGENRun
-from xgen_jax.training.loop import train
-from xgen_jax.training.objectives.regen import REGENLossConfig
-from xgen_jax.training.optimizer import OptimizerConfig
-from xgen_jax.training.run_folder import load_embedder
+from xgen_jax.runs.load import load_embedder
+from xgen_jax.training.fit import train
 
 WINDOWS = ("chunk", "moved")
 CHUNKS = 2  # of a clip
@@ -72,8 +76,8 @@ class Window(NamedTuple):
 
 
 def owned(positions: np.ndarray, n: int, length: int, fade: float = 0.0) -> np.ndarray:
-    """The chunk that each frame is of, one-hot (F, n); with `fade`, linear from so many frames before a border to so
-    many after.
+    """The chunk that each frame is of, one-hot (F, n); with `fade`, linear from so many frames
+    before a border to so many after.
     """
     borders = length * np.arange(1, n)
     over = positions[:, None] + 0.5 - borders[None]
@@ -89,8 +93,8 @@ def aligned(n: int, length: int) -> list[Window]:
 
 
 def straddling(n: int, length: int, fade: float = 0.0, overlap: int = 0) -> list[Window]:
-    """From middle to middle; the ends are of aligned windows. With `overlap` each goes on for so many frames beyond
-    either middle, where the two are cross-faded in pixels.
+    """From middle to middle; the ends are of aligned windows. With `overlap` each goes on for so
+    many frames beyond either middle, where the two are cross-faded in pixels.
     """
     clip, middle = n * length, length - length // 2
     starts = np.arange(middle, clip - length, length)
@@ -102,7 +106,9 @@ def straddling(n: int, length: int, fade: float = 0.0, overlap: int = 0) -> list
         return np.clip(inside / (2 * overlap or 1e-9) + 0.5, 0, 1)
 
     windows = []
-    for at, begin, end in zip([np.arange(length), *inner, np.arange(clip - length, clip)], cuts, cuts[1:]):
+    for at, begin, end in zip(
+        [np.arange(length), *inner, np.arange(clip - length, clip)], cuts, cuts[1:]
+    ):
         from_begin = weight(at + 0.5 - begin) if begin else np.ones(len(at))
         to_end = weight(end - at - 0.5) if end < clip else np.ones(len(at))
         told = owned(at, n, length, fade if begin and end < clip else 0.0)
@@ -132,11 +138,15 @@ def ways(config) -> dict[str, list[Window]]:
         f"faded {quarter}": straddling(n, length, quarter),
         f"faded {half}": straddling(n, length, half),
         f"extended {half}": extended(n, length, half),
-        f"faded {half}, overlapping {overlap(config)}": straddling(n, length, half, overlap(config)),
+        f"faded {half}, overlapping {overlap(config)}": straddling(
+            n, length, half, overlap(config)
+        ),
     }
 
 
-def reconstruct(embedder, params, videos: np.ndarray, windows: list[Window], own_noise: bool = False) -> np.ndarray:
+def reconstruct(
+    embedder, params, videos: np.ndarray, windows: list[Window], own_noise: bool = False
+) -> np.ndarray:
     """uint8 clips (B, T, H, W, 3) -> the same, drawn in these windows."""
     model, total = embedder.model, np.zeros(videos.shape, np.float64)
     encoded = jax.jit(embedder.encode)(params, to_float(videos))
@@ -149,54 +159,86 @@ def reconstruct(embedder, params, videos: np.ndarray, windows: list[Window], own
 
         def tell(z_B, number):
             since = positions_F - number * model.config.chunk_frames
-            since = jnp.where((since == 0) & of_both, 1e-3, since)  # at 0 itself the content latent is not told of
+            since = jnp.where(
+                (since == 0) & of_both, 1e-3, since
+            )  # at 0 itself the content latent is not told of
             times_BF = jnp.broadcast_to((since / model.config.ratio)[None], (len(videos), frames))
             return model.apply(params, z_B, times_BF, method="expand").added_BFHWD
 
         told_NBF = jax.vmap(tell)(z_NB, jnp.arange(len(z_NB)))
         told = jnp.einsum("fn,nbfhwd->bfhwd", chunks_FN, told_NBF)
         key = jax.random.key(0)
-        keys_F = jax.vmap(lambda number: jax.random.fold_in(key, number * own_noise))(positions_F.astype(jnp.int32))
+        keys_F = jax.vmap(lambda number: jax.random.fold_in(key, number * own_noise))(
+            positions_F.astype(jnp.int32)
+        )
         noise = frame_noise(keys_F, 1, *videos.shape[2:4])[None, :, 0]
         noise = jnp.broadcast_to(noise, (len(videos), *noise.shape[1:]))
         return draw(model, params, embedder.process, embedder.steps, Conditioning(told), noise)
 
     for positions_F, chunks_FN, weights_F in windows:
         frames = drawn(
-            params["model"], z_NB, jnp.asarray(positions_F, jnp.float32), jnp.asarray(chunks_FN, jnp.float32)
+            params["model"],
+            z_NB,
+            jnp.asarray(positions_F, jnp.float32),
+            jnp.asarray(chunks_FN, jnp.float32),
         )
         total[:, positions_F] += weights_F[None, :, None, None, None] * np.asarray(frames)
     return to_uint8(total)
 
 
-def run(ratio: int, windows: str, options, data: dict[str, Any], height: int, width: int) -> REGENRun:
+def run(
+    ratio: int, windows: str, options, data: dict[str, Any], height: int, width: int
+) -> REGENRun:
     """The run that a row is of."""
     config = PRESETS[f"tiny-{ratio}x"]
     frames = CHUNKS * config.chunk_frames
     bucket = Bucket(frames=frames, height=height, width=width, batch_size=BATCH[ratio])
     return REGENRun(
         model=config,
-        loss=REGENLossConfig(process="flow", prediction="x0", one_step_share=0.5, kl=2e-4, motion=4.0, windows=windows),
+        loss=REGENLossConfig(
+            process="flow",
+            prediction="x0",
+            one_step_share=0.5,
+            kl=2e-4,
+            motion=4.0,
+            windows=windows,
+        ),
         data=DataConfig(**data, seed=0, buckets=(bucket,)),
         optimizer=OptimizerConfig(
-            name="muon", learning_rate=0.02, adam_learning_rate=3e-3, schedule="linear", warmup_steps=50
+            name="muon",
+            learning_rate=0.02,
+            adam_learning_rate=3e-3,
+            schedule="linear",
+            warmup_steps=50,
         ),
-        loop=LoopConfig(steps=options.train_steps, ema_decay=0.995, compute_dtype="float32", checkpoint_every=100),
+        loop=LoopConfig(
+            steps=options.train_steps,
+            ema_decay=0.995,
+            compute_dtype="float32",
+            checkpoint_every=100,
+        ),
         mesh=MeshConfig(fsdp=1),
     )
 
 
-def rows(options, kind: str, ratio: int, data: dict[str, Any], videos: np.ndarray) -> Iterator[dict[str, Any]]:
+def rows(
+    options, kind: str, ratio: int, data: dict[str, Any], videos: np.ndarray
+) -> Iterator[dict[str, Any]]:
     """Each way to train and to draw, measured on the clips."""
     config = PRESETS[f"tiny-{ratio}x"]
     for windows in options.windows.split(","):
         folder = pathlib.Path(options.root) / f"{kind}_{ratio}x_{windows}"
-        train(run(ratio, windows, options, data, *videos.shape[2:4]), folder)  # at once where it is finished
+        train(
+            run(ratio, windows, options, data, *videos.shape[2:4]), folder
+        )  # at once where it is finished
         embedder, params = load_embedder(folder)
         length, drawings = config.chunk_frames, {}
         for name, plan in ways(config).items():
             total = sum(len(window.positions_F) for window in plan)
-            drawings[name] = (reconstruct(embedder, params, videos, plan, name == "own noise"), total)
+            drawings[name] = (
+                reconstruct(embedder, params, videos, plan, name == "own noise"),
+                total,
+            )
         latents = jax.jit(embedder.encode)(params, to_float(videos))
         total = CHUNKS * length + (embedder.look_ahead > 0) * (length + 2 * overlap(config))
         drawings["library"] = (to_uint8(jax.jit(embedder.decode)(params, latents)), total)
@@ -229,7 +271,9 @@ def shapes(options) -> Iterator[dict[str, Any]]:
     for ratio in map(int, options.ratios.split(",")):
         frames = CHUNKS * PRESETS[f"tiny-{ratio}x"].chunk_frames
         source = SyntheticSource(seed=HELD_OUT_SEED, split="held_out")
-        videos = np.stack([source.read(i, None, frames, 32, 32)["video"] for i in range(HELD_OUT_CLIPS)])
+        videos = np.stack(
+            [source.read(i, None, frames, 32, 32)["video"] for i in range(HELD_OUT_CLIPS)]
+        )
         yield from rows(options, "shapes", ratio, {"source": "synthetic"}, videos)
 
 
@@ -243,25 +287,45 @@ def footage(options) -> Iterator[dict[str, Any]]:
         for file in source.files:
             video, fps = read_video(source.path / file, cover=(2 * side, 2 * side))
             if len(video) < 2 * frames:
-                print(f"{file}: {len(video)} frames are too few at {ratio}x; left out", file=sys.stderr)
+                print(
+                    f"{file}: {len(video)} frames are too few at {ratio}x; left out",
+                    file=sys.stderr,
+                )
                 continue
             if not (folder / file).exists():
-                write_video(folder / file, center_crop(video[:-frames], *(n // 2 * 2 for n in video.shape[1:3])), fps)
+                write_video(
+                    folder / file,
+                    center_crop(video[:-frames], *(n // 2 * 2 for n in video.shape[1:3])),
+                    fps,
+                )
             end, (bottom, right) = video[-frames:], (n - side for n in video.shape[1:3])
             held += [center_crop(end, side, side)]
             held += [crop(end, side, side, top, left) for top in (0, bottom) for left in (0, right)]
-        data = {"source": "video_folder", "path": str(folder), "require_captions": False, "flip": True}
+        data = {
+            "source": "video_folder",
+            "path": str(folder),
+            "require_captions": False,
+            "flip": True,
+        }
         yield from rows(options, "footage", ratio, data, np.stack(held))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ratios", default="16,32", help="temporal ratios, of 4, 8, 16, 32")
-    parser.add_argument("--windows", default=",".join(WINDOWS), help="windows to train with, of " + ", ".join(WINDOWS))
+    parser.add_argument(
+        "--windows",
+        default=",".join(WINDOWS),
+        help="windows to train with, of " + ", ".join(WINDOWS),
+    )
     parser.add_argument("--root", default="runs/seams", help="folder of the runs")
     parser.add_argument("--train_steps", default=600, type=at_least_one, help="updates a run")
     parser.add_argument("--videos", help="folder of videos, for the footage")
-    parser.add_argument("--size", default=64, type=at_least_one, help="side of its crops, a multiple of 8")
+    parser.add_argument(
+        "--size", default=64, type=at_least_one, help="side of its crops, a multiple of 8"
+    )
     print_rows(parser, {"shapes": shapes, "footage": footage})
 
 

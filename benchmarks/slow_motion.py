@@ -1,13 +1,16 @@
-"""What a REGEN draws between the frames that it was given, beside the truth; one JSON line a row on stdout.
+"""What a REGEN draws between the frames that it was given, beside the truth; one JSON line a row on
+stdout.
 
 python benchmarks/slow_motion.py --embedder=FOLDER [--chunks=2] [--clips=24] [--steps=N]
 
-The world of moving shapes can be drawn at any rate. Clips of held-out combinations are drawn at twice the rate, every
-other frame is encoded, and the clip is decoded at half the speed: all its moments have a true frame then. Beside what
-the decoder draws between two frames, told either way (see `inference/slow_motion.py`), stand the reconstruction's frame
-before, shown again (`repeated`), and the mean of both neighbours (`blended`). PSNR is taken over the whole frame and,
-as most of it does not move, over the pixels that differ between the two true neighbours (`moving_psnr_db`). `own` are
-the frames that were encoded; `within` the moments between two frames of a chunk, `border` those between two chunks.
+The world of moving shapes can be drawn at any rate. Clips of held-out combinations are drawn at
+twice the rate, every other frame is encoded, and the clip is decoded at half the speed: all its
+moments have a true frame then. Beside what the decoder draws between two frames, told either way
+(see `inference/resample_time.py`), stand the reconstruction's frame before, shown again
+(`repeated`), and the mean of both neighbours (`blended`). PSNR is taken over the whole frame and,
+as most of it does not move, over the pixels that differ between the two true neighbours
+(`moving_psnr_db`). `own` are the frames that were encoded; `within` the moments between two frames
+of a chunk, `border` those between two chunks.
 """
 
 import argparse
@@ -18,10 +21,10 @@ from rows import at_least_one, device_name, print_rows  # isort: skip  (it sets 
 
 import numpy as np
 
-from xgen_jax.data.synthetic import SyntheticSource, render
+from xgen_jax.data.sources.synthetic import SyntheticSource, render
 from xgen_jax.evaluation.reconstruction import DATA_RANGE
 from xgen_jax.inference.reconstruct import load_reconstructor
-from xgen_jax.inference.slow_motion import BETWEEN
+from xgen_jax.inference.resample_time import BETWEEN
 from xgen_jax.models.embedder import REGENEmbedder
 
 HELD_OUT_SEED, SIDE = 7, 32
@@ -34,13 +37,18 @@ def squared_errors(truth: np.ndarray, got: np.ndarray) -> np.ndarray:
 
 def psnr_db(errors: list[np.ndarray]) -> float:
     """Of the mean squared error over all that is listed."""
-    return float(10 * np.log10(DATA_RANGE**2 / np.concatenate([error.reshape(-1) for error in errors]).mean()))
+    return float(
+        10
+        * np.log10(DATA_RANGE**2 / np.concatenate([error.reshape(-1) for error in errors]).mean())
+    )
 
 
 def moments(options) -> Iterator[dict[str, Any]]:
     reconstruct = load_reconstructor(options.embedder, steps=options.steps)
     if not isinstance(reconstruct.embedder, REGENEmbedder):
-        raise SystemExit(f"{options.embedder} holds a VidVAE, which draws nothing between its frames")
+        raise SystemExit(
+            f"{options.embedder} holds a VidVAE, which draws nothing between its frames"
+        )
     length = reconstruct.embedder.model.config.chunk_frames
     frames, source = options.chunks * length, SyntheticSource(seed=HELD_OUT_SEED, split="held_out")
     errors: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -52,7 +60,10 @@ def moments(options) -> Iterator[dict[str, Any]]:
         own, true = slow[BETWEEN[0]][::2], truth[1::2]
         moving = (truth[:-2:2] != truth[2::2]).any(-1)
         mean = np.rint((own[:-1].astype(np.float64) + own[1:]) / 2).astype(np.uint8)
-        got = {way: video[1::2] for way, video in slow.items()} | {"repeated": own[:-1], "blended": mean}
+        got = {way: video[1::2] for way, video in slow.items()} | {
+            "repeated": own[:-1],
+            "blended": mean,
+        }
         for way, frames_between in got.items():
             error = squared_errors(true, frames_between)
             for where, at in (("within", ~border), ("border", border)):
@@ -74,11 +85,17 @@ def moments(options) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--embedder", required=True, help="run folder of a REGEN that was trained on moving shapes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--embedder", required=True, help="run folder of a REGEN that was trained on moving shapes"
+    )
     parser.add_argument("--chunks", default=2, type=at_least_one, help="of a clip")
     parser.add_argument("--clips", default=24, type=at_least_one, help="how many")
-    parser.add_argument("--steps", type=at_least_one, help="evaluations of the decoder; the run's by default")
+    parser.add_argument(
+        "--steps", type=at_least_one, help="evaluations of the decoder; the run's by default"
+    )
     print_rows(parser, {"moments": moments})
 
 

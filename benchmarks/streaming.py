@@ -1,12 +1,15 @@
-"""Memory of streaming at growing lengths, and how far divide-and-merge is from the whole clip; one JSON line a row.
+"""Memory of streaming at growing lengths, and how far divide-and-merge is from the whole clip; one
+JSON line a row.
 
 python benchmarks/streaming.py [--rows=memory,merge] [--embedder=DIR]
 
-`memory`: a clip that is made, encoded and decoded four latent frames at a time. `chunk_bytes` is what XLA reports for
-the decoder's program, `whole_bytes` the same for the whole clip at once, `peak_bytes` what the process took at most
-beyond what it had before. `merge`: relative error of latents and of decoded frames against the whole clip's, for
-streaming and for the paper's divide-and-merge. Without --embedder, networks of the paper's form at a quarter of its
-widths with random weights: as they come, and tail-initialised, where each kernel has its last tap in time only.
+`memory`: a clip that is made, encoded and decoded four latent frames at a time. `chunk_bytes` is
+what XLA reports for the decoder's program, `whole_bytes` the same for the whole clip at once,
+`peak_bytes` what the process took at most beyond what it had before. `merge`: relative error of
+latents and of decoded frames against the whole clip's, for streaming and for the paper's
+divide-and-merge. Without --embedder, networks of the paper's form at a quarter of its
+widths with random weights: as they come, and tail-initialised, where each kernel has its last tap
+in time only.
 """
 
 import argparse
@@ -22,13 +25,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xgen_jax.data.synthetic import SyntheticSource
+from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.inference.divide_and_merge import MERGES, divide_and_merge
-from xgen_jax.inference.streaming import CHUNK, chunk_bytes, decode, decode_stream, encode, encode_stream
+from xgen_jax.inference.streaming import (
+    CHUNK,
+    chunk_bytes,
+    decode,
+    decode_stream,
+    encode,
+    encode_stream,
+)
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS
-from xgen_jax.training.run_folder import load_embedder
+from xgen_jax.runs.load import load_embedder
 
 SIDE = 64
 LENGTHS = (17, 65, 257, 1025)
@@ -48,7 +58,11 @@ def networks(options) -> Iterator[tuple[VidVAEEmbedder, Any, str]]:
 
     c, embedder = config.latent_channels, VidVAEEmbedder(model=VidVAE(config))
     yield embedder, embedder.bundle(params, np.zeros(c), np.ones(c)), "random"
-    yield embedder, embedder.bundle(jax.tree.map(tail, params), np.zeros(c), np.ones(c)), "tail-initialised"
+    yield (
+        embedder,
+        embedder.bundle(jax.tree.map(tail, params), np.zeros(c), np.ones(c)),
+        "tail-initialised",
+    )
 
 
 def frames_of(start: int, count: int) -> np.ndarray:
@@ -91,7 +105,9 @@ def memory(options) -> Iterator[dict[str, Any]]:
 
     def run(frames):
         count, total = 0, 0.0
-        for video in decode_stream(embedder, params, encode_stream(embedder, params, chunks(frames))):
+        for video in decode_stream(
+            embedder, params, encode_stream(embedder, params, chunks(frames))
+        ):
             count, total = count + video.shape[1], total + float(np.abs(video).sum())
         return count, total
 
@@ -109,7 +125,9 @@ def memory(options) -> Iterator[dict[str, Any]]:
             "frames_per_s": count / wall_s,
             "peak_bytes": peak.bytes(),
             "chunk_bytes": chunk_bytes(embedder, params, "decode", shape, np.float32, CHUNK),
-            "whole_bytes": chunk_bytes(embedder, params, "decode", shape, np.float32, shape[1], whole=True),
+            "whole_bytes": chunk_bytes(
+                embedder, params, "decode", shape, np.float32, shape[1], whole=True
+            ),
         }
 
 
@@ -140,7 +158,12 @@ def merge(options) -> Iterator[dict[str, Any]]:
                 "video_error": relative(np.asarray(decoded), whole),
             }
 
-        yield row("streaming", f * CHUNK, encode(embedder, params, video), decode(embedder, params, latents))
+        yield row(
+            "streaming",
+            f * CHUNK,
+            encode(embedder, params, video),
+            decode(embedder, params, latents),
+        )
         for segment in (frames for frames in SEGMENTS if (frames - 1) % f == 0):
             for way in MERGES:
                 encoded = divide_and_merge(to_latents, as_float, segment, way)
@@ -149,6 +172,10 @@ def merge(options) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--embedder", help="folder of a VidVAE to measure instead of random weights")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--embedder", help="folder of a VidVAE to measure instead of random weights"
+    )
     print_rows(parser, {"memory": memory, "merge": merge})

@@ -1,12 +1,14 @@
-"""Speed and memory of VDiT beside PyTorch's transformers of the same sizes; one JSON line a row on stdout.
+"""Speed and memory of VDiT beside PyTorch's transformers of the same sizes; one JSON line a row on
+stdout.
 
 python benchmarks/vdit.py [--presets=tiny,VDiT-S/2] [--rows=forward,train] [--repeats=10]
 
-Each preset runs twice: as it is, beside diffusers' `LatteTransformer3DModel` (attention in space and in time), and on
-images with one attention a block, beside `PixArtTransformer2DModel`, which then does the same work. Latte has an MLP
-after its attention in time too, and no text there: `flops` and `peer_flops` say how much each computes, and
-`ratio_per_flop` is the ratio of the speeds at which it is done. `mfu` is the share of the device's peak, where that is
-known; remat is not counted as work.
+Each preset runs twice: as it is, beside diffusers' `LatteTransformer3DModel` (attention in space
+and in time), and on images with one attention a block, beside `PixArtTransformer2DModel`, which
+then does the same work. Latte has an MLP after its attention in time too, and no text there:
+`flops` and `peer_flops` say how much each computes, and `ratio_per_flop` is the ratio of the speeds
+at which it is done. `mfu` is the share of the device's peak, where that is known; remat is not
+counted as work.
 """
 
 import argparse
@@ -37,7 +39,8 @@ from xgen_jax.models.vdit import VDiT, count_parameters
 from xgen_jax.models.vdit_config import PRESETS, VDiTConfig
 
 TEXT_TOKENS = 250
-# Latents (B, t, h, w, c): the quickstart's and a larger one, the paper's 17x240x426 and 65x480x854; then images.
+# Latents (B, t, h, w, c): the quickstart's and a larger one, the paper's 17x240x426 and 65x480x854;
+# then images.
 CLIPS = {
     "tiny": [(16, 3, 4, 4, 4), (4, 5, 16, 16, 4)],
     "VDiT-S/2": [(1, 5, 30, 54, 4)],
@@ -101,7 +104,9 @@ def pixart(config: VDiTConfig, latent_shape):
     return PixArtTransformer2DModel(**sizes(config, latent_shape), use_additional_conditions=False)
 
 
-def torch_peers(config: VDiTConfig, latent_shape, dtype, train: bool) -> tuple[list[Peer], float | None]:
+def torch_peers(
+    config: VDiTConfig, latent_shape, dtype, train: bool
+) -> tuple[list[Peer], float | None]:
     """The peers and how many operations they take."""
     if not has_diffusers():
         return [], None
@@ -116,7 +121,9 @@ def torch_peers(config: VDiTConfig, latent_shape, dtype, train: bool) -> tuple[l
         "encoder_hidden_states": torch.randn(batch, TEXT_TOKENS, config.text_width, **options),
     }
     if frames == 1:  # Latte takes a mask, but fails on one with several frames
-        arguments["encoder_attention_mask"] = torch.ones(batch, TEXT_TOKENS, device=options["device"])
+        arguments["encoder_attention_mask"] = torch.ones(
+            batch, TEXT_TOKENS, device=options["device"]
+        )
         arguments["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
 
     def peer(suffix, module):
@@ -129,7 +136,9 @@ def torch_peers(config: VDiTConfig, latent_shape, dtype, train: bool) -> tuple[l
             wait()
 
         parameters = sum(p.numel() for p in network.parameters())
-        return Peer(name=f"diffusers {type(network).__name__}{suffix}", run=run, parameters=parameters)
+        return Peer(
+            name=f"diffusers {type(network).__name__}{suffix}", run=run, parameters=parameters
+        )
 
     with FlopCounterMode(display=False) as counter:
         peer("", network).run()
@@ -139,8 +148,11 @@ def torch_peers(config: VDiTConfig, latent_shape, dtype, train: bool) -> tuple[l
 def rows(options, train: bool) -> Iterator[dict[str, Any]]:
     """One pass, or the gradients of all parameters, on clips and on images."""
     for name in options.presets.split(","):
-        # Ours conditions and predicts what the peers can, and keeps what it needs for the gradients.
-        config = dataclasses.replace(PRESETS[name], clip_conditions=False, null_caption_tokens=0, remat="none")
+        # Ours conditions and predicts what the peers can, and keeps what it needs for the
+        # gradients.
+        config = dataclasses.replace(
+            PRESETS[name], clip_conditions=False, null_caption_tokens=0, remat="none"
+        )
         whole = dataclasses.replace(config, attention_layout="full")
         for config, shape in [*((config, shape) for shape in CLIPS[name]), (whole, IMAGES[name])]:
             for dtype in dtypes():
@@ -149,7 +161,9 @@ def rows(options, train: bool) -> Iterator[dict[str, Any]]:
 
 def vdit_row(name, config: VDiTConfig, shape, dtype, train: bool, repeats: int) -> dict[str, Any]:
     """One row."""
-    network = VDiT(dataclasses.replace(config, attention="cudnn" if dtype == jnp.bfloat16 else "xla"), dtype)
+    network = VDiT(
+        dataclasses.replace(config, attention="cudnn" if dtype == jnp.bfloat16 else "xla"), dtype
+    )
     x = jax.random.normal(jax.random.key(0), shape)
     time = jnp.full(len(x), 500.0)
     text = jax.random.normal(jax.random.key(1), (len(x), TEXT_TOKENS, config.text_width))
@@ -165,7 +179,16 @@ def vdit_row(name, config: VDiTConfig, shape, dtype, train: bool, repeats: int) 
     peers, peer_flops = torch_peers(config, shape, dtype, train)
     what = f"{name} {'image' if shape[1] == 1 else 'clip'}, {'forward+backward' if train else 'forward'}"
     arguments = (variables, x, time, text, mask)
-    out = row(what, shape, dtype, step if train else forward, arguments, peers, repeats, count_parameters(config))
+    out = row(
+        what,
+        shape,
+        dtype,
+        step if train else forward,
+        arguments,
+        peers,
+        repeats,
+        count_parameters(config),
+    )
     tokens = shape[0] * shape[1] * -(-shape[2] // config.patch) * -(-shape[3] // config.patch)
     flops, peak = vdit_flops(config, shape, TEXT_TOKENS, train), peak_flops(dtype)
     return out | {
@@ -178,13 +201,22 @@ def vdit_row(name, config: VDiTConfig, shape, dtype, train: bool, repeats: int) 
     }
 
 
-GROUPS = {"forward": lambda options: rows(options, train=False), "train": lambda options: rows(options, train=True)}
+GROUPS = {
+    "forward": lambda options: rows(options, train=False),
+    "train": lambda options: rows(options, train=True),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", default="tiny,VDiT-S/2", help="networks, of " + ", ".join(CLIPS))
-    parser.add_argument("--repeats", default=10, type=at_least_one, help="runs a row that are counted")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--presets", default="tiny,VDiT-S/2", help="networks, of " + ", ".join(CLIPS)
+    )
+    parser.add_argument(
+        "--repeats", default=10, type=at_least_one, help="runs a row that are counted"
+    )
     print_rows(parser, GROUPS)
 
 

@@ -1,4 +1,5 @@
-"""Speed and memory of VidVAE beside PyTorch's modules of the same widths; one JSON line a row on stdout.
+"""Speed and memory of VidVAE beside PyTorch's modules of the same widths; one JSON line a row on
+stdout.
 
 python benchmarks/vidvae.py [--rows=conv,model] [--preset=small|paper] [--repeats=10]
 """
@@ -30,17 +31,19 @@ from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.nn.convolution import CausalConv3D
 
-# (batch, frames, height, width, channels in and out), stride 1, 3x3x3: two that stand in the issue and two of the
-# paper's network.
+# (batch, frames, height, width, channels in and out), stride 1, 3x3x3: two that stand in the issue
+# and two of the paper's network.
 CONVOLUTIONS = {
     "A": (1, 9, 64, 64, 64),
     "B": (1, 17, 128, 128, 32),
     "paper level 0": (1, 5, 64, 64, 128),
     "paper level 3": (1, 5, 32, 32, 512),
 }
-# Two clips: with one, torch's choice of a kernel falls on its slow one wherever a layer's input is small.
+# Two clips: with one, torch's choice of a kernel falls on its slow one wherever a layer's input is
+# small.
 MODELS = {
-    # The paper's network at a quarter of its widths, and whole: configuration, then the shapes of video and image.
+    # The paper's network at a quarter of its widths, and whole: configuration, then the shapes of
+    # video and image.
     "small": (
         dataclasses.replace(PRESETS["paper"], channels=(32, 64, 128, 128)),
         (2, 9, 64, 64, 3),
@@ -50,13 +53,18 @@ MODELS = {
 }
 
 
-# --- the convolution ------------------------------------------------------------------------------------------------
+# --- the convolution
+# ------------------------------------------------------------------------------------------------
 
 
 def torch_convolutions(shape, dtype, backward: bool) -> Iterator[Peer]:
     """conv3d in channels_last_3d, its fastest layout, with the first frame repeated in front."""
     batch, frames, height, width, channels = shape
-    layout = {"dtype": torch_dtype(dtype), "device": torch_device(), "memory_format": torch.channels_last_3d}
+    layout = {
+        "dtype": torch_dtype(dtype),
+        "device": torch_device(),
+        "memory_format": torch.channels_last_3d,
+    }
     convolution = torch.nn.Conv3d(channels, channels, 3, padding=(0, 1, 1)).to(**layout)
     x = torch.randn(batch, channels, frames, height, width).to(**layout).requires_grad_(backward)
     causal = lambda x: torch.cat([x[:, :, :1], x[:, :, :1], x], 2)  # noqa: E731
@@ -91,12 +99,17 @@ def conv(options) -> Iterator[dict[str, Any]]:
                 return y, pullback(y)
 
             for what, function in (("forward", forward), ("forward+backward", with_gradients)):
-                peers = list(torch_convolutions(shape, dtype, function is with_gradients)) if torch else []
+                peers = (
+                    list(torch_convolutions(shape, dtype, function is with_gradients))
+                    if torch
+                    else []
+                )
                 what = f"causal conv {name}, {what}"
                 yield row(what, shape, dtype, function, (params, x), peers, options.repeats)
 
 
-# --- the whole model ------------------------------------------------------------------------------------------------
+# --- the whole model
+# ------------------------------------------------------------------------------------------------
 
 
 def in_layout(value, channels_last: bool):
@@ -110,17 +123,25 @@ def in_layout(value, channels_last: bool):
 
 
 def video_peer(config):
-    """EasyAnimate's autoencoder, diffusers' nearest: 3D-causal, 3x3x3 throughout, group norm a frame, 4x8x8.
+    """EasyAnimate's autoencoder, diffusers' nearest: 3D-causal, 3x3x3 throughout, group norm a
+    frame, 4x8x8.
 
-    Time is halved and doubled at the same levels. It strides where the paper pools, has one residual block more in each
-    middle and no attention there; the parameter counts stand in the rows. As published it convolves three frames at a
-    time and encodes four, which takes about five times as long on CPU; here all frames after the first go at once.
+    Time is halved and doubled at the same levels. It strides where the paper pools, has one
+    residual block more in each middle and no attention there; the parameter counts stand in the
+    rows. As published it convolves three frames at a time and encodes four, which takes about five
+    times as long on CPU; here all frames after the first go at once.
     """
     from diffusers import AutoencoderKLMagvit
 
-    down = ["SpatialTemporalDownBlock3D" if halved else "SpatialDownBlock3D" for halved in config.time_reduction]
+    down = [
+        "SpatialTemporalDownBlock3D" if halved else "SpatialDownBlock3D"
+        for halved in config.time_reduction
+    ]
     # Ours doubles before a level, the peer's after one.
-    up = [f"Spatial{'Temporal' * doubled}UpBlock3D" for doubled in (*reversed(config.expansion[:-1]), False)]
+    up = [
+        f"Spatial{'Temporal' * doubled}UpBlock3D"
+        for doubled in (*reversed(config.expansion[:-1]), False)
+    ]
     model = AutoencoderKLMagvit(
         latent_channels=config.latent_channels,
         block_out_channels=config.channels,
@@ -146,7 +167,8 @@ def video_peer(config):
 
 
 def image_peer(config):
-    """Stable Diffusion's autoencoder, the two-dimensional network that the paper's is inflated from."""
+    """Stable Diffusion's autoencoder, the two-dimensional network that the paper's is inflated
+    from."""
     from diffusers import AutoencoderKL
 
     levels = len(config.channels)
@@ -197,12 +219,15 @@ def torch_models(config, shape, latent_shape, dtype) -> dict[str, list[Peer]]:
 
                 layout = "channels last" if channels_last else "channels first"
                 name = f"diffusers {type(model).__name__}, {layout}{suffix}"
-                row_peers.append(Peer(name=name, run=run, parameters=sum(p.numel() for p in model.parameters())))
+                row_peers.append(
+                    Peer(name=name, run=run, parameters=sum(p.numel() for p in model.parameters()))
+                )
     return peers
 
 
 def model(options) -> Iterator[dict[str, Any]]:
-    """Encode, decode, both, and both with the gradients of all parameters, for a clip and for a batch of images."""
+    """Encode, decode, both, and both with the gradients of all parameters, for a clip and for a
+    batch of images."""
     config, *shapes = MODELS[options.preset]
     for shape in shapes:
         latent_shape = config.latent_shape(shape)
@@ -222,7 +247,9 @@ def model(options) -> Iterator[dict[str, Any]]:
                 return vae.apply(params, video)[0]
 
             def train(params, video, autoencode=autoencode):
-                return jax.value_and_grad(lambda params: jnp.square(autoencode(params, video)).mean())(params)
+                return jax.value_and_grad(
+                    lambda params: jnp.square(autoencode(params, video)).mean()
+                )(params)
 
             peers = torch_models(config, shape, latent_shape, dtype) if has_diffusers() else {}
             for what, function, argument in (
@@ -235,16 +262,31 @@ def model(options) -> Iterator[dict[str, Any]]:
                 count = sum(leaf.size for leaf in jax.tree.leaves(params))
                 title = f"{options.preset} {kind}, {what}"
                 arguments = (params, argument)
-                yield row(title, shape, dtype, function, arguments, peers.get(what, []), options.repeats, count)
+                yield row(
+                    title,
+                    shape,
+                    dtype,
+                    function,
+                    arguments,
+                    peers.get(what, []),
+                    options.repeats,
+                    count,
+                )
 
 
 GROUPS = {"conv": conv, "model": model}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="small", choices=MODELS, help="which network the group `model` runs")
-    parser.add_argument("--repeats", default=10, type=at_least_one, help="runs a row that are counted")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--preset", default="small", choices=MODELS, help="which network the group `model` runs"
+    )
+    parser.add_argument(
+        "--repeats", default=10, type=at_least_one, help="runs a row that are counted"
+    )
     print_rows(parser, GROUPS)
 
 

@@ -1,4 +1,5 @@
-"""Strictness for every test: eight fake CPU devices, no silent rank promotion. Warnings are errors (pyproject.toml)."""
+"""Strictness for every test: eight fake CPU devices, no silent rank promotion. Warnings are errors
+(pyproject.toml)."""
 
 import os
 
@@ -16,7 +17,10 @@ import pathlib  # noqa: E402
 
 import pytest  # noqa: E402
 
-TINY_DATA = {"source": "synthetic", "buckets": [{"frames": 5, "height": 16, "width": 16, "batch_size": 2}]}
+TINY_DATA = {
+    "source": "synthetic",
+    "buckets": [{"frames": 5, "height": 16, "width": 16, "batch_size": 2}],
+}
 TINY_VIDVAE = {
     "objective": "vidvae",
     "model": {
@@ -47,9 +51,10 @@ TINY_VDIT = {
 
 @pytest.fixture(scope="session")
 def tiny_runs(tmp_path_factory) -> pathlib.Path:
-    """A folder with two finished runs, vidvae/ and vdit/, of two steps each. Tests must not change it."""
-    from xgen_jax.training.config import run_config
-    from xgen_jax.training.loop import train
+    """A folder with two finished runs, vidvae/ and vdit/, of two steps each. Tests must not change
+    it."""
+    from xgen_jax.config.runs import run_config
+    from xgen_jax.training.fit import train
 
     root = tmp_path_factory.mktemp("runs")
     train(run_config(TINY_VIDVAE), root / "vidvae")

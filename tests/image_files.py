@@ -12,7 +12,8 @@ def chunk(kind, data):
 
 
 def png(image, exif=b"", palette=b"", transparency=b""):
-    """PNG bytes of an array (H, W) or (H, W, 1, 2, 3 or 4) of uint8 or uint16; `palette` makes them its indices."""
+    """PNG bytes of an array (H, W) or (H, W, 1, 2, 3 or 4) of uint8 or uint16; `palette` makes them
+    its indices."""
     image = image if image.ndim == 3 else image[..., None]
     kind = 3 if palette else {1: 0, 2: 4, 3: 2, 4: 6}[image.shape[2]]
     depth = 8 * image.dtype.itemsize
@@ -26,12 +27,23 @@ def png(image, exif=b"", palette=b"", transparency=b""):
 def jpeg(image, exif=b""):
     """JPEG bytes, nearly without loss."""
     codec = av.CodecContext.create("mjpeg", "w")
-    codec.width, codec.height, codec.pix_fmt, codec.time_base = image.shape[1], image.shape[0], "yuvj444p", 1
+    codec.width, codec.height, codec.pix_fmt, codec.time_base = (
+        image.shape[1],
+        image.shape[0],
+        "yuvj444p",
+        1,
+    )
     codec.options = {"qmin": "1", "qmax": "1"}
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24").reformat(format="yuvj444p")
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24").reformat(
+        format="yuvj444p"
+    )
     data = b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
     block = b"Exif\0\0" + exif
-    return data[:2] + (b"\xff\xe1" + struct.pack(">H", 2 + len(block)) + block if exif else b"") + data[2:]
+    return (
+        data[:2]
+        + (b"\xff\xe1" + struct.pack(">H", 2 + len(block)) + block if exif else b"")
+        + data[2:]
+    )
 
 
 def exif(orientation, order="<"):
@@ -48,7 +60,9 @@ def webp(image, exif=b"", lossless=True, animated=False):
     codec.width, codec.height, codec.time_base = image.shape[1], image.shape[0], 1
     codec.pix_fmt = "bgra" if lossless else "yuv420p"
     codec.options = {"lossless": str(int(lossless)), "quality": "95"}
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgba" if transparent else "rgb24")
+    frame = av.VideoFrame.from_ndarray(
+        np.ascontiguousarray(image), format="rgba" if transparent else "rgb24"
+    )
     frame = frame.reformat(format=codec.pix_fmt)
     data = b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
     if not exif and not animated:
@@ -57,7 +71,12 @@ def webp(image, exif=b"", lossless=True, animated=False):
     flags = 0x08 * bool(exif) | 0x10 * transparent | 0x02 * animated
     canvas = b"".join((side - 1).to_bytes(3, "little") for side in (image.shape[1], image.shape[0]))
     start = 30 if data[12:16] == b"VP8X" else 12
-    body = b"WEBP" + riff(b"VP8X", bytes([flags, 0, 0, 0]) + canvas) + data[start:] + riff(b"EXIF", exif)
+    body = (
+        b"WEBP"
+        + riff(b"VP8X", bytes([flags, 0, 0, 0]) + canvas)
+        + data[start:]
+        + riff(b"EXIF", exif)
+    )
     return b"RIFF" + len(body).to_bytes(4, "little") + body
 
 

@@ -5,13 +5,17 @@ import pathlib
 import jax
 import numpy as np
 
-from xgen_jax.training.checkpoint import Checkpoints
+from xgen_jax.runs.checkpoint import Checkpoints
 
 
 def state_of(workdir, step=None):
-    """All arrays of a run's newest checkpoint, without a model: the sub-trees as they are on disk."""
+    """All arrays of a run's newest checkpoint, without a model: the sub-trees as they are on
+    disk."""
     checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints")
-    return {name: checkpoints.restore_part((name,), step) for name in ("step", "params", "ema", "opt_state")}
+    return {
+        name: checkpoints.restore_part((name,), step)
+        for name in ("step", "params", "ema", "opt_state")
+    }
 
 
 def assert_same(one, other):
@@ -23,4 +27,6 @@ def assert_same(one, other):
 
 def contents(folder):
     """Every file below a folder, by its path there."""
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }

@@ -1,4 +1,5 @@
-"""The three training stages: their buckets are the embedder's, and each builds, shards and takes a step when shrunk."""
+"""The three training stages: their buckets are the embedder's, and each builds, shards and takes a
+step when shrunk."""
 
 import dataclasses
 import importlib.util
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from tiny_embedder import TINY
 
+from xgen_jax.config.runs import VidVAEWeights, run_config
 from xgen_jax.data.buckets import Bucket
-from xgen_jax.data.latents import LatentWriter
-from xgen_jax.data.pipeline import DataConfig
+from xgen_jax.data.config import DataConfig
+from xgen_jax.data.latent_shards import LatentWriter
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen_config import PRESETS as REGEN_PRESETS
 from xgen_jax.models.vdit import count_parameters
@@ -20,11 +22,11 @@ from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.parallel import sharding
 from xgen_jax.parallel.mesh import make_mesh
-from xgen_jax.training.config import VidVAEWeights, run_config
-from xgen_jax.training.loop import abstract_state, check_buckets, make_vdit_objective, train
-from xgen_jax.training.run_folder import LATENT_STATISTICS, RunFolder, load_embedder
-from xgen_jax.training.start import extend_null_caption, starting_params
-from xgen_jax.training.text_encoder import make_conditioner
+from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
+from xgen_jax.runs.load import load_embedder
+from xgen_jax.runs.text_encoders import make_conditioner
+from xgen_jax.runs.warm_start import extend_null_caption, starting_params
+from xgen_jax.training.fit import abstract_state, check_buckets, make_vdit_objective, train
 
 STAGES = ("240p", "480p", "720p")
 IMAGE, VIDEO = (Bucket(frames=frames, height=24, width=16, batch_size=8) for frames in (1, 9))
@@ -49,9 +51,12 @@ def test_a_stage_is_what_the_papers_embedder_takes(name):
     assert config.data.fit
     assert config.optimizer.learning_rate == 2e-5
     assert all(
-        b.batch_size == 16 * c.batch_size for b, c in zip(stage(name, "64").data.buckets, stage(name, "4").data.buckets)
+        b.batch_size == 16 * c.batch_size
+        for b, c in zip(stage(name, "64").data.buckets, stage(name, "4").data.buckets)
     )
-    assert config.init_from == {"240p": None, "480p": "runs/vdit/240p", "720p": "runs/vdit/480p"}[name]
+    assert (
+        config.init_from == {"240p": None, "480p": "runs/vdit/240p", "720p": "runs/vdit/480p"}[name]
+    )
 
 
 def test_the_transformer_on_regens_latents_has_two_frames_for_33():
@@ -62,7 +67,8 @@ def test_the_transformer_on_regens_latents_has_two_frames_for_33():
     shapes = [regen.latent_shape(b.shape) for b in config.data.buckets]
     assert shapes == [(2, 24, 40), (4, 24, 40), (8, 24, 40)]  # the paper's are of four and of eight
     assert all(
-        64 * c.batch_size == b.batch_size for b, c in zip(config.data.buckets, stage("regen_5b", "1").data.buckets)
+        64 * c.batch_size == b.batch_size
+        for b, c in zip(config.data.buckets, stage("regen_5b", "1").data.buckets)
     )
 
 
@@ -70,13 +76,19 @@ def test_a_length_that_the_embedder_cannot_take_is_caught_by_the_buckets_name():
     config = stage("480p")
     bucket = Bucket(frames=16, height=240, width=424, batch_size=64)
     wrong = dataclasses.replace(config, data=dataclasses.replace(config.data, buckets=(bucket,)))
-    with pytest.raises(UserError, match=r"bucket 16x240x424 of runs/vidvae: 16 frames .* the nearest are 13, 17"):
+    with pytest.raises(
+        UserError, match=r"bucket 16x240x424 of runs/vidvae: 16 frames .* the nearest are 13, 17"
+    ):
         check_buckets(wrong, PRESETS["paper"].latent_shape)
     wide = dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, buckets=(Bucket(frames=17, height=240, width=426, batch_size=64),)),
+        data=dataclasses.replace(
+            config.data, buckets=(Bucket(frames=17, height=240, width=426, batch_size=64),)
+        ),
     )
-    with pytest.raises(UserError, match=r"bucket 17x240x426 .*width 426 is not a multiple of 8; .* 424 and 432"):
+    with pytest.raises(
+        UserError, match=r"bucket 17x240x426 .*width 426 is not a multiple of 8; .* 424 and 432"
+    ):
         check_buckets(wide, PRESETS["paper"].latent_shape)
 
 
@@ -94,11 +106,18 @@ def embedder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def latents(embedder):
-    """Random latents and text embeddings as `launch/encode.py` stores them; images and videos are different clips."""
+    """Random latents and text embeddings as `launch/encode.py` stores them; images and videos are
+    different clips."""
     network, params = load_embedder(embedder)
-    settings = {"embedder": network.fingerprint(params), "text_encoder": "t5-of-the-test", "clips": CLIPS}
+    settings = {
+        "embedder": network.fingerprint(params),
+        "text_encoder": "t5-of-the-test",
+        "clips": CLIPS,
+    }
     settings |= {"text_length": TOKENS, "text_width": TEXT_WIDTH, "shard_size": CLIPS, "fps": 8.0}
-    writer = LatentWriter(embedder.parent / "latents", {**settings, "buckets": [IMAGE.name, VIDEO.name]})
+    writer = LatentWriter(
+        embedder.parent / "latents", {**settings, "buckets": [IMAGE.name, VIDEO.name]}
+    )
     rng = np.random.default_rng(0)
     for number, bucket in enumerate((IMAGE, VIDEO)):
 
@@ -117,7 +136,13 @@ def latents(embedder):
 def shrunk(name, embedder, latents, init_from):
     config = stage(name)
     model = dataclasses.replace(
-        config.model, width=32, depth=1, heads=2, remat="none", text_width=TEXT_WIDTH, null_caption_tokens=TOKENS
+        config.model,
+        width=32,
+        depth=1,
+        heads=2,
+        remat="none",
+        text_width=TEXT_WIDTH,
+        null_caption_tokens=TOKENS,
     )
     buckets = (IMAGE, VIDEO) if name == "240p" else (VIDEO,)
     return dataclasses.replace(
@@ -126,7 +151,9 @@ def shrunk(name, embedder, latents, init_from):
         init_from=init_from,
         model=model,
         text=dataclasses.replace(config.text, length=TOKENS),
-        data=dataclasses.replace(config.data, path=str(latents), buckets=buckets, num_threads=1, prefetch=1),
+        data=dataclasses.replace(
+            config.data, path=str(latents), buckets=buckets, num_threads=1, prefetch=1
+        ),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-3),
         loop=dataclasses.replace(config.loop, steps=2, compute_dtype="float32", log_every=1),
     )
@@ -138,11 +165,16 @@ def ema(workdir):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_is_shared_by_eight_devices(name, embedder):
-    """At full size, by shapes alone: parameters, average and both moments, a device has an eighth of nearly all."""
+    """At full size, by shapes alone: parameters, average and both moments, a device has an eighth
+    of nearly all."""
     config = stage(name, "8")
     text = make_conditioner(config)
     objective = make_vdit_objective(config, PRESETS["paper"].latent_shape, text)
-    row = {"latents": np.zeros((1, 1, 2, 2, 4), np.float32), "clip": np.ones((1, 5), np.float32), "caption": [""]}
+    row = {
+        "latents": np.zeros((1, 1, 2, 2, 4), np.float32),
+        "clip": np.ones((1, 5), np.float32),
+        "caption": [""],
+    }
     row |= {"text": np.zeros((1, 250, 4096), np.float32), "text_mask": np.ones((1, 250), bool)}
     mesh = make_mesh(config.mesh)
     optimizer = objective.optimizer(config.optimizer, config.loop.steps)
@@ -151,7 +183,10 @@ def test_a_stage_is_shared_by_eight_devices(name, embedder):
     def count(shape_of):
         return sum(int(np.prod(shape_of(leaf))) for leaf in jax.tree.leaves(state))
 
-    whole, one = count(lambda leaf: leaf.shape), count(lambda leaf: leaf.sharding.shard_shape(leaf.shape))
+    whole, one = (
+        count(lambda leaf: leaf.shape),
+        count(lambda leaf: leaf.sharding.shard_shape(leaf.shape)),
+    )
     assert whole > 4 * 767_452_064
     assert one < 1.01 * whole / 8
 
@@ -164,7 +199,9 @@ def steps_of(name, embedder, latents, init_from, monkeypatch, capsys):
     assert config.mesh.fsdp == -1
     summary = train(config, workdir)
     assert summary["step"] == 2
-    assert all(np.isfinite(summary[key]) and summary[key] > 0 for key in ("loss", "mse", "vb", "grad_norm"))
+    assert all(
+        np.isfinite(summary[key]) and summary[key] > 0 for key in ("loss", "mse", "vb", "grad_norm")
+    )
     said = capsys.readouterr().err
     for bucket in config.data.buckets:
         assert f"compiled {bucket.name}, batch 8: " in said
@@ -175,25 +212,36 @@ def steps_of(name, embedder, latents, init_from, monkeypatch, capsys):
 def test_a_shrunk_stage_takes_steps_on_eight_devices(embedder, latents, monkeypatch, capsys):
     workdir = steps_of("480p", embedder, latents, None, monkeypatch, capsys)
     start = starting_params(shrunk("720p", embedder, latents, str(workdir)))
-    jax.tree.map(np.testing.assert_array_equal, start["vdit"], jax.tree.map(np.asarray, ema(workdir)))
+    jax.tree.map(
+        np.testing.assert_array_equal, start["vdit"], jax.tree.map(np.asarray, ema(workdir))
+    )
 
 
 @pytest.mark.slow
-def test_the_stages_train_one_after_another_on_eight_devices(embedder, latents, tmp_path, monkeypatch, capsys):
+def test_the_stages_train_one_after_another_on_eight_devices(
+    embedder, latents, tmp_path, monkeypatch, capsys
+):
     before = None
     for name in STAGES:
         home = tmp_path / name / "embedder"
         shutil.copytree(embedder, home)
-        workdir = steps_of(name, home, latents, None if before is None else str(before), monkeypatch, capsys)
+        workdir = steps_of(
+            name, home, latents, None if before is None else str(before), monkeypatch, capsys
+        )
         if before is not None:
-            # Two steps of Adam at 1e-3 move no parameter by more than 4e-3 or so: it did start from the stage before.
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3), ema(workdir), ema(before))
+            # Two steps of Adam at 1e-3 move no parameter by more than 4e-3 or so: it did start from
+            # the stage before.
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3), ema(workdir), ema(before)
+            )
         before = workdir
 
 
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_made(embedder, latents, tmp_path):
     config = shrunk("480p", embedder, latents, str(embedder))
-    with pytest.raises(UserError, match="holds a vidvae_weights run; give a vdit run to start from"):
+    with pytest.raises(
+        UserError, match="holds a vidvae_weights run; give a vdit run to start from"
+    ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -202,7 +250,9 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(embedder, latents, tmp
     config = shrunk("480p", embedder, latents, None)
     odd = dataclasses.replace(VIDEO, batch_size=4)
     data: DataConfig = dataclasses.replace(config.data, buckets=(odd,))
-    with pytest.raises(UserError, match="bucket 9x24x16: a batch of 4 cannot be shared equally by 8 devices"):
+    with pytest.raises(
+        UserError, match="bucket 9x24x16: a batch of 4 cannot be shared equally by 8 devices"
+    ):
         train(dataclasses.replace(config, data=data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -6,13 +6,13 @@ import pathlib
 import jax
 import numpy as np
 
+from xgen_jax.config.runs import run_config
 from xgen_jax.diffusion.flow import RectifiedFlow
 from xgen_jax.models.embedder import REGENEmbedder
 from xgen_jax.models.regen import REGEN, abstract_variables
 from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.vidvae_config import VidVAEConfig
-from xgen_jax.training.config import run_config
-from xgen_jax.training.run_folder import LATENT_STATISTICS, RunFolder
+from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 
 # Chunks of five frames, 4x4 pixels a cell.
 TINY = REGENConfig(
@@ -42,14 +42,17 @@ def random_params(config=TINY, seed=0):
     """Every parameter at random: those of a network that was not trained start at zero in part."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: 0.3 * rng.standard_normal(leaf.shape).astype(leaf.dtype), abstract_variables(config)
+        lambda leaf: 0.3 * rng.standard_normal(leaf.shape).astype(leaf.dtype),
+        abstract_variables(config),
     )
 
 
 def tiny_embedder(config=TINY, **changes):
     """(embedder, parameters with statistics that are not trivial)."""
     settings = {"windows": "moved"} | changes
-    embedder = REGENEmbedder(model=REGEN(config), process=RectifiedFlow(prediction="x0"), **settings)
+    embedder = REGENEmbedder(
+        model=REGEN(config), process=RectifiedFlow(prediction="x0"), **settings
+    )
     return embedder, embedder.bundle(random_params(config), *map(np.array, STATISTICS.values()))
 
 

@@ -1,4 +1,5 @@
-"""A random T5 of a few kilobytes in Hugging Face's layout, with a tokenizer trained on a handful of sentences."""
+"""A random T5 of a few kilobytes in Hugging Face's layout, with a tokenizer trained on a handful of
+sentences."""
 
 import io
 import json
@@ -22,14 +23,27 @@ CONFIG = {
     "layer_norm_epsilon": 1e-06,
     "feed_forward_proj": "gated-gelu",
 }
-COLORS, SHAPES, WAYS = ("red", "green", "blue", "yellow"), ("circle", "square", "triangle"), ("left", "right", "up")
-SENTENCES = [f"a {color} {shape} moving {way}" for color in COLORS for shape in SHAPES for way in WAYS]
+COLORS, SHAPES, WAYS = (
+    ("red", "green", "blue", "yellow"),
+    ("circle", "square", "triangle"),
+    ("left", "right", "up"),
+)
+SENTENCES = [
+    f"a {color} {shape} moving {way}" for color in COLORS for shape in SHAPES for way in WAYS
+]
 
 
 def spiece(size: int = 30, **changes) -> bytes:
     """A sentencepiece model with T5's ids; the same bytes each time."""
     out = io.BytesIO()
-    options = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "num_threads": 1, "minloglevel": 2}
+    options = {
+        "pad_id": 0,
+        "eos_id": 1,
+        "unk_id": 2,
+        "bos_id": -1,
+        "num_threads": 1,
+        "minloglevel": 2,
+    }
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES),
         model_writer=out,
@@ -72,5 +86,7 @@ def write(folder: pathlib.Path, seed: int = 0, config=CONFIG, **changes) -> path
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "spiece.model").write_bytes(spiece())
     held = {**tensors(seed, config), **changes}
-    write_safetensors(folder / "model.safetensors", {n: x for n, x in held.items() if x is not None})
+    write_safetensors(
+        folder / "model.safetensors", {n: x for n, x in held.items() if x is not None}
+    )
     return folder

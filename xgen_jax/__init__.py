@@ -15,8 +15,8 @@ def load(path):
     """Loads a run folder as a callable.
 
     Args:
-      path: the folder of a VDiT run (gives a `TextToVideo`: prompt -> video) or of a VidVAE or REGEN run
-        (gives a `Reconstructor`: video -> video).
+      path: the folder of a VDiT run (gives a `TextToVideo`: prompt -> video) or of a VidVAE or
+        REGEN run (gives a `Reconstructor`: video -> video).
 
     Raises:
       UserError: no such folder, or no finished run in it.
@@ -24,7 +24,7 @@ def load(path):
     # Imported late, so that `import xgen_jax` costs nothing and commands can set jax up first.
     from xgen_jax.inference.reconstruct import load_reconstructor
     from xgen_jax.inference.text_to_video import load_text_to_video
-    from xgen_jax.training.run_folder import RunFolder
+    from xgen_jax.runs.folder import RunFolder
 
     transformer = RunFolder(path).config().objective.startswith("vdit")
     return (load_text_to_video if transformer else load_reconstructor)(path)

@@ -1,7 +1,7 @@
 """The one exception that means "the user can mend this".
 
-Commands print its message without a traceback; every other exception is a defect of the library and keeps its
-traceback. A message says what was wrong, which value, and what would be right.
+Commands print its message without a traceback; every other exception is a defect of the library and
+keeps its traceback. A message says what was wrong, which value, and what would be right.
 """
 
 

@@ -3,8 +3,8 @@
     B batch   T frames (video) or latent frames   H, W height, width (pixels or latent cells)   C channels
     L text tokens   N tokens of any sequence   D model width   K heads
 
-A name such as `x_BTHWC` carries its shape. Video outside the models is uint8 (T, H, W, 3), inside it is
-float in [-1, 1].
+A name such as `x_BTHWC` carries its shape. Video outside the models is uint8 (T, H, W, 3), inside
+it is float in [-1, 1].
 """
 
 from typing import Any

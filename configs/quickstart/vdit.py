@@ -5,20 +5,22 @@ hardware  2 CPU cores, under 2 GB
 time      507 s
 expect    97% (62 of 64) of held-out prompts with all five attributes right; 93% of 512 with seeds that chose no setting
 
-Your own videos: add --config.data.source=video_folder --config.data.path=FOLDER, with captions.jsonl in the folder.
+Your own videos: add --config.data.source=video_folder --config.data.path=FOLDER, with
+captions.jsonl in the folder.
 """
 
 import dataclasses
 
 from ml_collections import config_dict
 
-from xgen_jax.data.pipeline import Bucket, DataConfig
+from xgen_jax.config.losses import VDiTLossConfig
+from xgen_jax.config.optimizer import OptimizerConfig
+from xgen_jax.config.runs import LoopConfig, VDiTRun
+from xgen_jax.data.config import DataConfig
+from xgen_jax.data.pipeline import Bucket
 from xgen_jax.models.text import ByteTextConfig
 from xgen_jax.models.vdit_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
-from xgen_jax.training.config import LoopConfig, VDiTRun
-from xgen_jax.training.objectives.vdit import VDiTLossConfig
-from xgen_jax.training.optimizer import OptimizerConfig
 
 
 def get_config():
@@ -27,14 +29,25 @@ def get_config():
         embedder="runs/quickstart/vidvae",
         model=PRESETS["tiny"],
         text=ByteTextConfig(width=96, depth=1, heads=4, max_bytes=64),
-        # What a plain background is must be settled while all else is still noise, at times that are hardly trained on
-        # without the shift: after 1,200 steps 83% of the backgrounds were right without it, 100% with it.
+        # What a plain background is must be settled while all else is still noise, at times that
+        # are hardly trained on without the shift: after 1,200 steps 83% of the backgrounds were
+        # right without it, 100% with it.
         loss=VDiTLossConfig(caption_drop=0.1, time_distribution="logit_normal", time_shift=4.0),
-        data=DataConfig(source="synthetic", seed=1, buckets=(Bucket(frames=9, height=32, width=32, batch_size=16),)),
-        optimizer=OptimizerConfig(
-            name="muon", learning_rate=0.02, adam_learning_rate=3e-3, schedule="linear", warmup_steps=100
+        data=DataConfig(
+            source="synthetic",
+            seed=1,
+            buckets=(Bucket(frames=9, height=32, width=32, batch_size=16),),
         ),
-        loop=LoopConfig(steps=4800, ema_decay=0.999, compute_dtype="float32", checkpoint_every=1000),
+        optimizer=OptimizerConfig(
+            name="muon",
+            learning_rate=0.02,
+            adam_learning_rate=3e-3,
+            schedule="linear",
+            warmup_steps=100,
+        ),
+        loop=LoopConfig(
+            steps=4800, ema_decay=0.999, compute_dtype="float32", checkpoint_every=1000
+        ),
         mesh=MeshConfig(fsdp=1),
         sample_steps=12,
         guidance_scale=4.0,  # of 3, 4 and 5 the best on 512 prompts that the scores above are not of

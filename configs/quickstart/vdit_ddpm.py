@@ -1,4 +1,5 @@
-"""The quickstart's transformer trained as the paper's was: DDPM with learned variance, in place of rectified flow.
+"""The quickstart's transformer trained as the paper's was: DDPM with learned variance, in place of
+rectified flow.
 
 command   python launch/train.py --config=configs/quickstart/vdit_ddpm.py --workdir=runs/quickstart/vdit_ddpm
 hardware  2 CPU cores, under 2 GB

@@ -1,4 +1,5 @@
-"""Tiny VDiT on the world of moving shapes, on the latents of configs/quickstart/regen.py: two frames for nine.
+"""Tiny VDiT on the world of moving shapes, on the latents of configs/quickstart/regen.py: two
+frames for nine.
 
 command   python launch/train.py --config=configs/quickstart/vdit_regen.py --workdir=runs/quickstart/vdit_regen
 hardware  2 CPU cores, under 2 GB
@@ -6,8 +7,8 @@ time      8 min 34 s, on one core
 expect    67% (43 of 64) of held-out prompts with all attributes right: color 98%, direction 100%, size 95%,
           background 100%, shape 69%; 53% after 2,400 steps
 
---config=configs/quickstart/vdit_regen.py:16 is of clips of 17 frames, on the latents of runs/quickstart/regen16, which
-configs/quickstart/regen.py:16 trains.
+--config=configs/quickstart/vdit_regen.py:16 is of clips of 17 frames, on the latents of
+runs/quickstart/regen16, which configs/quickstart/regen.py:16 trains.
 """
 
 import pathlib

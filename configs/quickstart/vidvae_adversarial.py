@@ -14,26 +14,28 @@ expect    edges a little sharper, all else a little worse, against as many more 
             SSIM                                  0.895    0.909
             LPIPS, VGG of random weights          0.073    0.070
 
-So it does not beat the plain one: both ripple around edges, and a discriminator of this size trades some blur for more
-ripple. Its own loss stays between 1.7 and 2.2, mostly near 2: the generator keeps it guessing.
+So it does not beat the plain one: both ripple around edges, and a discriminator of this size trades
+some blur for more ripple. Its own loss stays between 1.7 and 2.2, mostly near 2: the generator
+keeps it guessing.
 
-The weight is fixed, as the adaptive one follows the gradient of the reconstruction, which near the optimum is all but
-gone. At 0.5 from step 1,200 of 2,400 on it fell to 2e-5 (median) and changed nothing (30.49 dB with and without); at 5,
-as here, the run swung (30.15 dB, edges 0.834). R1 at 0.3 lies between the two columns.
+The weight is fixed, as the adaptive one follows the gradient of the reconstruction, which near the
+optimum is all but gone. At 0.5 from step 1,200 of 2,400 on it fell to 2e-5 (median) and changed
+nothing (30.49 dB with and without); at 5, as here, the run swung (30.15 dB, edges 0.834). R1 at 0.3
+lies between the two columns.
 """
 
 import dataclasses
 
 from ml_collections import config_dict
 
-from xgen_jax.data.pipeline import Bucket, DataConfig
+from xgen_jax.config.losses import AdversarialConfig, VidVAELossConfig
+from xgen_jax.config.optimizer import OptimizerConfig
+from xgen_jax.config.runs import LoopConfig, VidVAERun
+from xgen_jax.data.config import DataConfig
+from xgen_jax.data.pipeline import Bucket
 from xgen_jax.models.discriminator import DiscriminatorConfig
 from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
-from xgen_jax.training.config import LoopConfig, VidVAERun
-from xgen_jax.training.objectives.adversarial import AdversarialConfig
-from xgen_jax.training.objectives.vidvae import VidVAELossConfig
-from xgen_jax.training.optimizer import OptimizerConfig
 
 
 def get_config():
@@ -51,12 +53,22 @@ def get_config():
                 start_step=1,
                 adaptive=False,
                 discriminator=DiscriminatorConfig(width=16, layers=2),
-                optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0, b1=0.5, b2=0.9, schedule="linear"),
+                optimizer=OptimizerConfig(
+                    learning_rate=1e-3, warmup_steps=0, b1=0.5, b2=0.9, schedule="linear"
+                ),
             ),
         ),
-        data=DataConfig(source="synthetic", seed=0, buckets=(Bucket(frames=9, height=32, width=32, batch_size=4),)),
+        data=DataConfig(
+            source="synthetic",
+            seed=0,
+            buckets=(Bucket(frames=9, height=32, width=32, batch_size=4),),
+        ),
         optimizer=OptimizerConfig(
-            name="muon", learning_rate=0.01, adam_learning_rate=3e-3, schedule="linear", warmup_steps=50
+            name="muon",
+            learning_rate=0.01,
+            adam_learning_rate=3e-3,
+            schedule="linear",
+            warmup_steps=50,
         ),
         loop=LoopConfig(steps=800, ema_decay=0.995, compute_dtype="float32", checkpoint_every=1000),
         mesh=MeshConfig(fsdp=1),

@@ -1,39 +1,43 @@
-"""VDiT-5B on REGEN's latents at 32x: 192x320, two latent frames for 33 frames (arXiv 2503.08665, section 4).
+"""VDiT-5B on REGEN's latents at 32x: 192x320, two latent frames for 33 frames (arXiv 2503.08665,
+section 4).
 
 command   python launch/train.py --config=configs/vdit/regen_5b.py --workdir=runs/vdit/regen --config.data.path=LATENTS
-hardware  a pod; the paper names none. Compiled ahead of time for v5p:4x4x4 (64 chips; 553 s on a busy CPU core): the
-          bucket of 132 frames, two clips a device, peaks at 3.43 of 95.7 GiB on each; larger batches can be tried. No
-          other bucket or slice was compiled
+hardware  a pod; the paper names none. Compiled ahead of time for v5p:4x4x4 (64 chips; 553 s on a
+busy CPU core): the
+          bucket of 132 frames, two clips a device, peaks at 3.43 of 95.7 GiB on each; larger
+          batches can be tried. No other bucket or slice was compiled
 time for v5p:4x4x4 (64 chips; 553 s on a busy CPU core): the bucket
-          of 132 frames, two clips a device, peaks at 3.43 of 95.7 GiB on each: larger batches can be tried. No other
-          bucket or slice was compiled
-time (training.ahead takes this configuration as others)
+          of 132 frames, two clips a device, peaks at 3.43 of 95.7 GiB on each: larger batches can
+          be tried. No other bucket or slice was compiled
+time (commands.plan takes this configuration as others)
 time      not measured here
 expect    not reproduced here; the paper shows early results, without a figure
 
-LATENTS is what launch/encode.py made of captioned videos of 132 frames or more, in every bucket each, with the embedder
-of configs/regen/paper.py and the embeddings of T5 v1.1 XXL:
+LATENTS is what launch/encode.py made of captioned videos of 132 frames or more, in every bucket
+each, with the embedder of configs/regen/paper.py and the embeddings of T5 v1.1 XXL:
 
           python launch/encode.py --embedder=runs/regen32 --data=VIDEOS --out=LATENTS
-            --buckets=33x192x320,66x192x320,132x192x320 --text_encoder=weights/t5-v1_1-xxl --fps=24 --dtype=bfloat16
+            --buckets=33x192x320,66x192x320,132x192x320 --text_encoder=weights/t5-v1_1-xxl --fps=24
+            --dtype=bfloat16
 
-From the paper: a latent transformer of 5B parameters, 192x320, two latent frames a chunk of 33, clips of two chunks (66
-frames at 12 a second) and four (132 at 24). It prints nothing else of it: the network is VDiT-5B/2, T5 and rectified
-flow are as in our other runs, batches, rate and steps are our own; batches are for 64 devices, and
---config=configs/vdit/regen_5b.py:16 makes them for 16.
+From the paper: a latent transformer of 5B parameters, 192x320, two latent frames a chunk of 33,
+clips of two chunks (66 frames at 12 a second) and four (132 at 24). It prints nothing else of it:
+the network is VDiT-5B/2, T5 and rectified flow are as in our other runs, batches, rate and steps
+are our own; batches are for 64 devices, and --config=configs/vdit/regen_5b.py:16 makes them for 16.
 """
 
 import dataclasses
 
 from ml_collections import config_dict
 
-from xgen_jax.data.pipeline import Bucket, DataConfig
+from xgen_jax.config.losses import VDiTLossConfig
+from xgen_jax.config.optimizer import OptimizerConfig
+from xgen_jax.config.runs import LoopConfig, VDiTRun
+from xgen_jax.data.config import DataConfig
+from xgen_jax.data.pipeline import Bucket
 from xgen_jax.models.text import T5TextConfig
 from xgen_jax.models.vdit_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
-from xgen_jax.training.config import LoopConfig, VDiTRun
-from xgen_jax.training.objectives.vdit import VDiTLossConfig
-from xgen_jax.training.optimizer import OptimizerConfig
 
 # Clips of one, two and four chunks: (frames, clips a device).
 LEVELS = ((33, 8), (66, 4), (132, 2))
@@ -42,7 +46,8 @@ LEVELS = ((33, 8), (66, 4), (132, 2))
 def get_config(devices: str = "64"):
     """Every key of `VDiTRun`, locked."""
     buckets = tuple(
-        Bucket(frames=frames, height=192, width=320, batch_size=clips * int(devices)) for frames, clips in LEVELS
+        Bucket(frames=frames, height=192, width=320, batch_size=clips * int(devices))
+        for frames, clips in LEVELS
     )
     run = VDiTRun(
         embedder="runs/regen32",
@@ -50,7 +55,9 @@ def get_config(devices: str = "64"):
         text=T5TextConfig(path="weights/t5-v1_1-xxl", length=250),
         loss=VDiTLossConfig(caption_drop=0.1, time_distribution="logit_normal", shift_by_size=True),
         data=DataConfig(source="latents", buckets=buckets, num_threads=16, prefetch=16),
-        optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant", warmup_steps=1000, clip_norm=1.0),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-4, schedule="constant", warmup_steps=1000, clip_norm=1.0
+        ),
         loop=LoopConfig(steps=100_000, ema_decay=0.9999, compute_dtype="bfloat16"),
         mesh=MeshConfig(fsdp=-1),
         sampler="euler",

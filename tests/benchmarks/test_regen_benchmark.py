@@ -1,4 +1,5 @@
-"""REGEN's benchmark: what it compares is alike where it says so, its rows are kept, and its footage is never shared."""
+"""REGEN's benchmark: what it compares is alike where it says so, its rows are kept, and its footage
+is never shared."""
 
 import argparse
 import importlib.util
@@ -36,7 +37,9 @@ def test_the_plain_decoder_has_the_same_encoder_and_as_many_parameters(benchmark
     wanted, got = benchmark.decoder_parameters(regen), benchmark.decoder_parameters(plain)
     assert abs(got - wanted) < 0.03 * wanted
     chunk = jnp.zeros((1, config.chunk_frames, 16, 16, 3))
-    of_regen = jax.eval_shape(regen.init, jax.random.key(0), chunk, jnp.zeros(1))["params"]["encoder"]
+    of_regen = jax.eval_shape(regen.init, jax.random.key(0), chunk, jnp.zeros(1))["params"][
+        "encoder"
+    ]
     of_plain = jax.eval_shape(plain.init, jax.random.key(0), chunk)["params"]["encoder"]
     assert jax.tree.map(jnp.shape, of_regen) == jax.tree.map(jnp.shape, of_plain)
 
@@ -60,7 +63,10 @@ def videos(tmp_path):
     folder.mkdir()
     for name, frames in (("a", 30), ("b", 45), ("short", 6)):
         levels = 5 * np.arange(frames, dtype=np.uint8)
-        write_video(folder / f"{name}.mp4", np.broadcast_to(levels[:, None, None, None], (frames, 32, 48, 3)).copy())
+        write_video(
+            folder / f"{name}.mp4",
+            np.broadcast_to(levels[:, None, None, None], (frames, 32, 48, 3)).copy(),
+        )
     (folder / "notes.mp4").write_text("no video")
     return folder
 
@@ -77,7 +83,9 @@ def test_no_frame_of_footage_is_trained_on_and_tested_on(benchmark, videos):
     assert parts["train"].fingerprint() != parts["test"].fingerprint()
     clip = parts["test"].read(0, np.random.default_rng(1), 5, 8, 8)["video"]
     assert clip.shape == (5, 8, 8, 3)
-    np.testing.assert_array_equal(clip, parts["test"].read(2, np.random.default_rng(1), 5, 8, 8)["video"])
+    np.testing.assert_array_equal(
+        clip, parts["test"].read(2, np.random.default_rng(1), 5, 8, 8)["video"]
+    )
     with pytest.raises(UserError, match="no video in .* has 300 frames"):
         training.Footage(str(videos), "test", 100, 8)
     with pytest.raises(UserError, match="--videos=FOLDER"):
@@ -85,7 +93,15 @@ def test_no_frame_of_footage_is_trained_on_and_tested_on(benchmark, videos):
 
 
 def options(tmp_path, **changes):
-    values = {"root": str(tmp_path), "steps": 2, "batch": 2, "side": 16, "clips": 3, "seed": 0, "videos": None}
+    values = {
+        "root": str(tmp_path),
+        "steps": 2,
+        "batch": 2,
+        "side": 16,
+        "clips": 3,
+        "seed": 0,
+        "videos": None,
+    }
     return argparse.Namespace(**values | changes)
 
 
@@ -106,14 +122,29 @@ def test_a_row_is_made_once(benchmark, tmp_path):
 
 @pytest.mark.slow
 def test_rows_of_both_decoders(benchmark, tmp_path, monkeypatch, capsys):
-    flags = ["--ratios=4", "--steps=2", "--batch=2", "--side=16", "--clips=3", "--repeats=1", f"--root={tmp_path}"]
+    flags = [
+        "--ratios=4",
+        "--steps=2",
+        "--batch=2",
+        "--side=16",
+        "--clips=3",
+        "--repeats=1",
+        f"--root={tmp_path}",
+    ]
     monkeypatch.setattr(sys, "argv", ["regen.py", "--rows=decoder,size", *flags])
     benchmark.main()
     captured = capsys.readouterr()
     rows = [json.loads(line) for line in captured.out.splitlines()]
     assert [row["what"] for row in rows] == [
-        *(f"decoder, shapes, 4x, {what}" for what in ("plain", "REGEN, 1 step", "REGEN, 4 steps", "REGEN, 16 steps")),
-        *(f"size, shapes, 4x, {what}, {s}x{s}" for what in ("content_aware", "in_context") for s in (16, 32)),
+        *(
+            f"decoder, shapes, 4x, {what}"
+            for what in ("plain", "REGEN, 1 step", "REGEN, 4 steps", "REGEN, 16 steps")
+        ),
+        *(
+            f"size, shapes, 4x, {what}, {s}x{s}"
+            for what in ("content_aware", "in_context")
+            for s in (16, 32)
+        ),
     ]
     assert all(0 < row["psnr_db"] < 60 and row["frechet_random_features"] > 0 for row in rows)
     assert [row["shape"] for row in rows[4:]] == 2 * [[5, 16, 16, 3], [5, 32, 32, 3]]

@@ -8,7 +8,17 @@ import sys
 import pytest
 
 PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "vidvae.py"
-FIELDS = {"what", "shape", "dtype", "device", "threads", "time_s", "median_s", "compile_s", "peak_bytes"}
+FIELDS = {
+    "what",
+    "shape",
+    "dtype",
+    "device",
+    "threads",
+    "time_s",
+    "median_s",
+    "compile_s",
+    "peak_bytes",
+}
 FIELDS |= {"frames_per_s", "peer", "peer_time_s", "ratio"}
 
 
@@ -28,11 +38,16 @@ def test_one_json_line_a_row(benchmark, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["vidvae.py", "--rows=conv", "--repeats=2"])
     benchmark.main()
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["what"] for row in rows] == ["causal conv tiny, forward", "causal conv tiny, forward+backward"]
+    assert [row["what"] for row in rows] == [
+        "causal conv tiny, forward",
+        "causal conv tiny, forward+backward",
+    ]
     for row in rows:
         assert row.keys() >= FIELDS
         assert 0 < row["time_s"] <= row["median_s"] and row["frames_per_s"] == 2 / row["time_s"]
-        assert row["peer"] is None and row["ratio"] is None  # without torch there is nothing to compare with
+        assert (
+            row["peer"] is None and row["ratio"] is None
+        )  # without torch there is nothing to compare with
     forward, backward = (row["peak_bytes"] for row in rows)
     assert 4 * (2 * 2 * 16 * 2 + 27 * 4) <= forward < backward  # input, output and kernel at least
 
@@ -56,7 +71,9 @@ def test_the_quickest_peer_is_the_one_compared_with(benchmark, monkeypatch):
     assert rows.fastest([]) is None
 
 
-@pytest.mark.parametrize("flag,said", [("--rows=conv,speed", "'speed' is none of"), ("--repeats=0", "at least 1")])
+@pytest.mark.parametrize(
+    "flag,said", [("--rows=conv,speed", "'speed' is none of"), ("--repeats=0", "at least 1")]
+)
 def test_a_wrong_flag_is_refused(benchmark, monkeypatch, capsys, flag, said):
     monkeypatch.setattr(sys, "argv", ["vidvae.py", flag])
     with pytest.raises(SystemExit):

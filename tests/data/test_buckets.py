@@ -3,14 +3,43 @@
 import numpy as np
 import pytest
 
-from xgen_jax.data.buckets import ASPECTS, LENGTHS, SIDES, STAGES, Bucket, fit, frame_size, make_buckets
-from xgen_jax.data.pipeline import DataConfig, Pipeline, clip_conditions
+from xgen_jax.data.buckets import (
+    ASPECTS,
+    LENGTHS,
+    SIDES,
+    STAGES,
+    Bucket,
+    fit,
+    frame_size,
+    make_buckets,
+)
+from xgen_jax.data.config import DataConfig
+from xgen_jax.data.pipeline import Pipeline, clip_conditions
 from xgen_jax.errors import UserError
 from xgen_jax.models.vidvae_config import PRESETS
 
-# Open-Sora 1.1's sizes at 720p, in the order of `ASPECTS`: even numbers, where ours are multiples of 8.
-SIZES_720P = [(588, 1568), (628, 1466), (666, 1388), (678, 1356), (698, 1318), (706, 1306), (720, 1280), (758, 1212)]
-SIZES_720P += [(784, 1176), (832, 1110), (960, 960), (1108, 832), (1176, 784), (1280, 720), (1320, 698), (1358, 680)]
+# Open-Sora 1.1's sizes at 720p, in the order of `ASPECTS`: even numbers, where ours are multiples
+# of 8.
+SIZES_720P = [
+    (588, 1568),
+    (628, 1466),
+    (666, 1388),
+    (678, 1356),
+    (698, 1318),
+    (706, 1306),
+    (720, 1280),
+    (758, 1212),
+]
+SIZES_720P += [
+    (784, 1176),
+    (832, 1110),
+    (960, 960),
+    (1108, 832),
+    (1176, 784),
+    (1280, 720),
+    (1320, 698),
+    (1358, 680),
+]
 SIZES_720P += [(1386, 666)]
 
 
@@ -34,7 +63,11 @@ def test_the_papers_embedder_takes_every_bucket_of_every_stage(stage):
     assert len({bucket.shape for bucket in buckets}) == len(buckets)
     for bucket in buckets:
         frames, height, width = PRESETS["paper"].latent_shape(bucket.shape)
-        assert (frames, height * 8, width * 8) == ((bucket.frames + 3) // 4, bucket.height, bucket.width)
+        assert (frames, height * 8, width * 8) == (
+            (bucket.frames + 3) // 4,
+            bucket.height,
+            bucket.width,
+        )
         assert bucket.frames in LENGTHS.values()
         assert bucket.batch_size % 8 == 0
 
@@ -90,7 +123,9 @@ class SizedSource:
     name = "sized"
 
     def __init__(self):
-        self.extents = np.array([(5, 32, 32)] * 7 + [(5, 64, 64)] * 5 + [(1, 32, 32)] * 3 + [(2, 8, 8)])
+        self.extents = np.array(
+            [(5, 32, 32)] * 7 + [(5, 64, 64)] * 5 + [(1, 32, 32)] * 3 + [(2, 8, 8)]
+        )
 
     def __len__(self):
         return len(self.extents)
@@ -103,7 +138,11 @@ class SizedSource:
         return [np.flatnonzero(chosen == number) for number in range(len(buckets))]
 
     def read(self, index, rng, frames, height, width):
-        return {"video": np.full((frames, height, width, 3), index, np.uint8), "caption": "", "fps": 12.0}
+        return {
+            "video": np.full((frames, height, width, 3), index, np.uint8),
+            "caption": "",
+            "fps": 12.0,
+        }
 
 
 def fitted(seed=0):
@@ -114,7 +153,9 @@ def test_a_fitted_pipeline_gives_each_clip_to_its_bucket_alone():
     pipeline = Pipeline(SizedSource(), fitted())
     # Images are one short of their batch.
     assert pipeline.buckets == (BUCKETS[1], BUCKETS[3])
-    assert any("1x32x32 is left out: 3 clips for a batch of 4" in line for line in pipeline.problems)
+    assert any(
+        "1x32x32 is left out: 3 clips for a batch of 4" in line for line in pipeline.problems
+    )
     assert any(line.startswith("1 of 16 clips fit no bucket") for line in pipeline.problems)
     halves = [Pipeline(SizedSource(), fitted(), process_index=p, process_count=2) for p in range(2)]
     seen, ids = {}, []
@@ -126,7 +167,8 @@ def test_a_fitted_pipeline_gives_each_clip_to_its_bucket_alone():
         together = np.concatenate([half.batch(step)["sample_id"] for half in halves])
         np.testing.assert_array_equal(together, batch["sample_id"])
         np.testing.assert_array_equal(
-            batch["clip"], np.tile([bucket.height, bucket.width, 1.0, 5, 12], (bucket.batch_size, 1))
+            batch["clip"],
+            np.tile([bucket.height, bucket.width, 1.0, 5, 12], (bucket.batch_size, 1)),
         )
     assert set(seen[BUCKETS[1]]) == set(range(7))
     assert set(seen[BUCKETS[3]]) == set(range(7, 12))
@@ -144,7 +186,9 @@ def test_a_fitted_pipeline_knows_its_order_by_fingerprint():
 
 
 def test_conditions_of_a_clip():
-    np.testing.assert_array_equal(clip_conditions(17, 240, 424, 8.0), np.float32([240, 424, 240 / 424, 17, 8]))
+    np.testing.assert_array_equal(
+        clip_conditions(17, 240, 424, 8.0), np.float32([240, 424, 240 / 424, 17, 8])
+    )
     assert clip_conditions(1, 240, 424, 8.0)[-1] == 120
 
 

@@ -1,4 +1,5 @@
-"""Images as people see them: orientation, transparency, depth; refusals that name the file and the reason."""
+"""Images as people see them: orientation, transparency, depth; refusals that name the file and the
+reason."""
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ STORE = {
 
 def picture(height=24, width=40):
     rows, columns = np.mgrid[:height, :width]
-    return np.stack([rows * 255 // height, columns * 255 // width, (rows + columns) * 3], -1).astype(np.uint8)
+    return np.stack(
+        [rows * 255 // height, columns * 255 // width, (rows + columns) * 3], -1
+    ).astype(np.uint8)
 
 
 def read(tmp_path, data):
@@ -35,10 +38,18 @@ def test_orientation_is_applied(orientation, tmp_path):
     upright = picture()
     stored = np.ascontiguousarray(STORE[orientation](upright))
     for order in "<>":
-        np.testing.assert_array_equal(read(tmp_path, png(stored, exif(orientation, order))), upright)
-        np.testing.assert_array_equal(read(tmp_path, webp(stored, exif(orientation, order))), upright)
+        np.testing.assert_array_equal(
+            read(tmp_path, png(stored, exif(orientation, order))), upright
+        )
+        np.testing.assert_array_equal(
+            read(tmp_path, webp(stored, exif(orientation, order))), upright
+        )
         info = probe_image(tmp_path / "image")
-        assert (info.height, info.width, info.frames, info.fps) == (*upright.shape[:2], 1, IMAGE_FPS)
+        assert (info.height, info.width, info.frames, info.fps) == (
+            *upright.shape[:2],
+            1,
+            IMAGE_FPS,
+        )
     seen = read(tmp_path, jpeg(stored, exif(orientation))).astype(int)
     assert seen.shape == upright.shape
     assert np.abs(seen - upright).mean() < 1.5
@@ -52,7 +63,9 @@ def test_exif_that_makes_no_sense_says_nothing(tmp_path):
 
 def test_transparency_lies_on_white(tmp_path):
     alpha = np.broadcast_to(np.linspace(0, 255, 40).astype(np.uint8)[None], (24, 40))
-    expected = np.rint(picture() * (alpha / 255.0)[..., None] + 255 - alpha[..., None].astype(float))
+    expected = np.rint(
+        picture() * (alpha / 255.0)[..., None] + 255 - alpha[..., None].astype(float)
+    )
     drawn = read(tmp_path, png(np.dstack([picture(), alpha]))).astype(int)
     assert np.abs(drawn - expected).max() <= 1
     drawn = read(tmp_path, webp(np.dstack([picture(), alpha]))).astype(int)
@@ -70,7 +83,12 @@ def test_deep_and_grey_images(tmp_path):
     assert np.abs(read(tmp_path, png(deep)).astype(int) - picture()).max() <= 1
     grey = picture()[..., 0]
     np.testing.assert_array_equal(read(tmp_path, png(grey)), np.repeat(grey[..., None], 3, -1))
-    assert np.abs(read(tmp_path, png(grey.astype(np.uint16) * 257)).astype(int) - grey[..., None]).max() <= 1
+    assert (
+        np.abs(
+            read(tmp_path, png(grey.astype(np.uint16) * 257)).astype(int) - grey[..., None]
+        ).max()
+        <= 1
+    )
     half = np.dstack([deep, np.full(deep.shape[:2], 32768, np.uint16)])
     assert np.abs(read(tmp_path, png(half)) - (picture() / 2 + 127.5)).max() <= 1.5
 

@@ -1,4 +1,5 @@
-"""Latents on disk: written exactly once however often the work breaks off, and read only if they are what was meant."""
+"""Latents on disk: written exactly once however often the work breaks off, and read only if they
+are what was meant."""
 
 import concurrent.futures
 import json
@@ -7,25 +8,40 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from xgen_jax.data.latents import LatentSource, LatentWriter, pack, unpack, verify
-from xgen_jax.data.pipeline import Bucket, DataConfig, Pipeline
-from xgen_jax.data.sources import make_source
+from xgen_jax.data.config import DataConfig
+from xgen_jax.data.latent_shards import LatentWriter, pack, unpack, verify
+from xgen_jax.data.pipeline import Bucket, Pipeline
+from xgen_jax.data.sources.factory import make_source
+from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.errors import UserError
 
-SETTINGS = {"embedder": "e" * 16, "buckets": ["5x8x8", "1x8x8"], "clips": 11, "shard_size": 4, "dtype": "float32"}
+SETTINGS = {
+    "embedder": "e" * 16,
+    "buckets": ["5x8x8", "1x8x8"],
+    "clips": 11,
+    "shard_size": 4,
+    "dtype": "float32",
+}
 LATENTS = {"5x8x8": (2, 2, 2, 3), "1x8x8": (1, 2, 2, 3)}
 
 
 def sample(bucket, index, text=False):
     rng = np.random.default_rng((index, len(bucket), bucket.startswith("1")))
-    out = {"latents": rng.standard_normal(LATENTS[bucket], np.float32), "caption": f"clip {index} ☃"}
+    out = {
+        "latents": rng.standard_normal(LATENTS[bucket], np.float32),
+        "caption": f"clip {index} ☃",
+    }
     if text:
-        out |= {"text": rng.standard_normal((4, 6), np.float32), "text_mask": np.arange(4) < 1 + index % 4}
+        out |= {
+            "text": rng.standard_normal((4, 6), np.float32),
+            "text_mask": np.arange(4) < 1 + index % 4,
+        }
     return out
 
 
 def write(path, bad=(), break_after=None, text=False, members=None, **changes):
-    """Writes what is not there; `bad` clips cannot be read; after `break_after` clips a user stops it."""
+    """Writes what is not there; `bad` clips cannot be read; after `break_after` clips a user stops
+    it."""
     writer = LatentWriter(path, {**SETTINGS, **changes}, members)
     count = 0
 
@@ -46,7 +62,9 @@ def write(path, bad=(), break_after=None, text=False, members=None, **changes):
 
 
 def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, bool])
@@ -75,7 +93,10 @@ def test_every_clip_is_read_as_it_was_written(tmp_path):
 
 def test_text_is_stored_without_padding_and_read_with_it(tmp_path):
     writer = LatentWriter(tmp_path, {**SETTINGS, "clips": 4, "text_length": 6})
-    rows = [np.random.default_rng(n).standard_normal((n, 3)).astype(ml_dtypes.bfloat16) for n in range(4)]
+    rows = [
+        np.random.default_rng(n).standard_normal((n, 3)).astype(ml_dtypes.bfloat16)
+        for n in range(4)
+    ]
     for bucket in SETTINGS["buckets"]:
         records = ((index, sample(bucket, index) | {"text": rows[index]}) for index in range(4))
         writer.write(bucket, 0, records)
@@ -125,7 +146,9 @@ def test_a_shard_without_its_voucher_does_not_count(tmp_path):
 def test_another_encoding_in_the_folder_is_refused_and_touches_nothing(tmp_path):
     write(tmp_path / "latents")
     before = contents(tmp_path / "latents")
-    with pytest.raises(UserError, match=r"otherwise.*\n  embedder: 'e+' -> 'f+'\n  shard_size: 4 -> 5\n"):
+    with pytest.raises(
+        UserError, match=r"otherwise.*\n  embedder: 'e+' -> 'f+'\n  shard_size: 4 -> 5\n"
+    ):
         write(tmp_path / "latents", embedder="f" * 16, shard_size=5)
     assert contents(tmp_path / "latents") == before
     (tmp_path / "thesis").mkdir()
@@ -156,14 +179,18 @@ def test_a_bucket_has_but_its_own_clips(tmp_path):
     assert contents(tmp_path / "broken") == contents(tmp_path / "straight")
     for bucket in members:
         for voucher in (tmp_path / "straight" / bucket).glob("*.json"):
-            assert set(json.loads(voucher.read_text())["left_out"]) <= {"3", "10"}, "what is elsewhere is no problem"
+            assert set(json.loads(voucher.read_text())["left_out"]) <= {"3", "10"}, (
+                "what is elsewhere is no problem"
+            )
     source = LatentSource(tmp_path / "straight")
     five, one = (Bucket(frames=frames, height=8, width=8, batch_size=1) for frames in (5, 1))
     assert [clips.tolist() for clips in source.fit([five, one], 0)] == [[1, 4, 7, 8, 9], [0]]
     assert source.clips_for(five).tolist() == [1, 4, 7, 8, 9]
     read = [source.read(index, None, 5, 8, 8)["caption"] for index in range(11)]
     assert read == [f"clip {index} ☃" for index in (1, 1, 4, 4, 4, 7, 7, 7, 8, 9, 1)]
-    np.testing.assert_array_equal(source.read(7, None, 5, 8, 8)["latents"], sample("5x8x8", 7)["latents"])
+    np.testing.assert_array_equal(
+        source.read(7, None, 5, 8, 8)["latents"], sample("5x8x8", 7)["latents"]
+    )
     assert source.read(5, None, 1, 8, 8)["caption"] == "clip 0 ☃"
 
 
@@ -171,7 +198,9 @@ def test_a_bucket_whose_few_clips_are_all_broken_is_not_there(tmp_path):
     members = {"5x8x8": np.array([1, 3, 4]), "1x8x8": np.array([2])}
     write(tmp_path / "one", bad={2}, members=members)
     source = LatentSource(tmp_path / "one")
-    assert [len(clips) for clips in source.fit([Bucket(frames=1, height=8, width=8, batch_size=1)], 0)] == [0]
+    assert [
+        len(clips) for clips in source.fit([Bucket(frames=1, height=8, width=8, batch_size=1)], 0)
+    ] == [0]
     with pytest.raises(UserError, match="no latents of 1x8x8"):
         source.read(2, None, 1, 8, 8)
     with pytest.raises(UserError, match="not one clip of 1x8x8 could be read: no video 2"):
@@ -209,7 +238,9 @@ def test_wrong_folders_are_refused(tmp_path):
         source.read(0, None, 9, 8, 8)
     manifest = tmp_path / "latents" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 99}))
-    with pytest.raises(UserError, match="of version 99, and this release reads versions 1 and 2; encode again"):
+    with pytest.raises(
+        UserError, match="of version 99, and this release reads versions 1 and 2; encode again"
+    ):
         LatentSource(tmp_path / "latents")
 
 
@@ -218,17 +249,24 @@ def test_damage_is_found_and_the_file_named(tmp_path):
     shard = tmp_path / "5x8x8" / "shard-00001-of-00003.arrayrecord"
     good = shard.read_bytes()
     shard.write_bytes(good[: len(good) // 2])
-    with pytest.raises(UserError, match=r"shard-00001-of-00003.arrayrecord has \d+ bytes instead of \d+"):
+    with pytest.raises(
+        UserError, match=r"shard-00001-of-00003.arrayrecord has \d+ bytes instead of \d+"
+    ):
         LatentSource(tmp_path)
     shard.unlink()
     with pytest.raises(UserError, match=r"shard-00001-of-00003.arrayrecord is missing"):
         LatentSource(tmp_path)
-    assert [line.split("/")[-1] for line in verify(tmp_path)] == ["shard-00001-of-00003.arrayrecord is missing"]
-    # Flipped bits keep the size: the record's own checksum finds them when it is read, `verify` before.
+    assert [line.split("/")[-1] for line in verify(tmp_path)] == [
+        "shard-00001-of-00003.arrayrecord is missing"
+    ]
+    # Flipped bits keep the size: the record's own checksum finds them when it is read, `verify`
+    # before.
     shard.write_bytes(good[:200] + bytes(byte ^ 255 for byte in good[200:264]) + good[264:])
     source = LatentSource(tmp_path)
     assert "SHA-256 differs" in next(verify(tmp_path))
-    with pytest.raises(UserError, match=r"record . of .*shard-00001-of-00003.arrayrecord cannot be read"):
+    with pytest.raises(
+        UserError, match=r"record . of .*shard-00001-of-00003.arrayrecord cannot be read"
+    ):
         for index in range(4, 8):
             source.read(index, None, 5, 8, 8)
     # Another shard in its place; files are padded, so the size is the same.
@@ -238,9 +276,13 @@ def test_damage_is_found_and_the_file_named(tmp_path):
 
 
 def test_low_precision_is_read_as_float32(tmp_path):
-    writer = LatentWriter(tmp_path, {**SETTINGS, "buckets": ["5x8x8"], "clips": 2, "dtype": "bfloat16"})
+    writer = LatentWriter(
+        tmp_path, {**SETTINGS, "buckets": ["5x8x8"], "clips": 2, "dtype": "bfloat16"}
+    )
     arrays = [sample("5x8x8", index)["latents"].astype(ml_dtypes.bfloat16) for index in range(2)]
-    writer.write("5x8x8", 0, [(i, {"latents": array, "caption": ""}) for i, array in enumerate(arrays)])
+    writer.write(
+        "5x8x8", 0, [(i, {"latents": array, "caption": ""}) for i, array in enumerate(arrays)]
+    )
     writer.finish()
     got = LatentSource(tmp_path).read(1, None, 5, 8, 8)["latents"]
     assert got.dtype == np.float32
@@ -258,7 +300,7 @@ def test_many_threads_read_what_one_reads(tmp_path):
 
 
 def test_more_shards_than_may_be_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("xgen_jax.data.latents._OPEN_SHARDS", 2)
+    monkeypatch.setattr("xgen_jax.data.sources.latents._OPEN_SHARDS", 2)
     write(tmp_path, shard_size=1)
     source = LatentSource(tmp_path)
     for index in (0, 5, 10, 3, 0, 7, 5):
@@ -287,10 +329,15 @@ def test_latents_go_through_the_pipeline(tmp_path):
     (tmp_path / "a").rename(tmp_path / "b")
     moved = LatentSource(tmp_path / "b")
     write(tmp_path / "c", bad={3}, text=True)
-    assert moved.fingerprint() == make_source(DataConfig(**vars(config) | {"path": str(tmp_path / "b")})).fingerprint()
+    assert (
+        moved.fingerprint()
+        == make_source(DataConfig(**vars(config) | {"path": str(tmp_path / "b")})).fingerprint()
+    )
     assert moved.fingerprint() != LatentSource(tmp_path / "c").fingerprint()
     for wrong in ({"flip": True}, {"stride": 2}, {"fps": 8.0}):
         with pytest.raises(UserError, match="give them when encoding"):
-            make_source(DataConfig(source="latents", path=str(tmp_path / "b"), buckets=buckets, **wrong))
+            make_source(
+                DataConfig(source="latents", path=str(tmp_path / "b"), buckets=buckets, **wrong)
+            )
     with pytest.raises(UserError, match="needs `path`"):
         make_source(DataConfig(source="latents", buckets=buckets))

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from xgen_jax.data.pipeline import Bucket, DataConfig, Pipeline, slot_counts
-from xgen_jax.data.sources import VideoFolderSource
+from xgen_jax.data.config import DataConfig
+from xgen_jax.data.pipeline import Bucket, Pipeline, slot_counts
+from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 
@@ -26,7 +27,10 @@ class NoiseSource:
         return f"noise{self._clips}"
 
     def read(self, index, rng, frames, height, width):
-        return {"video": rng.integers(0, 256, (frames, height, width, 3), np.uint8), "caption": f"clip {index}"}
+        return {
+            "video": rng.integers(0, 256, (frames, height, width, 3), np.uint8),
+            "caption": f"clip {index}",
+        }
 
 
 BUCKETS = (
@@ -50,7 +54,13 @@ def test_a_batch_has_its_buckets_shape():
     pipeline = Pipeline(NoiseSource(), config())
     for step in range(14):
         bucket, batch = pipeline.bucket(step), pipeline.batch(step)
-        assert batch["video"].shape == (bucket.batch_size, bucket.frames, bucket.height, bucket.width, 3)
+        assert batch["video"].shape == (
+            bucket.batch_size,
+            bucket.frames,
+            bucket.height,
+            bucket.width,
+            3,
+        )
         assert batch["video"].dtype == np.uint8
         assert batch["sample_id"].dtype == batch["index"].dtype == np.int64
         assert batch["caption"] == [f"clip {index}" for index in batch["index"]]
@@ -83,7 +93,10 @@ def test_a_new_pipeline_resumes_exactly():
 @pytest.mark.parametrize("count", [2])
 def test_processes_together_are_one_process(count):
     whole = Pipeline(NoiseSource(), config())
-    parts = [Pipeline(NoiseSource(), config(), process_index=p, process_count=count) for p in range(count)]
+    parts = [
+        Pipeline(NoiseSource(), config(), process_index=p, process_count=count)
+        for p in range(count)
+    ]
     for step in range(30):
         assert {part.bucket(step) for part in parts} == {whole.bucket(step)}
         batches = [part.batch(step) for part in parts]
@@ -94,7 +107,9 @@ def test_processes_together_are_one_process(count):
 
 def test_each_epoch_has_each_clip_once():
     pipeline = Pipeline(NoiseSource(23), config(buckets=BUCKETS[:1]))
-    stream = np.concatenate([pipeline.batch(step)["index"] for step in range(69)])  # 12 epochs exactly
+    stream = np.concatenate(
+        [pipeline.batch(step)["index"] for step in range(69)]
+    )  # 12 epochs exactly
     epochs = stream.reshape(12, 23)
     assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 12, "each epoch has its own order"
@@ -112,7 +127,9 @@ def test_sample_ids_and_pixels_never_repeat():
 def test_the_schedule_keeps_the_proportions():
     pipeline = Pipeline(NoiseSource(), config())
     assert slot_counts([2, 1, 0.5]) == [4, 2, 1]
-    periods = [[pipeline.bucket(step) for step in range(start, start + 7)] for start in range(0, 140, 7)]
+    periods = [
+        [pipeline.bucket(step) for step in range(start, start + 7)] for start in range(0, 140, 7)
+    ]
     assert all([period.count(bucket) for bucket in BUCKETS] == [4, 2, 1] for period in periods)
     assert len({tuple(BUCKETS.index(bucket) for bucket in period) for period in periods}) > 5
 
@@ -123,11 +140,15 @@ def test_slot_counts():
     assert slot_counts([5, 5]) == [1, 1]
     assert slot_counts([1e-9, 1])[0] == 1
     counts = slot_counts([np.pi, np.e, 1])
-    assert np.allclose(np.array(counts) / sum(counts), np.array([np.pi, np.e, 1]) / (np.pi + np.e + 1), atol=2e-3)
+    assert np.allclose(
+        np.array(counts) / sum(counts), np.array([np.pi, np.e, 1]) / (np.pi + np.e + 1), atol=2e-3
+    )
 
 
 def test_seeds_differ():
-    one, other = (Pipeline(NoiseSource(), config(seed=seed, buckets=BUCKETS[:1])) for seed in (1, 2))
+    one, other = (
+        Pipeline(NoiseSource(), config(seed=seed, buckets=BUCKETS[:1])) for seed in (1, 2)
+    )
     assert not np.array_equal(one.batch(0)["index"], other.batch(0)["index"])
     assert one.fingerprint() != other.fingerprint()
 
@@ -141,7 +162,9 @@ def test_state_is_refused_for_other_data_with_the_reason():
     pipeline = Pipeline(NoiseSource(), config())
     state = json.loads(json.dumps(pipeline.state(12)))
     assert state["step"] == 12
-    Pipeline(NoiseSource(), config(num_threads=5, prefetch=9), process_index=1, process_count=2).check_state(state)
+    Pipeline(
+        NoiseSource(), config(num_threads=5, prefetch=9), process_index=1, process_count=2
+    ).check_state(state)
     for other, reason in [
         (Pipeline(NoiseSource(24), config()), "the source"),
         (Pipeline(NoiseSource(), config(buckets=BUCKETS[:2])), "the buckets"),
@@ -177,7 +200,10 @@ def test_a_failing_source_ends_the_iteration_with_its_error(tmp_path):
         def read(self, index, rng, frames, height, width):
             raise UserError("every video failed")
 
-    with Pipeline(Failing(), config()).iterate() as batches, pytest.raises(UserError, match="every video failed"):
+    with (
+        Pipeline(Failing(), config()).iterate() as batches,
+        pytest.raises(UserError, match="every video failed"),
+    ):
         next(batches)
 
 
@@ -187,12 +213,20 @@ def test_a_folder_of_videos_end_to_end(tmp_path):
         write_video(tmp_path / f"{i}.mp4", rng.integers(0, 256, (12, 24, 32, 3), np.uint8))
     source = VideoFolderSource(tmp_path, require_captions=False)
     (tmp_path / "3.mp4").write_bytes(b"damaged after the start")
-    buckets = (Bucket(frames=5, height=16, width=16, batch_size=4), Bucket(frames=1, height=24, width=24, batch_size=2))
+    buckets = (
+        Bucket(frames=5, height=16, width=16, batch_size=4),
+        Bucket(frames=1, height=24, width=24, batch_size=2),
+    )
     whole = Pipeline(source, config(buckets=buckets))
-    halves = [Pipeline(source, config(buckets=buckets), process_index=p, process_count=2) for p in range(2)]
+    halves = [
+        Pipeline(source, config(buckets=buckets), process_index=p, process_count=2)
+        for p in range(2)
+    ]
     with whole.iterate() as batches:
         for _ in range(6):
             step, batch = next(batches)
             parts = [half.batch(step) for half in halves]
-            assert_equal(batch, {name: np.concatenate([part[name] for part in parts]) for name in batch})
+            assert_equal(
+                batch, {name: np.concatenate([part[name] for part in parts]) for name in batch}
+            )
     assert "3.mp4" in source.report()

@@ -1,4 +1,5 @@
-"""A folder of videos: what is used, what is left out and said so, and that reading is a function of (index, rng)."""
+"""A folder of videos: what is used, what is left out and said so, and that reading is a function of
+(index, rng)."""
 
 import json
 
@@ -6,15 +7,19 @@ import numpy as np
 import pytest
 from image_files import exif, jpeg, png, webp
 
-from xgen_jax.data.pipeline import Bucket, DataConfig, Pipeline
-from xgen_jax.data.sources import VideoFolderSource, make_source
+from xgen_jax.data.config import DataConfig
+from xgen_jax.data.pipeline import Bucket, Pipeline
+from xgen_jax.data.sources.factory import make_source
+from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 
 
 def counting_video(frames, height=32, width=48):
     """Frame i is grey of level 8 i, so a decoded frame tells its own number."""
-    return np.broadcast_to((8 * np.arange(frames, dtype=np.uint8))[:, None, None, None], (frames, height, width, 3))
+    return np.broadcast_to(
+        (8 * np.arange(frames, dtype=np.uint8))[:, None, None, None], (frames, height, width, 3)
+    )
 
 
 def numbers(clip):
@@ -69,7 +74,9 @@ def test_short_clips_hold_the_last_frame(tmp_path):
 
 
 def test_flip_mirrors_half_the_clips(tmp_path):
-    ramp = np.broadcast_to(np.arange(0, 192, 4, dtype=np.uint8)[None, None, :, None], (4, 48, 48, 3))
+    ramp = np.broadcast_to(
+        np.arange(0, 192, 4, dtype=np.uint8)[None, None, :, None], (4, 48, 48, 3)
+    )
     write_video(tmp_path / "a.mp4", np.ascontiguousarray(ramp))
     for flip, ways in ((False, {False}), (True, {False, True})):
         source = VideoFolderSource(tmp_path, require_captions=False, flip=flip)
@@ -83,14 +90,22 @@ def test_problems_are_listed_and_not_fatal(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / ".hidden.mp4").write_text("skipped")
     lines = [
-        json.dumps({"file": f, "caption": f"of {f}"}).encode() for f in ("a.mp4", "./b.mp4", "zero.mp4", "text.mp4")
+        json.dumps({"file": f, "caption": f"of {f}"}).encode()
+        for f in ("a.mp4", "./b.mp4", "zero.mp4", "text.mp4")
     ]
     lines += [b'{"file": "gone.mp4", "caption": "x"}', b"{broken", b'{"file": "a.mp4"}', b"[1]"]
-    lines += [b'{"file": "a.mp4", "caption": "\xff\xfe"}', b'{"file": "a.mp4", "caption": "again"}', b""]
+    lines += [
+        b'{"file": "a.mp4", "caption": "\xff\xfe"}',
+        b'{"file": "a.mp4", "caption": "again"}',
+        b"",
+    ]
     lines += [b'{"file": "../a.mp4", "caption": "outside"}']
     (tmp_path / "captions.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
     source = VideoFolderSource(tmp_path)
-    assert [source.read(i, rng(), 2, 16, 16)["caption"] for i in range(len(source))] == ["of a.mp4", "of ./b.mp4"]
+    assert [source.read(i, rng(), 2, 16, 16)["caption"] for i in range(len(source))] == [
+        "of a.mp4",
+        "of ./b.mp4",
+    ]
     assert {kind: len(items) for kind, items in source.problems.items()} == {
         "unreadable video": 2,
         "caption without its video": 2,
@@ -98,7 +113,13 @@ def test_problems_are_listed_and_not_fatal(tmp_path):
         "broken line in captions.jsonl": 4,
         "second caption of a video, first kept": 1,
     }
-    for words in ("line 9: not UTF-8", "line 6: not JSON", "gone.mp4", "zero.mp4", "4 x broken line"):
+    for words in (
+        "line 9: not UTF-8",
+        "line 6: not JSON",
+        "gone.mp4",
+        "zero.mp4",
+        "4 x broken line",
+    ):
         assert words in source.report()
     loose = VideoFolderSource(tmp_path, require_captions=False)
     assert len(loose) == 3 and loose.read(2, rng(), 2, 16, 16)["caption"] == ""
@@ -136,7 +157,9 @@ def test_files_that_fail_later_have_the_same_substitute(tmp_path):
     (tmp_path / "b.mp4").unlink()
     for index in (0, 1, 2):
         clip = source.read(index, rng(3), 4, 16, 16)
-        assert clip["caption"] == "caption of c.mp4" and np.array_equal(clip["video"], fine["video"])
+        assert clip["caption"] == "caption of c.mp4" and np.array_equal(
+            clip["video"], fine["video"]
+        )
     assert len(source.problems["unreadable when decoded"]) == 2
     strict = VideoFolderSource(make_folder(tmp_path / "more", ["d.mp4", "e.mp4"]), substitute=False)
     (tmp_path / "more" / "d.mp4").unlink()
@@ -166,7 +189,9 @@ def test_fingerprint_follows_content_not_place(tmp_path):
 def test_sources_are_made_by_name(tmp_path):
     buckets = (Bucket(frames=1, height=16, width=16, batch_size=1),)
     make_folder(tmp_path, ["a.mp4"])
-    source = make_source(DataConfig(source="video_folder", path=str(tmp_path), fps=6, buckets=buckets))
+    source = make_source(
+        DataConfig(source="video_folder", path=str(tmp_path), fps=6, buckets=buckets)
+    )
     assert source.fingerprint() == VideoFolderSource(tmp_path, fps=6).fingerprint()
     with pytest.raises(UserError, match=r"'video_foldr' \(did you mean 'video_folder'\?\)"):
         make_source(DataConfig(source="video_foldr", buckets=buckets))
@@ -186,7 +211,9 @@ def make_images(folder, names, height=24, width=40):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     with open(folder / "captions.jsonl", "a") as file:
-        file.writelines(json.dumps({"file": name, "caption": f"caption of {name}"}) + "\n" for name in names)
+        file.writelines(
+            json.dumps({"file": name, "caption": f"caption of {name}"}) + "\n" for name in names
+        )
 
 
 def test_images_are_clips_of_one_frame(tmp_path):
@@ -194,7 +221,9 @@ def test_images_are_clips_of_one_frame(tmp_path):
     make_images(tmp_path, ["a.png", "c/x.jpeg", "e.webp"])
     assert VideoFolderSource(tmp_path).files == ["b.mp4", "d.mp4"], "where no bucket has one frame"
     source = VideoFolderSource(tmp_path, fps=6, images=True)
-    assert source.files == ["a.png", "b.mp4", "c/x.jpeg", "d.mp4", "e.webp"] and source.report() == ""
+    assert (
+        source.files == ["a.png", "b.mp4", "c/x.jpeg", "d.mp4", "e.webp"] and source.report() == ""
+    )
     image, video = (1, 24, 40), (12, 32, 48)  # two seconds
     assert source.extents().tolist() == [list(each) for each in (image, video, image, video, image)]
     for index, level in ((0, 10), (2, 20), (4, 30)):
@@ -211,14 +240,18 @@ def test_only_buckets_of_one_frame_have_images(tmp_path):
     buckets = tuple(Bucket(frames=frames, height=32, width=48, batch_size=1) for frames in (1, 5))
     found = {}
     for fit in (True, False):
-        config = DataConfig(source="video_folder", path=str(tmp_path), fit=fit, buckets=buckets, num_threads=0)
+        config = DataConfig(
+            source="video_folder", path=str(tmp_path), fit=fit, buckets=buckets, num_threads=0
+        )
         pipeline = Pipeline(make_source(config), config)
         found[fit] = {1: set(), 5: set()}
         for step in range(24):
             batch, frames = pipeline.batch(step), pipeline.bucket(step).frames
             found[fit][frames] |= set(batch["caption"])
             assert batch["clip"][0, 3:].tolist() == [frames, 120.0 if frames == 1 else 12.0]
-    images, videos = ({f"caption of {name}" for name in names} for names in (("a.png", "c.png", "e.png"), "bdf"))
+    images, videos = (
+        {f"caption of {name}" for name in names} for names in (("a.png", "c.png", "e.png"), "bdf")
+    )
     videos = {f"{caption}.mp4" for caption in videos}
     assert found[True] == {1: images, 5: videos}
     assert found[False] == {1: images | videos, 5: videos}

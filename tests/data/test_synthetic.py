@@ -1,4 +1,5 @@
-"""The synthetic world: pure, inside its frame, at any size, in few enough bytes, with a fair held-out set."""
+"""The synthetic world: pure, inside its frame, at any size, in few enough bytes, with a fair
+held-out set."""
 
 import itertools
 import subprocess
@@ -8,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from xgen_jax.data.synthetic import (
+from xgen_jax.data.sources.synthetic import (
     ATTRIBUTES,
     BACKGROUNDS,
     EXTENTS,
@@ -42,16 +43,20 @@ def test_a_clip_is_a_function_of_seed_and_index():
 
 
 def test_the_world_is_this_version_of_itself():
-    # Fails when what a seed shows has changed: then raise VERSION and write the new first clip here.
+    # Fails when what a seed shows has changed: then raise VERSION and write the new first clip
+    # here.
     scene, text = SyntheticSource(seed=0).scene(0)
     assert text == "the small circle is cyan and moves right on gray"
     np.testing.assert_allclose(
-        (scene.x, scene.y, scene.travel), (0.3369623291587553, 0.31111308723558995, 0.3305041993045124), atol=1e-12
+        (scene.x, scene.y, scene.travel),
+        (0.3369623291587553, 0.31111308723558995, 0.3305041993045124),
+        atol=1e-12,
     )
 
 
 @pytest.mark.parametrize(
-    "frames, height, width", [(1, 32, 32), (9, 32, 32), (17, 64, 64), (5, 24, 40), (2, 70, 33), (3, 1, 2)]
+    "frames, height, width",
+    [(1, 32, 32), (9, 32, 32), (17, 64, 64), (5, 24, 40), (2, 70, 33), (3, 1, 2)],
 )
 def test_any_length_and_size(frames, height, width):
     video = SyntheticSource().read(0, None, frames, height, width)["video"]
@@ -67,11 +72,13 @@ def test_the_shape_stays_inside_and_moves_where_it_should(height, width):
         video = render(scene, 5, height, width)
         ground = np.array(BACKGROUNDS[scene.background])
         shown = np.abs(video.astype(int) - ground).sum(-1)
-        # The margin leaves at most half of an outermost pixel to the shape; cut off, it would fill them.
+        # The margin leaves at most half of an outermost pixel to the shape; cut off, it would fill
+        # them.
         edges = np.concatenate([shown[:, 0], shown[:, -1], shown[:, :, 0], shown[:, :, -1]], axis=1)
         assert edges.max() <= 0.55 * np.abs(np.array(PALETTE[scene.color]) - ground).sum()
         rows, columns = (
-            shown.sum(axis=axis) @ np.arange(n) / shown.sum(axis=(1, 2)) for axis, n in ((2, height), (1, width))
+            shown.sum(axis=axis) @ np.arange(n) / shown.sum(axis=(1, 2))
+            for axis, n in ((2, height), (1, width))
         )
         way = {"x": (columns[-1] - columns[0]) / width, "y": (rows[-1] - rows[0]) / height}
         axis, sign = {"left": "x-", "right": "x+", "up": "y-", "down": "y+"}[scene.direction]
@@ -91,7 +98,8 @@ def test_motion_does_not_depend_on_the_number_of_frames():
 def test_anti_aliasing_keeps_the_area():
     for shape, fill in {"circle": np.pi / 4, "square": 1.0, "triangle": 0.5}.items():
         scene = sample_scene(
-            np.random.default_rng(1), {"shape": shape, "color": "red", "background": "black", "size": "large"}
+            np.random.default_rng(1),
+            {"shape": shape, "color": "red", "background": "black", "size": "large"},
         )
         red = render(scene, 4, 32, 32)[..., 0].astype(float)
         area = ((red - 16) / (225 - 16)).sum(axis=(1, 2))
@@ -170,8 +178,13 @@ def test_held_out_prompts_are_distinct_and_repeatable():
     assert prompts == held_out_prompts(64, seed=1) != held_out_prompts(64, seed=2)
     assert len({text for text, _ in prompts}) == 64
     assert len({tuple(attributes.items()) for _, attributes in prompts[:54]}) == 54
-    assert all(is_held_out(attributes) and parse_caption(text) == attributes for text, attributes in prompts)
-    assert len({text for text, _ in held_out_prompts(54 * len(PHRASINGS), 0)}) == 54 * len(PHRASINGS)
+    assert all(
+        is_held_out(attributes) and parse_caption(text) == attributes
+        for text, attributes in prompts
+    )
+    assert len({text for text, _ in held_out_prompts(54 * len(PHRASINGS), 0)}) == 54 * len(
+        PHRASINGS
+    )
     with pytest.raises(UserError, match="between 1 and 270"):
         held_out_prompts(271, seed=0)
 
@@ -211,13 +224,29 @@ def test_bounds_and_mistakes():
     with pytest.raises(UserError, match="at least 1"):
         render(sample_scene(np.random.default_rng(0)), 0, 8, 8)
     with pytest.raises(UserError, match="unknown size"):
-        Scene(shape="circle", color="red", direction="up", size="vast", background="gray", x=0.5, y=0.5, travel=0.3)
+        Scene(
+            shape="circle",
+            color="red",
+            direction="up",
+            size="vast",
+            background="gray",
+            x=0.5,
+            y=0.5,
+            travel=0.3,
+        )
 
 
 @pytest.mark.parametrize("shape", ATTRIBUTES["shape"])
 def test_an_outline_has_a_hole_and_the_rest_as_it_was(shape):
     scene = Scene(
-        shape=shape, color="red", direction="left", size="large", background="black", x=0.7, y=0.5, travel=0.3
+        shape=shape,
+        color="red",
+        direction="left",
+        size="large",
+        background="black",
+        x=0.7,
+        y=0.5,
+        travel=0.3,
     )
     filled, outline = (render(scene, 3, 64, 64, style) for style in ("filled", "outline"))
     ground, color = np.array(BACKGROUNDS["black"]), np.array(PALETTE["red"])
@@ -231,7 +260,10 @@ def test_an_outline_has_a_hole_and_the_rest_as_it_was(shape):
 
 
 def test_fingerprint_tells_settings_apart():
-    same = {SyntheticSource(seed=1).fingerprint(), SyntheticSource(seed=1, split="train").fingerprint()}
+    same = {
+        SyntheticSource(seed=1).fingerprint(),
+        SyntheticSource(seed=1, split="train").fingerprint(),
+    }
     changes = ({"seed": 2}, {"split": "held_out"}, {"num_clips": 5}, {"style": "outline"})
     others = {SyntheticSource(**kw).fingerprint() for kw in changes}
     assert len(same) == 1
@@ -240,5 +272,5 @@ def test_fingerprint_tells_settings_apart():
 
 
 def test_importing_the_world_does_not_import_jax():
-    code = "import sys, xgen_jax.data.synthetic, xgen_jax.evaluation.captions; sys.exit('jax' in sys.modules)"
+    code = "import sys, xgen_jax.data.sources.synthetic, xgen_jax.evaluation.captions; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,5 @@
-"""Video files: what is written is what is read, at the times asked for, and every bad file is refused in words."""
+"""Video files: what is written is what is read, at the times asked for, and every bad file is
+refused in words."""
 
 import os
 import resource
@@ -8,15 +9,16 @@ import av
 import numpy as np
 import pytest
 
-from xgen_jax.data.synthetic import SyntheticSource
-from xgen_jax.data.transforms import center_crop, crop, random_crop, resize_cover
+from xgen_jax.data.pixels import center_crop, crop, random_crop, resize_cover
+from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.video import cover_size, probe, read_video, resize_frames
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 
 
 def moving_crop(frames, height, width, step=2):
-    """A window that slides over a smooth coloured image, so every frame differs from every other."""
+    """A window that slides over a smooth coloured image, so every frame differs from every
+    other."""
     y, x = np.mgrid[0 : height + step * frames, 0 : width + step * frames]
     channels = np.sin(x / 19 + y / 31), np.sin(x / 37 - y / 23), np.cos((x + y) / 41)
     image = (127 + 120 * np.stack(channels, -1)).astype(np.uint8)
@@ -26,7 +28,10 @@ def moving_crop(frames, height, width, step=2):
 def which(frames, video):
     """The index of the nearest frame of `video` for each of `frames`, in their common window."""
     height, width = video.shape[1:3]
-    return [int(np.argmin([np.abs(f[:height, :width] - v).mean() for v in video.astype(int)])) for f in frames]
+    return [
+        int(np.argmin([np.abs(f[:height, :width] - v).mean() for v in video.astype(int)]))
+        for f in frames
+    ]
 
 
 def psnr(a, b):
@@ -51,7 +56,12 @@ def encode(path, video, codec, times, time_base, format=None, options=None, rota
 
 @pytest.mark.parametrize(
     "suffix,frames,height,width,least",
-    [(".mp4", 25, 64, 96, 38), (".mp4", 9, 61, 97, 38), (".webm", 9, 61, 97, 38), (".gif", 9, 61, 97, 20)],
+    [
+        (".mp4", 25, 64, 96, 38),
+        (".mp4", 9, 61, 97, 38),
+        (".webm", 9, 61, 97, 38),
+        (".gif", 9, 61, 97, 20),
+    ],
 )
 def test_written_is_read(tmp_path, suffix, frames, height, width, least):
     video = moving_crop(frames, height, width)
@@ -70,9 +80,14 @@ def test_written_is_read(tmp_path, suffix, frames, height, width, least):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
 def test_colours_come_back_unshifted(tmp_path, suffix):
-    video = moving_crop(5, 128, 128)  # on smaller frames the encoder's own rounding is the larger bias
+    video = moving_crop(
+        5, 128, 128
+    )  # on smaller frames the encoder's own rounding is the larger bias
     write_video(tmp_path / f"a{suffix}", video)
-    assert np.abs((read_video(tmp_path / f"a{suffix}")[0].astype(float) - video).mean((0, 1, 2))).max() < 0.4
+    assert (
+        np.abs((read_video(tmp_path / f"a{suffix}")[0].astype(float) - video).mean((0, 1, 2))).max()
+        < 0.4
+    )
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
@@ -126,7 +141,9 @@ def test_variable_rate_goes_by_time(tmp_path):
     ticks = [0, 100, 150, 700, 720, 1500]  # milliseconds
     encode(tmp_path / "a.mp4", video, "libx264", ticks, Fraction(1, 1000), options={"crf": "10"})
     shown, _ = read_video(tmp_path / "a.mp4", fps=10, frames=16)
-    assert which(shown, video) == [max(i for i, t in enumerate(ticks) if t <= 100 * k) for k in range(16)]
+    assert which(shown, video) == [
+        max(i for i, t in enumerate(ticks) if t <= 100 * k) for k in range(16)
+    ]
 
 
 def test_random_access_in_a_long_file_with_b_frames(tmp_path):
@@ -140,7 +157,15 @@ def test_random_access_in_a_long_file_with_b_frames(tmp_path):
 
 def test_rotation_is_applied(tmp_path):
     video = moving_crop(3, 32, 64)
-    encode(tmp_path / "a.mp4", video, "libx264", range(3), Fraction(1, 25), options={"crf": "8"}, rotation=90)
+    encode(
+        tmp_path / "a.mp4",
+        video,
+        "libx264",
+        range(3),
+        Fraction(1, 25),
+        options={"crf": "8"},
+        rotation=90,
+    )
     info = probe(tmp_path / "a.mp4")
     assert (info.height, info.width) == (64, 32)
     back, _ = read_video(tmp_path / "a.mp4")
@@ -158,7 +183,9 @@ def test_cover_is_resizing_after_reading(tmp_path):
 
 def test_resizing_averages(tmp_path):
     checks = np.indices((64, 96)).sum(0)[None, :, :, None] % 2 * np.full(3, 255)
-    assert np.abs(resize_frames(checks.astype(np.uint8), 16, 24).astype(int) - 127).max() <= 2, "no aliasing"
+    assert np.abs(resize_frames(checks.astype(np.uint8), 16, 24).astype(int) - 127).max() <= 2, (
+        "no aliasing"
+    )
     assert cover_size(480, 854, 256, 256) == (256, 455)
     assert cover_size(10, 1000, 16, 16) == (16, 1600)
     video = moving_crop(2, 20, 30)
@@ -184,7 +211,9 @@ def bad_files(folder):
         (folder / name).write_bytes(content)
     with av.open(str(folder / "sound.mp4"), "w") as out:
         stream = out.add_stream("aac", rate=44100, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
         frame.sample_rate, frame.pts = 44100, 0
         out.mux(stream.encode(frame))
         out.mux(stream.encode())

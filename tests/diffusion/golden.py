@@ -1,6 +1,7 @@
 """The goldens' conventions: arrays (B, C, T, H, W) and a linear model in place of a network.
 
-The goldens are runs in float64; ours are in float32, as the library runs, with tables and coefficients made in float64.
+The goldens are runs in float64; ours are in float32, as the library runs, with tables and
+coefficients made in float64.
 """
 
 import json

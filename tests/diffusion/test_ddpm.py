@@ -1,4 +1,5 @@
-"""DDPM against Open-Sora 1.1's IDDPM, its tables in float64: tables, respacing, corruption, losses, trajectories."""
+"""DDPM against Open-Sora 1.1's IDDPM, its tables in float64: tables, respacing, corruption, losses,
+trajectories."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ ARRAYS, ABOUT = load("iddpm")
 SCHEDULES = ABOUT["config"]["schedules"]
 PROCESS = DDPM()
 T_B = (ARRAYS["in/t"] + 1) / 1000
-X0, NOISE, OUTPUT = (jnp.asarray(last(ARRAYS[f"in/{name}"])) for name in ("x_start", "noise", "model_output"))
+X0, NOISE, OUTPUT = (
+    jnp.asarray(last(ARRAYS[f"in/{name}"])) for name in ("x_start", "noise", "model_output")
+)
 
 
 def visited(name):
@@ -60,13 +63,18 @@ def test_tables_of_respaced_chains(name):
 
 @pytest.mark.parametrize("count", [100, 1000])
 def test_betas_scale_with_the_number_of_steps(count):
-    assert_golden(DDPM(num_steps=count).tables.betas, ARRAYS[f"out/named_linear_betas_{count}"], f"betas_{count}")
+    assert_golden(
+        DDPM(num_steps=count).tables.betas,
+        ARRAYS[f"out/named_linear_betas_{count}"],
+        f"betas_{count}",
+    )
 
 
 def test_corruption():
     assert_golden(PROCESS.corrupt(X0, NOISE, T_B), last(ARRAYS["out/q_sample"]), "q_sample")
     alpha, sigma = (
-        jnp.broadcast_to(a[:, None, None, None, None], X0.shape) for a in PROCESS.schedule(jnp.asarray(T_B))
+        jnp.broadcast_to(a[:, None, None, None, None], X0.shape)
+        for a in PROCESS.schedule(jnp.asarray(T_B))
     )
     assert_golden(alpha * X0, last(ARRAYS["out/q_mean"]), "q_mean")
     assert_golden(sigma**2, last(ARRAYS["out/q_variance"]), "q_variance")
@@ -119,8 +127,14 @@ def test_default_losses(masked):
 def test_other_losses():
     rescaled = DDPM(loss="mse+rescaled_vb").losses(OUTPUT, X0, NOISE, T_B)
     for name, loss_BT in rescaled.items():
-        assert_golden(frame_mean(loss_BT), ARRAYS[f"out/loss_rescaled_sigma/{name}"], f"rescaled/{name}")
-    assert_golden(frame_mean(DDPM(loss="vb").losses(OUTPUT, X0, NOISE, T_B)["loss"]), ARRAYS["out/loss_kl/loss"], "kl")
+        assert_golden(
+            frame_mean(loss_BT), ARRAYS[f"out/loss_rescaled_sigma/{name}"], f"rescaled/{name}"
+        )
+    assert_golden(
+        frame_mean(DDPM(loss="vb").losses(OUTPUT, X0, NOISE, T_B)["loss"]),
+        ARRAYS["out/loss_kl/loss"],
+        "kl",
+    )
 
 
 def test_the_bound_teaches_the_variance_and_leaves_the_mean_alone():
@@ -138,7 +152,9 @@ def test_the_bound_does_not_depend_on_the_kind_of_prediction(prediction):
     eps, variance = jnp.split(OUTPUT, 2, axis=-1)
     x_t = PROCESS.corrupt(X0, NOISE, T_B)
     other = PROCESS.convert(eps, x_t, jnp.asarray(T_B), "eps", prediction)
-    vb = DDPM(prediction=prediction).losses(jnp.concatenate([other, variance], -1), X0, NOISE, T_B)["vb"]
+    vb = DDPM(prediction=prediction).losses(jnp.concatenate([other, variance], -1), X0, NOISE, T_B)[
+        "vb"
+    ]
     # At t = 999 x0 from eps loses two digits and more.
     np.testing.assert_allclose(vb[:4], PROCESS.losses(OUTPUT, X0, NOISE, T_B)["vb"][:4], rtol=2e-3)
 
@@ -175,7 +191,9 @@ def test_ancestral_trajectories(name, clip):
         before = jnp.concatenate([last(ARRAYS["in/z"])[None], states[:-1]])
         x0s = [
             process.denoised(linear_model(ARRAYS)(x, level.network_time), x, level).x0
-            for x, level in zip(before, (Level(*(float(field[k]) for field in grid.now)) for k in range(10)))
+            for x, level in zip(
+                before, (Level(*(float(field[k]) for field in grid.now)) for k in range(10))
+            )
         ]
         assert_golden(jnp.stack(x0s), last(ARRAYS[f"out/{key}_pred_xstart"]), f"{key}_pred_xstart")
 
@@ -205,7 +223,9 @@ def test_ddim_runs_from_data_to_noise_too(name):
     def denoise(x, level, noised):
         return process.denoised(model(x, level.network_time), x, level)
 
-    x = sample(denoise, jnp.asarray(last(ARRAYS["in/z"])), make_steps("ddim", chain(levels)), "ddim")
+    x = sample(
+        denoise, jnp.asarray(last(ARRAYS["in/z"])), make_steps("ddim", chain(levels)), "ddim"
+    )
     assert_golden(x, last(ARRAYS[f"out/{name}/ddim_reverse_final"]), f"{name}/ddim_reverse")
 
 
@@ -234,7 +254,9 @@ def test_the_schedule_is_the_table_at_whole_steps_and_data_at_zero():
 
 
 def test_zero_snr_ends_on_noise_alone():
-    process = DDPM(betas="scaled_linear", beta_start=0.00085, beta_end=0.012, zero_snr=True, prediction="v")
+    process = DDPM(
+        betas="scaled_linear", beta_start=0.00085, beta_end=0.012, zero_snr=True, prediction="v"
+    )
     x0, eps = (jax.random.normal(jax.random.key(i), (1, 2, 3, 3, 4)) for i in range(2))
     np.testing.assert_allclose(process.corrupt(x0, eps, jnp.ones(1)), eps, atol=1e-6)
     v = process.convert(x0, eps, jnp.ones(1), "x0", "v")

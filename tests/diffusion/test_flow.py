@@ -57,7 +57,9 @@ def test_conversions_there_and_back(source, target):
 @pytest.mark.parametrize("names", [("x0", "score"), ("score", "x0")])
 def test_an_unknown_prediction_is_refused(names):
     x0, eps = pair()
-    with pytest.raises(UserError, match="prediction 'score' is not known; choose one of x0, eps, v, velocity"):
+    with pytest.raises(
+        UserError, match="prediction 'score' is not known; choose one of x0, eps, v, velocity"
+    ):
         FLOW.convert(x0, eps, jnp.full(3, 0.5), *names)
 
 

@@ -1,4 +1,5 @@
-"""Frames that are given: exact at every step and in the result, whatever the rule, and told to the network."""
+"""Frames that are given: exact at every step and in the result, whatever the rule, and told to the
+network."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,15 @@ def draw(process, rule, latents, steps=4, seen=None):
 
     noise = key_noise(jax.random.split(jax.random.key(2), 2), SHAPE)
     frames = KnownFrames(latents=latents, known_BT=KNOWN)
-    return sample(denoise, NOISE, make_steps(rule, make_grid(process, steps)), rule, noise, frames, trajectory=True)
+    return sample(
+        denoise,
+        NOISE,
+        make_steps(rule, make_grid(process, steps)),
+        rule,
+        noise,
+        frames,
+        trajectory=True,
+    )
 
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), DDPM()], ids=["flow", "ddpm"])
@@ -61,7 +70,9 @@ def test_training_corrupts_the_noised_frames_alone(process):
     whole = process.corrupt(LATENTS, NOISE, jnp.array([0.5, 0.9]))
     assert np.array_equal(x_t[KNOWN], LATENTS[KNOWN])
     np.testing.assert_allclose(x_t[~KNOWN], whole[~KNOWN], atol=1e-6)
-    released = process.corrupt(LATENTS, NOISE, jnp.array([0.5, 0.9]), ~KNOWN, condition_time=1 / 1000)
+    released = process.corrupt(
+        LATENTS, NOISE, jnp.array([0.5, 0.9]), ~KNOWN, condition_time=1 / 1000
+    )
     slight = process.corrupt(LATENTS, NOISE, jnp.full(2, 1 / 1000))
     np.testing.assert_allclose(released[KNOWN], slight[KNOWN], atol=1e-6)
 

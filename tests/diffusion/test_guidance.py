@@ -1,4 +1,5 @@
-"""Classifier-free guidance is a line through the null and the conditional prediction, drawn in one forward."""
+"""Classifier-free guidance is a line through the null and the conditional prediction, drawn in one
+forward."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,9 @@ def test_scale_one_is_the_condition_and_zero_the_null():
 def test_guidance_is_linear_in_the_scale_and_each_sample_may_have_its_own():
     np.testing.assert_allclose(at(4.0), at(0.0) + 4 * (at(1.0) - at(0.0)), atol=1e-4)
     each = at(jnp.array([0.0, 1.0, 4.0]))
-    np.testing.assert_allclose(each, np.stack([at(s)[i] for i, s in enumerate((0.0, 1.0, 4.0))]), atol=1e-6)
+    np.testing.assert_allclose(
+        each, np.stack([at(s)[i] for i, s in enumerate((0.0, 1.0, 4.0))]), atol=1e-6
+    )
 
 
 def test_both_halves_go_through_one_forward():
@@ -85,7 +88,9 @@ def test_a_learned_variance_is_the_conditions_own():
     x = jax.random.normal(jax.random.key(5), (2, 3, 4, 4, 4))
     denoised = guided(predict, condition, null, 7.0, process, GuidanceConfig(channels=3))(x, here)
     assert np.array_equal(denoised.variance, condition[..., 4:])
-    np.testing.assert_allclose(denoised.eps[..., :3], (null + 7 * (condition - null))[..., :3], atol=1e-5)
+    np.testing.assert_allclose(
+        denoised.eps[..., :3], (null + 7 * (condition - null))[..., :3], atol=1e-5
+    )
     assert np.array_equal(denoised.eps[..., 3], condition[..., 3])
 
 
@@ -94,8 +99,12 @@ def test_cfg_zero_star_scales_the_null_to_the_best_fit_and_waits_at_first():
     y = combine(conditional, null, 3.0, GuidanceConfig(zero_star=True))
     for i in range(3):
         # The scale is that of least squares of the condition by the null.
-        fit = np.linalg.lstsq(np.ravel(null[i])[:, None], np.ravel(conditional[i]), rcond=None)[0][0]
-        np.testing.assert_allclose(y[i], fit * null[i] + 3.0 * (conditional[i] - fit * null[i]), atol=1e-4)
+        fit = np.linalg.lstsq(np.ravel(null[i])[:, None], np.ravel(conditional[i]), rcond=None)[0][
+            0
+        ]
+        np.testing.assert_allclose(
+            y[i], fit * null[i] + 3.0 * (conditional[i] - fit * null[i]), atol=1e-4
+        )
     assert np.abs(at(4.0, level(step=1), zero_steps=2)).max() < 1e-6
     np.testing.assert_allclose(at(4.0, level(step=2), zero_steps=2), at(4.0), atol=1e-6)
     with pytest.raises(UserError, match="zero_steps=1 is for velocities"):
@@ -104,7 +113,11 @@ def test_cfg_zero_star_scales_the_null_to_the_best_fit_and_waits_at_first():
 
 @pytest.mark.parametrize(
     "config,message",
-    [({"interval": (0.7, 0.2)}, "two rising times"), ({"channels": 0}, "channels=0"), ({"zero_steps": -1}, "=-1")],
+    [
+        ({"interval": (0.7, 0.2)}, "two rising times"),
+        ({"channels": 0}, "channels=0"),
+        ({"zero_steps": -1}, "=-1"),
+    ],
 )
 def test_impossible_guidance_is_refused(config, message):
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,5 @@
-"""Samplers: the order to which each converges, and the whole chain on data whose exact denoiser is known."""
+"""Samplers: the order to which each converges, and the whole chain on data whose exact denoiser is
+known."""
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,9 @@ def exact(x, begin, end):
     return end.alpha * MEAN + deviation[1] / deviation[0] * (x - begin.alpha * MEAN)
 
 
-# rule: (between two noise levels, all the way from noise to data). On an even grid down to data DPM-Solver++(2M) leaves
-# h^2 log(1 / h), for its last steps do not shrink in lambda: between 512 and 2,048 steps that is a slope of 1.8.
+# rule: (between two noise levels, all the way from noise to data). On an even grid down to data
+# DPM-Solver++(2M) leaves h^2 log(1 / h), for its last steps do not shrink in lambda: between 512
+# and 2,048 steps that is a slope of 1.8.
 ORDERS = {"euler": (1, 1), "ddim": (1, 1), "dpm++2m": (2, 1.8), "heun": (2, 2), "unipc": (3, 2)}
 
 
@@ -42,7 +44,8 @@ def test_every_rule_but_the_random_one_has_an_order():
 
 
 class Cosine(DDPM):
-    """A smooth variance-preserving schedule; DDPM's table has kinks at its steps, which would blur the orders."""
+    """A smooth variance-preserving schedule; DDPM's table has kinks at its steps, which would blur
+    the orders."""
 
     def levels(self, t):
         t = np.asarray(t, np.float64)
@@ -56,7 +59,9 @@ def measured_order(rule, process, begin, end, counts=(512, 1024, 2048)):
         for count in counts:
             levels = process.levels(np.linspace(begin, end, count + 1))
             last = [Level(*(field[i] for field in levels)) for i in (0, -1)]
-            error = sample(gaussian, x, make_steps(rule, chain(levels)), rule) - exact(np.asarray(x), *last)
+            error = sample(gaussian, x, make_steps(rule, chain(levels)), rule) - exact(
+                np.asarray(x), *last
+            )
             errors.append(float(jnp.abs(error).max()))
     return -np.polyfit(np.log(counts), np.log(errors), 1)[0], errors
 
@@ -64,7 +69,8 @@ def measured_order(rule, process, begin, end, counts=(512, 1024, 2048)):
 @pytest.mark.parametrize("process", [FLOW, Cosine(learned_variance=False)], ids=["flow", "cosine"])
 @pytest.mark.parametrize("rule", sorted(ORDERS))
 def test_rules_converge_to_their_order(rule, process):
-    # Fine grids: near the ends the multistep rules take steps in log(alpha / sigma) that halve slowly.
+    # Fine grids: near the ends the multistep rules take steps in log(alpha / sigma) that halve
+    # slowly.
     for (begin, end), expected in zip(((0.9, 0.1), (1.0, 0.0)), ORDERS[rule]):
         order, errors = measured_order(rule, process, begin, end)
         assert abs(order - expected) < 0.15, (rule, begin, order, errors)
@@ -78,7 +84,9 @@ def test_gaussian_data_come_back_from_noise(rule, process, steps):
     keys = jax.random.split(jax.random.key(7), count)
     noise = process.terminal(jax.random.key(0), (count,))
     steps = make_steps(rule, make_grid(process, steps))
-    samples = jax.jit(lambda x, steps: sample(gaussian, x, steps, rule, key_noise(keys, ())))(noise, steps)
+    samples = jax.jit(lambda x, steps: sample(gaussian, x, steps, rule, key_noise(keys, ())))(
+        noise, steps
+    )
     # Five standard errors of the draws, and a hundredth for the steps.
     assert abs(float(samples.mean()) - MEAN) < 5 * STD / count**0.5 + 0.01 * MEAN
     assert abs(float(samples.std()) - STD) < 5 * STD / (2 * count) ** 0.5 + 0.01 * STD
@@ -103,7 +111,10 @@ def test_ddim_with_all_its_noise_is_ancestral_sampling(process):
 def test_one_euler_step_from_noise_is_the_prediction_of_data():
     noise = jax.random.normal(jax.random.key(0), (5,))
     x = sample(
-        lambda x, level, noised: Denoised(x * 0 + 2.0, x), noise, make_steps("euler", make_grid(FLOW, 1)), "euler"
+        lambda x, level, noised: Denoised(x * 0 + 2.0, x),
+        noise,
+        make_steps("euler", make_grid(FLOW, 1)),
+        "euler",
     )
     np.testing.assert_allclose(x, np.full(5, 2.0), atol=1e-6)
 
@@ -128,7 +139,9 @@ def test_higher_orders_of_unipc():
     with jax.enable_x64(True):
         errors = []
         for order in (1, 2, 3):
-            x = sample(gaussian, jnp.array([2.0]), make_steps("unipc", chain(flow), order=order), "unipc")
+            x = sample(
+                gaussian, jnp.array([2.0]), make_steps("unipc", chain(flow), order=order), "unipc"
+            )
             last = [Level(*(field[i] for field in flow)) for i in (0, -1)]
             errors.append(abs(float(x[0]) - float(exact(2.0, *last))))
     assert errors[0] > 20 * errors[1] > 100 * errors[2], errors
@@ -151,7 +164,12 @@ def test_one_program_serves_every_grid_and_scale():
         return sample(lambda x, level, noised: gaussian(gain * x, level), x, steps, "unipc")
 
     x = jnp.array([0.5, -0.5])
-    grids = (make_grid(FLOW, 6), make_grid(FLOW, 6, ratio=3.0), make_grid(DDPM(), 6), make_grid(DDPM(), 6, "respaced"))
+    grids = (
+        make_grid(FLOW, 6),
+        make_grid(FLOW, 6, ratio=3.0),
+        make_grid(DDPM(), 6),
+        make_grid(DDPM(), 6, "respaced"),
+    )
     results = [draw(x, make_steps("unipc", grid), gain) for grid in grids for gain in (1.0, 1.1)]
     assert len(traces) == 1
     assert len({float(result[0]) for result in results}) == len(results)
@@ -171,5 +189,7 @@ def test_options_out_of_range_are_refused(rule, options, message):
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(UserError, match="sampler 'ode45' is not known; choose one of ancestral, ddim"):
+    with pytest.raises(
+        UserError, match="sampler 'ode45' is not known; choose one of ancestral, ddim"
+    ):
         make_steps("ode45", make_grid(FLOW, 1))

@@ -1,4 +1,5 @@
-"""Step rules against diffusers 0.42.1: every state of every trajectory, for eps, v and flow predictions."""
+"""Step rules against diffusers 0.42.1: every state of every trajectory, for eps, v and flow
+predictions."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,20 +39,28 @@ def join(*levels):
 
 
 def ddim_grid(process, run):
-    """diffusers takes N // n off a step for where it ends, which is not always where the next one begins."""
+    """diffusers takes N // n off a step for where it ends, which is not always where the next one
+    begins."""
     n, kw = run["n"], run["kw"]
     visited = spaced_steps(1000, n, kw.get("timestep_spacing", "leading"))
     after = visited - 1000 // n
     # set_alpha_to_one=False: the last step ends on step 0 instead of on data.
-    end = np.where(after >= 0, (after + 1) / 1000, 0.0 if kw.get("set_alpha_to_one", True) else 1 / 1000)
+    end = np.where(
+        after >= 0, (after + 1) / 1000, 0.0 if kw.get("set_alpha_to_one", True) else 1 / 1000
+    )
     return visited, Grid(process.levels((visited + 1) / 1000), process.levels(end))
 
 
 def dpm_grid(process, run):
     n, kw = run["n"], run["kw"]
     if kw.get("use_flow_sigmas"):
-        # DPM-Solver leaves pure noise out by starting at 0.999 before the shift, UniPC by a cut at 1 - 1e-6.
-        sigmas = (1 - np.linspace(1, 1 / 1000, n + 1))[:0:-1] if run["c"] == "dpm" else np.linspace(1, 1e-3, n + 1)[:-1]
+        # DPM-Solver leaves pure noise out by starting at 0.999 before the shift, UniPC by a cut at
+        # 1 - 1e-6.
+        sigmas = (
+            (1 - np.linspace(1, 1 / 1000, n + 1))[:0:-1]
+            if run["c"] == "dpm"
+            else np.linspace(1, 1e-3, n + 1)[:-1]
+        )
         sigmas = np.minimum(shift(sigmas, kw["flow_shift"]), 1 - 1e-6)
         levels = process.levels(sigmas)
         visited = (sigmas * 1000).astype(int)
@@ -71,7 +80,8 @@ def dpm_grid(process, run):
 
 
 def flow_grid(process, run):
-    """Even between the shifted ends and then shifted (again); with dynamic shifting the ends are not shifted."""
+    """Even between the shifted ends and then shifted (again); with dynamic shifting the ends are
+    not shifted."""
     ratio = np.exp(run["mu"]) if "mu" in run else run["kw"]["shift"]
     ends = (1.0, 1e-3) if "mu" in run else shift(np.array([1.0, 1e-3]), ratio)
     levels = process.levels(shift(np.linspace(*ends, run["n"]), ratio))
@@ -79,7 +89,9 @@ def flow_grid(process, run):
 
 
 def grid_of(process, run):
-    return {"ddim": ddim_grid, "dpm": dpm_grid, "unipc": dpm_grid, "fme": flow_grid}[run["c"]](process, run)
+    return {"ddim": ddim_grid, "dpm": dpm_grid, "unipc": dpm_grid, "fme": flow_grid}[run["c"]](
+        process, run
+    )
 
 
 def trajectory(run):
@@ -102,9 +114,14 @@ def test_trajectories(name):
     np.testing.assert_allclose(visited, ARRAYS[f"out/{name}/timesteps"], rtol=1e-6)
     if f"out/{name}/sigmas" in ARRAYS:
         # For noise prediction diffusers counts in sigma / alpha.
-        sigma, alpha = np.append(grid.now.sigma, grid.after.sigma[-1]), np.append(grid.now.alpha, grid.after.alpha[-1])
+        sigma, alpha = (
+            np.append(grid.now.sigma, grid.after.sigma[-1]),
+            np.append(grid.now.alpha, grid.after.alpha[-1]),
+        )
         flow = isinstance(process_of(run), RectifiedFlow)
-        assert_golden(sigma if flow else sigma / alpha, ARRAYS[f"out/{name}/sigmas"], f"{name}/sigmas")
+        assert_golden(
+            sigma if flow else sigma / alpha, ARRAYS[f"out/{name}/sigmas"], f"{name}/sigmas"
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if f"out/{name}/add_noise_t421" in ARRAYS])
@@ -115,7 +132,11 @@ def test_corruption_tables_and_v(name):
     x_t = process.corrupt(x0, noise, t_B)
     assert_golden(x_t, last(ARRAYS[f"out/{name}/add_noise_t421"]), f"{name}/add_noise")
     assert_golden(
-        process.convert(noise, x_t, t_B, "eps", "v"), last(ARRAYS[f"out/{name}/velocity_t421"]), f"{name}/velocity"
+        process.convert(noise, x_t, t_B, "eps", "v"),
+        last(ARRAYS[f"out/{name}/velocity_t421"]),
+        f"{name}/velocity",
     )
     if f"out/{name}/alphas_cumprod" in ARRAYS:
-        assert_golden(process.tables.alphas_cumprod, ARRAYS[f"out/{name}/alphas_cumprod"], f"{name}/abar")
+        assert_golden(
+            process.tables.alphas_cumprod, ARRAYS[f"out/{name}/alphas_cumprod"], f"{name}/abar"
+        )

@@ -30,9 +30,13 @@ def test_shifts_multiply_and_invert():
     np.testing.assert_allclose(shift(shift(T, 3.0), 2.0), shift(T, 6.0), atol=1e-6)
 
 
-@pytest.mark.parametrize("distribution,ratio", [("uniform", 1.0), ("logit_normal", 1.0), ("uniform", 3.0)])
+@pytest.mark.parametrize(
+    "distribution,ratio", [("uniform", 1.0), ("logit_normal", 1.0), ("uniform", 3.0)]
+)
 def test_times_have_their_distribution(distribution, ratio):
-    t = shift(draw_times(jax.random.split(jax.random.key(0), 20_000), distribution, ratio), 1 / ratio)
+    t = shift(
+        draw_times(jax.random.split(jax.random.key(0), 20_000), distribution, ratio), 1 / ratio
+    )
     assert t.min() >= 0
     assert t.max() <= 1
     # Bounds are five standard errors of 20,000 draws.
@@ -78,7 +82,9 @@ def test_the_ratio_grows_with_the_root_of_area_and_length():
     assert shift_ratio(240, 426, 5, base_pixels=240 * 426, base_latent_frames=5) == 1
     # Open-Sora 1.2's for 720p at 51 frames (15 latent frames): sqrt(720 1280 / 512^2) sqrt(15).
     np.testing.assert_allclose(shift_ratio(720, 1280, 15), 7.262, atol=1e-3)
-    each = shift_ratio(jnp.array([512.0, 1024.0]), jnp.array([512.0, 1024.0]), jnp.array([1.0, 4.0]))
+    each = shift_ratio(
+        jnp.array([512.0, 1024.0]), jnp.array([512.0, 1024.0]), jnp.array([1.0, 4.0])
+    )
     assert each.tolist() == [1, 4]
 
 

@@ -1,4 +1,5 @@
-"""The caption verifier: right on the world's own clips, still right through blur and noise, and not easily fooled."""
+"""The caption verifier: right on the world's own clips, still right through blur and noise, and not
+easily fooled."""
 
 import functools
 import json
@@ -6,7 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from xgen_jax.data.synthetic import ATTRIBUTES, SyntheticSource, held_out_prompts, render, sample_scene
+from xgen_jax.data.sources.synthetic import (
+    ATTRIBUTES,
+    SyntheticSource,
+    held_out_prompts,
+    render,
+    sample_scene,
+)
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.captions import evaluate_captions, read_attributes, score, verdict
 
@@ -14,7 +21,9 @@ from xgen_jax.evaluation.captions import evaluate_captions, read_attributes, sco
 def clips(count, frames, height, width, *, spoil=lambda video: video, seed=11):
     source = SyntheticSource(seed=seed)
     scenes = [source.scene(index)[0] for index in range(count)]
-    return [spoil(render(scene, frames, height, width)) for scene in scenes], [scene.attributes for scene in scenes]
+    return [spoil(render(scene, frames, height, width)) for scene in scenes], [
+        scene.attributes for scene in scenes
+    ]
 
 
 def blur_and_noise(video, sigma, noise, rng):
@@ -36,10 +45,13 @@ def test_right_on_ground_truth(count, frames, size):
 
 
 @pytest.mark.parametrize(
-    "count, frames, size, sigma, noise", [(400, 9, 32, 0.7, 8), (200, 9, 32, 1.0, 12), (60, 17, 64, 1.2, 12)]
+    "count, frames, size, sigma, noise",
+    [(400, 9, 32, 0.7, 8), (200, 9, 32, 1.0, 12), (60, 17, 64, 1.2, 12)],
 )
 def test_right_through_blur_and_noise(count, frames, size, sigma, noise):
-    spoil = functools.partial(blur_and_noise, sigma=sigma, noise=noise, rng=np.random.default_rng(0))
+    spoil = functools.partial(
+        blur_and_noise, sigma=sigma, noise=noise, rng=np.random.default_rng(0)
+    )
     accuracy = score(*clips(count, frames, size, size, spoil=spoil))
     assert min(accuracy.values()) >= 0.98, accuracy
 
@@ -61,7 +73,11 @@ def test_a_still_has_no_direction():
     rest = {name: value for name, value in scene.attributes.items() if name != "direction"}
     for video in (render(scene, 1, 32, 32), np.repeat(render(scene, 1, 32, 32), 9, axis=0)):
         assert read_attributes(video) == rest
-        assert verdict(video, scene.attributes) == {**dict.fromkeys(rest, True), "direction": False, "all": False}
+        assert verdict(video, scene.attributes) == {
+            **dict.fromkeys(rest, True),
+            "direction": False,
+            "all": False,
+        }
 
 
 def test_backwards_is_the_other_direction():
@@ -87,8 +103,15 @@ def test_verdict_judges_only_what_was_wanted():
     scene = sample_scene(np.random.default_rng(0), {"color": "red"})
     video = render(scene, 9, 32, 32)
     assert verdict(video, {"color": "red"}) == {"color": True, "all": True}
-    assert verdict(video, {"color": "blue", "shape": scene.shape}) == {"shape": True, "color": False, "all": False}
-    assert score([video, video], [{"color": "red"}, {"color": "blue"}]) == {"color": 0.5, "all": 0.5}
+    assert verdict(video, {"color": "blue", "shape": scene.shape}) == {
+        "shape": True,
+        "color": False,
+        "all": False,
+    }
+    assert score([video, video], [{"color": "red"}, {"color": "blue"}]) == {
+        "color": 0.5,
+        "all": 0.5,
+    }
 
 
 def test_evaluate_captions_reports_every_sample():

@@ -21,7 +21,9 @@ def noise(shape=(3, 16, 18, 3), seed=0):
 @pytest.mark.parametrize("name", SETS)
 def test_frames_agree_with_the_reference(name):
     a, b = GOLDENS[f"{name}/a"], GOLDENS[f"{name}/b"]
-    np.testing.assert_allclose(reconstruction.psnr_frames(a, b), GOLDENS[f"{name}/psnr_db"], rtol=1e-9)
+    np.testing.assert_allclose(
+        reconstruction.psnr_frames(a, b), GOLDENS[f"{name}/psnr_db"], rtol=1e-9
+    )
     np.testing.assert_allclose(reconstruction.ssim_frames(a, b), GOLDENS[f"{name}/ssim"], rtol=1e-9)
 
 
@@ -29,7 +31,9 @@ def test_frames_agree_with_the_reference(name):
 def test_clips_agree_with_the_reference(name):
     result = reconstruction.compare(GOLDENS[f"{name}/a"], GOLDENS[f"{name}/b"])
     assert result["psnr_db"] == pytest.approx(float(GOLDENS[f"{name}/psnr_db_mean"]), rel=1e-9)
-    assert result["psnr_of_mean_mse_db"] == pytest.approx(float(GOLDENS[f"{name}/psnr_of_mean_mse_db"]), rel=1e-9)
+    assert result["psnr_of_mean_mse_db"] == pytest.approx(
+        float(GOLDENS[f"{name}/psnr_of_mean_mse_db"]), rel=1e-9
+    )
     np.testing.assert_allclose(result["mse_frames"], GOLDENS[f"{name}/mse"], rtol=1e-9)
     assert result["mse"] == pytest.approx(GOLDENS[f"{name}/mse"].mean(), rel=1e-9)
     assert result["psnr_of_mean_mse_db"] <= result["psnr_db"] + 1e-9  # Jensen
@@ -46,7 +50,11 @@ def test_identical_frames_are_infinite_alone_and_capped_in_means():
     assert result["psnr_db"] == pytest.approx((first + 200) / 3)
     assert result["ssim_frames"][1] == 1.0
     same = reconstruction.compare(a, a)
-    assert same["psnr_db"] == same["psnr_of_mean_mse_db"] == 100 and same["ssim"] == 1 and same["mse"] == 0
+    assert (
+        same["psnr_db"] == same["psnr_of_mean_mse_db"] == 100
+        and same["ssim"] == 1
+        and same["mse"] == 0
+    )
     json.dumps([result, same], allow_nan=False)
 
 
@@ -99,7 +107,9 @@ def test_evaluation_means_rows_and_worst_clips():
     row = result["videos"][0]
     assert (row["name"], row["frames"], row["height"], row["width"]) == ("clip0", 3, 16, 18)
     for name, value in result["mean"].items():
-        assert value == pytest.approx(np.mean([row[name] for row in result["videos"]])) and math.isfinite(value)
+        assert value == pytest.approx(
+            np.mean([row[name] for row in result["videos"]])
+        ) and math.isfinite(value)
         assert name in result["conventions"]
     json.dumps(result, allow_nan=False)
 
@@ -118,10 +128,13 @@ def test_sharpness_tells_blur():
     blurred = box_blur(video)
     again = box_blur(blurred)
     once, twice = (reconstruction.sharpness_frames(video, x) for x in (blurred, again))
-    # Of white noise, neighbouring 3x3 means share 6 of 9 pixels: they differ by sqrt(6)/9 of a deviation, not sqrt(2).
+    # Of white noise, neighbouring 3x3 means share 6 of 9 pixels: they differ by sqrt(6)/9 of a
+    # deviation, not sqrt(2).
     np.testing.assert_allclose(once, np.sqrt(6) / 9 / np.sqrt(2), atol=0.02)
     assert (twice < 0.7 * once).all()
-    np.testing.assert_allclose(reconstruction.sharpness_frames(again, blurred), once / twice, rtol=1e-12)
+    np.testing.assert_allclose(
+        reconstruction.sharpness_frames(again, blurred), once / twice, rtol=1e-12
+    )
     assert reconstruction.compare(video, blurred)["sharpness"] == pytest.approx(once.mean())
 
 
@@ -155,13 +168,18 @@ class MeanDifference:
 
 def test_a_learned_distance_is_reported_under_its_name():
     clips = [("one", noise(seed=1)), ("two", noise(seed=2))]
-    result = reconstruction.evaluate_reconstruction(lambda video: 255 - video, clips, lpips=MeanDifference())
+    result = reconstruction.evaluate_reconstruction(
+        lambda video: 255 - video, clips, lpips=MeanDifference()
+    )
     rows = result["videos"]
     for row, (_, video) in zip(rows, clips):
         np.testing.assert_allclose(row["lpips_vgg_frames"], MeanDifference()(video, 255 - video))
         assert row["lpips_vgg"] == pytest.approx(np.mean(row["lpips_vgg_frames"]))
     assert result["mean"]["lpips_vgg"] == pytest.approx(np.mean([row["lpips_vgg"] for row in rows]))
-    assert result["conventions"]["lpips_vgg"] == "a stand-in" and "lpips_vgg" not in reconstruction.CONVENTIONS
+    assert (
+        result["conventions"]["lpips_vgg"] == "a stand-in"
+        and "lpips_vgg" not in reconstruction.CONVENTIONS
+    )
     json.dumps(result, allow_nan=False)
 
 
@@ -176,7 +194,11 @@ def test_evaluation_names_the_clip_at_fault_and_refuses_none():
 def test_side_by_side(width):
     a, b = noise((2, 16, width, 3), 1), noise((2, 16, width, 3), 2)
     both = reconstruction.side_by_side(a, b)
-    assert both.shape == (2, 16, 2 * width + 2, 3) and both.dtype == np.uint8 and both.shape[2] % 2 == 0
+    assert (
+        both.shape == (2, 16, 2 * width + 2, 3)
+        and both.dtype == np.uint8
+        and both.shape[2] % 2 == 0
+    )
     np.testing.assert_array_equal(both[:, :, :width], a)
     np.testing.assert_array_equal(both[:, :, -width:], b)
     with pytest.raises(UserError, match="even"):

@@ -15,10 +15,17 @@ def test_shapes():
     assert expand_shapes(["9x32x48", " 1X64x64"]) == [(9, 32, 48), (1, 64, 64)]
     paper = [(1, 768, 768), (17, 512, 512), (65, 256, 256)]
     assert expand_shapes(["paper"]) == paper
-    assert expand_shapes(["17x512x512", "Paper", "9x32x32"]) == [paper[1], paper[0], paper[2], (9, 32, 32)]
+    assert expand_shapes(["17x512x512", "Paper", "9x32x32"]) == [
+        paper[1],
+        paper[0],
+        paper[2],
+        (9, 32, 32),
+    ]
 
 
-@pytest.mark.parametrize("shape", ["32x32", "9x32x32x3", "0x32x32", "9x-2x32", "axbxc", "", "9x3²x32"])
+@pytest.mark.parametrize(
+    "shape", ["32x32", "9x32x32x3", "0x32x32", "9x-2x32", "axbxc", "", "9x3²x32"]
+)
 def test_what_is_no_shape(shape):
     with pytest.raises(UserError, match="is not a clip shape; give FRAMESxHEIGHTxWIDTH"):
         expand_shapes(["9x32x32", shape])
@@ -30,7 +37,10 @@ def test_the_papers_row_stands_beside_its_shapes():
         "| frames x height x width | clips | PSNR, dB | SSIM | MSE | sharpness | LPIPS, AlexNet "
         "| paper: PSNR / SSIM / MSE |"
     )
-    assert lines[2] == "| 17x512x512 | 8 | 30.12 | 0.9000 | 0.00400 | 0.810 | 0.2500 | 33.83 / 0.935 / 0.00281 |"
+    assert (
+        lines[2]
+        == "| 17x512x512 | 8 | 30.12 | 0.9000 | 0.00400 | 0.810 | 0.2500 | 33.83 / 0.935 / 0.00281 |"
+    )
     assert lines[3] == "| 9x32x32 | 8 | 30.12 | 0.9000 | 0.00400 | 0.810 | – | – |"
     assert len({line.count("|") for line in lines[:4]}) == 1
     assert "2408.12590" in lines[5] and "clips here are others" in lines[5]

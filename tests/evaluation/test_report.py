@@ -56,8 +56,14 @@ def write_video(path, width=32, seed=0):
         stream = container.add_stream("libx264", rate=8)
         stream.width, stream.height, stream.pix_fmt = width, 32, "yuv420p"
         for _ in range(3):
-            image = np.repeat(np.repeat(rng.integers(0, 256, (4, width // 8, 3), np.uint8), 8, 0), 8, 1)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+            image = np.repeat(
+                np.repeat(rng.integers(0, 256, (4, width // 8, 3), np.uint8), 8, 0), 8, 1
+            )
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                )
+            )
         container.mux(stream.encode())
 
 
@@ -67,11 +73,24 @@ def write_json(path, value):
 
 
 def write_run(folder, steps=60):
-    config = {"seed": 0, "model": {"width": 96, "note": "<b>bold</b>", "patch": [1, 2, 2]}, "optimiser": {}}
+    config = {
+        "seed": 0,
+        "model": {"width": 96, "note": "<b>bold</b>", "patch": [1, 2, 2]},
+        "optimiser": {},
+    }
     write_json(folder / "config.json", config)
-    run = {"device": "CPU <2 cores>", "host": "lab", "parameters": 801_792, "wall_s": 245.0, "compile_s": 12.5}
+    run = {
+        "device": "CPU <2 cores>",
+        "host": "lab",
+        "parameters": 801_792,
+        "wall_s": 245.0,
+        "compile_s": 12.5,
+    }
     write_json(folder / "run.json", {"versions": {"jax": "0.10.2", "xgen_jax": "0.1.0"}, **run})
-    rows = [{"step": s, "time_s": 0.5 * s, "loss": 5 * math.exp(-s / 9), "steps_per_s": 2.0} for s in range(1, steps)]
+    rows = [
+        {"step": s, "time_s": 0.5 * s, "loss": 5 * math.exp(-s / 9), "steps_per_s": 2.0}
+        for s in range(1, steps)
+    ]
     rows[3] |= {"loss": None, "nonfinite": {"loss": "nan"}}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -94,12 +113,16 @@ def write_captions(folder, count=3):
     settings = {"steps": 10, "guidance_scale": 3.0, "sampler": "euler", "seed": 7}
     accuracy = {"all": 0.93, "shape": 0.97, "color": 1.0}
     write_json(
-        folder / "captions.json", {"prompts": 200, "accuracy": accuracy, "settings": settings, "samples": samples}
+        folder / "captions.json",
+        {"prompts": 200, "accuracy": accuracy, "settings": settings, "samples": samples},
     )
 
 
 def write_reconstruction(folder):
-    rows = [{"file": f"{i:03d}.mp4", "name": f"clip <{i}>", "psnr_db": 30.0 + i, "ssim": 0.95} for i in range(2)]
+    rows = [
+        {"file": f"{i:03d}.mp4", "name": f"clip <{i}>", "psnr_db": 30.0 + i, "ssim": 0.95}
+        for i in range(2)
+    ]
     for index, row in enumerate(rows):
         write_video(folder / row["file"], width=64, seed=index)
     mean = {"psnr_db": 30.53, "ssim": 0.951, "mse": 0.0035, "sharpness": 0.876}
@@ -126,7 +149,15 @@ def test_page_says_what_the_runs_did(root):
     path = report.write_report(root)
     assert path == root / "report.html"
     page = read(path)
-    for wanted in ("30.5 dB", "93%", "5 min 00 s", "of 200 prompts", "97.0%", "guidance scale 3.0", "801,792"):
+    for wanted in (
+        "30.5 dB",
+        "93%",
+        "5 min 00 s",
+        "of 200 prompts",
+        "97.0%",
+        "guidance scale 3.0",
+        "801,792",
+    ):
         assert wanted in page.text, wanted
     for wanted in (
         "sharpness 0.88",
@@ -140,26 +171,37 @@ def test_page_says_what_the_runs_did(root):
         assert wanted in page.text, wanted
     assert "1 not finite, not drawn" in page.text
     assert "--guidance_scale=3.0" in page.text and "bash launch/quickstart.sh" in page.text
-    assert len(page.all("video")) == 5 and len(page.all("svg")) == 4 and len(page.all("details")) == 2
+    assert (
+        len(page.all("video")) == 5 and len(page.all("svg")) == 4 and len(page.all("details")) == 2
+    )
     assert page.text.count("✓ ") == 5 and page.text.count("✗ ") == 1
     assert not [name for name in os.listdir(root) if name.endswith(".tmp")]
 
 
 def test_page_is_one_file_and_prompts_are_text(root):
     page = read(report.write_report(root))
-    assert not page.all("script") and not page.all("link") and not page.all("img") and not page.all("b")
+    assert (
+        not page.all("script")
+        and not page.all("link")
+        and not page.all("img")
+        and not page.all("b")
+    )
     for _, attrs in page.tags:
         assert not [name for name in attrs if name.startswith("on")]
         for name in ("src", "href", "srcset", "poster", "action"):
             assert (attrs.get(name) or "data:").startswith("data:")
     assert EVIL in page.text
-    assert all({"autoplay", "loop", "muted", "playsinline"} <= set(attrs) for attrs in page.all("video"))
+    assert all(
+        {"autoplay", "loop", "muted", "playsinline"} <= set(attrs) for attrs in page.all("video")
+    )
     style = report.STYLE
     assert "url(" not in style and "@import" not in style
     assert "default-src 'none'" in next(a["content"] for a in page.all("meta") if "http-equiv" in a)
 
 
-@pytest.mark.parametrize("gone", ["vidvae", "vdit", "evaluation/captions", "evaluation/reconstruction", "timings.json"])
+@pytest.mark.parametrize(
+    "gone", ["vidvae", "vdit", "evaluation/captions", "evaluation/reconstruction", "timings.json"]
+)
 def test_a_missing_part_is_said(root, gone):
     os.rename(root / gone, root.parent / "gone")
     text = read(report.write_report(root)).text
@@ -215,9 +257,13 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         report.write_report(tmp_path)
 
 
-@pytest.mark.parametrize(("fraction", "low", "high"), [(0.9, 0.825, 0.945), (1.0, 0.963, 1.0), (0.0, 0.0, 0.037)])
+@pytest.mark.parametrize(
+    ("fraction", "low", "high"), [(0.9, 0.825, 0.945), (1.0, 0.963, 1.0), (0.0, 0.0, 0.037)]
+)
 def test_wilson_interval(fraction, low, high):
-    assert report.wilson_interval(fraction, 100) == pytest.approx((low, high), abs=1e-3)  # three digits, as tabulated
+    assert report.wilson_interval(fraction, 100) == pytest.approx(
+        (low, high), abs=1e-3
+    )  # three digits, as tabulated
 
 
 def test_ticks_are_round_numbers():
@@ -235,7 +281,9 @@ def test_running_mean_is_exact_at_the_start_and_averages_at_the_end():
     assert mean[-1] == pytest.approx(line[-5:].mean())
 
 
-@pytest.mark.parametrize("y", [[1.0] * 30, [0.0] * 30, [-1.0, 1.0] * 15, list(range(30)), [math.inf] + [3.0] * 29])
+@pytest.mark.parametrize(
+    "y", [[1.0] * 30, [0.0] * 30, [-1.0, 1.0] * 15, list(range(30)), [math.inf] + [3.0] * 29]
+)
 def test_any_curve_can_be_drawn(y):
     drawn = chart.line_chart(range(30), y, "a <label>")
     assert "nan" not in drawn and "a &lt;label&gt;" in drawn

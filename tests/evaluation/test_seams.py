@@ -44,7 +44,8 @@ def test_still_chunks_of_a_moving_clip_are_below_one():
 
 
 def test_clips_count_by_how_much_they_move():
-    """Differences are summed before the ratio is taken: a clip that hardly moves cannot make it explode."""
+    """Differences are summed before the ratio is taken: a clip that hardly moves cannot make it
+    explode."""
     fast, slow = ramp([0, 100, 200, 100]), ramp([0, 1, 2, 1])
     seams = measure_seams([(fast, fast), (slow, ramp([0, 1, 12, 11]))], 2)
     assert seams.border == pytest.approx((100 + 11) / (100 + 1))

@@ -1,4 +1,5 @@
-"""Divide-and-merge: which frames are doubles, what becomes of them, and that what has no memory is not changed."""
+"""Divide-and-merge: which frames are doubles, what becomes of them, and that what has no memory is
+not changed."""
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from xgen_jax.inference.divide_and_merge import divide_and_merge
 @pytest.mark.parametrize("frames,segment", [(1, 5), (5, 5), (13, 5), (4, 2), (9, 3)])
 def test_what_sees_one_frame_at_a_time_is_not_changed_by_division(frames, segment, merge):
     x = np.random.default_rng(0).standard_normal((2, frames, 3)).astype(np.float32)
-    np.testing.assert_allclose(divide_and_merge(lambda x: 2 * x, x, segment, merge), 2 * x, atol=1e-6)
+    np.testing.assert_allclose(
+        divide_and_merge(lambda x: 2 * x, x, segment, merge), 2 * x, atol=1e-6
+    )
 
 
 def test_of_two_doubles_the_earlier_is_kept_or_both_are_averaged():

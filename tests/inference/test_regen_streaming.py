@@ -8,7 +8,14 @@ import pytest
 from tiny_regen import tiny_embedder
 
 from xgen_jax.errors import UserError
-from xgen_jax.inference.streaming import chunk_bytes, decode, decode_stream, encode, encode_stream, plan
+from xgen_jax.inference.streaming import (
+    chunk_bytes,
+    decode,
+    decode_stream,
+    encode,
+    encode_stream,
+    plan,
+)
 
 KEY = jax.random.key(7)
 
@@ -19,7 +26,13 @@ def built():
     embedder, params = tiny_embedder()
     video = np.random.default_rng(0).uniform(-1, 1, (1, 16, 8, 8, 3)).astype(np.float32)
     latents = np.asarray(jax.jit(embedder.encode)(params, video))
-    return embedder, params, video, latents, np.asarray(jax.jit(embedder.decode)(params, latents, KEY))
+    return (
+        embedder,
+        params,
+        video,
+        latents,
+        np.asarray(jax.jit(embedder.decode)(params, latents, KEY)),
+    )
 
 
 def pieces(x, *lengths):
@@ -78,7 +91,11 @@ def test_another_key_compiles_nothing_and_draws_other_frames(built, caplog):
 @pytest.mark.parametrize(
     "stream, frames, message",
     [
-        ("encode", 12, "12 frames cannot be encoded: lengths are 5n and 5n [+] 1; the nearest are 11, 15"),
+        (
+            "encode",
+            12,
+            "12 frames cannot be encoded: lengths are 5n and 5n [+] 1; the nearest are 11, 15",
+        ),
         ("encode", 4, "4 frames cannot be encoded.* nearest are 1, 5"),
     ],
 )

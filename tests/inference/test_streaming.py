@@ -9,7 +9,6 @@ import pytest
 
 from xgen_jax.errors import UserError
 from xgen_jax.inference import streaming
-from xgen_jax.inference.memory import largest_chunk, program_bytes
 from xgen_jax.inference.streaming import (
     chunk_bytes,
     decode,
@@ -23,14 +22,21 @@ from xgen_jax.inference.streaming import (
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
+from xgen_jax.parallel.memory import largest_chunk, program_bytes
 
 PLAIN = VidVAEConfig(
-    channels=(4, 8), space_reduction=(True, False), time_reduction=(True, True), latent_channels=3, blocks=1
+    channels=(4, 8),
+    space_reduction=(True, False),
+    time_reduction=(True, True),
+    latent_channels=3,
+    blocks=1,
 )
 FLAT = dataclasses.replace(PLAIN, kernels=((1, 3, 3), (3, 1, 1)))  # compiles in half the time
 CONFIGS = {
     "plain": PLAIN,
-    "convolution": dataclasses.replace(FLAT, time_down="convolution", time_up_convolution=True, flat_levels=1),
+    "convolution": dataclasses.replace(
+        FLAT, time_down="convolution", time_up_convolution=True, flat_levels=1
+    ),
     "trilinear": dataclasses.replace(FLAT, time_up="trilinear", time_up_convolution=True),
     "rms": dataclasses.replace(FLAT, norm="rms", mid_attention=False, time_expansion=(True, True)),
     "stem": VidVAEConfig(
@@ -54,9 +60,12 @@ MORE_LATENT_CUTS = [(1,) * 5, (1, 4), (4, 1), (5,), (2, 2, 1), (3, 2)]
 
 @functools.cache
 def built(config, frames=17, height=8, width=8):
-    """An embedder, its parameters (statistics that are not trivial), a clip, and what the whole clip gives."""
+    """An embedder, its parameters (statistics that are not trivial), a clip, and what the whole
+    clip gives."""
     model = VidVAE(config)
-    video = np.random.default_rng(0).uniform(-1, 1, (1, frames, height, width, 3)).astype(np.float32)
+    video = (
+        np.random.default_rng(0).uniform(-1, 1, (1, frames, height, width, 3)).astype(np.float32)
+    )
     params = jax.jit(model.init)(jax.random.key(1), video)
     embedder = VidVAEEmbedder(model=model)
     params = embedder.bundle(params, np.linspace(-0.1, 0.1, 3), np.linspace(0.5, 2, 3))
@@ -80,7 +89,9 @@ def check_streams(config, video_cuts, latent_cuts):
         np.testing.assert_allclose(np.concatenate(parts, 1), decoded, atol=1e-5, err_msg=str(cut))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "stem" else pytest.mark.slow) for n in CONFIGS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "stem" else pytest.mark.slow) for n in CONFIGS]
+)
 def test_a_stream_gives_what_the_whole_clip_gives(name):
     check_streams(CONFIGS[name], VIDEO_CUTS, LATENT_CUTS)
 
@@ -95,9 +106,13 @@ def test_a_stream_gives_what_the_whole_clip_gives_in_every_cut(name):
 def test_a_decoder_that_looks_ahead_gives_its_last_frames_late():
     embedder, params, _, latents, _ = built(CONFIGS["trilinear"])
     assert embedder.look_ahead == 3
-    lengths = [part.shape[1] for part in decode_stream(embedder, params, pieces(latents, (1, 1, 3)))]
+    lengths = [
+        part.shape[1] for part in decode_stream(embedder, params, pieces(latents, (1, 1, 3)))
+    ]
     assert lengths == [1, 1, 12, 3]
-    assert [part.shape[1] for part in decode_stream(embedder, params, pieces(latents[:, :1], (1,)))] == [1]
+    assert [
+        part.shape[1] for part in decode_stream(embedder, params, pieces(latents[:, :1], (1,)))
+    ] == [1]
 
 
 def test_a_stream_gives_latents_as_soon_as_they_are_known():
@@ -118,7 +133,9 @@ def test_eight_bits_and_floats_are_one_video():
     embedder, params, video, _, _ = built(CONFIGS["plain"])
     eight = np.rint((video + 1) * 127.5).astype(np.uint8)
     as_float = eight.astype(np.float32) / 127.5 - 1
-    np.testing.assert_allclose(encode(embedder, params, eight), encode(embedder, params, as_float), atol=1e-5)
+    np.testing.assert_allclose(
+        encode(embedder, params, eight), encode(embedder, params, as_float), atol=1e-5
+    )
 
 
 def bad(change):
@@ -130,7 +147,10 @@ def bad(change):
     "chunks,message",
     [
         ([], "holds no chunk"),
-        (bad(lambda x: x[:, :4]), "4 frames cannot be encoded: lengths are 1 . 4n; the nearest are 1, 5"),
+        (
+            bad(lambda x: x[:, :4]),
+            "4 frames cannot be encoded: lengths are 1 . 4n; the nearest are 1, 5",
+        ),
         (bad(lambda x: x[:, :, :7]), "height 7 is not a multiple of 2; the nearest are 6 and 8"),
         (bad(lambda x: x[..., :2]), r"video is \(B, T, H, W, 3\), not \(1, 5, 8, 8, 2\)"),
         (bad(lambda x: x.astype(np.int32)), "uint8, or float in .-1, 1., not int32"),
@@ -139,8 +159,14 @@ def bad(change):
             bad(lambda x: np.where(np.arange(5).reshape(1, 5, 1, 1, 1) == 3, np.nan, x)),
             r"not finite.*\[0, 3, 0, 0, 0\]",
         ),
-        ([*bad(lambda x: x), *bad(lambda x: x[:, :4, :6])], r"\(1, 4, 6, 8, 3\) does not continue.*\(1, 5, 8, 8, 3\)"),
-        ([*bad(lambda x: x), *bad(lambda x: np.repeat(x, 2, 0))], r"\(2, 5, 8, 8, 3\) does not continue a stream"),
+        (
+            [*bad(lambda x: x), *bad(lambda x: x[:, :4, :6])],
+            r"\(1, 4, 6, 8, 3\) does not continue.*\(1, 5, 8, 8, 3\)",
+        ),
+        (
+            [*bad(lambda x: x), *bad(lambda x: np.repeat(x, 2, 0))],
+            r"\(2, 5, 8, 8, 3\) does not continue a stream",
+        ),
     ],
 )
 def test_chunks_that_cannot_be_encoded_are_refused(chunks, message):
@@ -153,10 +179,19 @@ def test_chunks_that_cannot_be_encoded_are_refused(chunks, message):
     "chunks,message",
     [
         ([], "holds no latents"),
-        ([np.zeros((1, 2, 4, 4, 5), np.float32)], r"latents are \(B, t, h, w, 3\), not \(1, 2, 4, 4, 5\)"),
+        (
+            [np.zeros((1, 2, 4, 4, 5), np.float32)],
+            r"latents are \(B, t, h, w, 3\), not \(1, 2, 4, 4, 5\)",
+        ),
         ([np.zeros((1, 2, 4, 4, 3), np.uint8)], "latents are floats, not uint8"),
-        ([np.full((1, 2, 4, 4, 3), np.inf, np.float32)], r"values that are not finite.*\[0, 0, 0, 0, 0\]"),
-        ([np.zeros((1, 2, 4, 4, 3), np.float32), np.zeros((1, 2, 4, 5, 3), np.float32)], "does not continue a stream"),
+        (
+            [np.full((1, 2, 4, 4, 3), np.inf, np.float32)],
+            r"values that are not finite.*\[0, 0, 0, 0, 0\]",
+        ),
+        (
+            [np.zeros((1, 2, 4, 4, 3), np.float32), np.zeros((1, 2, 4, 5, 3), np.float32)],
+            "does not continue a stream",
+        ),
     ],
 )
 def test_chunks_that_cannot_be_decoded_are_refused(chunks, message):
@@ -184,9 +219,18 @@ def test_the_longest_chunk_within_a_budget_is_found_in_few_measurements(most, bu
 @pytest.mark.parametrize("verb", ["encode", "decode"])
 @pytest.mark.parametrize(
     "side,chunk",
-    [(4, 2), *(pytest.param(side, n, marks=pytest.mark.slow) for side in (4, 16, 24) for n in (1, 6, 16))],
+    [
+        (4, 2),
+        *(
+            pytest.param(side, n, marks=pytest.mark.slow)
+            for side in (4, 16, 24)
+            for n in (1, 6, 16)
+        ),
+    ],
 )
-def test_bytes_are_predicted_within_a_fifth_of_what_xla_reports_of_the_program_that_runs(verb, side, chunk):
+def test_bytes_are_predicted_within_a_fifth_of_what_xla_reports_of_the_program_that_runs(
+    verb, side, chunk
+):
     embedder, params, *_ = built(FLAT)
     predicted = chunk_bytes(embedder, params, verb, (1, 64, side, side, 3), np.float32, chunk)
     # In the middle of a stream, with the history that two chunks before it have left.
@@ -197,7 +241,9 @@ def test_bytes_are_predicted_within_a_fifth_of_what_xla_reports_of_the_program_t
             x = np.zeros((1, f if history else 1, s * side, s * side, 3), np.float32)
             history = encode_chunk(embedder, params, x, history)[1]
         else:
-            history = decode_chunk(embedder, params, np.zeros((1, n, side, side, 3), np.float32), history, False)[1]
+            history = decode_chunk(
+                embedder, params, np.zeros((1, n, side, side, 3), np.float32), history, False
+            )[1]
     if verb == "encode":
         x = np.zeros((1, f * chunk, s * side, s * side, 3), np.float32)
         program = encode_chunk.lower(embedder, params, x, history)
@@ -210,7 +256,10 @@ def test_bytes_are_predicted_within_a_fifth_of_what_xla_reports_of_the_program_t
 @pytest.mark.slow
 def test_a_budget_chooses_chunks_that_fit_and_change_nothing():
     embedder, params, video, latents, decoded = built(CONFIGS["rms"])
-    for verb, function, x, whole in (("encode", encode, video, latents), ("decode", decode, latents, decoded)):
+    for verb, function, x, whole in (
+        ("encode", encode, video, latents),
+        ("decode", decode, latents, decoded),
+    ):
         measure = functools.partial(chunk_bytes, embedder, params, verb, latents.shape, np.float32)
         budget_gb = measure(4) / 1e9
         rows, n = plan(embedder, params, verb, latents.shape, np.float32, budget_gb)
@@ -246,7 +295,11 @@ def test_rows_are_cut_only_when_not_even_one_latent_frame_fits():
             1e-6,
             r"takes .* GB, more than memory_budget_gb=1e-06, and there are no chunks: norm='group'",
         ),
-        ({}, 1e-6, "even a latent frame at a time, and only a model with norm='rms' and no attention can be cut"),
+        (
+            {},
+            1e-6,
+            "even a latent frame at a time, and only a model with norm='rms' and no attention can be cut",
+        ),
         ({"norm": "rms", "mid_attention": False}, 1e-6, "even a latent frame and row at a time"),
         ({}, 0.0, "memory_budget_gb=0.0 must be above 0"),
     ],

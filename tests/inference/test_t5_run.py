@@ -1,4 +1,5 @@
-"""A run on a T5's stored embeddings, from encoding to sampling: with the T5 that made them, and with no other."""
+"""A run on a T5's stored embeddings, from encoding to sampling: with the T5 that made them, and
+with no other."""
 
 import shutil
 
@@ -8,15 +9,15 @@ import pytest
 import tiny_t5
 from conftest import TINY_DATA, TINY_VDIT
 
-from xgen_jax.data.latents import LatentSource
+from xgen_jax.commands.encode import encode_dataset
+from xgen_jax.commands.sample import sample_files
+from xgen_jax.config.runs import run_config
+from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.errors import UserError
-from xgen_jax.inference.encode import encode_dataset
-from xgen_jax.inference.sample_files import sample_files
 from xgen_jax.inference.text_to_video import load_text_to_video
-from xgen_jax.training.checkpoint import Checkpoints
-from xgen_jax.training.config import run_config
-from xgen_jax.training.loop import make_objective, train
-from xgen_jax.training.text_encoder import T5Captions
+from xgen_jax.runs.checkpoint import Checkpoints
+from xgen_jax.runs.text_encoders import T5Captions
+from xgen_jax.training.fit import make_objective, train
 from xgen_jax.weights.t5 import T5Folder
 
 LENGTH = 24
@@ -34,7 +35,10 @@ def config(root, runs, **changes):
         "loop": {**TINY_VDIT["loop"], "steps": 1},
     }
     return run_config(
-        {key: {**value, **changes.get(key, {})} if key in changes else value for key, value in values.items()}
+        {
+            key: {**value, **changes.get(key, {})} if key in changes else value
+            for key, value in values.items()
+        }
     )
 
 
@@ -46,13 +50,19 @@ def encode(root, runs, **changes):
         "text_encoder": str(root / "t5"),
         "dtype": "bfloat16",
     }
-    arguments |= {"embedder": str(runs / "vidvae"), "out": str(root / "latents"), "text_length": LENGTH, **changes}
+    arguments |= {
+        "embedder": str(runs / "vidvae"),
+        "out": str(root / "latents"),
+        "text_length": LENGTH,
+        **changes,
+    }
     return encode_dataset(**arguments)
 
 
 @pytest.fixture(scope="module")
 def root(tiny_runs, tmp_path_factory):
-    """t5/, its embeddings in latents/, and run/ trained on them for a step. Tests must not change it."""
+    """t5/, its embeddings in latents/, and run/ trained on them for a step. Tests must not change
+    it."""
     root = tmp_path_factory.mktemp("t5run")
     tiny_t5.write(root / "t5")
     encode(root, tiny_runs)
@@ -67,7 +77,9 @@ def test_what_is_stored_is_what_the_t5_gives(root):
         clip = source.read(index, None, 5, 16, 16)
         (row,) = captions([clip["caption"]])
         assert clip["text_mask"].sum() == len(row) <= LENGTH == len(clip["text"])
-        np.testing.assert_allclose(clip["text"][: len(row)].astype(np.float32), row, rtol=2**-8, atol=1e-6)
+        np.testing.assert_allclose(
+            clip["text"][: len(row)].astype(np.float32), row, rtol=2**-8, atol=1e-6
+        )
 
 
 def test_the_run_keeps_both_fingerprints(root, tiny_runs):
@@ -81,7 +93,9 @@ def test_a_dropped_stored_caption_is_the_null_caption_of_the_run(root, tiny_runs
     objective = make_objective(config(root, tiny_runs))
     source = LatentSource(root / "latents")
     clips = [source.read(index, None, 5, 16, 16) for index in range(2)]
-    batch = {key: np.stack([clip[key] for clip in clips]) for key in ("latents", "text", "text_mask")}
+    batch = {
+        key: np.stack([clip[key] for clip in clips]) for key in ("latents", "text", "text_mask")
+    }
     text = objective.text.batch_arrays({**batch, "caption": [clip["caption"] for clip in clips]})
     params = Checkpoints(root / "run" / "checkpoints").restore_part(("params",))
     dropped, mask = jax.jit(objective.text.embed)(params, text, np.array([True, False]))
@@ -97,20 +111,29 @@ def test_training_needs_no_t5_and_sampling_needs_its_weights_once(root, tiny_run
     loaded = load_text_to_video(root / "run", text_cache=str(tmp_path / "cache"))
     video = loaded(PROMPT, seed=1)
     assert video.shape == (5, 16, 16, 3)
-    # Everything but the weights' tensors is there: the same video out of the cache, another prompt is refused.
+    # Everything but the weights' tensors is there: the same video out of the cache, another prompt
+    # is refused.
     loaded.text.encoder.release()
     loaded.text.encoder.folder.load = lambda **_: pytest.fail("the weights are read")
     np.testing.assert_array_equal(loaded(PROMPT, seed=1), video)
-    with pytest.raises(UserError, match=r"nothing is left of the prompt 'www\.a\.b' when it is cleaned"):
+    with pytest.raises(
+        UserError, match=r"nothing is left of the prompt 'www\.a\.b' when it is cleaned"
+    ):
         loaded("www.a.b")
 
 
 def test_a_file_of_prompts_loads_the_t5_once_and_not_again(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XGEN_JAX_CACHE", str(tmp_path / "cache"))
     loads, load = [], T5Folder.load
-    monkeypatch.setattr(T5Folder, "load", lambda self, *a, **k: loads.append(self.path) or load(self, *a, **k))
+    monkeypatch.setattr(
+        T5Folder, "load", lambda self, *a, **k: loads.append(self.path) or load(self, *a, **k)
+    )
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue square moving up {'and up ' * 8}\n")
-    arguments = {"model": str(root / "run"), "prompt": None, "prompts_file": str(tmp_path / "prompts.txt")}
+    arguments = {
+        "model": str(root / "run"),
+        "prompt": None,
+        "prompts_file": str(tmp_path / "prompts.txt"),
+    }
     assert sample_files(**arguments, out=str(tmp_path / "out"))["drawn"] == 2
     assert len(loads) == 1
     told = capsys.readouterr().err
@@ -128,11 +151,17 @@ def test_another_t5_is_refused(root, tiny_runs, tmp_path):
     tiny_t5.write(tmp_path / "t5", seed=1)
     fingerprints = T5Folder(root / "t5").fingerprint, T5Folder(tmp_path / "t5").fingerprint
     with pytest.raises(
-        UserError, match="was trained on the text_encoder {}, and what is loaded now is {}".format(*fingerprints)
+        UserError,
+        match="was trained on the text_encoder {}, and what is loaded now is {}".format(
+            *fingerprints
+        ),
     ):
-        load_text_to_video(root / "run", text_encoder=str(tmp_path / "t5"), text_cache=str(tmp_path / "cache"))
+        load_text_to_video(
+            root / "run", text_encoder=str(tmp_path / "t5"), text_cache=str(tmp_path / "cache")
+        )
     with pytest.raises(
-        UserError, match="embeddings of the text encoder {}, and .* is {}: encode again".format(*fingerprints)
+        UserError,
+        match="embeddings of the text encoder {}, and .* is {}: encode again".format(*fingerprints),
     ):
         train(config(root, tiny_runs, text={"path": str(tmp_path / "t5")}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -146,10 +175,14 @@ def test_another_t5_is_refused(root, tiny_runs, tmp_path):
 
 def test_embeddings_that_do_not_fit_are_refused(root, tiny_runs, tmp_path):
     encode(tmp_path, tiny_runs, text_encoder=None, text_length=None)
-    with pytest.raises(UserError, match=r"holds no text embeddings, .*--text_encoder=.*t5 --text_length=24"):
+    with pytest.raises(
+        UserError, match=r"holds no text embeddings, .*--text_encoder=.*t5 --text_length=24"
+    ):
         make_objective(config(tmp_path, tiny_runs, text={"path": str(root / "t5")}))
     shorter = {"text": {"length": 20}, "model": {"null_caption_tokens": 20}}
-    with pytest.raises(UserError, match="embeddings of up to 24 tokens of width 16; the run takes text.length 20"):
+    with pytest.raises(
+        UserError, match="embeddings of up to 24 tokens of width 16; the run takes text.length 20"
+    ):
         make_objective(config(root, tiny_runs, **shorter))
     with pytest.raises(UserError, match="text_length is for a T5's folder; a run has its own"):
         encode(tmp_path, tiny_runs, out=str(tmp_path / "x"), text_encoder=str(tiny_runs / "vdit"))

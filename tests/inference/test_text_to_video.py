@@ -24,7 +24,13 @@ def test_one_prompt_and_several(model):
     one = model("a red circle moving left", seed=3)
     assert one.shape == (5, 16, 16, 3)
     assert one.dtype == np.uint8
-    assert model(["a red circle moving left", "a blue square moving up"], seed=3).shape == (2, 5, 16, 16, 3)
+    assert model(["a red circle moving left", "a blue square moving up"], seed=3).shape == (
+        2,
+        5,
+        16,
+        16,
+        3,
+    )
 
 
 def test_same_seed_same_video_other_seed_other_video(model):
@@ -34,10 +40,16 @@ def test_same_seed_same_video_other_seed_other_video(model):
 
 
 def test_a_video_does_not_depend_on_the_batch_it_is_drawn_in(model):
-    prompts = ["a red circle moving left", "a blue square moving up", "a green triangle moving down"]
+    prompts = [
+        "a red circle moving left",
+        "a blue square moving up",
+        "a green triangle moving down",
+    ]
     whole = model(prompts, batch_size=3).astype(int)
     pairs = model(prompts, batch_size=2).astype(int)
-    assert np.abs(whole - pairs).max() <= 1  # rounding to uint8 of sums that differ in the last bits
+    assert (
+        np.abs(whole - pairs).max() <= 1
+    )  # rounding to uint8 of sums that differ in the last bits
 
 
 def test_size_and_length_may_differ_from_training(model):
@@ -57,7 +69,9 @@ def test_sampler_and_guidance_are_the_runs_unless_others_are_asked_for(model):
 
     as_asked, as_configured = draw("unipc"), dataclasses.replace(model.config, sampler="unipc")
     other = dataclasses.replace(model, config=as_configured)
-    np.testing.assert_array_equal(other("a red circle moving left", steps=3, guidance_scale=9.0), as_asked)
+    np.testing.assert_array_equal(
+        other("a red circle moving left", steps=3, guidance_scale=9.0), as_asked
+    )
     assert (as_asked != draw()).any()
     # Guided at no time at all is the condition alone.
     alone = model("a red circle moving left", steps=3, guidance_scale=1.0).astype(int)
@@ -76,11 +90,16 @@ def test_ddpm_with_a_learned_variance_and_clip_conditions_draws(model):
     shape = (*model.embedder.latent_shape((5, 16, 16)), model.embedder.latent_channels)
     text, mask = np.zeros((1, 4, config.model.text_width), np.float32), np.ones((1, 4), bool)
     told = ClipConditions(*np.ones((5, 1), np.float32))
-    shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, *shape)), np.zeros(1), text, mask, told)
-    # Random all through: a new transformer's last layer is zero, and would say nothing of what it is told.
+    shapes = jax.eval_shape(
+        network.init, jax.random.key(0), np.zeros((1, *shape)), np.zeros(1), text, mask, told
+    )
+    # Random all through: a new transformer's last layer is zero, and would say nothing of what it
+    # is told.
     random = np.random.default_rng(0)
     params = jax.tree.map(lambda p: 0.2 * random.normal(size=p.shape).astype(p.dtype), shapes)
-    drawn = dataclasses.replace(model, config=config, model=network, params={**model.params, "vdit": params})
+    drawn = dataclasses.replace(
+        model, config=config, model=network, params={**model.params, "vdit": params}
+    )
     video = drawn("a red circle", steps=4)
     assert video.shape == (5, 16, 16, 3)
     assert (drawn("a red circle", steps=4, seed=1) != video).any()
@@ -94,11 +113,20 @@ def test_ddpm_with_a_learned_variance_and_clip_conditions_draws(model):
         ({"prompt": "  "}, "a prompt is empty"),
         ({"prompt": []}, "there is no prompt"),
         ({"prompt": "x" * 65}, "65 bytes; this model takes at most 64"),
-        ({"prompt": "a\tcircle"}, r"the prompt 'a\\tcircle' has the control character U\+0009 at place 1"),
-        ({"prompt": "x", "overlap": 2, "frames": 9}, "overlap=2 must be 1 or more latent frames and fewer than"),
+        (
+            {"prompt": "a\tcircle"},
+            r"the prompt 'a\\tcircle' has the control character U\+0009 at place 1",
+        ),
+        (
+            {"prompt": "x", "overlap": 2, "frames": 9},
+            "overlap=2 must be 1 or more latent frames and fewer than",
+        ),
         ({"prompt": "x", "batch_size": 0}, "batch_size=0"),
         ({"prompt": "x", "frames": 6}, "nearest are 5 and 9|the nearest are 5, 9"),
-        ({"prompt": "x", "size": (16, 18)}, "width 18 is not a multiple of 4; the nearest are 16 and 20"),
+        (
+            {"prompt": "x", "size": (16, 18)},
+            "width 18 is not a multiple of 4; the nearest are 16 and 20",
+        ),
         ({"prompt": "x", "seed": -1}, "seed=-1"),
     ],
 )
@@ -124,7 +152,9 @@ def test_loading_refuses_what_is_no_model(tiny_runs, tmp_path):
 def test_runs_moved_together_still_find_each_other(tiny_runs, tmp_path, monkeypatch):
     moved = tmp_path / "elsewhere"
     shutil.copytree(tiny_runs, moved)
-    config = (moved / "vdit" / "config.json").read_text().replace(str(tiny_runs), str(tmp_path / "gone"))
+    config = (
+        (moved / "vdit" / "config.json").read_text().replace(str(tiny_runs), str(tmp_path / "gone"))
+    )
     (moved / "vdit" / "config.json").write_text(config)
     assert xgen_jax.load(moved / "vdit")("a red circle moving left").shape == (5, 16, 16, 3)
 

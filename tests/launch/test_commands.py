@@ -1,4 +1,5 @@
-"""The commands as a user calls them: one JSON line on stdout, the rest on stderr, mistakes without a traceback."""
+"""The commands as a user calls them: one JSON line on stdout, the rest on stderr, mistakes without
+a traceback."""
 
 import json
 import os
@@ -23,7 +24,9 @@ def command(name, *arguments):
 
 def call(name, *arguments, cwd=ROOT):
     arguments = command(name, *arguments)
-    return subprocess.run(arguments, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=300)
+    return subprocess.run(
+        arguments, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=300
+    )
 
 
 def test_there_are_commands_and_each_is_short():
@@ -36,7 +39,12 @@ def test_there_are_commands_and_each_is_short():
 def test_help_shows_the_commands_own_flags_first(name):
     done = call(name, "--help")
     assert done.returncode == 0
-    own = {"train": "--config", "sample": "--prompt", "evaluate": "--suite", "encode": "--shard_size"}
+    own = {
+        "train": "--config",
+        "sample": "--prompt",
+        "evaluate": "--suite",
+        "encode": "--shard_size",
+    }
     assert own.get(name, "--embedder") in done.stdout
     assert "--alsologtostderr" not in done.stdout
     assert f"python launch/{name}.py" in done.stdout.split("flags:")[0]
@@ -48,11 +56,24 @@ def test_help_shows_the_commands_own_flags_first(name):
 def test_a_script_begins_again_with_huge_pages_unless_the_user_chose(tmp_path, run_as, own):
     shown = "os.getpid(), os.environ.get('GLIBC_TUNABLES'), *sys.argv[1:], 'jax' in sys.modules"
     script = tmp_path / "script.py"
-    script.write_text(f"import os, sys\nsys.path.insert(0, {str(ROOT / 'launch')!r})\nimport command\nprint({shown})\n")
+    script.write_text(
+        f"import os, sys\nsys.path.insert(0, {str(ROOT / 'launch')!r})\nimport command\nprint({shown})\n"
+    )
     environment = {key: value for key, value in ENVIRONMENT.items() if key != "GLIBC_TUNABLES"}
     environment |= {"GLIBC_TUNABLES": own} if own else {}
-    arguments = [sys.executable, "-W", "error", str(script) if run_as == "file" else "-", "--flag=a b"]
-    options = {"env": environment, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    arguments = [
+        sys.executable,
+        "-W",
+        "error",
+        str(script) if run_as == "file" else "-",
+        "--flag=a b",
+    ]
+    options = {
+        "env": environment,
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "text": True,
+    }
     with subprocess.Popen(arguments, **options) as process:
         printed = process.communicate(script.read_text(), timeout=60)[0]
     assert process.returncode == 0
@@ -75,7 +96,9 @@ def test_train_and_sample_speak_json(tiny_runs, tmp_path):
         "from ml_collections import config_dict\n\n\ndef get_config():\n"
         f"    return config_dict.ConfigDict({values!r}, convert_dict=True)\n"
     )
-    done = call("train", f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.loop.steps=3")
+    done = call(
+        "train", f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.loop.steps=3"
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 1
@@ -83,30 +106,45 @@ def test_train_and_sample_speak_json(tiny_runs, tmp_path):
     assert "vidvae 3/3" in done.stderr
 
     # The same folder with another configuration is refused, and says which key.
-    done = call("train", f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.loop.seed=5")
+    done = call(
+        "train", f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.loop.seed=5"
+    )
     assert done.returncode == 1
     assert "loop.seed: 0 -> 5" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
     # A mistyped key names the nearest one.
-    done = call("train", f"--config={config}", f"--workdir={tmp_path / 'x'}", "--config.loop.stepz=3")
+    done = call(
+        "train", f"--config={config}", f"--workdir={tmp_path / 'x'}", "--config.loop.stepz=3"
+    )
     assert done.returncode == 2
     assert "steps" in done.stderr
     assert "Traceback" not in done.stderr
 
     out = tmp_path / "circle.mp4"
-    done = call("sample", f"--model={tiny_runs / 'vdit'}", "--prompt=a red circle moving left", f"--out={out}")
+    done = call(
+        "sample",
+        f"--model={tiny_runs / 'vdit'}",
+        "--prompt=a red circle moving left",
+        f"--out={out}",
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["video"] == str(out)
     assert out.stat().st_size > 0
 
 
 def test_encode_speaks_json_and_goes_on_after_an_interrupt(tiny_runs, tmp_path):
-    arguments = [f"--embedder={tiny_runs / 'vidvae'}", "--data=synthetic", "--shard_size=64", "--batch_size=2"]
+    arguments = [
+        f"--embedder={tiny_runs / 'vidvae'}",
+        "--data=synthetic",
+        "--shard_size=64",
+        "--batch_size=2",
+    ]
     arguments += ["--count=4000", f"--out={tmp_path / 'out'}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # In the background of a shell the tests ignore the interrupt, and what they start would do so too.
+    # In the background of a shell the tests ignore the interrupt, and what they start would do so
+    # too.
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command("encode", *arguments), cwd=ROOT, env=ENVIRONMENT, **pipes)
     signal.signal(signal.SIGINT, ignored)
@@ -140,14 +178,23 @@ def test_encode_speaks_json_and_goes_on_after_an_interrupt(tiny_runs, tmp_path):
         ("sample", ("--model=nowhere", "--prompt=x", "--out=x.mp4"), "there is no folder nowhere"),
         (
             "sample",
-            (f"--flagfile={ROOT / 'configs/sampling/720p_14s.flags'}", "--model=gone", "--prompt=x", "--out=x.mp4"),
+            (
+                f"--flagfile={ROOT / 'configs/sampling/720p_14s.flags'}",
+                "--model=gone",
+                "--prompt=x",
+                "--out=x.mp4",
+            ),
             "there is no folder gone",
         ),
         ("sample", ("--modle=x",), "modle"),
         ("reconstruct", ("--embedder=nowhere",), "give --video"),
         ("evaluate", ("--suite=captoins",), "captoins"),
         ("encode", ("--data=synthetic",), "give --embedder"),
-        ("encode", ("--embedder=nowhere", "--data=synthetic", "--out=x"), "there is no folder nowhere"),
+        (
+            "encode",
+            ("--embedder=nowhere", "--data=synthetic", "--out=x"),
+            "there is no folder nowhere",
+        ),
     ],
 )
 def test_mistakes_have_no_traceback(name, arguments, message, tmp_path):

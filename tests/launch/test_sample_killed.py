@@ -1,4 +1,5 @@
-"""A file of 64 prompts whose drawing is killed, and started again, ends with the bytes of one that was not."""
+"""A file of 64 prompts whose drawing is killed, and started again, ends with the bytes of one that
+was not."""
 
 import os
 import signal
@@ -8,7 +9,7 @@ import time
 import pytest
 from test_commands import ROOT, command
 
-from xgen_jax.inference.sample_files import sample_files
+from xgen_jax.commands.sample import sample_files
 
 LINES = [
     f"a {color} {shape} moving {way}"
@@ -21,7 +22,11 @@ LINES = [
 @pytest.mark.slow
 def test_64_prompts_with_a_kill(tiny_runs, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(LINES) + "\n")
-    arguments = {"model": str(tiny_runs / "vdit"), "prompts_file": str(tmp_path / "prompts.txt"), "batch_size": 4}
+    arguments = {
+        "model": str(tiny_runs / "vdit"),
+        "prompts_file": str(tmp_path / "prompts.txt"),
+        "batch_size": 4,
+    }
     whole = sample_files(prompt=None, out=str(tmp_path / "whole"), **arguments)
     assert whole["drawn"] == 64
     # The same devices and compiler flags as here, or the last bits may differ.

@@ -19,8 +19,12 @@ def build(shape, dtype=jnp.float32):
 
 def test_it_has_the_references_parameters_layer_by_layer():
     video = jax.ShapeDtypeStruct((1, 17, 64, 64, 3), jnp.float32)
-    params = jax.eval_shape(Discriminator(DiscriminatorConfig()).init, jax.random.key(0), video)["params"]
-    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(layer)) for name, layer in params.items()}
+    params = jax.eval_shape(Discriminator(DiscriminatorConfig()).init, jax.random.key(0), video)[
+        "params"
+    ]
+    sizes = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(layer)) for name, layer in params.items()
+    }
     assert sizes == {
         "conv0": 5_248,
         "conv1": 221_184,
@@ -35,7 +39,8 @@ def test_it_has_the_references_parameters_layer_by_layer():
 
 
 @pytest.mark.parametrize(
-    "shape,patches", [((1, 768, 768), (1, 96, 96)), ((17, 512, 512), (5, 64, 64)), ((65, 256, 256), (17, 32, 32))]
+    "shape,patches",
+    [((1, 768, 768), (1, 96, 96)), ((17, 512, 512), (5, 64, 64)), ((65, 256, 256), (17, 32, 32))],
 )
 def test_a_logit_stands_for_four_frames_of_eight_by_eight_pixels(shape, patches):
     model = Discriminator(DiscriminatorConfig())
@@ -43,7 +48,9 @@ def test_a_logit_stands_for_four_frames_of_eight_by_eight_pixels(shape, patches)
     def both(key, video):
         return model.init_with_output(key, video)[0]
 
-    logits = jax.eval_shape(both, jax.random.key(0), jax.ShapeDtypeStruct((2, *shape, 3), jnp.float32))
+    logits = jax.eval_shape(
+        both, jax.random.key(0), jax.ShapeDtypeStruct((2, *shape, 3), jnp.float32)
+    )
     assert logits.shape == (2, *patches)
 
 
@@ -59,7 +66,9 @@ def test_every_frame_and_every_parameter_counts():
 
     @jax.jit
     def gradients(params, video):
-        return jax.grad(lambda p, v: jnp.square(model.apply(p, v)).sum(), argnums=(0, 1))(params, video)
+        return jax.grad(lambda p, v: jnp.square(model.apply(p, v)).sum(), argnums=(0, 1))(
+            params, video
+        )
 
     by_params, by_video = gradients(params, video)
     assert np.abs(by_video).sum((0, 2, 3, 4)).min() > 0

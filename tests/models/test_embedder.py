@@ -1,4 +1,5 @@
-"""An embedder's two verbs: latents of zero mean and unit variance by its statistics, and the way back.
+"""An embedder's two verbs: latents of zero mean and unit variance by its statistics, and the way
+back.
 
 Both embedders count frames and latents alike, and REGEN's draws each clip by itself.
 """
@@ -69,9 +70,13 @@ def test_frames_and_latents_are_counted_alike(name):
     assert isinstance(embedder, Embedder)
     assert embedder.frames(0) == 0
     allowed = [embedder.frames(latents) for latents in range(1, 9)]
-    assert [embedder.latent_shape((frames, side, 2 * side)) for frames in allowed] == [(n, 1, 2) for n in range(1, 9)]
+    assert [embedder.latent_shape((frames, side, 2 * side)) for frames in allowed] == [
+        (n, 1, 2) for n in range(1, 9)
+    ]
     for frames in range(1, allowed[-1] + 1):
-        assert embedder.padded_frames(frames) == min(length for length in allowed if length >= frames)
+        assert embedder.padded_frames(frames) == min(
+            length for length in allowed if length >= frames
+        )
         whole = embedder.whole_latents(frames)
         assert whole % embedder.unit == 0
         assert embedder.frames(whole) <= frames < embedder.frames(whole + embedder.unit)
@@ -87,7 +92,13 @@ def regen():
     """(embedder, params, video of two chunks and an image, latents, decode)."""
     embedder, params = tiny_embedder()
     video = np.random.default_rng(0).uniform(-1, 1, (2, 11, 8, 8, 3)).astype(np.float32)
-    return embedder, params, video, np.asarray(jax.jit(embedder.encode)(params, video)), jax.jit(embedder.decode)
+    return (
+        embedder,
+        params,
+        video,
+        np.asarray(jax.jit(embedder.encode)(params, video)),
+        jax.jit(embedder.decode),
+    )
 
 
 def test_chunks_are_encoded_each_by_itself_and_a_frame_alone_as_an_image(regen):
@@ -95,8 +106,14 @@ def test_chunks_are_encoded_each_by_itself_and_a_frame_alone_as_an_image(regen):
     assert latents.shape == embedder.latent_shape(video.shape) == (2, 5, 2, 2, 4)
     encode = jax.jit(lambda x: embedder.model.apply(params["model"], x, method="encode")[0])
     mean, std = np.asarray(params["mean"]), np.asarray(params["std"])
-    for frames, own in ((slice(0, 5), slice(0, 2)), (slice(5, 10), slice(2, 4)), (slice(10, 11), slice(4, 5))):
-        np.testing.assert_allclose(np.asarray(encode(video[:, frames])), latents[:, own] * std + mean, atol=1e-5)
+    for frames, own in (
+        (slice(0, 5), slice(0, 2)),
+        (slice(5, 10), slice(2, 4)),
+        (slice(10, 11), slice(4, 5)),
+    ):
+        np.testing.assert_allclose(
+            np.asarray(encode(video[:, frames])), latents[:, own] * std + mean, atol=1e-5
+        )
 
 
 def test_an_image_has_the_content_latent_of_the_video_that_begins_with_it(regen):
@@ -112,7 +129,9 @@ def test_a_clip_is_drawn_from_its_own_latents_and_key(regen):
     assert drawn.shape == video.shape
     np.testing.assert_array_equal(decode(params, latents, keys), drawn)
     np.testing.assert_allclose(decode(params, latents[::-1], keys[::-1])[::-1], drawn, atol=1e-5)
-    other = np.asarray(decode(params, latents + np.float32([[[[[0]]]], [[[[1]]]]]), keys[np.array([0, 0])]))
+    other = np.asarray(
+        decode(params, latents + np.float32([[[[[0]]]], [[[[1]]]]]), keys[np.array([0, 0])])
+    )
     np.testing.assert_allclose(other[0], drawn[0], atol=1e-5)
     assert np.abs(other[1] - drawn[1]).max() > 0.1
     noisy = np.asarray(decode(params, latents, jax.random.split(jax.random.key(2), 2)))
@@ -124,12 +143,16 @@ def test_without_a_key_and_with_one_for_all_each_clip_is_drawn_alike(regen):
     same = latents[[0, 0]]
     drawn = np.asarray(decode(params, same))
     np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-6)
-    np.testing.assert_allclose(jax.jit(embedder.decode)(params, same, jax.random.key(0)), drawn, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(embedder.decode)(params, same, jax.random.key(0)), drawn, atol=1e-6
+    )
 
 
 def test_an_odd_latent_frame_in_the_middle_is_refused():
     embedder, params = tiny_embedder()
-    with pytest.raises(UserError, match="3 latent frames are no whole chunks.* can only be the last of a clip"):
+    with pytest.raises(
+        UserError, match="3 latent frames are no whole chunks.* can only be the last of a clip"
+    ):
         embedder.decode_chunk(params, np.zeros((1, 3, 2, 2, 4)), last=False)
 
 

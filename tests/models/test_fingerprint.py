@@ -16,7 +16,10 @@ class Config:
 
 
 def tree():
-    return {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "std": np.ones(3, np.float32)}
+    return {
+        "a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)},
+        "std": np.ones(3, np.float32),
+    }
 
 
 def test_every_bit_counts():
@@ -49,7 +52,11 @@ def test_the_same_network_has_the_same_one_for_ever():
     assert fingerprint(Config(), tree()) == "fb10a28f1750c8b6"
     shuffled = dict(reversed(tree().items()))
     on_device = {"a": {"kernel": jnp.asarray(tree()["a"]["kernel"])}, "std": jnp.ones(3)}
-    assert fingerprint(Config(), shuffled) == fingerprint(Config(), on_device) == fingerprint(Config(), tree())
+    assert (
+        fingerprint(Config(), shuffled)
+        == fingerprint(Config(), on_device)
+        == fingerprint(Config(), tree())
+    )
 
 
 def test_a_nested_configuration_counts_in_every_field_but_those_at_their_default():
@@ -65,6 +72,12 @@ def test_a_nested_configuration_counts_in_every_field_but_those_at_their_default
 
     plain = fingerprint(Outer(Config()), tree())
     assert plain != fingerprint(Config(), tree())
-    assert fingerprint(Outer(Later()), tree()) == fingerprint(Outer(Later(attention="cudnn")), tree()) == plain
-    others = {fingerprint(Outer(inner), tree()) for inner in (Config(width=5), Later(invented="yes"))}
+    assert (
+        fingerprint(Outer(Later()), tree())
+        == fingerprint(Outer(Later(attention="cudnn")), tree())
+        == plain
+    )
+    others = {
+        fingerprint(Outer(inner), tree()) for inner in (Config(width=5), Later(invented="yes"))
+    }
     assert len({plain, *others, fingerprint(Outer(Config(), 3), tree())}) == 4

@@ -1,4 +1,5 @@
-"""LoRA: chosen by rules, nothing at first, then W + alpha / rank A B; for stacked, plain and convolution kernels."""
+"""LoRA: chosen by rules, nothing at first, then W + alpha / rank A B; for stacked, plain and
+convolution kernels."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,9 @@ INPUTS = (
 def perturbed(tree, seed=0, scale=0.2):
     """Off the zeros of the initialisation, which would hide what an adapter does."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: np.float32(scale) * rng.standard_normal(x.shape).astype(np.float32), tree)
+    return jax.tree.map(
+        lambda x: np.float32(scale) * rng.standard_normal(x.shape).astype(np.float32), tree
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +43,17 @@ def apply():
 
 def test_default_rules_choose_attention_and_mlp_of_all_blocks(base):
     shapes = adapter_shapes(LoRAConfig(rank=3), base)
-    assert len(shapes) == 9  # of attention in space, time: qkv, proj; text: q, kv, proj; mlp: fc1, fc2
-    assert all(name.startswith("vdit/params/blocks/block/") and name.endswith("/kernel") for name in shapes)
+    assert (
+        len(shapes) == 9
+    )  # of attention in space, time: qkv, proj; text: q, kv, proj; mlp: fc1, fc2
+    assert all(
+        name.startswith("vdit/params/blocks/block/") and name.endswith("/kernel") for name in shapes
+    )
     qkv = shapes["vdit/params/blocks/block/attention_space/qkv/kernel"]
     assert (qkv["a"].shape, qkv["b"].shape) == ((2, 16, 3), (2, 3, 48))  # layers lead
-    apart = {"vdit": abstract_variables(VDiTConfig(**{**vars(CONFIG), "scan_layers": False}), CHANNELS)}
+    apart = {
+        "vdit": abstract_variables(VDiTConfig(**{**vars(CONFIG), "scan_layers": False}), CHANNELS)
+    }
     assert len(adapter_shapes(LoRAConfig(rank=3), apart)) == 2 * 9
 
 
@@ -54,7 +63,9 @@ def test_a_new_adapter_leaves_every_bit_of_the_output(base, apply):
     jax.tree.map(np.testing.assert_array_equal, moved, base)
     np.testing.assert_array_equal(apply(moved["vdit"], *INPUTS), apply(base["vdit"], *INPUTS))
     for pair in adapter.values():
-        assert np.std(pair["a"]) * pair["a"].shape[-2] ** 0.5 == pytest.approx(1, abs=0.35) and not np.any(pair["b"])
+        assert np.std(pair["a"]) * pair["a"].shape[-2] ** 0.5 == pytest.approx(
+            1, abs=0.35
+        ) and not np.any(pair["b"])
 
 
 def test_merged_is_the_sum_of_both_paths():
@@ -95,16 +106,22 @@ def test_scanned_layers_move_as_separate_ones_do(base, apply):
         for layer in range(CONFIG.depth)
     }
     unstacked = {"vdit": unstack_layers(base["vdit"], CONFIG.depth)}
-    assert jax.tree.map(np.shape, apart) == jax.tree.map(lambda s: s.shape, adapter_shapes(config, unstacked))
+    assert jax.tree.map(np.shape, apart) == jax.tree.map(
+        lambda s: s.shape, adapter_shapes(config, unstacked)
+    )
     moved = merge(base, adapter, 0.7)["vdit"]
     one_by_one = merge(unstacked, apart, 0.7)["vdit"]
     jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), unstack_layers(moved, CONFIG.depth), one_by_one
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6),
+        unstack_layers(moved, CONFIG.depth),
+        one_by_one,
     )
     changed = np.abs(apply(moved, *INPUTS) - apply(base["vdit"], *INPUTS)).max()
     assert changed > 1e-2
     loop = VDiT(VDiTConfig(**{**vars(CONFIG), "scan_layers": False}))
-    np.testing.assert_allclose(jax.jit(loop.apply)(one_by_one, *INPUTS), apply(moved, *INPUTS), atol=2e-5)
+    np.testing.assert_allclose(
+        jax.jit(loop.apply)(one_by_one, *INPUTS), apply(moved, *INPUTS), atol=2e-5
+    )
 
 
 def test_gradients_reach_b_alone_at_first_and_then_both(base):
@@ -113,7 +130,9 @@ def test_gradients_reach_b_alone_at_first_and_then_both(base):
     @jax.jit
     def gradients(adapter):
         def loss(adapter, frozen):
-            return jnp.square(model.apply(merge(frozen, adapter, config.scale)["vdit"], *INPUTS)).mean()
+            return jnp.square(
+                model.apply(merge(frozen, adapter, config.scale)["vdit"], *INPUTS)
+            ).mean()
 
         return jax.grad(loss)(adapter, base)
 
@@ -125,7 +144,11 @@ def test_gradients_reach_b_alone_at_first_and_then_both(base):
 
 
 def test_a_and_b_lie_on_the_mesh_as_the_sides_of_their_kernel(base):
-    wide = {"vdit": abstract_variables(VDiTConfig(width=1024, depth=2, heads=8, text_width=64), CHANNELS)}
+    wide = {
+        "vdit": abstract_variables(
+            VDiTConfig(width=1024, depth=2, heads=8, text_width=64), CHANNELS
+        )
+    }
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     shapes = adapter_shapes(LoRAConfig(rank=16), wide)
     of_kernels = {
@@ -135,12 +158,17 @@ def test_a_and_b_lie_on_the_mesh_as_the_sides_of_their_kernel(base):
     for name, pair in tree_shardings(shapes, mesh).items():
         layers, rows, columns = of_kernels[name]
         assert {rows, columns} == {"fsdp", "tensor"} and layers is None
-        assert (tuple(pair["a"].spec), tuple(pair["b"].spec)) == ((None, rows, None), (None, None, columns)), name
+        assert (tuple(pair["a"].spec), tuple(pair["b"].spec)) == (
+            (None, rows, None),
+            (None, None, columns),
+        ), name
 
     # Sums and outputs are those of one device.
     adapter = perturbed(adapter_shapes(LoRAConfig(rank=3), base), seed=1)
     wanted = merge(base, adapter, 0.5)
-    on_mesh = jax.jit(merge)(*(jax.device_put(t, tree_shardings(t, mesh)) for t in (base, adapter)), 0.5)
+    on_mesh = jax.jit(merge)(
+        *(jax.device_put(t, tree_shardings(t, mesh)) for t in (base, adapter)), 0.5
+    )
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), on_mesh, wanted)
 
 
@@ -152,8 +180,14 @@ def test_a_and_b_lie_on_the_mesh_as_the_sides_of_their_kernel(base):
             r"none of \d+ kernels; the nearest: .*mlp/fc",
         ),
         ({"rules": ("bias$",)}, "'bias[$]', which finds none of"),
-        ({"rank": 17}, "lora.rank=17 is more than vdit/params/blocks/.* can have: choose 16 or less"),
-        ({"rank": 9, "rules": ("y_embedder1",)}, "y_embedder1/kernel of 8x16 can have: choose 8 or less"),
+        (
+            {"rank": 17},
+            "lora.rank=17 is more than vdit/params/blocks/.* can have: choose 16 or less",
+        ),
+        (
+            {"rank": 9, "rules": ("y_embedder1",)},
+            "y_embedder1/kernel of 8x16 can have: choose 8 or less",
+        ),
     ],
 )
 def test_rules_and_ranks_that_do_not_fit_are_refused(base, changes, message):
@@ -178,4 +212,8 @@ def test_values_that_cannot_be_right_are_refused(changes, message):
 
 def test_an_adapter_of_other_kernels_is_a_defect(base):
     with pytest.raises(KeyError, match="no such kernels"):
-        merge(base, {"vdit/params/nothing/kernel": {"a": np.zeros((16, 2)), "b": np.zeros((2, 16))}}, 1.0)
+        merge(
+            base,
+            {"vdit/params/nothing/kernel": {"a": np.zeros((16, 2)), "b": np.zeros((2, 16))}},
+            1.0,
+        )

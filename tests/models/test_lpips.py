@@ -1,4 +1,5 @@
-"""LPIPS against the released implementation, and gradients that stay finite where its norm is zero."""
+"""LPIPS against the released implementation, and gradients that stay finite where its norm is
+zero."""
 
 import json
 import math
@@ -22,7 +23,11 @@ TINY = LPIPSConfig(widths=(4, 4, 6, 6, 8))
 def stored(net):
     """The golden's state dict."""
     prefix = f"params/{net}/"
-    return {name.removeprefix(prefix): GOLDENS[name] for name in GOLDENS.files if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): GOLDENS[name]
+        for name in GOLDENS.files
+        if name.startswith(prefix)
+    }
 
 
 def hashed():
@@ -30,7 +35,9 @@ def hashed():
     tensors = {}
     for k, (name, shape) in enumerate(FACTS["vgg_full"]["order"]):
         start = (k * 0xD1B54A32D192ED03 + FACTS["vgg_full"]["hash_seed"]) % 2**64
-        x = np.arange(1, math.prod(shape) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
+        x = np.arange(1, math.prod(shape) + 1, dtype=np.uint64) * np.uint64(
+            0x9E3779B97F4A7C15
+        ) + np.uint64(start)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
         u = ((x ^ (x >> np.uint64(31))) >> np.uint64(40)).astype(np.float64) / 2**24
@@ -55,7 +62,9 @@ def check_against_golden(net, tensors, sets, features):
         x, y = images(name)
         terms = by_slice(x, y)
         atol = {key: FACTS["atol"][f"{net}/{name}/{key}"] for key in ("lpips", "per_layer")}
-        np.testing.assert_allclose(terms, GOLDENS[f"out/{net}/{name}/per_layer"], rtol=0, atol=atol["per_layer"])
+        np.testing.assert_allclose(
+            terms, GOLDENS[f"out/{net}/{name}/per_layer"], rtol=0, atol=atol["per_layer"]
+        )
         total = GOLDENS[f"out/{net}/{name}/lpips"].reshape(-1)
         np.testing.assert_allclose(terms.sum(-1), total, rtol=0, atol=atol["lpips"])
     if not features:
@@ -81,7 +90,9 @@ def test_the_full_vgg_gives_the_released_distances():
     tensors = hashed()
     for k in (0, 1, 10, 25, 30):
         name = FACTS["vgg_full"]["order"][k][0]
-        np.testing.assert_array_equal(tensors[name].reshape(-1)[:8], GOLDENS[f"out/vgg_full/weights_first8_{k}"])
+        np.testing.assert_array_equal(
+            tensors[name].reshape(-1)[:8], GOLDENS[f"out/vgg_full/weights_first8_{k}"]
+        )
     sums = [tensor.astype(np.float64).sum() for tensor in tensors.values()]
     np.testing.assert_allclose(sums, GOLDENS["out/vgg_full/weights_sum"], rtol=1e-12)
     check_against_golden("vgg_full", tensors, ("a",), features=False)
@@ -106,7 +117,10 @@ def test_equal_images_are_at_distance_zero_and_each_pair_counts_alone():
 def test_half_precision_images_are_compared_in_float32():
     model, params, x, y = build()
     x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-    taps, half = jax.jit(lambda x: model.apply(params, x, method="features"))(x), jax.jit(model.apply)(params, x, y)
+    taps, half = (
+        jax.jit(lambda x: model.apply(params, x, method="features"))(x),
+        jax.jit(model.apply)(params, x, y),
+    )
     assert {tap.dtype for tap in taps} | {half.dtype} == {jnp.dtype("float32")}
     exact = jax.jit(model.apply)(params, x.astype(jnp.float32), y.astype(jnp.float32))
     np.testing.assert_array_equal(half, exact)
@@ -114,7 +128,9 @@ def test_half_precision_images_are_compared_in_float32():
 
 def test_gradients_are_finite_everywhere_and_point_downhill():
     model, params, x, y = build()
-    value_and_grad = jax.jit(jax.value_and_grad(lambda p, x, y: model.apply(p, x, y).sum(), argnums=(0, 1)))
+    value_and_grad = jax.jit(
+        jax.value_and_grad(lambda p, x, y: model.apply(p, x, y).sum(), argnums=(0, 1))
+    )
 
     def gradients(params, x, y):
         value, (of_params, of_image) = value_and_grad(params, x, y)
@@ -142,7 +158,9 @@ def test_the_smallest_image_it_takes(trunk, least):
 
     def taps(side):
         x = jax.ShapeDtypeStruct((1, side, 64, 3), jnp.float32)
-        params = jax.eval_shape(model.init, jax.random.key(0), *[jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)] * 2)
+        params = jax.eval_shape(
+            model.init, jax.random.key(0), *[jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)] * 2
+        )
         return jax.eval_shape(lambda p, x: model.apply(p, x, method="features"), params, x)
 
     assert model.config.least_side == least

@@ -23,7 +23,10 @@ from xgen_jax.models.prompts import clean_prompt
         ("twice &amp;lt;b&amp;gt; escaped", "twice escaped"),
         ("caf&eacute; at night", "café at night"),
         ("by @painter_1 in oil", "by in oil"),
-        ("\u201chello\u201d said the fox\u2019s friend \u2014 twice", '"hello" said the fox\'s friend - twice'),
+        (
+            "\u201chello\u201d said the fox\u2019s friend \u2014 twice",
+            '"hello" said the fox\'s friend - twice',
+        ),
         ("server 192.168.0.1 room", "server room"),
         ("print #12 of 1234567 copies", "print of copies"),
         ("a still from holiday.jpg on a wall", "a still from on a wall"),
@@ -57,12 +60,54 @@ def test_ideographs_are_kept_for_encoders_that_know_them():
 
 
 def test_cleaning_twice_is_cleaning_once():
-    """On captions with all that the rules look for, in any order: one pass alone would not settle them."""
+    """On captions with all that the rules look for, in any order: one pass alone would not settle
+    them."""
     rng = np.random.default_rng(0)
     pieces = [
-        *("a red circle", "&amp;lt;b&amp;gt;", "%2525", "<p>", "</p>", "www.a.b", "'", '"', "''", "...", " . ", " : "),
-        *("--", "_", "#12", "1234567", "3:45 ", "x.png", "jc6640vc", "1x2", "\u00d7", "@me", "free download", "page 3"),
-        *("\\n", "\u4e2d", "\u2014", "\u00a0", "\u0130", "\x01", "+", ",b", "./", ";", "&eacute;", "(", "]", " "),
+        *(
+            "a red circle",
+            "&amp;lt;b&amp;gt;",
+            "%2525",
+            "<p>",
+            "</p>",
+            "www.a.b",
+            "'",
+            '"',
+            "''",
+            "...",
+            " . ",
+            " : ",
+        ),
+        *(
+            "--",
+            "_",
+            "#12",
+            "1234567",
+            "3:45 ",
+            "x.png",
+            "jc6640vc",
+            "1x2",
+            "\u00d7",
+            "@me",
+            "free download",
+            "page 3",
+        ),
+        *(
+            "\\n",
+            "\u4e2d",
+            "\u2014",
+            "\u00a0",
+            "\u0130",
+            "\x01",
+            "+",
+            ",b",
+            "./",
+            ";",
+            "&eacute;",
+            "(",
+            "]",
+            " ",
+        ),
     ]
     letters = list(string.printable + "\u201c\u2019\u3000\u202e\ufb01")
     for trial in range(1500):

@@ -1,4 +1,5 @@
-"""REGEN's networks: causality, no hidden positions, any size, images and videos alike, the paper's sizes."""
+"""REGEN's networks: causality, no hidden positions, any size, images and videos alike, the paper's
+sizes."""
 
 import dataclasses
 import functools
@@ -18,13 +19,17 @@ def randomised(params, seed=1):
     """Every parameter moved, those that start at zero too."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return jax.tree.unflatten(tree, [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+    return jax.tree.unflatten(
+        tree, [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
+    )
 
 
 @functools.cache
 def build(config=TINY, height=12, width=8):
     model = REGEN(config)
-    video = jax.random.uniform(jax.random.key(0), (2, config.chunk_frames, height, width, 3), minval=-1)
+    video = jax.random.uniform(
+        jax.random.key(0), (2, config.chunk_frames, height, width, 3), minval=-1
+    )
     params = randomised(jax.jit(model.init)(jax.random.key(1), video, jnp.zeros(2)))
     return model, params, video
 
@@ -44,7 +49,8 @@ def denoise(model, params, x, time, told):
 
 def times(config, batch=2, frames=None):
     return jnp.broadcast_to(
-        frame_times(config, frames or config.chunk_frames)[None], (batch, frames or config.chunk_frames)
+        frame_times(config, frames or config.chunk_frames)[None],
+        (batch, frames or config.chunk_frames),
     )
 
 
@@ -66,12 +72,16 @@ def test_the_content_latent_sees_the_first_frame_alone():
 def test_an_image_is_the_content_latent_of_a_video_that_begins_with_it():
     model, params, video = build()
     np.testing.assert_allclose(
-        encode(model, params, video[:, :1])[:, 0], encode(model, params, video)[:, 0], rtol=0, atol=1e-5
+        encode(model, params, video[:, :1])[:, 0],
+        encode(model, params, video)[:, 0],
+        rtol=0,
+        atol=1e-5,
     )
 
 
 def test_an_image_and_a_first_frame_are_expanded_by_one_function():
-    """With the same latent to modulate, what is told of the frame is the same: the content latent has no part in it."""
+    """With the same latent to modulate, what is told of the frame is the same: the content latent
+    has no part in it."""
     model, params, video = build()
     z = encode(model, params, video)
     zero = jnp.zeros((2, 1))
@@ -83,7 +93,8 @@ def test_an_image_and_a_first_frame_are_expanded_by_one_function():
 
 
 def test_nothing_but_the_latents_tells_a_token_its_place():
-    """Tokens moved in space and time, together with what they are told, give the same frames, moved."""
+    """Tokens moved in space and time, together with what they are told, give the same frames,
+    moved."""
     model, params, video = build()
     z = encode(model, params, video)
     conditioning = expand(model, params, z, times(TINY))
@@ -127,7 +138,8 @@ def test_any_multiple_of_the_patch_can_be_encoded_and_drawn(height, width, condi
 
 @pytest.mark.slow
 def test_a_picture_tiled_is_encoded_and_drawn_tiled():
-    """Content-aware attention over copies is attention over one: the size alone changes nothing (no edge is near)."""
+    """Content-aware attention over copies is attention over one: the size alone changes nothing (no
+    edge is near)."""
     config = dataclasses.replace(
         TINY, encoder=dataclasses.replace(TINY.encoder, kernels=((1, 1, 1), (3, 1, 1))), width=16
     )
@@ -136,7 +148,9 @@ def test_a_picture_tiled_is_encoded_and_drawn_tiled():
     z = encode(model, params, video)
     x = jax.random.normal(jax.random.key(2), video.shape)
     plain = predict(model, params, x, z, times(config))
-    tiled = predict(model, params, jnp.tile(x, (1, 1, 2, 2, 1)), jnp.tile(z, (1, 1, 2, 2, 1)), times(config))
+    tiled = predict(
+        model, params, jnp.tile(x, (1, 1, 2, 2, 1)), jnp.tile(z, (1, 1, 2, 2, 1)), times(config)
+    )
     np.testing.assert_allclose(tiled, jnp.tile(plain, (1, 1, 2, 2, 1)), rtol=0, atol=2e-5)
 
 
@@ -159,7 +173,10 @@ def test_layers_as_a_scan_are_layers_in_a_loop():
     for layer in range(TINY.depth):
         decoder[f"blocks_{layer}"] = jax.tree.map(lambda a, layer=layer: a[layer], stacked)
     loop_params = {"params": {**params["params"], "decoder": decoder}}
-    a, b = (jax.jit(m.apply)(p, video, jnp.full(2, 10.0)) for m, p in ((model, params), (loop, loop_params)))
+    a, b = (
+        jax.jit(m.apply)(p, video, jnp.full(2, 10.0))
+        for m, p in ((model, params), (loop, loop_params))
+    )
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
@@ -168,7 +185,16 @@ def test_lengths_are_whole_chunks_and_a_frame():
     for frames, latents in ((1, 1), (5, 2), (6, 3), (10, 4), (11, 5)):
         assert TINY.latent_shape((frames, 8, 12)) == (latents, 2, 3)
         assert TINY.frames(latents) == frames
-    assert [TINY.padded_frames(n) for n in (1, 2, 5, 6, 7, 10, 11, 12)] == [1, 5, 5, 6, 10, 10, 11, 15]
+    assert [TINY.padded_frames(n) for n in (1, 2, 5, 6, 7, 10, 11, 12)] == [
+        1,
+        5,
+        5,
+        6,
+        10,
+        10,
+        11,
+        15,
+    ]
     with pytest.raises(UserError, match=r"8 frames .* 5n and 5n \+ 1; the nearest are 6, 10"):
         TINY.latent_shape((8, 8, 8))
     with pytest.raises(UserError, match="height 10 is not a multiple of 4"):
@@ -184,7 +210,11 @@ def test_presets_make_two_latent_frames_of_a_chunk(name):
 
 
 def test_the_papers_decoder_has_the_papers_size():
-    assert (PRESETS["paper-32x"].depth, PRESETS["paper-32x"].width, PRESETS["paper-32x"].heads) == (24, 2048, 16)
+    assert (PRESETS["paper-32x"].depth, PRESETS["paper-32x"].width, PRESETS["paper-32x"].heads) == (
+        24,
+        2048,
+        16,
+    )
     counts = count_parameters(PRESETS["paper-32x"])
     assert counts["decoder"] == 1_213_919_424  # 24 x 12 x 2048^2 and what is around it
 
@@ -195,8 +225,18 @@ def test_the_papers_decoder_has_the_papers_size():
         ({"conditioning": "none"}, "conditioning='none' is not known"),
         ({"heads": 3}, "width 16 must be a multiple of the 3 heads"),
         ({"siren_depth": 0}, "siren_depth must be 1 or more"),
-        ({"encoder": dataclasses.replace(TINY.encoder, stem=(1, 4, 4), time_reduction=(False, False))}, "reduce time"),
-        ({"encoder": dataclasses.replace(TINY.encoder, norm="group")}, "must see the first frame alone"),
+        (
+            {
+                "encoder": dataclasses.replace(
+                    TINY.encoder, stem=(1, 4, 4), time_reduction=(False, False)
+                )
+            },
+            "reduce time",
+        ),
+        (
+            {"encoder": dataclasses.replace(TINY.encoder, norm="group")},
+            "must see the first frame alone",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_refused(change, message):

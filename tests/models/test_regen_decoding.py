@@ -1,4 +1,5 @@
-"""Windows that straddle chunk borders: however a clip is cut it is the same, and what windows agree on stays."""
+"""Windows that straddle chunk borders: however a clip is cut it is the same, and what windows agree
+on stays."""
 
 import dataclasses
 import functools
@@ -12,14 +13,22 @@ from xgen_jax.diffusion.ddpm import DDPM
 from xgen_jax.diffusion.flow import RectifiedFlow
 from xgen_jax.models.regen import Conditioning
 from xgen_jax.models.regen_config import PRESETS
-from xgen_jax.models.regen_decoding import crossing, decode_chunks, draw, frame_noise, look_ahead, weight
+from xgen_jax.models.regen_decoding import (
+    crossing,
+    decode_chunks,
+    draw,
+    frame_noise,
+    look_ahead,
+    weight,
+)
 
 FLOW = RectifiedFlow(prediction="x0")
 LENGTH, HELD, BEYOND = TINY.chunk_frames, 2, 1
 
 
 class Exact:
-    """A model that draws what it is told, a level a frame: content + motion * time; or the noise it is given."""
+    """A model that draws what it is told, a level a frame: content + motion * time; or the noise it
+    is given."""
 
     config = TINY
 
@@ -29,7 +38,11 @@ class Exact:
     def apply(self, params, x, t, conditioning=None, method=None):
         if method == "expand":
             return Conditioning(x[:, 0, None] + x[:, -1, None] * t[:, :, None, None, None])
-        return x if self.draws == "noise" else conditioning.added_BFHWD.repeat(4, axis=2).repeat(4, axis=3)
+        return (
+            x
+            if self.draws == "noise"
+            else conditioning.added_BFHWD.repeat(4, axis=2).repeat(4, axis=3)
+        )
 
 
 def latents_of(chunks, tail=0, batch=2):
@@ -42,7 +55,9 @@ def keys(batch=2, seed=9):
 
 def in_parts(model, params, z, cuts, steps=1, windows="moved"):
     """Decodes z cut at these latent frames; the last part may be empty."""
-    decode = jax.jit(functools.partial(decode_chunks, model, params, FLOW, steps), static_argnums=(2, 4))
+    decode = jax.jit(
+        functools.partial(decode_chunks, model, params, FLOW, steps), static_argnums=(2, 4)
+    )
     parts, history, edges = [], None, [0, *cuts, z.shape[1]]
     for number, (a, b) in enumerate(zip(edges, edges[1:])):
         video, history = decode(z[:, a:b], history, number == len(cuts), keys(), windows)
@@ -52,14 +67,17 @@ def in_parts(model, params, z, cuts, steps=1, windows="moved"):
 
 @pytest.mark.parametrize("chunks, tail, steps", [(1, 0, 1), (3, 0, 3), (2, 1, 1), (0, 1, 3)])
 def test_with_an_exact_decoder_windows_change_nothing(chunks, tail, steps):
-    """Of a clip whose levels go on linearly each chunk knows what lies beyond its borders, and all windows agree."""
+    """Of a clip whose levels go on linearly each chunk knows what lies beyond its borders, and all
+    windows agree."""
     slope = np.random.default_rng(0).standard_normal((2, 1, 2, 3, 3)).astype(np.float32)
     content = [slope * i * LENGTH / TINY.ratio for i in range(chunks)]
     z = np.concatenate([part for c in content for part in (c, slope)] + [slope] * tail, axis=1)
     video, _ = in_parts(Exact(), None, z, [], steps)
     wanted = [slope * np.arange(chunks * LENGTH)[:, None, None, None] / TINY.ratio] + [slope] * tail
     wanted = np.concatenate(wanted, axis=1).repeat(4, axis=2).repeat(4, axis=3)
-    np.testing.assert_allclose(video, wanted, rtol=0, atol=1e-3)  # a chunk's first frame is told of at time 1e-4
+    np.testing.assert_allclose(
+        video, wanted, rtol=0, atol=1e-3
+    )  # a chunk's first frame is told of at time 1e-4
 
 
 @pytest.mark.parametrize("cuts", [[], [2, 4], [4, 6]])
@@ -92,7 +110,8 @@ def test_where_windows_meet_one_fades_into_the_other(ratio, wanted):
 
 
 @pytest.mark.parametrize(
-    "chunks, tail, cuts", [pytest.param(4, 1, [2, 6], marks=pytest.mark.slow), (3, 0, [2, 4, 6]), (1, 1, [2])]
+    "chunks, tail, cuts",
+    [pytest.param(4, 1, [2, 6], marks=pytest.mark.slow), (3, 0, [2, 4, 6]), (1, 1, [2])],
 )
 def test_a_clip_in_parts_is_the_whole_clip(chunks, tail, cuts):
     model, params, _ = build()
@@ -115,7 +134,8 @@ def test_one_chunk_alone_is_drawn_in_its_own_window():
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_pixels_bound_what_a_small_error_of_eps_makes_of_them(steps):
-    """With the noise predicted to 1% off, the first step alone would be off by more than all there is."""
+    """With the noise predicted to 1% off, the first step alone would be off by more than all there
+    is."""
     process = DDPM(prediction="eps", learned_variance=False)
 
     class Off(Exact):
@@ -130,8 +150,8 @@ def test_pixels_bound_what_a_small_error_of_eps_makes_of_them(steps):
 
 @pytest.mark.slow
 def test_at_a_border_both_chunks_are_seen():
-    """Frames near a border depend on both chunks' latents, those of its outer halves, but for the frames where windows
-    meet, on their own alone.
+    """Frames near a border depend on both chunks' latents, those of its outer halves, but for the
+    frames where windows meet, on their own alone.
     """
     model, params, _ = build()
     z = latents_of(3)
@@ -153,7 +173,9 @@ def test_a_clip_does_not_depend_on_its_batch():
     np.testing.assert_allclose(alone[0], both[1], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("conditioning", ["content_aware", pytest.param("in_context", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "conditioning", ["content_aware", pytest.param("in_context", marks=pytest.mark.slow)]
+)
 def test_a_model_trained_on_chunks_draws_chunks(conditioning):
     config = dataclasses.replace(TINY, conditioning=conditioning)
     model, params, _ = build(config)
@@ -164,4 +186,6 @@ def test_a_model_trained_on_chunks_draws_chunks(conditioning):
     np.testing.assert_allclose(parts, whole, rtol=0, atol=2e-5)
     assert lengths == [LENGTH, LENGTH, 1]
     moved, _ = in_parts(model, params, z.at[:, 2:4].add(1.0), [], windows="chunk")
-    assert (np.abs(moved - whole).max((0, 2, 3, 4)) > 0).tolist() == [False] * LENGTH + [True] * LENGTH + [False]
+    assert (np.abs(moved - whole).max((0, 2, 3, 4)) > 0).tolist() == [False] * LENGTH + [
+        True
+    ] * LENGTH + [False]

@@ -45,11 +45,16 @@ def parameters(golden, kind):
         "norm_attention": {"scale": layers("layer.0.layer_norm")},
         "norm_mlp": {"scale": layers("layer.1.layer_norm")},
     }
-    tree = {"embedding": tensor("shared"), "blocks": blocks, "norm_out": {"scale": tensor("encoder.final_layer_norm")}}
+    tree = {
+        "embedding": tensor("shared"),
+        "blocks": blocks,
+        "norm_out": {"scale": tensor("encoder.final_layer_norm")},
+    }
     tables = [
         golden[name]
         for i in range(2)
-        if (name := f"params/{kind}/encoder.block.{i}.{attention}.relative_attention_bias.weight") in golden
+        if (name := f"params/{kind}/encoder.block.{i}.{attention}.relative_attention_bias.weight")
+        in golden
     ]
     (blocks if kind == "umt5" else tree)["relative_bias"] = {
         "embedding": np.stack(tables) if kind == "umt5" else tables[0]
@@ -61,7 +66,9 @@ def parameters(golden, kind):
 def test_the_encoder_is_the_references(golden, kind):
     params, apply = parameters(golden, kind), jax.jit(T5Encoder(config(kind)).apply)
     for batch in ("a", "long", "nomask"):
-        got = apply(params, golden[f"in/{batch}/input_ids"], golden.get(f"in/{batch}/attention_mask"))
+        got = apply(
+            params, golden[f"in/{batch}/input_ids"], golden.get(f"in/{batch}/attention_mask")
+        )
         name = f"{kind}/{batch}/last_hidden_state"
         np.testing.assert_allclose(got, golden[f"out/{name}"], rtol=0, atol=ABOUT["atol"][name])
 
@@ -70,7 +77,9 @@ def test_buckets_are_the_references(golden):
     for kind in ("t5", "umt5"):
         got = position_buckets(np.arange(-140, 141))
         np.testing.assert_array_equal(got, golden[f"out/{kind}/buckets_bidirectional"])
-        table = golden[f"params/{kind}/encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+        table = golden[
+            f"params/{kind}/encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        ]
         bias = table[position_buckets(np.arange(20)[None, :] - np.arange(12)[:, None])]
         np.testing.assert_array_equal(
             np.moveaxis(bias, -1, 0)[None], golden[f"out/{kind}/position_bias_block0_q12_k20"]
@@ -97,10 +106,14 @@ def test_what_lies_behind_the_mask_does_not_matter(golden):
     assert np.abs(one - apply(params, np.where(ids == 1, 9, ids), mask))[mask].max() > 1e-2
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("xxl", 4_762_310_656), ("umt5-xxl", 5_680_910_336)])
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("xxl", 4_762_310_656), ("umt5-xxl", 5_680_910_336)]
+)
 def test_the_presets_have_the_published_parameters(name, parameters):
     c = PRESETS[name]
-    abstract = jax.eval_shape(T5Encoder(c).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8), jnp.int32))
+    abstract = jax.eval_shape(
+        T5Encoder(c).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    )
     inner = c.heads * c.head_dim
     tables = (c.depth if c.bias_per_block else 1) * c.buckets * c.heads
     block = 4 * c.width * inner + 3 * c.width * c.hidden + 2 * c.width
@@ -114,7 +127,9 @@ def test_the_xxl_encoder_is_sharded_by_the_path_rules():
         T5Encoder(PRESETS["xxl"]).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8), jnp.int32)
     )
     held = 0
-    for leaf, spec in zip(jax.tree.leaves(abstract), jax.tree.leaves(sharding.tree_shardings(abstract, mesh))):
+    for leaf, spec in zip(
+        jax.tree.leaves(abstract), jax.tree.leaves(sharding.tree_shardings(abstract, mesh))
+    ):
         held += np.prod(spec.shard_shape(leaf.shape))
     # All but the embedding over eight devices, that over four, norms and bias on each.
     blocks, embedding = 24 * (4 * 4096**2 + 3 * 4096 * 10240), 32128 * 4096
@@ -129,5 +144,7 @@ def test_eight_devices_give_what_one_does(golden, monkeypatch):
     ids = np.concatenate([golden["in/a/input_ids"], golden["in/a/input_ids"][:1]])
     shardings = sharding.tree_shardings(params, mesh)
     with sharding.on_mesh(mesh):
-        got = jax.jit(apply)(jax.device_put(params, shardings), jax.device_put(ids, sharding.batch_sharding(mesh)))
+        got = jax.jit(apply)(
+            jax.device_put(params, shardings), jax.device_put(ids, sharding.batch_sharding(mesh))
+        )
     np.testing.assert_allclose(got, jax.jit(apply)(params, ids), atol=1e-5)

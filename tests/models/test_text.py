@@ -1,4 +1,5 @@
-"""Text conditioning: padding counts for nothing, and a dropped caption is the null caption, whatever it was."""
+"""Text conditioning: padding counts for nothing, and a dropped caption is the null caption,
+whatever it was."""
 
 import jax
 import numpy as np
@@ -48,7 +49,9 @@ def test_padding_does_not_change_the_tokens_of_a_prompt():
     apply = jax.jit(encoder.apply)
     other = np.where(mask, ids, 77)
     (tokens, kept), (others, kept_too) = apply(params, ids, mask), apply(params, other, mask)
-    assert kept.tolist() == kept_too.tolist() == [[True, False]]  # four places a token: the begin and "abc", then none
+    assert (
+        kept.tolist() == kept_too.tolist() == [[True, False]]
+    )  # four places a token: the begin and "abc", then none
     np.testing.assert_allclose(others[kept], tokens[kept], atol=1e-6)
     assert np.abs(tokens - apply(params, ids[:, [0, 2, 1, 3, 4, 5, 6]], mask)[0])[:, 0].max() > 1e-3
 
@@ -59,7 +62,9 @@ def test_half_a_character_is_refused():
 
 
 def test_a_dropped_caption_of_bytes_is_the_empty_one():
-    conditioner = ByteConditioner(encoder=ByteTextEncoder(ByteTextConfig(width=8, depth=1, heads=2, max_bytes=6)))
+    conditioner = ByteConditioner(
+        encoder=ByteTextEncoder(ByteTextConfig(width=8, depth=1, heads=2, max_bytes=6))
+    )
     arrays = conditioner.arrays(["abc", "de", ""])
     params = jax.jit(conditioner.init)(jax.random.key(0), arrays)
     embed = jax.jit(conditioner.embed)
@@ -79,7 +84,11 @@ VARIABLES = {"vdit": {"constants": {"null_caption": NULL}}}
 def stored(lengths, places=4):
     """As a batch has them: rows of ones, two, ..., padded."""
     mask = np.arange(places)[None] < np.array(lengths)[:, None]
-    text = mask[..., None] * np.arange(1.0, len(lengths) + 1, dtype=np.float32)[:, None, None] * np.ones(3, np.float32)
+    text = (
+        mask[..., None]
+        * np.arange(1.0, len(lengths) + 1, dtype=np.float32)[:, None, None]
+        * np.ones(3, np.float32)
+    )
     return {"text": text, "text_mask": mask, "caption": ["x"] * len(lengths)}
 
 
@@ -104,7 +113,9 @@ def test_a_dropped_caption_of_a_t5_is_the_networks_null_caption(released):
 def test_no_gradient_reaches_the_null_caption():
     conditioner = T5Conditioner(length=4, width=3)
     arrays = conditioner.batch_arrays(stored([2, 3]))
-    grad = jax.grad(lambda v: conditioner.embed(v, arrays, np.array([True, False]))[0].sum())(VARIABLES)
+    grad = jax.grad(lambda v: conditioner.embed(v, arrays, np.array([True, False]))[0].sum())(
+        VARIABLES
+    )
     assert not jax.tree.leaves(grad)[0].any()
 
 
@@ -112,12 +123,17 @@ def test_stored_rows_are_padded_to_the_length_and_never_cut():
     arrays = T5Conditioner(length=6, width=3).batch_arrays(stored([2, 4]))
     assert arrays["text"].shape == (2, 6, 3) and arrays["text_mask"].sum(1).tolist() == [2, 4]
     assert not arrays["text"][:, 4:].any()
-    with pytest.raises(UserError, match=r"stored embeddings are \(4, 3\); the run takes up to \(3, 3\)"):
+    with pytest.raises(
+        UserError, match=r"stored embeddings are \(4, 3\); the run takes up to \(3, 3\)"
+    ):
         T5Conditioner(length=3, width=3).batch_arrays(stored([2]))
     with pytest.raises(UserError, match="the run has no text encoder to make them"):
         T5Conditioner(length=6, width=3).batch_arrays({"caption": ["a"]})
 
 
 def test_an_encoder_is_no_part_of_what_is_compiled():
-    one, other = T5Conditioner(length=4, width=3), T5Conditioner(length=4, width=3, encoder=lambda captions: [])
+    one, other = (
+        T5Conditioner(length=4, width=3),
+        T5Conditioner(length=4, width=3, encoder=lambda captions: []),
+    )
     assert one == other and hash(one) == hash(other)

@@ -1,4 +1,5 @@
-"""VDiT: scanned or not, recomputed or not, it is one function; samples and padding do not leak into one another."""
+"""VDiT: scanned or not, recomputed or not, it is one function; samples and padding do not leak into
+one another."""
 
 import dataclasses
 
@@ -9,20 +10,31 @@ import pytest
 
 from xgen_jax.errors import UserError
 from xgen_jax.models import vdit_config
-from xgen_jax.models.vdit import VDiT, abstract_variables, count_parameters, null_caption, unstack_layers
+from xgen_jax.models.vdit import (
+    VDiT,
+    abstract_variables,
+    count_parameters,
+    null_caption,
+    unstack_layers,
+)
 from xgen_jax.models.vdit_config import PRESETS, ClipConditions, VDiTConfig
 
 CONFIG = VDiTConfig(width=16, depth=2, heads=2, patch=2, text_width=8, remat="none")
 PAPER = dataclasses.replace(CONFIG, clip_conditions=True, learned_variance=True, position_span=32.0)
-MODERN = dataclasses.replace(PAPER, positions="rope_3d", attention_layout="full", learned_variance=False)
+MODERN = dataclasses.replace(
+    PAPER, positions="rope_3d", attention_layout="full", learned_variance=False
+)
 RELEASED = dataclasses.replace(PAPER, released=True)
 FORMS = {"plain": CONFIG, "paper": PAPER, "modern": MODERN, "released": RELEASED}
-CLIP = ClipConditions(*(jnp.array(v, jnp.float32) for v in ([32, 40], [48, 56], [0.66, 0.71], [9, 9], [8, 24])))
+CLIP = ClipConditions(
+    *(jnp.array(v, jnp.float32) for v in ([32, 40], [48, 56], [0.66, 0.71], [9, 9], [8, 24]))
+)
 NOISED = jnp.array([[True, False, True], [False, True, True]])
 
 
 def setup(config=CONFIG, shape=(2, 3, 4, 6, 3), seed=0):
-    """A model whose parameters are all random (at initialisation its output is zero), and two samples."""
+    """A model whose parameters are all random (at initialisation its output is zero), and two
+    samples."""
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], shape)
     text = jax.random.normal(keys[1], (2, 5, 8))
@@ -30,7 +42,9 @@ def setup(config=CONFIG, shape=(2, 3, 4, 6, 3), seed=0):
     inputs = (x, jnp.array([200.0, 700.0]), text, mask, CLIP if config.clip_conditions else None)
     shapes = jax.eval_shape(VDiT(config).init, keys[2], *inputs)
     rng = np.random.default_rng(seed)
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), shapes
+    )
     return params, inputs
 
 
@@ -55,7 +69,9 @@ def test_scan_and_recomputation_change_neither_values_nor_gradients(form):
     inputs = (*inputs, NOISED)
     y, gradient = value_and_gradient(config, params, inputs)
     assert y.shape == (*inputs[0].shape[:4], 3 * (1 + config.learned_variance))
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient)), "a parameter that nothing depends on"
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient)), (
+        "a parameter that nothing depends on"
+    )
 
     recomputed = value_and_gradient(dataclasses.replace(config, remat="full"), params, inputs)
     assert_close(recomputed, (y, gradient))
@@ -80,7 +96,9 @@ def test_samples_and_padding_do_not_leak(form):
     assert np.abs(apply(params, x, time, text.at[0, 2].add(1.0), mask, clip) - y)[0].max() > 1e-3
 
     changed = None if clip is None else ClipConditions(*(c.at[1].set(3.0) for c in clip))
-    other = apply(params, x.at[1].set(7.0), time.at[1].set(0.0), text.at[1].set(-3.0), mask, changed)
+    other = apply(
+        params, x.at[1].set(7.0), time.at[1].set(0.0), text.at[1].set(-3.0), mask, changed
+    )
     np.testing.assert_allclose(other[0], y[0], atol=1e-5)
     assert np.abs(other - y)[1].max() > 1e-2
     swapped = apply(params, *jax.tree.map(lambda a: a[::-1], (x, time, text, mask, clip)))
@@ -93,7 +111,9 @@ def test_condition_frames_are_modulated_as_at_time_zero(form):
     params, (x, time, text, mask, clip) = setup(config)
     apply = jax.jit(VDiT(config).apply)
     y = apply(params, x, time, text, mask, clip)
-    np.testing.assert_allclose(apply(params, x, time, text, mask, clip, jnp.ones((2, 3), bool)), y, atol=2e-5)
+    np.testing.assert_allclose(
+        apply(params, x, time, text, mask, clip, jnp.ones((2, 3), bool)), y, atol=2e-5
+    )
     clean = apply(params, x, time, text, mask, clip, jnp.zeros((2, 3), bool))
     if form == "released":  # its last layer sees condition frames otherwise
         assert np.abs(clean - apply(params, x, 0 * time, text, mask, clip)).max() > 1e-2
@@ -122,16 +142,24 @@ def test_frames_meet_in_time_attention_alone():
     time = params["params"]["blocks"]["block"]["attention_time"]
     time["proj"] = jax.tree.map(jnp.zeros_like, time["proj"])
     apply, order = jax.jit(VDiT(PAPER).apply), np.array([2, 0, 1])
-    np.testing.assert_allclose(apply(params, x[:, order], *rest), apply(params, x, *rest)[:, order], atol=1e-5)
+    np.testing.assert_allclose(
+        apply(params, x[:, order], *rest), apply(params, x, *rest)[:, order], atol=1e-5
+    )
     params, _ = setup(PAPER)
-    assert np.abs(apply(params, x[:, order], *rest) - apply(params, x, *rest)[:, order]).max() > 1e-3
+    assert (
+        np.abs(apply(params, x[:, order], *rest) - apply(params, x, *rest)[:, order]).max() > 1e-3
+    )
 
 
 def test_full_attention_sees_the_order_of_frames_and_places():
     params, (x, *rest) = setup(MODERN)
     apply = jax.jit(VDiT(MODERN).apply)
     y = apply(params, x, *rest)
-    for turned in (lambda a: a[:, ::-1], lambda a: jnp.roll(a, 2, axis=2), lambda a: jnp.roll(a, 2, axis=3)):
+    for turned in (
+        lambda a: a[:, ::-1],
+        lambda a: jnp.roll(a, 2, axis=2),
+        lambda a: jnp.roll(a, 2, axis=3),
+    ):
         assert np.abs(apply(params, turned(x), *rest) - turned(y)).max() > 1e-3
 
 
@@ -178,13 +206,20 @@ def test_the_papers_network_has_its_size():
 
 
 def test_presets_have_the_parameters_that_their_table_says():
-    rows = [line.split() for line in vdit_config.__doc__.splitlines() if line.startswith("    ")][1:]
+    rows = [line.split() for line in vdit_config.__doc__.splitlines() if line.startswith("    ")][
+        1:
+    ]
     table = {name: [int(number.replace(",", "")) for number in numbers] for name, *numbers in rows}
-    assert table == {name: [c.width, c.depth, c.heads, count_parameters(c)] for name, c in PRESETS.items()}
+    assert table == {
+        name: [c.width, c.depth, c.heads, count_parameters(c)] for name, c in PRESETS.items()
+    }
 
 
 def names(config):
-    return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract_variables(config))}
+    return {
+        jax.tree_util.keystr(path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(abstract_variables(config))
+    }
 
 
 @pytest.mark.parametrize(
@@ -194,7 +229,11 @@ def names(config):
         ({"position_span": 32.0}, (), ()),
         ({"learned_variance": True}, (), ()),
         ({"time_sinusoid": True}, (), ()),
-        ({"clip_conditions": True}, ("size_embedder", "aspect_embedder", "frames_embedder", "fps_embedder"), ()),
+        (
+            {"clip_conditions": True},
+            ("size_embedder", "aspect_embedder", "frames_embedder", "fps_embedder"),
+            (),
+        ),
         ({"null_caption_tokens": 3}, ("null_caption",), ()),
         ({"qk_norm": False}, (), ("q_norm", "k_norm")),
         ({"text_norm": True}, ("attention_text'",), ()),
@@ -226,7 +265,10 @@ def test_the_stored_null_caption_is_no_parameter_and_takes_no_gradient():
 
 
 def test_inputs_that_do_not_fit_the_network_are_refused():
-    for config, clip, message in ((PAPER, None, "needs ClipConditions"), (CONFIG, CLIP, "takes None")):
+    for config, clip, message in (
+        (PAPER, None, "needs ClipConditions"),
+        (CONFIG, CLIP, "takes None"),
+    ):
         _, inputs = setup(config)
         with pytest.raises(UserError, match=message):
             jax.eval_shape(VDiT(config).init, jax.random.key(0), *inputs[:4], clip)

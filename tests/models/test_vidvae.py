@@ -1,4 +1,5 @@
-"""VidVAE: the paper's size, the map of lengths, strict causality, and chunks that give what the whole gives."""
+"""VidVAE: the paper's size, the map of lengths, strict causality, and chunks that give what the
+whole gives."""
 
 import dataclasses
 import math
@@ -22,9 +23,13 @@ CONFIGS = {
         time_reduction=(True, True),
         latent_channels=3,
         blocks=1,
-        kernels=((1, 3, 3), (3, 1, 1)),  # compiles in half the time of 3x3x3, which the first and last layers have
+        kernels=(
+            (1, 3, 3),
+            (3, 1, 1),
+        ),  # compiles in half the time of 3x3x3, which the first and last layers have
     ),
-    # Open-Sora-Plan v1.1's: learnt mixes of pool and convolution, a first level that mixes no frames, look-ahead.
+    # Open-Sora-Plan v1.1's: learnt mixes of pool and convolution, a first level that mixes no
+    # frames, look-ahead.
     "mixed": VidVAEConfig(
         channels=(4, 8),
         space_reduction=(True, False),
@@ -61,12 +66,15 @@ def build(name, frames):
     params = jax.jit(model.init)(jax.random.key(1), video)
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(0)
-    params = tree.unflatten([leaf + 0.05 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves])
+    params = tree.unflatten(
+        [leaf + 0.05 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves]
+    )
     return model, params, video
 
 
 @pytest.mark.parametrize(
-    "preset,parameters", [("paper", 229_169_895), ("osp-v1.0", 229_169_895), ("osp-v1.1", 246_859_499)]
+    "preset,parameters",
+    [("paper", 229_169_895), ("osp-v1.0", 229_169_895), ("osp-v1.1", 246_859_499)],
 )
 def test_the_published_networks_have_their_parameters(preset, parameters):
     video = jax.ShapeDtypeStruct((1, 5, 32, 32, 3), jnp.float32)
@@ -86,8 +94,15 @@ def test_latent_shape_is_the_shape_of_the_latents(name):
         def both(key, video, model=model):
             return model.init_with_output(key, video)[0]
 
-        video, mean, logvar = jax.eval_shape(both, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
-        assert mean.shape == logvar.shape == config.latent_shape(shape) == (2, 1 + n, 2, 4, config.latent_channels)
+        video, mean, logvar = jax.eval_shape(
+            both, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32)
+        )
+        assert (
+            mean.shape
+            == logvar.shape
+            == config.latent_shape(shape)
+            == (2, 1 + n, 2, 4, config.latent_channels)
+        )
         assert video.shape == shape
         assert config.latent_shape(shape[1:4]) == mean.shape[1:4]
 
@@ -138,7 +153,10 @@ def test_no_latent_and_no_frame_depends_on_the_future(name):
         def row(j):
             def scalar(x):
                 y = model.apply(params, x, method=method)[0]
-                return (jnp.take(y, j, axis=1) * jnp.cos(jnp.arange(y[0, 0].size).reshape(1, *y.shape[2:]))).sum()
+                return (
+                    jnp.take(y, j, axis=1)
+                    * jnp.cos(jnp.arange(y[0, 0].size).reshape(1, *y.shape[2:]))
+                ).sum()
 
             return jnp.abs(jax.grad(scalar)(x)).sum((0, 2, 3, 4))
 
@@ -185,7 +203,9 @@ def test_a_mix_begins_with_the_pool_and_ends_where_its_share_says():
     np.testing.assert_allclose(mixed, np.full(x.shape, 1 / (1 + np.exp(-2.0))), atol=1e-6)
     other = {"params": {"mix": jnp.float32(-1.5)}}
     assert jax.tree.structure(other) == jax.tree.structure(params)
-    np.testing.assert_allclose(TimeMix().apply(other, x, 3 + y), np.full(x.shape, 3 - 2 / (1 + np.exp(1.5))), atol=1e-6)
+    np.testing.assert_allclose(
+        TimeMix().apply(other, x, 3 + y), np.full(x.shape, 3 - 2 / (1 + np.exp(1.5))), atol=1e-6
+    )
 
 
 @pytest.mark.slow
@@ -194,7 +214,9 @@ def test_recomputation_changes_neither_values_nor_gradients():
     again = VidVAE(dataclasses.replace(model.config, remat="level"))
 
     def value_and_gradient(model):
-        return jax.jit(jax.value_and_grad(lambda p: jnp.square(model.apply(p, video)[0] - 1).mean()))(params)
+        return jax.jit(
+            jax.value_and_grad(lambda p: jnp.square(model.apply(p, video)[0] - 1).mean())
+        )(params)
 
     plain, remat = value_and_gradient(model), value_and_gradient(again)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), plain, remat)
@@ -207,7 +229,11 @@ def test_height_and_width_over_devices_change_nothing_and_gather_nothing(verb, m
     model, mesh = VidVAE(config), make_mesh(MeshConfig(fsdp=1, **mesh))
     video = jax.random.normal(jax.random.key(0), (1, 5, 32, 32, 3))
     params = jax.jit(model.init)(jax.random.key(1), video)
-    x = video if verb == "encode" else jax.random.normal(jax.random.key(2), config.latent_shape(video.shape))
+    x = (
+        video
+        if verb == "encode"
+        else jax.random.normal(jax.random.key(2), config.latent_shape(video.shape))
+    )
 
     def run(params, x):
         return model.apply(params, x, method=verb)[0]
@@ -219,8 +245,8 @@ def test_height_and_width_over_devices_change_nothing_and_gather_nothing(verb, m
         np.testing.assert_allclose(compiled(*placed), whole, atol=1e-5)
     text = compiled.as_text()
     assert "collective-permute" in text  # neighbours exchange rows
-    # All that is gathered are what one attention over a frame of latents must see: its keys and values (and, with the
-    # width cut, queries), never an activation of the pyramid.
+    # All that is gathered are what one attention over a frame of latents must see: its keys and
+    # values (and, with the width cut, queries), never an activation of the pyramid.
     cells = math.prod(config.latent_shape(video.shape)[1:4]) * config.channels[-1]
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* (?:all-gather|all-to-all)(?:-start)?\(", text)
     assert gathered, "the attention must gather something, or this test sees nothing"
@@ -232,7 +258,9 @@ def test_the_posterior_is_sampled_with_the_noise_handed_in():
     model, params, video = build("stem", frames=5)
     noise = jax.random.normal(jax.random.key(3), model.config.latent_shape(video.shape))
     sampled, mean, logvar = jax.jit(model.apply)(params, video, noise)
-    decoded, _ = jax.jit(lambda z: model.apply(params, z, method="decode"))(mean + jnp.exp(0.5 * logvar) * noise)
+    decoded, _ = jax.jit(lambda z: model.apply(params, z, method="decode"))(
+        mean + jnp.exp(0.5 * logvar) * noise
+    )
     np.testing.assert_allclose(sampled, decoded, atol=1e-6)
 
 

@@ -1,4 +1,5 @@
-"""Attention: every name gives the values and gradients of JAX's own; a masked key counts for nothing."""
+"""Attention: every name gives the values and gradients of JAX's own; a masked key counts for
+nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,9 @@ def test_values_and_gradients_are_those_of_jax(masked, logits_bytes, monkeypatch
     mask = jnp.arange(7)[None] < jnp.array([[4], [7]]) if masked else None
 
     def reference(q, k, v):
-        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :] if masked else None)
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask[:, None, None, :] if masked else None
+        )
 
     def both(function):
         y, pullback = jax.vjp(function, q, k, v)
@@ -40,7 +43,9 @@ def test_values_and_gradients_are_those_of_jax(masked, logits_bytes, monkeypatch
 @pytest.mark.parametrize("masked", [False, True])
 def test_chunks_of_queries_give_the_values_and_gradients_of_the_whole(masked, monkeypatch):
     monkeypatch.setattr(chunked_attention, "_LOGITS", 14)
-    monkeypatch.setattr(chunked_attention, "_LANES", 2)  # 5 queries on 7 keys in blocks of 2: the last is not full
+    monkeypatch.setattr(
+        chunked_attention, "_LANES", 2
+    )  # 5 queries on 7 keys in blocks of 2: the last is not full
     q, k, v, cotangent = inputs()
     mask = jnp.arange(7)[None] < jnp.array([[4], [7]]) if masked else None
 
@@ -81,7 +86,9 @@ def test_self_attention_treats_tokens_alike(qk_norm):
     x = jax.random.normal(jax.random.key(0), (2, 6, 8))
     params = layer.init(jax.random.key(1), x)
     order = np.array([3, 1, 5, 0, 2, 4])
-    np.testing.assert_allclose(layer.apply(params, x[:, order]), layer.apply(params, x)[:, order], atol=1e-6)
+    np.testing.assert_allclose(
+        layer.apply(params, x[:, order]), layer.apply(params, x)[:, order], atol=1e-6
+    )
 
 
 def test_positions_tell_tokens_apart_by_distance_only():
@@ -93,7 +100,9 @@ def test_positions_tell_tokens_apart_by_distance_only():
     np.testing.assert_allclose(layer.apply(params, x, jnp.arange(6) + 11), placed, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [SelfAttention(2, zero_init=True), CrossAttention(2, zero_init=True)])
+@pytest.mark.parametrize(
+    "layer", [SelfAttention(2, zero_init=True), CrossAttention(2, zero_init=True)]
+)
 def test_a_zero_initialised_layer_starts_at_zero(layer):
     x = jax.random.normal(jax.random.key(0), (2, 6, 8))
     context = (x[:, :3],) if isinstance(layer, CrossAttention) else ()

@@ -1,4 +1,5 @@
-"""The CPU's formulation of the 3D convolution is the 3D convolution: values, derivatives, transformations, sharding."""
+"""The CPU's formulation of the 3D convolution is the 3D convolution: values, derivatives,
+transformations, sharding."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,9 @@ def formulation(request, monkeypatch):
     if request.param == "frame by frame":
         monkeypatch.setattr(conv3d, "WHOLE_CLIP_BYTES", 0)
     if request.param == "other platforms":
-        monkeypatch.setattr(lax, "platform_dependent", lambda *arguments, cpu, default: default(*arguments))
+        monkeypatch.setattr(
+            lax, "platform_dependent", lambda *arguments, cpu, default: default(*arguments)
+        )
     return request.param
 
 
@@ -45,11 +48,14 @@ def inputs(taps, channels, dtype=jnp.float32):
 
 
 def direct(x, kernel, stride, padding):
-    return lax.conv_general_dilated(x, kernel, stride, ((0, 0), *padding), dimension_numbers=DIMENSIONS_3D)
+    return lax.conv_general_dilated(
+        x, kernel, stride, ((0, 0), *padding), dimension_numbers=DIMENSIONS_3D
+    )
 
 
 def assert_close(ours, reference):
-    """Sums of up to some thousand products in another order: a few float32 roundings of the largest value."""
+    """Sums of up to some thousand products in another order: a few float32 roundings of the largest
+    value."""
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
         assert one.shape == other.shape and one.dtype == other.dtype
         np.testing.assert_allclose(one, other, rtol=0, atol=3e-6 * np.abs(other).max())
@@ -73,7 +79,8 @@ def test_second_derivatives_are_those_of_the_3d_convolution(case, formulation):
     taps, stride, padding, channels = CASES[case]
 
     def penalty(x, kernel, convolution):
-        """The squared gradient with respect to the input, as in R1, through a curved function of the output."""
+        """The squared gradient with respect to the input, as in R1, through a curved function of
+        the output."""
         slope = jax.grad(lambda x: jnp.sin(0.1 * convolution(x, kernel, stride, padding)).sum())(x)
         return (slope**2).sum()
 
@@ -87,8 +94,12 @@ def test_each_of_the_three_is_differentiated_to_the_others(formulation):
     taps, stride, padding, channels = CASES["stride in time"]
 
     def nested(x, kernel, convolution):
-        slope = jax.grad(lambda kernel: jnp.sin(0.1 * convolution(x, kernel, stride, padding)).sum())
-        curved = jax.grad(lambda x, kernel: jnp.cos(jax.grad(lambda k: (slope(k) ** 2).sum())(kernel)).sum())
+        slope = jax.grad(
+            lambda kernel: jnp.sin(0.1 * convolution(x, kernel, stride, padding)).sum()
+        )
+        curved = jax.grad(
+            lambda x, kernel: jnp.cos(jax.grad(lambda k: (slope(k) ** 2).sum())(kernel)).sum()
+        )
         return curved(x, kernel)
 
     x, kernel = inputs(taps, channels)
@@ -127,8 +138,11 @@ def test_bfloat16_gradients_are_summed_in_float32(formulation):
     exact = both(x.astype(jnp.float32), kernel.astype(jnp.float32))
     for rounded, value in zip(jax.jit(both)(x, kernel), exact):
         assert rounded.dtype == jnp.bfloat16
-        # 8 bits hold a value to 2^-9; values and input gradients are also rounded at each of the three taps in time.
-        np.testing.assert_allclose(rounded.astype(np.float32), value, rtol=0, atol=2**-7 * np.abs(value).max())
+        # 8 bits hold a value to 2^-9; values and input gradients are also rounded at each of the
+        # three taps in time.
+        np.testing.assert_allclose(
+            rounded.astype(np.float32), value, rtol=0, atol=2**-7 * np.abs(value).max()
+        )
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
@@ -163,7 +177,11 @@ def test_sharded_frames_exchange_their_borders_only(sharded, whole_clip_bytes, m
 
     expected = jax.jit(both)(x, kernel)
     frames, whole = NamedSharding(mesh, PartitionSpec(*axes)), NamedSharding(mesh, PartitionSpec())
-    step = jax.jit(both, in_shardings=(frames, whole), out_shardings=(frames, frames, whole)).lower(x, kernel).compile()
+    step = (
+        jax.jit(both, in_shardings=(frames, whole), out_shardings=(frames, frames, whole))
+        .lower(x, kernel)
+        .compile()
+    )
     hlo = step.as_text()
     assert "collective-permute" in hlo and "all-reduce" in hlo
     assert "all-gather" not in hlo and "all-to-all" not in hlo

@@ -50,7 +50,10 @@ def test_an_image_is_a_clip_that_stands_still(kernel, stride):
     image = normal((2, 1, 6, 6, 3))
     params = layer.init(jax.random.key(1), image)
     apply = jax.jit(layer.apply)
-    (y, history), (clip, later_history) = apply(params, image), apply(params, jnp.repeat(image, 1 + 2 * stride[0], 1))
+    (y, history), (clip, later_history) = (
+        apply(params, image),
+        apply(params, jnp.repeat(image, 1 + 2 * stride[0], 1)),
+    )
     assert y.shape[1] == 1 and clip.shape[1] == 3
     np.testing.assert_allclose(jnp.repeat(y, 3, 1), clip, atol=1e-6)
     assert np.array_equal(history, later_history)
@@ -86,7 +89,9 @@ def test_average_pool_is_the_mean_of_the_last_three_frames():
 def test_average_pool_in_chunks_is_the_whole(later):
     x = normal((2, 7, 2, 2, 3))
     pool = jax.jit(causal_average_pool)
-    np.testing.assert_allclose(np.concatenate(in_chunks(pool, x, (1, *later)), 1), pool(x)[0], atol=1e-6)
+    np.testing.assert_allclose(
+        np.concatenate(in_chunks(pool, x, (1, *later)), 1), pool(x)[0], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("patch", [(1, 2, 2), (2, 1, 1), (4, 2, 3)])
@@ -121,7 +126,8 @@ def test_nearest_upsampling_doubles_the_sides():
 def test_trilinear_doubling_is_interpolation_at_quarters(frames):
     x = np.random.default_rng(0).standard_normal(frames)
     y, _ = trilinear_double(x.reshape(1, -1, 1, 1, 1), None, True)
-    # The first frame stays; of the others each stands for two moments, a quarter before and a quarter after its own.
+    # The first frame stays; of the others each stands for two moments, a quarter before and a
+    # quarter after its own.
     at = (np.arange(2 * (frames - 1)) + 0.5) / 2 - 0.5
     others = np.interp(at, np.arange(frames - 1), x[1:]) if frames > 1 else []
     np.testing.assert_allclose(y.ravel(), [x[0], *others], atol=1e-6)

@@ -41,7 +41,9 @@ def test_layer_norm_gives_zero_mean_and_unit_variance():
     np.testing.assert_allclose(y.var(-1), np.ones(y.shape[:-1]), atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [GroupNorm(groups=4, dtype=jnp.bfloat16), RMSNorm(dtype=jnp.bfloat16)])
+@pytest.mark.parametrize(
+    "layer", [GroupNorm(groups=4, dtype=jnp.bfloat16), RMSNorm(dtype=jnp.bfloat16)]
+)
 def test_statistics_are_taken_in_float32(layer):
     x = video(scale=256.0).astype(jnp.bfloat16)
     y, params = layer.init_with_output(jax.random.key(0), x)
@@ -64,5 +66,7 @@ def test_video_norm_chooses_groups_that_divide(channels, groups):
 
 
 def test_an_unknown_norm_is_refused():
-    with pytest.raises(UserError, match="norm='batch' is not known; choose one of group_per_frame, group, rms"):
+    with pytest.raises(
+        UserError, match="norm='batch' is not known; choose one of group_per_frame, group, rms"
+    ):
         video_norm("batch", 8, jnp.float32, "norm")

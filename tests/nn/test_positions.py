@@ -35,7 +35,9 @@ def test_sinusoid_of_scalars():
     y = sinusoid(jnp.array([0.0, 1.0]), 8)
     frequencies = 10_000.0 ** (-np.arange(4) / 4)
     np.testing.assert_allclose(y[0], [1, 1, 1, 1, 0, 0, 0, 0])
-    np.testing.assert_allclose(y[1], np.concatenate([np.cos(frequencies), np.sin(frequencies)]), atol=1e-6)
+    np.testing.assert_allclose(
+        y[1], np.concatenate([np.cos(frequencies), np.sin(frequencies)]), atol=1e-6
+    )
     assert sinusoid(jnp.zeros((2, 3)), 8).shape == (2, 3, 8)
 
 
@@ -70,7 +72,9 @@ def test_sinusoid_2d_keeps_its_place_at_any_size_when_scaled():
 
 def test_rotary_products_depend_on_the_distance_along_each_axis():
     q, k = (jax.random.normal(jax.random.key(i), (1, 12, 2, 24)) for i in range(2))
-    grid = np.stack(np.meshgrid(np.arange(2), np.arange(2), np.arange(3), indexing="ij"), -1).reshape(12, 3)
+    grid = np.stack(
+        np.meshgrid(np.arange(2), np.arange(2), np.arange(3), indexing="ij"), -1
+    ).reshape(12, 3)
 
     def products(positions):
         return jnp.einsum("bnkc,bmkc->bknm", rotary(q, positions), rotary(k, positions))

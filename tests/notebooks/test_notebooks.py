@@ -21,6 +21,8 @@ def test_a_notebook_runs(path, tiny_runs, monkeypatch):
     monkeypatch.setenv("XGEN_JAX_MODEL", str(tiny_runs / "vdit"))
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     notebook = jupytext.read(path)
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parents[1])}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(path.parents[1])}}
+    ).execute()
     shown = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
     assert any("<video" in out.get("data", {}).get("text/html", "") for out in shown)

@@ -1,6 +1,8 @@
-"""Shardings of presets, tiny and large: as the golden has them, and such that every sharded dim divides.
+"""Shardings of presets, tiny and large: as the golden has them, and such that every sharded dim
+divides.
 
-After a wanted change of the rules, with XGEN_JAX_WRITE_GOLDENS=1 in the environment, this file rewrites its golden.
+After a wanted change of the rules, with XGEN_JAX_WRITE_GOLDENS=1 in the environment, this file
+rewrites its golden.
 """
 
 import json
@@ -21,7 +23,14 @@ from xgen_jax.models.vdit_config import PRESETS as VDIT_PRESETS
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS as VIDVAE_PRESETS
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
-from xgen_jax.parallel.sharding import RULES, batch_sharding, parameter_spec, path_name, replicated, tree_shardings
+from xgen_jax.parallel.sharding import (
+    RULES,
+    batch_sharding,
+    parameter_spec,
+    path_name,
+    replicated,
+    tree_shardings,
+)
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "sharding_2x2x2x1.json"
 
@@ -39,12 +48,20 @@ def abstract_parameters(name):
     if name == "vidvae_tiny":
         return jax.eval_shape(VidVAE(VIDVAE_PRESETS["tiny"]).init, key, of((2, 5, 16, 16, 3)))
     if name in ("regen_tiny", "regen_paper"):
-        return abstract_regen(REGEN_PRESETS[{"regen_tiny": "tiny-8x", "regen_paper": "paper-32x"}[name]])
-    preset, channels = {"vdit_tiny": ("tiny", 8), "vdit_xl": ("VDiT-XL/2", 4), "vdit_3b": ("VDiT-3B/2", 4)}[name]
+        return abstract_regen(
+            REGEN_PRESETS[{"regen_tiny": "tiny-8x", "regen_paper": "paper-32x"}[name]]
+        )
+    preset, channels = {
+        "vdit_tiny": ("tiny", 8),
+        "vdit_xl": ("VDiT-XL/2", 4),
+        "vdit_3b": ("VDiT-3B/2", 4),
+    }[name]
     return abstract_variables(VDIT_PRESETS[preset], channels)
 
 
-@pytest.mark.parametrize("name", ["vidvae_tiny", "regen_tiny", "regen_paper", "vdit_tiny", "vdit_xl", "vdit_3b"])
+@pytest.mark.parametrize(
+    "name", ["vidvae_tiny", "regen_tiny", "regen_paper", "vdit_tiny", "vdit_xl", "vdit_3b"]
+)
 def test_specs_are_the_goldens_and_divide(name):
     parameters = abstract_parameters(name)
     shardings = tree_shardings(parameters, mesh())
@@ -58,7 +75,9 @@ def test_specs_are_the_goldens_and_divide(name):
         goldens |= {name: specs}
         models = []
         for model, rows in sorted(goldens.items()):  # one line a parameter, for a diff to be read
-            lines = ",\n".join(f"  {json.dumps(path)}: {json.dumps(row)}" for path, row in rows.items())
+            lines = ",\n".join(
+                f"  {json.dumps(path)}: {json.dumps(row)}" for path, row in rows.items()
+            )
             models.append(f" {json.dumps(model)}: {{\n{lines}\n }}")
         GOLDEN.write_text("{\n" + ",\n".join(models) + "\n}\n")
     assert specs == goldens[name]
@@ -68,15 +87,20 @@ def test_scanned_kernels_keep_their_layer_dim_whole():
     kernels = {}
     parameters = abstract_parameters("vdit_tiny")
     for (path, leaf), sharding in zip(
-        jax.tree_util.tree_leaves_with_path(parameters), jax.tree.leaves(tree_shardings(parameters, mesh()))
+        jax.tree_util.tree_leaves_with_path(parameters),
+        jax.tree.leaves(tree_shardings(parameters, mesh())),
     ):
         if "blocks/" in path_name(path) and path_name(path).endswith("kernel"):
             kernels[path_name(path)] = (leaf.shape, tuple(sharding.spec))
-    assert len(kernels) == 9  # of attention in space, time: qkv, proj; text: q, kv, proj; mlp: fc1, fc2
+    assert (
+        len(kernels) == 9
+    )  # of attention in space, time: qkv, proj; text: q, kv, proj; mlp: fc1, fc2
     for name, (shape, spec) in kernels.items():
         assert shape[0] == 4 and len(shape) == 3
         out_of_the_layer = name.endswith(("proj/kernel", "fc2/kernel"))
-        assert spec == ((None, "tensor", "fsdp") if out_of_the_layer else (None, "fsdp", "tensor")), name
+        assert spec == (
+            (None, "tensor", "fsdp") if out_of_the_layer else (None, "fsdp", "tensor")
+        ), name
 
 
 @pytest.mark.parametrize(
@@ -99,7 +123,9 @@ def test_one_parameter_goes_to_its_rule_or_to_the_default(name, shape, spec):
 def test_every_rule_is_used():
     network = {"vdit": abstract_parameters("vdit_tiny")}
     trees = (network, adapter_shapes(LoRAConfig(), network))
-    names = [path_name(path) for tree in trees for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    names = [
+        path_name(path) for tree in trees for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
     for pattern, _ in RULES:
         assert any(re.search(pattern, name) for name in names), pattern
 

@@ -1,4 +1,5 @@
-"""Runs that train an adapter: the base stays as it is, a stopped run ends as one that was not, all find it again."""
+"""Runs that train an adapter: the base stays as it is, a stopped run ends as one that was not, all
+find it again."""
 
 import dataclasses
 import shutil
@@ -10,17 +11,18 @@ from conftest import TINY_VDIT
 from run_states import contents, state_of
 
 import xgen_jax
+from xgen_jax.commands.convert import convert
+from xgen_jax.config.runs import run_config
 from xgen_jax.data.pipeline import Pipeline
-from xgen_jax.data.sources import make_source
+from xgen_jax.data.sources.factory import make_source
 from xgen_jax.errors import UserError
 from xgen_jax.inference.text_to_video import load_text_to_video
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.parallel import sharding
-from xgen_jax.training.config import run_config
-from xgen_jax.training.convert import convert
-from xgen_jax.training.loop import make_objective, train
-from xgen_jax.training.metrics import read_jsonl
-from xgen_jax.training.run_folder import ADAPTER, RunFolder, load_text_encoder
+from xgen_jax.runs.folder import ADAPTER, RunFolder
+from xgen_jax.runs.load import load_text_encoder
+from xgen_jax.training.fit import make_objective, train
+from xgen_jax.training.metric_writers import read_jsonl
 from xgen_jax.training.state import sample_keys
 from xgen_jax.weights.lora import read_adapter
 
@@ -35,9 +37,18 @@ def values(root, steps=6, **changes):
         "lora": {"rank": 4, "alpha": 8.0},
         "data": {**TINY_VDIT["data"], "num_clips": 2},
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1},
-        "loop": {"steps": steps, "compute_dtype": "float32", "log_every": 1, "checkpoint_every": 3, "ema_decay": 0.5},
+        "loop": {
+            "steps": steps,
+            "compute_dtype": "float32",
+            "log_every": 1,
+            "checkpoint_every": 3,
+            "ema_decay": 0.5,
+        },
     }
-    return {key: {**value, **changes.get(key, {})} if isinstance(value, dict) else value for key, value in run.items()}
+    return {
+        key: {**value, **changes.get(key, {})} if isinstance(value, dict) else value
+        for key, value in run.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +88,9 @@ def test_the_loss_of_a_fixed_batch_falls(root, measured):
     objective, arrays, keys, loss = measured
 
     def mean(params):
-        return np.mean([loss(params, arrays, keys(step), 0, objective.frozen)[0] for step in range(16)])
+        return np.mean(
+            [loss(params, arrays, keys(step), 0, objective.frozen)[0] for step in range(16)]
+        )
 
     before = objective.init(jax.random.key(0), arrays)
     assert mean(state_of(root / "straight")["params"]) < mean(before)
@@ -103,7 +116,9 @@ def test_a_resumed_run_is_the_run_that_never_stopped(root):
         path = root / "resumed" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert train(run_config(values(root)), root / "resumed")["step"] == 6
-    jax.tree.map(np.testing.assert_array_equal, state_of(root / "resumed"), state_of(root / "straight"))
+    jax.tree.map(
+        np.testing.assert_array_equal, state_of(root / "resumed"), state_of(root / "straight")
+    )
     assert (root / "resumed" / ADAPTER).read_bytes() == (root / "straight" / ADAPTER).read_bytes()
 
 
@@ -126,23 +141,35 @@ def test_folder_file_and_merged_folder_draw_the_same(root):
         lambda x, y, z: np.testing.assert_allclose(x, (y + z) / 2, atol=1e-6),
         *(model.params["vdit"] for model in (half, base, by_file)),
     )
-    arguments = {"kind": "lora", "source": str(root / "straight" / ADAPTER), "base": str(root / "vdit")}
+    arguments = {
+        "kind": "lora",
+        "source": str(root / "straight" / ADAPTER),
+        "base": str(root / "vdit"),
+    }
     summary = convert(**arguments, out=str(root / "merged"))
     np.testing.assert_array_equal(xgen_jax.load(root / "merged")(PROMPT), wanted)
     merged = RunFolder(root / "merged")
     assert merged.read_json("run.json")["adapter"] == arguments["source"]
-    assert summary["fingerprint"] == fingerprint(merged.config().model, RunFolder(root / "straight").averaged())
+    assert summary["fingerprint"] == fingerprint(
+        merged.config().model, RunFolder(root / "straight").averaged()
+    )
     with pytest.raises(UserError, match="holds a model already"):
         convert(**arguments, out=str(root / "merged"))
     # The text encoder of a run with an adapter is its base's.
     jax.tree.map(
-        np.testing.assert_array_equal, load_text_encoder(root / "straight")[1], load_text_encoder(root / "vdit")[1]
+        np.testing.assert_array_equal,
+        load_text_encoder(root / "straight")[1],
+        load_text_encoder(root / "vdit")[1],
     )
 
 
 def test_it_is_a_base_once_merged(root, tmp_path):
-    with pytest.raises(UserError, match="holds an adapter; make a base of it with launch/convert.py --kind=lora"):
-        train(run_config({**values(root), "init_from": str(root / "straight")}), tmp_path / "second")
+    with pytest.raises(
+        UserError, match="holds an adapter; make a base of it with launch/convert.py --kind=lora"
+    ):
+        train(
+            run_config({**values(root), "init_from": str(root / "straight")}), tmp_path / "second"
+        )
     source = f"{root / 'straight'}:2"
     convert(kind="lora", source=source, base=str(root / "vdit"), out=str(tmp_path / "merged"))
     objective = make_objective(run_config({**values(root), "init_from": str(tmp_path / "merged")}))
@@ -157,7 +184,9 @@ def test_another_base_is_refused_with_both_fingerprints(root, tmp_path):
     before = RunFolder(root / "vdit").averaged()
     # Trained on by one step, the base is another one.
     base, checkpoints = RunFolder(moved / "vdit").config(), RunFolder(moved / "vdit").checkpoints()
-    checkpoints.save(3, {"ema": jax.tree.map(lambda x: x + 1e-6, before)}, checkpoints.restore_data())
+    checkpoints.save(
+        3, {"ema": jax.tree.map(lambda x: x + 1e-6, before)}, checkpoints.restore_data()
+    )
     checkpoints.wait()
     after = RunFolder(moved / "vdit").averaged()
     old, new = (fingerprint(base.model, params) for params in (before, after))
@@ -175,7 +204,9 @@ def test_another_base_is_refused_with_both_fingerprints(root, tmp_path):
 def test_runs_moved_together_find_the_base_beside_them(root, tmp_path):
     for name in ("vidvae", "vdit", "straight"):
         shutil.copytree(root / name, tmp_path / name)
-    config = dataclasses.replace(RunFolder(root / "straight").config(), init_from="gone/vdit", embedder="gone/vidvae")
+    config = dataclasses.replace(
+        RunFolder(root / "straight").config(), init_from="gone/vdit", embedder="gone/vidvae"
+    )
     RunFolder(tmp_path / "straight").write_json("config.json", dataclasses.asdict(config))
     moved = RunFolder(tmp_path / "straight").averaged()
     jax.tree.map(np.testing.assert_array_equal, moved, RunFolder(root / "straight").averaged())
@@ -187,9 +218,15 @@ def test_runs_moved_together_find_the_base_beside_them(root, tmp_path):
         ({"init_from": None}, "lora needs a base: give init_from=FOLDER"),
         ({"optimizer": {"name": "muon", "learning_rate": 1e-2}}, "an adapter takes 'adamw'"),
         ({"lora": {"rank": 17}}, "lora.rank=17 is more than vdit/.* can have: choose 16"),
-        ({"lora": {"rank": 2, "rules": ["mlp/fc3/kernel"]}}, "finds none of .*; the nearest: vdit/.*mlp/fc"),
+        (
+            {"lora": {"rank": 2, "rules": ["mlp/fc3/kernel"]}},
+            "finds none of .*; the nearest: vdit/.*mlp/fc",
+        ),
         ({"lora": {"ranks": 2}}, "config.lora has no key 'ranks'; did you mean 'rank'?"),
-        ({"model": {**TINY_VDIT["model"], "qk_norm": False}}, r"no base for this run .*model.qk_norm: True -> False"),
+        (
+            {"model": {**TINY_VDIT["model"], "qk_norm": False}},
+            r"no base for this run .*model.qk_norm: True -> False",
+        ),
         ({"text": {**TINY_VDIT["text"], "depth": 2}}, r"no base for this run .*text.depth: 1 -> 2"),
     ],
 )
@@ -209,9 +246,16 @@ def test_what_cannot_be_right_is_refused_and_leaves_nothing(root, tmp_path, chan
         ({"source": "nowhere"}, "there is no .*nowhere"),
     ],
 )
-def test_arguments_of_merging_that_cannot_be_right_are_refused(root, tmp_path, monkeypatch, arguments, message):
+def test_arguments_of_merging_that_cannot_be_right_are_refused(
+    root, tmp_path, monkeypatch, arguments, message
+):
     monkeypatch.chdir(root)
-    arguments = {"kind": "lora", "source": "straight", "base": "vdit", "out": str(tmp_path / "out")} | arguments
+    arguments = {
+        "kind": "lora",
+        "source": "straight",
+        "base": "vdit",
+        "out": str(tmp_path / "out"),
+    } | arguments
     with pytest.raises(UserError, match=message):
         convert(**arguments)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,5 @@
-"""Training on real mp4 files: odd sizes, lengths and rates, a broken file among them, with and without captions."""
+"""Training on real mp4 files: odd sizes, lengths and rates, a broken file among them, with and
+without captions."""
 
 import json
 
@@ -6,10 +7,10 @@ import numpy as np
 import pytest
 from conftest import TINY_VDIT, TINY_VIDVAE
 
+from xgen_jax.config.runs import run_config
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
-from xgen_jax.training.config import run_config
-from xgen_jax.training.loop import train
+from xgen_jax.training.fit import train
 
 
 @pytest.fixture
@@ -17,10 +18,18 @@ def footage(tmp_path):
     """A folder of three clips, one broken file, and captions for all but one clip."""
     folder = tmp_path / "videos"
     y, x = np.mgrid[0:90, 0:120].astype(np.float32)
-    picture = np.stack([127 + 100 * np.sin(x / a + y / b) for a, b in ((9, 13), (6, 17), (12, 7))], axis=-1)
+    picture = np.stack(
+        [127 + 100 * np.sin(x / a + y / b) for a, b in ((9, 13), (6, 17), (12, 7))], axis=-1
+    )
     captions = []
-    for name, frames, height, width, fps in (("a", 23, 45, 61, 24), ("b", 7, 38, 50, 30), ("c", 5, 64, 35, 8)):
-        clip = np.stack([picture[t : t + height, t : t + width] for t in range(frames)]).astype(np.uint8)
+    for name, frames, height, width, fps in (
+        ("a", 23, 45, 61, 24),
+        ("b", 7, 38, 50, 30),
+        ("c", 5, 64, 35, 8),
+    ):
+        clip = np.stack([picture[t : t + height, t : t + width] for t in range(frames)]).astype(
+            np.uint8
+        )
         write_video(folder / f"{name}.mp4", clip, fps)
         captions.append(json.dumps({"file": f"{name}.mp4", "caption": f"waves {name}"}))
     (folder / "broken.mp4").write_bytes((folder / "a.mp4").read_bytes()[:200])
@@ -29,7 +38,10 @@ def footage(tmp_path):
 
 
 def with_folder(config, folder, **data):
-    return {**config, "data": {**config["data"], "source": "video_folder", "path": str(folder), **data}}
+    return {
+        **config,
+        "data": {**config["data"], "source": "video_folder", "path": str(folder), **data},
+    }
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""Runs of REGEN: images and videos mixed, resumed, started from another, refused before anything is made."""
+"""Runs of REGEN: images and videos mixed, resumed, started from another, refused before anything is
+made."""
 
 import shutil
 
@@ -8,14 +9,16 @@ import pytest
 from run_states import assert_same, state_of
 from test_regen_loss import MODEL
 
+from xgen_jax.config.runs import run_config, to_dict
 from xgen_jax.data.pipeline import Pipeline
-from xgen_jax.data.sources import make_source
+from xgen_jax.data.sources.factory import make_source
 from xgen_jax.errors import UserError
-from xgen_jax.training.config import run_config, to_dict
-from xgen_jax.training.loop import train
-from xgen_jax.training.run_folder import load_embedder
+from xgen_jax.runs.load import load_embedder
+from xgen_jax.training.fit import train
 
-IMAGE, CHUNK, LONG = ({"frames": frames, "height": 8, "width": 8, "batch_size": 2} for frames in (1, 5, 11))
+IMAGE, CHUNK, LONG = (
+    {"frames": frames, "height": 8, "width": 8, "batch_size": 2} for frames in (1, 5, 11)
+)
 
 
 def values(steps=4, buckets=(CHUNK,), model=None, **changes):
@@ -60,12 +63,15 @@ def test_images_and_videos_train_together_and_resume_bit_for_bit(mixed, tmp_path
 
 @pytest.mark.slow
 def test_a_finished_run_is_an_embedder_of_unit_latents(mixed):
-    """The statistics are of content and motion latents together, over the very clips of its first steps."""
+    """The statistics are of content and motion latents together, over the very clips of its first
+    steps."""
     embedder, params = load_embedder(mixed[0])
     data = run_config(values(**mixed[1])).data
     pipeline = Pipeline(make_source(data), data)
     encode = jax.jit(embedder.encode)
-    latents = [encode(params, pipeline.batch(step)["video"] / np.float32(127.5) - 1) for step in range(32)]
+    latents = [
+        encode(params, pipeline.batch(step)["video"] / np.float32(127.5) - 1) for step in range(32)
+    ]
     assert {z.shape[1:] for z in latents} == {(1, 2, 2, 3), (5, 2, 2, 3)}
     values_NC = np.concatenate([np.reshape(z, (-1, 3)) for z in latents])
     np.testing.assert_allclose(values_NC.mean(0), 0, atol=1e-3)
@@ -90,8 +96,13 @@ def test_a_bucket_that_it_cannot_take_is_refused_before_anything_is_made(tmp_pat
 
 def test_windows_across_borders_need_clips_that_have_one():
     loss = {"windows": "moved"}
-    assert run_config(values(buckets=(CHUNK, {**CHUNK, "frames": 10}), loss=loss)).loss.windows == "moved"
-    with pytest.raises(UserError, match="two chunks, 10 frames or more, and the longest bucket has 5"):
+    assert (
+        run_config(values(buckets=(CHUNK, {**CHUNK, "frames": 10}), loss=loss)).loss.windows
+        == "moved"
+    )
+    with pytest.raises(
+        UserError, match="two chunks, 10 frames or more, and the longest bucket has 5"
+    ):
         run_config(values(loss=loss))
 
 

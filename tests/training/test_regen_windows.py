@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from tiny_regen import TINY, random_params
 
+from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, Conditioning, frame_times
 from xgen_jax.models.regen_config import PRESETS
-from xgen_jax.training.objectives.regen import REGENLossConfig, REGENObjective, choose_windows
+from xgen_jax.training.tasks.regen import REGENObjective, choose_windows
 
 CHUNKS, FRAMES, ACROSS = 3, 5, 1000
 
@@ -19,8 +20,12 @@ CHUNKS, FRAMES, ACROSS = 3, 5, 1000
 def numbered(batch, chunks=CHUNKS):
     """Clips whose frames, and what is told of them, are their numbers in the batch."""
     numbers = jnp.arange(batch * chunks * FRAMES, dtype=jnp.float32)
-    frames = jnp.broadcast_to(numbers.reshape(batch, chunks, FRAMES, 1, 1, 1), (batch, chunks, FRAMES, 2, 2, 3))
-    told = jnp.broadcast_to(numbers.reshape(batch * chunks, FRAMES, 1, 1, 1), (batch * chunks, FRAMES, 1, 1, 6))
+    frames = jnp.broadcast_to(
+        numbers.reshape(batch, chunks, FRAMES, 1, 1, 1), (batch, chunks, FRAMES, 2, 2, 3)
+    )
+    told = jnp.broadcast_to(
+        numbers.reshape(batch * chunks, FRAMES, 1, 1, 1), (batch * chunks, FRAMES, 1, 1, 6)
+    )
     return frames, Conditioning(told), told.reshape(batch, chunks * FRAMES, 1, 1, 6) + ACROSS
 
 
@@ -29,7 +34,9 @@ def keys(batch, chunks=CHUNKS, seed=0):
 
 
 def moved(batch, seed=0):
-    frames, told = choose_windows(REGENLossConfig(windows="moved"), keys(batch, seed=seed), *numbered(batch))
+    frames, told = choose_windows(
+        REGENLossConfig(windows="moved"), keys(batch, seed=seed), *numbered(batch)
+    )
     return np.asarray(frames), np.asarray(told.added_BFHWD)
 
 
@@ -38,7 +45,9 @@ def test_a_moved_window_holds_a_chunks_length_of_neighbours_with_what_is_told_of
     assert frames.shape == (40, CHUNKS, FRAMES, 2, 2, 3)
     numbers = frames[..., 0, 0, 0]
     across = numbers[:, :, :1] % FRAMES != 0
-    np.testing.assert_array_equal(told[..., 0, 0, 0].reshape(numbers.shape), numbers + ACROSS * across)
+    np.testing.assert_array_equal(
+        told[..., 0, 0, 0].reshape(numbers.shape), numbers + ACROSS * across
+    )
     assert across.any() and not across.all()
     np.testing.assert_array_equal(np.diff(numbers, axis=2), 1)
     first = numbers[:, :, 0] - CHUNKS * FRAMES * np.arange(40)[:, None]
@@ -65,7 +74,8 @@ def test_windows_stay_where_they_are_told_to_and_where_there_is_no_neighbour(win
 
 
 def test_what_frames_are_told_across_borders_is_what_decoding_tells_them():
-    """An encoder of constants and a decoder that draws what it is told: the loss sees what `decode_chunks` draws."""
+    """An encoder of constants and a decoder that draws what it is told: the loss sees what
+    `decode_chunks` draws."""
     model, params = REGEN(TINY), random_params()
     objective = REGENObjective(model=model, loss_config=REGENLossConfig(windows="moved"))
     z = jax.random.normal(jax.random.key(1), (2, 3, 2, 3, 2, 4))
@@ -77,9 +87,12 @@ def test_what_frames_are_told_across_borders_is_what_decoding_tells_them():
     np.testing.assert_array_equal(across[:, 13:], clip[:, 13:])
 
     def at(chunk, time):
-        return model.apply(params, z[:, chunk], jnp.full((2, 1), time), method="expand").added_BFHWD[:, 0]
+        return model.apply(
+            params, z[:, chunk], jnp.full((2, 1), time), method="expand"
+        ).added_BFHWD[:, 0]
 
-    # Frame 4 is the first chunk's last, frame 5 the second's first: at t = 0 but for what stands in there.
+    # Frame 4 is the first chunk's last, frame 5 the second's first: at t = 0 but for what stands in
+    # there.
     for frame, share in ((3, 0.125), (4, 0.375), (5, 0.625), (6, 0.875)):
         wanted = (1 - share) * at(0, frame / 4) + share * at(1, (frame - 5) / 4 or 1e-4)
         np.testing.assert_allclose(across[:, frame], wanted, rtol=0, atol=1e-5)
@@ -94,7 +107,9 @@ def test_tokens_of_two_chunks_are_refused():
 @pytest.mark.slow
 def test_windows_are_moved_in_the_loss():
     """Of two chunks and an image; all is finite, and not what it is of the chunks alone."""
-    objective = REGENObjective(model=REGEN(TINY), loss_config=REGENLossConfig(windows="moved", motion=1.0))
+    objective = REGENObjective(
+        model=REGEN(TINY), loss_config=REGENLossConfig(windows="moved", motion=1.0)
+    )
     video = np.random.default_rng(0).integers(0, 256, (2, 2 * FRAMES + 1, 8, 8, 3), np.uint8)
     step_keys = jax.random.split(jax.random.key(3), 2)
 
@@ -104,6 +119,10 @@ def test_windows_are_moved_in_the_loss():
     (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(random_params())
     assert np.isfinite(value) and np.isfinite(metrics["motion"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-    plain = REGENObjective(model=REGEN(TINY), loss_config=REGENLossConfig(windows="chunk", motion=1.0))
-    alone, _ = jax.jit(plain.loss)({"regen": random_params()}, {"video": video}, step_keys, jnp.int32(0))
+    plain = REGENObjective(
+        model=REGEN(TINY), loss_config=REGENLossConfig(windows="chunk", motion=1.0)
+    )
+    alone, _ = jax.jit(plain.loss)(
+        {"regen": random_params()}, {"video": video}, step_keys, jnp.int32(0)
+    )
     assert value != alone

@@ -1,4 +1,5 @@
-"""One update: the same on eight devices as on one, for a batch as for its halves; none at all if it is not finite."""
+"""One update: the same on eight devices as on one, for a batch as for its halves; none at all if it
+is not finite."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,8 @@ import optax
 import pytest
 from flax import linen as nn
 
+from xgen_jax.config.losses import VDiTLossConfig
+from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.text import ByteConditioner, ByteTextConfig, ByteTextEncoder
 from xgen_jax.models.vdit import VDiT
@@ -15,9 +18,9 @@ from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel import sharding
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
-from xgen_jax.training.objectives.vdit import VDiTLossConfig, VDiTObjective
-from xgen_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule, muon_dimensions
+from xgen_jax.training.optimizer import make_optimizer, make_schedule, muon_dimensions
 from xgen_jax.training.state import init_state, make_update, sample_keys
+from xgen_jax.training.tasks.vdit import VDiTObjective
 
 VIDVAE = VidVAEConfig(
     channels=(8,),
@@ -40,7 +43,9 @@ def objective():
     embedder = VidVAEEmbedder(model=model)
     return VDiTObjective(
         model=VDiT(VDiTConfig(width=16, depth=2, heads=2, text_width=8, remat="none")),
-        text=ByteConditioner(encoder=ByteTextEncoder(ByteTextConfig(width=8, depth=1, heads=2, max_bytes=8))),
+        text=ByteConditioner(
+            encoder=ByteTextEncoder(ByteTextConfig(width=8, depth=1, heads=2, max_bytes=8))
+        ),
         embedder=embedder,
         embedder_params=embedder.bundle(params, np.zeros(4), np.ones(4)),
         loss_config=VDiTLossConfig(caption_drop=0.5),
@@ -69,10 +74,14 @@ def optimizer():
 
 @pytest.fixture(scope="module")
 def state(objective, optimizer, arrays):
-    state = jax.jit(lambda key, arrays: init_state(objective, optimizer, key, arrays))(jax.random.key(SEED), arrays)
+    state = jax.jit(lambda key, arrays: init_state(objective, optimizer, key, arrays))(
+        jax.random.key(SEED), arrays
+    )
     # A zero-initialised output would hide most gradients.
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), state.params)
+    params = jax.tree.map(
+        lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), state.params
+    )
     return state.replace(params=params)
 
 
@@ -95,7 +104,8 @@ def test_eight_devices_do_what_one_does(objective, state, arrays, sample_id, mon
     # Everything here is small; without a threshold the sharded paths are really taken.
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    # Plain SGD: Muon's orthogonalisation blows rounding of near-zero gradients up, which says nothing of the sharding.
+    # Plain SGD: Muon's orthogonalisation blows rounding of near-zero gradients up, which says
+    # nothing of the sharding.
     sgd = optax.sgd(1.0)
     plain = state.replace(opt_state=sgd.init(state.params))
     one, metrics_one = jax.jit(make_update(objective, sgd, SEED, 0.999))(plain, arrays, sample_id)
@@ -104,21 +114,31 @@ def test_eight_devices_do_what_one_does(objective, state, arrays, sample_id, mon
     on_batch = sharding.batch_sharding(mesh)
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.LOGICAL_AXES):
         sharded = jax.jit(
-            make_update(objective, sgd, SEED, 0.999), out_shardings=(shardings, sharding.replicated(mesh))
+            make_update(objective, sgd, SEED, 0.999),
+            out_shardings=(shardings, sharding.replicated(mesh)),
         )
         eight, metrics_eight = sharded(
-            jax.device_put(plain, shardings), jax.device_put(arrays, on_batch), jax.device_put(sample_id, on_batch)
+            jax.device_put(plain, shardings),
+            jax.device_put(arrays, on_batch),
+            jax.device_put(sample_id, on_batch),
         )
-    assert len(eight.params["vdit"]["params"]["blocks"]["block"]["mlp"]["fc1"]["kernel"].devices()) == 8
+    assert (
+        len(eight.params["vdit"]["params"]["blocks"]["block"]["mlp"]["fc1"]["kernel"].devices())
+        == 8
+    )
     assert float(metrics_one["grad_norm"]) > 0.1
     assert_close(metrics_eight, metrics_one, 1e-5)
     assert_close(jax.device_get(eight), jax.device_get(one), 1e-5)
 
 
-def test_the_loss_does_not_depend_on_how_a_batch_is_split_or_ordered(objective, state, arrays, sample_id):
+def test_the_loss_does_not_depend_on_how_a_batch_is_split_or_ordered(
+    objective, state, arrays, sample_id
+):
     @jax.jit
     def loss(arrays, ids):
-        return objective.loss(state.params, arrays, sample_keys(SEED, jnp.int32(5), ids), jnp.int32(5))[0]
+        return objective.loss(
+            state.params, arrays, sample_keys(SEED, jnp.int32(5), ids), jnp.int32(5)
+        )[0]
 
     def part(index):
         return float(loss(jax.tree.map(lambda x: x[index], arrays), sample_id[index]))
@@ -135,7 +155,9 @@ def test_an_update_moves_parameters_and_the_average_by_its_formula(state, update
     assert int(new.step) == 1
     assert np.isfinite(float(metrics["loss"]))
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), new.params, state.params)
-    still = [sharding.path_name(path) for path, m in jax.tree_util.tree_leaves_with_path(moved) if not m]
+    still = [
+        sharding.path_name(path) for path, m in jax.tree_util.tree_leaves_with_path(moved) if not m
+    ]
     assert not still
     decay = min(0.999, 1 / 10)  # (1 + step) / (10 + step) at step 0
     expected = jax.tree.map(lambda ema, p: decay * ema + (1 - decay) * p, state.ema, new.params)
@@ -158,7 +180,9 @@ def test_an_update_that_is_not_finite_leaves_everything_as_it_was(update, state,
 
 def test_keys_follow_from_seed_step_and_sample():
     def data(seed, step, ids):
-        return np.asarray(jax.random.key_data(sample_keys(seed, jnp.int32(step), np.array(ids, np.uint32))))
+        return np.asarray(
+            jax.random.key_data(sample_keys(seed, jnp.int32(step), np.array(ids, np.uint32)))
+        )
 
     base = data(0, 5, [1, 2, 3])
     assert np.array_equal(base, data(0, 5, [1, 2, 3]))
@@ -170,8 +194,13 @@ def test_keys_follow_from_seed_step_and_sample():
 
 def test_muon_takes_every_kernel_and_nothing_else(state):
     labels = muon_dimensions(state.params)
-    leaves = jax.tree_util.tree_leaves_with_path(labels, is_leaf=lambda x: x is None or hasattr(x, "output_axis"))
-    shapes = {sharding.path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
+    leaves = jax.tree_util.tree_leaves_with_path(
+        labels, is_leaf=lambda x: x is None or hasattr(x, "output_axis")
+    )
+    shapes = {
+        sharding.path_name(path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+    }
     seen = 0
     for path, label in leaves:
         name = sharding.path_name(path)
@@ -189,13 +218,16 @@ def test_muon_takes_every_kernel_and_nothing_else(state):
 
 def test_muon_takes_convolutions_as_matrices_into_their_output_channels():
     kernel = jax.ShapeDtypeStruct((3, 3, 3, 4, 8), jnp.float32)
-    label = muon_dimensions({"conv": {"kernel": kernel, "bias": jax.ShapeDtypeStruct((8,), jnp.float32)}})["conv"]
+    label = muon_dimensions(
+        {"conv": {"kernel": kernel, "bias": jax.ShapeDtypeStruct((8,), jnp.float32)}}
+    )["conv"]
     assert label["bias"] is None
     assert (label["kernel"].reduction_axis, label["kernel"].output_axis) == ((0, 1, 2, 3), 4)
 
 
 def test_muon_holds_no_second_moment_of_stacked_kernels(state, optimizer):
-    """The labels are not only right, the optimiser heeds them: Adam's moments exist for the rest alone."""
+    """The labels are not only right, the optimiser heeds them: Adam's moments exist for the rest
+    alone."""
     moments = [
         sharding.path_name(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(optimizer.init(state.params))
@@ -214,7 +246,9 @@ def test_schedules_warm_up_and_end_where_they_should(schedule, end):
 
 def test_weight_decay_leaves_stored_constants_alone():
     ones = {"vdit": {"params": {"x": jnp.ones(3)}, "constants": {"null_caption": jnp.ones((2, 3))}}}
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5), 10)
+    optimizer = make_optimizer(
+        OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5), 10
+    )
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, ones), optimizer.init(ones), ones)
     np.testing.assert_allclose(updates["vdit"]["params"]["x"], -0.05, rtol=1e-6)
     assert not np.any(updates["vdit"]["constants"]["null_caption"])

@@ -1,4 +1,5 @@
-"""The transformer's loss: masks, clip conditions and processes; a sample's loss is its own, whatever the batch."""
+"""The transformer's loss: masks, clip conditions and processes; a sample's loss is its own,
+whatever the batch."""
 
 import dataclasses
 
@@ -8,16 +9,17 @@ import numpy as np
 import optax
 import pytest
 
+from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pipeline import clip_conditions
+from xgen_jax.diffusion.frame_masks import FrameMaskConfig, draw_noised
 from xgen_jax.diffusion.time import shift_ratio
 from xgen_jax.errors import UserError
 from xgen_jax.models.text import ByteConditioner, ByteTextConfig, ByteTextEncoder
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import VDiTConfig
-from xgen_jax.training.frame_masks import FrameMaskConfig, draw_noised
-from xgen_jax.training.objectives.vdit import VDiTLossConfig, VDiTObjective
 from xgen_jax.training.state import TrainState, make_update, sample_keys
+from xgen_jax.training.tasks.vdit import VDiTObjective
 
 SEED, FRAMES = 3, 5
 # Every kind, and often: batches then hold samples with different masks.
@@ -27,11 +29,19 @@ MASKS = FrameMaskConfig(none=0.4, quarter_random=0.2, quarter_head_tail=0.2, ima
 def make_objective(**loss):
     ddpm = loss.get("process") == "ddpm"
     model = VDiTConfig(
-        width=16, depth=1, heads=2, text_width=8, remat="none", clip_conditions=True, learned_variance=ddpm
+        width=16,
+        depth=1,
+        heads=2,
+        text_width=8,
+        remat="none",
+        clip_conditions=True,
+        learned_variance=ddpm,
     )
     return VDiTObjective(
         model=VDiT(model),
-        text=ByteConditioner(encoder=ByteTextEncoder(ByteTextConfig(width=8, depth=1, heads=2, max_bytes=8))),
+        text=ByteConditioner(
+            encoder=ByteTextEncoder(ByteTextConfig(width=8, depth=1, heads=2, max_bytes=8))
+        ),
         embedder=None,
         embedder_params=None,
         loss_config=VDiTLossConfig(**{"caption_drop": 0.5, "frame_masks": MASKS} | loss),
@@ -44,7 +54,9 @@ def arrays():
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((8, FRAMES, 4, 6, 4), np.float32)
     clip = np.stack([clip_conditions(17, 32, 48, fps) for fps in range(4, 12)])
-    return make_objective().arrays({"latents": latents, "caption": [f"clip {i}" for i in range(8)], "clip": clip})
+    return make_objective().arrays(
+        {"latents": latents, "caption": [f"clip {i}" for i in range(8)], "clip": clip}
+    )
 
 
 SAMPLE_ID = np.arange(8, dtype=np.uint32) * 7 + 1
@@ -61,7 +73,8 @@ def perturbed(objective, arrays):
 def trained(request, arrays):
     """(objective, parameters) of each process."""
     objective = make_objective(
-        process=request.param, time_distribution="uniform" if request.param == "ddpm" else "logit_normal"
+        process=request.param,
+        time_distribution="uniform" if request.param == "ddpm" else "logit_normal",
     )
     return objective, perturbed(objective, arrays)
 
@@ -81,9 +94,13 @@ def test_a_sample_has_its_loss_whatever_the_batch(trained, arrays):
     assert np.std(alone) > 1e-3
     np.testing.assert_allclose(np.mean(alone), whole, rtol=1e-5)
     noised = draw_noised(
-        jax.vmap(lambda k: jax.random.fold_in(k, 3))(sample_keys(SEED, jnp.int32(5), SAMPLE_ID)), FRAMES, MASKS
+        jax.vmap(lambda k: jax.random.fold_in(k, 3))(sample_keys(SEED, jnp.int32(5), SAMPLE_ID)),
+        FRAMES,
+        MASKS,
     )
-    assert len(np.unique(np.asarray(noised), axis=0)) > 2, "the samples must differ in their masks for this to tell"
+    assert len(np.unique(np.asarray(noised), axis=0)) > 2, (
+        "the samples must differ in their masks for this to tell"
+    )
 
 
 @pytest.mark.slow
@@ -93,12 +110,16 @@ def test_accumulated_parts_make_the_whole_batchs_update(trained, arrays):
     sgd = optax.sgd(1.0)
     state = TrainState(step=jnp.int32(0), params=params, ema=params, opt_state=sgd.init(params))
     whole, metrics = jax.jit(make_update(objective, sgd, SEED, 0.999))(state, arrays, SAMPLE_ID)
-    parts, other = jax.jit(make_update(objective, sgd, SEED, 0.999, accumulate=4))(state, arrays, SAMPLE_ID)
+    parts, other = jax.jit(make_update(objective, sgd, SEED, 0.999, accumulate=4))(
+        state, arrays, SAMPLE_ID
+    )
     assert float(metrics["grad_norm"]) > 0.1
     assert metrics.keys() == other.keys()
     for name in metrics:
         np.testing.assert_allclose(metrics[name], other[name], rtol=1e-4, atol=1e-6, err_msg=name)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole.params, parts.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole.params, parts.params
+    )
 
 
 @pytest.mark.slow
@@ -112,7 +133,8 @@ def test_the_loss_is_that_of_the_noised_frames_and_sees_the_clean_ones(arrays):
         keys = sample_keys(SEED, jnp.int32(0), ids)
         return objective.loss(params, {**arrays, "latents": latents}, keys, jnp.int32(0))[0]
 
-    # The first frame is a condition: what it should have been predicted as does not count, but it is looked at.
+    # The first frame is a condition: what it should have been predicted as does not count, but it
+    # is looked at.
     process, keys = objective.process, sample_keys(SEED, jnp.int32(0), ids)
     key_time, key_noise, _ = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0)
     x0 = jnp.asarray(arrays["latents"])
@@ -138,7 +160,9 @@ def test_clip_conditions_reach_the_network(arrays):
         return objective.loss(params, {**arrays, "clip": clip}, keys, jnp.int32(0))[0]
 
     base = float(loss(arrays["clip"]))
-    changed = [float(loss(arrays["clip"] * (1 + (np.arange(5) == i)).astype(np.float32))) for i in range(5)]
+    changed = [
+        float(loss(arrays["clip"] * (1 + (np.arange(5) == i)).astype(np.float32))) for i in range(5)
+    ]
     assert all(abs(value - base) > 1e-6 for value in changed), changed
     assert len({round(value, 6) for value in changed}) == 5
 
@@ -148,7 +172,8 @@ def test_the_shift_follows_the_size_of_the_clip_in_training_as_in_sampling(array
     assert by_size.time_ratio(512, 512, 1) == 2.0
     assert by_size.time_ratio(720, 1280, 29) == 2.0 * shift_ratio(720, 1280, 29)
     assert VDiTLossConfig(time_shift=3.0).time_ratio(720, 1280, 29) == 3.0
-    # Larger clips are trained at more noise: a network that predicts 0 then has the same loss, so look at the times.
+    # Larger clips are trained at more noise: a network that predicts 0 then has the same loss, so
+    # look at the times.
     keys = sample_keys(SEED, jnp.int32(0), SAMPLE_ID)
     flow = make_objective().process
     ratio = by_size.time_ratio(arrays["clip"][:, 0], arrays["clip"][:, 1], FRAMES)

@@ -1,4 +1,5 @@
-"""The autoencoder's loss: its formula, its gradient in one pass, two groups apart, and a game that is alive."""
+"""The autoencoder's loss: its formula, its gradient in one pass, two groups apart, and a game that
+is alive."""
 
 import dataclasses
 
@@ -9,22 +10,24 @@ import optax
 import pytest
 from flax import linen as nn
 
-from xgen_jax.data.synthetic import SyntheticSource
+from xgen_jax.config.losses import AdversarialConfig, VidVAELossConfig
+from xgen_jax.config.optimizer import OptimizerConfig
+from xgen_jax.data.pixels import to_unit_range
+from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.errors import UserError
 from xgen_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
-from xgen_jax.training.objectives.adversarial import (
-    AdversarialConfig,
+from xgen_jax.training.optimizer import optimize_apart
+from xgen_jax.training.state import TrainState, init_state, make_update, sample_keys
+from xgen_jax.training.tasks.adversarial import (
     adaptive_ratio,
     adversarial_terms,
     hinge_discriminator,
     hinge_generator,
     r1_penalty,
 )
-from xgen_jax.training.objectives.vidvae import VidVAELossConfig, VidVAEObjective, to_unit_range
-from xgen_jax.training.optimizer import OptimizerConfig, optimize_apart
-from xgen_jax.training.state import TrainState, init_state, make_update, sample_keys
+from xgen_jax.training.tasks.vidvae import VidVAEObjective
 
 MODEL = VidVAEConfig(
     channels=(
@@ -62,12 +65,18 @@ def make(adversarial=ADVERSARIAL, dtype=jnp.float32, lpips=0.3, frames=5, batch=
     module = Distance() if lpips else None
     frozen = module.init(jax.random.key(7), *[jnp.zeros((1, 8, 8, 3))] * 2) if lpips else None
     config = VidVAELossConfig(l1=0.5, l2=2.0, lpips=lpips, kl=0.1, adversarial=adversarial)
-    objective = VidVAEObjective(model=VidVAE(MODEL, dtype), loss_config=config, lpips=module, frozen=frozen)
+    objective = VidVAEObjective(
+        model=VidVAE(MODEL, dtype), loss_config=config, lpips=module, frozen=frozen
+    )
     video = np.random.default_rng(0).integers(0, 256, (batch, frames, 16, 16, 3), np.uint8)
     arrays = objective.prepare(objective.arrays({"video": video}))
     params = jax.jit(objective.init)(jax.random.key(1), arrays)
     rng = np.random.default_rng(1)  # biases too, so that a lost one shows
-    return objective, jax.tree.map(lambda x: x + 0.05 * rng.standard_normal(x.shape, np.float32), params), arrays
+    return (
+        objective,
+        jax.tree.map(lambda x: x + 0.05 * rng.standard_normal(x.shape, np.float32), params),
+        arrays,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +87,12 @@ def adversarial():
 
 
 def as_written(objective, params, arrays, keys):
-    """(reconstruction + KL, generator's adversarial loss, discriminator's), the way the formulas read."""
+    """(reconstruction + KL, generator's adversarial loss, discriminator's), the way the formulas
+    read."""
     c, video = objective.loss_config, to_unit_range(arrays["video"])
-    noise = jax.vmap(lambda key: jax.random.normal(key, objective.model.config.latent_shape(video.shape)[1:]))(keys)
+    noise = jax.vmap(
+        lambda key: jax.random.normal(key, objective.model.config.latent_shape(video.shape)[1:])
+    )(keys)
     y, mean, logvar = objective.model.apply(params["vidvae"], video, noise)
     frames = [x.reshape(-1, *x.shape[2:]) for x in (y, video)]
     lpips = objective.lpips.apply(objective.frozen, *frames).mean()
@@ -103,7 +115,9 @@ def kernel_of(tree):
 def assert_close(one, other, tolerance):
     """All within `tolerance` of the tree's largest value."""
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(other))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance * largest, rtol=0), one, other)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance * largest, rtol=0), one, other
+    )
 
 
 @pytest.mark.slow
@@ -117,7 +131,11 @@ def test_the_gradient_of_one_pass_is_that_of_the_loss_as_written(adversarial):
         gradients = jax.jacrev(lambda p: jnp.stack(as_written(objective, p, arrays, keys)))(params)
         rec, gan = (jnp.linalg.norm(kernel_of(gradients)[i].ravel()) for i in (0, 2))
         weights = jnp.array([1.0, 1.0, 0.5 * rec / (gan + 1e-4), 1.0])
-        return weights @ terms, jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), gradients), weights[2]
+        return (
+            weights @ terms,
+            jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), gradients),
+            weights[2],
+        )
 
     value, expected, weight = by_hand(params)
     loss = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
@@ -131,7 +149,8 @@ def test_the_gradient_of_one_pass_is_that_of_the_loss_as_written(adversarial):
 
 
 def test_no_groups_loss_moves_the_other():
-    """Exactly: the discriminator's loss has no gradient into the clips, the generator's none into the discriminator."""
+    """Exactly: the discriminator's loss has no gradient into the clips, the generator's none into
+    the discriminator."""
     config = dataclasses.replace(ADVERSARIAL, start_step=0, r1=0.2)
     model = Discriminator(config.discriminator)
     video, y, cotangent = jax.random.normal(jax.random.key(0), (3, 2, 1, 16, 16, 3))
@@ -146,7 +165,11 @@ def test_no_groups_loss_moves_the_other():
                 loss, gan_cotangent, values = adversarial_terms(
                     config, model, params, video, y, cotangent, lambda c: 2 * c, jnp.int32(5)
                 )
-                return loss_ * loss + gan * jnp.sin(gan_cotangent).sum() + metrics * sum(values.values())
+                return (
+                    loss_ * loss
+                    + gan * jnp.sin(gan_cotangent).sum()
+                    + metrics * sum(values.values())
+                )
 
             return jax.grad(total, argnums=(0, 1, 2, 3))(params, video, y, cotangent)
 
@@ -166,7 +189,9 @@ def test_before_its_step_the_discriminator_does_nothing(adversarial):
         )
     )
     alone = jax.jit(
-        lambda params: jax.value_and_grad(plain.loss, has_aux=True)(params, arrays, keys, jnp.int32(2), plain.frozen)
+        lambda params: jax.value_and_grad(plain.loss, has_aux=True)(
+            params, arrays, keys, jnp.int32(2), plain.frozen
+        )
     )
     (value, metrics), grads = both(params)
     (expected, _), expected_grads = alone({"vidvae": params["vidvae"]})
@@ -180,7 +205,10 @@ def test_before_its_step_the_discriminator_does_nothing(adversarial):
     "make_config,message",
     [
         (lambda: VidVAELossConfig(l1=-1.0), r"loss\.l1 must be 0 or more, not -1\.0"),
-        (lambda: AdversarialConfig(start_step=-1), r"loss\.adversarial\.start_step must be 0 or more, not -1"),
+        (
+            lambda: AdversarialConfig(start_step=-1),
+            r"loss\.adversarial\.start_step must be 0 or more, not -1",
+        ),
         (
             lambda: VidVAEObjective(model=VidVAE(MODEL), loss_config=VidVAELossConfig()),
             r"loss\.lpips=1\.0 needs loss\.lpips_weights=FILE.*; loss\.lpips=0 does without",
@@ -200,7 +228,9 @@ def test_the_ratio_is_clamped_and_may_be_left_out():
     assert adaptive_ratio(0 * one, one, 1e4) == 0
 
 
-@pytest.mark.parametrize("real,fake,loss", [(0.0, 0.0, 2.0), (1.0, -1.0, 0.0), (5.0, -0.5, 0.5), (-1.0, 3.0, 6.0)])
+@pytest.mark.parametrize(
+    "real,fake,loss", [(0.0, 0.0, 2.0), (1.0, -1.0, 0.0), (5.0, -0.5, 0.5), (-1.0, 3.0, 6.0)]
+)
 def test_the_hinge(real, fake, loss):
     assert hinge_discriminator(jnp.full((2, 3), real), jnp.full((4,), fake)) == loss
     assert hinge_generator(jnp.full((4,), fake)) == -fake
@@ -221,9 +251,9 @@ def test_the_loss_is_its_formula_and_half_precision_leaves_its_terms_in_full():
     def both(params):
         noise = jax.vmap(lambda key: jax.random.normal(key, (2, 4, 4, 2)))(keys)
         video = to_unit_range(arrays["video"])
-        return objective.loss(params, arrays, keys, jnp.int32(0), objective.frozen), objective.model.apply(
-            params["vidvae"], video, noise
-        )
+        return objective.loss(
+            params, arrays, keys, jnp.int32(0), objective.frozen
+        ), objective.model.apply(params["vidvae"], video, noise)
 
     (loss, metrics), (y, mean, logvar) = both(params)
     assert {x.dtype for x in (loss, *metrics.values(), y, mean, logvar)} == {jnp.dtype("float32")}
@@ -246,14 +276,25 @@ def test_the_terms_of_a_half_precision_adversarial_loss_are_in_full(adversarial)
     _, params, arrays, keys = adversarial
     objective, *_ = make(dtype=jnp.bfloat16)
     loss = jax.value_and_grad(objective.loss, has_aux=True)
-    (value, metrics), grads = jax.eval_shape(loss, params, arrays, keys, jnp.int32(3), objective.frozen)
-    assert metrics.keys() >= {"gan", "gan_weight", "disc_loss", "logits_real", "logits_fake", "lpips"}
+    (value, metrics), grads = jax.eval_shape(
+        loss, params, arrays, keys, jnp.int32(3), objective.frozen
+    )
+    assert metrics.keys() >= {
+        "gan",
+        "gan_weight",
+        "disc_loss",
+        "logits_real",
+        "logits_fake",
+        "lpips",
+    }
     assert {x.dtype for x in jax.tree.leaves((value, metrics, grads))} == {jnp.dtype("float32")}
 
 
 def sgd_update(objective, params, arrays, accumulate):
     sgd = optimize_apart({name: optax.sgd(1.0) for name in params})
-    state = TrainState(step=jnp.int32(9), params=params, ema=objective.averaged(params), opt_state=sgd.init(params))
+    state = TrainState(
+        step=jnp.int32(9), params=params, ema=objective.averaged(params), opt_state=sgd.init(params)
+    )
     update = jax.jit(make_update(objective, sgd, SEED, 0.9, accumulate))
     return update(state, arrays, np.arange(4, dtype=np.uint32), objective.frozen)
 
@@ -261,7 +302,9 @@ def sgd_update(objective, params, arrays, accumulate):
 @pytest.mark.slow
 def test_a_batch_in_parts_gives_the_update_of_the_whole():
     """With a fixed weight every term is a mean over samples; the noise is each sample's own."""
-    objective, params, arrays = make(adversarial=dataclasses.replace(ADVERSARIAL, start_step=0, adaptive=False))
+    objective, params, arrays = make(
+        adversarial=dataclasses.replace(ADVERSARIAL, start_step=0, adaptive=False)
+    )
     whole, whole_metrics = sgd_update(objective, params, arrays, 1)
     parts, parts_metrics = sgd_update(objective, params, arrays, 2)
     for group in ("vidvae", "discriminator"):
@@ -269,21 +312,27 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole():
         same = jax.tree.map(jnp.subtract, parts.params[group], params[group])
         assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(change)) > 1e-2
         assert_close(same, change, 1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), parts_metrics, whole_metrics)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), parts_metrics, whole_metrics
+    )
     np.testing.assert_allclose(parts_metrics["loss"], whole_metrics["loss"], rtol=1e-6)
 
 
 def test_only_the_autoencoder_is_averaged_and_each_group_has_its_optimizer():
     objective, params, arrays = make()
     optimizer = objective.optimizer(OptimizerConfig(name="muon", warmup_steps=0), 10)
-    state = jax.eval_shape(lambda key: init_state(objective, optimizer, key, arrays), jax.random.key(0))
+    state = jax.eval_shape(
+        lambda key: init_state(objective, optimizer, key, arrays), jax.random.key(0)
+    )
     assert state.params.keys() == state.opt_state.keys() == {"vidvae", "discriminator"}
     assert state.ema.keys() == {"vidvae"}
 
 
 def test_a_groups_gradient_does_not_scale_the_others_and_the_late_one_waits():
     objective, params, _ = make()
-    optimizer = objective.optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=0, clip_norm=1.0), 10)
+    optimizer = objective.optimizer(
+        OptimizerConfig(learning_rate=0.1, warmup_steps=0, clip_norm=1.0), 10
+    )
     state = optimizer.init(params)
     ones = jax.tree.map(jnp.ones_like, params)
     huge = {**ones, "discriminator": jax.tree.map(lambda x: 1e6 * x, ones["discriminator"])}
@@ -303,9 +352,12 @@ def test_a_groups_gradient_does_not_scale_the_others_and_the_late_one_waits():
 
 @pytest.fixture(scope="module")
 def clips():
-    """Real clips (of the world of moving shapes) and their blurred reconstructions, by an autoencoder at its start."""
+    """Real clips (of the world of moving shapes) and their blurred reconstructions, by an
+    autoencoder at its start."""
     source = SyntheticSource(num_clips=8)
-    video = np.stack([source.read(i, np.random.default_rng(i), 5, 16, 16)["video"] for i in range(8)])
+    video = np.stack(
+        [source.read(i, np.random.default_rng(i), 5, 16, 16)["video"] for i in range(8)]
+    )
     return {"video": video}
 
 
@@ -314,10 +366,15 @@ def test_each_side_of_the_game_answers_the_other(clips, moving):
     """With one side frozen the other's loss falls: no dead game."""
     config = dataclasses.replace(ADVERSARIAL, start_step=0, adaptive=False, weight=1.0)
     objective, params, _ = make(adversarial=config, lpips=0.0)
-    rates = {name: optax.adam(5e-3, b1=0.5) if name == moving else optax.set_to_zero() for name in params}
+    rates = {
+        name: optax.adam(5e-3, b1=0.5) if name == moving else optax.set_to_zero() for name in params
+    }
     optimizer = optimize_apart(rates)
     state = TrainState(
-        step=jnp.int32(0), params=params, ema=objective.averaged(params), opt_state=optimizer.init(params)
+        step=jnp.int32(0),
+        params=params,
+        ema=objective.averaged(params),
+        opt_state=optimizer.init(params),
     )
     update, history = jax.jit(make_update(objective, optimizer, SEED, 0.9)), []
     for _ in range(60):
@@ -327,7 +384,11 @@ def test_each_side_of_the_game_answers_the_other(clips, moving):
     assert first["disc_loss"] == pytest.approx(2.0, abs=0.2)
     if moving == "discriminator":
         assert last["disc_loss"] < 1.0
-        assert last["logits_real"] - last["logits_fake"] > 1.0 > first["logits_real"] - first["logits_fake"]
+        assert (
+            last["logits_real"] - last["logits_fake"]
+            > 1.0
+            > first["logits_real"] - first["logits_fake"]
+        )
     else:
         assert last["gan"] < first["gan"] - 0.1
         assert last["disc_loss"] > first["disc_loss"] + 0.1

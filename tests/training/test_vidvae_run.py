@@ -1,4 +1,5 @@
-"""Runs of the autoencoder with all its terms: images and videos mixed, resumed, started from another, stopped."""
+"""Runs of the autoencoder with all its terms: images and videos mixed, resumed, started from
+another, stopped."""
 
 import shutil
 
@@ -7,14 +8,14 @@ import numpy as np
 import pytest
 from run_states import assert_same, state_of
 
+from xgen_jax.config.runs import run_config
 from xgen_jax.data.pipeline import Pipeline
-from xgen_jax.data.sources import make_source
+from xgen_jax.data.sources.factory import make_source
 from xgen_jax.errors import UserError
 from xgen_jax.models.lpips import LPIPS, LPIPSConfig
-from xgen_jax.training.config import run_config
-from xgen_jax.training.loop import NonFiniteLoss, train
-from xgen_jax.training.metrics import read_jsonl
-from xgen_jax.training.run_folder import load_embedder
+from xgen_jax.runs.load import load_embedder
+from xgen_jax.training.fit import NonFiniteLoss, train
+from xgen_jax.training.metric_writers import read_jsonl
 from xgen_jax.weights.safetensors import write_safetensors
 
 IMAGE, VIDEO = ({"frames": frames, "height": 16, "width": 16, "batch_size": 2} for frames in (1, 5))
@@ -22,7 +23,9 @@ IMAGE, VIDEO = ({"frames": frames, "height": 16, "width": 16, "batch_size": 2} f
 OPTIMIZER = {"learning_rate": 1e-3, "warmup_steps": 2}
 
 
-def values(steps=4, lpips=None, buckets=(VIDEO,), model=None, adversarial=None, loop=None, **changes):
+def values(
+    steps=4, lpips=None, buckets=(VIDEO,), model=None, adversarial=None, loop=None, **changes
+):
     network = {
         "channels": (4,),
         "space_reduction": (False,),
@@ -38,10 +41,15 @@ def values(steps=4, lpips=None, buckets=(VIDEO,), model=None, adversarial=None, 
     return {
         "objective": "vidvae",
         "model": network | (model or {}),
-        "loss": {"lpips": 0.5 if lpips else 0.0, "lpips_weights": lpips, "adversarial": game | (adversarial or {})},
+        "loss": {
+            "lpips": 0.5 if lpips else 0.0,
+            "lpips_weights": lpips,
+            "adversarial": game | (adversarial or {}),
+        },
         "data": {"source": "synthetic", "buckets": buckets},
         "optimizer": OPTIMIZER,
-        "loop": {"steps": steps, "compute_dtype": "float32", "checkpoint_every": 2, "log_every": 1} | (loop or {}),
+        "loop": {"steps": steps, "compute_dtype": "float32", "checkpoint_every": 2, "log_every": 1}
+        | (loop or {}),
         "mesh": {"fsdp": 1},
     } | changes
 
@@ -61,10 +69,14 @@ def lpips(tmp_path_factory):
         index += number > 1
         for place in range(1, convs + 1):
             layer = params[f"conv{number}_{place}"]
-            tensors[f"net.slice{number}.{index}.weight"] = np.transpose(layer["kernel"], (3, 2, 0, 1))
+            tensors[f"net.slice{number}.{index}.weight"] = np.transpose(
+                layer["kernel"], (3, 2, 0, 1)
+            )
             tensors[f"net.slice{number}.{index}.bias"] = np.asarray(layer["bias"])
             index += 2
-        tensors[f"lin{number - 1}.model.1.weight"] = np.reshape(params[f"head{number}"], (1, -1, 1, 1))
+        tensors[f"lin{number - 1}.model.1.weight"] = np.reshape(
+            params[f"head{number}"], (1, -1, 1, 1)
+        )
     return str(write_safetensors(tmp_path_factory.mktemp("lpips") / "lpips.safetensors", tensors))
 
 
@@ -82,7 +94,9 @@ def test_images_and_videos_train_together_and_resume_bit_for_bit(mixed, tmp_path
     straight, changes = mixed
     data = run_config(values(**changes)).data
     pipeline = Pipeline(make_source(data), data)
-    assert all({pipeline.bucket(step).frames for step in steps} == {1, 5} for steps in ((0, 1), (2, 3)))
+    assert all(
+        {pipeline.bucket(step).frames for step in steps} == {1, 5} for steps in ((0, 1), (2, 3))
+    )
     rows = read_jsonl(straight / "metrics.jsonl")
     assert rows[0]["disc_loss"] == rows[0]["gan_weight"] == 0
     for row in rows[1:]:
@@ -100,7 +114,9 @@ def test_images_and_videos_train_together_and_resume_bit_for_bit(mixed, tmp_path
 
 def test_the_perceptual_term_comes_from_a_file_in_parts_of_a_batch_as_well(lpips, tmp_path):
     summary = run(tmp_path / "run", steps=1, lpips=lpips, loop={"accumulate": 2})
-    np.testing.assert_allclose(summary["loss"], summary["l1"] + 0.5 * summary["lpips"], atol=3e-5)  # and a little KL
+    np.testing.assert_allclose(
+        summary["loss"], summary["l1"] + 0.5 * summary["lpips"], atol=3e-5
+    )  # and a little KL
     assert summary["lpips"] > 1e-3
 
 
@@ -116,9 +132,15 @@ def test_a_run_starts_from_another_embedder_and_needs_it_no_more_then(mixed, tmp
     state = state_of(tmp_path / "run")
     # The first step's learning rate is 0.
     assert_same(state["params"]["vidvae"], state_of(other)["ema"]["vidvae"])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state["ema"], state_of(other)["ema"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+        state["ema"],
+        state_of(other)["ema"],
+    )
     assert_same(load_embedder(other)[1]["model"], state["params"]["vidvae"])
-    with pytest.raises(UserError, match=r"another configuration.*\n  init_from: '.*other' -> None\n"):
+    with pytest.raises(
+        UserError, match=r"another configuration.*\n  init_from: '.*other' -> None\n"
+    ):
         run(tmp_path / "run", steps=2, **changes | {"init_from": None})
     shutil.rmtree(other)
     assert run(tmp_path / "run", steps=2, **changes)["step"] == 2
@@ -128,9 +150,7 @@ def test_a_run_starts_from_another_embedder_and_needs_it_no_more_then(mixed, tmp
 
 
 def test_a_start_of_other_shapes_is_refused_before_anything_is_made(mixed, tmp_path):
-    message = (
-        r"(?s)init_from=.*has other parameters.*\n  model\.latent_channels: 2 -> 3\n.* of \d+ differ, .*/kernel first"
-    )
+    message = r"(?s)init_from=.*has other parameters.*\n  model\.latent_channels: 2 -> 3\n.* of \d+ differ, .*/kernel first"
     with pytest.raises(UserError, match=message):
         run(tmp_path / "run", init_from=str(mixed[0]), model={"latent_channels": 3})
     assert not (tmp_path / "run").exists()
@@ -138,18 +158,24 @@ def test_a_start_of_other_shapes_is_refused_before_anything_is_made(mixed, tmp_p
 
 def test_a_discriminator_that_is_not_finite_stops_the_run(tmp_path):
     absurd = {"weight": 0.5, "optimizer": {"learning_rate": 1e30, "warmup_steps": 0}}
-    with pytest.raises(NonFiniteLoss, match=r"bucket 5x16x16, samples \[\d+, \d+\]; not finite: .*disc_loss"):
+    with pytest.raises(
+        NonFiniteLoss, match=r"bucket 5x16x16, samples \[\d+, \d+\]; not finite: .*disc_loss"
+    ):
         run(tmp_path, adversarial=absurd, loop={"checkpoint_every": 1})
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state_of(tmp_path)["params"]))
 
 
 def test_a_batch_that_cannot_be_cut_in_equal_parts_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"a batch of 2 cannot be cut in loop\.accumulate=3 equal parts"):
+    with pytest.raises(
+        UserError, match=r"a batch of 2 cannot be cut in loop\.accumulate=3 equal parts"
+    ):
         run(tmp_path / "run", loop={"accumulate": 3})
     assert not (tmp_path / "run").exists()
 
 
 def test_frames_too_small_for_lpips_are_refused_before_anything_is_made(lpips, tmp_path):
-    with pytest.raises(UserError, match="LPIPS needs frames of at least 16x16 pixels; a bucket has 16x8"):
+    with pytest.raises(
+        UserError, match="LPIPS needs frames of at least 16x16 pixels; a bucket has 16x8"
+    ):
         run(tmp_path / "run", lpips=lpips, buckets=({**VIDEO, "width": 8},))
     assert not (tmp_path / "run").exists()

@@ -14,7 +14,12 @@ from xgen_jax.weights.safetensors import read_metadata, read_safetensors, write_
 CONFIG = LoRAConfig(rank=2, alpha=0.1, rules=(r"(fc1|proj)/kernel$",))
 SHAPES = {"fc1": (3, 8, 16), "proj": (3, 16, 8), "qkv": (3, 8, 24)}
 BASE = {
-    "params": {"blocks": {name: {"kernel": jax.ShapeDtypeStruct(shape, np.float32)} for name, shape in SHAPES.items()}}
+    "params": {
+        "blocks": {
+            name: {"kernel": jax.ShapeDtypeStruct(shape, np.float32)}
+            for name, shape in SHAPES.items()
+        }
+    }
 }
 FC1 = "params/blocks/fc1/kernel"
 
@@ -23,7 +28,8 @@ FC1 = "params/blocks/fc1/kernel"
 def adapter():
     rng = np.random.default_rng(0)
     return jax.tree.map(
-        lambda s: rng.standard_normal(s.shape).astype(np.float32) * np.float32(1e-30), adapter_shapes(CONFIG, BASE)
+        lambda s: rng.standard_normal(s.shape).astype(np.float32) * np.float32(1e-30),
+        adapter_shapes(CONFIG, BASE),
     )
 
 
@@ -33,9 +39,15 @@ def test_what_is_written_is_read_bit_for_bit(adapter, tmp_path):
         config, read = read_adapter(place, BASE, "0123456789abcdef")
         assert config == CONFIG
         assert jax.tree.structure(read) == jax.tree.structure(adapter)
-        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x.view(np.uint32), y.view(np.uint32)), read, adapter)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_array_equal(x.view(np.uint32), y.view(np.uint32)),
+            read,
+            adapter,
+        )
     again = write_adapter(tmp_path / "again.safetensors", read, config, "0123456789abcdef")
-    assert read_safetensors(again).keys() == {f"params/blocks/{n}/kernel/{p}" for n in ("fc1", "proj") for p in "ab"}
+    assert read_safetensors(again).keys() == {
+        f"params/blocks/{n}/kernel/{p}" for n in ("fc1", "proj") for p in "ab"
+    }
     assert again.read_bytes() == path.read_bytes()
     with pytest.raises(UserError, match="exists; choose another name"):
         write_adapter(path, adapter, CONFIG, "0123456789abcdef")
@@ -44,7 +56,8 @@ def test_what_is_written_is_read_bit_for_bit(adapter, tmp_path):
 def test_another_base_is_refused_with_both_fingerprints(adapter, tmp_path):
     path = write_adapter(tmp_path / "adapter.safetensors", adapter, CONFIG, "0123456789abcdef")
     with pytest.raises(
-        UserError, match="is an adapter of the base 0123456789abcdef, and the model at hand is fedcba98"
+        UserError,
+        match="is an adapter of the base 0123456789abcdef, and the model at hand is fedcba98",
     ):
         read_adapter(path, BASE, "fedcba9876543210")
 

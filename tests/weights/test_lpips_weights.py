@@ -14,7 +14,9 @@ WIDTHS = (2, 3, 4, 4, 5)
 LAYERS = {
     "vgg16": [
         (number, index, 3)
-        for number, indices in enumerate(((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)), 1)
+        for number, indices in enumerate(
+            ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)), 1
+        )
         for index in indices
     ],
     "alexnet": [(1, 0, 11), (2, 3, 5), (3, 6, 3), (4, 8, 3), (5, 10, 3)],
@@ -29,7 +31,10 @@ def trunk_and_heads(trunk, form):
         layers[f"{name}.weight"] = rng.standard_normal((width, channels, side, side), np.float32)
         layers[f"{name}.bias"] = rng.standard_normal(width, np.float32)
         channels = width
-    heads = {f"lin{k}.model.1.weight": rng.random((1, width, 1, 1), np.float32) for k, width in enumerate(WIDTHS)}
+    heads = {
+        f"lin{k}.model.1.weight": rng.random((1, width, 1, 1), np.float32)
+        for k, width in enumerate(WIDTHS)
+    }
     return layers, heads
 
 
@@ -43,12 +48,16 @@ def test_both_forms_give_the_same_network(trunk, tmp_path):
     assert (model.config.trunk, model.config.widths) == (trunk, WIDTHS)
 
     layers, heads = trunk_and_heads(trunk, "torchvision")
-    first = write_safetensors(tmp_path / "vgg.safetensors", {**layers, "classifier.0.weight": np.zeros((2, 2))})
+    first = write_safetensors(
+        tmp_path / "vgg.safetensors", {**layers, "classifier.0.weight": np.zeros((2, 2))}
+    )
     second = write_safetensors(tmp_path / "heads.safetensors", heads)
     other, same = load_lpips([first, str(second)])
     assert other.config == model.config
     jax.tree.map(np.testing.assert_array_equal, params, same)
-    with pytest.raises(UserError, match=r"(?s)does not fit this network\nmissing, 5:\n  lin0.model.1.weight"):
+    with pytest.raises(
+        UserError, match=r"(?s)does not fit this network\nmissing, 5:\n  lin0.model.1.weight"
+    ):
         load_lpips(first)
     with pytest.raises(UserError, match=r"twice: lin0.model.1.weight, lin1"):
         load_lpips([first, second, second])
@@ -88,8 +97,12 @@ def test_every_tensor_amiss_is_listed(tmp_path):
 
 
 def test_another_network_is_told_at_once(tmp_path):
-    path = write_safetensors(tmp_path / "vae.safetensors", {"encoder.conv_in.weight": np.zeros((2, 3, 3, 3))})
-    with pytest.raises(UserError, match=r"vae.safetensors holds no VGG16 or AlexNet: among its 1 tensors"):
+    path = write_safetensors(
+        tmp_path / "vae.safetensors", {"encoder.conv_in.weight": np.zeros((2, 3, 3, 3))}
+    )
+    with pytest.raises(
+        UserError, match=r"vae.safetensors holds no VGG16 or AlexNet: among its 1 tensors"
+    ):
         load_lpips(path)
 
 

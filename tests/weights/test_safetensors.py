@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.weights.safetensors import assemble, kernel_from_torch, read_safetensors, write_safetensors
+from xgen_jax.weights.safetensors import (
+    assemble,
+    kernel_from_torch,
+    read_safetensors,
+    write_safetensors,
+)
 
 
 def test_everything_is_read_as_float32(tmp_path):
@@ -59,7 +64,9 @@ def write_zip(path):
 @pytest.mark.parametrize("write", [write_pickle, write_zip])
 @pytest.mark.parametrize("name", ["a.pt", "a.pth", "a.ckpt", "a.bin", "a.safetensors", "a"])
 def test_a_pickle_is_refused_under_any_name(write, name, tmp_path):
-    with pytest.raises(UserError, match=rf"(?s){name} is a pickle.*runs whatever code.*save_file.*a.safetensors"):
+    with pytest.raises(
+        UserError, match=rf"(?s){name} is a pickle.*runs whatever code.*save_file.*a.safetensors"
+    ):
         read_safetensors(write(tmp_path / name))
 
 
@@ -77,7 +84,11 @@ def test_a_pickle_never_runs(tmp_path):
 
 @pytest.mark.parametrize("length", [0x0280, 0x0480])
 def test_a_header_whose_length_looks_like_a_pickle_is_read(length, tmp_path):
-    header = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(length)
+    header = (
+        json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
+        .encode()
+        .ljust(length)
+    )
     data = struct.pack("<Q", length) + header + struct.pack("<f", 2.5)
     assert data[:1] == b"\x80"
     (tmp_path / "a.safetensors").write_bytes(data)
@@ -128,7 +139,10 @@ def test_folders_and_shards(tmp_path):
 
     use({"a": "m-1.safetensors", "b": "m-2.safetensors"})
     for path in (tmp_path, index):
-        assert {name: x.shape for name, x in read_safetensors(path).items()} == {"a": (1,), "b": (2,)}
+        assert {name: x.shape for name, x in read_safetensors(path).items()} == {
+            "a": (1,),
+            "b": (2,),
+        }
     use({"a": "m-1.safetensors", "b": "m-1.safetensors", "c": "m-1.safetensors"})
     with pytest.raises(UserError, match=r"do not hold: b \(m-1.safetensors\), c \(m-1"):
         read_safetensors(tmp_path)
@@ -162,16 +176,25 @@ SOURCES = {
 
 def foreign():
     rng = np.random.default_rng(0)
-    tensors = {"conv.weight": rng.random((4, 2, 3, 3), np.float32), "dense.weight": rng.random((6, 5), np.float32)}
+    tensors = {
+        "conv.weight": rng.random((4, 2, 3, 3), np.float32),
+        "dense.weight": rng.random((6, 5), np.float32),
+    }
     return tensors | {name: np.full(2, place, np.float32) for place, name in enumerate("qkv")}
 
 
 def test_tensors_go_where_the_table_says():
     tensors = foreign()
-    params = assemble(TREE, SOURCES, {**tensors, "ema.step": np.zeros(1)}, ignored=["ema."])["params"]
-    np.testing.assert_array_equal(params["conv"]["kernel"][1, 2, 0], tensors["conv.weight"][:, 0, 1, 2])
+    params = assemble(TREE, SOURCES, {**tensors, "ema.step": np.zeros(1)}, ignored=["ema."])[
+        "params"
+    ]
+    np.testing.assert_array_equal(
+        params["conv"]["kernel"][1, 2, 0], tensors["conv.weight"][:, 0, 1, 2]
+    )
     assert params["dense"]["kernel"].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(params["dense"]["kernel"], tensors["dense.weight"].T.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(
+        params["dense"]["kernel"], tensors["dense.weight"].T.astype(jnp.bfloat16)
+    )
     np.testing.assert_array_equal(params["qkv"], [0, 0, 1, 1, 2, 2])
     assert params["scale"] == 0.5 and params["scale"].shape == ()
 
@@ -201,10 +224,16 @@ def test_one_error_lists_all_that_is_amiss():
         "  k"
     )
     tensors["conv.weight"] = np.zeros(3, np.float32)
-    with pytest.raises(UserError, match=r"conv.weight \(3,\): cannot be rearranged, wanted \(3, 3, 2, 4\)"):
+    with pytest.raises(
+        UserError, match=r"conv.weight \(3,\): cannot be rearranged, wanted \(3, 3, 2, 4\)"
+    ):
         assemble(TREE, SOURCES, tensors)
 
 
 def test_a_table_that_misses_a_parameter_is_a_defect():
     with pytest.raises(KeyError, match="params/scale"):
-        assemble(TREE, {path: source for path, source in SOURCES.items() if path != "params/scale"}, foreign())
+        assemble(
+            TREE,
+            {path: source for path, source in SOURCES.items() if path != "params/scale"},
+            foreign(),
+        )

@@ -1,4 +1,5 @@
-"""The public STDiT2 and PixArt-alpha become a VDiT, which computes what STDiT2 does, and goes back bit for bit."""
+"""The public STDiT2 and PixArt-alpha become a VDiT, which computes what STDiT2 does, and goes back
+bit for bit."""
 
 import dataclasses
 import functools
@@ -25,7 +26,9 @@ FOLDER = pathlib.Path(__file__).parents[1] / "goldens"
 GOLDEN = json.loads((FOLDER / "stdit2.json").read_text())
 with np.load(FOLDER / "stdit2.npz") as file:
     ARRAYS = dict(file)
-TENSORS = {name.removeprefix("params/"): x for name, x in ARRAYS.items() if name.startswith("params/")}
+TENSORS = {
+    name.removeprefix("params/"): x for name, x in ARRAYS.items() if name.startswith("params/")
+}
 PIXART = {name: TENSORS[name] for name in GOLDEN["pixart"]["shared"]}
 PIXART["x_embedder.proj.weight"] = PIXART["x_embedder.proj.weight"][:, :, 0]
 
@@ -33,7 +36,9 @@ PIXART["x_embedder.proj.weight"] = PIXART["x_embedder.proj.weight"][:, :, 0]
 @functools.cache
 def stdit2(norm):
     """The golden's network."""
-    tensors = TENSORS if norm == "qknorm" else {n: x for n, x in TENSORS.items() if "_norm." not in n}
+    tensors = (
+        TENSORS if norm == "qknorm" else {n: x for n, x in TENSORS.items() if "_norm." not in n}
+    )
     config, _, params, _ = load_vdit("stdit2", tensors)
     assert config.qk_norm == (norm == "qknorm")
     return dataclasses.replace(config, remat="none"), params
@@ -43,10 +48,28 @@ def inputs(case):
     """A golden's inputs as our network takes them."""
     x, text, mask, time, frames, height, width, aspect, fps, noised = (
         ARRAYS.get(f"in/{case}/{name}")
-        for name in ("x", "y", "mask", "timestep", "num_frames", "height", "width", "ar", "fps", "x_mask")
+        for name in (
+            "x",
+            "y",
+            "mask",
+            "timestep",
+            "num_frames",
+            "height",
+            "width",
+            "ar",
+            "fps",
+            "x_mask",
+        )
     )
     clip = ClipConditions(height, width, aspect, frames, fps)
-    return rearrange(x, "b c t h w -> b t h w c"), time, text[:, 0], None if mask is None else mask > 0, clip, noised
+    return (
+        rearrange(x, "b c t h w -> b t h w c"),
+        time,
+        text[:, 0],
+        None if mask is None else mask > 0,
+        clip,
+        noised,
+    )
 
 
 def assert_golden(got, name, wanted=None):
@@ -56,13 +79,18 @@ def assert_golden(got, name, wanted=None):
     np.testing.assert_allclose(got, wanted, atol=atol, rtol=0, err_msg=name)
 
 
-CASES = [(case, norm) for case in ("a", "odd", "img", "long", "xmask", "notextmask") for norm in ("qknorm", "noqknorm")]
+CASES = [
+    (case, norm)
+    for case in ("a", "odd", "img", "long", "xmask", "notextmask")
+    for norm in ("qknorm", "noqknorm")
+]
 # The rest differs from these in shapes only, and takes a compilation each.
 QUICK = {("odd", "qknorm"), ("xmask", "qknorm"), ("xmask", "noqknorm"), ("notextmask", "noqknorm")}
 
 
 @pytest.mark.parametrize(
-    "case,norm", [pytest.param(*c, marks=() if c in QUICK else pytest.mark.slow, id="-".join(c)) for c in CASES]
+    "case,norm",
+    [pytest.param(*c, marks=() if c in QUICK else pytest.mark.slow, id="-".join(c)) for c in CASES],
 )
 def test_outputs_are_those_of_stdit2(case, norm):
     config, params = stdit2(norm)
@@ -70,7 +98,9 @@ def test_outputs_are_those_of_stdit2(case, norm):
     assert_golden(rearrange(got, "b t h w c -> b c t h w"), f"{case}/{norm}")
 
 
-@pytest.mark.parametrize("case,norm", [("a", "qknorm"), pytest.param("a", "noqknorm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case,norm", [("a", "qknorm"), pytest.param("a", "noqknorm", marks=pytest.mark.slow)]
+)
 def test_every_layer_gives_what_that_of_stdit2_gives(case, norm):
     config, params = stdit2(norm)
     model = VDiT(dataclasses.replace(config, scan_layers=False))
@@ -134,7 +164,9 @@ def test_the_null_caption_is_the_stored_one_under_the_prompts_mask(name, norm):
     for channels in (3, None) if noised is None else (3,):
         case = f"cfg/{norm}/{name.replace('3', str(channels), 1)}"
         guided = combine(conditional, unconditional, 7.0, GuidanceConfig(channels=channels))
-        assert_golden(rearrange(guided, "b t h w c -> b c t h w"), case, ARRAYS[f"out/{case}"][: len(x), :4])
+        assert_golden(
+            rearrange(guided, "b t h w c -> b c t h w"), case, ARRAYS[f"out/{case}"][: len(x), :4]
+        )
 
 
 def test_embeddings_and_norms_are_those_of_stdit2():
@@ -145,7 +177,10 @@ def test_embeddings_and_norms_are_those_of_stdit2():
     for theirs, ours in names.items():
         h = sinusoid(scalars, 256)
         first, second = p[f"{ours}_embedder1"], p[f"{ours}_embedder2"]
-        h = nn.silu(h @ first["kernel"] + first["bias"][None]) @ second["kernel"] + second["bias"][None]
+        h = (
+            nn.silu(h @ first["kernel"] + first["bias"][None]) @ second["kernel"]
+            + second["bias"][None]
+        )
         assert_golden(h, f"{theirs}_embedder")
     assert_golden(layer_norm(jnp.asarray(ARRAYS["in/small_d"])), "layernorm_small")
     scale = p["blocks"]["block"]["attention_space"]["q_norm"]["scale"][0]
@@ -170,7 +205,9 @@ def test_rotary_positions_are_those_of_stdit2(frames):
 )
 @pytest.mark.parametrize("traced", [False, True])
 def test_places_are_those_of_stdit2(height, width, scale, base, name, traced):
-    scales = (1 / scale, 1 / scale) if base is None else (base / scale / height, base / scale / width)
+    scales = (
+        (1 / scale, 1 / scale) if base is None else (base / scale / height, base / scale / width)
+    )
     table = (
         jax.jit(lambda s: sinusoid_2d(height, width, 144, scales=s))(scales)
         if traced
@@ -213,7 +250,10 @@ def diffusers_names(tensors):
         if suffix == "scale_shift_table":
             out[f"{block}scale_shift_table"] = tensor
             continue
-        found = next((d for ours, o, d in NAMES if o == layer and ours.startswith("blocks") == bool(block)), "")
+        found = next(
+            (d for ours, o, d in NAMES if o == layer and ours.startswith("blocks") == bool(block)),
+            "",
+        )
         parts = (found,) * bool(found) if isinstance(found, str) else found
         for part, value in zip(parts, np.split(tensor, len(parts)) if parts else ()):
             out[f"{block}{part}.{suffix}"] = value
@@ -221,11 +261,18 @@ def diffusers_names(tensors):
 
 
 def test_diffusers_names_are_those_of_its_pixart_transformer():
-    # Written out, as its checkpoints have them: `diffusers_names` above knows only what the converter does.
+    # Written out, as its checkpoints have them: `diffusers_names` above knows only what the
+    # converter does.
     top = ("pos_embed.proj", "adaln_single.linear", "proj_out", "caption_projection.linear_1")
     top += ("caption_projection.linear_2", "adaln_single.emb.timestep_embedder.linear_1")
-    top += ("adaln_single.emb.timestep_embedder.linear_2", "adaln_single.emb.resolution_embedder.linear_1")
-    top += ("adaln_single.emb.resolution_embedder.linear_2", "adaln_single.emb.aspect_ratio_embedder.linear_1")
+    top += (
+        "adaln_single.emb.timestep_embedder.linear_2",
+        "adaln_single.emb.resolution_embedder.linear_1",
+    )
+    top += (
+        "adaln_single.emb.resolution_embedder.linear_2",
+        "adaln_single.emb.aspect_ratio_embedder.linear_1",
+    )
     top += ("adaln_single.emb.aspect_ratio_embedder.linear_2",)
     block = [f"attn{n}.{part}" for n in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")]
     block += ["ff.net.0.proj", "ff.net.2"]
@@ -247,7 +294,10 @@ SIZES = {f"{name}_embedder{n}" for name in ("size", "aspect") for n in (1, 2)}
 
 def leaves(tree):
     found = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/").partition("/")[2]: leaf for path, leaf in found}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/").partition("/")[2]: leaf
+        for path, leaf in found
+    }
 
 
 @pytest.mark.parametrize("style", ["original", "diffusers", "without sizes"])
@@ -259,7 +309,9 @@ def test_an_image_network_fills_what_is_spatial_and_the_rest_starts_anew(style):
     if style == "without sizes":
         tensors = {name: x for name, x in PIXART.items() if not name.startswith(("csize", "ar_"))}
         new |= SIZES
-    made = load_vdit("pixart", {**tensors, "pos_embed": np.zeros((1, 4, 144), np.float32)}, text_tokens=20)
+    made = load_vdit(
+        "pixart", {**tensors, "pos_embed": np.zeros((1, 4, 144), np.float32)}, text_tokens=20
+    )
     assert set(made.new) == new
     assert not made.config.released and made.config.qk_norm and made.config.heads == 2
     whole = leaves(stdit2("qknorm")[1])
@@ -274,10 +326,14 @@ def test_an_image_network_fills_what_is_spatial_and_the_rest_starts_anew(style):
         else:
             np.testing.assert_array_equal(leaf, whole[path], err_msg=path)
     block = made.params["params"]["blocks"]["block"]
-    assert not block["attention_time"]["proj"]["kernel"].any()  # a video starts as images that know nothing of another
+    assert not block["attention_time"]["proj"][
+        "kernel"
+    ].any()  # a video starts as images that know nothing of another
     assert np.all(block["attention_space"]["q_norm"]["scale"] == 1)
     assert np.std(block["attention_time"]["qkv"]["kernel"]) > 0.01
-    again = load_vdit("pixart", tensors, text_tokens=20, seed=1).params["params"]["blocks"]["block"]["attention_time"]
+    again = load_vdit("pixart", tensors, text_tokens=20, seed=1).params["params"]["blocks"][
+        "block"
+    ]["attention_time"]
     assert np.abs(again["qkv"]["kernel"] - block["attention_time"]["qkv"]["kernel"]).max() > 0.01
 
 
@@ -324,7 +380,12 @@ def without(*parts):
         ("pixart", TENSORS, None, "a network of videos.*--kind=stdit2"),
         ("pixart", {"a": np.zeros(1)}, None, r"no pixart: it has no x_embedder.proj.weight \(a\)"),
         ("stdit2", TENSORS, {"num_heads": 5}, "width 144, which cannot be that of 5 heads"),
-        ("stdit2", {**TENSORS, "rope.freqs": TENSORS["rope.freqs"] * 2}, None, "turns positions by other frequencies"),
+        (
+            "stdit2",
+            {**TENSORS, "rope.freqs": TENSORS["rope.freqs"] * 2},
+            None,
+            "turns positions by other frequencies",
+        ),
         ("stdit2", without("t_embedder"), None, "missing, 4:"),
     ],
 )

@@ -1,4 +1,5 @@
-"""Foreign autoencoders give what their own code gives, for images, videos of every length and odd sizes."""
+"""Foreign autoencoders give what their own code gives, for images, videos of every length and odd
+sizes."""
 
 import dataclasses
 import json
@@ -20,7 +21,11 @@ GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 def golden(name):
     with np.load(GOLDENS / f"{name}.npz") as file:
         arrays = dict(file)
-    tensors = {key.removeprefix("params/"): array for key, array in arrays.items() if key.startswith("params/")}
+    tensors = {
+        key.removeprefix("params/"): array
+        for key, array in arrays.items()
+        if key.startswith("params/")
+    }
     return arrays, tensors, json.loads((GOLDENS / f"{name}.json").read_text())["atol"]
 
 
@@ -35,10 +40,14 @@ def osp(layout, norm, place="p01"):
     config = {
         "encoder_attention": names[layout],
         "decoder_attention": names[layout],
-        "encoder_temporal_downsample": ["TimeDownsample2x" if there else "" for there in PLACES[place]],
+        "encoder_temporal_downsample": [
+            "TimeDownsample2x" if there else "" for there in PLACES[place]
+        ],
     }
     config, params = load_vidvae("osp-vae", OSP_TENSORS, config)
-    return VidVAE(dataclasses.replace(config, norm={"time": "group", "frame": "group_per_frame"}[norm])), params
+    return VidVAE(
+        dataclasses.replace(config, norm={"time": "group", "frame": "group_per_frame"}[norm])
+    ), params
 
 
 def last(x):
@@ -69,11 +78,19 @@ OSP_CASES = [
 ]
 # The rest takes a minute of compilation and differs from these in shapes only.
 QUICK = {("dim", "bug", "time", "p01"), ("t8", "bug", "time", "p01"), ("t9", "bug", "time", "p12")}
-QUICK |= {("odd", "fix", "time", "p12"), ("t17", "fix", "frame", "p01"), ("t1", "fix", "frame", "p12")}
+QUICK |= {
+    ("odd", "fix", "time", "p12"),
+    ("t17", "fix", "frame", "p01"),
+    ("t1", "fix", "frame", "p12"),
+}
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=() if c in QUICK else pytest.mark.slow, id="_".join(c)) for c in OSP_CASES]
+    "case",
+    [
+        pytest.param(c, marks=() if c in QUICK else pytest.mark.slow, id="_".join(c))
+        for c in OSP_CASES
+    ],
 )
 def test_open_sora_plans_moments(case):
     clip, layout, norm, place = case
@@ -82,9 +99,16 @@ def test_open_sora_plans_moments(case):
 
 
 @pytest.mark.parametrize("layout,norm", [("bug", "time"), ("fix", "time"), ("fix", "frame")])
-@pytest.mark.parametrize("z", ["t3", *(pytest.param(z, marks=pytest.mark.slow) for z in ("t1", "t2", "t5"))])
+@pytest.mark.parametrize(
+    "z", ["t3", *(pytest.param(z, marks=pytest.mark.slow) for z in ("t1", "t2", "t5"))]
+)
 def test_open_sora_plans_decoder(z, layout, norm):
-    assert_golden(decode(*osp(layout, norm), last(OSP[f"in/z_{z}"])), OSP, f"decode_{z}_{layout}_{norm}", OSP_ATOL)
+    assert_golden(
+        decode(*osp(layout, norm), last(OSP[f"in/z_{z}"])),
+        OSP,
+        f"decode_{z}_{layout}_{norm}",
+        OSP_ATOL,
+    )
 
 
 def test_open_sora_plans_round_trip():
@@ -94,7 +118,9 @@ def test_open_sora_plans_round_trip():
     assert_golden(decode(model, params, mean), OSP, "recon_t9_bug_time_p01", OSP_ATOL)
 
 
-@pytest.mark.parametrize("layout,norm", [("bug", "time"), pytest.param("fix", "frame", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "layout,norm", [("bug", "time"), pytest.param("fix", "frame", marks=pytest.mark.slow)]
+)
 def test_divide_and_merge_has_open_sora_plans_windows(layout, norm):
     model, params = osp(layout, norm)
     got = divide_and_merge(lambda x: moments(model, params, x), last(OSP["in/x_win"]), 5, "drop")
@@ -111,7 +137,9 @@ def test_an_image_is_encoded_and_decoded_as_by_the_2d_model(image):
     wanted = rearrange(SD[f"out/moments2d_{image}"], "b c h w -> b 1 h w c")
     np.testing.assert_allclose(got, wanted, atol=SD_ATOL[f"moments2d_{image}"], rtol=0)
     wanted = rearrange(SD[f"out/recon2d_{image}"], "b c h w -> b 1 h w c")
-    np.testing.assert_allclose(decode(model, params, got[..., :4]), wanted, atol=SD_ATOL[f"recon2d_{image}"], rtol=0)
+    np.testing.assert_allclose(
+        decode(model, params, got[..., :4]), wanted, atol=SD_ATOL[f"recon2d_{image}"], rtol=0
+    )
 
 
 def test_every_frame_of_a_static_video_is_encoded_and_decoded_as_by_the_2d_model():
@@ -119,10 +147,14 @@ def test_every_frame_of_a_static_video_is_encoded_and_decoded_as_by_the_2d_model
     model, frame = VidVAE(config), rearrange(SD["in/image_dim"], "b c h w -> b 1 h w c")
     got = moments(model, params, np.repeat(frame, 9, axis=1))
     image = rearrange(SD["out/moments2d_dim"], "b c h w -> b 1 h w c")
-    np.testing.assert_allclose(got, np.repeat(image, 3, axis=1), atol=SD_ATOL["moments2d_dim"], rtol=0)
+    np.testing.assert_allclose(
+        got, np.repeat(image, 3, axis=1), atol=SD_ATOL["moments2d_dim"], rtol=0
+    )
     image = rearrange(SD["out/recon2d_dim"], "b c h w -> b 1 h w c")
     video = decode(model, params, got[..., :4])
-    np.testing.assert_allclose(video, np.repeat(image, 9, axis=1), atol=SD_ATOL["recon2d_dim"], rtol=0)
+    np.testing.assert_allclose(
+        video, np.repeat(image, 9, axis=1), atol=SD_ATOL["recon2d_dim"], rtol=0
+    )
 
 
 @pytest.mark.parametrize("clip", ["v5", pytest.param("v9", marks=pytest.mark.slow)])
@@ -130,7 +162,9 @@ def test_every_frame_of_a_static_video_is_encoded_and_decoded_as_by_the_2d_model
 def test_an_inflated_model_on_a_moving_video(clip, norm, layout):
     # An image tells nothing of the order of the taps in time; this does.
     config, params = load_vidvae("sd-vae", SD_TENSORS)
-    model = VidVAE(dataclasses.replace(config, norm=norm, attention_layout=layout, time_up="trilinear"))
+    model = VidVAE(
+        dataclasses.replace(config, norm=norm, attention_layout=layout, time_up="trilinear")
+    )
     name = f"{clip}_{'bug_time' if norm == 'group' else 'fix_frame'}"
     got = moments(model, params, last(SD[f"in/video_{clip}"]))
     assert_golden(got, SD, f"moments3d_{name}", SD_ATOL)
@@ -185,9 +219,19 @@ def test_everything_that_does_not_fit_is_listed():
     "kind,tensors,config,message",
     [
         ("sd", SD_TENSORS, None, "kind 'sd' is not known; choose one of sd-vae, osp-vae"),
-        ("sd-vae", {"a": np.zeros(1)}, None, r"no autoencoder of this kind: it has no encoder.down.*\(a\)"),
+        (
+            "sd-vae",
+            {"a": np.zeros(1)},
+            None,
+            r"no autoencoder of this kind: it has no encoder.down.*\(a\)",
+        ),
         ("osp-vae", SD_TENSORS, None, "has diffusers' names.*try --kind=sd-vae"),
-        ("osp-vae", OSP_TENSORS, {"encoder_attention": "LinAttnBlock"}, "LinAttnBlock.*is not known"),
+        (
+            "osp-vae",
+            OSP_TENSORS,
+            {"encoder_attention": "LinAttnBlock"},
+            "LinAttnBlock.*is not known",
+        ),
     ],
 )
 def test_what_is_not_known_is_refused(kind, tensors, config, message):
@@ -200,18 +244,30 @@ def test_version_1_1_is_told_by_its_tensors():
     rng, tensors = np.random.default_rng(0), {}
     for name, tensor in OSP_TENSORS.items():
         if name.startswith(("encoder.down.0.block", "encoder.down.1.block", "encoder.conv_in")):
-            name, tensor = name.replace(".conv.", "."), tensor[:, :, -1] if tensor.ndim == 5 else tensor
+            name, tensor = (
+                name.replace(".conv.", "."),
+                tensor[:, :, -1] if tensor.ndim == 5 else tensor,
+            )
         tensors[name] = tensor
-    for at, infix in (("encoder.down.1.time_downsample", ""), ("encoder.down.2.time_downsample", "")) + (
+    for at, infix in (
+        ("encoder.down.1.time_downsample", ""),
+        ("encoder.down.2.time_downsample", ""),
+    ) + (
         ("decoder.up.2.time_upsample", "conv."),
         ("decoder.up.3.time_upsample", "conv."),
     ):
         width = 64 if at.startswith("decoder.up.3") else 32
         tensors[f"{at}.mix_factor"] = rng.standard_normal(1).astype(np.float32)
-        tensors[f"{at}.conv.{infix}weight"] = rng.standard_normal((width, width, 3, 3, 3)).astype(np.float32)
+        tensors[f"{at}.conv.{infix}weight"] = rng.standard_normal((width, width, 3, 3, 3)).astype(
+            np.float32
+        )
         tensors[f"{at}.conv.{infix}bias"] = rng.standard_normal(width).astype(np.float32)
     config, params = load_vidvae("osp-vae", tensors)
-    assert (config.time_down, config.time_up_convolution, config.flat_levels) == ("convolution", True, 2)
+    assert (config.time_down, config.time_up_convolution, config.flat_levels) == (
+        "convolution",
+        True,
+        2,
+    )
     assert config.time_reduction == config.time_expansion == (False, True, True, False)
     down = params["params"]["encoder"]["level1"]
     np.testing.assert_array_equal(

@@ -1,7 +1,7 @@
 """Image files through PyAV: PNG, JPEG and WebP as people see them.
 
-The orientation that cameras note in EXIF is applied, what is transparent lies on white, 16 bits become 8, grey becomes
-RGB. The kind is told by the first bytes, not by the name.
+The orientation that cameras note in EXIF is applied, what is transparent lies on white, 16 bits
+become 8, grey becomes RGB. The kind is told by the first bytes, not by the name.
 """
 
 import pathlib
@@ -26,10 +26,11 @@ _ANIMATED = 0x02  # a bit of WebP's VP8X chunk
 def read_image(path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Reads a PNG, JPEG or WebP file as uint8 (H, W, 3) RGB, the right way up.
 
-    Transparency is composited on white: such images are drawn for a page. Colour profiles are not looked at.
+    Transparency is composited on white: such images are drawn for a page. Colour profiles are not
+    looked at.
 
-    Raises UserError naming the file and the reason: missing, empty, damaged, cut off, another kind, animated, or too
-    large.
+    Raises UserError naming the file and the reason: missing, empty, damaged, cut off, another kind,
+    animated, or too large.
     """
     kind, orientation, _, rest = _opened(path, max_pixels)
     frame = _decode(path, rest, kind, max_pixels)
@@ -39,7 +40,8 @@ def read_image(path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def probe_image(path, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
-    """What `video.probe` tells of a video, of an image: one frame, of its size the right way up, at IMAGE_FPS.
+    """What `video.probe` tells of a video, of an image: one frame, of its size the right way up, at
+    IMAGE_FPS.
 
     Raises UserError as `read_image` does, but for damage that only decoding finds.
     """
@@ -53,7 +55,9 @@ def _opened(path, max_pixels: int) -> tuple[str, int, tuple[int, int], bytes]:
     """(decoder, orientation, stored (height, width), the file without EXIF)."""
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"cannot read {path}: " + ("it is a folder" if path.is_dir() else "no such file"))
+        raise UserError(
+            f"cannot read {path}: " + ("it is a folder" if path.is_dir() else "no such file")
+        )
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise UserError(f"cannot read {path}: it is above the limit of {_MAX_BYTES >> 20} MiB")
@@ -69,13 +73,23 @@ def _opened(path, max_pixels: int) -> tuple[str, int, tuple[int, int], bytes]:
         whole = b"\xff\xd9" in parts[2]  # EXIF may hold a thumbnail, with an end of its own
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         if data[12:16] == b"VP8X" and data[20:21] and data[20] & _ANIMATED:
-            raise UserError(f"cannot read {path}: it is an animation; convert it to a video or to a still image")
-        kind, whole, parts = "webp", len(data) >= 8 + int.from_bytes(data[4:8], "little"), _parts_of_webp(data)
+            raise UserError(
+                f"cannot read {path}: it is an animation; convert it to a video or to a still image"
+            )
+        kind, whole, parts = (
+            "webp",
+            len(data) >= 8 + int.from_bytes(data[4:8], "little"),
+            _parts_of_webp(data),
+        )
     else:
-        raise UserError(f"cannot read {path}: it is no PNG, JPEG or WebP image; convert it to one of them")
+        raise UserError(
+            f"cannot read {path}: it is no PNG, JPEG or WebP image; convert it to one of them"
+        )
     exif, size, rest = parts
     if size and size[0] * size[1] > max_pixels:
-        raise UserError(f"cannot read {path}: {size[1]}x{size[0]} pixels are above the limit of {max_pixels}")
+        raise UserError(
+            f"cannot read {path}: {size[1]}x{size[0]} pixels are above the limit of {max_pixels}"
+        )
     if not size or not all(size) or not whole:
         raise UserError(f"cannot read {path}: it is damaged or cut off")
     return kind, _orientation(exif), size, rest
@@ -84,7 +98,10 @@ def _opened(path, max_pixels: int) -> tuple[str, int, tuple[int, int], bytes]:
 def _decode(path, data: bytes, kind: str, max_pixels: int) -> av.VideoFrame | None:
     codec = av.CodecContext.create(kind, "r")
     codec.thread_type, codec.thread_count = "NONE", 1
-    codec.options = {"max_pixels": str(max_pixels), "err_detect": "crccheck+bitstream+buffer+explode"}
+    codec.options = {
+        "max_pixels": str(max_pixels),
+        "err_detect": "crccheck+bitstream+buffer+explode",
+    }
     try:
         frames = [*codec.decode(av.Packet(data)), *codec.decode(None)]
     except (av.error.InvalidDataError, av.error.ArgumentError, av.error.EOFError):
@@ -96,9 +113,15 @@ def _decode(path, data: bytes, kind: str, max_pixels: int) -> av.VideoFrame | No
 
 def _rgb(frame: av.VideoFrame) -> np.ndarray:
     """uint8 (H, W, 3), over white."""
-    transparent = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
+    transparent = frame.format.has_palette or any(
+        component.is_alpha for component in frame.format.components
+    )
     target, flags = "rgba" if transparent else "rgb24", Interpolation.BICUBIC | EXACT
-    image = VideoReformatter().reformat(frame, format=target, interpolation=flags, threads=1).to_ndarray()
+    image = (
+        VideoReformatter()
+        .reformat(frame, format=target, interpolation=flags, threads=1)
+        .to_ndarray()
+    )
     if not transparent:
         return image
     cover = image[..., 3:].astype(np.float32) / 255.0
@@ -117,7 +140,9 @@ def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 # EXIF is taken out before decoding, where a block that makes no sense would be an error.
-Parts = tuple[bytes, tuple[int, int] | None, bytes]  # EXIF, (height, width) of the header, the file without EXIF
+Parts = tuple[
+    bytes, tuple[int, int] | None, bytes
+]  # EXIF, (height, width) of the header, the file without EXIF
 
 
 def _parts_of_jpeg(data: bytes) -> Parts:

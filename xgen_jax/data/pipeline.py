@@ -1,9 +1,11 @@
-"""Batches as a pure function of (seed, step): buckets, their schedule, and the Grain graph behind them.
+"""Batches as a pure function of (seed, step): buckets, their schedule, and the Grain graph behind
+them.
 
-A bucket is one clip shape (see `data.buckets`). Time is cut into periods; within a period every bucket owns a whole
-number of steps in proportion to its weight, in an order permuted by (seed, period). So each process knows the bucket of
-any step and its place in that bucket's shuffled, endless stream of clips without asking another process or remembering
-anything, and the state of a run is its step. Augmentation is drawn from (seed, bucket, place) before the stream is
+A bucket is one clip shape (see `data.buckets`). Time is cut into periods; within a period every
+bucket owns a whole number of steps in proportion to its weight, in an order permuted by (seed,
+period). So each process knows the bucket of any step and its place in that bucket's shuffled,
+endless stream of clips without asking another process or remembering anything, and the state of a
+run is its step. Augmentation is drawn from (seed, bucket, place) before the stream is
 divided among processes: the concatenation of the processes' batches is the batch of one process.
 """
 
@@ -21,54 +23,15 @@ import grain
 import numpy as np
 
 from xgen_jax.data.buckets import Bucket
+from xgen_jax.data.config import DataConfig
 from xgen_jax.data.images import IMAGE_FPS
-from xgen_jax.data.sources import Sample, Source
+from xgen_jax.data.sources.base import Sample, Source
 from xgen_jax.errors import UserError
 
 _MAX_PERIOD = 1000  # steps; weights in ratios finer than this are rounded
-_SCHEDULE, _SHUFFLE, _CLIP = range(3)  # streams of randomness below the seed; `buckets.fit` has the next
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What to train on.
-
-    Args:
-      source: "synthetic", "video_folder" or "latents".
-      path: the folder of a video_folder, or of latents that launch/encode.py wrote.
-      split, num_clips, style: of the synthetic source.
-      seed: of everything random here, 0 or more.
-      fps, stride, require_captions, flip: of a video_folder, see `VideoFolderSource`.
-      buckets: clip shapes and their batches.
-      fit: each clip goes to the one bucket that it fits (see `buckets.fit`); if False, every clip to every bucket, as
-        often as their weights say, enlarged or held where it is too small or too short, but images to those of one
-        frame alone.
-      num_threads: threads that prepare batches, one batch each; 0 prepares them in the caller.
-      prefetch: batches kept ready, at least as many as threads to keep these busy.
-    """
-
-    source: str
-    path: str | None = None
-    split: str = "train"
-    num_clips: int = 1_000_000
-    style: str = "filled"
-    seed: int = 0
-    fps: float | None = None
-    stride: int = 1
-    require_captions: bool = True
-    flip: bool = False
-    buckets: tuple[Bucket, ...]
-    fit: bool = False
-    num_threads: int = 2
-    prefetch: int = 2
-
-    def __post_init__(self):
-        if not self.buckets:
-            raise UserError("the data needs at least one bucket")
-        for name in ("seed", "num_threads", "prefetch"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise UserError(f"{name} must be a whole number of 0 or more, not {value!r}")
+_SCHEDULE, _SHUFFLE, _CLIP = range(
+    3
+)  # streams of randomness below the seed; `buckets.fit` has the next
 
 
 # One process's part of a step's batch, B clips of one bucket:
@@ -108,7 +71,8 @@ class Schedule(grain.transforms.DatasetSelectionMap):
 
 
 def slot_counts(weights: list[float]) -> list[int]:
-    """Steps per period of each bucket: the weights' exact ratio where 1000 steps can hold it, else rounded."""
+    """Steps per period of each bucket: the weights' exact ratio where 1000 steps can hold it, else
+    rounded."""
     shares = [Fraction(weight).limit_denominator(_MAX_PERIOD) for weight in weights]
     denominator = math.lcm(*(share.denominator for share in shares))
     counts = [int(share * denominator) for share in shares]
@@ -120,12 +84,15 @@ def slot_counts(weights: list[float]) -> list[int]:
 
 
 def clip_conditions(frames: int, height: int, width: int, fps: float) -> np.ndarray:
-    """float32 (5,): height, width, height / width, frames, frames a second; an image counts as IMAGE_FPS.
+    """float32 (5,): height, width, height / width, frames, frames a second; an image counts as
+    IMAGE_FPS.
 
-    The order is that of `models.vdit_config.ClipConditions`. Open-Sora 1.1 trained on width / height and sampled with
-    height / width; here it is the latter in both.
+    The order is that of `models.vdit_config.ClipConditions`. Open-Sora 1.1 trained on width /
+    height and sampled with height / width; here it is the latter in both.
     """
-    return np.array([height, width, height / width, frames, fps if frames > 1 else IMAGE_FPS], np.float32)
+    return np.array(
+        [height, width, height / width, frames, fps if frames > 1 else IMAGE_FPS], np.float32
+    )
 
 
 class Pipeline:
@@ -135,10 +102,13 @@ class Pipeline:
       buckets: those that there are batches of, in the configuration's order.
       problems: in words, buckets that are left out for want of clips; only where clips are fitted.
 
-    Raises UserError for a batch that the processes cannot share equally and for fewer clips than one batch.
+    Raises UserError for a batch that the processes cannot share equally and for fewer clips than
+    one batch.
     """
 
-    def __init__(self, source: Source, config: DataConfig, *, process_index: int = 0, process_count: int = 1):
+    def __init__(
+        self, source: Source, config: DataConfig, *, process_index: int = 0, process_count: int = 1
+    ):
         if not 0 <= process_index < process_count:
             raise UserError(f"process_index must be in [0, {process_count}), not {process_index}")
         for bucket in config.buckets:
@@ -150,18 +120,26 @@ class Pipeline:
         self._source, self._config = source, config
         self.problems: list[str] = []
         given = getattr(source, "clips_for", lambda bucket: None)
-        self._members = self._fitting() if config.fit else [given(bucket) for bucket in config.buckets]
-        self._numbers = [number for number in range(len(config.buckets)) if self._takes_part(number)]
+        self._members = (
+            self._fitting() if config.fit else [given(bucket) for bucket in config.buckets]
+        )
+        self._numbers = [
+            number for number in range(len(config.buckets)) if self._takes_part(number)
+        ]
         if not self._numbers:
             listed = "\n  ".join(self.problems)
-            raise UserError(f"no bucket has a batch of clips of source {source.name!r} that fit it:\n  {listed}")
+            raise UserError(
+                f"no bucket has a batch of clips of source {source.name!r} that fit it:\n  {listed}"
+            )
         self.buckets = tuple(config.buckets[number] for number in self._numbers)
-        batches = [bucket.weight * self._clips(n) / bucket.batch_size for n, bucket in self._numbered()]
+        batches = [
+            bucket.weight * self._clips(n) / bucket.batch_size for n, bucket in self._numbered()
+        ]
         weights = batches if config.fit else [bucket.weight for bucket in self.buckets]
         self._schedule = Schedule(weights, config.seed)
         orders = [self._order(number) for number in self._numbers]
-        # Batched first and divided after: each process takes whole runs of the global batch, and only what it reads is
-        # prepared.
+        # Batched first and divided after: each process takes whole runs of the global batch, and
+        # only what it reads is prepared.
         self._dataset = grain.MapDataset.select_from_datasets(
             [
                 order.map(functools.partial(self._read, number))
@@ -180,15 +158,20 @@ class Pipeline:
     def first_step(self, bucket: Bucket) -> int:
         """The first step that has a bucket."""
         number = self.buckets.index(bucket)
-        return next(step for step in range(sum(self._schedule.slots)) if self._schedule[step][0] == number)
+        return next(
+            step for step in range(sum(self._schedule.slots)) if self._schedule[step][0] == number
+        )
 
     def batch(self, step: int) -> Batch:
         """This process's batch of a step, prepared in the caller's thread."""
         return self._dataset[step]
 
     def iterate(self, start_step: int = 0) -> "BatchIterator":
-        """(step, batch(step)) from `start_step` on, without end, prepared by background threads; close it when done."""
-        return BatchIterator(self._dataset, start_step, self._config.num_threads, self._config.prefetch)
+        """(step, batch(step)) from `start_step` on, without end, prepared by background threads;
+        close it when done."""
+        return BatchIterator(
+            self._dataset, start_step, self._config.num_threads, self._config.prefetch
+        )
 
     def fingerprint(self) -> str:
         """Digests of the source, of the buckets and of the order, joined by dots.
@@ -204,7 +187,11 @@ class Pipeline:
     def check_state(self, state: dict) -> None:
         """UserError with the reason if `state` comes from a pipeline that gave other batches."""
         saved = str(state.get("fingerprint", "")).split(".")
-        names = ("the source (files, captions, frame rate)", "the buckets", "the seed or shuffled order")
+        names = (
+            "the source (files, captions, frame rate)",
+            "the buckets",
+            "the seed or shuffled order",
+        )
         current = self._fingerprint.split(".")
         if len(saved) != len(current):
             raise UserError(f"the saved data state has no fingerprint of this kind: {state!r}")
@@ -219,7 +206,9 @@ class Pipeline:
         """The clips of each bucket, ascending."""
         config, source = self._config, self._source
         if not hasattr(source, "fit"):
-            raise UserError(f"data.fit needs clips that have a size of their own; those of {source.name!r} have none")
+            raise UserError(
+                f"data.fit needs clips that have a size of their own; those of {source.name!r} have none"
+            )
         members = source.fit(config.buckets, config.seed)
         left = len(source) - len(np.unique(np.concatenate(members)))
         if left:
@@ -236,7 +225,9 @@ class Pipeline:
                 f"bucket {bucket.name}; add clips or make the batch smaller"
             )
         if clips:
-            self.problems.append(f"bucket {bucket.name} is left out: {clips} clips for a batch of {bucket.batch_size}")
+            self.problems.append(
+                f"bucket {bucket.name} is left out: {clips} clips for a batch of {bucket.batch_size}"
+            )
         return False
 
     def _clips(self, number: int) -> int:
@@ -247,27 +238,47 @@ class Pipeline:
         return list(zip(self._numbers, self.buckets, strict=True))
 
     def _order(self, number: int) -> grain.MapDataset:
-        """Endless (place in the stream, which of the bucket's clips), shuffled anew in each epoch, none put back."""
+        """Endless (place in the stream, which of the bucket's clips), shuffled anew in each epoch,
+        none put back."""
         seed = np.random.SeedSequence((self._config.seed, _SHUFFLE, number)).generate_state(1)[0]
-        # Grain hands the shuffled index on modulo the epoch; the place keeps the epoch, and costs nothing.
-        return grain.MapDataset.range(self._clips(number)).seed(int(seed)).shuffle().repeat().map_with_index(_pair)
+        # Grain hands the shuffled index on modulo the epoch; the place keeps the epoch, and costs
+        # nothing.
+        return (
+            grain.MapDataset.range(self._clips(number))
+            .seed(int(seed))
+            .shuffle()
+            .repeat()
+            .map_with_index(_pair)
+        )
 
     def _read(self, number: int, pair: tuple[int, int]) -> Sample:
         place, index = pair
-        bucket, clips, members = self._config.buckets[number], self._clips(number), self._members[number]
+        bucket, clips, members = (
+            self._config.buckets[number],
+            self._clips(number),
+            self._members[number],
+        )
         extended = place // clips * clips + index  # unique over epochs
         index = index if members is None else int(members[index])
         rng = np.random.default_rng((self._config.seed, _CLIP, number, extended))
         sample = self._source.read(index, rng, *bucket.shape)
         shape, video = (*bucket.shape, 3), sample.get("video")
         if video is not None and (video.shape != shape or video.dtype != np.uint8):
-            raise TypeError(f"source {self._source.name!r} gave {video.dtype} {video.shape} instead of uint8 {shape}")
+            raise TypeError(
+                f"source {self._source.name!r} gave {video.dtype} {video.shape} instead of uint8 {shape}"
+            )
         sample_id = extended * len(self._config.buckets) + number
         conditions = clip_conditions(*bucket.shape, sample.pop("fps", 0.0))
-        return {**sample, "clip": conditions, "sample_id": np.int64(sample_id), "index": np.int64(index)}
+        return {
+            **sample,
+            "clip": conditions,
+            "sample_id": np.int64(sample_id),
+            "index": np.int64(index),
+        }
 
     def _digest(self, orders: list[grain.MapDataset]) -> str:
-        # A sample of the order itself is digested, for another version of Grain may shuffle differently.
+        # A sample of the order itself is digested, for another version of Grain may shuffle
+        # differently.
         sample = [
             [order[place][1] for place in range(min(8, self._clips(number)))]
             for number, order in zip(self._numbers, orders, strict=True)
@@ -275,12 +286,17 @@ class Pipeline:
         buckets = [dataclasses.asdict(bucket) for bucket in self._config.buckets]
         order = [self._config.seed, len(self._source), self._schedule.slots, sample]
         if self._config.fit:
-            order += [hashlib.sha256(np.asarray(members, np.int64)).hexdigest() for members in self._members]
+            order += [
+                hashlib.sha256(np.asarray(members, np.int64)).hexdigest()
+                for members in self._members
+            ]
         else:
             for bucket in buckets:  # says nothing here, and fingerprints outlive releases
                 del bucket["keep"]
         parts = (self._source.fingerprint(), buckets, order)
-        return ".".join(hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for part in parts)
+        return ".".join(
+            hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for part in parts
+        )
 
 
 class BatchIterator(Iterator[tuple[int, Batch]]):
@@ -290,7 +306,9 @@ class BatchIterator(Iterator[tuple[int, Batch]]):
         if start_step < 0:
             raise UserError(f"start_step must be 0 or more, not {start_step}")
         # Grain's default would keep 500 batches ready, which is tens of gigabytes.
-        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)
+        options = grain.ReadOptions(
+            num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
+        )
         self._iterator = iter(dataset.to_iter_dataset(options))
         grain.experimental.set_next_index(self._iterator, start_step)
         self._step = start_step
@@ -317,4 +335,6 @@ def _pair(place: int, index: int) -> tuple[int, int]:
 
 def _stack(samples) -> Batch:
     columns = {name: [sample[name] for sample in samples] for name in samples[0]}
-    return {name: column if name == "caption" else np.stack(column) for name, column in columns.items()}
+    return {
+        name: column if name == "caption" else np.stack(column) for name, column in columns.items()
+    }

@@ -1,9 +1,10 @@
-"""Video files through PyAV: probe, read by presentation time, resize. See `video_writer` for the other way.
+"""Video files through PyAV: probe, read by presentation time, resize. See `video_writer` for the
+other way.
 
-Frames are named by their presentation time, never by index: containers lie about counts (an AVI may announce 444 frames
-and hold 68) and variable-rate files have no index that means a time. Sizes are checked before anything is decoded: a
-3 MB file can unpack to gigabytes. Only local files of the listed containers are opened, so a playlist in disguise
-cannot make FFmpeg follow it.
+Frames are named by their presentation time, never by index: containers lie about counts (an AVI may
+announce 444 frames and hold 68) and variable-rate files have no index that means a time. Sizes are
+checked before anything is decoded: a 3 MB file can unpack to gigabytes. Only local files of the
+listed containers are opened, so a playlist in disguise cannot make FFmpeg follow it.
 """
 
 import contextlib
@@ -30,9 +31,11 @@ _OPEN = {"format_whitelist": "mov,mp4,matroska,webm,avi,gif", "protocol_whitelis
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a file says of itself: displayed size in pixels (rotation applied), frames per second, seconds.
+    """What a file says of itself: displayed size in pixels (rotation applied), frames per second,
+    seconds.
 
-    `frames` is the container's count or duration x rate, an estimate, and None where neither is known.
+    `frames` is the container's count or duration x rate, an estimate, and None where neither is
+    known.
     """
 
     width: int
@@ -45,7 +48,8 @@ class VideoInfo:
 def probe(path) -> VideoInfo:
     """Reads the header and the first frame of a video file.
 
-    Raises UserError naming the file and the reason: missing, empty, damaged, not a video, or too large a frame.
+    Raises UserError naming the file and the reason: missing, empty, damaged, not a video, or too
+    large a frame.
     """
     with _opened(path, MAX_PIXELS) as (container, stream):
         rate = _rate(stream)
@@ -71,32 +75,37 @@ def read_video(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[np.ndarray, float]:
-    """Decodes the frames shown from `start_s` seconds on, as uint8 (T, H, W, 3) RGB, and their rate.
+    """Decodes the frames shown from `start_s` seconds on, as uint8 (T, H, W, 3) RGB, and their
+    rate.
 
-    `fps=None` keeps the source's frames and rate; otherwise output k is the frame on display at `start_s + k / fps`.
-    `frames` is the most to return: a file that ends sooner gives fewer. `cover=(height, width)` shrinks or enlarges
-    each frame, aspect kept, until it just covers that size, in the same pass that converts the colours. Long files are
-    entered at the key frame before `start_s`. Rotation metadata is applied.
+    `fps=None` keeps the source's frames and rate; otherwise output k is the frame on display at
+    `start_s + k / fps`. `frames` is the most to return: a file that ends sooner gives fewer.
+    `cover=(height, width)` shrinks or enlarges each frame, aspect kept, until it just covers that
+    size, in the same pass that converts the colours. Long files are entered at the key frame before
+    `start_s`. Rotation metadata is applied.
 
-    Raises UserError for an unreadable file, a start after the end, a frame above `max_pixels` (height x width) or
-    a result above `max_bytes` (both known before decoding), and for arguments out of range.
+    Raises UserError for an unreadable file, a start after the end, a frame above `max_pixels`
+    (height x width) or a result above `max_bytes` (both known before decoding), and for arguments
+    out of range.
     """
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise UserError(f"fps must be a positive number of frames per second or None, not {fps}")
     if frames is not None and frames < 1:
         raise UserError(f"frames must be at least 1 or None, not {frames}")
     if not (math.isfinite(start_s) and start_s >= 0):
-        raise UserError(f"start_s must be seconds from the start of the video, 0 or more, not {start_s}")
-    # A seek may land late (an open group of pictures, a broken index) or not work at all (GIF): step back, then decode
-    # from the beginning.
+        raise UserError(
+            f"start_s must be seconds from the start of the video, 0 or more, not {start_s}"
+        )
+    # A seek may land late (an open group of pictures, a broken index) or not work at all (GIF):
+    # step back, then decode from the beginning.
     for seek_s in (start_s, start_s - 5.0, None):
         if seek_s is not None and seek_s <= 0:
             continue
         with _opened(path, max_pixels) as (container, stream):
             rate = _rate(stream)
             tick = float(stream.time_base)
-            # About half a tick is what rounding to the container's clock may have moved a frame; where the tick is the
-            # frame interval itself (AVI), times are exact.
+            # About half a tick is what rounding to the container's clock may have moved a frame;
+            # where the tick is the frame interval itself (AVI), times are exact.
             slack = 1e-6 + (0.45 * tick if tick < 0.5 / rate else 0.0)
             if seek_s is not None and not _seek(container, stream, seek_s):
                 continue
@@ -116,14 +125,17 @@ def read_video(
 
 
 def resize_frames(video: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 (T, H, W, 3) to (T, height, width, 3): area average when shrinking, bicubic when enlarging."""
+    """Resizes uint8 (T, H, W, 3) to (T, height, width, 3): area average when shrinking, bicubic
+    when enlarging."""
     if video.shape[1:3] == (height, width):
         return video
     out = np.empty((len(video), height, width, 3), np.uint8)
     flags, scaler = _scaler(video.shape[1], height), VideoReformatter()
     for i, image in enumerate(video):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        out[i] = scaler.reformat(frame, width, height, "rgb24", interpolation=flags, threads=1).to_ndarray()
+        out[i] = scaler.reformat(
+            frame, width, height, "rgb24", interpolation=flags, threads=1
+        ).to_ndarray()
     return out
 
 
@@ -135,7 +147,8 @@ def cover_size(height: int, width: int, target_height: int, target_width: int) -
 
 @contextlib.contextmanager
 def _opened(path, max_pixels: int):
-    """Yields (container, its first video stream); FFmpeg's errors inside become UserErrors that name the file."""
+    """Yields (container, its first video stream); FFmpeg's errors inside become UserErrors that
+    name the file."""
     path = pathlib.Path(path)
     if path.is_dir():
         raise UserError(f"cannot read {path}: it is a folder, not a video file")
@@ -156,13 +169,18 @@ def _opened(path, max_pixels: int):
                 raise UserError(f"cannot read {path}: the header gives no frame size")
             if codec.width * codec.height > max_pixels:
                 size = f"{codec.width}x{codec.height}"
-                raise UserError(f"cannot read {path}: frames of {size} pixels are above the limit of {max_pixels}")
-            # The loader is parallel already, and the option stops a stream that grows after its header.
+                raise UserError(
+                    f"cannot read {path}: frames of {size} pixels are above the limit of {max_pixels}"
+                )
+            # The loader is parallel already, and the option stops a stream that grows after its
+            # header.
             stream.thread_type, codec.thread_count = "NONE", 1
             codec.options = {"max_pixels": str(max_pixels)}
             yield container, stream
     except (av.error.InvalidDataError, av.error.ArgumentError, av.error.EOFError) as error:
-        raise UserError(f"cannot read {path}: it is damaged, truncated or not a video of a known kind") from error
+        raise UserError(
+            f"cannot read {path}: it is damaged, truncated or not a video of a known kind"
+        ) from error
     except (av.FFmpegError, OSError) as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
 
@@ -182,9 +200,14 @@ def _displayed(width: int, height: int, rotation: int) -> tuple[int, int]:
 
 
 def _count_packets(path) -> tuple[float, int]:
-    """(seconds, distinct presentation times) from the packets alone, for files whose header gives no duration."""
+    """(seconds, distinct presentation times) from the packets alone, for files whose header gives
+    no duration."""
     with _opened(path, MAX_PIXELS) as (container, stream):
-        stamps = {p.pts if p.pts is not None else p.dts: p.duration or 0 for p in container.demux(stream) if p.size}
+        stamps = {
+            p.pts if p.pts is not None else p.dts: p.duration or 0
+            for p in container.demux(stream)
+            if p.size
+        }
         stamps.pop(None, None)
         if not stamps:
             return 0.0, 0
@@ -195,14 +218,19 @@ def _count_packets(path) -> tuple[float, int]:
 def _seek(container, stream, seek_s: float) -> bool:
     """Moves to the key frame at or before `seek_s`; False where the format cannot."""
     try:
-        container.seek(int(seek_s / stream.time_base) + (stream.start_time or 0), stream=stream, backward=True)
+        container.seek(
+            int(seek_s / stream.time_base) + (stream.start_time or 0), stream=stream, backward=True
+        )
     except av.FFmpegError:
         return False
     return True
 
 
-def _timed_frames(container, stream, rate: float, *, sought: bool) -> Iterator[tuple[float, float, av.VideoFrame]]:
-    """Yields (seconds since the start of the stream, seconds on display, frame) in increasing time."""
+def _timed_frames(
+    container, stream, rate: float, *, sought: bool
+) -> Iterator[tuple[float, float, av.VideoFrame]]:
+    """Yields (seconds since the start of the stream, seconds on display, frame) in increasing
+    time."""
     origin = float((stream.start_time or 0) * stream.time_base)
     last = None
     for frame in container.decode(stream):
@@ -210,7 +238,9 @@ def _timed_frames(container, stream, rate: float, *, sought: bool) -> Iterator[t
         if stamp is not None:
             time_s = float(stamp * frame.time_base) - origin
         elif last is None:
-            time_s = math.inf if sought else 0.0  # after a seek a frame without a time could be anywhere
+            time_s = (
+                math.inf if sought else 0.0
+            )  # after a seek a frame without a time could be anywhere
         else:
             time_s = last
         if last is not None and time_s <= last:
@@ -231,7 +261,8 @@ def _pick(timed, start_s: float, fps: float | None, slack: float) -> Iterator[av
         shown, end = frame, time_s + length
     if fps is None and end > start_s + slack:
         yield shown
-    # The last frame's length is the least certain time of all: what would be on display for one tick is not shown.
+    # The last frame's length is the least certain time of all: what would be on display for one
+    # tick is not shown.
     while fps is not None and start_s + count / fps + 3 * slack < end:
         yield shown
         count += 1
@@ -246,7 +277,8 @@ def _wanted_frames(container, stream, fps: float, start_s: float, frames: int | 
 
 
 def _collect(path, picked, frames, wanted: int, cover, max_bytes: int, first) -> list[np.ndarray]:
-    """Converts the picked frames to RGB at one size, refusing to pass `max_bytes` before and while decoding."""
+    """Converts the picked frames to RGB at one size, refusing to pass `max_bytes` before and while
+    decoding."""
     turns = round(first.rotation / 90)
     width, height = _displayed(first.width, first.height, turns * 90)
     if cover is not None:
@@ -263,13 +295,21 @@ def _collect(path, picked, frames, wanted: int, cover, max_bytes: int, first) ->
 
     check(wanted)
     out: list[np.ndarray] = []
-    last, scaler = None, VideoReformatter()  # one for all frames: setting it up costs as much as using it
+    last, scaler = (
+        None,
+        VideoReformatter(),
+    )  # one for all frames: setting it up costs as much as using it
     for frame in itertools.islice(picked, frames):
         check(len(out) + 1)  # headers lie
         if frame is not last:
             flags = _scaler(frame.height, stored_height)
-            rgb = scaler.reformat(frame, stored_width, stored_height, "rgb24", interpolation=flags, threads=1)
-            last, image = frame, np.rot90(rgb.to_ndarray(), turns)  # counter-clockwise, as the display matrix means it
+            rgb = scaler.reformat(
+                frame, stored_width, stored_height, "rgb24", interpolation=flags, threads=1
+            )
+            last, image = (
+                frame,
+                np.rot90(rgb.to_ndarray(), turns),
+            )  # counter-clockwise, as the display matrix means it
         out.append(image)
     return out
 

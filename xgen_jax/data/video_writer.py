@@ -16,16 +16,19 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from xgen_jax.errors import UserError
 
 WRITE_SUFFIXES = (".mp4", ".webm", ".gif")
-# swscale's default shortcuts shift chroma by half a pixel and darken by one level of 255; these flags cost 1 ms a frame
-# at 480p and take a read-write round trip from 43.8 to 48.6 dB.
+# swscale's default shortcuts shift chroma by half a pixel and darken by one level of 255; these
+# flags cost 1 ms a frame at 480p and take a read-write round trip from 43.8 to 48.6 dB.
 EXACT = Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
-_GIF_MAX_FPS = 50  # a GIF delay is a whole number of 1/100 s, and viewers slow down anything below two
+_GIF_MAX_FPS = (
+    50  # a GIF delay is a whole number of 1/100 s, and viewers slow down anything below two
+)
 
 
 def write_video(path, video: np.ndarray, fps: float = 8.0) -> None:
     """Writes uint8 (T, H, W, 3), T >= 1, at `fps` frames per second; see `VideoWriter`.
 
-    Raises UserError for another suffix, array or rate, and when the disk or folder refuses the file.
+    Raises UserError for another suffix, array or rate, and when the disk or folder refuses the
+    file.
     """
     if pathlib.Path(path).suffix.lower() in WRITE_SUFFIXES and 0 in getattr(video, "shape", ()):
         raise UserError(f"cannot write {path}: the video is empty, its shape is {video.shape}")
@@ -34,12 +37,14 @@ def write_video(path, video: np.ndarray, fps: float = 8.0) -> None:
 
 
 class VideoWriter:
-    """A video file that is written chunk after chunk, in memory that does not grow with it; a context manager.
+    """A video file that is written chunk after chunk, in memory that does not grow with it; a
+    context manager.
 
-    The suffix chooses the format: .mp4 is H.264 4:2:0 and .webm is VP9, both at near-lossless quality and playable in
-    browsers; .gif has a palette of 256 colours, for which all frames are kept until the end, and at most 50 fps. Odd
-    sizes grow by one repeated row or column where the codec needs even ones. Parent folders are made. The file appears
-    when the context is left without an error, whole; else there is none. The bytes do not depend on the chunks.
+    The suffix chooses the format: .mp4 is H.264 4:2:0 and .webm is VP9, both at near-lossless
+    quality and playable in browsers; .gif has a palette of 256 colours, for which all frames are
+    kept until the end, and at most 50 fps. Odd sizes grow by one repeated row or column where the
+    codec needs even ones. Parent folders are made. The file appears when the context is left
+    without an error, whole; else there is none. The bytes do not depend on the chunks.
 
     Args:
       path: the file.
@@ -54,23 +59,45 @@ class VideoWriter:
         self._suffix = self.path.suffix.lower()
         if self._suffix not in WRITE_SUFFIXES:
             listed = ", ".join(WRITE_SUFFIXES)
-            raise UserError(f"cannot write {path}: the suffix must be one of {listed}, not {self._suffix!r}")
-        if not (math.isfinite(fps) and 0 < fps <= 1000) or (self._suffix == ".gif" and fps > _GIF_MAX_FPS):
-            raise UserError(f"cannot write {path}: fps must be above 0 and at most 1000 (50 for .gif), not {fps}")
+            raise UserError(
+                f"cannot write {path}: the suffix must be one of {listed}, not {self._suffix!r}"
+            )
+        if not (math.isfinite(fps) and 0 < fps <= 1000) or (
+            self._suffix == ".gif" and fps > _GIF_MAX_FPS
+        ):
+            raise UserError(
+                f"cannot write {path}: fps must be above 0 and at most 1000 (50 for .gif), not {fps}"
+            )
         self._rate = Fraction(fps).limit_denominator(1001)
-        self._temporary = self.path.with_name(f".{self.path.stem[:64]}.{secrets.token_hex(6)}.tmp{self._suffix}")
+        self._temporary = self.path.with_name(
+            f".{self.path.stem[:64]}.{secrets.token_hex(6)}.tmp{self._suffix}"
+        )
         self._shape: tuple[int, ...] | None = None
         self._kept: list[np.ndarray] = []  # of a GIF
         self._container = self._stream = None
 
     def write(self, video: np.ndarray) -> None:
-        """Appends frames, uint8 (T, H, W, 3), all of one size; UserError for others, and when the disk refuses."""
-        if not isinstance(video, np.ndarray) or video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
-            what = f"{video.dtype} {video.shape}" if isinstance(video, np.ndarray) else type(video).__name__
-            raise UserError(f"cannot write {self.path}: the video must be a uint8 array (T, H, W, 3), not {what}")
+        """Appends frames, uint8 (T, H, W, 3), all of one size; UserError for others, and when the
+        disk refuses."""
+        if (
+            not isinstance(video, np.ndarray)
+            or video.dtype != np.uint8
+            or video.ndim != 4
+            or video.shape[-1] != 3
+        ):
+            what = (
+                f"{video.dtype} {video.shape}"
+                if isinstance(video, np.ndarray)
+                else type(video).__name__
+            )
+            raise UserError(
+                f"cannot write {self.path}: the video must be a uint8 array (T, H, W, 3), not {what}"
+            )
         self._shape = self._shape or video.shape[1:]
         if video.shape[1:] != self._shape:
-            raise UserError(f"cannot write {self.path}: frames {video.shape[1:]} do not continue {self._shape}")
+            raise UserError(
+                f"cannot write {self.path}: frames {video.shape[1:]} do not continue {self._shape}"
+            )
         with self._errors():
             if self._suffix == ".gif":
                 self._kept.append(video)
@@ -109,7 +136,9 @@ class VideoWriter:
         self._container.close()
         self._container = None
         if (written := _count_times(self._temporary)) != self.frames:
-            raise RuntimeError(f"{self.path}: {self.frames} frames were encoded but {written} are in the file")
+            raise RuntimeError(
+                f"{self.path}: {self.frames} frames were encoded but {written} are in the file"
+            )
         os.replace(self._temporary, self.path)
 
     def _open(self) -> None:
@@ -123,14 +152,20 @@ class VideoWriter:
             self._stream.pix_fmt = "pal8"
         else:
             mp4 = self._suffix == ".mp4"
-            self._stream = self._container.add_stream("libx264" if mp4 else "libvpx-vp9", rate=self._rate)
+            self._stream = self._container.add_stream(
+                "libx264" if mp4 else "libvpx-vp9", rate=self._rate
+            )
             self._stream.pix_fmt = "yuv420p"
-            # The same video must give the same bytes: with its tree of macroblocks x264 encodes one in four of small
-            # clips otherwise the next time, in one thread too; without it none of 700.
-            rest = {"x264-params": "mbtree=0"} if mp4 else {"b": "0", "cpu-used": "4", "row-mt": "1"}
+            # The same video must give the same bytes: with its tree of macroblocks x264 encodes one
+            # in four of small clips otherwise the next time, in one thread too; without it none of
+            # 700.
+            rest = (
+                {"x264-params": "mbtree=0"} if mp4 else {"b": "0", "cpu-used": "4", "row-mt": "1"}
+            )
             self._stream.options = {"crf": "12"} | rest
             codec = self._stream.codec_context
-            # Tagged BT.709, limited range: untagged files change colour from one player to the next.
+            # Tagged BT.709, limited range: untagged files change colour from one player to the
+            # next.
             codec.colorspace = codec.color_primaries = codec.color_trc = codec.color_range = 1
             height, width = height + height % 2, width + width % 2
         self._stream.width, self._stream.height = width, height
@@ -140,7 +175,8 @@ class VideoWriter:
         if self._container is None:
             self._open()
         for frame in frames:
-            # Without a time of its own every frame lands at zero and the file claims thousands of fps.
+            # Without a time of its own every frame lands at zero and the file claims thousands of
+            # fps.
             frame.pts, frame.time_base = self._place, 1 / self._rate
             self._place += 1
             self._container.mux(self._stream.encode(frame))
@@ -148,7 +184,11 @@ class VideoWriter:
     def _yuv(self, video: np.ndarray) -> Iterator[av.VideoFrame]:
         height, width = video.shape[1:3]
         video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        convert = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG, "threads": 1}
+        convert = {
+            "dst_colorspace": Colorspace.ITU709,
+            "dst_color_range": ColorRange.MPEG,
+            "threads": 1,
+        }
         flags, scaler = Interpolation.BICUBIC | EXACT, VideoReformatter()
         for image in video:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
@@ -171,7 +211,9 @@ def _with_palette(chunks: list[np.ndarray], rate: Fraction) -> Iterator[av.Video
     height, width = chunks[0].shape[1:3]
     graph = av.filter.Graph()
     source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=1 / rate)
-    split, generate, use, sink = (graph.add(name) for name in ("split", "palettegen", "paletteuse", "buffersink"))
+    split, generate, use, sink = (
+        graph.add(name) for name in ("split", "palettegen", "paletteuse", "buffersink")
+    )
     source.link_to(split)
     split.link_to(generate, 0, 0)
     split.link_to(use, 1, 0)

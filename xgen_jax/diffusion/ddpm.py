@@ -1,15 +1,18 @@
-"""Denoising diffusion with a learned variance (arXiv 2006.11239; arXiv 2102.09672), as Open-Sora 1.1 trains its STDiT2.
+"""Denoising diffusion with a learned variance (arXiv 2006.11239; arXiv 2102.09672), as Open-Sora
+1.1 trains its STDiT2.
 
     abar_i = prod_{j <= i} (1 - beta_j)        x_t = sqrt(abar_i) x0 + sqrt(1 - abar_i) eps,    t = (i + 1) / N
 
-t = 0 is data, t = 1 the last of the N steps. The network predicts eps, and beside it a number v in [-1, 1] that places
-the log variance of the step back between its two bounds (arXiv 2102.09672, equation 15):
+t = 0 is data, t = 1 the last of the N steps. The network predicts eps, and beside it a number v in
+[-1, 1] that places the log variance of the step back between its two bounds (arXiv 2102.09672,
+equation 15):
 
     log variance = (1 + v) / 2 log beta_i + (1 - v) / 2 log posterior variance_i
     loss         = | eps' - eps |^2 + VLB(v), the mean in the VLB detached
 
-All tables are made in float64 and rounded last. The released Open-Sora makes them in float32, which puts its posterior
-mean at step 0 off by 1.7e-4 and its VLB there by up to 1e-2 bits; that is not reproduced.
+All tables are made in float64 and rounded last. The released Open-Sora makes them in float32, which
+puts its posterior mean at step 0 off by 1.7e-4 and its VLB there by up to 1e-2 bits; that is not
+reproduced.
 """
 
 import dataclasses
@@ -76,7 +79,8 @@ def make_tables(betas: np.ndarray) -> Tables:
 
 
 def respaced_betas(alphas_cumprod: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Betas (n,) of the chain that visits only these steps, ascending, of one with alphas_cumprod (N,)."""
+    """Betas (n,) of the chain that visits only these steps, ascending, of one with alphas_cumprod
+    (N,)."""
     kept = np.asarray(alphas_cumprod, np.float64)[steps]
     return 1.0 - kept / np.append(1.0, kept[:-1])
 
@@ -89,10 +93,10 @@ class DDPM(Process):
       num_steps: N.
       betas: `linear` between the ends, or `scaled_linear`: linear between their roots, squared.
       beta_start, beta_end: the ends for 1000 steps; other counts scale them by 1000 / N.
-      zero_snr: stretch the chain so that its last step is noise alone (arXiv 2305.08891, algorithm 1). Needs
-        prediction="v" or "x0": eps says nothing of the data there.
-      loss: `mse`; `mse+vb` with the VLB in bits a number, as released; `mse+rescaled_vb`, VLB times N / 1000;
-        `vb`, VLB times N alone. Without a learned variance it is always `mse`.
+      zero_snr: stretch the chain so that its last step is noise alone (arXiv 2305.08891, algorithm
+        1). Needs prediction="v" or "x0": eps says nothing of the data there.
+      loss: `mse`; `mse+vb` with the VLB in bits a number, as released; `mse+rescaled_vb`, VLB times
+        N / 1000; `vb`, VLB times N alone. Without a learned variance it is always `mse`.
     """
 
     num_steps: int = 1000
@@ -107,7 +111,9 @@ class DDPM(Process):
     def __post_init__(self):
         for name, known in (("betas", BETAS), ("prediction", PREDICTIONS), ("loss", LOSSES)):
             if getattr(self, name) not in known:
-                raise UserError(f"{name} {getattr(self, name)!r} is not known; choose one of {', '.join(known)}")
+                raise UserError(
+                    f"{name} {getattr(self, name)!r} is not known; choose one of {', '.join(known)}"
+                )
         if self.num_steps < 2:
             raise UserError(f"num_steps={self.num_steps} must be 2 or more")
         scale = 1000 / self.num_steps
@@ -117,16 +123,23 @@ class DDPM(Process):
                 " steps, must rise within 0 .. 1"
             )
         if self.zero_snr and self.prediction == "eps":
-            raise UserError("zero_snr needs prediction 'v' or 'x0': eps says nothing of the data where all is noise")
+            raise UserError(
+                "zero_snr needs prediction 'v' or 'x0': eps says nothing of the data where all is noise"
+            )
 
     @property
     def tables(self) -> Tables:
         """Of all N steps."""
-        return _tables(dataclasses.replace(self, prediction="v", learned_variance=False, loss="mse"))
+        return _tables(
+            dataclasses.replace(self, prediction="v", learned_variance=False, loss="mse")
+        )
 
     def schedule(self, t: Array) -> tuple[Array, Array]:
-        """(sqrt(abar), sqrt(1 - abar)); between steps log abar is linear in t, and abar = 1 at t = 0."""
-        log_abar = jnp.interp(t * self.num_steps, np.arange(self.num_steps + 1), jnp.asarray(self._log_abar()))
+        """(sqrt(abar), sqrt(1 - abar)); between steps log abar is linear in t, and abar = 1 at t =
+        0."""
+        log_abar = jnp.interp(
+            t * self.num_steps, np.arange(self.num_steps + 1), jnp.asarray(self._log_abar())
+        )
         return jnp.exp(0.5 * log_abar), jnp.sqrt(-jnp.expm1(log_abar))
 
     def _log_abar(self):
@@ -141,9 +154,12 @@ class DDPM(Process):
         return jnp.clip(jnp.round(t * self.num_steps) - 1, 0, self.num_steps - 1)
 
     def draw_times(self, key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
-        """See `diffusion.time.draw_times`; rounded up to whole steps. The process's own distribution is `uniform`."""
+        """See `diffusion.time.draw_times`; rounded up to whole steps. The process's own
+        distribution is `uniform`."""
         t_B = draw_times(key_B, distribution, ratio)
-        return (jnp.clip(jnp.floor(t_B * self.num_steps), 0, self.num_steps - 1) + 1) / self.num_steps
+        return (
+            jnp.clip(jnp.floor(t_B * self.num_steps), 0, self.num_steps - 1) + 1
+        ) / self.num_steps
 
     def levels(self, t: np.ndarray) -> Level:
         """The levels at times (n,), in float64; those of whole steps are the tables' own."""
@@ -154,21 +170,26 @@ class DDPM(Process):
         between = np.exp(np.interp(place, np.arange(self.num_steps + 1), self._log_abar()))
         abar = np.where(np.abs(place - whole) < 1e-6, exact, between)
         step = np.clip(whole - 1, 0, self.num_steps - 1)
-        return Level(t, np.sqrt(abar), np.sqrt(1.0 - abar), step.astype(np.float64), np.arange(len(t)))
+        return Level(
+            t, np.sqrt(abar), np.sqrt(1.0 - abar), step.astype(np.float64), np.arange(len(t))
+        )
 
     def grid_times(self, steps: int, spacing: str | None = None, ratio: float = 1.0) -> np.ndarray:
-        """Times (steps + 1,) of the steps visited, shifted and rounded to whole ones, and 0. See `grids.SPACINGS`.
+        """Times (steps + 1,) of the steps visited, shifted and rounded to whole ones, and 0. See
+        `grids.SPACINGS`.
 
-        By default `trailing`, which begins with the last step and comes down to data by an even stride. `respaced`, the
-        released one, visits step 0 as well: after a stride of tens of steps that is a jump in log(alpha / sigma) which
-        DPM-Solver++(2M) and UniPC do not survive. (24 steps leave normal data of deviation 0.4 wider by 23%, and
-        narrower by 5% with `trailing`.)
+        By default `trailing`, which begins with the last step and comes down to data by an even
+        stride. `respaced`, the
+        released one, visits step 0 as well: after a stride of tens of steps that is a jump in
+        log(alpha / sigma) which DPM-Solver++(2M) and UniPC do not survive. (24 steps leave normal
+        data of deviation 0.4 wider by 23%, and narrower by 5% with `trailing`.)
         """
         visited = grids.spaced_steps(self.num_steps, steps, spacing or "trailing", ratio)
         return np.append((visited + 1) / self.num_steps, 0.0)
 
     def losses(self, output: Array, x0: Array, eps: Array, t_B: Array) -> dict[str, Array]:
-        """{"loss", "mse", and where a variance is learned "vb" in bits}, each (B, T); see `Process.losses`."""
+        """{"loss", "mse", and where a variance is learned "vb" in bits}, each (B, T); see
+        `Process.losses`."""
         losses = super().losses(output, x0, eps, t_B)
         if not self.learned_variance or self.loss == "mse":
             return losses
@@ -183,15 +204,20 @@ class DDPM(Process):
         return {"loss": loss_BT, "mse": losses["mse"], "vb": vb_BT}
 
     def _variational_bound(self, output, x0, eps, t_B):
-        """Bits a number, (B, T): KL of the step back to the true one; at step 0 the likelihood of 8-bit data."""
+        """Bits a number, (B, T): KL of the step back to the true one; at step 0 the likelihood of
+        8-bit data."""
         prediction, variance = self.split(output)
         tables, i_B = self.tables, self.step_of(t_B)
 
         def at(table):
             return per_sample(jnp.asarray(table)[i_B], x0)
 
-        alpha, sigma = jnp.sqrt(at(tables.alphas_cumprod)), jnp.sqrt(at(1.0 - tables.alphas_cumprod))
-        # The mean is a matter of the MSE; with x_t the same on both sides only x0 tells the two means apart.
+        alpha, sigma = (
+            jnp.sqrt(at(tables.alphas_cumprod)),
+            jnp.sqrt(at(1.0 - tables.alphas_cumprod)),
+        )
+        # The mean is a matter of the MSE; with x_t the same on both sides only x0 tells the two
+        # means apart.
         prediction = prediction if self.loss == "vb" else jax.lax.stop_gradient(prediction)
         error_x0 = self._x0_error(prediction, x0, eps, alpha, sigma)
         error = at(tables.posterior_mean_coef1) * error_x0
@@ -222,7 +248,8 @@ def learned_log_variance(variance: Array, upper: Array, lower: Array) -> Array:
 
 
 def _log_likelihood_8_bit(x0, error, log_std):
-    """Log probability of x0 in [-1, 1] in 255 steps, under a normal distribution around x0 - error."""
+    """Log probability of x0 in [-1, 1] in 255 steps, under a normal distribution around x0 -
+    error."""
     inverse = jnp.exp(-log_std)
     above = _normal_cdf(inverse * (error + 1.0 / 255.0))
     below = _normal_cdf(inverse * (error - 1.0 / 255.0))

@@ -25,9 +25,13 @@ class RectifiedFlow(Process):
 
     def __post_init__(self):
         if self.prediction not in PREDICTIONS:
-            raise UserError(f"prediction {self.prediction!r} is not known; choose one of {', '.join(PREDICTIONS)}")
+            raise UserError(
+                f"prediction {self.prediction!r} is not known; choose one of {', '.join(PREDICTIONS)}"
+            )
         if self.learned_variance:
-            raise UserError("rectified flow has no variance to learn; set learned_variance=False, or process='ddpm'")
+            raise UserError(
+                "rectified flow has no variance to learn; set learned_variance=False, or process='ddpm'"
+            )
 
     def schedule(self, t: Array) -> tuple[Array, Array]:
         """(1 - t, t)."""
@@ -49,5 +53,7 @@ class RectifiedFlow(Process):
     def grid_times(self, steps: int, spacing: str | None = None, ratio: float = 1.0) -> np.ndarray:
         """See `diffusion.time.time_grid`; the one spacing is `even`."""
         if spacing not in (None, "even"):
-            raise UserError(f"spacing {spacing!r} is not known to rectified flow; it has 'even' alone")
+            raise UserError(
+                f"spacing {spacing!r} is not known to rectified flow; it has 'even' alone"
+            )
         return time_grid(steps, ratio)

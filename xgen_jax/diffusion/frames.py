@@ -1,7 +1,7 @@
 """Frames that are given, not drawn: an image's or a video's latents as the condition of the rest.
 
-Both are the `frames` of `samplers.sample`. The network is told which frames are noised and modulates the others as at
-time 0.
+Both are the `frames` of `samplers.sample`. The network is told which frames are noised and
+modulates the others as at time 0.
 """
 
 import dataclasses
@@ -47,9 +47,10 @@ class KnownFrames:
 class ReleasedFrames:
     """Open-Sora 1.1's rule, for the ancestral sampling of its own respaced chain.
 
-    A frame of strength s in [0, 1] waits as it is given until step floor(s K) of K (they count down to 0), gets that
-    step's noise, and is then drawn like any other: 1 is drawn from noise, and what lies between is edited. So a frame
-    of strength 0 gets the noise of step 0 and the last denoising, and comes out nearly but not exactly as it went in.
+    A frame of strength s in [0, 1] waits as it is given until step floor(s K) of K (they count down
+    to 0), gets that step's noise, and is then drawn like any other: 1 is drawn from noise, and what
+    lies between is edited. So a frame of strength 0 gets the noise of step 0 and the last
+    denoising, and comes out nearly but not exactly as it went in.
 
     Attributes:
       strength_BT: float in [0, 1].

@@ -1,7 +1,8 @@
-"""Which steps of a discrete process sampling visits, and the grid of levels that step rules go along.
+"""Which steps of a discrete process sampling visits, and the grid of levels that step rules go
+along.
 
-`linspace`, `leading` and `trailing` are those of arXiv 2305.08891, table 2; `respaced` is that of arXiv 2102.09672,
-section 4 (Open-Sora 1.1's, whose `ddimN` is `leading`).
+`linspace`, `leading` and `trailing` are those of arXiv 2305.08891, table 2; `respaced` is that of
+arXiv 2102.09672, section 4 (Open-Sora 1.1's, whose `ddimN` is `leading`).
 """
 
 import itertools
@@ -17,7 +18,8 @@ SPACINGS = ("respaced", "linspace", "leading", "trailing")
 
 
 class Grid(NamedTuple):
-    """The intervals of sampling: `now` to `after`, each a `Level` of arrays (steps,), on the host in float64."""
+    """The intervals of sampling: `now` to `after`, each a `Level` of arrays (steps,), on the host
+    in float64."""
 
     now: Level
     after: Level
@@ -48,7 +50,8 @@ def respaced(num_steps: int, sections: tuple[int, ...]) -> np.ndarray:
         if not 1 <= count <= length:
             raise UserError(f"{count} steps cannot be taken out of {length}; take 1 .. {length}")
         stride = 1.0 if count == 1 else (length - 1) / (count - 1)
-        # Summed up, not multiplied: a place that falls on a half is rounded as the reference rounds it.
+        # Summed up, not multiplied: a place that falls on a half is rounded as the reference rounds
+        # it.
         places = itertools.accumulate([stride] * (count - 1), initial=0.0)
         visited += [first + round(place) for place in places]
         first += length
@@ -68,7 +71,9 @@ def spaced_steps(num_steps: int, steps: int, spacing: str, ratio: float = 1.0) -
       UserError: too few or too many steps, or a spacing that is not known.
     """
     if not 1 <= steps <= num_steps:
-        raise UserError(f"steps={steps} must be within 1 .. {num_steps}, the steps that the process has")
+        raise UserError(
+            f"steps={steps} must be within 1 .. {num_steps}, the steps that the process has"
+        )
     match spacing:
         case "respaced":
             visited = respaced(num_steps, (steps,))[::-1]
@@ -79,7 +84,9 @@ def spaced_steps(num_steps: int, steps: int, spacing: str, ratio: float = 1.0) -
         case "trailing":
             visited = np.round(num_steps - np.arange(steps) * num_steps / steps).astype(int) - 1
         case _:
-            raise UserError(f"spacing {spacing!r} is not known; choose one of {', '.join(SPACINGS)}")
+            raise UserError(
+                f"spacing {spacing!r} is not known; choose one of {', '.join(SPACINGS)}"
+            )
     if ratio != 1.0:
         shifted = shift((visited + 1) / num_steps, ratio)
         visited = np.clip(np.round(shifted * num_steps).astype(int) - 1, 0, num_steps - 1)
@@ -92,7 +99,8 @@ def spaced_steps(num_steps: int, steps: int, spacing: str, ratio: float = 1.0) -
 
 
 def karras_levels(process: Process, steps: int, rho: float = 7.0) -> Level:
-    """Levels (steps + 1,) evenly spaced in (sigma / alpha)^(1 / rho) over a DDPM's range, then data.
+    """Levels (steps + 1,) evenly spaced in (sigma / alpha)^(1 / rho) over a DDPM's range, then
+    data.
 
     The network is given the nearest step in log(sigma / alpha) (arXiv 2206.00364, equation 5).
 

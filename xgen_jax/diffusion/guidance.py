@@ -1,4 +1,5 @@
-"""Classifier-free guidance (arXiv 2207.12598): null + scale (condition - null), both halves in one forward."""
+"""Classifier-free guidance (arXiv 2207.12598): null + scale (condition - null), both halves in one
+forward."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,12 +22,15 @@ class GuidanceConfig:
     """How guidance is given; the scale itself is an argument of `guided`.
 
     Attributes:
-      channels: only the first so many channels of the prediction are guided, the rest is the condition's own
-        (Open-Sora 1.1 guides 3 of 4); None is all. A learned variance is never guided.
-      interval: times (from, to] that are guided (arXiv 2404.07724); outside the condition alone is evaluated, at half
-        the cost.
-      zero_star: scale the null prediction to fit the condition's best before guiding (arXiv 2503.18886, section 3.1).
-      zero_steps: the first so many steps are not taken at all (section 3.2 there). For rectified flow.
+      channels: only the first so many channels of the prediction are guided, the rest is the
+        condition's own (Open-Sora 1.1 guides 3 of 4); None is all. A learned variance is never
+        guided.
+      interval: times (from, to] that are guided (arXiv 2404.07724); outside the condition alone is
+        evaluated, at half the cost.
+      zero_star: scale the null prediction to fit the condition's best before guiding (arXiv
+      2503.18886, section 3.1).
+      zero_steps: the first so many steps are not taken at all (section 3.2 there). For rectified
+      flow.
     """
 
     channels: int | None = None
@@ -38,7 +42,9 @@ class GuidanceConfig:
         if self.channels is not None and self.channels < 1:
             raise UserError(f"guidance channels={self.channels} must be 1 or more, or None for all")
         if self.interval is not None and not 0.0 <= self.interval[0] < self.interval[1] <= 1.0:
-            raise UserError(f"guidance interval={self.interval} must be two rising times within 0 .. 1")
+            raise UserError(
+                f"guidance interval={self.interval} must be two rising times within 0 .. 1"
+            )
         if self.zero_steps < 0:
             raise UserError(f"zero_steps={self.zero_steps} must be 0 or more")
 
@@ -50,7 +56,9 @@ class GuidanceConfig:
             )
 
 
-def combine(conditional: Array, null: Array, scale: float | Array, config: GuidanceConfig = GuidanceConfig()) -> Array:
+def combine(
+    conditional: Array, null: Array, scale: float | Array, config: GuidanceConfig = GuidanceConfig()
+) -> Array:
     """The guided prediction of two, (B, ..., C) each, without their variance.
 
     Args:
@@ -68,7 +76,9 @@ def combine(conditional: Array, null: Array, scale: float | Array, config: Guida
     y = null + scale * (conditional - null)
     if config.channels is None:
         return y
-    return jnp.concatenate([y[..., : config.channels], conditional[..., config.channels :]], axis=-1)
+    return jnp.concatenate(
+        [y[..., : config.channels], conditional[..., config.channels :]], axis=-1
+    )
 
 
 def guided(

@@ -1,14 +1,17 @@
-"""What every diffusion process has in common: a path from data to noise, and the four verbs upon it.
+"""What every diffusion process has in common: a path from data to noise, and the four verbs upon
+it.
 
     x_t = alpha(t) x0 + sigma(t) eps        t in [0, 1], 0 is data, 1 is noise
 
-A process says what alpha and sigma are (`schedule`), draws noise (`terminal`), puts it on (`corrupt`) and turns one
-kind of prediction into another (`convert`). Of x_t and any one of these the others follow:
+A process says what alpha and sigma are (`schedule`), draws noise (`terminal`), puts it on
+(`corrupt`) and turns one kind of prediction into another (`convert`). Of x_t and any one of these
+the others follow:
 
     x0    eps    v = alpha eps - sigma x0 (arXiv 2202.00512)    velocity = eps - x0
 
-Beside the verbs it says how its network is spoken to: the time it is given (`network_time`), the kind of its
-prediction and whether a variance comes with it, and the losses of its output, a number a frame.
+Beside the verbs it says how its network is spoken to: the time it is given (`network_time`), the
+kind of its prediction and whether a variance comes with it, and the losses of its output, a number
+a frame.
 """
 
 import abc
@@ -22,12 +25,14 @@ from xgen_jax.errors import UserError
 from xgen_jax.typing import Array, Shape
 
 PREDICTIONS = ("x0", "eps", "v", "velocity")
-# The streams of noise while sampling: what a step rule draws, and what frames are noised with again.
+# The streams of noise while sampling: what a step rule draws, and what frames are noised with
+# again.
 STEP_NOISE, FRAME_NOISE = 0, 1
 
 
 class Level(NamedTuple):
-    """Times of a process with what step rules and networks need of them; scalars, or arrays of one entry a time.
+    """Times of a process with what step rules and networks need of them; scalars, or arrays of one
+    entry a time.
 
     Attributes:
       t: in [0, 1].
@@ -61,19 +66,24 @@ def per_sample(t_B: Array, x: Array) -> Array:
     return jnp.reshape(t_B, t_B.shape + (1,) * (x.ndim - t_B.ndim))
 
 
-def convert(value: Array, x_t: Array, alpha: Array, sigma: Array, source: str, target: str) -> Array:
+def convert(
+    value: Array, x_t: Array, alpha: Array, sigma: Array, source: str, target: str
+) -> Array:
     """Turns a prediction of one kind into another at the same x_t = alpha x0 + sigma eps.
 
     Args:
       value: the prediction, as x_t in shape.
       x_t: the corrupted batch.
-      alpha, sigma: of its rank, or scalars; x0 from eps needs alpha > 0, eps from x0 needs sigma > 0.
+      alpha, sigma: of its rank, or scalars; x0 from eps needs alpha > 0, eps from x0 needs sigma >
+      0.
       source: a name in `PREDICTIONS`.
       target: likewise.
     """
     for name in (source, target):
         if name not in PREDICTIONS:
-            raise UserError(f"prediction {name!r} is not known; choose one of {', '.join(PREDICTIONS)}")
+            raise UserError(
+                f"prediction {name!r} is not known; choose one of {', '.join(PREDICTIONS)}"
+            )
     if source == target:
         return value
     x0, eps = _both(value, x_t, alpha, sigma, source)
@@ -105,7 +115,8 @@ def frame_mean(values_BT: Array, noised_BT: Array | None = None) -> Array:
 
 
 class Process(abc.ABC):
-    """A path from data to noise. Processes are frozen dataclasses: they can be compared, and be static to `jax.jit`.
+    """A path from data to noise. Processes are frozen dataclasses: they can be compared, and be
+    static to `jax.jit`.
 
     Attributes:
       prediction: what the network predicts, a name in `PREDICTIONS`.
@@ -145,7 +156,12 @@ class Process(abc.ABC):
         """
 
     def corrupt(
-        self, x0: Array, eps: Array, t_B: Array, noised_BT: Array | None = None, condition_time: float = 0.0
+        self,
+        x0: Array,
+        eps: Array,
+        t_B: Array,
+        noised_BT: Array | None = None,
+        condition_time: float = 0.0,
     ) -> Array:
         """x_t of a batch (B, T, ...) at times (B,).
 
@@ -153,8 +169,8 @@ class Process(abc.ABC):
           x0, eps: data and standard normal noise.
           t_B: times.
           noised_BT: False for a condition frame; None is all noised.
-          condition_time: where condition frames stand: 0 is clean. (Open-Sora 1.1 trains them with the noise of
-            DDPM's step 0, which is 1 / 1000.)
+          condition_time: where condition frames stand: 0 is clean. (Open-Sora 1.1 trains them with
+            the noise of DDPM's step 0, which is 1 / 1000.)
         """
         if noised_BT is not None:
             t_B = jnp.where(noised_BT, t_B[:, None], condition_time)
@@ -176,7 +192,9 @@ class Process(abc.ABC):
         prediction, variance = jnp.split(output, 2, axis=-1)
         return prediction, variance
 
-    def denoised(self, output: Array, x_t: Array, level: Level, clip: float | None = None) -> Denoised:
+    def denoised(
+        self, output: Array, x_t: Array, level: Level, clip: float | None = None
+    ) -> Denoised:
         """What a network's output at (x_t, level) says.
 
         Args:

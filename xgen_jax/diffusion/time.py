@@ -1,4 +1,5 @@
-"""Times in [0, 1] for training and sampling. One shift serves both (arXiv 2403.03206, section 5.3.2)."""
+"""Times in [0, 1] for training and sampling. One shift serves both (arXiv 2403.03206, section
+5.3.2)."""
 
 import jax
 import numpy as np
@@ -8,7 +9,8 @@ from xgen_jax.typing import Array
 
 
 def shift(t: Array, ratio: float | Array) -> Array:
-    """Moves times towards noise for larger videos: r t / (1 + (r - 1) t); ratio 1 leaves them as they are."""
+    """Moves times towards noise for larger videos: r t / (1 + (r - 1) t); ratio 1 leaves them as
+    they are."""
     return ratio * t / (1.0 + (ratio - 1.0) * t)
 
 
@@ -21,10 +23,12 @@ def shift_ratio(
     base_pixels: float = 512.0 * 512.0,
     base_latent_frames: float = 1.0,
 ) -> float | Array:
-    """The ratio of `shift` by a video's size and length: scale sqrt(area / base) sqrt(latent frames / base).
+    """The ratio of `shift` by a video's size and length: scale sqrt(area / base) sqrt(latent frames
+    / base).
 
-    A larger or longer video has the same content in more, more alike numbers, which noise hides less: it needs more
-    noise for the same doubt (arXiv 2403.03206, section 5.3.2; this form is Open-Sora 1.2's). Numbers or arrays.
+    A larger or longer video has the same content in more, more alike numbers, which noise hides
+    less: it needs more noise for the same doubt (arXiv 2403.03206, section 5.3.2; this form is
+    Open-Sora 1.2's). Numbers or arrays.
 
     Args:
       height_px, width_px: of the video, before it is encoded.
@@ -32,7 +36,9 @@ def shift_ratio(
       scale: the ratio at the base size.
       base_pixels, base_latent_frames: where the ratio is `scale`.
     """
-    return scale * ((height_px * width_px / base_pixels) * (latent_frames / base_latent_frames)) ** 0.5
+    return (
+        scale * ((height_px * width_px / base_pixels) * (latent_frames / base_latent_frames)) ** 0.5
+    )
 
 
 def draw_times(key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
@@ -40,7 +46,8 @@ def draw_times(key_B: Array, distribution: str, ratio: float | Array = 1.0) -> A
 
     Args:
       key_B: one key a sample, so that a sample's time does not depend on the batch around it.
-      distribution: `uniform`, or `logit_normal` (location 0, scale 1; arXiv 2403.03206, section 3.1).
+      distribution: `uniform`, or `logit_normal` (location 0, scale 1; arXiv 2403.03206, section
+      3.1).
       ratio: see `shift`; one for all or (B,).
     """
     match distribution:
@@ -49,12 +56,15 @@ def draw_times(key_B: Array, distribution: str, ratio: float | Array = 1.0) -> A
         case "logit_normal":
             t_B = jax.nn.sigmoid(jax.vmap(jax.random.normal)(key_B))
         case _:
-            raise UserError(f"time distribution {distribution!r} is not known; choose 'uniform' or 'logit_normal'")
+            raise UserError(
+                f"time distribution {distribution!r} is not known; choose 'uniform' or 'logit_normal'"
+            )
     return shift(t_B, ratio)
 
 
 def time_grid(steps: int, ratio: float = 1.0) -> np.ndarray:
-    """Sampling times (steps + 1,) from 1 (noise) down to 0 (data), evenly spaced before the shift; float64."""
+    """Sampling times (steps + 1,) from 1 (noise) down to 0 (data), evenly spaced before the shift;
+    float64."""
     if steps < 1:
         raise UserError(f"steps={steps} must be at least 1")
     return shift(np.linspace(1.0, 0.0, steps + 1), ratio)

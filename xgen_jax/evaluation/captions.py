@@ -1,8 +1,11 @@
-"""Does a video show what its caption says? A rule-based reader of the synthetic world, from pixels alone, no model.
+"""Does a video show what its caption says? A rule-based reader of the synthetic world, from pixels
+alone, no model.
 
-The background is the border's median, the shape is what stands out from it, and each attribute is measured on that soft
-mask: colour by the nearest of the palette, shape by the template of equal area that fits best, size by that template's
-extent, direction by the way of the centroid. Blur and noise, such as an autoencoder or a sampler leaves, are expected.
+The background is the border's median, the shape is what stands out from it, and each attribute is
+measured on that soft
+mask: colour by the nearest of the palette, shape by the template of equal area that fits best, size
+by that template's extent, direction by the way of the centroid. Blur and noise, such as an
+autoencoder or a sampler leaves, are expected.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xgen_jax.data.synthetic import ATTRIBUTES, BACKGROUNDS, EXTENTS, FILL, PALETTE, check_attributes, coverage
+from xgen_jax.data.sources.synthetic import (
+    ATTRIBUTES,
+    BACKGROUNDS,
+    EXTENTS,
+    FILL,
+    PALETTE,
+    check_attributes,
+    coverage,
+)
 from xgen_jax.errors import UserError
 
 _LEAST_CONTRAST = 50.0  # levels between shape and background below which nothing is there; the palette's least is 124
@@ -23,7 +34,8 @@ _SIZE_BORDER = float(np.sqrt(EXTENTS["small"] * EXTENTS["large"]))
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionReport:
-    """`scores` is ready for JSON; `videos` (uint8 (T, H, W, 3) each) are in the order of `scores["samples"]`."""
+    """`scores` is ready for JSON; `videos` (uint8 (T, H, W, 3) each) are in the order of
+    `scores["samples"]`."""
 
     scores: dict
     videos: list[np.ndarray]
@@ -32,9 +44,9 @@ class CaptionReport:
 def read_attributes(video: np.ndarray) -> dict[str, str]:
     """What a video of the synthetic world shows, by the names of `ATTRIBUTES`.
 
-    `video`: uint8 (T, H, W, 3). What cannot be told is left out: the direction of what hardly moves (or of a still), a
-    colour far from the palette, an outline unlike any shape, and all but the background when nothing stands out in most
-    frames. Raises UserError for another kind of array.
+    `video`: uint8 (T, H, W, 3). What cannot be told is left out: the direction of what hardly moves
+    (or of a still), a colour far from the palette, an outline unlike any shape, and all but the
+    background when nothing stands out in most frames. Raises UserError for another kind of array.
     """
     _check_video(video)
     video = video.astype(np.float32)
@@ -45,17 +57,22 @@ def read_attributes(video: np.ndarray) -> dict[str, str]:
 
 
 def verdict(video: np.ndarray, wanted: Mapping[str, str]) -> dict[str, bool]:
-    """Whether each wanted attribute is shown, and "all" of them. Raises UserError for an unknown or empty wish."""
+    """Whether each wanted attribute is shown, and "all" of them. Raises UserError for an unknown or
+    empty wish."""
     return _compare(read_attributes(video), wanted)
 
 
 def score(videos: Sequence[np.ndarray], wanted: Sequence[Mapping[str, str]]) -> dict[str, float]:
-    """Share of videos, in [0, 1], that show each attribute, over those where it was wanted, and "all" that was wanted.
+    """Share of videos, in [0, 1], that show each attribute, over those where it was wanted, and
+    "all" that was wanted.
 
-    Attributes nobody wanted are absent. Raises UserError when the two sequences differ in length or are empty.
+    Attributes nobody wanted are absent. Raises UserError when the two sequences differ in length or
+    are empty.
     """
     if len(videos) != len(wanted):
-        raise UserError(f"{len(videos)} videos for {len(wanted)} captions; there must be one of each")
+        raise UserError(
+            f"{len(videos)} videos for {len(wanted)} captions; there must be one of each"
+        )
     return _accuracy([verdict(video, wish) for video, wish in zip(videos, wanted)])
 
 
@@ -67,14 +84,17 @@ def evaluate_captions(
 ) -> CaptionReport:
     """Generates one video a prompt and reads it.
 
-    `generate(texts, seed)` returns uint8 (T, H, W, 3) videos in the order of the texts; `prompts` are (text, attributes
-    wanted). The report's scores are {"prompts": count, "seed", "accuracy": {attribute or "all": share}, "samples":
-    [{"prompt", "wanted", "read", "correct"}]}. Raises UserError without prompts or with another number of videos.
+    `generate(texts, seed)` returns uint8 (T, H, W, 3) videos in the order of the texts; `prompts`
+    are (text, attributes wanted). The report's scores are {"prompts": count, "seed", "accuracy":
+    {attribute or "all": share}, "samples": [{"prompt", "wanted", "read", "correct"}]}. Raises
+    UserError without prompts or with another number of videos.
     """
     texts = [text for text, _ in prompts]
     videos = [np.asarray(video) for video in generate(texts, seed)] if texts else []
     if len(videos) != len(texts):
-        raise UserError(f"{len(videos)} videos came back for {len(texts)} prompts; there must be one of each")
+        raise UserError(
+            f"{len(videos)} videos came back for {len(texts)} prompts; there must be one of each"
+        )
     samples = []
     for (text, wanted), video in zip(prompts, videos):
         read = read_attributes(video)
@@ -104,11 +124,14 @@ def _accuracy(verdicts: Sequence[Mapping[str, bool]]) -> dict[str, float]:
 
 def _check_video(video: np.ndarray) -> None:
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or video.size == 0:
-        raise UserError(f"a video of {video.dtype} {video.shape} cannot be read; it must be uint8 (T, H, W, 3)")
+        raise UserError(
+            f"a video of {video.dtype} {video.shape} cannot be read; it must be uint8 (T, H, W, 3)"
+        )
 
 
 def _background(video: np.ndarray) -> np.ndarray:
-    """Median colour (3,) of the frames' outermost pixels: a shape touches at most two of the four sides."""
+    """Median colour (3,) of the frames' outermost pixels: a shape touches at most two of the four
+    sides."""
     sides = (video[:, 0], video[:, -1], video[:, :, 0], video[:, :, -1])
     return np.median(np.concatenate([side.reshape(-1, 3) for side in sides]), axis=0)
 
@@ -121,7 +144,8 @@ def _nearest(color: np.ndarray, names: Mapping[str, tuple[int, int, int]]) -> st
 
 
 def _read_shape(difference: np.ndarray, ground: np.ndarray) -> dict[str, str | None]:
-    """Colour, shape, size and direction of what stands out; empty when nothing does, None for what cannot be told."""
+    """Colour, shape, size and direction of what stands out; empty when nothing does, None for what
+    cannot be told."""
     found = _segment(difference)
     if found is None:
         return {}
@@ -144,7 +168,8 @@ def _read_shape(difference: np.ndarray, ground: np.ndarray) -> dict[str, str | N
 
 
 def _segment(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Soft mask (T, H, W) in [0, 1] of what stands out, and its contrast (3,) with the background; None for nothing.
+    """Soft mask (T, H, W) in [0, 1] of what stands out, and its contrast (3,) with the background;
+    None for nothing.
 
     `difference`: (T, H, W, 3), the video less its background.
     """
@@ -154,33 +179,44 @@ def _segment(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     if level < _LEAST_CONTRAST:
         return None
     contrast = np.median(difference[distance >= 0.8 * level], axis=0)
-    if np.linalg.norm(contrast) < _LEAST_CONTRAST:  # strong differences that cancel: texture, not a shape
+    if (
+        np.linalg.norm(contrast) < _LEAST_CONTRAST
+    ):  # strong differences that cancel: texture, not a shape
         return None
     share = difference @ contrast / (contrast @ contrast)
-    # Steeper than the true cover: noise on either side is cut off, and the half-way outline stays where it is.
+    # Steeper than the true cover: noise on either side is cut off, and the half-way outline stays
+    # where it is.
     return np.clip((share - 0.25) * 2, 0, 1), contrast
 
 
 def _centroids(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mask without what lies far from the shape, and the shape's centroid: x (T,), y (T,) in pixels."""
+    """The mask without what lies far from the shape, and the shape's centroid: x (T,), y (T,) in
+    pixels."""
     _, height, width = mask.shape
     columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
     reach = EXTENTS["large"] * min(height, width)
     x, y = _centroid(mask, columns, rows)
     for _ in range(2):  # stray specks pull the first centroid, not the second
-        near = (np.abs(columns - x[:, None]) < reach)[:, None, :] & (np.abs(rows - y[:, None]) < reach)[:, :, None]
+        near = (np.abs(columns - x[:, None]) < reach)[:, None, :] & (
+            np.abs(rows - y[:, None]) < reach
+        )[:, :, None]
         mask = mask * near
         x, y = _centroid(mask, columns, rows)
     return mask, x, y
 
 
-def _centroid(mask: np.ndarray, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _centroid(
+    mask: np.ndarray, columns: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     area = np.maximum(mask.sum(axis=(1, 2)), 1e-6)
     return mask.sum(axis=1) @ columns / area, mask.sum(axis=2) @ rows / area
 
 
-def _fit_template(mask: np.ndarray, area: float, x: np.ndarray, y: np.ndarray) -> tuple[str | None, float]:
-    """The shape that differs least from the mask when laid on its centroid with its area, and its extent in pixels.
+def _fit_template(
+    mask: np.ndarray, area: float, x: np.ndarray, y: np.ndarray
+) -> tuple[str | None, float]:
+    """The shape that differs least from the mask when laid on its centroid with its area, and its
+    extent in pixels.
 
     The shape is None when even the best fits badly.
     """
@@ -190,7 +226,9 @@ def _fit_template(mask: np.ndarray, area: float, x: np.ndarray, y: np.ndarray) -
         extent = float(np.sqrt(area / fill))
         # A triangle's centroid lies a sixth of its height below the middle of its box.
         center_y = y - extent / 6 if shape == "triangle" else y
-        template = coverage(shape, extent, center_x=x, center_y=center_y, height=height, width=width)
+        template = coverage(
+            shape, extent, center_x=x, center_y=center_y, height=height, width=width
+        )
         misfit = float(np.sum((template - mask) ** 2))
         if misfit < best[1]:
             best = (shape, misfit, extent)
@@ -199,14 +237,17 @@ def _fit_template(mask: np.ndarray, area: float, x: np.ndarray, y: np.ndarray) -
 
 
 def _direction(times: np.ndarray, x: np.ndarray, y: np.ndarray, frames: int) -> str | None:
-    """The side towards which a straight line through the centroids leads, None when it hardly leads anywhere.
+    """The side towards which a straight line through the centroids leads, None when it hardly leads
+    anywhere.
 
     `times`: indices of the frames; `x`, `y`: centroids as fractions of the frame.
     """
     if len(times) < 2:
         return None
     centered = times - times.mean()
-    way_x, way_y = (float(centered @ place / (centered @ centered)) * (frames - 1) for place in (x, y))
+    way_x, way_y = (
+        float(centered @ place / (centered @ centered)) * (frames - 1) for place in (x, y)
+    )
     if max(abs(way_x), abs(way_y)) < _LEAST_TRAVEL:
         return None
     if abs(way_x) > abs(way_y):

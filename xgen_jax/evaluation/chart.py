@@ -1,7 +1,8 @@
-"""A line chart as inline SVG: raw values faint, a running mean in front, round ticks, a log scale where useful.
+"""A line chart as inline SVG: raw values faint, a running mean in front, round ticks, a log scale
+where useful.
 
-Colours are left to the page's style sheet through the classes `raw`, `smooth`, `grid` and `frame`, so that a chart
-follows the page from light to dark.
+Colours are left to the page's style sheet through the classes `raw`, `smooth`, `grid` and `frame`,
+so that a chart follows the page from light to dark.
 """
 
 import html
@@ -16,14 +17,17 @@ MAX_POINTS = 500  # more than the pixels of the drawing would only make the page
 LOG_RATIO = 10.0  # values spanning more than this are drawn on a log scale
 
 
-def line_chart(x: Sequence[float], y: Sequence[float], label: str, log: bool = True, x_label: str = "step") -> str:
+def line_chart(
+    x: Sequence[float], y: Sequence[float], label: str, log: bool = True, x_label: str = "step"
+) -> str:
     """One curve.
 
     Args:
       x: positions, increasing; finite.
       y: values, as many; NaN and infinities are left out and counted below the curve.
       label: what is drawn, with its unit.
-      log: whether to use a log scale where the values are positive and span more than a factor of ten.
+      log: whether to use a log scale where the values are positive and span more than a factor of
+      ten.
       x_label: what x is.
 
     Returns:
@@ -36,7 +40,8 @@ def line_chart(x: Sequence[float], y: Sequence[float], label: str, log: bool = T
     if len(x) < 2:
         return f'<p class="missing">{html.escape(label)}: fewer than two finite values to draw.</p>'
     smooth = running_mean(y, max(1, len(y) // 25))
-    # A spike of the first steps or of one bad batch would flatten everything else: the range is that of nearly all.
+    # A spike of the first steps or of one bad batch would flatten everything else: the range is
+    # that of nearly all.
     low, high = np.quantile(y, 0.005), np.quantile(y, 0.995)
     low, high = min(low, smooth.min()), max(high, smooth.max())
     log = bool(log and y.min() > 0 and high / low > LOG_RATIO)
@@ -57,14 +62,19 @@ def line_chart(x: Sequence[float], y: Sequence[float], label: str, log: bool = T
     for tick in ticks:
         if bottom <= scale(tick) <= top:
             height = up(tick)
-            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+            parts.append(
+                f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>'
+            )
+            parts.append(
+                f'<text x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{short(tick)}</text>'
+            )
     for tick in linear_ticks(x[0], x[-1], 5):
         if x[0] <= tick <= x[-1]:
             parts.append(
                 f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{short(tick)}</text>'
             )
-    # Every k-th raw value, not a mean of k: the spread of the raw values is what the faint curve is there to show.
+    # Every k-th raw value, not a mean of k: the spread of the raw values is what the faint curve is
+    # there to show.
     every = -(-len(x) // MAX_POINTS)
     keep = np.union1d(np.arange(0, len(x), every), [len(x) - 1])
     for name, values in (("raw", np.clip(y, low, high)), ("smooth", smooth)):
@@ -87,9 +97,9 @@ def line_chart(x: Sequence[float], y: Sequence[float], label: str, log: bool = T
 def running_mean(y: np.ndarray, radius: int) -> np.ndarray:
     """Mean over up to `radius` neighbours on each side.
 
-    Near the start as many on both sides, fewer and fewer: training curves are steep there and a lopsided window would
-    be off. Near the end, where they are flat, all there are on the left: the last value is then a mean too, not one
-    noisy step.
+    Near the start as many on both sides, fewer and fewer: training curves are steep there and a
+    lopsided window would be off. Near the end, where they are flat, all there are on the left: the
+    last value is then a mean too, not one noisy step.
     """
     total = np.concatenate([[0.0], np.cumsum(y)])
     index = np.arange(len(y))
@@ -111,7 +121,9 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten from low to high, with 2 and 5 between them when there are few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     multiples = (1, 2, 5) if len(decades) <= 4 else (1,)
-    return [m * 10.0**decade for decade in decades for m in multiples if low <= m * 10.0**decade <= high]
+    return [
+        m * 10.0**decade for decade in decades for m in multiples if low <= m * 10.0**decade <= high
+    ]
 
 
 def short(value: float) -> str:

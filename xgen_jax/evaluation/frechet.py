@@ -1,15 +1,17 @@
-"""Frechet distance between two sets of clips: how far apart their features' distributions lie, taken as Gaussians.
+"""Frechet distance between two sets of clips: how far apart their features' distributions lie,
+taken as Gaussians.
 
     d^2 = |m_x - m_y|^2 + tr S_x + tr S_y - 2 tr (S_x S_y)^(1/2)
 
-With centred features X = A sqrt(N - 1) and Y likewise, S_x = A^T A, S_y = B^T B, and the last trace is the sum of the
-singular values of A B^T. No root of a covariance is taken, so it is exact where one has no full rank as well (fewer
-clips than features), and never complex.
+With centred features X = A sqrt(N - 1) and Y likewise, S_x = A^T A, S_y = B^T B, and the last trace
+is the sum of the singular values of A B^T. No root of a covariance is taken, so it is exact where
+one has no full rank as well (fewer clips than features), and never complex.
 
-FVD (arXiv 1812.01717) takes the features from an I3D network trained on Kinetics. Without its weights there is
-`random_features`: a small convolutional network of random filters that nothing has trained. It tells blur, noise and
-wrong motion from what is natural, and sees no objects: its distance is called `frechet_random_features`, can only be
-compared with itself on the same clips, and is no FVD.
+FVD (arXiv 1812.01717) takes the features from an I3D network trained on Kinetics. Without its
+weights there is `random_features`: a small convolutional network of random filters that nothing has
+trained. It tells blur, noise and wrong motion from what is natural, and sees no objects: its
+distance is called `frechet_random_features`, can only be compared with itself on the same clips,
+and is no FVD.
 """
 
 import functools
@@ -20,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from xgen_jax.data.pixels import to_float
 from xgen_jax.errors import UserError
-from xgen_jax.inference.video_range import to_float
 from xgen_jax.typing import Array, Video
 
 NAME = "frechet_random_features"
@@ -49,22 +51,31 @@ def frechet_distance(x_ND: np.ndarray, y_ND: np.ndarray) -> float:
     x, y = np.asarray(x_ND, np.float64), np.asarray(y_ND, np.float64)
     for features in (x, y):
         if features.ndim != 2 or len(features) < 2:
-            raise UserError(f"a Frechet distance needs (N, D) features of 2 samples or more, not {features.shape}")
+            raise UserError(
+                f"a Frechet distance needs (N, D) features of 2 samples or more, not {features.shape}"
+            )
         if not np.isfinite(features).all():
             raise UserError("a Frechet distance needs finite features")
     if x.shape[1] != y.shape[1]:
-        raise UserError(f"the two sets have {x.shape[1]} and {y.shape[1]} features; they must be the same")
+        raise UserError(
+            f"the two sets have {x.shape[1]} and {y.shape[1]} features; they must be the same"
+        )
     # QR keeps A^T A, and makes the product D x D however many samples there are.
     a, b = (np.linalg.qr((z - z.mean(0)) / np.sqrt(len(z) - 1), mode="r") for z in (x, y))
     cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
-    return float(np.square(x.mean(0) - y.mean(0)).sum() + np.square(a).sum() + np.square(b).sum() - 2 * cross)
+    return float(
+        np.square(x.mean(0) - y.mean(0)).sum() + np.square(a).sum() + np.square(b).sum() - 2 * cross
+    )
 
 
 @functools.cache
 def _filters() -> tuple[np.ndarray, ...]:
     """Normal, of such a variance that the activations keep theirs (arXiv 1502.01852)."""
     rng, shapes = np.random.default_rng(SEED), zip((3, *WIDTHS[:-1]), WIDTHS)
-    return tuple((rng.standard_normal((3, 3, 3, i, o)) * np.sqrt(2 / (27 * i))).astype(np.float32) for i, o in shapes)
+    return tuple(
+        (rng.standard_normal((3, 3, 3, i, o)) * np.sqrt(2 / (27 * i))).astype(np.float32)
+        for i, o in shapes
+    )
 
 
 @jax.jit
@@ -73,13 +84,16 @@ def _features(filters: tuple[Array, ...], video_BTHWC: Array) -> Array:
     # A figure must not depend on whether the device rounds its products.
     with jax.default_matmul_precision("highest"):
         for kernel in filters:
-            x = lax.conv_general_dilated(x, kernel, (1, 2, 2), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+            x = lax.conv_general_dilated(
+                x, kernel, (1, 2, 2), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+            )
             x = jnp.where(x > 0, x, 0.2 * x)
     return jnp.concatenate([x.mean((1, 2, 3)), x.std((1, 2, 3))], axis=-1)
 
 
 def random_features(clips: Iterable[Video]) -> np.ndarray:
-    """Features of clips, for `frechet_distance`; the same wherever and whenever they are computed, to rounding.
+    """Features of clips, for `frechet_distance`; the same wherever and whenever they are computed,
+    to rounding.
 
     Args:
       clips: uint8 (T, H, W, 3), one after another.

@@ -1,20 +1,25 @@
-"""How close a reconstruction is to the original: PSNR, SSIM, MSE and sharpness of uint8 videos, in NumPy.
+"""How close a reconstruction is to the original: PSNR, SSIM, MSE and sharpness of uint8 videos, in
+NumPy.
 
-What a viewer sees is compared: both videos are uint8, so a model's floats are rounded and clipped first.
+What a viewer sees is compared: both videos are uint8, so a model's floats are rounded and clipped
+first.
 
-    PSNR = 10 log10(255^2 / MSE)
-    SSIM = (2 m_a m_b + C1) (2 s_ab + C2) / ((m_a^2 + m_b^2 + C1) (s_a^2 + s_b^2 + C2)),  C = (K 255)^2
+    PSNR = 10 log10(255^2 / MSE) SSIM = (2 m_a m_b + C1) (2 s_ab + C2) / ((m_a^2 + m_b^2 + C1)
+    (s_a^2 + s_b^2 + C2)),  C = (K 255)^2
 
-SSIM as in Wang et al. 2004 (doi:10.1109/TIP.2003.819861): moments under an 11x11 Gaussian window of sigma 1.5,
-population covariance, K = 0.01 and 0.03, mean over the windows that lie wholly inside the frame, then over R, G and B.
-Tools that pad the frame and average the whole map give up to 6e-3 less. MSE is on the [-1, 1] scale, which is the one
-consistent with the xGen-VideoSyn-1 paper's table 3 (arXiv 2408.12590).
+SSIM as in Wang et al. 2004 (doi:10.1109/TIP.2003.819861): moments under an 11x11 Gaussian window of
+sigma 1.5, population covariance, K = 0.01 and 0.03, mean over the windows that lie wholly inside
+the frame, then over R, G and B. Tools that pad the frame and average the whole map give up to 6e-3
+less. MSE is on the [-1, 1] scale, which is the one consistent with the xGen-VideoSyn-1 paper's
+table 3 (arXiv 2408.12590).
 
 PSNR and MSE reward blur: the mean of all that might be there is their optimum. Sharpness tells it,
 
-    sharpness = mean |grad Y(reconstruction)| / mean |grad Y(original)|,  Y = 0.299 R + 0.587 G + 0.114 B
+    sharpness = mean |grad Y(reconstruction)| / mean |grad Y(original)|,  Y = 0.299 R + 0.587 G +
+    0.114 B
 
-with differences of neighbouring pixels for the gradient: 1 is natural, below it is blurred, above it noisy.
+with differences of neighbouring pixels for the gradient: 1 is natural, below it is blurred, above
+it noisy.
 """
 
 import math
@@ -29,12 +34,18 @@ DATA_RANGE = 255.0
 WINDOW = 11
 SIGMA = 1.5
 K1, K2 = 0.01, 0.03
-# Identical frames have an infinite PSNR, which neither a mean nor JSON can hold. Means take at most this much.
+# Identical frames have an infinite PSNR, which neither a mean nor JSON can hold. Means take at most
+# this much.
 PSNR_CAP_DB = 100.0
 MSE_TO_UNIT = (2.0 / DATA_RANGE) ** 2  # from the 0..255 scale to [-1, 1]
 MEANS = ("psnr_db", "psnr_of_mean_mse_db", "ssim", "mse", "sharpness")
-LUMA = (299, 587, 114)  # thousandths, of ITU-R BT.601; whole numbers, for then a flat frame is exactly flat
-# A flat frame, such as a fade to black, has no finite ratio where the reconstruction is not flat as well.
+LUMA = (
+    299,
+    587,
+    114,
+)  # thousandths, of ITU-R BT.601; whole numbers, for then a flat frame is exactly flat
+# A flat frame, such as a fade to black, has no finite ratio where the reconstruction is not flat as
+# well.
 SHARPNESS_CAP = 4.0
 
 CONVENTIONS = {
@@ -50,7 +61,8 @@ Video = np.ndarray  # uint8 (T, H, W, 3); not from xgen_jax.typing, which would 
 
 
 class FrameDistance(Protocol):
-    """A learned distance of two uint8 videos (T, H, W, 3), frame by frame: (T,), 0 where they are equal.
+    """A learned distance of two uint8 videos (T, H, W, 3), frame by frame: (T,), 0 where they are
+    equal.
 
     `name` is its key in the results, `convention` what that name means.
     """
@@ -93,12 +105,14 @@ def ssim_frames(a: Video, b: Video) -> np.ndarray:
         raise UserError(
             f"SSIM needs frames of at least {WINDOW}x{WINDOW} pixels, its window; these are {a.shape[1]}x{a.shape[2]}"
         )
-    # Frame by frame: the five moment maps of one frame stay in the cache where a whole clip's would not.
+    # Frame by frame: the five moment maps of one frame stay in the cache where a whole clip's would
+    # not.
     return np.array([_ssim(x, y) for x, y in zip(a, b, strict=True)])
 
 
 def sharpness_frames(original: Video, reconstruction: Video) -> np.ndarray:
-    """How much of the original's gradient each frame of the reconstruction has; see the module's docstring.
+    """How much of the original's gradient each frame of the reconstruction has; see the module's
+    docstring.
 
     Args:
       original, reconstruction: uint8 (T, H, W, 3), H and W at least 2.
@@ -112,14 +126,18 @@ def sharpness_frames(original: Video, reconstruction: Video) -> np.ndarray:
     _check(original, reconstruction)
     _, height, width, _ = original.shape
     if min(height, width) < 2:
-        raise UserError(f"sharpness needs frames of at least 2x2 pixels; these are {height}x{width}")
+        raise UserError(
+            f"sharpness needs frames of at least 2x2 pixels; these are {height}x{width}"
+        )
     frames = zip(original, reconstruction, strict=True)
     wanted, got = np.array([(_gradient(x), _gradient(y)) for x, y in frames]).T
     ratio = np.divide(got, wanted, out=np.full_like(got, SHARPNESS_CAP), where=wanted > 0)
     return np.where((wanted == 0) & (got == 0), 1.0, np.minimum(ratio, SHARPNESS_CAP))
 
 
-def compare(original: Video, reconstruction: Video, lpips: FrameDistance | None = None) -> dict[str, Any]:
+def compare(
+    original: Video, reconstruction: Video, lpips: FrameDistance | None = None
+) -> dict[str, Any]:
     """All metrics of one clip.
 
     Args:
@@ -127,11 +145,12 @@ def compare(original: Video, reconstruction: Video, lpips: FrameDistance | None 
       lpips: a learned distance to report as well.
 
     Returns:
-      `psnr_db` (mean over frames, a frame counting for at most 100 dB: identical frames have no finite PSNR),
-      `psnr_of_mean_mse_db` (the PSNR of the clip's mean MSE, capped likewise; never above `psnr_db` without the cap),
-      `ssim` (mean over frames), `mse` (mean, [-1, 1] scale), `sharpness` (mean over frames), `identical_frames` (how
-      many), and the lists `psnr_db_frames`, `ssim_frames`, `mse_frames`, `sharpness_frames`; with `lpips` its mean and
-      list under its name. All finite.
+      `psnr_db` (mean over frames, a frame counting for at most 100 dB: identical frames have no
+      finite PSNR), `psnr_of_mean_mse_db` (the PSNR of the clip's mean MSE, capped likewise; never
+      above `psnr_db` without the cap), `ssim` (mean over frames), `mse` (mean, [-1, 1] scale),
+      `sharpness` (mean over frames), `identical_frames` (how many), and the lists `psnr_db_frames`,
+      `ssim_frames`, `mse_frames`, `sharpness_frames`; with `lpips` its mean and list under its
+      name. All finite.
 
     Raises:
       UserError: as `psnr_frames` and `ssim_frames`; what `lpips` raises.
@@ -170,14 +189,15 @@ def evaluate_reconstruction(
     Args:
       reconstruct: video -> video of the same shape, both uint8 (T, H, W, 3).
       clips: (name, video) pairs, at least one.
-      visit: called with each clip's row, original and reconstruction, to save them or to show progress; it may add
-        entries to the row, such as the `file` it wrote.
+      visit: called with each clip's row, original and reconstruction, to save them or to show
+        progress; it may add entries to the row, such as the `file` it wrote.
       worst: how many of the clips with the lowest PSNR to list.
       lpips: a learned distance to report as well, under its name.
 
     Returns:
-      `clips` (how many), `mean` (of each metric, over clips), `worst` (names, worst first), `conventions` (what the
-      metrics' names mean) and `videos`, one row a clip: `name`, `frames`, `height`, `width` and all of `compare`.
+      `clips` (how many), `mean` (of each metric, over clips), `worst` (names, worst first),
+      `conventions` (what the metrics' names mean) and `videos`, one row a clip: `name`, `frames`,
+      `height`, `width` and all of `compare`.
 
     Raises:
       UserError: no clips, or a clip that cannot be compared; the message names it.
@@ -201,7 +221,9 @@ def evaluate_reconstruction(
         "clips": len(rows),
         "mean": {name: math.fsum(row[name] for row in rows) / len(rows) for name in means},
         "worst": [row["name"] for row in sorted(rows, key=lambda row: row["psnr_db"])[:worst]],
-        "conventions": CONVENTIONS if lpips is None else CONVENTIONS | {lpips.name: lpips.convention},
+        "conventions": CONVENTIONS
+        if lpips is None
+        else CONVENTIONS | {lpips.name: lpips.convention},
         "videos": rows,
     }
 
@@ -211,7 +233,8 @@ def side_by_side(original: Video, reconstruction: Video, separator: int = 2) -> 
 
     Args:
       original, reconstruction: uint8 (T, H, W, 3).
-      separator: width of the line in pixels, even, since the common video formats need an even width.
+      separator: width of the line in pixels, even, since the common video formats need an even
+      width.
 
     Returns:
       uint8 (T, H, 2 W + separator, 3).
@@ -221,7 +244,9 @@ def side_by_side(original: Video, reconstruction: Video, separator: int = 2) -> 
     """
     _check(original, reconstruction)
     if separator < 0 or separator % 2:
-        raise UserError(f"the separator is {separator} pixels wide; it must be even and not negative")
+        raise UserError(
+            f"the separator is {separator} pixels wide; it must be even and not negative"
+        )
     frames, height, _, channels = original.shape
     line = np.full((frames, height, separator, channels), 128, np.uint8)
     return np.concatenate([original, line, reconstruction], axis=2)
@@ -236,7 +261,8 @@ def _check(a: Video, b: Video) -> None:
 
 
 def _mse_frames(a: Video, b: Video) -> np.ndarray:
-    """Mean squared difference of each frame on the 0..255 scale, float64 (T,); exact before the division."""
+    """Mean squared difference of each frame on the 0..255 scale, float64 (T,); exact before the
+    division."""
     _check(a, b)
     return np.array([np.square(x.astype(np.int64) - y).mean() for x, y in zip(a, b, strict=True)])
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from xgen_jax.data.shapes import Shape, parse_shapes
+from xgen_jax.data.buckets import Shape, parse_shapes
 
-# VidVAE's row of table 3 of arXiv 2408.12590: clip shape -> PSNR in dB, SSIM, MSE on the [-1, 1] scale.
+# VidVAE's row of table 3 of arXiv 2408.12590: clip shape -> PSNR in dB, SSIM, MSE on the [-1, 1]
+# scale.
 PAPER = {
     "1x768x768": (39.41, 0.971, 0.00082),
     "17x512x512": (33.83, 0.935, 0.00281),
@@ -27,7 +28,13 @@ COLUMNS = {
 
 def expand_shapes(shapes: Sequence[str]) -> list[Shape]:
     """As `parse_shapes`, where "paper" stands for the paper's three."""
-    return parse_shapes([one for entry in shapes for one in (PAPER if entry.strip().lower() == "paper" else [entry])])
+    return parse_shapes(
+        [
+            one
+            for entry in shapes
+            for one in (PAPER if entry.strip().lower() == "paper" else [entry])
+        ]
+    )
 
 
 def table(entries: Sequence[dict[str, Any]]) -> str:
@@ -37,15 +44,23 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
       entries: one a shape: `shape` ("9x32x32"), `clips`, `mean`, `worst`.
 
     Returns:
-      The table, the paper's figures in it where a shape is one of the paper's, and the worst clips of each shape.
+      The table, the paper's figures in it where a shape is one of the paper's, and the worst clips
+      of each shape.
     """
-    columns = {key: column for key, column in COLUMNS.items() if any(key in entry["mean"] for entry in entries)}
+    columns = {
+        key: column
+        for key, column in COLUMNS.items()
+        if any(key in entry["mean"] for entry in entries)
+    }
     paper = any(entry["shape"] in PAPER for entry in entries)
     head = ["frames x height x width", "clips", *(title for title, _ in columns.values())]
     rows = [head + ["paper: PSNR / SSIM / MSE"] * paper]
     rows.append(["---"] * len(rows[0]))
     for entry in entries:
-        cells = [f"{entry['mean'][key]:{form}}" if key in entry["mean"] else "–" for key, (_, form) in columns.items()]
+        cells = [
+            f"{entry['mean'][key]:{form}}" if key in entry["mean"] else "–"
+            for key, (_, form) in columns.items()
+        ]
         theirs = PAPER.get(entry["shape"])
         beside = ["–" if theirs is None else "{:.2f} / {:.3f} / {:.5f}".format(*theirs)] * paper
         rows.append([entry["shape"], str(entry["clips"]), *cells, *beside])

@@ -1,8 +1,10 @@
-"""One HTML page of a finished (or half finished) quickstart: figures, curves, videos, verdicts, configuration.
+"""One HTML page of a finished (or half finished) quickstart: figures, curves, videos, verdicts,
+configuration.
 
-The page is a single file that asks nothing of the network: videos are embedded, curves are inline SVG, there are no
-scripts, and a content security policy in its head holds it to that. It is written from what lies on disk under the
-root folder, so it can be made again at any time, and a part that is missing is said to be missing.
+The page is a single file that asks nothing of the network: videos are embedded, curves are inline
+SVG, there are no scripts, and a content security policy in its head holds it to that. It is written
+from what lies on disk under the root folder, so it can be made again at any time, and a part that
+is missing is said to be missing.
 
     ROOT/{vidvae,vdit}/{config.json,run.json,metrics.jsonl}
     ROOT/evaluation/reconstruction/reconstruction.json and the videos it names
@@ -23,11 +25,15 @@ from typing import Any
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.chart import line_chart
 from xgen_jax.evaluation.report_style import STYLE
-from xgen_jax.training.metrics import duration, read_jsonl
+from xgen_jax.training.metric_writers import duration, read_jsonl
 
 STAGES = {"vidvae": "Video autoencoder (VidVAE)", "vdit": "Text-to-video transformer (VDiT)"}
 # Metric: its label, and whether a log scale may help.
-CURVES = {"loss": ("loss", True), "psnr_db": ("PSNR, dB", False), "steps_per_s": ("speed, steps/s", False)}
+CURVES = {
+    "loss": ("loss", True),
+    "psnr_db": ("PSNR, dB", False),
+    "steps_per_s": ("speed, steps/s", False),
+}
 MAX_SAMPLES = 64
 MAX_IN_SIGHT = 28  # the rest is folded away, so that what follows is found without much scrolling
 MAX_RECONSTRUCTIONS = 12
@@ -60,7 +66,9 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
     timings = _read_json(root / "timings.json")
     if not any(runs.values()) and reconstruction is None and captions is None:
         wanted = ", ".join(f"{stage}/metrics.jsonl" for stage in STAGES)
-        raise UserError(f"{root} holds no run: expected a quickstart's folder, with {wanted} or an evaluation in it")
+        raise UserError(
+            f"{root} holds no run: expected a quickstart's folder, with {wanted} or an evaluation in it"
+        )
 
     videos = _Videos(VIDEO_BUDGET)
     page = [
@@ -72,7 +80,10 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
         _tiles(reconstruction, captions, timings),
         _section("Samples", _samples(captions, root / "evaluation" / "captions", videos)),
         _section("Accuracy by attribute", _accuracy(captions)),
-        _section("Reconstruction", _reconstruction(reconstruction, root / "evaluation" / "reconstruction", videos)),
+        _section(
+            "Reconstruction",
+            _reconstruction(reconstruction, root / "evaluation" / "reconstruction", videos),
+        ),
         _section("Training", _curves(runs)),
         _section("Time", _timings(timings)),
         _section("Configuration", _configuration(runs)),
@@ -119,7 +130,8 @@ class _Videos:
     def element(self, folder: pathlib.Path, file: Any, label: str) -> str | None:
         """The element, a remark if the file is not there, or None if the page is full."""
         path = (folder / str(file)).resolve()
-        # Only what lies beside the JSON that names it: a page that is passed on must not carry other files along.
+        # Only what lies beside the JSON that names it: a page that is passed on must not carry
+        # other files along.
         if not file or not path.is_relative_to(folder.resolve()) or not path.is_file():
             return f'<p class="missing">{escape(str(file))} is not there.</p>'
         if path.stat().st_size > self.left:
@@ -130,16 +142,28 @@ class _Videos:
         return f'<video src="{source}" aria-label="{escape(label)}" autoplay loop muted playsinline></video>'
 
     def cards(
-        self, rows: list[dict[str, Any]], folder: pathlib.Path, most: int, caption: Any, kind: str, remark: str
+        self,
+        rows: list[dict[str, Any]],
+        folder: pathlib.Path,
+        most: int,
+        caption: Any,
+        kind: str,
+        remark: str,
     ) -> str:
         """A grid of the first rows, with a line that says how many of how many."""
         cards = []
         for row in rows[:most]:
-            video = self.element(folder, row.get("file"), str(row.get("prompt", row.get("name", ""))))
+            video = self.element(
+                folder, row.get("file"), str(row.get("prompt", row.get("name", "")))
+            )
             if video is None:
                 break
             cards.append(f"<figure>{video}<figcaption>{caption(row)}</figcaption></figure>")
-        shown = f"The first {len(cards)} of {len(rows)}" if len(cards) < len(rows) else f"All {len(rows)}"
+        shown = (
+            f"The first {len(cards)} of {len(rows)}"
+            if len(cards) < len(rows)
+            else f"All {len(rows)}"
+        )
         in_sight, folded = cards[:MAX_IN_SIGHT], cards[MAX_IN_SIGHT:]
         grid = f'<p class="note">{shown} {kind}{remark}.</p><div class="cards {kind}">{"".join(in_sight)}</div>'
         if folded:
@@ -163,7 +187,9 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Cells are HTML."""
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def _number(value: Any) -> float | None:
@@ -198,7 +224,9 @@ def _value(name: str, value: Any) -> str:
 
 
 def _header(root: pathlib.Path, runs: Mapping[str, dict[str, Any]]) -> str:
-    machines = dict.fromkeys(str(run["run"]["device"]) for run in runs.values() if run.get("run", {}).get("device"))
+    machines = dict.fromkeys(
+        str(run["run"]["device"]) for run in runs.values() if run.get("run", {}).get("device")
+    )
     where = f" Trained on {escape(' and '.join(machines))}." if machines else ""
     return (
         f"<header><p>xgen_jax</p><h1>{escape(root.resolve().name)}</h1>"
@@ -222,15 +250,26 @@ def _tiles(reconstruction: dict | None, captions: dict | None, timings: dict | N
     else:
         tiles.append(("Reconstruction, PSNR", "–", "not evaluated yet"))
     if captions:
-        remark = f"of {_figure(captions.get('prompts'), ',')} prompts, as the verifier reads the videos"
-        tiles.append(("All attributes right", _figure(captions.get("accuracy", {}).get("all"), ".0%"), remark))
+        remark = (
+            f"of {_figure(captions.get('prompts'), ',')} prompts, as the verifier reads the videos"
+        )
+        tiles.append(
+            (
+                "All attributes right",
+                _figure(captions.get("accuracy", {}).get("all"), ".0%"),
+                remark,
+            )
+        )
     else:
         tiles.append(("All attributes right", "–", "not evaluated yet"))
     if timings:
         tiles.append(("Total time", duration(_total_s(timings)), "all stages together"))
     else:
         tiles.append(("Total time", "–", "not recorded"))
-    cells = (f"<div><p>{name}</p><strong>{value}</strong><p>{remark}</p></div>" for name, value, remark in tiles)
+    cells = (
+        f"<div><p>{name}</p><strong>{value}</strong><p>{remark}</p></div>"
+        for name, value, remark in tiles
+    )
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
@@ -240,7 +279,8 @@ def _samples(captions: dict | None, folder: pathlib.Path, videos: _Videos) -> st
     if not captions.get("samples"):
         return _missing("The captions evaluation kept no samples.")
     settings = ", ".join(
-        f"{escape(name.replace('_', ' '))} {escape(str(value))}" for name, value in captions.get("settings", {}).items()
+        f"{escape(name.replace('_', ' '))} {escape(str(value))}"
+        for name, value in captions.get("settings", {}).items()
     )
 
     def caption(row: dict[str, Any]) -> str:
@@ -256,7 +296,14 @@ def _samples(captions: dict | None, folder: pathlib.Path, videos: _Videos) -> st
         marks.sort(key=lambda mark: 'class="wrong"' in mark)
         return f"<p>{escape(str(row.get('prompt', '')))}</p><ul>{''.join(marks)}</ul>"
 
-    cards = videos.cards(captions["samples"], folder, MAX_SAMPLES, caption, "samples", ", in the order of the prompts")
+    cards = videos.cards(
+        captions["samples"],
+        folder,
+        MAX_SAMPLES,
+        caption,
+        "samples",
+        ", in the order of the prompts",
+    )
     return f'<p class="note">Sampled with {settings}.</p>{cards}' if settings else cards
 
 
@@ -280,9 +327,14 @@ def _accuracy(captions: dict | None) -> str:
 
 
 def wilson_interval(fraction: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a proportion seen in `count` trials; inside [0, 1], and of some width even at 0 and 1."""
+    """Wilson's interval of a proportion seen in `count` trials; inside [0, 1], and of some width
+    even at 0 and 1."""
     centre = (fraction + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(fraction * (1 - fraction) / count + (z / (2 * count)) ** 2)
+    half = (
+        z
+        / (1 + z * z / count)
+        * math.sqrt(fraction * (1 - fraction) / count + (z / (2 * count)) ** 2)
+    )
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
@@ -290,9 +342,15 @@ def _reconstruction(reconstruction: dict | None, folder: pathlib.Path, videos: _
     if reconstruction is None:
         return _missing("No reconstruction evaluation yet.")
     mean = reconstruction.get("mean", {})
-    forms = {"psnr_db": ("PSNR", ".2f", " dB"), "ssim": ("SSIM", ".4f", ""), "mse": ("MSE in [-1, 1]", ".5f", "")}
+    forms = {
+        "psnr_db": ("PSNR", ".2f", " dB"),
+        "ssim": ("SSIM", ".4f", ""),
+        "mse": ("MSE in [-1, 1]", ".5f", ""),
+    }
     forms |= {"sharpness": ("sharpness", ".2f", "")}
-    figures = ", ".join(f"{name} {_figure(mean.get(key), form)}{unit}" for key, (name, form, unit) in forms.items())
+    figures = ", ".join(
+        f"{name} {_figure(mean.get(key), form)}{unit}" for key, (name, form, unit) in forms.items()
+    )
     head = f"<p>Mean over {_figure(reconstruction.get('clips'), ',')} clips: {figures}.</p>"
     rows = [row for row in reconstruction.get("videos", []) if row.get("file")]
     if not rows:
@@ -318,7 +376,9 @@ def _curves(runs: Mapping[str, dict[str, Any]]) -> str:
         time = f" in {duration(last['time_s'])}" if _number(last.get("time_s")) is not None else ""
         parts.append(f'<p class="note">{last["step"]:,} steps{time}.</p><div class="charts">')
         for name, (label, log) in CURVES.items():
-            points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+            points = [
+                (row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)
+            ]
             if points:
                 parts.append(f"<div>{line_chart(*zip(*points), label, log)}</div>")
         parts.append("</div>")
@@ -352,7 +412,10 @@ def _configuration(runs: Mapping[str, dict[str, Any]]) -> str:
         if config is None:
             parts.append(_missing(f"{title}: no configuration."))
             continue
-        rows = [(f"<code>{escape(k)}</code>", f"<code>{escape(json.dumps(v))}</code>") for k, v in _flat(config)]
+        rows = [
+            (f"<code>{escape(k)}</code>", f"<code>{escape(json.dumps(v))}</code>")
+            for k, v in _flat(config)
+        ]
         parts.append(
             f"<details><summary>{title}: {len(rows)} settings</summary>{_table(('name', 'value'), rows)}</details>"
         )
@@ -370,10 +433,15 @@ def _versions(runs: Mapping[str, dict[str, Any]]) -> str:
         cells = ([_value(n, c[n]) if n in c else "–" for c in columns.values()] for n in names)
         return _table(
             head,
-            ([escape(name.removesuffix("_s") if _is_time(name) else name), *row] for name, row in zip(names, cells)),
+            (
+                [escape(name.removesuffix("_s") if _is_time(name) else name), *row]
+                for name, row in zip(names, cells)
+            ),
         )
 
-    plain = {stage: {k: v for k, v in fact.items() if k != "versions"} for stage, fact in facts.items()}
+    plain = {
+        stage: {k: v for k, v in fact.items() if k != "versions"} for stage, fact in facts.items()
+    }
     versions = {stage: fact.get("versions", {}) for stage, fact in facts.items()}
     return table(plain) + (table(versions) if any(versions.values()) else "")
 
@@ -381,7 +449,10 @@ def _versions(runs: Mapping[str, dict[str, Any]]) -> str:
 def _reproduce(root: pathlib.Path, captions: dict | None) -> str:
     folder = shlex.quote(f"runs/{root.resolve().name}")
     settings = (captions or {}).get("settings", {})
-    prompt = next((str(row["prompt"]) for row in (captions or {}).get("samples", []) if row.get("prompt")), "...")
+    prompt = next(
+        (str(row["prompt"]) for row in (captions or {}).get("samples", []) if row.get("prompt")),
+        "...",
+    )
     names = [name for name in ("seed", "steps", "sampler", "guidance_scale") if name in settings]
     flags = " ".join(f"--{name}={shlex.quote(str(settings[name]))}" for name in names)
     commands = f"""# everything on this page, from nothing

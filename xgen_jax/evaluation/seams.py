@@ -1,11 +1,13 @@
-"""Seams: does a reconstruction jump where one chunk of frames ends and the next begins? uint8 videos, in NumPy.
+"""Seams: does a reconstruction jump where one chunk of frames ends and the next begins? uint8
+videos, in NumPy.
 
     d_i = mean |frame_i - frame_{i-1}|        ratio(p) = sum of d_i of reconstructions / sum of d_i of originals,
 
-both sums over all clips and all i with i = p modulo the frames of a chunk. 1 is as much change as the original has.
-ratio(0) is the seam ratio, taken across the chunks' borders; the others tell what a pair of frames within a chunk has,
-and where a decoder has moved its seams to. What a viewer sees is compared, so a model's floats are rounded and clipped
-first. Of the published videos of REGEN the seam ratio is 1.29 at 16x and 1.81 at 32x, the median of the others 0.84.
+both sums over all clips and all i with i = p modulo the frames of a chunk. 1 is as much change as
+the original has. ratio(0) is the seam ratio, taken across the chunks' borders; the others tell what
+a pair of frames within a chunk has, and where a decoder has moved its seams to. What a viewer sees
+is compared, so a model's floats are rounded and clipped first. Of the published videos of REGEN the
+seam ratio is 1.29 at 16x and 1.81 at 32x, the median of the others 0.84.
 """
 
 import dataclasses
@@ -23,7 +25,8 @@ class Seams:
     """Ratios of frame differences, reconstruction over original.
 
     Attributes:
-      ratios: one for each place in a chunk; the first is that of a chunk's first frame to the frame before.
+      ratios: one for each place in a chunk; the first is that of a chunk's first frame to the frame
+      before.
     """
 
     ratios: tuple[float, ...]
@@ -45,7 +48,8 @@ class Seams:
 
 
 def frame_differences(video: Video) -> np.ndarray:
-    """Mean absolute difference of each frame to the one before: uint8 (T, H, W, 3) -> float64 (T - 1,) in 0..255."""
+    """Mean absolute difference of each frame to the one before: uint8 (T, H, W, 3) -> float64 (T -
+    1,) in 0..255."""
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
         raise UserError(f"expected a uint8 video (T, H, W, 3), got {video.dtype} {video.shape}")
     frames = video.astype(np.int16)
@@ -56,20 +60,24 @@ def measure_seams(pairs: Iterable[tuple[Video, Video]], chunk_frames: int) -> Se
     """The ratios of all clips together.
 
     Args:
-      pairs: (original, reconstruction) of each clip, uint8 (T, H, W, 3) of one shape; clips may differ in shape, and
-        chunks begin at their first frames.
+      pairs: (original, reconstruction) of each clip, uint8 (T, H, W, 3) of one shape; clips may
+        differ in shape, and chunks begin at their first frames.
       chunk_frames: frames of a chunk, 2 or more.
 
     Raises:
-      UserError: a pair that is not two uint8 videos of one shape; a place in the chunk at which no original moves, or
-        which no clip has: no clip is longer than a chunk.
+      UserError: a pair that is not two uint8 videos of one shape; a place in the chunk at which no
+        original moves, or which no clip has: no clip is longer than a chunk.
     """
     if chunk_frames < 2:
-        raise UserError(f"a chunk of {chunk_frames} frames has no pair of frames within; it must have 2 or more")
+        raise UserError(
+            f"a chunk of {chunk_frames} frames has no pair of frames within; it must have 2 or more"
+        )
     wanted, got = np.zeros(chunk_frames), np.zeros(chunk_frames)
     for original, reconstruction in pairs:
         if original.shape != reconstruction.shape:
-            raise UserError(f"the videos differ in shape (T, H, W, 3): {original.shape} and {reconstruction.shape}")
+            raise UserError(
+                f"the videos differ in shape (T, H, W, 3): {original.shape} and {reconstruction.shape}"
+            )
         places = np.arange(1, original.shape[0]) % chunk_frames
         np.add.at(wanted, places, frame_differences(original))
         np.add.at(got, places, frame_differences(reconstruction))

@@ -1,11 +1,13 @@
-"""Divide-and-merge, the xGen-VideoSyn-1 paper's way with long clips (arXiv 2408.12590, section 3.1 and figure 4).
+"""Divide-and-merge, the xGen-VideoSyn-1 paper's way with long clips (arXiv 2408.12590, section 3.1
+and figure 4).
 
-A clip is cut in short segments that share their end frames, each segment is encoded (or decoded) by itself, and the
-doubles are merged. The paper gives segments of five frames and no operator; `drop`, which Open-Sora-Plan's tiling does,
-keeps the earlier of two doubles, `mean` averages them.
+A clip is cut in short segments that share their end frames, each segment is encoded (or decoded) by
+itself, and the doubles are merged. The paper gives segments of five frames and no operator; `drop`,
+which Open-Sora-Plan's tiling does, keeps the earlier of two doubles, `mean` averages them.
 
-This is another function than encoding the whole clip, for a latent depends on frames before its segment: it is here for
-parity with the paper, and to be measured against. `inference.streaming` gives the whole clip's values.
+This is another function than encoding the whole clip, for a latent depends on frames before its
+segment: it is here for parity with the paper, and to be measured against. `inference.streaming`
+gives the whole clip's values.
 """
 
 from collections.abc import Callable
@@ -18,12 +20,17 @@ from xgen_jax.typing import Array
 MERGES = ("drop", "mean")
 
 
-def divide_and_merge(function: Callable[[Array], Array], x_BTHWC: Array, segment: int, merge: str = "drop") -> Array:
-    """Applies a function to segments of a clip that share their end frames, and merges what they share.
+def divide_and_merge(
+    function: Callable[[Array], Array], x_BTHWC: Array, segment: int, merge: str = "drop"
+) -> Array:
+    """Applies a function to segments of a clip that share their end frames, and merges what they
+    share.
 
     Args:
-      function: of a segment (B, segment, ...), with as many frames in its result for each; encode or decode.
-      x_BTHWC: the clip, of 1 + k (segment - 1) frames; a last segment may be shorter where the function takes it.
+      function: of a segment (B, segment, ...), with as many frames in its result for each; encode
+      or decode.
+      x_BTHWC: the clip, of 1 + k (segment - 1) frames; a last segment may be shorter where the
+      function takes it.
       segment: frames (latent frames, to decode) of a segment: 5 and 2 in the paper.
       merge: `drop` or `mean`.
 

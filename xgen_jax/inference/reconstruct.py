@@ -4,18 +4,19 @@ import dataclasses
 
 import numpy as np
 
+from xgen_jax.data.pixels import to_uint8
 from xgen_jax.errors import UserError
-from xgen_jax.inference.slow_motion import BETWEEN, decode_at_speed, moments
+from xgen_jax.inference.resample_time import BETWEEN, decode_at_speed, moments
 from xgen_jax.inference.streaming import decode, encode
-from xgen_jax.inference.video_range import to_uint8
 from xgen_jax.models.embedder import Embedder, REGENEmbedder
-from xgen_jax.training.run_folder import load_embedder
+from xgen_jax.runs.load import load_embedder
 from xgen_jax.typing import Array, Params, Video
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstructor:
-    """Encodes and decodes a video. Made by `load_reconstructor`, or `xgen_jax.load` of an embedder's run.
+    """Encodes and decodes a video. Made by `load_reconstructor`, or `xgen_jax.load` of an
+    embedder's run.
 
     Attributes:
       embedder, params: as `load_embedder` gives them.
@@ -26,20 +27,25 @@ class Reconstructor:
     params: Params
     memory_budget_gb: float | None = None
 
-    def __call__(self, video: Video, speed: float = 1.0, key: Array | None = None, between: str = BETWEEN[0]) -> Video:
-        """uint8 (T, H, W, 3) -> the same shape; at another speed as many frames as `slow_motion.moments` has.
+    def __call__(
+        self, video: Video, speed: float = 1.0, key: Array | None = None, between: str = BETWEEN[0]
+    ) -> Video:
+        """uint8 (T, H, W, 3) -> the same shape; at another speed as many frames as
+        `slow_motion.moments` has.
 
-        Any length and size: what the embedder cannot take as it is, is extended by repeating the last frame, row and
-        column, and cut off again.
+        Any length and size: what the embedder cannot take as it is, is extended by repeating the
+        last frame, row and column, and cut off again.
 
         Args:
           video: to be reconstructed.
-          speed: 0.5 shows it twice as slow, 2 twice as fast, at the same frames a second; a REGEN's alone.
+          speed: 0.5 shows it twice as slow, 2 twice as fast, at the same frames a second; a REGEN's
+          alone.
           key: of what a generative decoder draws; that of seed 0 by default.
           between: what is drawn between frames at another speed; see `slow_motion`.
 
         Raises:
-          UserError: not a uint8 video, or one that does not fit the budget; a speed that the embedder cannot have.
+          UserError: not a uint8 video, or one that does not fit the budget; a speed that the
+          embedder cannot have.
         """
         if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
             raise UserError(f"a video is uint8 (T, H, W, 3), not {video.dtype} {video.shape}")
@@ -57,11 +63,15 @@ class Reconstructor:
         if speed == 1.0:
             out = decode(self.embedder, self.params, latents, self.memory_budget_gb, key=key)
         else:
-            out = decode_at_speed(self.embedder, self.params, latents, speed, self.memory_budget_gb, key, between)
+            out = decode_at_speed(
+                self.embedder, self.params, latents, speed, self.memory_budget_gb, key, between
+            )
         return to_uint8(out[0])[:shown, :height, :width]
 
 
-def load_reconstructor(path, memory_budget_gb: float | None = None, steps: int | None = None) -> Reconstructor:
+def load_reconstructor(
+    path, memory_budget_gb: float | None = None, steps: int | None = None
+) -> Reconstructor:
     """Loads the run folder of an embedder.
 
     Args:
@@ -70,12 +80,15 @@ def load_reconstructor(path, memory_budget_gb: float | None = None, steps: int |
       steps: evaluations of a generative decoder; by default the run's.
 
     Raises:
-      UserError: no such folder; steps for a decoder that draws nothing, or that its process does not have.
+      UserError: no such folder; steps for a decoder that draws nothing, or that its process does
+      not have.
     """
     embedder, params = load_embedder(path, require_statistics=False)
     if steps is not None:
         if not isinstance(embedder, REGENEmbedder):
-            raise UserError(f"steps={steps} is for a REGEN, which draws its frames; a VidVAE decodes in one evaluation")
+            raise UserError(
+                f"steps={steps} is for a REGEN, which draws its frames; a VidVAE decodes in one evaluation"
+            )
         embedder.process.grid_times(steps)
         embedder = dataclasses.replace(embedder, steps=steps)
     return Reconstructor(embedder=embedder, params=params, memory_budget_gb=memory_budget_gb)

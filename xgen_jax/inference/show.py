@@ -19,7 +19,8 @@ def show(video: Video, fps: float = 8.0, path: str = "video.mp4", height: int = 
       height: of the picture on the page, in pixels.
 
     Returns:
-      The display object in a notebook (so that it may be a cell's last line), else the path written.
+      The display object in a notebook (so that it may be a cell's last line), else the path
+      written.
     """
     if _in_notebook():
         from IPython.display import HTML

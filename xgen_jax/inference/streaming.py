@@ -1,7 +1,9 @@
-"""Encoding and decoding of clips of any length, chunk after chunk, in memory that does not grow with the clip.
+"""Encoding and decoding of clips of any length, chunk after chunk, in memory that does not grow
+with the clip.
 
-Every layer that mixes frames carries what it must remember, so a clip in chunks gives what the whole clip gives: no
-overlap, no blending, no seams. A decoder that looks ahead gives its last frames with the chunk after.
+Every layer that mixes frames carries what it must remember, so a clip in chunks gives what the
+whole clip gives: no overlap, no blending, no seams. A decoder that looks ahead gives its last
+frames with the chunk after.
 """
 
 import functools
@@ -11,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xgen_jax.data.pixels import check_video, to_unit_range
 from xgen_jax.errors import UserError
-from xgen_jax.inference.memory import GB, largest_chunk, program_bytes
-from xgen_jax.inference.video_range import check_video
 from xgen_jax.models.embedder import Embedder
-from xgen_jax.training.objectives.vidvae import to_unit_range
+from xgen_jax.parallel.memory import GB, largest_chunk, program_bytes
 from xgen_jax.typing import Array, Params, Shape
 
 CHUNK = 4  # latent frames at a time where nobody sets a budget
@@ -29,26 +30,37 @@ def encode_chunk(embedder: Embedder, params: Params, video: Array, history):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=3)
-def decode_chunk(embedder: Embedder, params: Params, latents: Array, history, last: bool, key: Array | None = None):
+def decode_chunk(
+    embedder: Embedder,
+    params: Params,
+    latents: Array,
+    history,
+    last: bool,
+    key: Array | None = None,
+):
     """`Embedder.decode_chunk`, compiled; another key compiles nothing."""
     return embedder.decode_chunk(params, latents, history, last, key)
 
 
-def encode_stream(embedder: Embedder, params: Params, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def encode_stream(
+    embedder: Embedder, params: Params, chunks: Iterable[np.ndarray]
+) -> Iterator[np.ndarray]:
     """Encodes a clip that comes in chunks.
 
     Args:
       embedder, params: see `load_embedder`.
-      chunks: uint8, or float in [-1, 1], (B, T, H, W, 3), of any lengths that add up to one that can be encoded. What
-        does not fill an embedder's unit, a VidVAE's latent frame or a REGEN's chunk, waits for the chunk after; at the
-        end of a REGEN's clip a single frame is an image.
+      chunks: uint8, or float in [-1, 1], (B, T, H, W, 3), of any lengths that add up to one that
+        can be encoded. What does not fill an embedder's unit, a VidVAE's latent frame or a REGEN's
+        chunk, waits for the chunk after; at the end of a REGEN's clip a single frame is an image.
 
     Yields:
-      Normalised latents (B, t, h, w, c), float32, as soon as they are known; together those of the whole clip.
+      Normalised latents (B, t, h, w, c), float32, as soon as they are known; together those of the
+      whole clip.
 
     Raises:
-      UserError: a chunk of another size, batch or dtype than the first, pixels that are not finite or not in range, a
-        clip of a length or size that the model cannot take, a model that depends on the whole clip.
+      UserError: a chunk of another size, batch or dtype than the first, pixels that are not finite
+        or not in range, a clip of a length or size that the model cannot take, a model that depends
+        on the whole clip.
     """
     history, first, waiting, seen, done = None, None, None, 0, 0
     for chunk in chunks:
@@ -83,12 +95,14 @@ def decode_stream(
 
     Args:
       embedder, params: see `load_embedder`.
-      chunks: normalised latents (B, t, h, w, c). What does not fill an embedder's unit waits for the chunk after.
+      chunks: normalised latents (B, t, h, w, c). What does not fill an embedder's unit waits for
+      the chunk after.
       sharding: of a chunk, where several devices share it.
       key: see `Embedder.decode_chunk`.
 
     Yields:
-      Video (B, T, H, W, 3), float32, about [-1, 1]; it lags `embedder.look_ahead` frames behind what has come.
+      Video (B, T, H, W, 3), float32, about [-1, 1]; it lags `embedder.look_ahead` frames behind
+      what has come.
 
     Raises:
       UserError: as `encode_stream`.
@@ -103,26 +117,34 @@ def decode_stream(
         ready = waiting.shape[1] // embedder.unit * embedder.unit
         if ready:
             ready, waiting = waiting[:, :ready], waiting[:, ready:]
-            video, history = decode_chunk(embedder, params, jax.device_put(ready, sharding), history, False, key)
+            video, history = decode_chunk(
+                embedder, params, jax.device_put(ready, sharding), history, False, key
+            )
             yield np.asarray(video)
     if first is None or (history is None and not waiting.shape[1]):
         raise UserError("the stream to decode holds no latents")
     if waiting.shape[1] or embedder.look_ahead:
-        video, _ = decode_chunk(embedder, params, jax.device_put(waiting, sharding), history, True, key)
+        video, _ = decode_chunk(
+            embedder, params, jax.device_put(waiting, sharding), history, True, key
+        )
         if video.shape[1]:
             yield np.asarray(video)
 
 
 def encode(
-    embedder: Embedder, params: Params, video_BTHWC: np.ndarray, memory_budget_gb: float | None = None
+    embedder: Embedder,
+    params: Params,
+    video_BTHWC: np.ndarray,
+    memory_budget_gb: float | None = None,
 ) -> np.ndarray:
     """A clip -> its normalised latents (B, t, h, w, c), in chunks where the model can.
 
     Args:
       embedder, params: see `load_embedder`.
       video_BTHWC: uint8, or float in [-1, 1].
-      memory_budget_gb: what the device may use (1e9 bytes), parameters included. Chunks are as long as it allows; where
-        not even one latent frame fits, a model that can (see `VidVAEConfig.halo`) works on blocks of rows.
+      memory_budget_gb: what the device may use (1e9 bytes), parameters included. Chunks are as long
+        as it allows; where not even one latent frame fits, a model that can (see
+        `VidVAEConfig.halo`) works on blocks of rows.
 
     Raises:
       UserError: video that the model cannot take; a budget in which nothing fits.
@@ -155,7 +177,8 @@ def decode(
     sharding: jax.sharding.Sharding | None = None,
     key: Array | None = None,
 ) -> np.ndarray:
-    """Normalised latents -> video (B, T, H, W, 3), float32, about [-1, 1], in chunks where the model can.
+    """Normalised latents -> video (B, T, H, W, 3), float32, about [-1, 1], in chunks where the
+    model can.
 
     Arguments and errors as of `encode`; `sharding` and `key` as of `decode_stream`.
     """
@@ -166,29 +189,41 @@ def decode(
 
     def decode_rows(block):
         if n == shape[1]:
-            return np.asarray(decode_chunk(embedder, params, jax.device_put(block, sharding), None, True, key)[0])
+            return np.asarray(
+                decode_chunk(embedder, params, jax.device_put(block, sharding), None, True, key)[0]
+            )
         chunks = (block[:, at : at + n] for at in range(0, shape[1], n))
         return np.concatenate(list(decode_stream(embedder, params, chunks, sharding, key)), axis=1)
 
     blocks = _row_blocks(shape[2], rows, embedder.halo)
     parts = [
-        decode_rows(latents_BTHWC[:, :, above:below])[:, :, (first - above) * s : (last - above) * s]
+        decode_rows(latents_BTHWC[:, :, above:below])[
+            :, :, (first - above) * s : (last - above) * s
+        ]
         for first, last, above, below in blocks
     ]
     return np.concatenate(parts, axis=2)
 
 
 def _row_blocks(height: int, rows: int, halo: int | None) -> Iterator[tuple[int, int, int, int]]:
-    """(first, last, above, below) of each block of rows: first..last are kept of above..below, which are computed."""
+    """(first, last, above, below) of each block of rows: first..last are kept of above..below,
+    which are computed."""
     for first in range(0, height, rows):
         last = min(first + rows, height)
         yield first, last, max(0, first - (halo or 0)), min(height, last + (halo or 0))
 
 
 def chunk_bytes(
-    embedder: Embedder, params: Params, verb: str, latent_shape: Shape, dtype, chunk: int, whole: bool = False
+    embedder: Embedder,
+    params: Params,
+    verb: str,
+    latent_shape: Shape,
+    dtype,
+    chunk: int,
+    whole: bool = False,
 ) -> int:
-    """Bytes that XLA reports for one chunk in the middle of a clip, or for a clip that is one chunk.
+    """Bytes that XLA reports for one chunk in the middle of a clip, or for a clip that is one
+    chunk.
 
     Args:
       embedder, params: parameters may be abstract.
@@ -219,9 +254,15 @@ def chunk_bytes(
 
 
 def plan(
-    embedder: Embedder, params: Params, verb: str, latent_shape: Shape, dtype, memory_budget_gb: float | None
+    embedder: Embedder,
+    params: Params,
+    verb: str,
+    latent_shape: Shape,
+    dtype,
+    memory_budget_gb: float | None,
 ) -> tuple[int, int]:
-    """How a clip is cut: (latent rows of a block, latent frames of a chunk); without a budget all rows, `CHUNK` frames.
+    """How a clip is cut: (latent rows of a block, latent frames of a chunk); without a budget all
+    rows, `CHUNK` frames.
 
     A chunk is whole units, or the clip.
 
@@ -263,17 +304,23 @@ def plan(
         rows = -(-rows // 2)
         if measure(1, rows) <= budget:
             return rows, 1
-    raise refuse(measure(1, 1), f"even a latent frame and row at a time, with the {halo} rows around it")
+    raise refuse(
+        measure(1, 1), f"even a latent frame and row at a time, with the {halo} rows around it"
+    )
 
 
 def _check_latents(embedder: Embedder, latents: np.ndarray) -> None:
     if latents.ndim != 5 or latents.shape[-1] != embedder.latent_channels:
-        raise UserError(f"latents are (B, t, h, w, {embedder.latent_channels}), not {latents.shape}")
+        raise UserError(
+            f"latents are (B, t, h, w, {embedder.latent_channels}), not {latents.shape}"
+        )
     if not np.issubdtype(latents.dtype, np.floating) and latents.dtype != jnp.bfloat16:
         raise UserError(f"latents are floats, not {latents.dtype}")
     if not np.isfinite(latents).all():
         where = np.argwhere(~np.isfinite(latents))[0].tolist()
-        raise UserError(f"latents have values that are not finite, the first at (batch, frame, y, x, channel) {where}")
+        raise UserError(
+            f"latents have values that are not finite, the first at (batch, frame, y, x, channel) {where}"
+        )
 
 
 def _check_alike(chunk: np.ndarray, first: np.ndarray) -> None:

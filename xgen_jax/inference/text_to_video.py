@@ -7,17 +7,18 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from xgen_jax.config.runs import VDiTRun
 from xgen_jax.errors import UserError
-from xgen_jax.inference.clip_plan import UNTRAINED, ClipPlan, continues, plan_clip
-from xgen_jax.inference.drawing import Drawer, default_batch_size
+from xgen_jax.inference.request import UNTRAINED, ClipPlan, continues, plan_clip
+from xgen_jax.inference.sampling import Drawer, default_batch_size
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text import ByteConditioner, T5Conditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.nn.attention import IMPLEMENTATIONS
-from xgen_jax.training.adapters import with_adapter
-from xgen_jax.training.config import VDiTRun
-from xgen_jax.training.run_folder import RunFolder, check_fingerprints, load_embedder
-from xgen_jax.training.text_encoder import default_cache, load_conditioner
+from xgen_jax.runs.adapters import with_adapter
+from xgen_jax.runs.folder import RunFolder, check_fingerprints
+from xgen_jax.runs.load import load_embedder
+from xgen_jax.runs.text_encoders import default_cache, load_conditioner
 from xgen_jax.typing import Params, Video
 
 
@@ -66,20 +67,22 @@ class TextToVideo:
     ) -> Video:
         """Draws videos.
 
-        A video depends on its prompt, the seed and its place in the list, not on the batch it is drawn in. One longer
-        than the longest trained on is drawn in pieces, each given the last latent frames of the one before.
+        A video depends on its prompt, the seed and its place in the list, not on the batch it is
+        drawn in. One longer than the longest trained on is drawn in pieces, each given the last
+        latent frames of the one before.
 
         Args:
           prompt: a prompt, or a list of them.
           seed: of the noise, 0 or more.
           steps: sampling steps; None takes the run's.
-          guidance_scale: 1 is no guidance, more follows the prompt more closely; None takes the run's.
+          guidance_scale: 1 is no guidance, more follows the prompt more closely; None takes the
+          run's.
           sampler: a name in `diffusion.samplers.RULES`.
           frames: length, one that the embedder can take.
           size: (height, width) in pixels, multiples of what the embedder needs.
           fps: frames a second, which some networks are told; None takes the run's.
-          condition: uint8 (T, H, W, 3), an image or a video, whose last frames the new videos begin with, resized and
-            cropped to their size.
+          condition: uint8 (T, H, W, 3), an image or a video, whose last frames the new videos begin
+            with, resized and cropped to their size.
           piece_frames, overlap: see `clip_plan.plan_clip`.
           batch_size: prompts drawn at once; None takes as many as keep the devices busy.
           progress: called with (videos done, videos in all).
@@ -96,14 +99,22 @@ class TextToVideo:
         self.text.check(prompts)
         if not 0 <= seed < 2**32:
             raise UserError(f"seed={seed} must be 0 or more, and below 2^32")
-        plan = self.plan(frames=frames, size=size, fps=fps, piece_frames=piece_frames, overlap=overlap)
+        plan = self.plan(
+            frames=frames, size=size, fps=fps, piece_frames=piece_frames, overlap=overlap
+        )
         batch_size = min(self.batch_size(plan) if batch_size is None else batch_size, len(prompts))
         drawer = self.drawer(
-            plan, batch_size, steps=steps, guidance_scale=guidance_scale, sampler=sampler, condition=condition
+            plan,
+            batch_size,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            condition=condition,
         )
         videos = []
         for first in range(0, len(prompts), batch_size):
-            # A last batch that is not full repeats its last row: every batch runs the same compiled program.
+            # A last batch that is not full repeats its last row: every batch runs the same compiled
+            # program.
             rows = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
             chunks = drawer([prompts[row] for row in rows], [seed] * batch_size, rows, condition)
             videos.append(np.concatenate(list(chunks), axis=1)[: len(prompts) - first])
@@ -120,7 +131,9 @@ class TextToVideo:
         """How many clips at once keep this process's devices busy."""
         return default_batch_size(plan, self.config.model.patch)
 
-    def drawer(self, plan: ClipPlan, batch_size: int, *, condition: Video | None = None, **options) -> Drawer:
+    def drawer(
+        self, plan: ClipPlan, batch_size: int, *, condition: Video | None = None, **options
+    ) -> Drawer:
         """What draws batches of a plan; says on stderr what of it the network was not trained on.
 
         Args:
@@ -161,38 +174,50 @@ def load_text_to_video(
     offload: bool = False,
     memory_budget_gb: float | None = None,
 ) -> TextToVideo:
-    """Loads a VDiT run folder: its averaged parameters, and the embedder and text encoder that it was trained on.
+    """Loads a VDiT run folder: its averaged parameters, and the embedder and text encoder that it
+    was trained on.
 
     Args:
       path: the run folder.
       embedder: the embedder's folder, when it is no longer where the run found it.
       step: a checkpoint's step; the newest by default.
-      text_encoder: the T5's folder, likewise, for a run that has one. Its weights are loaded when a prompt needs them.
-      text_cache: where embeddings of prompts are kept; see `training.text_encoder.default_cache`.
-      lora: an adapter of this model, FILE or FILE:SCALE; see `training.adapters.with_adapter`.
-      compute_dtype: of transformer and decoder, `bfloat16` or `float32`; by default the one trained in.
-      attention: the transformer's implementation, see `nn.attention`; by default the one trained with.
-      offload, memory_budget_gb: see `Drawer`; with either, parameters are kept in the host's memory.
+      text_encoder: the T5's folder, likewise, for a run that has one. Its weights are loaded when a
+      prompt needs them.
+      text_cache: where embeddings of prompts are kept; see `runs.text_encoders.default_cache`.
+      lora: an adapter of this model, FILE or FILE:SCALE; see `runs.adapters.with_adapter`.
+      compute_dtype: of transformer and decoder, `bfloat16` or `float32`; by default the one trained
+      in.
+      attention: the transformer's implementation, see `nn.attention`; by default the one trained
+      with.
+      offload, memory_budget_gb: see `Drawer`; with either, parameters are kept in the host's
+      memory.
 
     Raises:
-      UserError: not such a folder, no finished checkpoint, or the embedder or text encoder is missing or another one.
+      UserError: not such a folder, no finished checkpoint, or the embedder or text encoder is
+      missing or another one.
     """
     folder = RunFolder(path)
     config = folder.config()
     if config.objective != "vdit":
-        raise UserError(f"{path} holds a {config.objective} run; a text-to-video model is a vdit run")
+        raise UserError(
+            f"{path} holds a {config.objective} run; a text-to-video model is a vdit run"
+        )
     dtype = compute_dtype or config.loop.compute_dtype
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"compute_dtype={dtype!r} is not known; choose 'float32' or 'bfloat16'")
     network = dataclasses.replace(config.model, attention=attention or config.model.attention)
     if network.attention not in IMPLEMENTATIONS:
-        raise UserError(f"attention={attention!r} is not known; choose one of {', '.join(IMPLEMENTATIONS)}")
+        raise UserError(
+            f"attention={attention!r} is not known; choose one of {', '.join(IMPLEMENTATIONS)}"
+        )
     # One after another: what is kept on the host is on a device only while it is read.
     kept = jax.device_get if offload or memory_budget_gb is not None else (lambda tree: tree)
     checkpoints = folder.checkpoints()
     params = folder.averaged(step)
     params = kept(with_adapter(params, config.model, lora) if lora else params)
-    made_for, embedder_params = load_embedder(embedder or folder.beside(config.embedder), np.dtype(dtype))
+    made_for, embedder_params = load_embedder(
+        embedder or folder.beside(config.embedder), np.dtype(dtype)
+    )
     embedder_params = kept(embedder_params)
     if config.text.kind == "t5" and not text_encoder:
         text_encoder = folder.beside(config.text.path)

@@ -1,13 +1,14 @@
 """A 3D PatchGAN: tells patches of real clips from patches of reconstructions.
 
-Convolutions of 3x3x3 with padding 1 and leaky rectifiers (slope 0.2), normalised but for the first and the last, as
-Open-Sora-Plan v1.1 trains its video autoencoder with (PatchGAN: arXiv 1611.07004, section 3.2.2). The first strides by
-2 in time and space, and so does the second; from the third to the one before the last two only space is halved.
-One logit stands for each patch that is left.
+Convolutions of 3x3x3 with padding 1 and leaky rectifiers (slope 0.2), normalised but for the first
+and the last, as Open-Sora-Plan v1.1 trains its video autoencoder with (PatchGAN: arXiv 1611.07004,
+section 3.2.2). The first strides by 2 in time and space, and so does the second; from the third to
+the one before the last two only space is halved. One logit stands for each patch that is left.
 
-The reference normalises over the batch. Here each sample is normalised by itself, in groups of channels: running
-statistics would be state outside the parameters, a batch of one clip has none worth keeping, and a sample's logits
-would hang on what else is in the batch or on the device. The parameters are as many.
+The reference normalises over the batch. Here each sample is normalised by itself, in groups of
+channels: running statistics would be state outside the parameters, a batch of one clip has none
+worth keeping, and a sample's logits would hang on what else is in the batch or on the device. The
+parameters are as many.
 """
 
 import dataclasses
@@ -35,16 +36,24 @@ class DiscriminatorConfig:
     def __post_init__(self):
         for name in ("width", "layers"):
             if getattr(self, name) < 1:
-                raise UserError(f"the discriminator's {name} must be 1 or more, not {getattr(self, name)}")
+                raise UserError(
+                    f"the discriminator's {name} must be 1 or more, not {getattr(self, name)}"
+                )
 
     def features(self) -> list[tuple[int, Kernel]]:
         """(channels, stride) of each layer before the logits."""
-        strides: list[Kernel] = [(2, 2, 2) if layer < 2 else (1, 2, 2) for layer in range(self.layers)]
-        return [(self.width * min(2**layer, 8), stride) for layer, stride in enumerate([*strides, (1, 1, 1)])]
+        strides: list[Kernel] = [
+            (2, 2, 2) if layer < 2 else (1, 2, 2) for layer in range(self.layers)
+        ]
+        return [
+            (self.width * min(2**layer, 8), stride)
+            for layer, stride in enumerate([*strides, (1, 1, 1)])
+        ]
 
 
 class Convolution3D(nn.Module):
-    """3x3x3 with zeros around the clip in space and time, which looks both ways; in and out (B, T, H, W, C)."""
+    """3x3x3 with zeros around the clip in space and time, which looks both ways; in and out (B, T,
+    H, W, C)."""
 
     features: int
     stride: Kernel
@@ -65,7 +74,8 @@ class Convolution3D(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Video (B, T, H, W, 3) in [-1, 1], of one frame or more -> float32 logits (B, t, h, w), high where it looks real.
+    """Video (B, T, H, W, 3) in [-1, 1], of one frame or more -> float32 logits (B, t, h, w), high
+    where it looks real.
 
     `dtype` is the compute dtype; parameters, statistics and logits are float32.
     """
@@ -79,7 +89,11 @@ class Discriminator(nn.Module):
         for layer, (features, stride) in enumerate(self.config.features()):
             x = Convolution3D(features, stride, layer == 0, self.dtype, name=f"conv{layer}")(x)
             if layer:
-                groups = next(g for g in (32, 16, 8, 4, 2, 1) if features % g == 0 and features // g >= 4 or g == 1)
+                groups = next(
+                    g
+                    for g in (32, 16, 8, 4, 2, 1)
+                    if features % g == 0 and features // g >= 4 or g == 1
+                )
                 x = nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, name=f"norm{layer}")(x)
             x = nn.leaky_relu(x, 0.2)
         return Convolution3D(1, (1, 1, 1), True, jnp.float32, name="logits")(x)[..., 0]

@@ -1,7 +1,9 @@
-"""An embedder is two verbs: encode video to latents, decode latents to video. VDiT knows nothing else of it.
+"""An embedder is two verbs: encode video to latents, decode latents to video. VDiT knows nothing
+else of it.
 
-Latents leave `encode` with zero mean and unit variance a channel; the statistics travel with the parameters, in one
-place. A clip may go through either verb in chunks of whole units: a latent frame of a VidVAE, two of a REGEN.
+Latents leave `encode` with zero mean and unit variance a channel; the statistics travel with the
+parameters, in one place. A clip may go through either verb in chunks of whole units: a latent frame
+of a VidVAE, two of a REGEN.
 """
 
 import abc
@@ -33,7 +35,11 @@ class Embedder(abc.ABC):
     @staticmethod
     def bundle(params: Params, mean: np.ndarray, std: np.ndarray) -> Params:
         """Puts the model's parameters and the latent statistics in one tree."""
-        return {"model": params, "mean": jnp.asarray(mean, jnp.float32), "std": jnp.asarray(std, jnp.float32)}
+        return {
+            "model": params,
+            "mean": jnp.asarray(mean, jnp.float32),
+            "std": jnp.asarray(std, jnp.float32),
+        }
 
     @property
     def latent_channels(self) -> int:
@@ -60,11 +66,13 @@ class Embedder(abc.ABC):
     @property
     @abc.abstractmethod
     def unit(self) -> int:
-        """Latent frames that belong together: chunks are multiples of it, but for the end of a clip."""
+        """Latent frames that belong together: chunks are multiples of it, but for the end of a
+        clip."""
 
     @abc.abstractmethod
     def whole_latents(self, frames: int) -> int:
-        """Latent frames, in whole units, of so many frames from the start of a clip that may go on."""
+        """Latent frames, in whole units, of so many frames from the start of a clip that may go
+        on."""
 
     @property
     @abc.abstractmethod
@@ -74,12 +82,14 @@ class Embedder(abc.ABC):
     @property
     @abc.abstractmethod
     def halo(self) -> int | None:
-        """Latent rows (columns) around one that it depends on, see `VidVAEConfig.halo`; None for all of them."""
+        """Latent rows (columns) around one that it depends on, see `VidVAEConfig.halo`; None for
+        all of them."""
 
     @property
     @abc.abstractmethod
     def depends_on_whole_clip(self) -> str:
-        """Why there are no chunks, empty where there are; see `VidVAEConfig.depends_on_whole_clip`."""
+        """Why there are no chunks, empty where there are; see
+        `VidVAEConfig.depends_on_whole_clip`."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -87,25 +97,32 @@ class Embedder(abc.ABC):
         return {}
 
     def fingerprint(self, params: Params) -> str:
-        """16 hex digits of configuration, parameters and latent statistics; how they are computed is left out."""
+        """16 hex digits of configuration, parameters and latent statistics; how they are computed
+        is left out."""
         return fingerprint(self.model.config, params)
 
     @abc.abstractmethod
     def encode_chunk(self, params: Params, video_BTHWC: Array, history=None) -> tuple[Array, Any]:
         """Video in [-1, 1] -> (normalised latents (B, t, h, w, c), history): the posterior's mean.
 
-        `history` is None for the first chunk and then what the call before gave. A chunk is `frames` of whole units;
-        the last may have what else `latent_shape` allows.
+        `history` is None for the first chunk and then what the call before gave. A chunk is
+        `frames` of whole units; the last may have what else `latent_shape` allows.
         """
 
     @abc.abstractmethod
     def decode_chunk(
-        self, params: Params, latents_BTHWC: Array, history=None, last: bool = True, key: Array | None = None
+        self,
+        params: Params,
+        latents_BTHWC: Array,
+        history=None,
+        last: bool = True,
+        key: Array | None = None,
     ) -> tuple[Array, Any]:
         """Normalised latents -> (video (B, T, H, W, 3), about [-1, 1], history).
 
-        Unless it is the `last`, a chunk is of whole units, and its video ends `look_ahead` frames early. The last may
-        be empty. `key` is for generative decoders: one for all clips, or one a clip (B,); None is that of seed 0.
+        Unless it is the `last`, a chunk is of whole units, and its video ends `look_ahead` frames
+        early. The last may be empty. `key` is for generative decoders: one for all clips, or one a
+        clip (B,); None is that of seed 0.
         """
 
     def encode(self, params: Params, video_BTHWC: Array) -> Array:
@@ -118,7 +135,8 @@ class Embedder(abc.ABC):
         return self.encode_chunk(params, video_BTHWC)[0]
 
     def decode(self, params: Params, latents_BTHWC: Array, key: Array | None = None) -> Array:
-        """Normalised latents of a whole clip -> video (B, T, H, W, 3), about [-1, 1]; `key` as of `decode_chunk`."""
+        """Normalised latents of a whole clip -> video (B, T, H, W, 3), about [-1, 1]; `key` as of
+        `decode_chunk`."""
         return self.decode_chunk(params, latents_BTHWC, key=key)[0]
 
 
@@ -158,11 +176,18 @@ class VidVAEEmbedder(Embedder):
         return _normalised(params, mean), history
 
     def decode_chunk(
-        self, params: Params, latents_BTHWC: Array, history=None, last: bool = True, key: Array | None = None
+        self,
+        params: Params,
+        latents_BTHWC: Array,
+        history=None,
+        last: bool = True,
+        key: Array | None = None,
     ) -> tuple[Array, Any]:
         """See `Embedder`; `key` is not used."""
         del key
-        return self.model.apply(params["model"], _scaled(params, latents_BTHWC), history, last, method="decode")
+        return self.model.apply(
+            params["model"], _scaled(params, latents_BTHWC), history, last, method="decode"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,7 +211,8 @@ class REGENEmbedder(Embedder):
         return 2
 
     def whole_latents(self, frames: int) -> int:
-        """Two of each whole chunk; a frame that is left may be an image, or the first of another chunk."""
+        """Two of each whole chunk; a frame that is left may be an image, or the first of another
+        chunk."""
         return 2 * (frames // self.model.config.chunk_frames)
 
     @property
@@ -210,14 +236,17 @@ class REGENEmbedder(Embedder):
         return ""
 
     def encode_chunk(self, params: Params, video_BTHWC: Array, history=None) -> tuple[Array, Any]:
-        """See `Embedder`. Chunks know nothing of one another; a single frame at the end is an image."""
+        """See `Embedder`. Chunks know nothing of one another; a single frame at the end is an
+        image."""
         batch, length = video_BTHWC.shape[0], self.model.config.chunk_frames
         chunks, tail = divmod(video_BTHWC.shape[1], length)
         if tail > 1:
             self.latent_shape(video_BTHWC.shape)  # tells the nearest lengths
         parts = []
         if chunks:
-            folded = video_BTHWC[:, : chunks * length].reshape(batch * chunks, length, *video_BTHWC.shape[2:])
+            folded = video_BTHWC[:, : chunks * length].reshape(
+                batch * chunks, length, *video_BTHWC.shape[2:]
+            )
             mean, _ = self.model.apply(params["model"], folded, method="encode")
             parts.append(mean.reshape(batch, 2 * chunks, *mean.shape[2:]))
         if tail:
@@ -226,7 +255,12 @@ class REGENEmbedder(Embedder):
         return _normalised(params, jnp.concatenate(parts, axis=1)), ()
 
     def decode_chunk(
-        self, params: Params, latents_BTHWC: Array, history=None, last: bool = True, key: Array | None = None
+        self,
+        params: Params,
+        latents_BTHWC: Array,
+        history=None,
+        last: bool = True,
+        key: Array | None = None,
     ) -> tuple[Array, Any]:
         """See `Embedder`.
 
@@ -240,16 +274,33 @@ class REGENEmbedder(Embedder):
             )
         z, keys_B = _scaled(params, latents_BTHWC), _clip_keys(key, len(latents_BTHWC))
         return regen_decoding.decode_chunks(
-            self.model, params["model"], self.process, self.steps, z, history, last, keys_B, self.windows
+            self.model,
+            params["model"],
+            self.process,
+            self.steps,
+            z,
+            history,
+            last,
+            keys_B,
+            self.windows,
         )
 
     def decode_at(
-        self, params: Params, latents_BNtHWC: Array, moments: regen_decoding.Moments, key: Array | None = None
+        self,
+        params: Params,
+        latents_BNtHWC: Array,
+        moments: regen_decoding.Moments,
+        key: Array | None = None,
     ) -> Array:
-        """See `regen_decoding.decode_at`; of normalised latents, and with `key` as of `decode_chunk`."""
-        z = _scaled(params, latents_BNtHWC.reshape(-1, *latents_BNtHWC.shape[2:])).reshape(latents_BNtHWC.shape)
+        """See `regen_decoding.decode_at`; of normalised latents, and with `key` as of
+        `decode_chunk`."""
+        z = _scaled(params, latents_BNtHWC.reshape(-1, *latents_BNtHWC.shape[2:])).reshape(
+            latents_BNtHWC.shape
+        )
         keys_B = _clip_keys(key, len(z))
-        return regen_decoding.decode_at(self.model, params["model"], self.process, self.steps, z, moments, keys_B)
+        return regen_decoding.decode_at(
+            self.model, params["model"], self.process, self.steps, z, moments, keys_B
+        )
 
 
 def _normalised(params: Params, latents: Array) -> Array:
@@ -265,6 +316,7 @@ def _channels(x: Array) -> Array:
 
 
 def _clip_keys(key: Array | None, batch: int) -> Array:
-    """A key a clip: what a clip is drawn from does not depend on the others, or on its place among them."""
+    """A key a clip: what a clip is drawn from does not depend on the others, or on its place among
+    them."""
     key = jax.random.key(0) if key is None else key
     return key if key.ndim else jnp.broadcast_to(key, (batch,))

@@ -1,24 +1,29 @@
 """Floating-point operations of a network, by formula.
 
-Counted are matrix products, a multiplication with its addition as two; so attention's two products are in, its softmax,
-norms, modulations and activations are not. What remat computes anew is not counted either: it is no use to the model.
+Counted are matrix products, a multiplication with its addition as two; so attention's two products
+are in, its softmax, norms, modulations and activations are not. What remat computes anew is not
+counted either: it is no use to the model.
 """
 
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.typing import Shape
 
 
-def vdit_flops(config: VDiTConfig, latent_shape: Shape, text_tokens: int, train: bool = False) -> float:
+def vdit_flops(
+    config: VDiTConfig, latent_shape: Shape, text_tokens: int, train: bool = False
+) -> float:
     """Operations of one forward pass of a VDiT, or of a training step.
 
-    With D the width, N the tokens of a clip, S those of a frame, T frames and L text tokens, a block takes
+    With D the width, N the tokens of a clip, S those of a frame, T frames and L text tokens, a
+    block takes
 
         N (8 D^2 + 4 D K)     for each self-attention; K = S in space, T in time, N in both at once
         N (4 D^2 + 4 D L) + 4 L D^2    for attention to the text
         4 N D^2 mlp_ratio     for the MLP
 
-    and around the blocks are the patches, the text's projection and the networks of the diffusion time. Those of the
-    clip's conditions, some rows of them, are left out. A backward pass takes twice the forward's.
+    and around the blocks are the patches, the text's projection and the networks of the diffusion
+    time. Those of the clip's conditions, some rows of them, are left out. A backward pass takes
+    twice the forward's.
 
     Args:
       config: of the network.

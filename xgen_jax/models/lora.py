@@ -1,10 +1,12 @@
-"""LoRA: the matrices of a frozen network, each moved by a product of two thin ones (arXiv 2106.09685, section 4.1).
+"""LoRA: the matrices of a frozen network, each moved by a product of two thin ones (arXiv
+2106.09685, section 4.1).
 
     W' = W + alpha / rank * A B,    A (in, rank) random, B (rank, out) zero: before the first step W' is W
 
-An adapter is {path of a kernel: {"a": A, "b": B}}. Its kernels are chosen by patterns over their paths, as specs are in
-`parallel.sharding`, and the network is applied to the sum, so that no network knows of adapters. That costs memory for
-the sums, and in training for their gradients, of the kernels chosen.
+An adapter is {path of a kernel: {"a": A, "b": B}}. Its kernels are chosen by patterns over their
+paths, as specs are in `parallel.sharding`, and the network is applied to the sum, so that no
+network knows of adapters. That costs memory for the sums, and in training for their gradients, of
+the kernels chosen.
 """
 
 import dataclasses
@@ -29,11 +31,11 @@ class LoRAConfig:
     """Which kernels move, and in how many directions.
 
     Attributes:
-      rank: of the products, at most the smaller side of every kernel chosen. Queries, keys and values that lie in one
-        kernel share it.
+      rank: of the products, at most the smaller side of every kernel chosen. Queries, keys and
+        values that lie in one kernel share it.
       alpha: the products are multiplied by alpha / rank.
-      rules: patterns to be found in a kernel's path, "vdit/params/blocks/block/mlp/fc1/kernel"; one of them is enough,
-        and each must find some. By default attention and MLP of all blocks.
+      rules: patterns to be found in a kernel's path, "vdit/params/blocks/block/mlp/fc1/kernel"; one
+        of them is enough, and each must find some. By default attention and MLP of all blocks.
     """
 
     rank: int = 16
@@ -50,7 +52,9 @@ class LoRAConfig:
             try:
                 re.compile(rule)
             except re.error as error:
-                raise UserError(f"lora.rules has {rule!r}, which is no regular expression ({error})") from error
+                raise UserError(
+                    f"lora.rules has {rule!r}, which is no regular expression ({error})"
+                ) from error
 
     @property
     def scale(self) -> float:
@@ -58,7 +62,9 @@ class LoRAConfig:
         return self.alpha / self.rank
 
 
-def adapter_shapes(config: LoRAConfig, params: Params) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+def adapter_shapes(
+    config: LoRAConfig, params: Params
+) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """The shapes of an adapter.
 
     Args:
@@ -66,18 +72,22 @@ def adapter_shapes(config: LoRAConfig, params: Params) -> dict[str, dict[str, ja
       params: of the base, arrays or shapes: {"vdit": ...} and what was trained along with it.
 
     Returns:
-      {path: {"a": (..., in, rank), "b": (..., rank, out)}}, float32. The leading dim is that of scanned layers. Of a
-      convolution, `in` is all of its taps.
+      {path: {"a": (..., in, rank), "b": (..., rank, out)}}, float32. The leading dim is that of
+      scanned layers. Of a convolution, `in` is all of its taps.
 
     Raises:
       UserError: a rule that finds no kernel, or a rank above a kernel's smaller side.
     """
-    leaves = ((path_name(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(params))
+    leaves = (
+        (path_name(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    )
     kernels = {name: shape for name, shape in leaves if name.endswith("/kernel")}
     for rule in config.rules:
         if not any(re.search(rule, name) for name in kernels):
             near = ", ".join(_nearest(rule, kernels))
-            raise UserError(f"lora.rules has {rule!r}, which finds none of {len(kernels)} kernels; the nearest: {near}")
+            raise UserError(
+                f"lora.rules has {rule!r}, which finds none of {len(kernels)} kernels; the nearest: {near}"
+            )
     shapes = {}
     for name, shape in kernels.items():
         if not any(re.search(rule, name) for rule in config.rules):
@@ -89,24 +99,30 @@ def adapter_shapes(config: LoRAConfig, params: Params) -> dict[str, dict[str, ja
                 f"{min(rows, columns)} or less, or rules that leave it out"
             )
         sides = {"a": (*stacked, rows, config.rank), "b": (*stacked, config.rank, columns)}
-        shapes[name] = {part: jax.ShapeDtypeStruct(side, jnp.float32) for part, side in sides.items()}
+        shapes[name] = {
+            part: jax.ShapeDtypeStruct(side, jnp.float32) for part, side in sides.items()
+        }
     return shapes
 
 
 def init_adapter(config: LoRAConfig, params: Params, key: Array) -> Params:
-    """An adapter that moves nothing yet: A normal with deviation in^-0.5, B zero. Of `params` shapes are enough."""
+    """An adapter that moves nothing yet: A normal with deviation in^-0.5, B zero. Of `params`
+    shapes are enough."""
 
     def one(key, pair):
         a, b = pair["a"], pair["b"]
         return {"a": a.shape[-2] ** -0.5 * jax.random.normal(key, a.shape), "b": jnp.zeros(b.shape)}
 
     shapes = adapter_shapes(config, params)
-    return {name: one(key, pair) for key, (name, pair) in zip(jax.random.split(key, len(shapes)), shapes.items())}
+    return {
+        name: one(key, pair)
+        for key, (name, pair) in zip(jax.random.split(key, len(shapes)), shapes.items())
+    }
 
 
 def merge(params: Params, adapter: Params, scale: float | Array) -> Params:
-    """W + scale A B for the kernels that the adapter names, and the other parameters as they are. With -scale it takes
-    the adapter out again, up to rounding.
+    """W + scale A B for the kernels that the adapter names, and the other parameters as they are.
+    With -scale it takes the adapter out again, up to rounding.
 
     Raises:
       KeyError: a path that `params` lacks.

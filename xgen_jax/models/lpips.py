@@ -1,9 +1,11 @@
-"""LPIPS v0.1, the learned perceptual distance of two images (arXiv 1801.03924, section 3 and appendix B).
+"""LPIPS v0.1, the learned perceptual distance of two images (arXiv 1801.03924, section 3 and
+appendix B).
 
     d(x, y) = sum_l mean_hw sum_c w_lc (f_lc(x) / (|f_l(x)| + eps) - f_lc(y) / (|f_l(y)| + eps))^2
 
-f_l are the activations after five ReLUs of an ImageNet classifier, |f_l| their norm over channels at each place,
-w_l >= 0 the learnt heads. As a training loss its parameters are held fixed; `weights.lpips` reads the released ones.
+f_l are the activations after five ReLUs of an ImageNet classifier, |f_l| their norm over channels
+at each place, w_l >= 0 the learnt heads. As a training loss its parameters are held fixed;
+`weights.lpips` reads the released ones.
 """
 
 import dataclasses
@@ -21,7 +23,8 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
-    """The layers between two taps: a max pool of stride 2 (window 0 for none), then convolutions with a ReLU each."""
+    """The layers between two taps: a max pool of stride 2 (window 0 for none), then convolutions
+    with a ReLU each."""
 
     pool: int
     convs: int = 1
@@ -30,7 +33,9 @@ class Slice:
 
 
 TRUNKS = {
-    "vgg16": tuple(Slice(pool=pool, convs=convs) for pool, convs in ((0, 2), (2, 2), (2, 3), (2, 3), (2, 3))),
+    "vgg16": tuple(
+        Slice(pool=pool, convs=convs) for pool, convs in ((0, 2), (2, 2), (2, 3), (2, 3), (2, 3))
+    ),
     "alexnet": (
         Slice(pool=0, kernel=11, stride=4),
         Slice(pool=3, kernel=5),
@@ -52,7 +57,9 @@ class LPIPSConfig:
         if self.trunk not in TRUNKS:
             raise UserError(f"trunk {self.trunk!r} is not one of {', '.join(TRUNKS)}")
         if len(self.widths) != len(TRUNKS[self.trunk]):
-            raise UserError(f"widths {self.widths} need one entry a slice, {len(TRUNKS[self.trunk])}")
+            raise UserError(
+                f"widths {self.widths} need one entry a slice, {len(TRUNKS[self.trunk])}"
+            )
 
     @property
     def least_side(self) -> int:
@@ -67,17 +74,24 @@ PRESETS = {
 
 
 class LPIPS(nn.Module):
-    """The distance. Parameters: conv{slice}_{n} (kernel, bias), head{slice} (C,). Computes in float32 throughout."""
+    """The distance. Parameters: conv{slice}_{n} (kernel, bias), head{slice} (C,). Computes in
+    float32 throughout."""
 
     config: LPIPSConfig
 
     def setup(self):
-        for number, (layers, width) in enumerate(zip(TRUNKS[self.config.trunk], self.config.widths), 1):
+        for number, (layers, width) in enumerate(
+            zip(TRUNKS[self.config.trunk], self.config.widths), 1
+        ):
             kernel, padding = (layers.kernel, layers.kernel), 2 if layers.kernel > 3 else 1
             for place in range(1, layers.convs + 1):
-                setattr(self, f"conv{number}_{place}", nn.Conv(width, kernel, layers.stride, padding))
+                setattr(
+                    self, f"conv{number}_{place}", nn.Conv(width, kernel, layers.stride, padding)
+                )
         ones = nn.initializers.ones
-        self.heads = [self.param(f"head{n}", ones, (width,)) for n, width in enumerate(self.config.widths, 1)]
+        self.heads = [
+            self.param(f"head{n}", ones, (width,)) for n, width in enumerate(self.config.widths, 1)
+        ]
 
     def features(self, x_BHWC: Array) -> list[Array]:
         """Activations at the five taps, (B, h, w, C) each, of images in [-1, 1]."""
@@ -100,7 +114,9 @@ class LPIPS(nn.Module):
     def by_slice(self, x_BHWC: Array, y_BHWC: Array) -> Array:
         """The five terms of the distance, (B, 5)."""
         if x_BHWC.shape != y_BHWC.shape:
-            raise UserError(f"LPIPS compares images of one shape, not {x_BHWC.shape} and {y_BHWC.shape}")
+            raise UserError(
+                f"LPIPS compares images of one shape, not {x_BHWC.shape} and {y_BHWC.shape}"
+            )
         # One pass each, not one for both: the pass of a fixed original then needs no backward pass.
         pairs = zip(self.features(x_BHWC), self.features(y_BHWC), self.heads)
         terms = [jnp.square(_unit(f) - _unit(g)).mean((1, 2)) @ head for f, g, head in pairs]
@@ -122,7 +138,8 @@ class LPIPS(nn.Module):
 
 
 def _unit(f_BHWC: Array) -> Array:
-    """Features over their norm; where all are zero, which after a ReLU is not rare, zero with a gradient of zero."""
+    """Features over their norm; where all are zero, which after a ReLU is not rare, zero with a
+    gradient of zero."""
     squares = jnp.square(f_BHWC).sum(-1, keepdims=True)
     some = squares > 0
     norm = jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1.0)), 0.0)

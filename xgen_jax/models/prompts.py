@@ -1,8 +1,10 @@
-r"""Cleaning of captions and prompts, as the text-to-image models on T5 do it since DeepFloyd's IF (PixArt-alpha and
-Open-Sora took their rules over): lower case, no markup, no addresses, no file names, no catalogue numbers.
+r"""Cleaning of captions and prompts, as the text-to-image models on T5 do it since DeepFloyd's IF
+(PixArt-alpha and Open-Sora took their rules over): lower case, no markup, no addresses, no file
+names, no catalogue numbers.
 
-Those apply their rules twice at inference, for the rules are no fixed point: what one leaves another may catch. Here
-they are applied until nothing changes, so a cleaned caption is a fixed point, and cleaning once is cleaning for good.
+Those apply their rules twice at inference, for the rules are no fixed point: what one leaves
+another may catch. Here they are applied until nothing changes, so a cleaned caption is a fixed
+point, and cleaning once is cleaning for good.
 """
 
 import html
@@ -32,7 +34,10 @@ _MARKUP = _compiled(
 )
 # Ideographs, their strokes, enclosed forms, and hexagrams: T5 v1.1 has no pieces for them.
 _IDEOGRAPHS = _compiled(
-    ("[\u31c0-\u31ef\u31f0-\u31ff\u3200-\u32ff\u3300-\u33ff\u3400-\u4dbf\u4dc0-\u4dff\u4e00-\u9fff]+", "")
+    (
+        "[\u31c0-\u31ef\u31f0-\u31ff\u3200-\u32ff\u3300-\u33ff\u3400-\u4dbf\u4dc0-\u4dff\u4e00-\u9fff]+",
+        "",
+    )
 )
 _CHARACTERS = _compiled(
     # Every dash is a hyphen, every double or single quotation mark the plain one.
@@ -55,7 +60,10 @@ _NUMBERS = _compiled(
 _PUNCTUATION = _compiled(
     (r"[\"']{2,}", '"'),
     (r"\.{2,}", " "),
-    ("[#\u00ae\u2022\u00a9\u2122&@\u00b7\u00ba\u00bd\u00be\u00bf\u00a1\u00a7~()\\[\\]{}|\\\\/*]+", " "),
+    (
+        "[#\u00ae\u2022\u00a9\u2122&@\u00b7\u00ba\u00bd\u00be\u00bf\u00a1\u00a7~()\\[\\]{}|\\\\/*]+",
+        " ",
+    ),
     (r"\s+\.\s+", " "),
 )
 _PHRASES = _compiled(
@@ -110,7 +118,8 @@ def _apply(text: str, ideographs: bool) -> str:
 
 
 def _without_control(text: str) -> str:
-    """Line breaks and other control characters become spaces; invisible marks and halves of characters go."""
+    """Line breaks and other control characters become spaces; invisible marks and halves of
+    characters go."""
     kinds = {"Cc": " ", "Cf": "", "Cs": "", "Zl": " ", "Zp": " "}
     return "".join(kinds.get(unicodedata.category(c), c) for c in text)
 

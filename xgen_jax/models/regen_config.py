@@ -1,7 +1,8 @@
 """The sizes and variants of a REGEN, and its presets (arXiv 2503.08665).
 
-The paper prints 8 channels, 8x8 in space, chunks of k + 1 frames for k = 4, 8, 16 and 32, and of the decoder 24 blocks
-of width 2048 with 16 heads; of the encoder and the SIREN it prints no size. Those here are ours.
+The paper prints 8 channels, 8x8 in space, chunks of k + 1 frames for k = 4, 8, 16 and 32, and of
+the decoder 24 blocks of width 2048 with 16 heads; of the encoder and the SIREN it prints no size.
+Those here are ours.
 """
 
 import dataclasses
@@ -21,13 +22,15 @@ class REGENConfig:
     """Sizes and variants of a REGEN.
 
     Attributes:
-      encoder: the encoder is a VidVAE's, whose decoder is not built: one with a temporal ratio of k makes two latent
-        frames of k + 1. Its factor in space is the decoder's patch, so that a token belongs to one place of the latent.
+      encoder: the encoder is a VidVAE's, whose decoder is not built: one with a temporal ratio of k
+        makes two latent frames of k + 1. Its factor in space is the decoder's patch, so that a
+        token belongs to one place of the latent.
       width, depth, heads, mlp_ratio: of the decoder.
       siren_hidden, siren_depth: see `nn.siren.ModulatedSIREN`.
       siren_features: channels of its result, and of the content latent beside it.
-      conditioning: `content_aware`: the expanded latents are added to the tokens, and nothing else tells a token its
-        place; or `in_context`, the paper's ablation: the latents are tokens as well, and all have fixed embeddings.
+      conditioning: `content_aware`: the expanded latents are added to the tokens, and nothing else
+        tells a token its place; or `in_context`, the paper's ablation: the latents are tokens as
+        well, and all have fixed embeddings.
       attention, remat, scan_layers: how it is computed, see `VDiTConfig`.
     """
 
@@ -47,7 +50,9 @@ class REGENConfig:
     def __post_init__(self):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise UserError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}")
+                raise UserError(
+                    f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}"
+                )
         if self.width % self.heads:
             raise UserError(f"width {self.width} must be a multiple of the {self.heads} heads")
         for name in ("depth", "siren_hidden", "siren_depth", "siren_features"):
@@ -56,7 +61,9 @@ class REGENConfig:
         if self.ratio < 2:
             raise UserError("the encoder must reduce time: a motion latent of no frame is none")
         if self.encoder.depends_on_whole_clip:
-            raise UserError(f"the content latent must see the first frame alone: {self.encoder.depends_on_whole_clip}")
+            raise UserError(
+                f"the content latent must see the first frame alone: {self.encoder.depends_on_whole_clip}"
+            )
 
     @property
     def ratio(self) -> int:
@@ -72,7 +79,8 @@ class REGENConfig:
     def siren_bands(self) -> int:
         """Of the SIREN's Fourier features: the fastest turns once in four frames.
 
-        Of one that turned in two frames the sine would be 0 at every frame, of one that turned in one the cosine would
+        Of one that turned in two frames the sine would be 0 at every frame, of one that turned in
+        one the cosine would
         be 1 as well: training would see nothing of what they do between frames.
         """
         return max(1, self.ratio.bit_length() - 1)
@@ -90,10 +98,12 @@ class REGENConfig:
     def latent_shape(self, video_shape: Shape) -> Shape:
         """(T, H, W) or (B, T, H, W, 3) of a clip -> (t, h, w) or (B, t, h, w, c) of its latents.
 
-        A clip is whole chunks, two latent frames each, and at most one frame more, an image: one latent frame.
+        A clip is whole chunks, two latent frames each, and at most one frame more, an image: one
+        latent frame.
 
         Raises:
-          UserError: a length or size that the model cannot take; the message names the nearest ones that it can.
+          UserError: a length or size that the model cannot take; the message names the nearest ones
+          that it can.
         """
         if len(video_shape) == 5:
             return (video_shape[0], *self.latent_shape(video_shape[1:4]), self.latent_channels)
@@ -141,7 +151,9 @@ def _encoder(channels: tuple[int, ...], ratio: int) -> VidVAEConfig:
     return VidVAEConfig(
         channels=channels,
         space_reduction=tuple(level < 3 for level in range(levels)),
-        time_reduction=tuple(levels - 1 - halvings <= level < levels - 1 for level in range(levels)),
+        time_reduction=tuple(
+            levels - 1 - halvings <= level < levels - 1 for level in range(levels)
+        ),
         latent_channels=8,
         remat="level",
     )
@@ -150,7 +162,10 @@ def _encoder(channels: tuple[int, ...], ratio: int) -> VidVAEConfig:
 RATIOS = (4, 8, 16, 32)
 PRESETS = {
     # 24 blocks of 2048 and the ratios are the paper's.
-    **{f"paper-{k}x": REGENConfig(encoder=_encoder((128, 256, 512, 512, 512, 512), k)) for k in RATIOS},
+    **{
+        f"paper-{k}x": REGENConfig(encoder=_encoder((128, 256, 512, 512, 512, 512), k))
+        for k in RATIOS
+    },
     **{
         f"small-{k}x": REGENConfig(
             encoder=_encoder((64, 128, 256, 256, 256, 256), k),

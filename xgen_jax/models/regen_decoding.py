@@ -1,10 +1,12 @@
-"""How REGEN draws frames: noise to video, a window of frames at a time (arXiv 2503.08665, section 3).
+"""How REGEN draws frames: noise to video, a window of frames at a time (arXiv 2503.08665, section
+3).
 
-All frames of a clip are drawn out of the same noise: what the decoder makes of it does not flicker then. What a frame
-is told depends on its chunk's latents and its time: it may be drawn in any window. Drawn chunk after chunk, a clip
-jumps where one chunk's latents give way to the next's. So a model that was trained on such windows draws frames in
-those that go from the middle of a chunk to the middle of the next, and only what lies before the first middle and
-behind the last in the window of its chunk; an image is a window by itself.
+All frames of a clip are drawn out of the same noise: what the decoder makes of it does not flicker
+then. What a frame is told depends on its chunk's latents and its time: it may be drawn in any
+window. Drawn chunk after chunk, a clip jumps where one chunk's latents give way to the next's. So a
+model that was trained on such windows draws frames in those that go from the middle of a chunk to
+the middle of the next, and only what lies before the first middle and behind the last in the window
+of its chunk; an image is a window by itself.
 
     chunks     |----- 0 -----|----- 1 -----|----- 2 -----|
     windows    |-- 0 --|
@@ -12,14 +14,14 @@ behind the last in the window of its chunk; an image is a window by itself.
                                    |---- 1, 2 ----|
                                                 |- 2 -|
 
-In a window across a border what a frame is told goes from the one chunk's latents to the other's, each expanded at
-times beyond its own (`crossing`),
+In a window across a border what a frame is told goes from the one chunk's latents to the other's,
+each expanded at times beyond its own (`crossing`),
 
     (1 - s) z_e(chunk i, t) + s z_e(chunk i + 1, t - (k + 1) / k)
 
-with s going from 0 to 1 about the border, linearly. In the middle of a chunk, where two windows meet, both are told the
-same of the frames, but attend to others beside them: there they overlap by a few frames and are cross-faded.
-docs/regen.md has what each part does to the seams.
+with s going from 0 to 1 about the border, linearly. In the middle of a chunk, where two windows
+meet, both are told the same of the frames, but attend to others beside them: there they overlap by
+a few frames and are cross-faded. docs/regen.md has what each part does to the seams.
 """
 
 from typing import NamedTuple
@@ -36,15 +38,17 @@ from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.typing import Array, Params
 
 SAMPLER = "ddim"  # draws no noise between steps; of rectified flow it is Euler's
-# The first frame of a chunk within a clip, of which the content latent is told as of the frames around it: at time 0
-# itself it is not (see `models.regen`).
+# The first frame of a chunk within a clip, of which the content latent is told as of the frames
+# around it: at time 0 itself it is not (see `models.regen`).
 _AFTER_ZERO = 1e-4
-# What windows are drawn, and trained on: the chunks alone, or those that straddle their borders as well.
+# What windows are drawn, and trained on: the chunks alone, or those that straddle their borders as
+# well.
 WINDOWS = ("chunk", "moved")
 
 
 def frame_noise(key_B: Array, frames: int, height: int, width: int) -> Array:
-    """Standard normal (B, F, H, W, 3), one draw a clip: the same for all its frames, in whatever window."""
+    """Standard normal (B, F, H, W, 3), one draw a clip: the same for all its frames, in whatever
+    window."""
     noise = jax.vmap(lambda key: jax.random.normal(key, (1, height, width, 3)))(key_B)
     return jnp.broadcast_to(noise, (len(key_B), frames, height, width, 3))
 
@@ -57,7 +61,8 @@ def crossing(config: REGENConfig, positions_F: np.ndarray) -> tuple[np.ndarray, 
       positions_F: in frames, from the first chunk's first.
 
     Returns:
-      The times (2, F) at which the first and the second chunk are expanded, and the second's share (F,) in 0 .. 1.
+      The times (2, F) at which the first and the second chunk are expanded, and the second's share
+      (F,) in 0 .. 1.
     """
     length = config.chunk_frames
     positions_F = np.asarray(positions_F, np.float64)
@@ -68,7 +73,8 @@ def crossing(config: REGENConfig, positions_F: np.ndarray) -> tuple[np.ndarray, 
 
 
 def overlap(config: REGENConfig) -> int:
-    """Frames before the middle of a chunk, and as many behind it, that both of the windows that meet there draw."""
+    """Frames before the middle of a chunk, and as many behind it, that both of the windows that
+    meet there draw."""
     return max(1, config.ratio // 8)
 
 
@@ -77,21 +83,23 @@ def weight(config: REGENConfig, inside_F: np.ndarray) -> np.ndarray:
 
     Args:
       config: of the network.
-      inside_F: how far behind the middle of the chunk a frame's own middle lies, in frames; before it is negative.
+      inside_F: how far behind the middle of the chunk a frame's own middle lies, in frames; before
+      it is negative.
     """
     return np.clip(np.asarray(inside_F, np.float64) / (2 * overlap(config)) + 0.5, 0, 1)
 
 
 def tell(model: REGEN, params: Params, z_BNtHWC: Array, times_F: Array) -> Conditioning:
-    """What is told of frames at the same times of each of N chunks, the chunks folded into the batch: (B N, F, ...)."""
+    """What is told of frames at the same times of each of N chunks, the chunks folded into the
+    batch: (B N, F, ...)."""
     folded = z_BNtHWC.reshape(-1, *z_BNtHWC.shape[2:])
     times_BF = jnp.broadcast_to(jnp.asarray(times_F)[None], (len(folded), len(times_F)))
     return model.apply(params, folded, times_BF, method="expand")
 
 
 def tell_across(model: REGEN, params: Params, z_BNtHWC: Array, beyond: int = 0) -> Array:
-    """What frames are told from the middle of each of N chunks to that of the next, and so many before and behind:
-    (B (N - 1), k + 1 + 2 beyond, h, w, D).
+    """What frames are told from the middle of each of N chunks to that of the next, and so many
+    before and behind: (B (N - 1), k + 1 + 2 beyond, h, w, D).
     """
     length = model.config.chunk_frames
     middle = length - length // 2
@@ -103,7 +111,12 @@ def tell_across(model: REGEN, params: Params, z_BNtHWC: Array, beyond: int = 0) 
 
 
 def draw(
-    model: REGEN, params: Params, process: Process, steps: int, conditioning: Conditioning, noise_BFHWC: Array
+    model: REGEN,
+    params: Params,
+    process: Process,
+    steps: int,
+    conditioning: Conditioning,
+    noise_BFHWC: Array,
 ) -> Array:
     """Frames out of noise.
 
@@ -130,8 +143,8 @@ def draw(
 
 
 def look_ahead(config: REGENConfig, windows: str) -> int:
-    """Frames by which `decode_chunks` lags behind unless told that a chunk is the last: half a chunk and the frames
-    that the next window draws as well, if any.
+    """Frames by which `decode_chunks` lags behind unless told that a chunk is the last: half a
+    chunk and the frames that the next window draws as well, if any.
     """
     return config.chunk_frames // 2 + overlap(config) if windows == "moved" else 0
 
@@ -153,10 +166,10 @@ def decode_chunks(
 
     Args:
       model, params, process, steps: see `draw`.
-      z_BtHWC: as the encoder gives them, two latent frames a chunk; with `last` one more, an image's, and none at all
-        are allowed as well.
-      history: None at the start of a clip, then what the call before gave: the last chunk's latents, if any, and what
-        its window drew of the frames that the next draws as well.
+      z_BtHWC: as the encoder gives them, two latent frames a chunk; with `last` one more, an
+        image's, and none at all are allowed as well.
+      history: None at the start of a clip, then what the call before gave: the last chunk's
+        latents, if any, and what its window drew of the frames that the next draws as well.
       last: the clip ends here: no frame is held back.
       key_B: of each clip's noise.
       windows: a name in `WINDOWS`, as it was trained.
@@ -190,7 +203,9 @@ def decode_chunks(
     elif joined.shape[1]:
         beyond = overlap(config)
         middle = length - length // 2
-        rising = weight(config, np.arange(-beyond, beyond) + 0.5)[None, :, None, None, None].astype(np.float32)
+        rising = weight(config, np.arange(-beyond, beyond) + 0.5)[None, :, None, None, None].astype(
+            np.float32
+        )
 
         def goes_on(window):
             """Appends a window, up to what the next draws as well; returns that."""
@@ -214,8 +229,8 @@ def decode_chunks(
 
 
 class Moments(NamedTuple):
-    """Times at which frames are drawn: each is told (1 - share) of what the first chunk and time say, share of the
-    second; where the share is 0 the second does not matter.
+    """Times at which frames are drawn: each is told (1 - share) of what the first chunk and time
+    say, share of the second; where the share is 0 the second does not matter.
 
     Attributes:
       chunks_2F: which of the chunks given.
@@ -229,14 +244,20 @@ class Moments(NamedTuple):
 
 
 def decode_at(
-    model: REGEN, params: Params, process: Process, steps: int, z_BNtHWC: Array, moments: Moments, key_B: Array
+    model: REGEN,
+    params: Params,
+    process: Process,
+    steps: int,
+    z_BNtHWC: Array,
+    moments: Moments,
+    key_B: Array,
 ) -> Array:
     """Frames at any times of a chunk, or of neighbouring ones, drawn as one window.
 
     Args:
       model, params, process, steps: see `draw`.
-      z_BNtHWC: latents of N chunks, two each: an image's stands for both. Where latents are tokens, those of one chunk
-        or image.
+      z_BNtHWC: latents of N chunks, two each: an image's stands for both. Where latents are tokens,
+        those of one chunk or image.
       moments: of the frames; where latents are tokens, the first times alone count.
       key_B: of each clip's noise.
 
@@ -258,4 +279,6 @@ def decode_at(
         times_BF = jnp.tile(moments.times_2F[0][None], (batch, 1))
         told = model.apply(params, z_BNtHWC[:, 0], times_BF, method="expand")
     side = model.config.space_factor
-    return draw(model, params, process, steps, told, frame_noise(key_B, frames, side * height, side * width))
+    return draw(
+        model, params, process, steps, told, frame_noise(key_B, frames, side * height, side * width)
+    )

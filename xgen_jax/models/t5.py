@@ -1,10 +1,11 @@
 """T5 v1.1's encoder (arXiv 1910.10683; the v1.1 changes: arXiv 2002.05202), and UMT5's.
 
-    x = E[ids];  per block: x += O softmax(q k^T + b(j - i)) v,  x += W2 (gelu(W1a h) * W1b h);  out = norm(x)
+    x = E[ids];  per block: x += O softmax(q k^T + b(j - i)) v,  x += W2 (gelu(W1a h) * W1b h);  out
+    = norm(x)
 
-with RMS norms before each part and no biases. Logits are not divided by sqrt(d): the initialisation does that. b is a
-table over 32 buckets of the distance, exact up to 7 and logarithmic from 8 to 128; T5 has one table, read in every
-block, UMT5 one a block.
+with RMS norms before each part and no biases. Logits are not divided by sqrt(d): the initialisation
+does that. b is a table over 32 buckets of the distance, exact up to 7 and logarithmic from 8 to
+128; T5 has one table, read in every block, UMT5 one a block.
 """
 
 import dataclasses
@@ -56,7 +57,8 @@ class T5Config:
             )
 
 
-# T5 v1.1's sizes as released; XXL is the text encoder of Imagen, PixArt-alpha, Open-Sora and, it seems, xGen.
+# T5 v1.1's sizes as released; XXL is the text encoder of Imagen, PixArt-alpha, Open-Sora and, it
+# seems, xGen.
 PRESETS = {
     "small": T5Config(width=512, hidden=1024, depth=8, heads=6),
     "base": T5Config(width=768, hidden=2048, depth=12, heads=12),
@@ -67,11 +69,15 @@ PRESETS = {
 }
 
 
-def position_buckets(distance: np.ndarray, buckets: int = 32, max_distance: int = 128) -> np.ndarray:
-    """The bucket of each distance, key - query: the upper half of them is for keys behind the query.
+def position_buckets(
+    distance: np.ndarray, buckets: int = 32, max_distance: int = 128
+) -> np.ndarray:
+    """The bucket of each distance, key - query: the upper half of them is for keys behind the
+    query.
 
-    Of a half, half are exact distances, half logarithmic up to `max_distance`; the last holds all beyond. The
-    logarithm is taken in float32, as it was where the weights were trained, which decides at borders.
+    Of a half, half are exact distances, half logarithmic up to `max_distance`; the last holds all
+    beyond. The logarithm is taken in float32, as it was where the weights were trained, which
+    decides at borders.
     """
     half = buckets // 2
     exact = half // 2
@@ -80,7 +86,9 @@ def position_buckets(distance: np.ndarray, buckets: int = 32, max_distance: int 
         math.log(max_distance / exact)
     )
     logarithmic = exact + (ratio * np.float32(half - exact)).astype(np.int32)
-    return np.where(distance > 0, half, 0) + np.where(far < exact, far, np.minimum(logarithmic, half - 1))
+    return np.where(distance > 0, half, 0) + np.where(
+        far < exact, far, np.minimum(logarithmic, half - 1)
+    )
 
 
 class PositionBias(nn.Module):
@@ -92,12 +100,15 @@ class PositionBias(nn.Module):
     def __call__(self, queries: int, keys: int) -> Array:
         c = self.config
         table = self.param("embedding", nn.initializers.normal(c.width**-0.5), (c.buckets, c.heads))
-        places = position_buckets(np.arange(keys)[None, :] - np.arange(queries)[:, None], c.buckets, c.max_distance)
+        places = position_buckets(
+            np.arange(keys)[None, :] - np.arange(queries)[:, None], c.buckets, c.max_distance
+        )
         return jnp.moveaxis(table.astype(jnp.float32)[places], -1, 0)
 
 
 class Block(nn.Module):
-    """Self-attention and gated feed-forward layer, each behind its norm. The residual stream is float32."""
+    """Self-attention and gated feed-forward layer, each behind its norm. The residual stream is
+    float32."""
 
     config: T5Config
     dtype: jnp.dtype
@@ -117,23 +128,29 @@ class Block(nn.Module):
             bias_KLL = PositionBias(c, name="relative_bias")(x_BLD.shape[1], x_BLD.shape[1])
         qkv = dense(3 * inner, c.width**-0.5, "qkv")(norm("norm_attention")(x_BLD))
         q, k, v = rearrange(qkv, "b l (n k c) -> n b k l c", n=3, k=c.heads)
-        logits = jnp.einsum("bknc,bkmc->bknm", q, k, preferred_element_type=jnp.float32) + bias_KLL[None]
+        logits = (
+            jnp.einsum("bknc,bkmc->bknm", q, k, preferred_element_type=jnp.float32) + bias_KLL[None]
+        )
         logits = jnp.where(mask_BL[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits).astype(self.dtype)
         h = rearrange(jnp.einsum("bknm,bkmc->bknc", weights, v), "b k n c -> b n (k c)")
         x_BLD = x_BLD + dense(c.width, inner**-0.5, "proj")(h).astype(jnp.float32)
 
-        gate, h = jnp.split(dense(2 * c.hidden, c.width**-0.5, "fc1")(norm("norm_mlp")(x_BLD)), 2, axis=-1)
+        gate, h = jnp.split(
+            dense(2 * c.hidden, c.width**-0.5, "fc1")(norm("norm_mlp")(x_BLD)), 2, axis=-1
+        )
         h = dense(c.width, c.hidden**-0.5, "fc2")(nn.gelu(gate, approximate=True) * h)
         x_BLD = x_BLD + h.astype(jnp.float32)
         return nn.with_logical_constraint(x_BLD, ("batch", None, "width")), None
 
 
 class T5Encoder(nn.Module):
-    """ids int32 (B, L) and mask bool (B, L), True where there is a token -> (B, L, width) in `dtype`.
+    """ids int32 (B, L) and mask bool (B, L), True where there is a token -> (B, L, width) in
+    `dtype`.
 
-    A row needs at least one True. What stands at the places behind the mask is of no use. Parameters may be bfloat16
-    whatever is computed in; norms, softmax and the residual stream are float32.
+    A row needs at least one True. What stands at the places behind the mask is of no use.
+    Parameters may be bfloat16 whatever is computed in; norms, softmax and the residual stream are
+    float32.
     """
 
     config: T5Config
@@ -149,7 +166,11 @@ class T5Encoder(nn.Module):
         length = ids_BL.shape[1]
         bias = None if c.bias_per_block else PositionBias(c, name="relative_bias")(length, length)
         blocks = nn.scan(
-            Block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=c.depth
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=c.depth,
         )
         x, _ = blocks(c, self.dtype, name="blocks")(x, mask_BL, bias)
         return RMSNorm(epsilon=c.epsilon, dtype=self.dtype, name="norm_out")(x)

@@ -34,7 +34,9 @@ class T5Tokenizer:
             # Read from memory: given a path, the library writes its own complaints to stderr.
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=proto)
         except RuntimeError as error:
-            raise UserError(f"{path} is not a sentencepiece model ({error}); fetch it again") from error
+            raise UserError(
+                f"{path} is not a sentencepiece model ({error}); fetch it again"
+            ) from error
         if (self._pieces.pad_id(), self._pieces.eos_id()) != (PAD, END):
             raise UserError(
                 f"{path} is not a T5 tokenizer: its <pad> and </s> are {self._pieces.pad_id()} and "
@@ -47,7 +49,8 @@ class T5Tokenizer:
         return self._pieces.vocab_size()
 
     def __call__(self, texts: list[str], length: int) -> tuple[list[np.ndarray], list[int]]:
-        """Ids of each text, </s> last, at most `length` of them; and of each how many tokens were cut off."""
+        """Ids of each text, </s> last, at most `length` of them; and of each how many tokens were
+        cut off."""
         rows, cut = [], []
         for ids in self._pieces.encode(list(texts), out_type=int):
             cut.append(max(0, len(ids) + 1 - length))

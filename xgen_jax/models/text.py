@@ -8,9 +8,10 @@
     prepare(prompts)                                         checks, and does ahead what may be done for all at once
     fingerprints() -> {name: fingerprint}                    of frozen networks
 
-The null caption of classifier-free guidance lives inside `embed`, so training's caption drop and sampling's guidance
-share it. `ByteConditioner` is small, needs no vocabulary file and is trained with the transformer it serves;
-`T5Conditioner` takes a frozen T5's embeddings, made before (the normal path) or by an encoder at hand.
+The null caption of classifier-free guidance lives inside `embed`, so training's caption drop and
+sampling's guidance share it. `ByteConditioner` is small, needs no vocabulary file and is trained
+with the transformer it serves; `T5Conditioner` takes a frozen T5's embeddings, made before (the
+normal path) or by an encoder at hand.
 """
 
 import dataclasses
@@ -34,7 +35,8 @@ STRIDE = 4  # bytes a token
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByteTextConfig:
-    """Sizes of a byte-level encoder, trained along. `max_bytes` is the longest prompt in UTF-8 bytes."""
+    """Sizes of a byte-level encoder, trained along. `max_bytes` is the longest prompt in UTF-8
+    bytes."""
 
     kind: str = "bytes"
     width: int = 96
@@ -49,9 +51,10 @@ class T5TextConfig:
     """A frozen T5 encoder.
 
     Attributes:
-      path: its local folder in Hugging Face's layout, see `weights.t5`. Training on latents with stored embeddings
-        needs nothing of it but that these are its own; sampling reads it.
-      length: tokens a caption, the end-of-sentence token included; longer ones are cut, and it is said.
+      path: its local folder in Hugging Face's layout, see `weights.t5`. Training on latents with
+        stored embeddings needs nothing of it but that these are its own; sampling reads it.
+      length: tokens a caption, the end-of-sentence token included; longer ones are cut, and it is
+      said.
     """
 
     kind: str = "t5"
@@ -77,16 +80,21 @@ def tokenize_bytes(prompts: list[str], max_bytes: int) -> tuple[np.ndarray, np.n
         try:
             data = prompt.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise UserError(f"the prompt {prompt!r} holds half a character (place {error.start}); mend it") from error
+            raise UserError(
+                f"the prompt {prompt!r} holds half a character (place {error.start}); mend it"
+            ) from error
         if len(data) > max_bytes:
-            raise UserError(f"the prompt {prompt!r} has {len(data)} bytes; this model takes at most {max_bytes}")
+            raise UserError(
+                f"the prompt {prompt!r} has {len(data)} bytes; this model takes at most {max_bytes}"
+            )
         ids[row, 1 : 1 + len(data)] = np.frombuffer(data, np.uint8).astype(np.int32) + 1
     return ids, ids != PAD
 
 
 class ByteTextEncoder(nn.Module):
-    """Bytes to tokens: two convolutions join letters to parts of words, the second keeping every fourth place, and a
-    pre-norm transformer encoder relates those (the down-sampling of CANINE, arXiv 2103.06874, section 3.2).
+    """Bytes to tokens: two convolutions join letters to parts of words, the second keeping every
+    fourth place, and a pre-norm transformer encoder relates those (the down-sampling of CANINE,
+    arXiv 2103.06874, section 3.2).
 
     ids and mask (B, L) -> tokens (B, ceil(L / 4), width) and their mask.
     """
@@ -97,11 +105,16 @@ class ByteTextEncoder(nn.Module):
     @nn.compact
     def __call__(self, ids_BL: Array, mask_BL: Array) -> tuple[Array, Array]:
         c = self.config
-        # Unit scale: with the usual 0.02 the first layers see no difference between bytes or places for long.
+        # Unit scale: with the usual 0.02 the first layers see no difference between bytes or places
+        # for long.
         unit = nn.initializers.normal(1.0)
-        x = nn.Embed(VOCABULARY, c.width, embedding_init=unit, name="bytes")(ids_BL).astype(self.dtype)
+        x = nn.Embed(VOCABULARY, c.width, embedding_init=unit, name="bytes")(ids_BL).astype(
+            self.dtype
+        )
         # What lies behind the mask must not reach a token in front of it through a convolution.
-        x = nn.gelu(nn.Conv(c.width, (5,), dtype=self.dtype, name="letters")(x * mask_BL[..., None]))
+        x = nn.gelu(
+            nn.Conv(c.width, (5,), dtype=self.dtype, name="letters")(x * mask_BL[..., None])
+        )
         pad = -ids_BL.shape[1] % STRIDE
         x = jnp.pad(x * mask_BL[..., None], ((0, 0), (0, pad), (0, 0)))
         mask = jnp.pad(mask_BL, ((0, 0), (0, pad))).reshape(len(ids_BL), -1, STRIDE).any(-1)
@@ -110,7 +123,9 @@ class ByteTextEncoder(nn.Module):
         mask_BL = mask
         for layer in range(c.depth):
             h = nn.LayerNorm(dtype=self.dtype, name=f"norm_attention{layer}")(x)
-            attend = SelfAttention(c.heads, implementation=c.attention, dtype=self.dtype, name=f"attention{layer}")
+            attend = SelfAttention(
+                c.heads, implementation=c.attention, dtype=self.dtype, name=f"attention{layer}"
+            )
             x = x + attend(h, mask_BN=mask_BL)
             h = nn.LayerNorm(dtype=self.dtype, name=f"norm_mlp{layer}")(x)
             x = x + MLP(4 * c.width, dtype=self.dtype, name=f"mlp{layer}")(h)
@@ -119,7 +134,8 @@ class ByteTextEncoder(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByteConditioner:
-    """`ByteTextEncoder` as a conditioner; its parameters are params["text"]. The null caption is the begin token."""
+    """`ByteTextEncoder` as a conditioner; its parameters are params["text"]. The null caption is
+    the begin token."""
 
     encoder: ByteTextEncoder
     kind: ClassVar[str] = "bytes"
@@ -134,13 +150,16 @@ class ByteConditioner:
         return {}
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Raises UserError for an empty prompt, one that is too long, or one with control characters."""
+        """Raises UserError for an empty prompt, one that is too long, or one with control
+        characters."""
         refuse_empty(prompts, prompts)
         for prompt in prompts:
             place = next((i for i, c in enumerate(prompt) if unicodedata.category(c) == "Cc"), None)
             if place is not None:
                 code = f"U+{ord(prompt[place]):04X}"
-                raise UserError(f"the prompt {prompt!r} has the control character {code} at place {place}; take it out")
+                raise UserError(
+                    f"the prompt {prompt!r} has the control character {code} at place {place}; take it out"
+                )
         tokenize_bytes(list(prompts), self.encoder.config.max_bytes)
 
     prepare = check  # there is nothing to do ahead
@@ -151,15 +170,19 @@ class ByteConditioner:
         return {"ids": ids, "mask": mask}
 
     def batch_arrays(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Those of a training batch; embeddings stored in it are of another encoder's, and left aside."""
+        """Those of a training batch; embeddings stored in it are of another encoder's, and left
+        aside."""
         return self.arrays(batch["caption"])
 
     def init(self, key: Array, arrays: dict[str, Array]) -> Params:
         """{"text": the encoder's parameters}."""
         return {"text": self.encoder.init(key, arrays["ids"], arrays["mask"])}
 
-    def embed(self, params: Params, arrays: dict[str, Array], dropped_B: Array | None = None) -> tuple[Array, Array]:
-        """Tokens (B, ceil((max_bytes + 1) / 4), D) and their mask; where `dropped_B` is True, the null caption's."""
+    def embed(
+        self, params: Params, arrays: dict[str, Array], dropped_B: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Tokens (B, ceil((max_bytes + 1) / 4), D) and their mask; where `dropped_B` is True, the
+        null caption's."""
         ids, mask = arrays["ids"], arrays["mask"]
         if dropped_B is not None:
             # The empty caption is the begin token alone, so dropping a caption is masking all else.
@@ -169,7 +192,7 @@ class ByteConditioner:
 
 
 class CaptionEncoder(Protocol):
-    """A frozen text encoder at hand; see `training.text_encoder`."""
+    """A frozen text encoder at hand; see `runs.text_encoders`."""
 
     def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
         """The tokens of each caption, (n, D); none for an empty one."""
@@ -185,10 +208,10 @@ class CaptionEncoder(Protocol):
 class T5Conditioner:
     """Embeddings of a frozen T5, (B, length, width) with a mask.
 
-    The null caption is the transformer's own, `null_caption(params["vdit"])` (length, width), that no training moves.
-    It is attended to whole, so that the unconditional prediction is one and the same for every prompt; with `released`
-    it wears the mask of the prompt it stands beside, as STDiT2's weights know it. A caption without tokens, which an
-    empty one is, is the null caption.
+    The null caption is the transformer's own, `null_caption(params["vdit"])` (length, width), that
+    no training moves. It is attended to whole, so that the unconditional prediction is one and the
+    same for every prompt; with `released` it wears the mask of the prompt it stands beside, as
+    STDiT2's weights know it. A caption without tokens, which an empty one is, is the null caption.
 
     Attributes:
       length: tokens of every row, padding included.
@@ -201,7 +224,9 @@ class T5Conditioner:
     width: int
     released: bool = False
     fingerprint: str = ""
-    encoder: CaptionEncoder | None = dataclasses.field(default=None, compare=False)  # it is no part of what is compiled
+    encoder: CaptionEncoder | None = dataclasses.field(
+        default=None, compare=False
+    )  # it is no part of what is compiled
     kind: ClassVar[str] = "t5"
 
     def fingerprints(self) -> dict[str, str]:
@@ -209,11 +234,13 @@ class T5Conditioner:
         return {"text_encoder": self.fingerprint}
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Raises UserError for a prompt with nothing in it, also when cleaned; says which are cut, and by how much."""
+        """Raises UserError for a prompt with nothing in it, also when cleaned; says which are cut,
+        and by how much."""
         self._at_hand().check(prompts)
 
     def prepare(self, prompts: Sequence[str]) -> None:
-        """Checks the prompts, and embeds them all, so that the T5's weights can go before others come."""
+        """Checks the prompts, and embeds them all, so that the T5's weights can go before others
+        come."""
         self._at_hand().prepare(prompts)
 
     def arrays(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
@@ -226,24 +253,33 @@ class T5Conditioner:
         return {"text": text, "text_mask": mask}
 
     def batch_arrays(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """The embeddings stored in a batch, padded to the length, or made anew where there are none."""
+        """The embeddings stored in a batch, padded to the length, or made anew where there are
+        none."""
         if "text" not in batch:
             return self.arrays(batch["caption"])
         text, mask = np.asarray(batch["text"]), np.asarray(batch["text_mask"])
         if text.shape[1] > self.length or text.shape[2] != self.width:
-            raise UserError(f"stored embeddings are {text.shape[1:]}; the run takes up to {(self.length, self.width)}")
+            raise UserError(
+                f"stored embeddings are {text.shape[1:]}; the run takes up to {(self.length, self.width)}"
+            )
         pad = self.length - text.shape[1]
-        return {"text": np.pad(text, ((0, 0), (0, pad), (0, 0))), "text_mask": np.pad(mask, ((0, 0), (0, pad)))}
+        return {
+            "text": np.pad(text, ((0, 0), (0, pad), (0, 0))),
+            "text_mask": np.pad(mask, ((0, 0), (0, pad))),
+        }
 
     def init(self, key: Array, arrays: dict[str, Array]) -> Params:
         """Nothing is trained along."""
         del key, arrays
         return {}
 
-    def embed(self, params: Params, arrays: dict[str, Array], dropped_B: Array | None = None) -> tuple[Array, Array]:
+    def embed(
+        self, params: Params, arrays: dict[str, Array], dropped_B: Array | None = None
+    ) -> tuple[Array, Array]:
         """Tokens (B, length, width) and mask; where `dropped_B` is True, the null caption's.
 
-        Without `dropped_B` no null caption is looked up: that is for initialising the transformer it belongs to.
+        Without `dropped_B` no null caption is looked up: that is for initialising the transformer
+        it belongs to.
         """
         text, mask = arrays["text"], arrays["text_mask"]
         empty_B = ~mask.any(axis=1)
@@ -256,7 +292,9 @@ class T5Conditioner:
 
     def _at_hand(self) -> CaptionEncoder:
         if self.encoder is None:
-            raise UserError("these captions have no stored embeddings, and the run has no text encoder to make them")
+            raise UserError(
+                "these captions have no stored embeddings, and the run has no text encoder to make them"
+            )
         return self.encoder
 
 

@@ -11,8 +11,8 @@ Trainable parameters on latents of 4 channels, counted by `models.vdit.count_par
     VDiT-5B/2     3072     32     24  4,945,804,304
     tiny            96      4      4        887,632
 
-S, B and L are the sizes of DiT (arXiv 2212.09748, table 1); XL is the paper's network, of which it prints 731M, in
-units of 1024^2.
+S, B and L are the sizes of DiT (arXiv 2212.09748, table 1); XL is the paper's network, of which it
+prints 731M, in units of 1024^2.
 """
 
 import dataclasses
@@ -53,21 +53,29 @@ class VDiTConfig:
       width: model width; a multiple of heads.
       depth: blocks.
       heads: attention heads.
-      patch: side of a patch in latent cells; latents that patches do not tile are padded with zeros, and cropped.
+      patch: side of a patch in latent cells; latents that patches do not tile are padded with
+      zeros, and cropped.
       text_width: width of the text tokens.
-      null_caption_tokens: length L of the stored null caption, (L, text_width) in the collection `constants`, that
-        stands for a dropped caption; 0 where the text encoder knows one of its own.
-      clip_conditions: whether the network is told height, width, aspect, frames and frame rate (`ClipConditions`).
-      learned_variance: twice the output channels: the prediction, then its variance (DDPM, arXiv 2102.09672).
-      positions: `sinusoid_2d`, added to the tokens once, with rotary positions in time; or `rope_3d`, rotary positions
-        in time, rows and columns.
-      position_span: what rows and columns count up to, whatever the size, so that an object has its place at any
-        resolution; None counts patches.
-      attention_layout: `factorised`, attention in space and then in time; or `full`, one attention over both.
-      text_norm: normalise what goes into cross-attention, and its queries and keys; the paper's ancestry does not.
-      time_sinusoid: also add sinusoids of the frame index to the tokens, as the paper's introduction has it.
+      null_caption_tokens: length L of the stored null caption, (L, text_width) in the collection
+        `constants`, that stands for a dropped caption; 0 where the text encoder knows one of its
+        own.
+      clip_conditions: whether the network is told height, width, aspect, frames and frame rate
+      (`ClipConditions`).
+      learned_variance: twice the output channels: the prediction, then its variance (DDPM, arXiv
+      2102.09672).
+      positions: `sinusoid_2d`, added to the tokens once, with rotary positions in time; or
+        `rope_3d`, rotary positions in time, rows and columns.
+      position_span: what rows and columns count up to, whatever the size, so that an object has its
+        place at any resolution; None counts patches.
+      attention_layout: `factorised`, attention in space and then in time; or `full`, one attention
+      over both.
+      text_norm: normalise what goes into cross-attention, and its queries and keys; the paper's
+      ancestry does not.
+      time_sinusoid: also add sinusoids of the frame index to the tokens, as the paper's
+      introduction has it.
       qk_norm: normalise queries and keys of the self-attentions.
-      released: compute as the public STDiT2 (Open-Sora 1.1) did, which its weights need; see `models.vdit`.
+      released: compute as the public STDiT2 (Open-Sora 1.1) did, which its weights need; see
+      `models.vdit`.
       scan_layers: one scanned block (compiles once) or `depth` separate ones (for debugging).
       remat: `none`, or `full` to recompute each block in the backward pass.
       attention: the implementation, see `xgen_jax.nn.attention`.
@@ -96,9 +104,13 @@ class VDiTConfig:
     def __post_init__(self):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise UserError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}")
+                raise UserError(
+                    f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}"
+                )
         if self.width % self.heads or (self.width // self.heads) % 2:
-            raise UserError(f"width {self.width} over {self.heads} heads must give an even head dimension")
+            raise UserError(
+                f"width {self.width} over {self.heads} heads must give an even head dimension"
+            )
         if self.positions == "rope_3d" and self.width // self.heads < 6:
             raise UserError(
                 f"positions='rope_3d' needs a head dimension of 6 or more, not {self.width // self.heads}: each of "
@@ -107,7 +119,9 @@ class VDiTConfig:
         if self.position_span is not None and self.position_span <= 0:
             raise UserError(f"position_span must be above 0, or None, not {self.position_span}")
         if self.null_caption_tokens < 0:
-            raise UserError(f"null_caption_tokens must be 0 or more, not {self.null_caption_tokens}")
+            raise UserError(
+                f"null_caption_tokens must be 0 or more, not {self.null_caption_tokens}"
+            )
         if self.released:
             needed = {
                 "positions": "sinusoid_2d",
@@ -116,11 +130,15 @@ class VDiTConfig:
                 "text_norm": False,
                 "time_sinusoid": False,
             }
-            wrong = [f"{key}={value!r}" for key, value in needed.items() if getattr(self, key) != value]
+            wrong = [
+                f"{key}={value!r}" for key, value in needed.items() if getattr(self, key) != value
+            ]
             if self.position_span is None:
                 wrong.append("a position_span (32.0 for the public weights)")
             if wrong:
-                raise UserError(f"released=True needs {', '.join(wrong)}: the public network has nothing else")
+                raise UserError(
+                    f"released=True needs {', '.join(wrong)}: the public network has nothing else"
+                )
 
     def out_channels(self, channels: int) -> int:
         """Channels of the output for latents of so many."""
@@ -129,13 +147,20 @@ class VDiTConfig:
     def check_latents(self, latent_shape: Shape) -> None:
         """Refuses a (t, h, w) with nothing in it; every other size can be patched."""
         if min(latent_shape) < 1:
-            raise UserError(f"latents of {'x'.join(map(str, latent_shape))} (t x h x w) hold nothing to work on")
+            raise UserError(
+                f"latents of {'x'.join(map(str, latent_shape))} (t x h x w) hold nothing to work on"
+            )
 
 
 # What the paper's network and its smaller relations share.
-_PAPER = VDiTConfig(null_caption_tokens=250, clip_conditions=True, learned_variance=True, position_span=32.0)
-# The form of later networks: full attention, rotary positions everywhere, and flow matching, which has no variance.
-_MODERN = dataclasses.replace(_PAPER, learned_variance=False, positions="rope_3d", attention_layout="full")
+_PAPER = VDiTConfig(
+    null_caption_tokens=250, clip_conditions=True, learned_variance=True, position_span=32.0
+)
+# The form of later networks: full attention, rotary positions everywhere, and flow matching, which
+# has no variance.
+_MODERN = dataclasses.replace(
+    _PAPER, learned_variance=False, positions="rope_3d", attention_layout="full"
+)
 
 PRESETS = {
     "VDiT-S/2": dataclasses.replace(_PAPER, width=384, depth=12, heads=6),
@@ -146,6 +171,13 @@ PRESETS = {
     "VDiT-5B/2": dataclasses.replace(_MODERN, width=3072, depth=32, heads=24),
     # Minutes on a laptop's CPU.
     "tiny": VDiTConfig(
-        width=96, depth=4, heads=4, patch=2, text_width=96, text_norm=True, time_sinusoid=True, remat="none"
+        width=96,
+        depth=4,
+        heads=4,
+        patch=2,
+        text_width=96,
+        text_norm=True,
+        time_sinusoid=True,
+        remat="none",
     ),
 }

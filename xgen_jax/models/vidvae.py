@@ -1,13 +1,14 @@
 """VidVAE: xGen-VideoSyn-1's 3D-causal video autoencoder (arXiv 2408.12590, section 3.1).
 
-A residual pyramid as in Stable Diffusion's VAE with every convolution causal in time, and time reduction after the
-spatial one. 1 + f*n frames become 1 + n latent frames (f = 4 in the paper). Every layer that mixes frames carries a
-history, so `encode` and `decode` may be called chunk after chunk: 1 + f*n frames first, then f*n at a time. What the
-variants of released weights do otherwise, `VidVAEConfig` says: some look ahead by a few frames, and then give as many
-frames later, some depend on a whole clip, and then refuse chunks.
+A residual pyramid as in Stable Diffusion's VAE with every convolution causal in time, and time
+reduction after the spatial one. 1 + f*n frames become 1 + n latent frames (f = 4 in the paper).
+Every layer that mixes frames carries a history, so `encode` and `decode` may be called chunk after
+chunk: 1 + f*n frames first, then f*n at a time. What the variants of released weights do otherwise,
+`VidVAEConfig` says: some look ahead by a few frames, and then give as many frames later, some
+depend on a whole clip, and then refuse chunks.
 
-The tiny preset puts a space-to-depth stem in front and works at low resolution throughout: on two CPU cores it trains
-far faster than a full-resolution pyramid of the same size.
+The tiny preset puts a space-to-depth stem in front and works at low resolution throughout: on two
+CPU cores it trains far faster than a full-resolution pyramid of the same size.
 """
 
 import math
@@ -56,12 +57,14 @@ def _flat(kernel: Kernel) -> Kernel:
 
 
 def _placed(x_BTHWC: Array) -> Array:
-    """Where an activation lives: with height or width over devices neighbours exchange rows, nothing is gathered."""
+    """Where an activation lives: with height or width over devices neighbours exchange rows,
+    nothing is gathered."""
     return nn.with_logical_constraint(x_BTHWC, ("batch", "time", "height", "columns", "width"))
 
 
 class ResidualBlock(nn.Module):
-    """Norm, swish, convolution, twice, beside the identity (or a 1x1x1 convolution where the width changes)."""
+    """Norm, swish, convolution, twice, beside the identity (or a 1x1x1 convolution where the width
+    changes)."""
 
     config: VidVAEConfig
     features: int
@@ -97,7 +100,9 @@ class MidAttention(nn.Module):
         def tokens(x):
             if c.attention_layout == "released":
                 # (C, T) in memory is read as (T, C), as if the frames came first.
-                x = rearrange(x, "b t h w c -> b (c t) (h w)").reshape(b * t, channels, height * width)
+                x = rearrange(x, "b t h w c -> b (c t) (h w)").reshape(
+                    b * t, channels, height * width
+                )
                 return rearrange(x, "f c n -> f n 1 c")
             return x.reshape(b * t, height * width, 1, channels)
 
@@ -105,7 +110,9 @@ class MidAttention(nn.Module):
         if c.attention_layout == "released":
             y = rearrange(y, "f n 1 c -> f c n").reshape(b, channels, t, height, width)
             y = rearrange(y, "b c t h w -> b t h w c")
-        return nn.Dense(channels, dtype=self.dtype, kernel_init=XAVIER, name="proj")(y.reshape(x_BTHWC.shape))
+        return nn.Dense(channels, dtype=self.dtype, kernel_init=XAVIER, name="proj")(
+            y.reshape(x_BTHWC.shape)
+        )
 
 
 class Mid(nn.Module):
@@ -127,7 +134,8 @@ class Mid(nn.Module):
 
 
 class TimeMix(nn.Module):
-    """A share of x and the rest of y; the share is learnt, 0.88 at first (Open-Sora-Plan v1.1's mix factor)."""
+    """A share of x and the rest of y; the share is learnt, 0.88 at first (Open-Sora-Plan v1.1's mix
+    factor)."""
 
     @nn.compact
     def __call__(self, x, y):
@@ -136,7 +144,8 @@ class TimeMix(nn.Module):
 
 
 class EncoderLevel(nn.Module):
-    """Residual blocks, then half the height and width, then half the frame rate, as the configuration says."""
+    """Residual blocks, then half the height and width, then half the frame rate, as the
+    configuration says."""
 
     config: VidVAEConfig
     level: int
@@ -147,7 +156,9 @@ class EncoderLevel(nn.Module):
         c, level, carry = self.config, self.level, _Carry(history)
         for block in range(c.blocks):
             flat = level < c.flat_levels
-            x = carry(ResidualBlock(c, c.channels[level], self.dtype, flat, name=f"block{block}"), x)
+            x = carry(
+                ResidualBlock(c, c.channels[level], self.dtype, flat, name=f"block{block}"), x
+            )
         if c.space_reduction[level]:
             x, _ = CausalConv3D(x.shape[-1], (1, 3, 3), (1, 2, 2), dtype=self.dtype, name="down")(x)
         if c.time_reduction[level]:
@@ -158,13 +169,16 @@ class EncoderLevel(nn.Module):
         pooled, new = causal_average_pool(x, history)
         if self.config.time_down == "convolution":
             # Sees the very frames that the pool sees, so one history serves both.
-            conv = CausalConv3D(x.shape[-1], (3, 3, 3), (2, 1, 1), dtype=self.dtype, name="time_conv")
+            conv = CausalConv3D(
+                x.shape[-1], (3, 3, 3), (2, 1, 1), dtype=self.dtype, name="time_conv"
+            )
             pooled = TimeMix(name="time_mix")(pooled, conv(x, history)[0])
         return pooled, new
 
 
 class DecoderLevel(nn.Module):
-    """The mirror of an encoder's level: what that halved after its blocks is doubled here before them."""
+    """The mirror of an encoder's level: what that halved after its blocks is doubled here before
+    them."""
 
     config: VidVAEConfig
     level: int
@@ -208,7 +222,9 @@ class Encoder(nn.Module):
         if c.stem_hidden:
             x = nn.swish(nn.Dense(c.stem_hidden, dtype=self.dtype, name="stem")(x))
         kernel = _flat(c.pixel_kernel) if c.flat_levels else c.pixel_kernel
-        x = _placed(carry(CausalConv3D(c.channels[0], kernel, dtype=self.dtype, name="conv_in"), _placed(x)))
+        x = _placed(
+            carry(CausalConv3D(c.channels[0], kernel, dtype=self.dtype, name="conv_in"), _placed(x))
+        )
         for level in range(len(c.channels)):
             x = carry(level_class(c, level, self.dtype, name=f"level{level}"), x)
         x = carry(Mid(c, c.channels[-1], self.dtype, name="mid"), x)
@@ -218,7 +234,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (B, t, h, w, c) -> features (B, T/pt, H/ph, W/pw, C) of the first level, for the head to draw."""
+    """Latents (B, t, h, w, c) -> features (B, T/pt, H/ph, W/pw, C) of the first level, for the head
+    to draw."""
 
     config: VidVAEConfig
     dtype: jnp.dtype
@@ -226,9 +243,13 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z, history=None, last=True):
         c, carry = self.config, _Carry(history)
-        level_class = nn.remat(DecoderLevel, static_argnums=(3,)) if c.remat == "level" else DecoderLevel
+        level_class = (
+            nn.remat(DecoderLevel, static_argnums=(3,)) if c.remat == "level" else DecoderLevel
+        )
         x = nn.Dense(c.latent_channels, dtype=self.dtype, name="post_quant")(z)
-        x = _placed(carry(CausalConv3D(c.channels[-1], dtype=self.dtype, name="conv_in"), _placed(x)))
+        x = _placed(
+            carry(CausalConv3D(c.channels[-1], dtype=self.dtype, name="conv_in"), _placed(x))
+        )
         x = carry(Mid(c, c.channels[-1], self.dtype, name="mid"), x)
         for level in reversed(range(len(c.channels))):
             x = carry(level_class(c, level, self.dtype, name=f"level{level}"), x, last)
@@ -247,16 +268,22 @@ class Head(nn.Module):
         x = nn.swish(video_norm(c.norm, x.shape[-1], self.dtype, "norm")(x))
         if c.stem_hidden:
             x = nn.swish(nn.Dense(c.stem_hidden, dtype=self.dtype, name="stem")(x))
-        conv = CausalConv3D(3 * math.prod(c.stem), c.pixel_kernel, dtype=self.dtype, name="conv_out")
+        conv = CausalConv3D(
+            3 * math.prod(c.stem), c.pixel_kernel, dtype=self.dtype, name="conv_out"
+        )
         x, new = conv(x, None if history is None else history[0])
-        return causal_depth_to_space(x, c.stem, started=history is not None).astype(jnp.float32), (new,)
+        return causal_depth_to_space(x, c.stem, started=history is not None).astype(jnp.float32), (
+            new,
+        )
 
 
 class VidVAE(nn.Module):
-    """The autoencoder. `dtype` is the compute dtype; parameters, moments and the output video are float32.
+    """The autoencoder. `dtype` is the compute dtype; parameters, moments and the output video are
+    float32.
 
-    `history` is None for the first chunk of a clip and then what the call before returned. With `last=False` `decode`
-    gives the frames that are settled; the last `config.look_ahead` come with a later chunk, which may be empty.
+    `history` is None for the first chunk of a clip and then what the call before returned. With
+    `last=False` `decode` gives the frames that are settled; the last `config.look_ahead` come with
+    a later chunk, which may be empty.
 
     Raises:
       UserError: chunks of a model that depends on the whole clip.
@@ -295,10 +322,13 @@ class VidVAE(nn.Module):
 
     def _check_chunk(self, chunked: bool):
         if chunked and self.config.depends_on_whole_clip:
-            raise UserError(f"this model cannot work chunk after chunk: {self.config.depends_on_whole_clip}")
+            raise UserError(
+                f"this model cannot work chunk after chunk: {self.config.depends_on_whole_clip}"
+            )
 
     def __call__(self, video_BTHWC: Array, noise_BTHWC: Array | None = None):
-        """Encodes, samples (or takes the mean where `noise` is None) and decodes: (video, mean, log-variance)."""
+        """Encodes, samples (or takes the mean where `noise` is None) and decodes: (video, mean,
+        log-variance)."""
         mean, logvar, _ = self.encode(video_BTHWC)
         z = mean if noise_BTHWC is None else mean + jnp.exp(0.5 * logvar) * noise_BTHWC
         return self.decode(z)[0], mean, logvar

@@ -24,22 +24,25 @@ class VidVAEConfig:
       channels: width of each level of the pyramid, highest resolution first.
       space_reduction: for each level, whether the encoder halves height and width after it.
       time_reduction: for each level, whether the encoder halves the frame rate after it.
-      time_expansion: for each level, whether the decoder doubles the frame rate before it; None for the mirror of
-        `time_reduction`.
-      time_down: `average_pool` (the paper's), or `convolution`: that beside a convolution, in a learnt proportion.
+      time_expansion: for each level, whether the decoder doubles the frame rate before it; None for
+        the mirror of `time_reduction`.
+      time_down: `average_pool` (the paper's), or `convolution`: that beside a convolution, in a
+      learnt proportion.
       time_up: `causal`, repetition, or `trilinear` (released weights), which looks ahead.
       time_up_convolution: what `time_up` gives beside a convolution of it, in a learnt proportion.
       flat_levels: how many of the encoder's first levels mix no frames.
       latent_channels: channels of the latent.
       blocks: residual blocks a level in the encoder; the decoder has one more.
       stem: (T, H, W) of the patches in front of the pyramid; (1, 1, 1) for none.
-      stem_hidden: width of a hidden layer between a patch and the pyramid, at both ends; 0 for none. A patch holds more
-        values than a narrow pyramid has channels, and a linear map of few channels cannot draw its edges.
+      stem_hidden: width of a hidden layer between a patch and the pyramid, at both ends; 0 for
+        none. A patch holds more values than a narrow pyramid has channels, and a linear map of few
+        channels cannot draw its edges.
       mid_attention: attention at the lowest resolution.
-      attention_layout: `per_frame`, or `released`: as Open-Sora-Plan's first public weights were trained, a reshape
-        that mixes channels and frames of the whole clip (right for one frame).
+      attention_layout: `per_frame`, or `released`: as Open-Sora-Plan's first public weights were
+        trained, a reshape that mixes channels and frames of the whole clip (right for one frame).
       kernels: taps (T, H, W) of the two convolutions of a residual block.
-      norm: `group_per_frame` (strictly causal, valid for Stable Diffusion's weights), `group` (over time as well:
+      norm: `group_per_frame` (strictly causal, valid for Stable Diffusion's weights), `group` (over
+      time as well:
         released weights) or `rms` (a pixel by itself: exact under any cut of space as well).
       attention: the implementation, see `xgen_jax.nn.attention`.
       remat: `level` recomputes each level in the backward pass instead of keeping what it computed.
@@ -67,10 +70,15 @@ class VidVAEConfig:
     def __post_init__(self):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise UserError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}")
+                raise UserError(
+                    f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}"
+                )
         if self.stem[1] != self.stem[2]:
             raise UserError(f"stem {self.stem} must be as wide as high")
-        levels = [len(x) for x in (self.channels, self.space_reduction, self.time_reduction, self.expansion)]
+        levels = [
+            len(x)
+            for x in (self.channels, self.space_reduction, self.time_reduction, self.expansion)
+        ]
         if len(set(levels)) > 1:
             raise UserError(
                 "channels, space_reduction, time_reduction and time_expansion need one entry a level, but have "
@@ -93,7 +101,8 @@ class VidVAEConfig:
 
     @property
     def pixel_kernel(self) -> Kernel:
-        """Taps of the first and the last convolution: behind a stem a patch is its own neighbourhood."""
+        """Taps of the first and the last convolution: behind a stem a patch is its own
+        neighbourhood."""
         return (3, 3, 3) if self.stem == (1, 1, 1) else (1, 1, 1)
 
     @property
@@ -108,7 +117,8 @@ class VidVAEConfig:
 
     @property
     def look_ahead(self) -> int:
-        """Frames by which the decoder looks ahead: so many come one chunk later when decoding chunk after chunk."""
+        """Frames by which the decoder looks ahead: so many come one chunk later when decoding chunk
+        after chunk."""
         return self.stem[0] * (2 ** sum(self.expansion) - 1) if self.time_up == "trilinear" else 0
 
     @property
@@ -122,9 +132,11 @@ class VidVAEConfig:
 
     @property
     def halo(self) -> int | None:
-        """Latent rows (columns) above and below that a latent or a pixel depends on, at most; None for all of them.
+        """Latent rows (columns) above and below that a latent or a pixel depends on, at most; None
+        for all of them.
 
-        Only where each pixel is normalised by itself and nothing attends may a frame be cut and stay what it is.
+        Only where each pixel is normalised by itself and nothing attends may a frame be cut and
+        stay what it is.
         """
         if self.norm != "rms" or self.mid_attention:
             return None
@@ -135,13 +147,16 @@ class VidVAEConfig:
         for reduced in self.space_reduction:
             decoder += (self.blocks + 1) * block
             decoder = -(-(decoder + 1) // 2) if reduced else decoder
-        return max(-(-(encoder + ends) * self.stem[1] // self.space_factor), decoder + 2 * block + 1)
+        return max(
+            -(-(encoder + ends) * self.stem[1] // self.space_factor), decoder + 2 * block + 1
+        )
 
     def latent_shape(self, video_shape: Shape) -> Shape:
         """(T, H, W) or (B, T, H, W, 3) of a clip -> (t, h, w) or (B, t, h, w, c) of its latents.
 
         Raises:
-          UserError: a length or size that the model cannot take; the message names the nearest ones that it can.
+          UserError: a length or size that the model cannot take; the message names the nearest ones
+          that it can.
         """
         if len(video_shape) == 5:
             return (video_shape[0], *self.latent_shape(video_shape[1:4]), self.latent_channels)
@@ -155,7 +170,9 @@ class VidVAEConfig:
         for name, side in (("height", height), ("width", width)):
             if side < s or side % s:
                 below = max(s, side // s * s)
-                raise UserError(f"{name} {side} is not a multiple of {s}; the nearest are {below} and {below + s}")
+                raise UserError(
+                    f"{name} {side} is not a multiple of {s}; the nearest are {below} and {below + s}"
+                )
         return 1 + (frames - 1) // f, height // s, width // s
 
     def frames(self, latent_frames: int) -> int:
@@ -169,11 +186,15 @@ class VidVAEConfig:
 
 # As released, in the three ways in which that differs from the paper preset.
 _OSP = VidVAEConfig(
-    time_expansion=(False, True, True, False), time_up="trilinear", norm="group", attention_layout="released"
+    time_expansion=(False, True, True, False),
+    time_up="trilinear",
+    norm="group",
+    attention_layout="released",
 )
 
 PRESETS = {
-    # The paper's table 3 network, 4x8x8, in the form of Open-Sora-Plan's CausalVAE v1.0, made strictly causal.
+    # The paper's table 3 network, 4x8x8, in the form of Open-Sora-Plan's CausalVAE v1.0, made
+    # strictly causal.
     "paper": VidVAEConfig(time_expansion=(False, True, True, False)),
     # Open-Sora-Plan's public weights v1.0.0 and v1.1.0, as they were trained.
     "osp-v1.0": _OSP,

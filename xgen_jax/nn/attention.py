@@ -2,9 +2,9 @@
 
     softmax(q k^T / sqrt(d) + mask) v
 
-Names: `xla` runs anywhere; so does `chunked`, which works on a block of queries at a time and needs little memory;
-`cudnn` is the flash kernel of NVIDIA GPUs (bf16 or f16). Every name gives the same values and gradients as `xla` within
-its precision.
+Names: `xla` runs anywhere; so does `chunked`, which works on a block of queries at a time and needs
+little memory; `cudnn` is the flash kernel of NVIDIA GPUs (bf16 or f16). Every name gives the same
+values and gradients as `xla` within its precision.
 """
 
 import jax
@@ -20,8 +20,8 @@ from xgen_jax.nn.positions import rotary
 from xgen_jax.typing import Array
 
 IMPLEMENTATIONS = ("xla", "chunked", "cudnn")
-# On CPU more logits than these are computed head by head, forward and backward, for out of the cache they cost more
-# than the products: at 1,024 tokens that halves the time of the forward pass.
+# On CPU more logits than these are computed head by head, forward and backward, for out of the
+# cache they cost more than the products: at 1,024 tokens that halves the time of the forward pass.
 LOGITS_BYTES = 16 * 2**20
 XAVIER = nn.initializers.xavier_uniform()
 
@@ -31,7 +31,8 @@ def _zeros_or_xavier(zero_init: bool):
 
 
 def _weigh(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    """softmax(q k^T) v over the last two dims (N, C), (M, C); leading dims are alike, and the mask broadcasts to them.
+    """softmax(q k^T) v over the last two dims (N, C), (M, C); leading dims are alike, and the mask
+    broadcasts to them.
 
     The sum of the weights divides the result, which is smaller than the weights.
     """
@@ -39,18 +40,22 @@ def _weigh(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
-    y = jnp.einsum("...nm,...mc->...nc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    y = jnp.einsum(
+        "...nm,...mc->...nc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
     return (y / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
 
 def _xla_attention(q_BNKC: Array, k_BMKC: Array, v_BMKC: Array, mask_BM: Array | None) -> Array:
-    # Heads are moved beside the batch first: both products are then plain batched matrix products, which XLA:CPU runs
-    # up to three times faster than the same einsum over (B, N, K, C).
+    # Heads are moved beside the batch first: both products are then plain batched matrix products,
+    # which XLA:CPU runs up to three times faster than the same einsum over (B, N, K, C).
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BNKC * q_BNKC.shape[-1] ** -0.5, k_BMKC, v_BMKC))
     masks = () if mask_BM is None else (mask_BM,)
 
     def at_once(q, k, v, *masks):
-        return _weigh(q, k, v, *(mask_BM[:, None, None, :] for mask_BM in masks) if masks else (None,))
+        return _weigh(
+            q, k, v, *(mask_BM[:, None, None, :] for mask_BM in masks) if masks else (None,)
+        )
 
     def head_by_head(q, k, v, *masks):
         batch, heads = q.shape[:2]
@@ -67,7 +72,11 @@ def _xla_attention(q_BNKC: Array, k_BMKC: Array, v_BMKC: Array, mask_BM: Array |
 
 
 def attention(
-    q_BNKC: Array, k_BMKC: Array, v_BMKC: Array, mask_BM: Array | None = None, implementation: str = "xla"
+    q_BNKC: Array,
+    k_BMKC: Array,
+    v_BMKC: Array,
+    mask_BM: Array | None = None,
+    implementation: str = "xla",
 ) -> Array:
     """Multi-head attention.
 
@@ -88,8 +97,12 @@ def attention(
             return chunked(attention, q_BNKC, k_BMKC, v_BMKC, mask_BM)
         case "cudnn":
             mask = None if mask_BM is None else mask_BM[:, None, None, :]
-            return jax.nn.dot_product_attention(q_BNKC, k_BMKC, v_BMKC, mask=mask, implementation="cudnn")
-    raise UserError(f"attention={implementation!r} is not known; choose one of {', '.join(IMPLEMENTATIONS)}")
+            return jax.nn.dot_product_attention(
+                q_BNKC, k_BMKC, v_BMKC, mask=mask, implementation="cudnn"
+            )
+    raise UserError(
+        f"attention={implementation!r} is not known; choose one of {', '.join(IMPLEMENTATIONS)}"
+    )
 
 
 class SelfAttention(nn.Module):
@@ -98,9 +111,11 @@ class SelfAttention(nn.Module):
     Attributes:
       heads: number of heads; the width must be a multiple of it.
       qk_norm: root-mean-square normalisation of queries and keys per head, before the rotation.
-      rotate_first: the rotation before the normalisation instead, as the public STDiT2 has it (Open-Sora 1.1): learnt
-        scales that differ between the channels of a pair then break the dependence on distance alone.
-      zero_init: start the output projection at zero, so that the layer starts as the identity of a residual block.
+      rotate_first: the rotation before the normalisation instead, as the public STDiT2 has it
+        (Open-Sora 1.1): learnt scales that differ between the channels of a pair then break the
+        dependence on distance alone.
+      zero_init: start the output projection at zero, so that the layer starts as the identity of a
+      residual block.
     """
 
     heads: int
@@ -111,23 +126,33 @@ class SelfAttention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BND: Array, positions: Array | None = None, mask_BN: Array | None = None) -> Array:
+    def __call__(
+        self, x_BND: Array, positions: Array | None = None, mask_BN: Array | None = None
+    ) -> Array:
         """x, the tokens' positions (see `rotary`) and which of them are keys -> as x."""
         width = x_BND.shape[-1]
         qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=XAVIER, name="qkv")(x_BND)
-        q, k, v = (rearrange(y, "b n (k c) -> b n k c", k=self.heads) for y in jnp.split(qkv, 3, axis=-1))
+        q, k, v = (
+            rearrange(y, "b n (k c) -> b n k c", k=self.heads) for y in jnp.split(qkv, 3, axis=-1)
+        )
         if self.rotate_first and positions is not None:
             q, k = rotary(q, positions), rotary(k, positions)
         if self.qk_norm:
-            q, k = RMSNorm(dtype=self.dtype, name="q_norm")(q), RMSNorm(dtype=self.dtype, name="k_norm")(k)
+            q, k = (
+                RMSNorm(dtype=self.dtype, name="q_norm")(q),
+                RMSNorm(dtype=self.dtype, name="k_norm")(k),
+            )
         if not self.rotate_first and positions is not None:
             q, k = rotary(q, positions), rotary(k, positions)
         y = rearrange(attention(q, k, v, mask_BN, self.implementation), "b n k c -> b n (k c)")
-        return nn.Dense(width, dtype=self.dtype, kernel_init=_zeros_or_xavier(self.zero_init), name="proj")(y)
+        return nn.Dense(
+            width, dtype=self.dtype, kernel_init=_zeros_or_xavier(self.zero_init), name="proj"
+        )(y)
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from x to a context of another length, e.g. text. Attributes as in `SelfAttention`."""
+    """Multi-head attention from x to a context of another length, e.g. text. Attributes as in
+    `SelfAttention`."""
 
     heads: int
     qk_norm: bool = False
@@ -139,9 +164,18 @@ class CrossAttention(nn.Module):
     def __call__(self, x_BND: Array, context_BLD: Array, mask_BL: Array | None = None) -> Array:
         width = x_BND.shape[-1]
         q = nn.Dense(width, dtype=self.dtype, kernel_init=XAVIER, name="q")(x_BND)
-        k, v = jnp.split(nn.Dense(2 * width, dtype=self.dtype, kernel_init=XAVIER, name="kv")(context_BLD), 2, axis=-1)
+        k, v = jnp.split(
+            nn.Dense(2 * width, dtype=self.dtype, kernel_init=XAVIER, name="kv")(context_BLD),
+            2,
+            axis=-1,
+        )
         q, k, v = (rearrange(y, "b n (k c) -> b n k c", k=self.heads) for y in (q, k, v))
         if self.qk_norm:
-            q, k = RMSNorm(dtype=self.dtype, name="q_norm")(q), RMSNorm(dtype=self.dtype, name="k_norm")(k)
+            q, k = (
+                RMSNorm(dtype=self.dtype, name="q_norm")(q),
+                RMSNorm(dtype=self.dtype, name="k_norm")(k),
+            )
         y = rearrange(attention(q, k, v, mask_BL, self.implementation), "b n k c -> b n (k c)")
-        return nn.Dense(width, dtype=self.dtype, kernel_init=_zeros_or_xavier(self.zero_init), name="proj")(y)
+        return nn.Dense(
+            width, dtype=self.dtype, kernel_init=_zeros_or_xavier(self.zero_init), name="proj"
+        )(y)

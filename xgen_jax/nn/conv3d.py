@@ -1,12 +1,15 @@
-"""The 3D convolution, valid in time and zero-padded in space, in the formulation that is fast where it runs.
+"""The 3D convolution, valid in time and zero-padded in space, in the formulation that is fast where
+it runs.
 
-GPUs and TPUs have a fast 3D convolution. On CPU, XLA's is several times slower than a sum of 2D ones over the taps in
-time, its gradients more so, and what is written for a whole clip costs more in fresh memory than in arithmetic. There
-the clip goes frame by frame, in buffers that stay in the cache: values and input gradients as 2D convolutions, kernel
-gradients as matrix products of shifted frames.
+GPUs and TPUs have a fast 3D convolution. On CPU, XLA's is several times slower than a sum of 2D
+ones over the taps in time, its gradients more so, and what is written for a whole clip costs more
+in fresh memory than in arithmetic. There the clip goes frame by frame, in buffers that stay in the
+cache: values and input gradients as 2D convolutions, kernel gradients as matrix products of shifted
+frames.
 
-y = K * x is linear in x and in K, and so are both its gradients in what they are made of. Each of the three functions
-here therefore has its derivatives among the three, to any order of reverse-mode differentiation:
+y = K * x is linear in x and in K, and so are both its gradients in what they are made of. Each of
+the three functions here therefore has its derivatives among the three, to any order of reverse-mode
+differentiation:
 
     y(x, K)        dx = input_gradient(dy, K)     dK = kernel_gradient(x, dy)
     dx(dy, K)      ddy = y(ddx, K)                dK = kernel_gradient(ddx, dy)
@@ -28,8 +31,9 @@ Padding = tuple[tuple[int, int], tuple[int, int]]  # zeros before and behind, in
 DIMENSIONS_2D = ("NHWC", "HWIO", "NHWC")
 DIMENSIONS_3D = ("NDHWC", "DHWIO", "NDHWC")
 
-# On CPU a clip below this size is convolved at once: its frames are so small that the kernel is the larger operand, and
-# reading it anew for each of them would take most of the time. The figure is about a core's share of the cache.
+# On CPU a clip below this size is convolved at once: its frames are so small that the kernel is the
+# larger operand, and reading it anew for each of them would take most of the time. The figure is
+# about a core's share of the cache.
 WHOLE_CLIP_BYTES = 4 * 2**20
 
 
@@ -57,7 +61,9 @@ class Window:
     def output_sides(self) -> tuple[int, int]:
         """(H, W) of the output."""
         sides = zip(self.size[1:], self.taps[1:], self.stride[1:], self.padding)
-        return tuple((side + sum(zeros) - taps) // stride + 1 for side, taps, stride, zeros in sides)
+        return tuple(
+            (side + sum(zeros) - taps) // stride + 1 for side, taps, stride, zeros in sides
+        )
 
     def one_frame(self) -> "Window":
         """The window of a single output frame."""
@@ -82,7 +88,9 @@ def _sum_of_2d(x_BTHWC: Array, kernel_DHWIO: Array, window: Window) -> Array:
     for tap in range(window.taps[0]):
         x = _fold(window.tap(x_BTHWC, tap))
         strides = window.stride[1:]
-        y = lax.conv_general_dilated(x, kernel_DHWIO[tap], strides, window.padding, dimension_numbers=DIMENSIONS_2D)
+        y = lax.conv_general_dilated(
+            x, kernel_DHWIO[tap], strides, window.padding, dimension_numbers=DIMENSIONS_2D
+        )
         total = y if total is None else total + y
     return total.reshape(len(x_BTHWC), -1, *total.shape[1:])
 
@@ -91,15 +99,20 @@ def _direct_3d(x_BTHWC: Array, kernel_DHWIO: Array, window: Window) -> Array:
     if window.is_2d():
         return _sum_of_2d(x_BTHWC, kernel_DHWIO, window)
     padding = ((0, 0), *window.padding)
-    return lax.conv_general_dilated(x_BTHWC, kernel_DHWIO, window.stride, padding, dimension_numbers=DIMENSIONS_3D)
+    return lax.conv_general_dilated(
+        x_BTHWC, kernel_DHWIO, window.stride, padding, dimension_numbers=DIMENSIONS_3D
+    )
 
 
 def _sum_of_2d_to_input(dy_BTHWC: Array, turned_DHWOI: Array, window: Window) -> Array:
-    """The transpose of `_sum_of_2d`; the kernel comes turned about its centre, with its channels swapped."""
+    """The transpose of `_sum_of_2d`; the kernel comes turned about its centre, with its channels
+    swapped."""
     batch, frames = dy_BTHWC.shape[:2]
     padding = []
     for axis in (0, 1):
-        side, taps, stride = (values[1 + axis] for values in (window.size, window.taps, window.stride))
+        side, taps, stride = (
+            values[1 + axis] for values in (window.size, window.taps, window.stride)
+        )
         before = taps - 1 - window.padding[axis][0]
         dilated = (window.output_sides[axis] - 1) * stride + 1
         padding.append((before, side + taps - 1 - dilated - before))
@@ -123,7 +136,10 @@ def _sum_of_2d_to_input(dy_BTHWC: Array, turned_DHWOI: Array, window: Window) ->
 
 def _shifts(x_BTHWC: Array, axis: int, taps: int, length: int, step: int) -> list[Array]:
     """What each tap along an axis meets: `length` places, `step` apart."""
-    return [lax.slice_in_dim(x_BTHWC, tap, tap + (length - 1) * step + 1, step, axis) for tap in range(taps)]
+    return [
+        lax.slice_in_dim(x_BTHWC, tap, tap + (length - 1) * step + 1, step, axis)
+        for tap in range(taps)
+    ]
 
 
 def _matrix_products(x_BTHWC: Array, dy_BTHWC: Array, window: Window) -> Array:
@@ -131,20 +147,27 @@ def _matrix_products(x_BTHWC: Array, dy_BTHWC: Array, window: Window) -> Array:
     (_, height, width), (taps_t, taps_h, taps_w) = window.size, window.taps
 
     def pad(x, rows, columns):
-        return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
+        return lax.pad(
+            x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)]
+        )
 
     def product(a_BTHWC, b_BTHWC):
         pixels = ((0, 1, 2, 3), (0, 1, 2, 3))
-        return lax.dot_general(a_BTHWC, b_BTHWC, (pixels, ((), ())), preferred_element_type=jnp.float32)
+        return lax.dot_general(
+            a_BTHWC, b_BTHWC, (pixels, ((), ())), preferred_element_type=jnp.float32
+        )
 
-    # Shifts in time and width lie side by side as channels, which makes few products and large ones; shifts in height
-    # are slices of whole rows. In space the narrower of the two operands is shifted, the output's gradient the other
-    # way round; it cannot be where the kernel moves in strides.
+    # Shifts in time and width lie side by side as channels, which makes few products and large
+    # ones; shifts in height are slices of whole rows. In space the narrower of the two operands is
+    # shifted, the output's gradient the other way round; it cannot be where the kernel moves in
+    # strides.
     x_BTHWC = jnp.concatenate([window.tap(x_BTHWC, tap) for tap in range(taps_t)], axis=-1)
     channels, features = x_BTHWC.shape[-1], dy_BTHWC.shape[-1]
     if window.stride[1:] != (1, 1) or channels < features:
         (step_h, step_w), (rows, columns) = window.stride[1:], window.output_sides
-        x = jnp.concatenate(_shifts(pad(x_BTHWC, *window.padding), 3, taps_w, columns, step_w), axis=-1)
+        x = jnp.concatenate(
+            _shifts(pad(x_BTHWC, *window.padding), 3, taps_w, columns, step_w), axis=-1
+        )
         dk = jnp.stack([product(x, dy_BTHWC) for x in _shifts(x, 2, taps_h, rows, step_h)])
         return dk.reshape(taps_h, taps_w, taps_t, -1, features).transpose(2, 0, 1, 3, 4)
     rows, columns = (
@@ -159,7 +182,10 @@ def _matrix_products(x_BTHWC: Array, dy_BTHWC: Array, window: Window) -> Array:
 
 
 def _at_once(x_BTHWC: Array, y_BTHWC: Array, window: Window) -> bool:
-    return window.frames == 1 or max(x_BTHWC.size, y_BTHWC.size) * x_BTHWC.dtype.itemsize <= WHOLE_CLIP_BYTES
+    return (
+        window.frames == 1
+        or max(x_BTHWC.size, y_BTHWC.size) * x_BTHWC.dtype.itemsize <= WHOLE_CLIP_BYTES
+    )
 
 
 def _frames_of(x_BTHWC: Array, index: Array, window: Window) -> Array:
@@ -181,7 +207,8 @@ def _convolve_cpu(x_BTHWC: Array, kernel_DHWIO: Array, window: Window) -> Array:
 
 
 def _input_gradient_cpu(dy_BTHWC: Array, kernel_DHWIO: Array, window: Window) -> Array:
-    # Turned here and not by the convolution: XLA:CPU has no fast code for a kernel that is read backwards.
+    # Turned here and not by the convolution: XLA:CPU has no fast code for a kernel that is read
+    # backwards.
     turned_DHWOI = jnp.flip(kernel_DHWIO, (1, 2)).swapaxes(3, 4)
     x = jax.ShapeDtypeStruct((len(dy_BTHWC), *window.size, kernel_DHWIO.shape[3]), dy_BTHWC.dtype)
     if _at_once(x, dy_BTHWC, window):
@@ -189,7 +216,9 @@ def _input_gradient_cpu(dy_BTHWC: Array, kernel_DHWIO: Array, window: Window) ->
 
     def frame(index, dx):
         dy = lax.dynamic_slice_in_dim(dy_BTHWC, index, 1, axis=1)
-        new = _frames_of(dx, index, window) + _sum_of_2d_to_input(dy, turned_DHWOI, window.one_frame())
+        new = _frames_of(dx, index, window) + _sum_of_2d_to_input(
+            dy, turned_DHWOI, window.one_frame()
+        )
         return lax.dynamic_update_slice_in_dim(dx, new, index * window.stride[0], axis=1)
 
     return lax.fori_loop(0, window.frames, frame, jnp.zeros(x.shape, x.dtype))
@@ -204,7 +233,9 @@ def _kernel_gradient_cpu(x_BTHWC: Array, dy_BTHWC: Array, window: Window) -> Arr
         return dk + _matrix_products(_frames_of(x_BTHWC, index, window), dy, window.one_frame())
 
     shape = (*window.taps, x_BTHWC.shape[-1], dy_BTHWC.shape[-1])
-    return lax.fori_loop(0, window.frames, frame, jnp.zeros(shape, jnp.float32)).astype(x_BTHWC.dtype)
+    return lax.fori_loop(0, window.frames, frame, jnp.zeros(shape, jnp.float32)).astype(
+        x_BTHWC.dtype
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -250,19 +281,25 @@ convolution.defvjp(
 )
 input_gradient.defvjp(
     _keep_arguments(input_gradient),
-    lambda window, dyk, ddx: (convolution(ddx, dyk[1], window), kernel_gradient(ddx, dyk[0], window)),
+    lambda window, dyk, ddx: (
+        convolution(ddx, dyk[1], window),
+        kernel_gradient(ddx, dyk[0], window),
+    ),
 )
 kernel_gradient.defvjp(
     _keep_arguments(kernel_gradient),
-    lambda window, xdy, ddk: (input_gradient(xdy[1], ddk, window), convolution(xdy[0], ddk, window)),
+    lambda window, xdy, ddk: (
+        input_gradient(xdy[1], ddk, window),
+        convolution(xdy[0], ddk, window),
+    ),
 )
 
 
 def convolve(x_BTHWC: Array, kernel_DHWIO: Array, stride: Kernel, padding: Padding) -> Array:
     """Convolution, valid in time and padded in space.
 
-    Equal to `lax.conv_general_dilated` up to the order of its sums, in values and in reverse-mode derivatives of any
-    order. Forward mode (`jax.jvp`) is not defined.
+    Equal to `lax.conv_general_dilated` up to the order of its sums, in values and in reverse-mode
+    derivatives of any order. Forward mode (`jax.jvp`) is not defined.
 
     Args:
       x_BTHWC: the clip, of the kernel's dtype.

@@ -1,10 +1,11 @@
 """Causal convolution and pooling in time, as functions of (input, history).
 
-A causal layer with time kernel k and stride s sees, for output frame j, the input frames up to j*s. At the start of a
-clip (`history=None`) the first frame stands in for the k-1 frames before it, so 1 + s*n frames give 1 + n; later
-chunks of s*n frames give n. The new history is the last k-s frames of the layer's input. Whole-clip, chunked and
-streaming evaluation are thereby one code path (xGen-VideoSyn-1, arXiv 2408.12590, section 3.1; the first-frame rule
-is that of Open-Sora-Plan's CausalVAE).
+A causal layer with time kernel k and stride s sees, for output frame j, the input frames up to j*s.
+At the start of a clip (`history=None`) the first frame stands in for the k-1 frames before it, so 1
++ s*n frames give 1 + n; later chunks of s*n frames give n. The new history is the last k-s frames
+of the layer's input. Whole-clip, chunked and streaming evaluation are thereby one code path
+(xGen-VideoSyn-1, arXiv 2408.12590, section 3.1; the first-frame rule is that of Open-Sora-Plan's
+CausalVAE).
 """
 
 import jax.numpy as jnp
@@ -16,12 +17,15 @@ from xgen_jax.nn.conv3d import Kernel, convolve
 from xgen_jax.typing import Array
 
 
-def extend_in_time(x_BTHWC: Array, history: Array | None, kernel: int, stride: int = 1) -> tuple[Array, Array]:
+def extend_in_time(
+    x_BTHWC: Array, history: Array | None, kernel: int, stride: int = 1
+) -> tuple[Array, Array]:
     """Puts the history before a chunk.
 
     Args:
       x_BTHWC: the chunk.
-      history: the last `kernel - stride` input frames of the chunk before, or None at the start of a clip.
+      history: the last `kernel - stride` input frames of the chunk before, or None at the start of
+      a clip.
       kernel: frames the layer looks at.
       stride: frames it moves on by.
 
@@ -40,8 +44,8 @@ class CausalConv3D(nn.Module):
     Attributes:
       features: output channels.
       kernel: taps in (T, H, W); a time kernel of 1 mixes no frames and carries no history.
-      stride: steps in (T, H, W). With stride 2 in space the padding is right and bottom only, as in Stable
-      Diffusion's VAE.
+      stride: steps in (T, H, W). With stride 2 in space the padding is right and bottom only, as in
+      Stable Diffusion's VAE.
     """
 
     features: int
@@ -52,7 +56,11 @@ class CausalConv3D(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTHWC: Array, history: Array | None = None) -> tuple[Array, Array | None]:
-        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal(in_axis=(0, 1, 2, 3))
+        init = (
+            nn.initializers.zeros
+            if self.zero_init
+            else nn.initializers.lecun_normal(in_axis=(0, 1, 2, 3))
+        )
         kernel = self.param("kernel", init, (*self.kernel, x_BTHWC.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x_BTHWC, stride = x_BTHWC.astype(self.dtype), self.stride
@@ -64,13 +72,16 @@ class CausalConv3D(nn.Module):
             else:
                 x_BTHWC = extended
             history = new_history
-        padding = [(k // 2, k // 2) if s == 1 else (0, k - s) for k, s in zip(self.kernel[1:], stride[1:])]
+        padding = [
+            (k // 2, k // 2) if s == 1 else (0, k - s) for k, s in zip(self.kernel[1:], stride[1:])
+        ]
         y = convolve(x_BTHWC, kernel.astype(self.dtype), stride, padding)
         return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape), history
 
 
 def causal_average_pool(x_BTHWC: Array, history: Array | None = None) -> tuple[Array, Array]:
-    """Halves the frame rate, without weights: means of three frames (arXiv 2408.12590, section 3.1)."""
+    """Halves the frame rate, without weights: means of three frames (arXiv 2408.12590, section
+    3.1)."""
     x_BTHWC, history = extend_in_time(x_BTHWC, history, kernel=3, stride=2)
     frames = (x_BTHWC.shape[1] - 3) // 2 + 1
     taps = [lax.slice_in_dim(x_BTHWC, tap, tap + 2 * frames - 1, 2, axis=1) for tap in range(3)]
@@ -78,16 +89,19 @@ def causal_average_pool(x_BTHWC: Array, history: Array | None = None) -> tuple[A
 
 
 def causal_repeat(x_BTHWC: Array, started: bool) -> Array:
-    """Doubles the frame rate by repetition; the first frame of a clip stays one frame (`started` False)."""
+    """Doubles the frame rate by repetition; the first frame of a clip stays one frame (`started`
+    False)."""
     y = jnp.repeat(x_BTHWC, 2, axis=1)
     return y if started else y[:, 1:]
 
 
 def trilinear_double(x_BTHWC: Array, history: tuple | None, last: bool) -> tuple[Array, tuple]:
-    """Doubles the frame rate by linear interpolation, as Open-Sora-Plan's released decoders do; looks one frame ahead.
+    """Doubles the frame rate by linear interpolation, as Open-Sora-Plan's released decoders do;
+    looks one frame ahead.
 
-    The first frame of a clip stays one; frame i of the others becomes two, at i - 1/4 and i + 1/4; the ends hold. The
-    second of them waits for frame i + 1, so what a chunk gives ends one frame early unless it is the `last`.
+    The first frame of a clip stays one; frame i of the others becomes two, at i - 1/4 and i + 1/4;
+    the ends hold. The second of them waits for frame i + 1, so what a chunk gives ends one frame
+    early unless it is the `last`.
 
     Args:
       x_BTHWC: the chunk; none of its frames need be there when it is the last.
@@ -118,11 +132,13 @@ def nearest_upsample(x_BTHWC: Array) -> Array:
     return jnp.repeat(jnp.repeat(x_BTHWC, 2, axis=2), 2, axis=3)
 
 
-def causal_space_to_depth(x_BTHWC: Array, patch: Kernel, history: Array | None = None) -> tuple[Array, Array]:
+def causal_space_to_depth(
+    x_BTHWC: Array, patch: Kernel, history: Array | None = None
+) -> tuple[Array, Array]:
     """Cuts a chunk in (pt, ph, pw) patches: (B, T, H, W, C) -> (B, t, H/ph, W/pw, pt*ph*pw*C).
 
-    As for every causal layer of stride pt, the first frame of a clip fills the patch before it: 1 + pt*n frames give
-    1 + n.
+    As for every causal layer of stride pt, the first frame of a clip fills the patch before it: 1 +
+    pt*n frames give 1 + n.
     """
     x_BTHWC, history = extend_in_time(x_BTHWC, history, kernel=patch[0], stride=patch[0])
     pattern = "b (t r) (h p) (w q) c -> b t h w (r p q c)"
@@ -130,7 +146,8 @@ def causal_space_to_depth(x_BTHWC: Array, patch: Kernel, history: Array | None =
 
 
 def causal_depth_to_space(x_BTHWC: Array, patch: Kernel, started: bool) -> Array:
-    """The inverse of `causal_space_to_depth`; of a clip's first patch (`started` False) only the last frame is kept."""
+    """The inverse of `causal_space_to_depth`; of a clip's first patch (`started` False) only the
+    last frame is kept."""
     pattern = "b t h w (r p q c) -> b (t r) (h p) (w q) c"
     y = rearrange(x_BTHWC, pattern, **dict(zip("rpq", patch)))
     return y if started else y[:, patch[0] - 1 :]

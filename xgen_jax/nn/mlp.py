@@ -17,5 +17,8 @@ class MLP(nn.Module):
     def __call__(self, x_BND: Array) -> Array:
         xavier = nn.initializers.xavier_uniform()
         out_init = nn.initializers.zeros if self.zero_init else xavier
-        h = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=xavier, name="fc1")(x_BND), approximate=True)
+        h = nn.gelu(
+            nn.Dense(self.hidden, dtype=self.dtype, kernel_init=xavier, name="fc1")(x_BND),
+            approximate=True,
+        )
         return nn.Dense(x_BND.shape[-1], dtype=self.dtype, kernel_init=out_init, name="fc2")(h)

@@ -15,9 +15,10 @@ class GroupNorm(nn.Module):
 
     Attributes:
       groups: groups of channels.
-      over_time: statistics over a whole clip, as Open-Sora-Plan's released weights were trained: every frame then
-        depends on all others. Otherwise each frame is normalised by itself, which is strictly causal and, as one frame
-        is all that an image has, valid for Stable Diffusion's 2D weights.
+      over_time: statistics over a whole clip, as Open-Sora-Plan's released weights were trained:
+        every frame then depends on all others. Otherwise each frame is normalised by itself, which
+        is strictly causal and, as one frame is all that an image has, valid for Stable Diffusion's
+        2D weights.
     """
 
     groups: int = 32
@@ -33,15 +34,19 @@ class GroupNorm(nn.Module):
         x = x_BTHWC.astype(jnp.float32)
         x = x.reshape(*x.shape[:-1], self.groups, channels // self.groups)
         dims = (1, 2, 3, 5) if self.over_time else (2, 3, 5)
-        # Centred first: in a nearly constant frame the difference of mean square and squared mean has few digits left.
+        # Centred first: in a nearly constant frame the difference of mean square and squared mean
+        # has few digits left.
         x = x - x.mean(dims, keepdims=True)
         x = x * lax.rsqrt((x * x).mean(dims, keepdims=True) + self.epsilon)
         shape = (1,) * (x_BTHWC.ndim - 1) + (channels,)
-        return (x.reshape(x_BTHWC.shape) * scale.reshape(shape) + bias.reshape(shape)).astype(self.dtype)
+        return (x.reshape(x_BTHWC.shape) * scale.reshape(shape) + bias.reshape(shape)).astype(
+            self.dtype
+        )
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation over channels: per pixel or token, so exact under any cut of space or time."""
+    """Root-mean-square normalisation over channels: per pixel or token, so exact under any cut of
+    space or time."""
 
     epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
@@ -55,7 +60,8 @@ class RMSNorm(nn.Module):
 
 
 def layer_norm(x: Array, epsilon: float = 1e-6) -> Array:
-    """Layer normalisation without weights, as adaLN blocks use it (arXiv 2212.09748, section 3.2)."""
+    """Layer normalisation without weights, as adaLN blocks use it (arXiv 2212.09748, section
+    3.2)."""
     y = x.astype(jnp.float32)
     y = y - y.mean(-1, keepdims=True)
     return (y * lax.rsqrt((y * y).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)
@@ -67,10 +73,13 @@ VIDEO_NORMS = ("group_per_frame", "group", "rms")
 def video_norm(kind: str, channels: int, dtype: jnp.dtype, name: str) -> nn.Module:
     """The normalisation a video autoencoder asks for by kind, as a submodule called `name`.
 
-    `group_per_frame` and `group` (over time) take Stable Diffusion's 32 groups, or as many as divide the channels.
+    `group_per_frame` and `group` (over time) take Stable Diffusion's 32 groups, or as many as
+    divide the channels.
     """
     if kind not in VIDEO_NORMS:
         raise UserError(f"norm={kind!r} is not known; choose one of {', '.join(VIDEO_NORMS)}")
     if kind == "rms":
         return RMSNorm(dtype=dtype, name=name)
-    return GroupNorm(groups=math.gcd(32, channels), over_time=kind == "group", dtype=dtype, name=name)
+    return GroupNorm(
+        groups=math.gcd(32, channels), over_time=kind == "group", dtype=dtype, name=name
+    )

@@ -1,4 +1,5 @@
-"""Positions: rotary embedding in time, sinusoids in space (arXiv 2408.12590, section 3.2) and of scalars."""
+"""Positions: rotary embedding in time, sinusoids in space (arXiv 2408.12590, section 3.2) and of
+scalars."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +12,9 @@ def rotary(x_BNKC: Array, positions: Array, base: float = 10_000.0) -> Array:
 
     Args:
       x_BNKC: queries or keys; C must be even.
-      positions: (N,) the position of each token, any real unit (latent frames here); or (N, A) its positions along A
-        axes, among which the channels are divided: 2 floor(C / 2A) for each, and what is left over to the first.
+      positions: (N,) the position of each token, any real unit (latent frames here); or (N, A) its
+        positions along A axes, among which the channels are divided: 2 floor(C / 2A) for each, and
+        what is left over to the first.
       base: the longest wavelength is about 2*pi*base positions.
     """
     channels = x_BNKC.shape[-1]
@@ -35,7 +37,9 @@ def sinusoid(x: Array, dim: int, max_period: float = 10_000.0) -> Array:
     """Cosines, then sines, of a scalar at `dim`/2 geometric frequencies: (...,) -> (..., dim)."""
     half = dim // 2
     frequencies = jnp.exp(-np.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = jnp.asarray(x, jnp.float32)[..., None] * frequencies.reshape((1,) * jnp.ndim(x) + (-1,))
+    angles = jnp.asarray(x, jnp.float32)[..., None] * frequencies.reshape(
+        (1,) * jnp.ndim(x) + (-1,)
+    )
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -46,7 +50,8 @@ def sinusoid_2d(
     max_period: float = 10_000.0,
     scales: tuple[float | Array, float | Array] = (1.0, 1.0),
 ) -> Array:
-    """Fixed embedding of a grid, (height*width, dim): the first half encodes the column, the second the row.
+    """Fixed embedding of a grid, (height*width, dim): the first half encodes the column, the second
+    the row.
 
     `scales` is what one step counts for, down and across.
     """
@@ -55,11 +60,18 @@ def sinusoid_2d(
 
     def axis(count, scale):
         # Known numbers are computed in double precision, while compiling; traced ones in float32.
-        xp, f = (np, frequencies) if isinstance(scale, (int, float)) else (jnp, frequencies.astype(np.float32))
+        xp, f = (
+            (np, frequencies)
+            if isinstance(scale, (int, float))
+            else (jnp, frequencies.astype(np.float32))
+        )
         angles = (xp.arange(count) * scale)[:, None] * f[None, :]
         return xp.concatenate([xp.sin(angles), xp.cos(angles)], axis=-1)
 
     columns, rows = axis(width, scales[1])[None], axis(height, scales[0])[:, None]
-    grid = [jnp.broadcast_to(jnp.asarray(x, jnp.float32), (height, width, 2 * quarter)) for x in (columns, rows)]
+    grid = [
+        jnp.broadcast_to(jnp.asarray(x, jnp.float32), (height, width, 2 * quarter))
+        for x in (columns, rows)
+    ]
     table = jnp.concatenate(grid, axis=-1).reshape(height * width, 4 * quarter)
     return jnp.pad(table, ((0, 0), (0, dim - 4 * quarter)))

@@ -1,12 +1,14 @@
-"""SIREN (arXiv 2006.09661): a function of a coordinate made of sines, here one for each place of a grid.
+"""SIREN (arXiv 2006.09661): a function of a coordinate made of sines, here one for each place of a
+grid.
 
     h_0 = Fourier features of t        h_{i+1} = sin(W_i h_i + b_i)        y = W (scale * h_n + shift) + b
 
-The weights are shared; scale and shift come from a code at each place, so that every place has a temporal function of
-its own (REGEN, arXiv 2503.08665, section 3; how the code modulates is not printed). The code stays outside of the
-sines: within, a large code wraps around, and an encoder that is trained along and seeks large codes is lost (see
-docs/regen.md for the measurement). The coordinate is continuous: between the times seen in training the function
-interpolates, beyond them it goes on.
+The weights are shared; scale and shift come from a code at each place, so that every place has a
+temporal function of its own (REGEN, arXiv 2503.08665, section 3; how the code modulates is not
+printed). The code stays outside of the
+sines: within, a large code wraps around, and an encoder that is trained along and seeks large codes
+is lost (see docs/regen.md for the measurement). The coordinate is continuous: between the times
+seen in training the function interpolates, beyond them it goes on.
 """
 
 import jax.numpy as jnp
@@ -17,9 +19,12 @@ from xgen_jax.typing import Array
 
 
 def fourier_features(t: Array, bands: int) -> Array:
-    """t and its sines and cosines at pi, 2 pi, ... 2^(bands - 1) pi: (...,) -> (..., 1 + 2 bands)."""
+    """t and its sines and cosines at pi, 2 pi, ... 2^(bands - 1) pi: (...,) -> (..., 1 + 2
+    bands)."""
     t = jnp.asarray(t, jnp.float32)[..., None]
-    angles = t * jnp.asarray(np.pi * 2.0 ** np.arange(bands), jnp.float32).reshape((1,) * (t.ndim - 1) + (-1,))
+    angles = t * jnp.asarray(np.pi * 2.0 ** np.arange(bands), jnp.float32).reshape(
+        (1,) * (t.ndim - 1) + (-1,)
+    )
     return jnp.concatenate([t, jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
@@ -44,9 +49,17 @@ class ModulatedSIREN(nn.Module):
         """Times (B, F) and codes (B, H, W, C) -> (B, F, H, W, features)."""
         h = fourier_features(times_BF, self.bands).astype(self.dtype)
         for layer in range(self.depth):
-            # The variance of a sine of a uniform angle is 1/2: sqrt(6 / n) keeps the angles' at 1 (section 3.2).
+            # The variance of a sine of a uniform angle is 1/2: sqrt(6 / n) keeps the angles' at 1
+            # (section 3.2).
             bound = np.sqrt(6.0 / h.shape[-1])
-            h = jnp.sin(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=_symmetric(bound), name=f"sine{layer}")(h))
+            h = jnp.sin(
+                nn.Dense(
+                    self.hidden,
+                    dtype=self.dtype,
+                    kernel_init=_symmetric(bound),
+                    name=f"sine{layer}",
+                )(h)
+            )
         scale, shift = jnp.split(
             nn.Dense(2 * self.hidden, dtype=self.dtype, name="amplitude")(code_BHWC)[:, None], 2, -1
         )

@@ -1,4 +1,5 @@
-"""The device mesh. Axes are always `data, fsdp, tensor, sequence`; an axis of size 1 costs nothing."""
+"""The device mesh. Axes are always `data, fsdp, tensor, sequence`; an axis of size 1 costs
+nothing."""
 
 import dataclasses
 import math
@@ -14,7 +15,8 @@ AXES = ("data", "fsdp", "tensor", "sequence")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along each axis. At most one size may be -1, "all that are left"; else the first devices are used."""
+    """Devices along each axis. At most one size may be -1, "all that are left"; else the first
+    devices are used."""
 
     data: int = 1
     fsdp: int = -1
@@ -33,9 +35,13 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     free = [axis for axis, size in zip(AXES, sizes) if size == -1]
     known = math.prod(size for size in sizes if size != -1)
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"mesh sizes must be positive, at most one -1; got {dict(zip(AXES, sizes))}")
+        raise UserError(
+            f"mesh sizes must be positive, at most one -1; got {dict(zip(AXES, sizes))}"
+        )
     if known > len(devices) or (free and len(devices) % known):
-        raise UserError(f"the mesh {dict(zip(AXES, sizes))} does not fit on {len(devices)} device(s)")
+        raise UserError(
+            f"the mesh {dict(zip(AXES, sizes))} does not fit on {len(devices)} device(s)"
+        )
     if free:
         sizes[AXES.index(free[0])] = len(devices) // known
     grid = np.array(devices[: math.prod(sizes)]).reshape(sizes)

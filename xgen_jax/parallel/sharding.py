@@ -1,8 +1,8 @@
 """Sharding as a table: parameter paths to specs, activation names to mesh axes.
 
-A parameter goes to the first rule whose pattern is found in its path; a rule gives the spec of the trailing dims.
-What no rule names is sharded over `fsdp` along its largest divisible dim, and replicated where it is small or nothing
-divides.
+A parameter goes to the first rule whose pattern is found in its path; a rule gives the spec of the
+trailing dims. What no rule names is sharded over `fsdp` along its largest divisible dim, and
+replicated where it is small or nothing divides.
 """
 
 import contextlib
@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xgen_jax.typing import Params
 
-# (pattern over "a/b/c" paths, spec of the trailing dims). Column-parallel into a layer, row-parallel out of it.
+# (pattern over "a/b/c" paths, spec of the trailing dims). Column-parallel into a layer,
+# row-parallel out of it.
 RULES: tuple[tuple[str, tuple], ...] = (
     (r"(qkv|/q|kv|fc1)/kernel$", ("fsdp", "tensor")),
     (r"(proj|fc2)/kernel$", ("tensor", "fsdp")),
@@ -38,7 +39,9 @@ LOGICAL_AXES = (
 )
 
 BATCH = PartitionSpec(("data", "fsdp"))
-SMALLEST_SHARDED = 2**14  # values; sharding less than this costs more in collectives than it saves in memory
+SMALLEST_SHARDED = (
+    2**14
+)  # values; sharding less than this costs more in collectives than it saves in memory
 
 
 def path_name(path) -> str:
@@ -60,7 +63,10 @@ def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     for pattern, trailing in RULES:
         if re.search(pattern, name) and len(shape) >= len(trailing):
             dims = shape[len(shape) - len(trailing) :]
-            axes = [axis if dim % _axis_size(mesh, axis) == 0 else None for axis, dim in zip(trailing, dims)]
+            axes = [
+                axis if dim % _axis_size(mesh, axis) == 0 else None
+                for axis, dim in zip(trailing, dims)
+            ]
             return PartitionSpec(*[None] * (len(shape) - len(trailing)), *axes)
     divisible = [dim for dim in range(len(shape)) if shape[dim] % mesh.shape["fsdp"] == 0]
     if not divisible:
@@ -70,7 +76,8 @@ def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
 
 
 def tree_shardings(tree: Params, mesh: Mesh) -> Params:
-    """A sharding for every leaf of a tree of arrays or shapes; works for parameters, EMA and optimiser state alike."""
+    """A sharding for every leaf of a tree of arrays or shapes; works for parameters, EMA and
+    optimiser state alike."""
 
     def one(path, leaf):
         return NamedSharding(mesh, parameter_spec(path_name(path), leaf.shape, mesh))
@@ -80,7 +87,8 @@ def tree_shardings(tree: Params, mesh: Mesh) -> Params:
 
 @contextlib.contextmanager
 def on_mesh(mesh: Mesh) -> Iterator[None]:
-    """Inside, what is compiled lives on the mesh: parameters by `RULES`, activations by `LOGICAL_AXES`."""
+    """Inside, what is compiled lives on the mesh: parameters by `RULES`, activations by
+    `LOGICAL_AXES`."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):
         yield
 
@@ -91,7 +99,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def video_sharding(mesh: Mesh) -> NamedSharding:
-    """(B, T, H, W, C): the batch over `data` and `fsdp`, height over `sequence`, width over `tensor`."""
+    """(B, T, H, W, C): the batch over `data` and `fsdp`, height over `sequence`, width over
+    `tensor`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "sequence", "tensor"))
 
 

@@ -1,7 +1,8 @@
-"""Compiling train steps before the first of them: one a bucket, for the devices at hand or for a slice far away.
+"""Compiling train steps before the first of them: one a bucket, for the devices at hand or for a
+slice far away.
 
-A step is lowered from shapes alone, so nothing is read and nothing computed. Lowering is Python and one after another;
-compiling releases the interpreter and runs in threads.
+A step is lowered from shapes alone, so nothing is read and nothing computed. Lowering is Python and
+one after another; compiling releases the interpreter and runs in threads.
 """
 
 import concurrent.futures
@@ -17,21 +18,27 @@ from jax.sharding import NamedSharding
 
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError
+from xgen_jax.parallel.memory import OUT_OF_MEMORY, peak_bytes
 from xgen_jax.typing import Params
 
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
-
-def abstract_arrays(objective, arrays, bucket: Bucket, sharding: NamedSharding) -> tuple[Any, jax.ShapeDtypeStruct]:
-    """Shapes of (prepared arrays, sample ids) of a bucket, out of the prepared arrays of any other."""
-    shapes = objective.resized(arrays, bucket), jax.ShapeDtypeStruct((bucket.batch_size,), np.uint32)
+def abstract_arrays(
+    objective, arrays, bucket: Bucket, sharding: NamedSharding
+) -> tuple[Any, jax.ShapeDtypeStruct]:
+    """Shapes of (prepared arrays, sample ids) of a bucket, out of the prepared arrays of any
+    other."""
+    shapes = (
+        objective.resized(arrays, bucket),
+        jax.ShapeDtypeStruct((bucket.batch_size,), np.uint32),
+    )
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 def compile_ahead(
     update: Callable, state: Params, arrays: dict[Bucket, tuple], frozen: Params = None
 ) -> dict[Bucket, Callable]:
-    """The compiled step of each bucket, (state, arrays, sample ids, frozen) -> (state, metrics); a line on stderr each.
+    """The compiled step of each bucket, (state, arrays, sample ids, frozen) -> (state, metrics); a
+    line on stderr each.
 
     Args:
       update: a jitted `training.state.make_update`.
@@ -54,7 +61,9 @@ def compile_ahead(
             ) from error
         return step, time.monotonic() - before
 
-    with concurrent.futures.ThreadPoolExecutor(min(len(arrays), len(os.sched_getaffinity(0)))) as pool:
+    with concurrent.futures.ThreadPoolExecutor(
+        min(len(arrays), len(os.sched_getaffinity(0)))
+    ) as pool:
         running = {}
         for bucket, shapes in arrays.items():
             before = time.monotonic()
@@ -65,15 +74,8 @@ def compile_ahead(
             bucket = running[done]
             steps[bucket], compile_s = done.result()
             size = f"{peak_bytes(steps[bucket]) / 2**30:.3g} GiB a device"
-            print(f"compiled {bucket.name}, batch {bucket.batch_size}: {compile_s:.1f} s, {size}", file=sys.stderr)
+            print(
+                f"compiled {bucket.name}, batch {bucket.batch_size}: {compile_s:.1f} s, {size}",
+                file=sys.stderr,
+            )
     return steps
-
-
-def peak_bytes(step: jax.stages.Compiled) -> int:
-    """Bytes of a device's memory that a compiled program needs at its peak, arguments and results included; 0 where
-    the backend does not say.
-    """
-    memory = step.memory_analysis()
-    if memory is None:
-        return 0
-    return memory.peak_memory_in_bytes or (memory.argument_size_in_bytes + memory.temp_size_in_bytes)

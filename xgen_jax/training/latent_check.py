@@ -1,14 +1,16 @@
-"""Latents on disk are worth what made them: those of another embedder are refused before anything is trained."""
+"""Latents on disk are worth what made them: those of another embedder are refused before anything
+is trained."""
 
-from xgen_jax.data.latents import LatentSource
-from xgen_jax.data.shapes import shape_name
-from xgen_jax.data.sources import Source
+from xgen_jax.config.runs import RunConfig
+from xgen_jax.data.buckets import shape_name
+from xgen_jax.data.sources.base import Source
+from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.errors import UserError
-from xgen_jax.training.config import RunConfig
 
 
 def check_latents(config: RunConfig, source: Source, objective) -> None:
-    """Raises UserError if the data are latents, and not those of the run's embedder or lacking one of its buckets."""
+    """Raises UserError if the data are latents, and not those of the run's embedder or lacking one
+    of its buckets."""
     if not isinstance(source, LatentSource):
         return
     if config.objective != "vdit":
@@ -26,7 +28,8 @@ def check_latents(config: RunConfig, source: Source, objective) -> None:
 
 
 def _other_ratio(config: RunConfig, source: LatentSource, objective) -> str:
-    """In words, where clips of one size have latents of another: their embedder has another ratio."""
+    """In words, where clips of one size have latents of another: their embedder has another
+    ratio."""
     for bucket in config.data.buckets:
         if bucket.name in source.manifest["shards"]:
             there = source.read(0, None, *bucket.shape)["latents"].shape[:3]

@@ -1,37 +1,13 @@
-"""Optimisers by name: AdamW, or Muon on matrices with Adam for the rest, behind one schedule and one clip."""
-
-import dataclasses
+"""Optimisers by name: AdamW, or Muon on matrices with Adam for the rest, behind one schedule and
+one clip."""
 
 import jax
 import optax
 
+from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.sharding import path_name
 from xgen_jax.typing import Params
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """How parameters move.
-
-    Attributes:
-      name: `adamw`, or `muon` (arXiv 2502.16982) on kernels with AdamW on all else.
-      learning_rate: peak rate; for `muon` that of the kernels.
-      adam_learning_rate: peak rate of what Muon does not take.
-      schedule: after the warm-up `constant`, or `cosine` or `linear` down to zero at the run's last step.
-      warmup_steps: linear from zero.
-      clip_norm: global gradient norm, 0 for no clipping.
-    """
-
-    name: str = "adamw"
-    learning_rate: float = 2e-5
-    adam_learning_rate: float = 3e-3
-    schedule: str = "constant"
-    warmup_steps: int = 100
-    b1: float = 0.9
-    b2: float = 0.999
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
 
 
 def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
@@ -45,7 +21,9 @@ def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Sch
         case "linear":
             after = optax.linear_schedule(peak, 0.0, rest)
         case _:
-            raise UserError(f"schedule {config.schedule!r} is not known; choose 'constant', 'cosine' or 'linear'")
+            raise UserError(
+                f"schedule {config.schedule!r} is not known; choose 'constant', 'cosine' or 'linear'"
+            )
     warmup = optax.linear_schedule(0.0, peak, max(1, config.warmup_steps))
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
@@ -53,15 +31,17 @@ def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Sch
 def muon_dimensions(params: Params) -> Params:
     """For every kernel, which dims are its matrix; None sends a leaf to Adam.
 
-    Optax's own default takes two-dimensional arrays only and would hand scan-stacked and convolution kernels to Adam
-    in silence.
+    Optax's own default takes two-dimensional arrays only and would hand scan-stacked and
+    convolution kernels to Adam in silence.
     """
 
     def one(path, leaf):
         names = path_name(path).split("/")
         if names[-1] != "kernel" or leaf.ndim < 2:
             return None
-        stacked = 1 if "blocks" in names else 0  # the leading dim of a scanned block is a batch of matrices
+        stacked = (
+            1 if "blocks" in names else 0
+        )  # the leading dim of a scanned block is a batch of matrices
         dims = tuple(range(stacked, leaf.ndim))
         return optax.contrib.MuonDimensionNumbers(reduction_axis=dims[:-1], output_axis=dims[-1])
 
@@ -69,8 +49,11 @@ def muon_dimensions(params: Params) -> Params:
 
 
 def decayed(params: Params) -> Params:
-    """Which leaves weight decay shrinks: all but stored constants, which have no gradient to hold against it."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: "constants" not in path_name(path).split("/"), params)
+    """Which leaves weight decay shrinks: all but stored constants, which have no gradient to hold
+    against it."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "constants" not in path_name(path).split("/"), params
+    )
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -79,7 +62,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     match config.name:
         case "adamw":
             mask = decayed if config.weight_decay else None
-            update = optax.adamw(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=mask)
+            update = optax.adamw(
+                rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=mask
+            )
         case "muon":
             update = optax.contrib.muon(
                 rate,
@@ -95,14 +80,22 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     return optax.chain(clip, update)
 
 
-def optimize_apart(optimizers: dict[str, optax.GradientTransformation]) -> optax.GradientTransformation:
-    """An optimiser for each top-level entry of the parameters: one's gradients, clipping included, move no other's."""
+def optimize_apart(
+    optimizers: dict[str, optax.GradientTransformation],
+) -> optax.GradientTransformation:
+    """An optimiser for each top-level entry of the parameters: one's gradients, clipping included,
+    move no other's."""
 
     def init(params):
         return {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
 
     def update(grads, state, params):
-        pairs = {name: opt.update(grads[name], state[name], params[name]) for name, opt in optimizers.items()}
-        return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
+        pairs = {
+            name: opt.update(grads[name], state[name], params[name])
+            for name, opt in optimizers.items()
+        }
+        return {name: pair[0] for name, pair in pairs.items()}, {
+            name: pair[1] for name, pair in pairs.items()
+        }
 
     return optax.GradientTransformation(init, update)

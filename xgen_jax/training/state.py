@@ -13,7 +13,8 @@ from xgen_jax.typing import Array, Params
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a resumed run needs beside its configuration: masters, average and optimiser state, all float32.
+    """Everything that a resumed run needs beside its configuration: masters, average and optimiser
+    state, all float32.
 
     Nothing random is kept: keys are folded from (seed, step, sample).
     """
@@ -24,11 +25,15 @@ class TrainState:
     opt_state: Any
 
 
-def init_state(objective, optimizer: optax.GradientTransformation, key: Array, arrays) -> TrainState:
+def init_state(
+    objective, optimizer: optax.GradientTransformation, key: Array, arrays
+) -> TrainState:
     """The state before the first step."""
     params = objective.init(key, arrays)
     copy = jax.tree.map(jnp.copy, objective.averaged(params))
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=copy, opt_state=optimizer.init(params))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, ema=copy, opt_state=optimizer.init(params)
+    )
 
 
 def sample_keys(seed: int | Array, step: Array, sample_id_B: Array) -> Array:
@@ -38,10 +43,12 @@ def sample_keys(seed: int | Array, step: Array, sample_id_B: Array) -> Array:
 
 
 def make_update(objective, optimizer, seed: int, ema_decay: float, accumulate: int = 1) -> Callable:
-    """(state, arrays, sample_id uint32 (B,), frozen) -> (state, metrics). One that is not finite is not applied.
+    """(state, arrays, sample_id uint32 (B,), frozen) -> (state, metrics). One that is not finite is
+    not applied.
 
-    The gradient is the mean over `accumulate` parts of the batch, one after another: for a loss that is a mean over
-    samples the whole batch's, for the memory of a part. What is no such mean (the adaptive weight) is taken of parts.
+    The gradient is the mean over `accumulate` parts of the batch, one after another: for a loss
+    that is a mean over samples the whole batch's, for the memory of a part. What is no such mean
+    (the adaptive weight) is taken of parts.
     """
 
     def gradient(state, arrays, sample_id_B, frozen):
@@ -64,14 +71,18 @@ def make_update(objective, optimizer, seed: int, ema_decay: float, accumulate: i
 
         batch = jax.tree.map(parts, (arrays, sample_id_B))
         shapes = jax.eval_shape(gradient, state, *jax.tree.map(lambda x: x[0], batch), frozen)
-        total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), batch)
+        total, _ = jax.lax.scan(
+            add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), batch
+        )
         return jax.tree.map(lambda x: x / accumulate, total)
 
     def update(state: TrainState, arrays, sample_id_B, frozen: Params = None):
         grads, metrics = mean_gradient(state, arrays, sample_id_B, frozen)
         metrics["grad_norm"] = optax.tree.norm(grads)
         if len(grads) > 1:
-            metrics |= {f"grad_norm_{name}": optax.tree.norm(group) for name, group in grads.items()}
+            metrics |= {
+                f"grad_norm_{name}": optax.tree.norm(group) for name, group in grads.items()
+            }
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -1,1 +1,2 @@
-"""Checkpoints of other projects, read into our parameters: safetensors only, every tensor accounted for."""
+"""Checkpoints of other projects, read into our parameters: safetensors only, every tensor accounted
+for."""

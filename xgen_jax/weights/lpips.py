@@ -2,12 +2,15 @@
 
 Two forms are read, as safetensors:
 
-- the state dict of the `lpips` package's `LPIPS` (net "vgg" or "alex"): `net.slice1.0.weight`, `lin0.model.1.weight`;
-- torchvision's VGG16 or AlexNet (`features.0.weight`) and the heads that ship inside that package, which hold no trunk:
+- the state dict of the `lpips` package's `LPIPS` (net "vgg" or "alex"): `net.slice1.0.weight`,
+`lin0.model.1.weight`;
+- torchvision's VGG16 or AlexNet (`features.0.weight`) and the heads that ship inside that package,
+which hold no trunk:
   two files.
 
 The first is made by, with `lpips` installed, `tensors = lpips.LPIPS(net="vgg").state_dict()` and
-`safetensors.torch.save_file({name: x.clone() for name, x in tensors.items()}, "lpips_vgg.safetensors")`.
+`safetensors.torch.save_file({name: x.clone() for name, x in tensors.items()},
+"lpips_vgg.safetensors")`.
 """
 
 import os
@@ -22,7 +25,8 @@ from xgen_jax.models.lpips import LPIPS, PRESETS, TRUNKS, LPIPSConfig
 from xgen_jax.typing import Params
 from xgen_jax.weights.safetensors import Source, assemble, kernel_from_torch, read_safetensors
 
-# The heads again under another name, the constants of the input's scaling, and the classifier behind the trunk.
+# The heads again under another name, the constants of the input's scaling, and the classifier
+# behind the trunk.
 IGNORED = ("lins.", "scaling_layer.", "classifier.")
 KERNELS = {11: "alexnet", 3: "vgg16"}  # side of the trunk's first kernel
 
@@ -31,27 +35,35 @@ def load_lpips(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> tuple[
     """Loads LPIPS; which trunk it has is told by the tensors.
 
     Args:
-      paths: a safetensors file (or folder) with trunk and heads, or a list of files that hold them together.
+      paths: a safetensors file (or folder) with trunk and heads, or a list of files that hold them
+      together.
 
     Returns:
       The module and its parameters: `module.apply(params, x, y)`.
 
     Raises:
-      UserError: a file that cannot be read, or tensors that make up neither network; all that are amiss are listed.
+      UserError: a file that cannot be read, or tensors that make up neither network; all that are
+      amiss are listed.
     """
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     origin = " with ".join(str(path) for path in paths)
     tensors: dict[str, np.ndarray] = {}
     for path in paths:
         read = read_safetensors(path)
-        twice = sorted(name for name in tensors.keys() & read.keys() if not name.startswith(IGNORED))
+        twice = sorted(
+            name for name in tensors.keys() & read.keys() if not name.startswith(IGNORED)
+        )
         if twice:
-            raise UserError(f"{origin} hold these tensors twice: {', '.join(twice)}; give each network once")
+            raise UserError(
+                f"{origin} hold these tensors twice: {', '.join(twice)}; give each network once"
+            )
         tensors |= read
     return assemble_lpips(tensors, origin)
 
 
-def assemble_lpips(tensors: Mapping[str, np.ndarray], origin: str = "the checkpoint") -> tuple[LPIPS, Params]:
+def assemble_lpips(
+    tensors: Mapping[str, np.ndarray], origin: str = "the checkpoint"
+) -> tuple[LPIPS, Params]:
     """As `load_lpips`, from tensors by name."""
     torchvision = "features.0.weight" in tensors
     first = tensors.get("features.0.weight" if torchvision else "net.slice1.0.weight")
@@ -63,7 +75,11 @@ def assemble_lpips(tensors: Mapping[str, np.ndarray], origin: str = "the checkpo
         )
     convs = list(_convolutions(trunk, torchvision))
     widths = list(PRESETS[trunk].widths)
-    for number, _, name in convs:  # narrower ones are the same network; disagreement within a slice is found below
+    for (
+        number,
+        _,
+        name,
+    ) in convs:  # narrower ones are the same network; disagreement within a slice is found below
         weight = tensors.get(f"{name}.weight")
         if weight is not None and weight.ndim:
             widths[number - 1] = weight.shape[0]
@@ -80,12 +96,17 @@ def assemble_lpips(tensors: Mapping[str, np.ndarray], origin: str = "the checkpo
 
 
 def _convolutions(trunk: str, torchvision: bool) -> Iterator[tuple[int, int, str]]:
-    """(slice from 1, place in it from 1, name there); names count all layers of torchvision's `features`."""
+    """(slice from 1, place in it from 1, name there); names count all layers of torchvision's
+    `features`."""
     index = 0
     for number, layers in enumerate(TRUNKS[trunk], 1):
         index += layers.pool > 0
         for place in range(1, layers.convs + 1):
-            yield number, place, f"features.{index}" if torchvision else f"net.slice{number}.{index}"
+            yield (
+                number,
+                place,
+                f"features.{index}" if torchvision else f"net.slice{number}.{index}",
+            )
             index += 2  # itself and its ReLU
 
 

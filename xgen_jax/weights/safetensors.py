@@ -1,12 +1,15 @@
 """Foreign checkpoints: safetensors files to tensors, and tensors to the parameters of our networks.
 
-Only safetensors are read. A pickle (.pt, .pth, .ckpt, .bin) is a program: opening it runs what its maker put in.
+Only safetensors are read. A pickle (.pt, .pth, .ckpt, .bin) is a program: opening it runs what its
+maker put in.
 
 A network's conversion is a table from our paths to the tensors there, given to `assemble`:
 
-    {"params/conv_in/kernel": ("conv_in.weight", kernel_from_torch), "params/conv_in/bias": "conv_in.bias"}
+    {"params/conv_in/kernel": ("conv_in.weight", kernel_from_torch), "params/conv_in/bias":
+    "conv_in.bias"}
 
-Every tensor must be accounted for; whatever is missing, left over or of another shape is listed in one error.
+Every tensor must be accounted for; whatever is missing, left over or of another shape is listed in
+one error.
 """
 
 import contextlib
@@ -29,8 +32,8 @@ SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # PyTorch's files since and before its version 1.6
 
-# Where one of our parameters comes from: a tensor's name; or (name, transform); or ((name, ...), transform) for what is
-# made of several, of which there may be none.
+# Where one of our parameters comes from: a tensor's name; or (name, transform); or ((name, ...),
+# transform) for what is made of several, of which there may be none.
 Source = str | tuple[str | tuple[str, ...], Callable[..., np.ndarray]]
 
 
@@ -38,23 +41,24 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads the tensors of a checkpoint.
 
     Args:
-      path: a safetensors file, the `*.safetensors.index.json` of a checkpoint in several files, or a folder that holds
-        one of the two.
+      path: a safetensors file, the `*.safetensors.index.json` of a checkpoint in several files, or
+        a folder that holds one of the two.
 
     Returns:
       The tensors by name, all float32 whatever they were stored as.
 
     Raises:
-      UserError: no such file, several in the folder, a pickle, a file cut short or damaged, a shard that is missing.
+      UserError: no such file, several in the folder, a pickle, a file cut short or damaged, a shard
+      that is missing.
     """
     path = _locate(pathlib.Path(path))
     return _read_shards(path) if path.name.endswith(INDEX_SUFFIX) else _read_file(path)
 
 
 def iterate_safetensors(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, tensor) of a checkpoint, one after another and each in its stored dtype, file by file: for what is too
-    large to be held twice. Arguments and errors as in `read_safetensors`; a tensor that the index names and no file
-    holds is told of before the first.
+    """(name, tensor) of a checkpoint, one after another and each in its stored dtype, file by file:
+    for what is too large to be held twice. Arguments and errors as in `read_safetensors`; a tensor
+    that the index names and no file holds is told of before the first.
     """
     for shard, names in _files(path).items():
         with _opened(shard) as file:
@@ -62,9 +66,12 @@ def iterate_safetensors(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarr
                 yield name, file.get_tensor(name)
 
 
-def sample_safetensors(path: str | os.PathLike, values: int) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
-    """(name, shape, sample) of each tensor: rows from its beginning, middle and end, `values` numbers of each or a
-    little more, flat and in the stored dtype; of a small tensor all. Reads no more than that of the files.
+def sample_safetensors(
+    path: str | os.PathLike, values: int
+) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+    """(name, shape, sample) of each tensor: rows from its beginning, middle and end, `values`
+    numbers of each or a little more, flat and in the stored dtype; of a small tensor all. Reads no
+    more than that of the files.
     """
     for shard, names in _files(path).items():
         with _opened(shard) as file:
@@ -76,11 +83,16 @@ def sample_safetensors(path: str | os.PathLike, values: int) -> Iterator[tuple[s
                     yield name, shape, file.get_tensor(name).ravel()
                     continue
                 starts = (0, (shape[0] - rows) // 2, shape[0] - rows)
-                yield name, shape, np.concatenate([part[start : start + rows].ravel() for start in starts])
+                yield (
+                    name,
+                    shape,
+                    np.concatenate([part[start : start + rows].ravel() for start in starts]),
+                )
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """What a safetensors file, or the one in a folder, says of itself beside its tensors; nothing, as a rule.
+    """What a safetensors file, or the one in a folder, says of itself beside its tensors; nothing,
+    as a rule.
 
     Raises:
       UserError: as `read_safetensors`.
@@ -96,7 +108,8 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> pathlib.Path:
-    """Writes tensors, each in its own dtype, and what there is to say of them, as a whole file or not at all.
+    """Writes tensors, each in its own dtype, and what there is to say of them, as a whole file or
+    not at all.
 
     Raises:
       UserError: another suffix, a file that is there, a folder that cannot be written.
@@ -111,7 +124,9 @@ def write_safetensors(
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.numpy.save_file(dense, temporary, metadata=None if metadata is None else dict(metadata))
+        safetensors.numpy.save_file(
+            dense, temporary, metadata=None if metadata is None else dict(metadata)
+        )
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be written ({error})") from error
@@ -135,7 +150,8 @@ def assemble(
 
     Args:
       abstract: nested dicts of arrays, or of shapes as `jax.eval_shape` gives them.
-      sources: for each of our paths, "params/conv_in/kernel", where it comes from (see `Source`); exactly one a leaf.
+      sources: for each of our paths, "params/conv_in/kernel", where it comes from (see `Source`);
+      exactly one a leaf.
       tensors: the checkpoint's, by name.
       ignored: beginnings of the names of tensors that our network has no use for.
       origin: what the error calls the checkpoint, such as its path.
@@ -144,13 +160,16 @@ def assemble(
       A tree like `abstract` of NumPy arrays of its shapes and dtypes.
 
     Raises:
-      UserError: tensors are missing, left over, of another shape or not finite; all of them are listed.
+      UserError: tensors are missing, left over, of another shape or not finite; all of them are
+      listed.
       KeyError: `sources` and `abstract` name different parameters, a mistake in the table itself.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
     wanted = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     if wanted.keys() != sources.keys():
-        raise KeyError(f"parameters with one of leaf and source only: {sorted(wanted.keys() ^ sources.keys())}")
+        raise KeyError(
+            f"parameters with one of leaf and source only: {sorted(wanted.keys() ^ sources.keys())}"
+        )
     missing, misshaped, filled, used = [], [], [], set()
     for path, leaf in wanted.items():
         names, transform = _parse(sources[path])
@@ -165,11 +184,19 @@ def assemble(
             misshaped.append(f"{given or 'a constant'}: {problem}, wanted {leaf.shape} for {path}")
         filled.append(np.asarray(value, leaf.dtype) if not problem else None)
     ignored = tuple(ignored)
-    extra = [f"{name} {x.shape}" for name, x in tensors.items() if name not in used and not name.startswith(ignored)]
+    extra = [
+        f"{name} {x.shape}"
+        for name, x in tensors.items()
+        if name not in used and not name.startswith(ignored)
+    ]
     broken = [name for name in tensors if name in used and not np.isfinite(tensors[name]).all()]
     problems = {"missing": missing, "extra": extra, "mis-shaped": misshaped, "not finite": broken}
     if any(problems.values()):
-        lists = (f"{kind}, {len(rows)}:" + "".join(f"\n  {r}" for r in rows) for kind, rows in problems.items() if rows)
+        lists = (
+            f"{kind}, {len(rows)}:" + "".join(f"\n  {r}" for r in rows)
+            for kind, rows in problems.items()
+            if rows
+        )
         raise UserError(f"{origin} does not fit this network\n" + "\n".join(lists))
     return tree.unflatten(filled)
 
@@ -180,10 +207,15 @@ def _parse(source: Source) -> tuple[tuple[str, ...], Callable[..., np.ndarray]]:
 
 
 def _transformed(transform, given: list[np.ndarray], shape: tuple[int, ...]) -> tuple[Any, str]:
-    """The transformed tensors, and what is wrong with them: nothing, or that they do not give the shape."""
+    """The transformed tensors, and what is wrong with them: nothing, or that they do not give the
+    shape."""
     try:
         value = transform(*given)
-    except (ValueError, IndexError, EinopsError):  # a tensor of another rank cannot even be transposed
+    except (
+        ValueError,
+        IndexError,
+        EinopsError,
+    ):  # a tensor of another rank cannot even be transposed
         return None, "cannot be rearranged"
     return value, "" if value.shape == shape else f"becomes {value.shape}"
 
@@ -198,7 +230,9 @@ def _locate(path: pathlib.Path) -> pathlib.Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"{path} holds {', '.join(file.name for file in found)}; name the one to read")
+        raise UserError(
+            f"{path} holds {', '.join(file.name for file in found)}; name the one to read"
+        )
     pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise _pickle_refused(pickles[0])
@@ -223,21 +257,32 @@ def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[Any]:
-    """An open safetensors file; whatever is wrong with it, also while it is read, is told as the user's."""
+    """An open safetensors file; whatever is wrong with it, also while it is read, is told as the
+    user's."""
     try:
         with path.open("rb") as file:
             head = file.read(9)
-        # A header's length may begin with a pickle's bytes by chance, but only a safetensors header then opens a brace.
-        if path.suffix in PICKLE_SUFFIXES or (head.startswith((_ZIP, _PICKLE)) and head[8:] != b"{"):
+        # A header's length may begin with a pickle's bytes by chance, but only a safetensors header
+        # then opens a brace.
+        if path.suffix in PICKLE_SUFFIXES or (
+            head.startswith((_ZIP, _PICKLE)) and head[8:] != b"{"
+        ):
             raise _pickle_refused(path)
         with safetensors.safe_open(path, framework="numpy") as file:
             yield file
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); fetch it again") from error
-    except (AttributeError, TypeError) as error:  # what the library raises for a dtype that NumPy has no name for
-        raise UserError(f"{path} holds a dtype that is not read ({error}); convert it to float32") from error
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}); fetch it again"
+        ) from error
+    except (
+        AttributeError,
+        TypeError,
+    ) as error:  # what the library raises for a dtype that NumPy has no name for
+        raise UserError(
+            f"{path} holds a dtype that is not read ({error}); convert it to float32"
+        ) from error
 
 
 def _files(path: str | os.PathLike) -> dict[pathlib.Path, list[str]]:
@@ -269,12 +314,16 @@ def _index(index: pathlib.Path) -> tuple[dict[str, str], list[pathlib.Path]]:
         # An index may have come from anywhere; it names its neighbours and nothing else.
         outside = [shard for shard in shards if pathlib.PurePath(shard).name != shard]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is not the index of a checkpoint in shards ({error!r})") from error
+        raise UserError(
+            f"{index} is not the index of a checkpoint in shards ({error!r})"
+        ) from error
     if outside:
         raise UserError(f"{index} names files that do not lie beside it: {', '.join(outside)}")
     absent = [shard for shard in shards if not (index.parent / shard).is_file()]
     if absent:
-        raise UserError(f"{index} names files that are not there: {', '.join(absent)}; fetch them too")
+        raise UserError(
+            f"{index} names files that are not there: {', '.join(absent)}; fetch them too"
+        )
     return names, [index.parent / shard for shard in shards]
 
 

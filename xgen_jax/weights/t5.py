@@ -2,8 +2,9 @@
 
     FOLDER/config.json   FOLDER/model.safetensors, or shards with their index   FOLDER/spiece.model
 
-or a pipeline's: FOLDER/text_encoder/ with the first two and FOLDER/tokenizer/spiece.model. A whole T5 will do, its
-decoder is left aside. T5 v1.1 (gated GELU) and UMT5; version 1.0 is another network.
+or a pipeline's: FOLDER/text_encoder/ with the first two and FOLDER/tokenizer/spiece.model. A whole
+T5 will do, its decoder is left aside. T5 v1.1 (gated GELU) and UMT5; version 1.0 is another
+network.
 """
 
 import dataclasses
@@ -40,21 +41,25 @@ _KEYS = {
     "buckets": "relative_attention_num_buckets",
 }
 
-# A tensor's name -> where it goes: our path, and the part of the array there (one layer, some columns).
+# A tensor's name -> where it goes: our path, and the part of the array there (one layer, some
+# columns).
 Place = tuple[str, tuple]
 
 
 class T5Folder:
     """A T5 on disk; nothing of its weights is read before `load`, and little for the fingerprint.
 
-    Raises UserError, when what it concerns is asked for: a folder without configuration, weights or tokenizer, weights
-    as pickles, another network, tensors that are missing, extra, mis-shaped or not finite.
+    Raises UserError, when what it concerns is asked for: a folder without configuration, weights or
+    tokenizer, weights as pickles, another network, tensors that are missing, extra, mis-shaped or
+    not finite.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         if not self.path.is_dir():
-            raise UserError(f"there is no folder {self.path}; give the T5's, with config.json, weights and {TOKENIZER}")
+            raise UserError(
+                f"there is no folder {self.path}; give the T5's, with config.json, weights and {TOKENIZER}"
+            )
 
     @functools.cached_property
     def _weights(self) -> pathlib.Path:
@@ -82,10 +87,13 @@ class T5Folder:
     def fingerprint(self) -> str:
         """16 hex digits of the sizes, the tokenizer and a sample of each tensor as bfloat16.
 
-        Of each tensor the first, middle and last 4096 values count, which any training moves: the whole of T5-XXL would
-        take a minute each time a run starts. How the tensors are cut in files, or stored, does not matter.
+        Of each tensor the first, middle and last 4096 values count, which any training moves: the
+        whole of T5-XXL would take a minute each time a run starts. How the tensors are cut in
+        files, or stored, does not matter.
         """
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
+        digest = hashlib.sha256(
+            json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode()
+        )
         digest.update(hashlib.sha256(self._tokenizer_file().read_bytes()).digest())
         samples = {}
         for name, shape, values in sample_safetensors(self._weights, _SAMPLE):
@@ -97,19 +105,24 @@ class T5Folder:
             digest.update(samples[name].encode())
         return digest.hexdigest()[:16]
 
-    def load(self, dtype=jnp.bfloat16, place: Callable[[str, np.ndarray], Any] | None = None) -> Params:
-        """The parameters of `T5Encoder`, in `dtype`, read tensor by tensor: what is held is they and one tensor more.
+    def load(
+        self, dtype=jnp.bfloat16, place: Callable[[str, np.ndarray], Any] | None = None
+    ) -> Params:
+        """The parameters of `T5Encoder`, in `dtype`, read tensor by tensor: what is held is they
+        and one tensor more.
 
         Args:
           dtype: of the parameters.
-          place: (path, array) -> array, e.g. onto a mesh by the path rules; called once a parameter, as soon as it is
-            complete. By default they stay on the host.
+          place: (path, array) -> array, e.g. onto a mesh by the path rules; called once a
+            parameter, as soon as it is complete. By default they stay on the host.
         """
         abstract = jax.eval_shape(
             T5Encoder(self.config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8), jnp.int32)
         )
         leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
-        shapes = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf.shape for p, leaf in leaves}
+        shapes = {
+            jax.tree_util.keystr(p, simple=True, separator="/"): leaf.shape for p, leaf in leaves
+        }
         places = _places(self.config)
         waiting = {path: sum(other == path for other, _ in places.values()) for path in shapes}
         arrays: dict[str, Any] = {}
@@ -126,7 +139,9 @@ class T5Folder:
                 arrays[path] = np.zeros(shapes[path], dtype)
             value = tensor.T if path.endswith("kernel") else tensor
             if value.shape != arrays[path][part].shape:
-                misshaped.append(f"{name} {tensor.shape}: becomes {value.shape}, wanted {arrays[path][part].shape}")
+                misshaped.append(
+                    f"{name} {tensor.shape}: becomes {value.shape}, wanted {arrays[path][part].shape}"
+                )
                 continue
             if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
                 broken.append(name)
@@ -134,18 +149,36 @@ class T5Folder:
             waiting[path] -= 1
             if place and not waiting[path]:
                 arrays[path] = place(path, arrays[path])
-        problems = {"missing": list(missing), "extra": extra, "mis-shaped": misshaped, "not finite": broken}
+        problems = {
+            "missing": list(missing),
+            "extra": extra,
+            "mis-shaped": misshaped,
+            "not finite": broken,
+        }
         if any(problems.values()):
-            rows = (f"{kind}, {len(r)}:" + "".join(f"\n  {x}" for x in r) for kind, r in problems.items() if r)
-            raise UserError(f"{self._weights} does not fit the T5 of its config.json\n" + "\n".join(rows))
+            rows = (
+                f"{kind}, {len(r)}:" + "".join(f"\n  {x}" for x in r)
+                for kind, r in problems.items()
+                if r
+            )
+            raise UserError(
+                f"{self._weights} does not fit the T5 of its config.json\n" + "\n".join(rows)
+            )
         return tree.unflatten(arrays[path] for path in shapes)
 
     def _tokenizer_file(self) -> pathlib.Path:
-        candidates = [self.path, self.path / "tokenizer", self._weights, self.path.parent / "tokenizer"]
+        candidates = [
+            self.path,
+            self.path / "tokenizer",
+            self._weights,
+            self.path.parent / "tokenizer",
+        ]
         for folder in candidates:
             if (folder / TOKENIZER).is_file():
                 return folder / TOKENIZER
-        raise UserError(f"{self.path} holds no {TOKENIZER}, the tokenizer: fetch it from where the weights are from")
+        raise UserError(
+            f"{self.path} holds no {TOKENIZER}, the tokenizer: fetch it from where the weights are from"
+        )
 
 
 def _config(file: pathlib.Path) -> T5Config:
@@ -160,7 +193,9 @@ def _config(file: pathlib.Path) -> T5Config:
         raise UserError(f"{file} describes a {kind!r} model; a text encoder is a 't5' or 'umt5'")
     activation = values.get("feed_forward_proj", "relu")
     if activation != "gated-gelu":
-        raise UserError(f"{file} describes feed_forward_proj={activation!r}; T5 version 1.1 has 'gated-gelu'")
+        raise UserError(
+            f"{file} describes feed_forward_proj={activation!r}; T5 version 1.1 has 'gated-gelu'"
+        )
     absent = [key for key in _KEYS.values() if not isinstance(values.get(key), int)]
     if absent:
         raise UserError(f"{file} lacks {', '.join(absent)}")
@@ -173,7 +208,8 @@ def _config(file: pathlib.Path) -> T5Config:
 
 
 def _places(config: T5Config) -> dict[str, Place]:
-    """Every tensor's place: PyTorch's weights are (out, in), ours (in, out), with queries, keys and values in one."""
+    """Every tensor's place: PyTorch's weights are (out, in), ours (in, out), with queries, keys and
+    values in one."""
     inner, hidden = config.heads * config.head_dim, config.hidden
     places: dict[str, Place] = {
         "shared.weight": ("params/embedding", ()),
@@ -193,7 +229,9 @@ def _places(config: T5Config) -> dict[str, Place]:
         places[f"{mlp}.layer_norm.weight"] = ("params/blocks/norm_mlp/scale", (layer,))
         if config.bias_per_block or not layer:
             path = (
-                "params/blocks/relative_bias/embedding" if config.bias_per_block else "params/relative_bias/embedding"
+                "params/blocks/relative_bias/embedding"
+                if config.bias_per_block
+                else "params/relative_bias/embedding"
             )
             part = (layer,) if config.bias_per_block else ()
             places[f"{attention}.SelfAttention.relative_attention_bias.weight"] = (path, part)

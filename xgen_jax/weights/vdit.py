@@ -1,11 +1,13 @@
 """VDiT from the weights of others, and back.
 
-- `stdit2`: Open-Sora 1.1's STDiT2 (hpcai-tech/OpenSora-STDiT-v2-stage2 and -stage3), a whole network; sizes are read
-  from the tensors, and `released=True` is set, as the weights were trained so. `stdit2_tensors` is the way back.
-- `pixart`: PixArt-alpha (arXiv 2310.00426), an image network that fills everything spatial, in its own names or those
-  of diffusers' PixArtTransformer2DModel. What it does not have starts anew: attention in time, which starts as nothing
-  (its projection is zero), with its modulation and table; frames and frame rate; the scales of QK-norm; and, unless the
-  file has them (the 1024 one has), height, width and aspect. This is how the paper starts (section 3.2).
+- `stdit2`: Open-Sora 1.1's STDiT2 (hpcai-tech/OpenSora-STDiT-v2-stage2 and -stage3), a whole
+  network; sizes are read from the tensors, and `released=True` is set, as the weights were trained
+  so. `stdit2_tensors` is the way back.
+- `pixart`: PixArt-alpha (arXiv 2310.00426), an image network that fills everything spatial, in its
+  own names or those of diffusers' PixArtTransformer2DModel. What it does not have starts anew:
+  attention in time, which starts as nothing (its projection is zero), with its modulation and
+  table; frames and frame rate; the scales of QK-norm; and, unless the file has them (the 1024 one
+  has), height, width and aspect. This is how the paper starts (section 3.2).
 """
 
 import dataclasses
@@ -65,7 +67,9 @@ NAMES = (
 )
 BLOCKS = {"original": "blocks", "diffusers": "transformer_blocks"}
 # What an image network has not; the second only in some files. Nothing else may be absent.
-NEW = re.compile(r"(^|/)(t_block_temporal|(frames|fps)_embedder\d|scale_shift_table_temporal|attention_time|[qk]_norm)")
+NEW = re.compile(
+    r"(^|/)(t_block_temporal|(frames|fps)_embedder\d|scale_shift_table_temporal|attention_time|[qk]_norm)"
+)
 OPTIONAL = re.compile(r"(^|/)(size|aspect)_embedder\d|null_caption")
 SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
 FREQUENCIES = "rope.freqs"
@@ -107,22 +111,33 @@ def load_vdit(
       tensors: as `read_safetensors` gives them.
       config: the checkpoint's own config.json, where there is one.
       origin: what errors call the checkpoint.
-      qk_norm: for `pixart`: whether the network normalises queries and keys, which PixArt-alpha does not: with it, the
-        attention that was learnt is not kept as it was, but trains more steadily (Open-Sora 1.1 took it up midway).
-      text_tokens: for `pixart`: length of the null caption; PixArt-alpha's 120 are continued with its last.
+      qk_norm: for `pixart`: whether the network normalises queries and keys, which PixArt-alpha
+        does not: with it, the attention that was learnt is not kept as it was, but trains more
+        steadily (Open-Sora 1.1 took it up midway).
+      text_tokens: for `pixart`: length of the null caption; PixArt-alpha's 120 are continued with
+      its last.
       seed: for `pixart`: of what starts anew.
 
     Raises:
-      UserError: tensors that are missing, extra or mis-shaped, all of them listed; a kind that is not known.
+      UserError: tensors that are missing, extra or mis-shaped, all of them listed; a kind that is
+      not known.
     """
     if kind not in KINDS:
         raise UserError(f"kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
     origin = origin or "the checkpoint"
-    style = "diffusers" if any(name.startswith("transformer_blocks.") for name in tensors) else "original"
+    style = (
+        "diffusers"
+        if any(name.startswith("transformer_blocks.") for name in tensors)
+        else "original"
+    )
     if kind == "stdit2" and not any(".attn_temp." in name for name in tensors):
-        raise UserError(f"{origin} is no STDiT2: no tensor's name has attn_temp; PixArt-alpha's are --kind=pixart")
+        raise UserError(
+            f"{origin} is no STDiT2: no tensor's name has attn_temp; PixArt-alpha's are --kind=pixart"
+        )
     if kind == "pixart" and any(".attn_temp." in name for name in tensors):
-        raise UserError(f"{origin} is a network of videos: its tensors have attn_temp; try --kind=stdit2")
+        raise UserError(
+            f"{origin} is a network of videos: its tensors have attn_temp; try --kind=stdit2"
+        )
     model, channels = _sizes(kind, tensors, config or {}, style, origin)
     if kind == "pixart":
         model = dataclasses.replace(model, qk_norm=qk_norm, null_caption_tokens=text_tokens)
@@ -133,26 +148,35 @@ def load_vdit(
     absent = [path for path in leaves if kind == "pixart" and _starts_anew(path, tensors, style)]
     fresh = _fresh(model, channels, absent, seed)
     sources = {
-        path: ((), lambda path=path: fresh[path]) if path in fresh else _source(path, leaf.shape, model, style)
+        path: ((), lambda path=path: fresh[path])
+        if path in fresh
+        else _source(path, leaf.shape, model, style)
         for path, leaf in leaves.items()
     }
     params = assemble(abstract, sources, tensors, ignored=IGNORED[kind], origin=origin)
-    return Converted(model, channels, params, tuple(dict.fromkeys(_layer(path)[0] for path in absent)))
+    return Converted(
+        model, channels, params, tuple(dict.fromkeys(_layer(path)[0] for path in absent))
+    )
 
 
 def stdit2_tensors(config: VDiTConfig, params: Params) -> dict[str, np.ndarray]:
-    """The tensors of an STDiT2 that computes what our network does; `load_vdit` takes them back bit for bit.
+    """The tensors of an STDiT2 that computes what our network does; `load_vdit` takes them back bit
+    for bit.
 
     Raises:
       UserError: a network in the modern form, which STDiT2's code would compute otherwise.
     """
     if not config.released or not config.scan_layers or config.mlp_ratio != 4:
-        raise UserError("only a network with released=True, scan_layers=True and mlp_ratio=4 computes as STDiT2 does")
+        raise UserError(
+            "only a network with released=True, scan_layers=True and mlp_ratio=4 computes as STDiT2 does"
+        )
     tensors = {FREQUENCIES: _frequencies(config)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         layer, suffix = _layer(path_name(path))
         names, leaf = _names(layer, suffix, config.depth, "original"), np.asarray(leaf)
-        for name, value in zip(names, leaf if layer.startswith("blocks/") else leaf[None], strict=True):
+        for name, value in zip(
+            names, leaf if layer.startswith("blocks/") else leaf[None], strict=True
+        ):
             if layer == "x_embedder" and suffix == "kernel":
                 value = rearrange(value, "(p q c) o -> o c 1 p q", p=config.patch, q=config.patch)
             elif suffix == "kernel":
@@ -164,18 +188,21 @@ def stdit2_tensors(config: VDiTConfig, params: Params) -> dict[str, np.ndarray]:
 def write_stdit2(
     path: str | os.PathLike, config: VDiTConfig, params: Params, *, overwrite: bool = False
 ) -> pathlib.Path:
-    """Writes `stdit2_tensors` as a safetensors file. Raises UserError as that, or if the file is there."""
+    """Writes `stdit2_tensors` as a safetensors file. Raises UserError as that, or if the file is
+    there."""
     return write_safetensors(path, stdit2_tensors(config, params), overwrite=overwrite)
 
 
 def _layer(path: str) -> tuple[str, str]:
-    """ "params/blocks/block/mlp/fc1/kernel" -> ("blocks/block/mlp/fc1", "kernel"); of a lone array, (itself, "")."""
+    """ "params/blocks/block/mlp/fc1/kernel" -> ("blocks/block/mlp/fc1", "kernel"); of a lone array,
+    (itself, "")."""
     layer, _, last = path.partition("/")[2].rpartition("/")
     return (layer, last) if last in SUFFIXES else (f"{layer}/{last}".lstrip("/"), "")
 
 
 def _parts(layer: str, style: str) -> tuple[str, ...]:
-    """The foreign names of the parts of one of our layers; none where the style does not know it."""
+    """The foreign names of the parts of one of our layers; none where the style does not know
+    it."""
     for ours, original, diffusers in NAMES:
         if ours == layer:
             found = original if style == "original" else diffusers
@@ -199,7 +226,9 @@ def _source(path: str, shape: tuple[int, ...], config: VDiTConfig, style: str) -
 
     def one(*parts):
         if layer == "null_caption" and len(parts[0]) != shape[0] and not config.released:
-            return np.concatenate([parts[0], np.repeat(parts[0][-1:], max(0, shape[0] - len(parts[0])), 0)])[: shape[0]]
+            return np.concatenate(
+                [parts[0], np.repeat(parts[0][-1:], max(0, shape[0] - len(parts[0])), 0)]
+            )[: shape[0]]
         if suffix != "kernel":
             return np.concatenate(parts)
         if layer == "x_embedder":  # that of an image network has no axis of time
@@ -219,7 +248,9 @@ def _starts_anew(path: str, tensors: Mapping[str, np.ndarray], style: str) -> bo
     layer, suffix = _layer(path)
     if NEW.search(layer):
         return True
-    return bool(OPTIONAL.search(layer)) and not any(name in tensors for name in _names(layer, suffix, 1, style))
+    return bool(OPTIONAL.search(layer)) and not any(
+        name in tensors for name in _names(layer, suffix, 1, style)
+    )
 
 
 def _fresh(config: VDiTConfig, channels: int, paths: list[str], seed: int) -> dict[str, Array]:
@@ -235,7 +266,9 @@ def _fresh(config: VDiTConfig, channels: int, paths: list[str], seed: int) -> di
     return jax.tree.map(np.asarray, jax.jit(init)(jax.random.key(seed), inputs))
 
 
-def _sizes(kind: str, tensors: Mapping[str, np.ndarray], config: dict[str, Any], style: str, origin: str):
+def _sizes(
+    kind: str, tensors: Mapping[str, np.ndarray], config: dict[str, Any], style: str, origin: str
+):
     """The configuration whose sizes the tensors have, and the channels of its latents."""
 
     def shape(layer, suffix="kernel"):
@@ -246,13 +279,17 @@ def _sizes(kind: str, tensors: Mapping[str, np.ndarray], config: dict[str, Any],
     patch = shape("x_embedder")
     if len(patch) not in (4, 5):
         some = ", ".join(sorted(tensors)[:3]) or "no tensors"
-        raise UserError(f"{origin} is no {kind}: it has no {_names('x_embedder', 'kernel', 1, style)[0]} ({some})")
+        raise UserError(
+            f"{origin} is no {kind}: it has no {_names('x_embedder', 'kernel', 1, style)[0]} ({some})"
+        )
     width, channels, side = patch[0], patch[1], patch[-1]
     blocks = (re.match(rf"{BLOCKS[style]}\.(\d+)\.", name) for name in tensors)
     depth = 1 + max((int(match[1]) for match in blocks if match), default=0)
     norms = shape("blocks/block/attention_space/q_norm", "scale")
     # Of the head dimension PixArt-alpha's tensors tell nothing; all its networks have 72.
-    head_dim = norms[0] if norms else 2 * tensors[FREQUENCIES].size if FREQUENCIES in tensors else 72
+    head_dim = (
+        norms[0] if norms else 2 * tensors[FREQUENCIES].size if FREQUENCIES in tensors else 72
+    )
     heads = config.get("num_attention_heads") or config.get("num_heads") or width // head_dim
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise UserError(f"{origin} has width {width}, which cannot be that of {heads} heads")
@@ -283,7 +320,9 @@ def _frequencies(config: VDiTConfig) -> np.ndarray:
 def _check_frequencies(tensors: Mapping[str, np.ndarray], config: VDiTConfig, origin: str) -> None:
     """Refuses a network whose positions turn at other frequencies than ours."""
     found, ours = tensors.get(FREQUENCIES), _frequencies(config)
-    if found is not None and (found.shape != ours.shape or not np.allclose(found, ours, rtol=1e-5, atol=0)):
+    if found is not None and (
+        found.shape != ours.shape or not np.allclose(found, ours, rtol=1e-5, atol=0)
+    ):
         raise UserError(
             f"{origin} turns positions by other frequencies ({FREQUENCIES} {found.shape}) than {ours.shape[0]} from 1 "
             f"down to {ours[-1]:.3g}, those of {config.heads} heads"

@@ -1,10 +1,12 @@
 """VidVAE from the weights of others.
 
-- `sd-vae`: Stable Diffusion's 2D autoencoder, in the names of diffusers' AutoencoderKL (new or old) or of the original
-  checkpoints. Each 3x3 kernel becomes the last of three taps in time, the others zero ("tail initialisation",
-  Open-Sora-Plan's report): an image, and every frame of a static video, is encoded and decoded as by the 2D model.
-- `osp-vae`: Open-Sora-Plan's CausalVAE v1.0.0 and v1.1.0. Widths, depths and the layers that mix no frames are read
-  from the tensors; where the time levels lie and which attention was trained, from the config.json beside them.
+- `sd-vae`: Stable Diffusion's 2D autoencoder, in the names of diffusers' AutoencoderKL (new or old)
+  or of the original checkpoints. Each 3x3 kernel becomes the last of three taps in time, the others
+  zero ("tail initialisation", Open-Sora-Plan's report): an image, and every frame of a static
+  video, is encoded and decoded as by the 2D model.
+- `osp-vae`: Open-Sora-Plan's CausalVAE v1.0.0 and v1.1.0. Widths, depths and the layers that mix no
+  frames are read from the tensors; where the time levels lie and which attention was trained, from
+  the config.json beside them.
 """
 
 import dataclasses
@@ -25,8 +27,8 @@ from xgen_jax.models.vidvae_config import PRESETS, VidVAEConfig
 from xgen_jax.typing import Params
 from xgen_jax.weights.safetensors import Source, assemble
 
-# Ours -> the names of the original (LDM) checkpoints, which Open-Sora-Plan kept. The decoder doubles before a level
-# here and after the one above it there.
+# Ours -> the names of the original (LDM) checkpoints, which Open-Sora-Plan kept. The decoder
+# doubles before a level here and after the one above it there.
 LDM_NAMES = (
     (r"^encoder/quant$", lambda m: "quant_conv"),
     (r"^decoder/post_quant$", lambda m: "post_quant_conv"),
@@ -43,9 +45,13 @@ LDM_NAMES = (
     (r"^encoder/level(\d)/time_conv$", lambda m: f"encoder.down.{m[1]}.time_downsample.conv"),
     (r"^decoder/level(\d)/time_conv$", lambda m: f"decoder.up.{int(m[1]) + 1}.time_upsample.conv"),
     (r"^encoder/level(\d)/time_mix$", lambda m: f"encoder.down.{m[1]}.time_downsample.mix_factor"),
-    (r"^decoder/level(\d)/time_mix$", lambda m: f"decoder.up.{int(m[1]) + 1}.time_upsample.mix_factor"),
+    (
+        r"^decoder/level(\d)/time_mix$",
+        lambda m: f"decoder.up.{int(m[1]) + 1}.time_upsample.mix_factor",
+    ),
 )
-# The names of the original checkpoints -> those of diffusers; {last} is the lowest level, which it counts from.
+# The names of the original checkpoints -> those of diffusers; {last} is the lowest level, which it
+# counts from.
 DIFFUSERS_NAMES = (
     (r"\.down\.(\d)\.block\.(\d)", lambda m, last: f".down_blocks.{m[1]}.resnets.{m[2]}"),
     (r"\.up\.(\d)\.block\.(\d)", lambda m, last: f".up_blocks.{last - int(m[1])}.resnets.{m[2]}"),
@@ -68,7 +74,10 @@ KINDS = ("sd-vae", "osp-vae")
 
 
 def load_vidvae(
-    kind: str, tensors: Mapping[str, np.ndarray], config: dict[str, Any] | None = None, origin: str = ""
+    kind: str,
+    tensors: Mapping[str, np.ndarray],
+    config: dict[str, Any] | None = None,
+    origin: str = "",
 ) -> tuple[VidVAEConfig, Params]:
     """Turns a foreign checkpoint into a VidVAE.
 
@@ -82,7 +91,8 @@ def load_vidvae(
       (VidVAEConfig, its parameters).
 
     Raises:
-      UserError: tensors that are missing, extra or mis-shaped, all of them listed; a configuration that is not known.
+      UserError: tensors that are missing, extra or mis-shaped, all of them listed; a configuration
+      that is not known.
     """
     if kind not in KINDS:
         raise UserError(f"kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
@@ -98,7 +108,9 @@ def load_vidvae(
         base = _osp_config(tensors, config or {})
     model_config = _sizes(base, tensors, style, origin)
     abstract = jax.eval_shape(
-        VidVAE(model_config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1, 32, 32, 3), jnp.float32)
+        VidVAE(model_config).init,
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((1, 1, 32, 32, 3), jnp.float32),
     )
     sources = {path: _source(path, shape, tensors, style) for path, shape in _leaves(abstract)}
     return model_config, assemble(abstract, sources, tensors, ignored=IGNORED, origin=origin)
@@ -120,7 +132,10 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 def _leaves(tree: Params) -> list[tuple[str, tuple[int, ...]]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape) for path, leaf in leaves]
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape)
+        for path, leaf in leaves
+    ]
 
 
 def _style(tensors: Mapping[str, np.ndarray], origin: str) -> str:
@@ -150,10 +165,15 @@ def _foreign(ours: str, style: str, last: int) -> str:
     return foreign
 
 
-def _source(path: str, shape: tuple[int, ...], tensors: Mapping[str, np.ndarray], style: str) -> Source:
+def _source(
+    path: str, shape: tuple[int, ...], tensors: Mapping[str, np.ndarray], style: str
+) -> Source:
     """Where one of our parameters comes from; see `assemble`."""
     _, *layer, leaf = path.split("/")
-    last = len({m[0] for name in tensors if (m := re.match(r"encoder\.down(_blocks)?\.\d+", name))}) - 1
+    last = (
+        len({m[0] for name in tensors if (m := re.match(r"encoder\.down(_blocks)?\.\d+", name))})
+        - 1
+    )
     foreign = _foreign("/".join(layer), style, last)
     if leaf == "mix":
         return foreign, lambda x: x.reshape(())
@@ -166,16 +186,23 @@ def _source(path: str, shape: tuple[int, ...], tensors: Mapping[str, np.ndarray]
         names = [foreign]
         if layer[-1] in ("quant", "post_quant") and not _tensor(tensors, foreign, "weight")[1]:
             # Later 2D autoencoders, of 16 channels for instance, have no such layer.
-            identity = np.eye(*shape, dtype=np.float32) if leaf == "kernel" else np.zeros(shape, np.float32)
+            identity = (
+                np.eye(*shape, dtype=np.float32)
+                if leaf == "kernel"
+                else np.zeros(shape, np.float32)
+            )
             return (), lambda: identity
-    names = tuple(_tensor(tensors, name, "weight" if leaf == "kernel" else "bias")[0] for name in names)
+    names = tuple(
+        _tensor(tensors, name, "weight" if leaf == "kernel" else "bias")[0] for name in names
+    )
     if leaf == "bias":
         return names, lambda *parts: np.concatenate(parts)
     return names, lambda *parts: np.concatenate([_kernel(part, shape) for part in parts], axis=-1)
 
 
 def _tensor(tensors: Mapping[str, np.ndarray], layer: str, kind: str) -> tuple[str, bool]:
-    """The name of a layer's tensor, and whether it is there; that of a causal convolution lies one deeper."""
+    """The name of a layer's tensor, and whether it is there; that of a causal convolution lies one
+    deeper."""
     for name in (f"{layer}.{kind}", f"{layer}.conv.{kind}"):
         if name in tensors:
             return name, True
@@ -183,7 +210,8 @@ def _tensor(tensors: Mapping[str, np.ndarray], layer: str, kind: str) -> tuple[s
 
 
 def _kernel(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(O, I), (O, I, h, w) or (O, I, t, h, w) -> a kernel with our layer's taps; what has no time is the last tap."""
+    """(O, I), (O, I, h, w) or (O, I, t, h, w) -> a kernel with our layer's taps; what has no time
+    is the last tap."""
     if len(shape) == 2:
         return rearrange(weight.reshape(weight.shape[:2]), "o i -> i o")
     while weight.ndim < 4:
@@ -193,7 +221,9 @@ def _kernel(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return rearrange(weight, "o i t h w -> t h w i o")
 
 
-def _sizes(base: VidVAEConfig, tensors: Mapping[str, np.ndarray], style: str, origin: str) -> VidVAEConfig:
+def _sizes(
+    base: VidVAEConfig, tensors: Mapping[str, np.ndarray], style: str, origin: str
+) -> VidVAEConfig:
     """The configuration with the widths, depths and latent channels that the tensors have."""
     widths, blocks = [], 0
     while True:
@@ -206,8 +236,12 @@ def _sizes(base: VidVAEConfig, tensors: Mapping[str, np.ndarray], style: str, or
         blocks += 1
     latent, there = _tensor(tensors, "decoder.conv_in", "weight")
     if len(widths) != len(base.channels) or not blocks or not there or tensors[latent].ndim < 2:
-        raise UserError(f"{origin} has {len(widths)} levels of {blocks} blocks; wanted {len(base.channels)} levels")
-    return dataclasses.replace(base, channels=tuple(widths), blocks=blocks, latent_channels=tensors[latent].shape[1])
+        raise UserError(
+            f"{origin} has {len(widths)} levels of {blocks} blocks; wanted {len(base.channels)} levels"
+        )
+    return dataclasses.replace(
+        base, channels=tuple(widths), blocks=blocks, latent_channels=tensors[latent].shape[1]
+    )
 
 
 def _osp_config(tensors: Mapping[str, np.ndarray], config: dict[str, Any]) -> VidVAEConfig:
@@ -222,7 +256,9 @@ def _osp_config(tensors: Mapping[str, np.ndarray], config: dict[str, Any]) -> Vi
 
     down, up = mixed("encoder.down", "time_downsample"), mixed("decoder.up", "time_upsample")
     default = PRESETS["osp-v1.0"]
-    reduction = down if any(down) else named("encoder_temporal_downsample") or default.time_reduction
+    reduction = (
+        down if any(down) else named("encoder_temporal_downsample") or default.time_reduction
+    )
     above = up if any(up) else named("decoder_temporal_upsample")
     flat = [f"encoder.down.{level}.block.0.conv1.weight" in tensors for level in levels]
     layouts = {config.get(f"{side}_attention", "AttnBlock3D") for side in ("encoder", "decoder")}

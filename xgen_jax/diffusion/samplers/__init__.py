@@ -1,14 +1,16 @@
-"""Sampling = time grid x step rule x denoise function, run by one `lax.scan` that knows neither model nor schedule.
+"""Sampling = time grid x step rule x denoise function, run by one `lax.scan` that knows neither
+model nor schedule.
 
 A step rule is three functions in a file of its own, which states the order to which it converges:
 
     coefficients(grid, **options) -> {name: (steps,)}     on the host, in float64, with all the schedule's mathematics
     init(x, coefficients) -> memory                       what it keeps from step to step, a pytree
-    step(denoise, x, memory, here, noise) -> (x, memory)  sums of arrays by the coefficients of `here`
+    step(denoise, x, memory, here, noise) -> (x, memory)  sums of arrays by the coefficients of
+    `here`
 
-so that a warm-up at the start, a lower order at the end or a noiseless last step are other numbers, not other programs:
-one compiled program serves every grid of as many steps, every seed and every guidance scale. A rule is defined by
-(alpha, sigma) alone and runs on any process.
+so that a warm-up at the start, a lower order at the end or a noiseless last step are other numbers,
+not other programs: one compiled program serves every grid of as many steps, every seed and every
+guidance scale. A rule is defined by (alpha, sigma) alone and runs on any process.
 """
 
 from collections.abc import Callable
@@ -39,7 +41,8 @@ Noise = Callable[[Array, int], Array]
 
 
 class Steps(NamedTuple):
-    """All that a scan needs of a rule on a grid: arrays, the first axis steps. Arguments of a compiled program."""
+    """All that a scan needs of a rule on a grid: arrays, the first axis steps. Arguments of a
+    compiled program."""
 
     now: Level
     after: Level
@@ -83,7 +86,8 @@ def make_steps(rule: str, grid: Grid, **options) -> Steps:
 
 
 def key_noise(key_B: Array, shape: Shape) -> Noise:
-    """Noise of a batch by absolute step: a sample's does not depend on its batch, nor on where sampling was resumed.
+    """Noise of a batch by absolute step: a sample's does not depend on its batch, nor on where
+    sampling was resumed.
 
     Args:
       key_B: a key for each sample.
@@ -91,7 +95,9 @@ def key_noise(key_B: Array, shape: Shape) -> Noise:
     """
 
     def noise(step, stream):
-        keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, stream), step))(key_B)
+        keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, stream), step))(
+            key_B
+        )
         return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
     return noise
@@ -130,7 +136,8 @@ def sample(
 
 
 def begin(x: Array, steps: Steps, rule: str) -> tuple[Array, Any]:
-    """What `advance` carries from step to step: the state, and the rule's memory. Arguments as of `sample`."""
+    """What `advance` carries from step to step: the state, and the rule's memory. Arguments as of
+    `sample`."""
     check_rule(rule)
     return x, RULES[rule].init(x, _in_precision(steps, x).coefficients)
 
@@ -158,7 +165,9 @@ def advance(
     def body(carry, here):
         x, memory = carry
         if frames is None:
-            x, memory = step_rule.step(lambda x, level: denoise(x, level, None), x, memory, here, noise)
+            x, memory = step_rule.step(
+                lambda x, level: denoise(x, level, None), x, memory, here, noise
+            )
         else:
             start = frames.before(x, here.now, noise)
 
@@ -177,4 +186,6 @@ def advance(
 
 def _in_precision(steps: Steps, x: Array) -> Steps:
     """In x's own precision: coefficients are float64 on the host."""
-    return jax.tree.map(lambda a: jnp.asarray(a, x.dtype if np.issubdtype(a.dtype, np.floating) else None), steps)
+    return jax.tree.map(
+        lambda a: jnp.asarray(a, x.dtype if np.issubdtype(a.dtype, np.floating) else None), steps
+    )

@@ -1,11 +1,14 @@
-"""Ancestral sampling (arXiv 2006.11239, algorithm 2), for any process (arXiv 2107.00630, section 3.2):
+"""Ancestral sampling (arXiv 2006.11239, algorithm 2), for any process (arXiv 2107.00630, section
+3.2):
 
-    q(x' | x, x0) = N(x sigma'^2 alpha / (alpha' sigma^2) + x0 alpha' beta / sigma^2,  beta sigma'^2 / sigma^2)
+    q(x' | x, x0) = N(x sigma'^2 alpha / (alpha' sigma^2) + x0 alpha' beta / sigma^2,  beta sigma'^2
+    / sigma^2)
     beta          = sigma^2 - (alpha / alpha')^2 sigma'^2
 
-With a learned variance the log variance lies where the network says between log beta and the log of the posterior's
-(arXiv 2102.09672); without one it is the posterior's. A step that ends on data draws no noise. Stochastic: it has no
-order as a solver of the ODE; its moments converge to first order.
+With a learned variance the log variance lies where the network says between log beta and the log of
+the posterior's (arXiv 2102.09672); without one it is the posterior's. A step that ends on data
+draws no noise. Stochastic: it has no order as a solver of the ODE; its moments converge to first
+order.
 """
 
 import jax.numpy as jnp
@@ -48,4 +51,6 @@ def step(denoise, x, memory, here, noise):
         share = (d.variance + 1.0) / 2.0
         log_variance = share * c["upper"] + (1.0 - share) * c["lower"]
     mean = c["x"] * x + c["x0"] * d.x0
-    return mean + c["noisy"] * jnp.exp(0.5 * log_variance) * noise(here.now.step, STEP_NOISE), memory
+    return mean + c["noisy"] * jnp.exp(0.5 * log_variance) * noise(
+        here.now.step, STEP_NOISE
+    ), memory

@@ -5,7 +5,8 @@ In lambda = log(alpha / sigma), with h the step and h_prev the one before:
     D  = x0 + h / (2 h_prev) (x0 - x0_prev)
     x' = sigma'/sigma x + alpha' (1 - e^-h) D
 
-The first step has no step before it, and one that ends on data is infinite in lambda: both take D = x0.
+The first step has no step before it, and one that ends on data is infinite in lambda: both take D =
+x0.
 """
 
 import numpy as np

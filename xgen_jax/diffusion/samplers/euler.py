@@ -4,8 +4,9 @@ Divided by alpha + sigma every process is a rectified flow:
 
     z = x / (alpha + sigma) = (1 - tau) x0 + tau eps,    tau = sigma / (alpha + sigma),    dz/dtau = eps - x0
 
-and z(tau') = z(tau) + (tau' - tau) (eps - x0). On rectified flow z = x and tau = t. Neither end is singular. The rule
-is the same as DDIM's without noise, which is exact for constant x0 and eps likewise.
+and z(tau') = z(tau) + (tau' - tau) (eps - x0). On rectified flow z = x and tau = t. Neither end is
+singular. The rule is the same as DDIM's without noise, which is exact for constant x0 and eps
+likewise.
 """
 
 import numpy as np
@@ -13,7 +14,10 @@ import numpy as np
 
 def coefficients(grid):
     """x' = keep x + slope (eps - x0)."""
-    return {"keep": total(grid.after) / total(grid.now), "slope": total(grid.after) * (tau(grid.after) - tau(grid.now))}
+    return {
+        "keep": total(grid.after) / total(grid.now),
+        "slope": total(grid.after) * (tau(grid.after) - tau(grid.now)),
+    }
 
 
 def total(level) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""Heun's rule (arXiv 2206.00364, algorithm 1 without churn), second order, two evaluations a step and one in the last.
+"""Heun's rule (arXiv 2206.00364, algorithm 1 without churn), second order, two evaluations a step
+and one in the last.
 
-In the coordinates of `euler`: the mean of the slopes at both ends of a step. Where a step ends on data the network has
-nothing to say of eps, and the step is Euler's; one such step leaves the order at two.
+In the coordinates of `euler`: the mean of the slopes at both ends of a step. Where a step ends on
+data the network has nothing to say of eps, and the step is Euler's; one such step leaves the order
+at two.
 """
 
 import jax.numpy as jnp

@@ -1,14 +1,18 @@
-"""UniPC (arXiv 2302.04867, algorithms 5 and 6, data prediction, B(h) = e^h - 1), one evaluation a step.
+"""UniPC (arXiv 2302.04867, algorithms 5 and 6, data prediction, B(h) = e^h - 1), one evaluation a
+step.
 
-A multistep predictor of order p (UniP); when the network has been asked at its result, the same evaluation also
-corrects that result (UniC), which is worth another order. At p = 2, the default, the order is three between two noise
-levels and two down to data, whose last step is infinite in lambda = log(alpha / sigma) and of first order.
+A multistep predictor of order p (UniP); when the network has been asked at its result, the same
+evaluation also corrects that result (UniC), which is worth another order. At p = 2, the default,
+the order is three between two noise levels and two down to data, whose last step is infinite in
+lambda = log(alpha / sigma) and of first order.
 
-With h the step, r_k = (lambda_{-k} - lambda) / h of the evaluations before, and D_k = (x0_{-k} - x0) / r_k:
+With h the step, r_k = (lambda_{-k} - lambda) / h of the evaluations before, and D_k = (x0_{-k} -
+x0) / r_k:
 
     x' = sigma'/sigma x - alpha' (e^-h - 1) x0 - alpha' (e^-h - 1) sum_k rho_k D_k
 
-The corrector has one D more, of the evaluation at x' with r = 1. The rhos solve a small linear system, on the host.
+The corrector has one D more, of the evaluation at x' with r = 1. The rhos solve a small linear
+system, on the host.
 """
 
 import math
@@ -32,7 +36,8 @@ def _weights(r, h):
 
 
 def _update(now, after, r, rho, length):
-    """Coefficients of x, of x0 at `now` and of the `length` evaluations at r; of which the last may be ahead."""
+    """Coefficients of x, of x0 at `now` and of the `length` evaluations at r; of which the last may
+    be ahead."""
     factor = now[0] * after[1] / (after[0] * now[1])  # e^-h
     weight = after[0] * (1.0 - factor)
     history = np.zeros(length)
@@ -41,7 +46,8 @@ def _update(now, after, r, rho, length):
 
 
 def coefficients(grid, order: int = 2):
-    """Of the predictor (p_*) and of the corrector (c_*) of the step before; (steps,), histories (order - 1, steps)."""
+    """Of the predictor (p_*) and of the corrector (c_*) of the step before; (steps,), histories
+    (order - 1, steps)."""
     if order not in (1, 2, 3):
         raise UserError(f"UniPC's order={order} must be 1, 2 or 3")
     now, after = grid.now, grid.after
@@ -74,17 +80,21 @@ def coefficients(grid, order: int = 2):
 
 
 def _corrector(grid, begin, h, used, order):
-    """Of the state that the last step of `begin` began from, x0 there and before, and x0 where it ended."""
+    """Of the state that the last step of `begin` began from, x0 there and before, and x0 where it
+    ended."""
     now, after, i = grid.now, grid.after, len(begin) - 1
     r = [(begin[i - k] - begin[i]) / h for k in range(1, used)] + [1.0]
     rho = [0.5] if used == 1 else _weights(r, h)
-    x, x0, weights = _update((now.alpha[i], now.sigma[i]), (after.alpha[i], after.sigma[i]), r, rho, used)
+    x, x0, weights = _update(
+        (now.alpha[i], now.sigma[i]), (after.alpha[i], after.sigma[i]), r, rho, used
+    )
     history = np.append(weights[:-1], np.zeros(order - used))
     return [x, x0, *history, weights[-1]]
 
 
 def init(x, coefficients):
-    """The state that the step before began from, and predictions of the steps before, newest first."""
+    """The state that the step before began from, and predictions of the steps before, newest
+    first."""
     order = coefficients["c_x0"].shape[-1]
     return x * 0, jnp.zeros((order, *x.shape), x.dtype)
 
@@ -94,7 +104,12 @@ def step(denoise, x, memory, here, noise):
     del noise
     c, (x_before, x0s_before) = here.coefficients, memory
     x0 = denoise(x, here.now).x0
-    x = c["keep"] * x + c["c_x"] * x_before + jnp.tensordot(c["c_x0"], x0s_before, 1) + c["c_here"] * x0
+    x = (
+        c["keep"] * x
+        + c["c_x"] * x_before
+        + jnp.tensordot(c["c_x0"], x0s_before, 1)
+        + c["c_here"] * x0
+    )
     x0s = jnp.concatenate([x0[None], x0s_before[:-1]])
     after = c["p_x"] * x + c["p_x0"] * x0 + jnp.tensordot(c["p_before"], x0s_before[:-1], 1)
     return after, (x, x0s)

@@ -1,0 +1,326 @@
+"""Encoding a data set: what is on disk is what training would have made, and only runs of that
+embedder may read it."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY_DATA, TINY_VDIT, TINY_VIDVAE
+from run_states import contents
+
+import xgen_jax
+from xgen_jax.commands.encode import encode_dataset
+from xgen_jax.config.runs import run_config
+from xgen_jax.data.pixels import to_unit_range
+from xgen_jax.data.sources.latents import LatentSource
+from xgen_jax.data.sources.synthetic import SyntheticSource
+from xgen_jax.data.video_writer import write_video
+from xgen_jax.errors import UserError
+from xgen_jax.models.text import tokenize_bytes
+from xgen_jax.runs.checkpoint import Checkpoints
+from xgen_jax.runs.load import load_embedder, load_text_encoder
+from xgen_jax.training.fit import make_objective, train
+from xgen_jax.training.metric_writers import read_jsonl
+
+SHAPE = (5, 16, 16)
+
+
+def vdit(root, **data):
+    return run_config(
+        {**TINY_VDIT, "embedder": str(root / "vidvae"), "data": {**TINY_DATA, **data}}
+    )
+
+
+def synthetic(root, out, **changes):
+    arguments = {
+        "embedder": str(root / "vidvae"),
+        "data": "synthetic",
+        "count": 7,
+        "batch_size": 2,
+        "shard_size": 3,
+    }
+    return encode_dataset(**{**arguments, "out": str(out), **changes})
+
+
+@pytest.fixture(scope="module")
+def latents(tiny_runs, tmp_path_factory):
+    """The clips that tiny_runs trained on, and as many one-frame images, captions embedded."""
+    out = tmp_path_factory.mktemp("latents") / "out"
+    more = {"buckets": "5x16x16, 1x16x16", "text_encoder": str(tiny_runs / "vdit")}
+    result = synthetic(tiny_runs, out, count=100, shard_size=45, **more)
+    assert result["buckets"] == {"5x16x16": 100, "1x16x16": 100}
+    assert (result["shards"], result["kept_shards"], result["left_out"]) == (6, 0, 0)
+    return out
+
+
+def test_what_is_stored_is_what_the_networks_give(tiny_runs, latents):
+    source, world = LatentSource(latents), SyntheticSource(seed=0, num_clips=100)
+    embedder, params = load_embedder(tiny_runs / "vidvae")
+    assert source.embedder == embedder.fingerprint(params)
+    text, text_params = load_text_encoder(tiny_runs / "vdit")
+    encode_one = jax.jit(lambda video: embedder.encode(params, to_unit_range(video)))
+    embed = jax.jit(lambda ids, mask: text.apply(text_params, ids, mask))
+    for shape in (SHAPE, (1, 16, 16)):
+        for index in (0, 1, 44, 45, 99):
+            clip, stored = world.read(index, None, *shape), source.read(index, None, *shape)
+            assert stored["caption"] == clip["caption"]
+            np.testing.assert_allclose(
+                stored["latents"], encode_one(clip["video"][None])[0], rtol=0, atol=1e-5
+            )
+            tokens, mask = embed(*tokenize_bytes([clip["caption"]], 64))
+            kept = stored["text_mask"]
+            np.testing.assert_array_equal(kept, mask[0])
+            np.testing.assert_allclose(stored["text"][kept], tokens[0][kept], rtol=0, atol=1e-5)
+            assert not stored["text"][~kept].any()  # padding is not stored
+
+
+def test_training_on_stored_latents_is_training_on_the_fly(tiny_runs, latents, tmp_path):
+    objective = make_objective(vdit(tiny_runs, source="latents", path=str(latents)))
+    assert objective.embedder is None and objective.embedder_params is None
+    train(vdit(tiny_runs, source="latents", path=str(latents)), tmp_path / "stored")
+    rows = [
+        list(read_jsonl(run / "metrics.jsonl")) for run in (tiny_runs / "vdit", tmp_path / "stored")
+    ]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]] == [1, 2]
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(
+            [r[name] for r in rows[1]], [r[name] for r in rows[0]], rtol=1e-6
+        )
+    assert rows[0][0]["loss"] != rows[0][1]["loss"]
+    xgen_jax.load(tmp_path / "stored")  # such a run is loaded like any other
+
+
+def test_an_interrupted_encoding_ends_with_the_same_bytes(tiny_runs, tmp_path, monkeypatch):
+    assert synthetic(tiny_runs, tmp_path / "straight")["kept_shards"] == 0
+    read, calls = SyntheticSource.read, []
+
+    def stopped(self, index, *arguments):
+        calls.append(index)
+        if index == 5:
+            raise KeyboardInterrupt
+        return read(self, index, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SyntheticSource, "read", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            synthetic(tiny_runs, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "manifest.json").exists()
+    result = synthetic(tiny_runs, tmp_path / "stopped")
+    assert (result["shards"], result["kept_shards"]) == (3, 1)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "straight")
+    assert synthetic(tiny_runs, tmp_path / "stopped")["kept_shards"] == 3
+    with pytest.raises(
+        UserError, match=r"encoded otherwise.*\n  dtype: 'float32' -> 'float16'\n  seed: 0 -> 4\n"
+    ):
+        synthetic(tiny_runs, tmp_path / "stopped", dtype="float16", seed=4)
+
+
+def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(
+    tiny_runs, tmp_path, capsys, monkeypatch
+):
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        write_video(
+            tmp_path / "videos" / f"{name}.mp4", rng.integers(0, 256, (12, 24, 32, 3), np.uint8)
+        )
+    (tmp_path / "videos" / "e.mp4").write_bytes(b"no video")
+    arguments = {
+        "embedder": str(tiny_runs / "vidvae"),
+        "data": str(tmp_path / "videos"),
+        "clips_per_video": 3,
+    }
+    with pytest.raises(UserError, match="no captions.jsonl"):
+        encode_dataset(**arguments, out=str(tmp_path / "out"))
+    arguments["require_captions"] = False
+    # Breaks after its header was read.
+    from xgen_jax.data.sources.video_folder import video_folder as sources
+
+    read = sources.read_video
+
+    def broken(path, **options):
+        if path.name == "c.mp4":
+            raise UserError(f"cannot read {path}: damaged")
+        return read(path, **options)
+
+    monkeypatch.setattr(sources, "read_video", broken)
+    result = encode_dataset(**arguments, out=str(tmp_path / "out"), batch_size=4, dtype="bfloat16")
+    assert (result["buckets"], result["left_out"]) == ({"5x16x16": 9}, 3)
+    told = capsys.readouterr().err
+    assert (
+        "e.mp4" in told
+        and "left out: clip 6 of 5x16x16: cannot read" in told
+        and "c.mp4: damaged" in told
+    )
+    source = LatentSource(tmp_path / "out")
+    clips = [source.read(index, None, *SHAPE)["latents"] for index in range(12)]
+    assert len({clip.tobytes() for clip in clips}) == 9, (
+        "three clips of each of three videos, and no two alike"
+    )
+    # A clip depends on neither its neighbours nor the batch.
+    fewer = encode_dataset(
+        **{**arguments, "clips_per_video": 1},
+        out=str(tmp_path / "one"),
+        batch_size=1,
+        dtype="bfloat16",
+    )
+    assert fewer["buckets"] == {"5x16x16": 3}
+    np.testing.assert_allclose(
+        LatentSource(tmp_path / "one").read(1, None, *SHAPE)["latents"], clips[3], atol=0.05
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embedder": None}, "give --embedder"),
+        ({"count": None}, "give --count"),
+        ({"data": "videos"}, "--count is for --data=synthetic"),
+        ({"clips_per_video": 2}, "give a larger --count"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"dtype": "int8"}, "dtype='int8' is not known; choose one of float32"),
+        ({"compute_dtype": "float16"}, "compute_dtype='float16' is not known"),
+        ({"buckets": "9x32"}, "'9x32' is not a clip shape; give FRAMESxHEIGHTxWIDTH"),
+        ({"buckets": "6x16x16"}, "6 frames cannot be encoded"),
+        ({"text_encoder": "VIDVAE"}, "a text encoder is that of a vdit run"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_made(tiny_runs, tmp_path, changes, message):
+    changes = {
+        name: str(tiny_runs / "vidvae") if value == "VIDVAE" else value
+        for name, value in changes.items()
+    }
+    with pytest.raises(UserError, match=message):
+        synthetic(tiny_runs, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def copied(tiny_runs, tmp_path):
+    """The two runs where they may be changed."""
+    for name in ("vidvae", "vdit"):
+        shutil.copytree(tiny_runs / name, tmp_path / name)
+    config = (tmp_path / "vdit" / "config.json").read_text().replace(str(tiny_runs), str(tmp_path))
+    (tmp_path / "vdit" / "config.json").write_text(config)
+    return tmp_path
+
+
+def train_further(root):
+    """The embedder's checkpoint a step later, in place: one weight has moved."""
+    checkpoints = Checkpoints(root / "vidvae" / "checkpoints")
+    state = checkpoints.restore_part(())
+    leaves, tree = jax.tree.flatten(state["ema"])
+    state["ema"] = jax.tree.unflatten(tree, [leaves[0] * 1.001, *leaves[1:]])
+    checkpoints.save(3, state, checkpoints.restore_data())
+    checkpoints.wait()
+
+
+def test_an_embedder_trained_further_is_another_one(copied, latents, tmp_path):
+    before = load_embedder(copied / "vidvae")
+    xgen_jax.load(copied / "vdit")  # the very same embedder in another place
+    train_further(copied)
+    after = load_embedder(copied / "vidvae")
+    assert before[0].fingerprint(before[1]) != after[0].fingerprint(after[1])
+    # Sampling, going on with the training, and training on the latents of the one before are all
+    # refused.
+    with pytest.raises(
+        UserError, match=r"was trained on the embedder [0-9a-f]{16}, and what is loaded now is"
+    ):
+        xgen_jax.load(copied / "vdit")
+    config = json.loads((copied / "vdit" / "config.json").read_text())
+    config["loop"]["steps"] = 4
+    untouched = contents(copied / "vdit")
+    with pytest.raises(UserError, match="was trained on the embedder .*start a new run"):
+        train(run_config(config), copied / "vdit")
+    assert contents(copied / "vdit") == untouched
+    with pytest.raises(
+        UserError, match=r"latents of the embedder [0-9a-f]{16}, and .* encode again with launch"
+    ):
+        train(vdit(copied, source="latents", path=str(latents)), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match=r"encoded otherwise[^$]*\n  embedder: "):
+        encode_dataset(
+            embedder=str(copied / "vidvae"),
+            data="synthetic",
+            count=100,
+            shard_size=45,
+            out=str(latents),
+        )
+
+
+def test_a_refused_resume_leaves_the_folder_untouched(copied):
+    """What may change between two calls (here the number of steps) is not written down either."""
+    checkpoints = Checkpoints(copied / "vidvae" / "checkpoints")
+    state, data = checkpoints.restore_part(()), checkpoints.restore_data()
+    checkpoints.save(
+        3, state, {**data, "fingerprint": "another." + data["fingerprint"].split(".", 1)[1]}
+    )
+    checkpoints.wait()
+    untouched = contents(copied / "vidvae")
+    with pytest.raises(UserError, match="saved with other data: the source .* differ"):
+        train(
+            run_config({**TINY_VIDVAE, "loop": {**TINY_VIDVAE["loop"], "steps": 9}}),
+            copied / "vidvae",
+        )
+    assert contents(copied / "vidvae") == untouched
+
+
+def test_a_bucket_that_was_not_encoded_is_refused_before_anything_is_made(
+    tiny_runs, latents, tmp_path
+):
+    buckets = [*TINY_DATA["buckets"], {"frames": 9, "height": 16, "width": 16, "batch_size": 2}]
+    with pytest.raises(UserError, match="no latents of 9x16x16 .*; it has 5x16x16, 1x16x16"):
+        train(
+            vdit(tiny_runs, source="latents", path=str(latents), buckets=buckets), tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_latents_are_not_for_training_an_autoencoder(latents, tmp_path):
+    config = {**TINY_VIDVAE, "data": {**TINY_DATA, "source": "latents", "path": str(latents)}}
+    with pytest.raises(UserError, match="a vidvae run needs videos"):
+        train(run_config(config), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_statistics_are_measured_where_there_are_none(copied, tmp_path, capsys):
+    """As converted weights have none: they reconstruct without, encoding measures them, training
+    asks for them."""
+    statistics = copied / "vidvae" / "latent_statistics.json"
+    trained = json.loads(statistics.read_text())
+    statistics.unlink()
+    video = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    assert xgen_jax.load(copied / "vidvae")(video).shape == video.shape
+    with pytest.raises(
+        UserError, match=r"holds no latent_statistics.json.*launch/encode.py --embedder="
+    ):
+        train(vdit(copied), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    synthetic(copied, tmp_path / "out", count=20)
+    assert (
+        "had no latent_statistics.json; measured over 20 clips of 5x16x16"
+        in capsys.readouterr().err
+    )
+    measured = json.loads(statistics.read_text())
+    assert measured["values"] == 20 * 2 * 4 * 4
+    np.testing.assert_allclose(measured["mean"], trained["mean"], atol=np.min(trained["std"]))
+    source = LatentSource(tmp_path / "out")
+    latents = np.stack([source.read(index, None, *SHAPE)["latents"] for index in range(20)])
+    np.testing.assert_allclose(latents.mean((0, 1, 2, 3)), np.zeros(4), atol=1e-4)
+    np.testing.assert_allclose(latents.std((0, 1, 2, 3)), np.ones(4), atol=1e-4)
+    # What is there is used, not measured anew.
+    before = statistics.read_bytes()
+    synthetic(copied, tmp_path / "more", count=3)
+    assert statistics.read_bytes() == before
+    objective = make_objective(vdit(copied, source="latents", path=str(tmp_path / "out")))
+    assert objective.fingerprints() == {"embedder": source.embedder}
+
+
+def test_checkpoints_keep_the_fingerprint_of_what_was_frozen(tiny_runs):
+    embedder, params = load_embedder(tiny_runs / "vidvae")
+    data = Checkpoints(tiny_runs / "vdit" / "checkpoints").restore_data()
+    assert data["fingerprints"] == {"embedder": embedder.fingerprint(params)}
+    assert Checkpoints(tiny_runs / "vidvae" / "checkpoints").restore_data()["fingerprints"] == {}
+    changed = {**params, "std": params["std"] * np.float32(1.0000002)}
+    assert embedder.fingerprint(changed) != embedder.fingerprint(params)

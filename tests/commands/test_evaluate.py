@@ -1,0 +1,147 @@
+"""Whole evaluations, on real mp4 files too: odd sizes and lengths, a folder with bad files in
+it."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from xgen_jax.commands.evaluate import captions_suite, reconstruction_suite
+from xgen_jax.commands.reconstruct import reconstruct_file
+from xgen_jax.data.pixels import to_float
+from xgen_jax.data.video import read_video
+from xgen_jax.data.video_writer import write_video
+from xgen_jax.errors import UserError
+from xgen_jax.evaluation.perceptual import load_lpips_distance
+from xgen_jax.models.lpips import LPIPS, LPIPSConfig
+from xgen_jax.weights.safetensors import write_safetensors
+
+
+def moving_crops(frames, height, width):
+    """A crop wandering over a smooth picture with edges, in the manner of footage."""
+    y, x = np.mgrid[0 : height + frames, 0 : width + frames].astype(np.float32)
+    waves = [
+        127 + 90 * np.sin(x / a + y / b) * np.cos(y / a) for a, b in ((7, 11), (5, 13), (9, 6))
+    ]
+    picture = np.stack(waves, axis=-1)
+    picture[10:20, 8:22] = (220, 60, 40)
+    return (
+        np.stack([picture[t : t + height, t : t + width] for t in range(frames)])
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
+
+
+def test_reconstruct_file_takes_any_real_mp4(tiny_runs, tmp_path):
+    write_video(tmp_path / "clip.mp4", moving_crops(11, 46, 58), fps=24)
+    embedder, out = str(tiny_runs / "vidvae"), str(tmp_path / "both.mp4")
+    arguments = {"embedder": embedder, "video": str(tmp_path / "clip.mp4"), "out": out}
+    result = reconstruct_file(**arguments)
+    assert result["shape"] == [11, 46, 58, 3]
+    assert 3 < result["psnr_db"] < 60
+    both, fps = read_video(out)
+    assert both.shape == (11, 46, 118, 3)
+    assert fps == pytest.approx(24)
+    with pytest.raises(UserError, match="exists"):
+        reconstruct_file(**arguments)
+    (tmp_path / "text.mp4").write_text("not a video")
+    with pytest.raises(UserError, match="text.mp4"):
+        reconstruct_file(
+            embedder=embedder, video=str(tmp_path / "text.mp4"), out=str(tmp_path / "x.mp4")
+        )
+    with pytest.raises(UserError, match="give --video"):
+        reconstruct_file(embedder=embedder, video=None, out=out)
+
+
+def test_reconstruction_suite_on_synthetic_and_real_clips(tiny_runs, tmp_path):
+    embedder = str(tiny_runs / "vidvae")
+    result = reconstruction_suite(embedder=embedder, out=str(tmp_path), count=3)
+    written = json.loads((tmp_path / "reconstruction" / "reconstruction.json").read_text())
+    (entry,) = written["shapes"]
+    assert entry["shape"] == "5x16x16" and list(result["shapes"]) == [
+        "5x16x16"
+    ]  # what it was trained on
+    assert result["shapes"]["5x16x16"]["clips"] == entry["clips"] == 3
+    assert result["shapes"]["5x16x16"]["psnr_db"] == pytest.approx(
+        entry["mean"]["psnr_db"], abs=1e-5
+    )
+    assert (
+        len(entry["videos"]) == len(entry["worst"]) == 3
+        and len(entry["videos"][0]["psnr_db_frames"]) == 5
+    )
+    assert all((tmp_path / "reconstruction" / row["file"]).is_file() for row in entry["videos"])
+    assert set(entry["mean"]) <= set(written["conventions"]) and "lpips_vgg" not in entry["mean"]
+
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "a.mp4", moving_crops(9, 40, 50), fps=8)
+    (tmp_path / "videos" / "empty.mp4").touch()
+    result = reconstruction_suite(
+        embedder=embedder, out=str(tmp_path / "real"), data=str(tmp_path / "videos"), count=5
+    )
+    assert result["shapes"]["5x16x16"]["clips"] == 1
+    assert (
+        "- 5x16x16: a.mp4\n"
+        in (tmp_path / "real" / "reconstruction" / "reconstruction.md").read_text()
+    )
+
+
+def test_reconstruction_suite_at_several_shapes_with_lpips(tiny_runs, tmp_path, capsys):
+    model = LPIPS(LPIPSConfig(widths=(2, 3, 4, 4, 5)))
+    image = np.zeros((1, 16, 16, 3), np.float32)
+    params = jax.jit(model.init)(jax.random.key(0), image, image)["params"]
+    files = [
+        str(write_safetensors(tmp_path / f"{part}.safetensors", x))
+        for part, x in released_names(params).items()
+    ]
+    shapes = ["1x32x16", "9x16x32"]
+    embedder = str(tiny_runs / "vidvae")
+    result = reconstruction_suite(
+        embedder=embedder, out=str(tmp_path), count=2, shapes=shapes, lpips=files
+    )
+    folder = tmp_path / "reconstruction"
+    written = json.loads((folder / "reconstruction.json").read_text())
+    assert [entry["shape"] for entry in written["shapes"]] == list(result["shapes"]) == shapes
+    for entry, (frames, height, width) in zip(written["shapes"], ((1, 32, 16), (9, 16, 32))):
+        for row in entry["videos"]:
+            assert (row["frames"], row["height"], row["width"]) == (frames, height, width)
+            assert row["file"].startswith(f"{entry['shape']}/")
+            both, _ = read_video(folder / row["file"])
+            assert both.shape == (frames, height, 2 * width + 2, 3)
+            assert len(row["lpips_vgg_frames"]) == len(row["sharpness_frames"]) == frames
+            assert row["lpips_vgg"] > 0
+    assert "VGG16" in written["conventions"]["lpips_vgg"]
+    text = (folder / "reconstruction.md").read_text()
+    assert text in capsys.readouterr().err
+    assert "LPIPS, VGG16" in text and "paper" not in text
+
+    distance = load_lpips_distance(files)
+    video = moving_crops(3, 16, 32)
+    np.testing.assert_array_equal(distance(video, video), 0)
+    direct = jax.jit(model.apply)({"params": params}, to_float(video), to_float(video[::-1]))
+    np.testing.assert_allclose(distance(video, video[::-1]), direct, rtol=1e-5, atol=1e-9)
+
+
+def released_names(params):
+    """Our parameters by the names of torchvision's trunk and of the released heads."""
+    places = (("1_1", 0), ("1_2", 2), ("2_1", 5), ("2_2", 7), ("3_1", 10), ("3_2", 12), ("3_3", 14))
+    places += (("4_1", 17), ("4_2", 19), ("4_3", 21), ("5_1", 24), ("5_2", 26), ("5_3", 28))
+    trunk = {
+        f"features.{i}.weight": params[f"conv{place}"]["kernel"].transpose(3, 2, 0, 1)
+        for place, i in places
+    }
+    trunk |= {f"features.{i}.bias": params[f"conv{place}"]["bias"] for place, i in places}
+    heads = {
+        f"lin{k}.model.1.weight": params[f"head{k + 1}"].reshape(1, -1, 1, 1) for k in range(5)
+    }
+    return {"trunk": trunk, "heads": heads}
+
+
+def test_captions_suite_reads_every_sample(tiny_runs, tmp_path):
+    result = captions_suite(model=str(tiny_runs / "vdit"), out=str(tmp_path), count=4)
+    written = json.loads((tmp_path / "captions" / "captions.json").read_text())
+    assert result["prompts"] == 4
+    assert written["settings"]["steps"] == 2
+    # A model of two steps draws noise: the verifier must not find what was asked for.
+    assert result["all"] < 0.5
+    assert all((tmp_path / "captions" / sample["file"]).is_file() for sample in written["samples"])

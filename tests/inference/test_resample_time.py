@@ -1,0 +1,188 @@
+"""Another speed: moments between the frames, and the frames themselves as they always are."""
+
+import collections
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny_regen import TINY, tiny_embedder, write_run
+
+from xgen_jax.commands.evaluate import reconstruction_suite
+from xgen_jax.commands.reconstruct import reconstruct_file
+from xgen_jax.data.video_writer import write_video
+from xgen_jax.errors import UserError
+from xgen_jax.inference import resample_time as slow_motion
+from xgen_jax.inference.reconstruct import Reconstructor, load_reconstructor
+from xgen_jax.inference.resample_time import decode_at_speed, moments, windows
+from xgen_jax.inference.streaming import decode
+from xgen_jax.models.embedder import VidVAEEmbedder
+from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_config import PRESETS
+
+
+def test_moments_go_from_the_first_frame_to_the_last():
+    np.testing.assert_array_equal(moments(3, 1.0), [0, 1, 2])
+    np.testing.assert_array_equal(moments(3, 0.5), [0, 0.5, 1, 1.5, 2])
+    np.testing.assert_array_equal(moments(5, 2.0), [0, 2, 4])
+    assert len(moments(11, 0.1)) == 101
+    assert moments(11, 0.1)[30] == 3  # a frame's moment is exactly that
+    for speed in (0.0, -1.0, 0.01, float("nan"), 65.0):
+        with pytest.raises(UserError, match="must be within 1/64 .. 64"):
+            moments(5, speed)
+
+
+@pytest.mark.parametrize("between", ["interpolated", "continuous"])
+@pytest.mark.parametrize("straddle", [True, False])
+@pytest.mark.parametrize("frames", [1, 5, 6, 15, 16])
+@pytest.mark.parametrize("speed", [1.0, 0.5, 0.4, 0.75, 0.1])
+def test_windows_give_each_moment_once(frames, speed, straddle, between):
+    positions, total, seen = moments(frames, speed), collections.Counter(), collections.Counter()
+    for window in windows(TINY, frames, positions, straddle, between):
+        (chunks, after), times, share = window.moments
+        at = positions[window.index_F]
+        # A window looks as training saw it: no moments closer than a frame, and not more than a
+        # chunk has, but for one at either end of those across a border, where windows meet.
+        assert len(at) <= 5 + 2 * ((window.weights_F > 0) & (window.weights_F < 1)).any()
+        assert (np.diff(at) > 1 - 1e-9).all()
+        assert chunks.max() == chunks.min()
+        first, second = chunks * 5 + times[0] * 4, after * 5 + times[1] * 4
+        if (after == chunks + 1).all() and (
+            np.abs(second - at) < 1e-3
+        ).all():  # around a border: of both chunks
+            assert straddle
+            np.testing.assert_allclose(first, at, atol=1e-5)
+            np.testing.assert_allclose(
+                share, np.clip((at - 5 * after + 0.5) / 4 + 0.5, 0, 1), atol=1e-6
+            )
+        elif between == "interpolated":  # between two frames, and so at times that training saw
+            assert np.isin(times, np.arange(5) / 4).all()
+            assert (share < 1).all() and np.isin(second - first, (0, 1)).all()
+        else:
+            assert not share.any() and (times >= 0).all() and (times < 1.25).all()
+        for index, weight in zip(window.index_F, window.weights_F):
+            total[index] += weight
+            seen[index] += 1
+    assert sorted(total) == list(range(len(positions)))
+    np.testing.assert_allclose(list(total.values()), 1, atol=1e-12)
+    crossed = straddle and frames >= 10
+    assert max(seen.values()) == (2 if crossed else 1)
+
+
+@pytest.fixture(scope="module")
+def built():
+    """(embedder, params, latents of two chunks and an image, the frames as decoding has them)."""
+    embedder, params = tiny_embedder()
+    latents = np.random.default_rng(0).standard_normal((1, 5, 2, 2, 4)).astype(np.float32)
+    return embedder, params, latents, decode(embedder, params, latents, key=jax.random.key(3))
+
+
+@pytest.mark.parametrize(
+    "speed, every, between",
+    [(1.0, 1, "interpolated"), (0.5, 2, "interpolated"), (0.5, 2, "continuous")],
+)
+def test_the_clips_own_frames_stay_what_they_are(built, speed, every, between):
+    embedder, params, latents, plain = built
+    slow = decode_at_speed(embedder, params, latents, speed, key=jax.random.key(3), between=between)
+    assert slow.shape[1] == every * 10 + 1
+    np.testing.assert_allclose(slow[:, ::every], plain, atol=2e-5)
+    # Noise is a moment's own: what lies between is no copy of its neighbours.
+    assert all(np.abs(slow[:, i] - slow[:, i + 1]).max() > 1e-2 for i in range(10 * every))
+
+
+def test_latents_that_are_tokens_are_drawn_at_any_time_too():
+    embedder, params = tiny_embedder(
+        dataclasses.replace(TINY, conditioning="in_context"), windows="chunk"
+    )
+    latents = np.random.default_rng(0).standard_normal((1, 5, 2, 2, 4)).astype(np.float32)
+    slow = decode_at_speed(embedder, params, latents, 0.5)
+    np.testing.assert_allclose(slow[:, ::2], decode(embedder, params, latents), atol=2e-5)
+
+
+def test_twice_as_fast_is_every_other_frame(built):
+    embedder, params, latents, plain = built
+    np.testing.assert_allclose(
+        decode_at_speed(embedder, params, latents, 2.0, key=jax.random.key(3)),
+        plain[:, ::2],
+        atol=2e-5,
+    )
+
+
+def test_times_far_beyond_a_chunk_are_told_of(built, monkeypatch, capsys):
+    embedder, params, latents, _ = built
+    monkeypatch.setattr(
+        slow_motion, "_draw", lambda e, p, z, asked, key: np.zeros((1, len(asked[2]), 8, 8, 3))
+    )
+    for speed, between, frames in ((0.4, "interpolated", 26), (0.5, "continuous", 21)):
+        assert decode_at_speed(embedder, params, latents, speed, between=between).shape[1] == frames
+    assert capsys.readouterr().err == ""
+    assert decode_at_speed(embedder, params, latents, 0.4, between="continuous").shape[1] == 26
+    assert (
+        "speed=0.4 asks for moments up to 0.8 of a frame after a chunk's last"
+        in capsys.readouterr().err
+    )
+    with pytest.raises(
+        UserError, match="between='linear' is not known; choose one of interpolated, continuous"
+    ):
+        decode_at_speed(embedder, params, latents, 0.5, between="linear")
+
+
+def test_a_budget_in_which_no_window_fits_is_refused(built):
+    embedder, params, latents, _ = built
+    with pytest.raises(
+        UserError, match=r"to draw 5 frames at once takes .* more than memory_budget_gb=1e-06"
+    ):
+        decode_at_speed(embedder, params, latents, 0.5, memory_budget_gb=1e-6)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("regen") / "run")
+
+
+@pytest.mark.slow
+def test_any_length_and_size_comes_back_whole(run):
+    reconstruct = load_reconstructor(run)
+    video = np.random.default_rng(1).integers(0, 256, (8, 7, 6, 3), np.uint8)
+    plain = reconstruct(video)
+    assert plain.shape == video.shape
+    slow = reconstruct(video, speed=0.5)
+    assert slow.shape == (15, 7, 6, 3)
+    assert np.abs(slow[::2].astype(int) - plain).max() <= 1
+    assert (reconstruct(video, key=jax.random.key(1)) != plain).any()
+
+
+@pytest.mark.slow
+def test_a_file_is_shown_beside_the_original_slowed_by_repetition(run, tmp_path):
+    video = np.random.default_rng(2).integers(0, 256, (6, 16, 16, 3), np.uint8)
+    write_video(tmp_path / "clip.mp4", video, fps=8)
+    arguments = {"embedder": run, "video": tmp_path / "clip.mp4", "out": str(tmp_path / "slow.mp4")}
+    result = reconstruct_file(**arguments, speed=0.5, steps=2)
+    assert result["shape"] == [11, 16, 16, 3] and result["fps"] == 8
+    with pytest.raises(UserError, match="steps"):
+        reconstruct_file(**arguments, steps=0, overwrite=True)
+
+
+@pytest.mark.slow
+def test_a_run_is_scored_with_so_many_evaluations(run, tmp_path):
+    result = reconstruction_suite(embedder=str(run), out=str(tmp_path), count=1, steps=2)
+    assert result["shapes"]["10x16x16"]["clips"] == 1
+    assert (
+        json.loads((tmp_path / "reconstruction" / "reconstruction.json").read_text())[
+            "decode_steps"
+        ]
+        == 2
+    )
+
+
+def test_a_vidvae_has_neither_speed_nor_steps(tiny_runs):
+    network = Reconstructor(embedder=VidVAEEmbedder(model=VidVAE(PRESETS["tiny"])), params={})
+    with pytest.raises(
+        UserError, match=r"speed=0.5 is for a REGEN.* no others than the frames that were encoded"
+    ):
+        network(np.zeros((5, 8, 8, 3), np.uint8), speed=0.5)
+    with pytest.raises(
+        UserError, match="steps=4 is for a REGEN.* a VidVAE decodes in one evaluation"
+    ):
+        load_reconstructor(tiny_runs / "vidvae", steps=4)

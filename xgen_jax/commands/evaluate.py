@@ -1,0 +1,211 @@
+"""Whole evaluations, from folders to folders: what `launch/evaluate.py` and `launch/reconstruct.py`
+do."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from xgen_jax.data.sources.base import Source
+from xgen_jax.data.sources.synthetic import SyntheticSource, held_out_prompts
+from xgen_jax.data.sources.video_folder import VideoFolderSource
+from xgen_jax.data.video_writer import write_video
+from xgen_jax.errors import UserError
+from xgen_jax.evaluation.captions import evaluate_captions
+from xgen_jax.evaluation.perceptual import load_lpips_distance
+from xgen_jax.evaluation.reconstruction import evaluate_reconstruction, side_by_side
+from xgen_jax.evaluation.reconstruction_table import expand_shapes, table
+from xgen_jax.inference.reconstruct import load_reconstructor
+from xgen_jax.inference.text_to_video import load_text_to_video
+from xgen_jax.runs.folder import RunFolder
+from xgen_jax.typing import Video
+
+SHOWN = 64  # videos kept beside the figures
+
+
+def require(name: str, value: Any) -> Any:
+    """A flag's value; UserError where it was not given."""
+    if value is None:
+        raise UserError(f"give --{name}")
+    return value
+
+
+def reconstruction_suite(
+    *,
+    embedder: str | None,
+    out: str | None,
+    data: str | None = None,
+    count: int = 64,
+    seed: int = 0,
+    shapes: Sequence[str] | None = None,
+    lpips: Sequence[str] | None = None,
+    steps: int | None = None,
+) -> dict[str, Any]:
+    """Scores reconstructions of clips; writes reconstruction.json, .md and SHAPE/NNN.mp4 into
+    OUT/reconstruction.
+
+    Args:
+      embedder: run folder of a VidVAE or a REGEN.
+      out: folder for the results.
+      data: folder of videos; without it held-out clips of the world of moving shapes.
+      count: clips a shape; of a folder at most as many as there are.
+      seed: of the synthetic clips or the crops.
+      shapes: of the clips, "FRAMESxHEIGHTxWIDTH" each, or "paper" for the paper's three; by default
+        the shape trained on.
+      lpips: safetensors files of LPIPS (see `weights.lpips`); without them it is left out.
+      steps: see `load_reconstructor`.
+
+    Returns:
+      The means by shape, and the paths of the JSON and the table.
+
+    Raises:
+      UserError: missing arguments, a shape that is none, weights or videos that cannot be read.
+    """
+    folder = _results(require("out", out), "reconstruction")
+    run = RunFolder(require("embedder", embedder))
+    wanted = expand_shapes(shapes) if shapes else run.shapes("shapes")[:1]
+    distance = load_lpips_distance(lpips) if lpips else None
+    if data is None:
+        # Another seed than any run trains on, and combinations that none has seen.
+        source = SyntheticSource(seed=10_000 + seed, split="held_out", num_clips=count)
+    else:
+        source = VideoFolderSource(data, require_captions=False)
+        count = min(count, len(source))
+    reconstruct = load_reconstructor(embedder, steps=steps)
+    entries, conventions = [], {}
+    for shape in wanted:
+        name = "x".join(map(str, shape))
+        clips = _clips(source, count, seed, shape)
+        result = evaluate_reconstruction(
+            reconstruct, clips, _Progress(_results(folder, name), count), lpips=distance
+        )
+        conventions = result.pop("conventions")
+        entries.append({"shape": name, **result})
+    text = table(entries)
+    print(text, file=sys.stderr)
+    facts = {
+        "source": source.name,
+        "embedder": str(embedder),
+        "seed": seed,
+        **reconstruct.embedder.settings,
+    }
+    _write(folder / "reconstruction.md", text)
+    _write_json(
+        folder / "reconstruction.json", {"shapes": entries, "conventions": conventions, **facts}
+    )
+    return {
+        "suite": "reconstruction",
+        "shapes": {
+            entry["shape"]: {
+                "clips": entry["clips"],
+                **{key: round(x, 5) for key, x in entry["mean"].items()},
+            }
+            for entry in entries
+        },
+        "file": str(folder / "reconstruction.json"),
+        "table": str(folder / "reconstruction.md"),
+    }
+
+
+def _clips(
+    source: Source, count: int, seed: int, shape: tuple[int, int, int]
+) -> Iterator[tuple[str, Video]]:
+    """Names and clips. A file is named by its path, so that the worst can be looked at; a drawn
+    clip by its caption."""
+    for index in range(count):
+        clip = source.read(index, np.random.default_rng((seed, index)), *shape)
+        file = source.files[index] if isinstance(source, VideoFolderSource) else ""
+        yield ": ".join(part for part in (file, clip["caption"]) if part), clip["video"]
+
+
+class _Progress:
+    """Called with each clip: keeps the first ones as videos, and says how far things are."""
+
+    def __init__(self, folder: pathlib.Path, count: int):
+        self.folder, self.count, self.done = folder, count, 0
+
+    def __call__(self, row: dict[str, Any], original: Video, reconstruction: Video) -> None:
+        if self.done < SHOWN:
+            file = self.folder / f"{self.done:03d}.mp4"
+            write_video(file, side_by_side(original, reconstruction))
+            row["file"] = f"{self.folder.name}/{file.name}"
+        self.done += 1
+        print(
+            f"{self.folder.name} {self.done}/{self.count}  {row['psnr_db']:.2f} dB  {row['name']}",
+            file=sys.stderr,
+        )
+
+
+def captions_suite(
+    *,
+    model: str | None,
+    out: str | None,
+    count: int = 64,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> dict[str, Any]:
+    """Draws held-out prompts and reads what came out; writes OUT/captions/{captions.json, NNN.mp4}.
+
+    The guidance scale and the steps are the run's where they are not given. See
+    `evaluation.captions` for the verifier.
+    """
+    folder = _results(require("out", out), "captions")
+    loaded = load_text_to_video(require("model", model))
+    started = time.monotonic()
+
+    def generate(prompts: list[str], seed: int) -> list[Video]:
+        def progress(done, total):
+            print(f"{done}/{total} videos", file=sys.stderr)
+
+        return list(
+            loaded(prompts, seed, steps=steps, guidance_scale=guidance_scale, progress=progress)
+        )
+
+    report = evaluate_captions(generate, prompts=held_out_prompts(count, seed), seed=seed)
+    for number, (sample, video) in enumerate(zip(report.scores["samples"], report.videos)):
+        if number < SHOWN:
+            sample["file"] = f"{number:03d}.mp4"
+            write_video(folder / sample["file"], video, loaded.fps)
+    settings = {
+        "steps": steps or loaded.config.sample_steps,
+        "guidance_scale": loaded.config.guidance_scale
+        if guidance_scale is None
+        else guidance_scale,
+        "sampler": loaded.config.sampler,
+        "seed": seed,
+    }
+    _write_json(
+        folder / "captions.json", {**report.scores, "settings": settings, "model": str(model)}
+    )
+    return {
+        "suite": "captions",
+        "prompts": report.scores["prompts"],
+        **{name: round(value, 4) for name, value in report.scores["accuracy"].items()},
+        "wall_s": round(time.monotonic() - started, 1),
+        "file": str(folder / "captions.json"),
+    }
+
+
+def _results(out: str | os.PathLike, name: str) -> pathlib.Path:
+    folder = pathlib.Path(out) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made ({error.strerror})") from error
+    return folder
+
+
+def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    _write(path, json.dumps(value, indent=1) + "\n")
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

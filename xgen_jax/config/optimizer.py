@@ -1,0 +1,28 @@
+"""How parameters move."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How parameters move.
+
+    Attributes:
+      name: `adamw`, or `muon` (arXiv 2502.16982) on kernels with AdamW on all else.
+      learning_rate: peak rate; for `muon` that of the kernels.
+      adam_learning_rate: peak rate of what Muon does not take.
+      schedule: after the warm-up `constant`, or `cosine` or `linear` down to zero at the run's last
+      step.
+      warmup_steps: linear from zero.
+      clip_norm: global gradient norm, 0 for no clipping.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 2e-5
+    adam_learning_rate: float = 3e-3
+    schedule: str = "constant"
+    warmup_steps: int = 100
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0

@@ -1,0 +1,77 @@
+"""Between what people see, uint8 0..255, and what models see, float [-1, 1]."""
+
+import numpy as np
+
+from xgen_jax.data.video import cover_size, resize_frames
+from xgen_jax.errors import UserError
+
+
+def to_uint8(video) -> np.ndarray:
+    """[-1, 1] -> uint8, clipped and rounded."""
+    return np.rint((np.clip(np.asarray(video, np.float32), -1.0, 1.0) + 1.0) * 127.5).astype(
+        np.uint8
+    )
+
+
+def to_float(video: np.ndarray) -> np.ndarray:
+    """uint8 -> float32 [-1, 1]."""
+    return np.asarray(video, np.float32) / 127.5 - 1.0
+
+
+def check_video(video: np.ndarray) -> None:
+    """Raises UserError unless it is video (B, T, H, W, 3), uint8 or float in [-1, 1], all
+    finite."""
+    if video.ndim != 5 or video.shape[-1] != 3:
+        raise UserError(f"video is (B, T, H, W, 3), not {video.shape}")
+    if video.dtype == np.uint8:
+        return
+    if not np.issubdtype(video.dtype, np.floating):
+        raise UserError(f"video is uint8, or float in [-1, 1], not {video.dtype}")
+    if not np.isfinite(video).all():
+        where = np.argwhere(~np.isfinite(video))[0].tolist()
+        raise UserError(
+            f"video has pixels that are not finite, the first at (batch, frame, y, x, channel) {where}"
+        )
+    low, high = (float(x) for x in (video.min(initial=0), video.max(initial=0)))
+    if max(-low, high) > 1.001:
+        raise UserError(
+            f"float video lies in [-1, 1], but this one in [{low:g}, {high:g}]; 0..255 is uint8"
+        )
+
+
+def to_unit_range(video_uint8):
+    """uint8 0..255 -> float32 [-1, 1]."""
+    return video_uint8.astype(np.float32) / 127.5 - 1.0
+
+
+def resize_cover(video: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes, aspect kept and antialiased, to the smallest uint8 (T, >=height, >=width, 3) that
+    covers the target."""
+    return resize_frames(video, *cover_size(video.shape[1], video.shape[2], height, width))
+
+
+def crop(video: np.ndarray, height: int, width: int, top: int, left: int) -> np.ndarray:
+    """The (T, height, width, 3) window whose upper left pixel is (top, left); UserError where it
+    leaves the frame."""
+    rows, columns = video.shape[1:3]
+    if not (0 <= top <= rows - height and 0 <= left <= columns - width):
+        window = f"{height}x{width} at ({top}, {left})"
+        raise UserError(
+            f"a crop of {window} does not lie within frames of {rows}x{columns} (height x width)"
+        )
+    return video[:, top : top + height, left : left + width]
+
+
+def center_crop(video: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle (T, height, width, 3) of the frame."""
+    return crop(video, height, width, (video.shape[1] - height) // 2, (video.shape[2] - width) // 2)
+
+
+def random_crop(
+    video: np.ndarray, height: int, width: int, draw: tuple[float, float]
+) -> np.ndarray:
+    """A (T, height, width, 3) window placed by two uniform draws in [0, 1): every position is
+    equally likely."""
+    rows, columns = video.shape[1:3]
+    top, left = int(draw[0] * (rows - height + 1)), int(draw[1] * (columns - width + 1))
+    return crop(video, height, width, top, left)

@@ -1,0 +1,1 @@
+"""Sources of clips: the protocol, and one file a kind."""

@@ -1,0 +1,87 @@
+"""Which latent frames of a training clip are noised; the others are its condition, clean and at
+time 0.
+
+So one model learns to draw a clip from text, from its first or last frames, from both, or from
+frames within it (Open- Sora 1.1's report, section on masks; that project is the template of arXiv
+2408.12590, section 3.2).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from xgen_jax.errors import UserError
+from xgen_jax.typing import Array
+
+KINDS = ("none", "quarter_random", "quarter_head", "quarter_tail", "quarter_head_tail")
+KINDS += ("image_random", "image_head", "image_tail", "image_head_tail")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrameMaskConfig:
+    """Shares of clips, which add up to 1, by what of them is the condition.
+
+    Attributes:
+      none: nothing.
+      quarter_...: up to a quarter of the frames, one at least: at a random place, at the head, at
+        the tail, or so many at both ends.
+      image_...: a single frame there.
+    """
+
+    none: float = 1.0
+    quarter_random: float = 0.0
+    quarter_head: float = 0.0
+    quarter_tail: float = 0.0
+    quarter_head_tail: float = 0.0
+    image_random: float = 0.0
+    image_head: float = 0.0
+    image_tail: float = 0.0
+    image_head_tail: float = 0.0
+
+    def __post_init__(self):
+        if min(self.shares) < 0 or abs(sum(self.shares) - 1.0) > 1e-6:
+            listed = ", ".join(f"{kind} {share}" for kind, share in zip(KINDS, self.shares))
+            raise UserError(
+                f"the shares of frame masks must be 0 or more and add up to 1: {listed}"
+            )
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """In the order of `KINDS`."""
+        return tuple(getattr(self, kind) for kind in KINDS)
+
+
+OPEN_SORA = FrameMaskConfig(
+    none=0.75,
+    quarter_random=0.025,
+    quarter_head=0.025,
+    quarter_tail=0.025,
+    quarter_head_tail=0.05,
+    image_random=0.025,
+    image_head=0.025,
+    image_tail=0.025,
+    image_head_tail=0.05,
+)
+
+
+def draw_noised(keys_B: Array, frames: int, config: FrameMaskConfig) -> Array:
+    """bool (B, frames), True where a latent frame is noised; a sample's own key decides about it.
+
+    A mask that would leave nothing to draw (both ends of two frames, any of one) gives way to none.
+    """
+    cuts = jnp.cumsum(jnp.asarray(config.shares, jnp.float32))[:-1]
+    place_T = jnp.arange(frames)
+
+    def one(key):
+        key_kind, key_size, key_start = jax.random.split(key, 3)
+        kind = jnp.sum(jax.random.uniform(key_kind) >= cuts)
+        size = jax.random.randint(key_size, (), 1, max(1, frames // 4) + 1)
+        size = jnp.where(kind >= KINDS.index("image_random"), 1, size)
+        start = jax.random.randint(key_start, (), 0, frames - size + 1)
+        random = (place_T >= start) & (place_T < start + size)
+        head, tail = place_T < size, place_T >= frames - size
+        condition = jnp.stack([random, head, tail, head | tail])[(kind - 1) % 4] & (kind > 0)
+        return ~condition | condition.all()
+
+    return jax.vmap(one)(keys_B)

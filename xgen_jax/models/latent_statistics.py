@@ -1,0 +1,53 @@
+"""Mean and standard deviation of each latent channel: what brings an embedder's latents to zero
+mean and unit variance.
+
+Measured once, at the end of training or by `commands.encode` for converted weights, and kept with
+the embedder.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from xgen_jax.data.pixels import to_unit_range
+from xgen_jax.errors import UserError
+from xgen_jax.models.embedder import Embedder
+from xgen_jax.typing import Params
+
+_SMALLEST_STD = 1e-6  # a channel that does not vary is divided by this instead of by zero
+
+
+def latent_statistics(
+    embedder: Embedder, model_params: Params, videos: Iterable[np.ndarray]
+) -> dict[str, Any]:
+    """{"mean": (c,), "std": (c,), "values": how many a channel} over the posterior means of some
+    videos.
+
+    Args:
+      embedder: whose latents; of a REGEN content and motion count alike.
+      model_params: of its model.
+      videos: batches, uint8 (B, T, H, W, 3).
+
+    Raises:
+      UserError: a latent that is not finite, or no video at all.
+    """
+    channels = embedder.latent_channels
+    params = embedder.bundle(
+        model_params, np.zeros(channels), np.ones(channels)
+    )  # latents as they come
+    encode = jax.jit(lambda params, video: embedder.encode(params, to_unit_range(video)))
+    count, total, squares = 0, 0.0, 0.0
+    for video in videos:
+        latents = np.asarray(encode(params, video), np.float64)
+        latents = latents.reshape(-1, latents.shape[-1])
+        count += len(latents)
+        total, squares = total + latents.sum(0), squares + np.square(latents).sum(0)
+    if not count:
+        raise UserError("there is no video to measure the latents of")
+    mean = total / count
+    if not np.all(np.isfinite(squares)):
+        raise UserError("the embedder gives latents that are not finite; its weights are damaged")
+    std = np.sqrt(np.maximum(squares / count - mean**2, _SMALLEST_STD**2))
+    return {"mean": mean.tolist(), "std": std.tolist(), "values": count}

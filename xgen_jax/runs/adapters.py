@@ -1,0 +1,53 @@
+"""An adapter and its base: what a run with `lora` stands on, what it leaves, and the way back into
+the base."""
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+
+from xgen_jax.errors import UserError
+from xgen_jax.models.fingerprint import fingerprint
+from xgen_jax.models.lora import merge
+from xgen_jax.models.vdit_config import VDiTConfig
+from xgen_jax.runs.folder import ADAPTER, RunFolder
+from xgen_jax.typing import Params
+from xgen_jax.weights.lora import read_adapter, write_adapter
+
+
+def store_adapter(folder: RunFolder) -> None:
+    """Writes what a run with `lora` has trained, averaged, as a file of its own beside the
+    checkpoints."""
+    checkpoints, lora = folder.checkpoints(), folder.config().lora
+    base = checkpoints.restore_data()["fingerprints"]["base"]
+    adapter = checkpoints.restore_part(("ema", "lora"))
+    if jax.process_index() == 0:
+        write_adapter(folder.path / ADAPTER, adapter, lora, base, overwrite=True)
+
+
+def with_adapter(params: Params, model: VDiTConfig, adapter: str | os.PathLike) -> Params:
+    """A base's averaged parameters, moved by an adapter.
+
+    Args:
+      params: all of them, as `RunFolder.averaged` gives them.
+      model: the base's.
+      adapter: FILE, or FILE:SCALE to weigh what the adapter does; a folder of a run with `lora` in
+      place of the file.
+
+    Raises:
+      UserError: a scale that is no number; whatever `weights.lora.read_adapter` refuses.
+    """
+    file, colon, weight = str(adapter).rpartition(":")
+    if not colon or pathlib.Path(adapter).exists():
+        file, weight = str(adapter), "1"
+    try:
+        scale = float(weight)
+    except ValueError:
+        scale = np.nan
+    if not np.isfinite(scale):
+        raise UserError(
+            f"the adapter {adapter} must be FILE or FILE:SCALE, and {weight!r} is no scale"
+        )
+    lora, trained = read_adapter(file, params, fingerprint(model, params))
+    return merge(params, jax.device_put(trained), scale * lora.scale)

@@ -1,0 +1,167 @@
+"""Checkpoints with Orbax v1; the only place that knows Orbax.
+
+A checkpoint holds the train state and a small JSON of what the data pipeline needs. It is committed
+by one rename, so a run that is killed while saving leaves the one before it. An Orbax checkpointer
+may call a failed save its latest, so what is there is always read from the folder.
+"""
+
+import logging
+import pathlib
+import shutil
+import warnings
+from typing import Any
+
+import jax
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # deprecations inside Orbax's own imports
+    from orbax.checkpoint import v1 as ocp
+
+from xgen_jax.errors import UserError
+from xgen_jax.typing import Params
+
+# Orbax logs every step of every save, and a failure with its traceback beside the exception that
+# tells of it.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest `keep` kept.
+
+    Raises:
+      UserError: on `save`, when the disk is full or cannot be written; on `restore`, when a
+      checkpoint is damaged or of another model.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int = 2):
+        self.folder = pathlib.Path(folder)
+        self._keep = keep
+        self._pending = None
+
+    def steps(self) -> list[int]:
+        """Steps of the committed checkpoints, ascending; half-written ones do not count."""
+        if not self.folder.is_dir():
+            return []
+        found = [
+            p
+            for p in self.folder.iterdir()
+            if p.name.isdigit() and (p / "_CHECKPOINT_METADATA").is_file()
+        ]
+        return sorted(int(p.name) for p in found)
+
+    def save(self, step: int, state: Params, data: dict[str, Any]) -> None:
+        """Starts writing (state, data) in the background, after the save before it has ended.
+
+        A step that is already there is left as it is: a run's state at a step is one and the same.
+        """
+        self.wait()
+        if step in self.steps():
+            return
+        target = (self.folder / str(step)).absolute()
+        try:
+            # Made here, for Orbax waits minutes for a folder that cannot be made.
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished(target)
+            self._pending = (
+                ocp.save_checkpointables_async(target, {"state": state, "data": data}),
+                target,
+            )
+        except (OSError, ValueError) as error:
+            raise _cannot_write(target, error) from error
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk, and drops the checkpoints past `keep`."""
+        if self._pending is None:
+            return
+        (response, target), self._pending = self._pending, None
+        try:
+            response.result()
+        except (OSError, ValueError) as error:
+            raise _cannot_write(target, error) from error
+        for step in self.steps()[: -self._keep]:
+            shutil.rmtree(self.folder / str(step))
+
+    def restore(
+        self, abstract_state: Params, step: int | None = None
+    ) -> tuple[Params, dict[str, Any]]:
+        """(state, data) at a step, by default the newest.
+
+        Args:
+          abstract_state: shapes, dtypes and shardings wanted; a checkpoint made on other devices is
+          laid out anew.
+          step: one of `steps()`.
+        """
+        loaded = self._load({"state": abstract_state, "data": None}, step)
+        return loaded["state"], loaded["data"]
+
+    def restore_data(self, step: int | None = None) -> dict[str, Any]:
+        """What was saved beside the state, without reading the state."""
+        return self._load({"data": None}, step)["data"]
+
+    def _load(self, wanted: dict[str, Any], step: int | None) -> dict[str, Any]:
+        step = self._choose(step)
+        target = (self.folder / str(step)).absolute()
+        try:
+            return ocp.load_checkpointables(target, wanted)
+        except (
+            Exception
+        ) as error:  # Orbax and TensorStore raise many kinds; each means the same to the user
+            others = [s for s in self.steps() if s != step]
+            hint = f"; remove {target} to go on from step {others[-1]}" if others else ""
+            reason = (
+                str(error).strip().splitlines()[0][:300]
+                if str(error).strip()
+                else type(error).__name__
+            )
+            raise UserError(f"the checkpoint {target} cannot be read ({reason}){hint}") from error
+
+    def restore_part(self, names: tuple[str, ...], step: int | None = None) -> Params:
+        """The part of the state under `names`, e.g. ("ema",), as it was saved, on this process's
+        first device."""
+        step = self._choose(step)
+        target = (self.folder / str(step)).absolute()
+        try:
+            tree = ocp.checkpointables_metadata(target).metadata["state"]
+            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+            def wanted(path, leaf):
+                keys = tuple(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
+                if keys[: len(names)] != names:
+                    return ocp.PLACEHOLDER
+                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+            abstract = jax.tree_util.tree_map_with_path(wanted, tree)
+            part = ocp.load_checkpointables(target, {"state": abstract})["state"]
+            for name in names:
+                part = part[name]
+        except Exception as error:
+            reason = (
+                str(error).strip().splitlines()[0][:300]
+                if str(error).strip()
+                else type(error).__name__
+            )
+            raise UserError(f"the checkpoint {target} cannot be read ({reason})") from error
+        return part
+
+    def _choose(self, step: int | None) -> int:
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"there is no finished checkpoint in {self.folder}; train first")
+        if step is not None and step not in steps:
+            raise UserError(
+                f"there is no checkpoint of step {step} in {self.folder}; there are {steps}"
+            )
+        return steps[-1] if step is None else step
+
+    def _remove_unfinished(self, target: pathlib.Path) -> None:
+        """Removes what killed saves, or a copy of `target` that broke off, left; nothing of it is a
+        checkpoint."""
+        for path in (*self.folder.glob("*.orbax-checkpoint-tmp*"), target):
+            if path.exists():
+                shutil.rmtree(path)
+
+
+def _cannot_write(target: pathlib.Path, error: Exception) -> UserError:
+    return UserError(
+        f"the checkpoint {target} could not be written ({error}); is the disk full or read-only?"
+    )

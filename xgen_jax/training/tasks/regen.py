@@ -1,0 +1,269 @@
+"""REGEN's objective: encoder and re-generative decoder together, end to end (arXiv 2503.08665,
+section 3).
+
+    loss = process.losses(decoder(x_t, t | expand(z, times)), x0, eps) + kl KL(q(z|x) || N(0, 1))
+           + motion | diff(x0' - x0) |^2 + lpips LPIPS(x0', x0)
+           + consistency | x0'(x_1, 1) - stop_gradient x0'(x_t, t) |^2
+
+x0' is what a prediction says of the clean frames. The paper's own is the first term, of eps by
+DDPM; all others are ours, and off where their weight is 0. The motion term counts an error twice
+where it flickers, and hardly where it
+stands still: diff is from a frame of the window to the next. The consistency term makes what one
+step draws (t = 1, the same noise) like what the network sees of the frames at the drawn time: a
+distillation into one step, of itself.
+
+A clip is cut in chunks, each encoded by itself. `choose_windows` says which frames are denoised
+together. All that is random of a clip comes from its own key.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from xgen_jax.config.losses import REGENLossConfig
+from xgen_jax.config.optimizer import OptimizerConfig
+from xgen_jax.data.pixels import to_unit_range
+from xgen_jax.diffusion.process import Process
+from xgen_jax.errors import UserError
+from xgen_jax.models.regen import REGEN, Conditioning, frame_times
+from xgen_jax.models.regen_config import REGENConfig
+from xgen_jax.models.regen_decoding import tell, tell_across
+from xgen_jax.training.optimizer import make_optimizer
+from xgen_jax.training.tasks.video import VideoObjective
+from xgen_jax.typing import Array, Params
+
+# The streams of a chunk's randomness.
+_POSTERIOR, _TIME, _ONE_STEP, _NOISE, _WINDOW = range(5)
+
+
+def cut_chunks(config: REGENConfig, video_BTHWC: Array) -> list[Array]:
+    """A clip of n(k + 1) or n(k + 1) + 1 frames -> its whole chunks (B, n, k + 1, H, W, 3), and a
+    frame more as a chunk of one, (B, 1, 1, H, W, 3); what a clip has not is left out.
+    """
+    batch, frames = video_BTHWC.shape[:2]
+    chunks = frames // config.chunk_frames
+    whole = chunks * config.chunk_frames
+    groups = []
+    if chunks:
+        groups.append(
+            video_BTHWC[:, :whole].reshape(
+                batch, chunks, config.chunk_frames, *video_BTHWC.shape[2:]
+            )
+        )
+    if whole < frames:
+        groups.append(video_BTHWC[:, None, whole:])
+    return groups
+
+
+def choose_windows(
+    config: REGENLossConfig,
+    keys_BN: Array,
+    frames_BNFHWC: Array,
+    told: Conditioning,
+    crossed_BTHWD: Array | None = None,
+) -> tuple[Array, Conditioning]:
+    """The windows of frames that are denoised together, each with a time of its own.
+
+    Args:
+      config: `windows` says which.
+      keys_BN: a key a chunk, for what is drawn here.
+      frames_BNFHWC: the chunks of each clip in [-1, 1].
+      told: of the same frames, the chunks folded into the batch: (B N, F, h, w, D).
+      crossed_BTHWD: what the frames of the clips are told in windows that are moved; see
+      `models.regen_decoding`.
+
+    Returns:
+      The frames (B, N, F, H, W, 3) of the windows, and what is told of them, folded likewise.
+    """
+    chunks, frames = frames_BNFHWC.shape[1:3]
+    if config.windows == "chunk" or chunks == 1:
+        return frames_BNFHWC, told
+
+    def moved(keys_N, video_TX, told_TX, crossed_TX):
+        keys_N = jax.vmap(lambda key: jax.random.fold_in(key, _WINDOW))(keys_N)
+        by_N = jax.vmap(lambda key: jax.random.randint(key, (), -(frames // 2), frames // 2 + 1))(
+            keys_N
+        )
+        first_N = jnp.clip(frames * jnp.arange(chunks) + by_N, 0, frames * (chunks - 1))
+        at_NF = first_N[:, None] + jnp.arange(frames)[None]
+        aligned = (first_N % frames == 0)[:, None, None, None, None]
+        return video_TX[at_NF], jnp.where(aligned, told_TX[at_NF], crossed_TX[at_NF])
+
+    added = told.added_BFHWD.reshape(-1, chunks * frames, *told.added_BFHWD.shape[2:])
+    video = frames_BNFHWC.reshape(-1, chunks * frames, *frames_BNFHWC.shape[3:])
+    video, added = jax.vmap(moved)(keys_BN, video, added, crossed_BTHWD)
+    return video, Conditioning(_fold(added))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class REGENObjective(VideoObjective):
+    """Trains {"regen": ...} on video alone.
+
+    Attributes:
+      lpips, frozen: see `VideoObjective`.
+    """
+
+    model: REGEN
+    loss_config: REGENLossConfig
+    lpips: nn.Module | None = None
+    frozen: Params = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.loss_config.windows == "moved" and self.model.config.conditioning == "in_context":
+            raise UserError(
+                "loss.windows='moved' has frames of two chunks in a window, and with model.conditioning='in_context' "
+                "nothing says whose the latents are; choose loss.windows='chunk', or 'content_aware'"
+            )
+
+    @property
+    def process(self) -> Process:
+        """What corrupts the frames."""
+        return self.loss_config.make_process()
+
+    def init(self, key: Array, arrays) -> Params:
+        """Parameters from a key; they depend on no batch."""
+        del arrays
+        c = self.model.config
+        chunk = jnp.zeros((1, c.chunk_frames, 2 * c.space_factor, 2 * c.space_factor, 3))
+        return {"regen": self.model.init(key, chunk, jnp.zeros(1))}
+
+    def averaged(self, params: Params) -> Params:
+        """All of them."""
+        return params
+
+    def optimizer(self, config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+        """One for encoder and decoder."""
+        return make_optimizer(config, steps)
+
+    def loss(self, params: Params, arrays, keys_B: Array, step: Array, frozen: Params = None):
+        """Scalar loss and metrics of a batch, the same at any step: a mean over samples, of a clip
+        over its frames."""
+        del step
+        video = to_unit_range(arrays["video"])
+        terms, first = [], 0
+        for frames_BNFHWC in cut_chunks(self.model.config, video):
+            chunks = frames_BNFHWC.shape[1]
+            numbers = first + jnp.arange(chunks)
+            keys_BN = jax.vmap(
+                lambda key, n=numbers: jax.vmap(lambda i: jax.random.fold_in(key, i))(n)
+            )(keys_B)
+            share = chunks * frames_BNFHWC.shape[2] / video.shape[1]
+            terms.append(
+                (share, self._chunks_loss(params["regen"], frames_BNFHWC, keys_BN, frozen))
+            )
+            first += chunks
+        metrics = {name: sum(share * term[name] for share, term in terms) for name in terms[0][1]}
+        return metrics.pop("loss"), metrics
+
+    def _chunks_loss(
+        self, regen: Params, frames_BNFHWC: Array, keys_BN: Array, frozen: Params
+    ) -> dict[str, Array]:
+        """The loss of chunks of one length and its parts, scalars."""
+        c, process = self.loss_config, self.process
+        mean, logvar = self.model.apply(regen, _fold(frames_BNFHWC), method="encode")
+        z = (
+            mean + jnp.exp(0.5 * logvar) * _normal(keys_BN, _POSTERIOR, mean.shape[1:])
+            if c.kl
+            else mean
+        )
+        z = z.reshape(*frames_BNFHWC.shape[:2], *z.shape[1:])
+        told, crossed = (
+            tell(self.model, regen, z, frame_times(self.model.config, frames_BNFHWC.shape[2])),
+            None,
+        )
+        if c.windows == "moved" and frames_BNFHWC.shape[1] > 1:
+            crossed = self._crossed(regen, z, told.added_BFHWD)
+        frames_BNFHWC, told = choose_windows(c, keys_BN, frames_BNFHWC, told, crossed)
+
+        x0 = _fold(frames_BNFHWC)
+        t_B = process.draw_times(_stream(keys_BN, _TIME), c.time_distribution, c.time_shift)
+        if c.one_step_share:
+            t_B = jnp.where(
+                jax.vmap(jax.random.uniform)(_stream(keys_BN, _ONE_STEP)) < c.one_step_share,
+                1.0,
+                t_B,
+            )
+        eps = _normal(keys_BN, _NOISE, x0.shape[1:])
+
+        def predict(t_B):
+            """(the network's output, the x0 that it says)."""
+            x_t = process.corrupt(x0, eps, t_B)
+            output = self.model.apply(regen, x_t, process.network_time(t_B), told, method="denoise")
+            return output, process.convert(output, x_t, t_B, c.prediction, "x0")
+
+        output, predicted = predict(t_B)
+        losses = process.losses(output, x0, eps, t_B)
+        loss_B = losses["loss"].mean(1) * self._weight(t_B)
+        metrics = {
+            "loss": loss_B.mean(),
+            "mse": losses["mse"].mean(),
+            "psnr_db": _psnr_db(predicted, x0),
+        }
+        if c.kl:
+            metrics["kl"] = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
+            metrics["loss"] += c.kl * metrics["kl"]
+        if c.motion:
+            change = jnp.diff(predicted - x0, axis=1)
+            metrics["motion"] = jnp.square(change).sum() / max(1, change.size)  # an image has none
+            metrics["loss"] += c.motion * metrics["motion"]
+        if c.lpips:
+            # Far from data (eps at t = 1) a prediction is no picture: only what is within range is
+            # compared.
+            pictures = (x.reshape(-1, *x.shape[2:]) for x in (jnp.clip(predicted, -1.0, 1.0), x0))
+            metrics["lpips"] = self.lpips.apply(frozen, *pictures).astype(jnp.float32).mean()
+            metrics["loss"] += c.lpips * metrics["lpips"]
+        if c.consistency:
+            _, drawn = predict(jnp.ones_like(t_B))
+            metrics["consistency"] = jnp.square(drawn - jax.lax.stop_gradient(predicted)).mean()
+            metrics["psnr_one_step_db"] = _psnr_db(drawn, x0)
+            metrics["loss"] += c.consistency * metrics["consistency"]
+        return metrics
+
+    def _crossed(self, regen: Params, z_BNtHWC: Array, own_BFHWD: Array) -> Array:
+        """What the frames of each clip are told from the middle of its first chunk to that of its
+        last, across borders, and before and after as they are told in their own windows: (B, N F,
+        h, w, D).
+        """
+        batch, chunks = z_BNtHWC.shape[:2]
+        length = self.model.config.chunk_frames
+        held = length // 2
+        own = own_BFHWD.reshape(batch, chunks * length, *own_BFHWD.shape[2:])
+        across = tell_across(self.model, regen, z_BNtHWC)
+        across = across.reshape(batch, (chunks - 1) * length, *own.shape[2:])
+        return jnp.concatenate(
+            [own[:, : length - held], across, own[:, chunks * length - held :]], axis=1
+        )
+
+    def _weight(self, t_B: Array) -> Array:
+        """What multiplies the squared error at each time."""
+        c = self.loss_config
+        if c.weighting == "uniform":
+            return jnp.ones_like(t_B)
+        # An error of x0 at the same x_t is sigma / (alpha + sigma) times that of the velocity.
+        alpha, sigma = self.process.schedule(t_B)
+        return jnp.minimum(jnp.square((alpha + sigma) / jnp.maximum(sigma, 1e-6)), c.weight_limit)
+
+
+def _fold(x_BN: Array) -> Array:
+    """(B, N, ...) -> (B N, ...)."""
+    return x_BN.reshape(-1, *x_BN.shape[2:])
+
+
+def _stream(keys_BN: Array, number: int) -> Array:
+    """A key for each chunk, (B N,)."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_BN.reshape(-1))
+
+
+def _normal(keys_BN: Array, number: int, shape: tuple[int, ...]) -> Array:
+    """Standard normal (B N, *shape)."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(_stream(keys_BN, number))
+
+
+def _psnr_db(predicted: Array, x0: Array) -> Array:
+    """Of frames in [-1, 1], a mean over samples."""
+    error = (jnp.clip(predicted, -1.0, 1.0) - x0) / 2
+    return -10.0 * jnp.log10(jnp.square(error).mean((1, 2, 3, 4)) + 1e-10).mean()

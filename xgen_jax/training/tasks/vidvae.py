@@ -1,0 +1,141 @@
+"""VidVAE's objective: reconstruction + KL, with a perceptual and an adversarial term where they are
+asked for.
+
+    loss = l1 |x - y| + l2 (x - y)^2 + lpips LPIPS(x, y) + kl KL(q(z|x) || N(0, 1)) + adversarial
+    (see `adversarial`)
+
+The paper (arXiv 2408.12590, section 3.1) prints neither terms nor weights; these are the terms of
+Open-Sora-Plan v1.1, which it builds on.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from xgen_jax.config.losses import VidVAELossConfig
+from xgen_jax.config.optimizer import OptimizerConfig
+from xgen_jax.data.pixels import to_unit_range
+from xgen_jax.models.discriminator import Discriminator
+from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.training.optimizer import make_optimizer, optimize_apart
+from xgen_jax.training.tasks.adversarial import adversarial_terms
+from xgen_jax.training.tasks.video import VideoObjective
+from xgen_jax.typing import Array, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VidVAEObjective(VideoObjective):
+    """Trains {"vidvae": ...}, and {"discriminator": ...} beside it where the adversarial term is
+    on, on video alone.
+
+    Attributes:
+      lpips, frozen: see `VideoObjective`.
+    """
+
+    model: VidVAE
+    loss_config: VidVAELossConfig
+    lpips: nn.Module | None = None
+    frozen: Params = None
+
+    @functools.cached_property
+    def discriminator(self) -> Discriminator | None:
+        """In the model's compute dtype; None where the adversarial term is off."""
+        config = self.loss_config.adversarial
+        return Discriminator(config.discriminator, self.model.dtype) if config.weight else None
+
+    def init(self, key: Array, arrays) -> Params:
+        """Parameters of each group from one key."""
+        video = to_unit_range(arrays["video"])
+        params = {"vidvae": self.model.init(key, video)}
+        if self.discriminator is not None:
+            params["discriminator"] = self.discriminator.init(jax.random.fold_in(key, 1), video)
+        return params
+
+    def averaged(self, params: Params) -> Params:
+        """The autoencoder's; a discriminator's average is of no use."""
+        return {"vidvae": params["vidvae"]}
+
+    def optimizer(self, config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+        """One for each group; the discriminator's begins when it sets in."""
+        groups = {"vidvae": make_optimizer(config, steps)}
+        if self.discriminator is not None:
+            c = self.loss_config.adversarial
+            own = make_optimizer(c.optimizer, max(1, steps - c.start_step))
+            groups["discriminator"] = optax.conditionally_mask(
+                own, lambda step: step >= c.start_step
+            )
+        return optimize_apart(groups)
+
+    def loss(self, params: Params, arrays, keys_B: Array, step: Array, frozen: Params = None):
+        """Scalar loss, the sum of both groups', and metrics of a batch. No group's loss moves the
+        other's parameters.
+
+        With the adversarial term, what is differentiated is <d (rec + w gan) / dy, y> + KL with the
+        first factor held
+        fixed: the gradient of the loss as written, for one backward pass through the decoder.
+        """
+        c, vidvae, video = self.loss_config, params["vidvae"], to_unit_range(arrays["video"])
+        mean, logvar, _ = self.model.apply(vidvae, video, method="encode")
+        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys_B)
+        features, _ = self.model.apply(
+            vidvae, mean + jnp.exp(0.5 * logvar) * noise, method="decode_features"
+        )
+
+        def draw(vidvae, features):
+            return self.model.apply(vidvae, features, method="draw")[0]
+
+        reconstruction = draw(vidvae, features)
+        kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
+        terms = functools.partial(self._reconstruction_loss, video=video, frozen=frozen)
+        if self.discriminator is None:
+            loss, metrics = terms(reconstruction)
+            return loss + c.kl * kl, metrics | {"kl": kl}
+
+        y = jax.lax.stop_gradient(reconstruction)
+        (loss, metrics), cotangent = jax.value_and_grad(terms, has_aux=True)(y)
+        fixed, fixed_features = jax.lax.stop_gradient((vidvae, features))
+        kernel = fixed["params"]["head"]["conv_out"]["kernel"]
+        _, to_kernel = jax.vjp(
+            lambda kernel: draw(_with_last_kernel(fixed, kernel), fixed_features), kernel
+        )
+        disc_loss, gan_cotangent, gan_metrics = adversarial_terms(
+            c.adversarial,
+            self.discriminator,
+            params["discriminator"],
+            video,
+            y,
+            cotangent,
+            lambda cotangent: to_kernel(cotangent)[0],
+            step,
+        )
+        surrogate = jnp.vdot(jax.lax.stop_gradient(cotangent + gan_cotangent), reconstruction)
+        generator_loss = loss + gan_metrics["gan_weight"] * gan_metrics["gan"] + c.kl * kl
+        # The value is the loss's, the gradient the surrogate's.
+        moving = surrogate + c.kl * kl + disc_loss
+        loss = jax.lax.stop_gradient(generator_loss + disc_loss) + (
+            moving - jax.lax.stop_gradient(moving)
+        )
+        return loss, metrics | {"kl": kl} | gan_metrics
+
+    def _reconstruction_loss(self, reconstruction: Array, *, video: Array, frozen: Params):
+        """Weighted sum of the terms that compare clips, and metrics."""
+        c, error = self.loss_config, reconstruction - video
+        l1, l2 = jnp.abs(error).mean(), jnp.square(error).mean()
+        psnr = -10.0 * jnp.log10(jnp.square(error / 2).mean((1, 2, 3, 4)) + 1e-10).mean()
+        loss, metrics = c.l1 * l1 + c.l2 * l2, {"l1": l1, "l2": l2, "psnr_db": psnr}
+        if c.lpips:
+            frames = (x.reshape(-1, *x.shape[2:]) for x in (reconstruction, video))
+            metrics["lpips"] = self.lpips.apply(frozen, *frames).astype(jnp.float32).mean()
+            loss = loss + c.lpips * metrics["lpips"]
+        return loss, metrics
+
+
+def _with_last_kernel(vidvae: Params, kernel: Array) -> Params:
+    """The autoencoder's variables with another kernel in the last convolution."""
+    head = vidvae["params"]["head"]
+    head = {**head, "conv_out": {**head["conv_out"], "kernel": kernel}}
+    return {**vidvae, "params": {**vidvae["params"], "head": head}}
