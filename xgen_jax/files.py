@@ -1,80 +1,171 @@
-"""Files that are on the disk as a whole or not there, whenever the machine fails, and that are told
-by their digest."""
+"""Files that are written whole or not at all, JSON and numbers in them, and settings compared.
 
+A file is written under a temporary name in its own folder and renamed when it is complete, so a
+process may be killed at any time. With `durable` the bytes are on the disk before the name is, so
+the machine may fail as well.
+"""
+
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
+import secrets
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from xgen_jax.errors import UserError
 
+Path = str | os.PathLike
 
-def file_sha256(path: pathlib.Path) -> str:
+
+@contextlib.contextmanager
+def atomic_write(path: Path, durable: bool = False) -> Iterator[pathlib.Path]:
+    """Give a temporary path to write; rename it to `path` at the end, or remove it after an error.
+
+    Folders are made. The temporary name keeps the suffix, by which some writers choose a format.
+
+    Args:
+      path: of the file.
+      durable: wait until file and name are on the disk.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    # Random, since several processes may write the same file.
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if durable:
+            to_disk(temporary)
+        os.replace(temporary, path)
+        if durable:
+            to_disk(path.parent)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{path} cannot be written ({reason}); free space or permissions?"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str, durable: bool = False) -> None:
+    """Write a UTF-8 text file; see `atomic_write`."""
+    with atomic_write(path, durable) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Mapping[str, Any], durable: bool = False) -> None:
+    """Write an object; see `atomic_write`."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", durable)
+
+
+def read_json(path: Path, fix: str = "remove it, or make it again") -> dict[str, Any]:
+    """Read an object.
+
+    Args:
+      path: of the file.
+      fix: for the message, what a person can do about a file that is not JSON.
+
+    Raises:
+      UserError: no such file, or not a JSON object.
+    """
+    path = pathlib.Path(path)
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); {fix}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, not a JSON object; {fix}")
+    return value
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The keys whose values differ, as "key: there -> here", in alphabetical order."""
+    keys = sorted(there.keys() | here.keys())
+    return [
+        f"{key}: {there.get(key)!r} -> {here.get(key)!r}"
+        for key in keys
+        if there.get(key) != here.get(key)
+    ]
+
+
+def refuse_differences(differing: list[str], what: str, fix: str) -> None:
+    """Raise UserError if there are any differences.
+
+    Args:
+      differing: see `differences`.
+      what: for the message, what is there: "runs/a holds a run with another configuration".
+      fix: for the message, what a person can do.
+    """
+    if differing:
+        listed = "\n  ".join(differing)
+        raise UserError(f"{what} (there -> here):\n  {listed}\n{fix}")
+
+
+def check_free(folder: pathlib.Path, marker: str, what: str) -> bool:
+    """Whether a folder holds a `marker` file already; False for one that is empty or not there.
+
+    Raises:
+      UserError: a file in its place, or a folder with something else in it.
+    """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give a folder for {what}")
+    if (folder / marker).exists():
+        return True
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no {what}; choose a new folder")
+    return False
+
+
+def file_sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def numbers_sha256(numbers: np.ndarray) -> str:
-    """Hex digest of whole numbers, whatever type they are held in."""
+    """Hex digest of whole numbers, independent of their integer type."""
     return hashlib.sha256(np.ascontiguousarray(numbers, "<i8")).hexdigest()
 
 
-def write_numbers(file: pathlib.Path, numbers: np.ndarray) -> None:
-    """Writes whole numbers (N,) as an npy file; folders are made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    with open(temporary, "wb") as out:
+def write_numbers(path: Path, numbers: np.ndarray) -> None:
+    """Write whole numbers (N,) as an npy file, durably."""
+    with atomic_write(path, durable=True) as temporary, open(temporary, "wb") as out:
         np.save(out, numbers, allow_pickle=False)
-    to_disk(temporary)
-    os.replace(temporary, file)
-    to_disk(file.parent)
 
 
-def read_numbers(file: pathlib.Path, count: int, sha256: str) -> np.ndarray:
-    """Reads what `write_numbers` wrote.
+def read_numbers(path: Path, count: int, sha256: str) -> np.ndarray:
+    """Read what `write_numbers` wrote.
 
     Raises:
-      UserError: it is missing, or not so many numbers with that digest.
+      UserError: it is missing, or not `count` numbers with that digest.
     """
+    again = "the same launch/encode.py writes it again"
     try:
-        numbers = np.load(file, allow_pickle=False)
+        numbers = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
-        raise UserError(f"{file} is missing; the same launch/encode.py writes it again") from error
+        raise UserError(f"{path} is missing; {again}") from error
     except (OSError, EOFError, ValueError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}); the same launch/encode.py writes it again"
-        ) from error
+        raise UserError(f"{path} cannot be read ({error}); {again}") from error
     if numbers.shape != (count,) or numbers_sha256(numbers) != sha256:
-        raise UserError(f"{file} is not what was written: its SHA-256 differs; encode again")
+        raise UserError(f"{path} is not what was written: its SHA-256 differs; encode again")
     return numbers
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads an object; UserError for what is not JSON."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); remove it and encode again") from error
-
-
-def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-    """Writes an object; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    to_disk(temporary)
-    os.replace(temporary, path)
-    to_disk(path.parent)
-
-
-def to_disk(path: pathlib.Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,9 +5,16 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from xgen_jax.errors import UserError
+
+# Keys that had another name in a release: old -> new. A config.json of a run and a flag may still
+# use the old one for a release; `rename` says so on stderr.
+RENAMED: dict[str, str] = {}
+# Values that had another name: key (the new name) -> {old: new}.
+RENAMED_VALUES: dict[str, dict[str, str]] = {}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -82,3 +89,51 @@ def _of_kind(kinds: list[type], value, where: str) -> type:
     if name not in by_name:
         raise UserError(f"{where}.kind={name!r} is not known; choose one of {', '.join(by_name)}")
     return by_name[name]
+
+
+def rename(values: dict[str, Any], say: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Nested values with the keys and values of older releases under their new names.
+
+    Args:
+      values: nested dicts, as `configs/` and config.json hold them; they are not changed.
+      say: called with a line for each renamed key or value.
+
+    Raises:
+      UserError: a key that is given under both names.
+    """
+    values = _copied(values)
+    for old, new in RENAMED.items():
+        *groups, name = old.split(".")
+        group = _group(values, groups)
+        if group is None or name not in group:
+            continue
+        value = group.pop(name)
+        *groups, name = new.split(".")
+        target = _group(values, groups, make=True)
+        if target.get(name, value) != value:
+            raise UserError(f"{old} is called {new} now, and both are given; leave out {old}")
+        target[name] = value
+        if say:
+            say(f"{old} is called {new} now")
+    for key, renamed in RENAMED_VALUES.items():
+        *groups, name = key.split(".")
+        group = _group(values, groups)
+        if group is not None and isinstance(group.get(name), str) and group[name] in renamed:
+            old, group[name] = group[name], renamed[group[name]]
+            if say:
+                say(f"{key}={old!r} is called {group[name]!r} now")
+    return values
+
+
+def _copied(values):
+    return {k: _copied(v) for k, v in values.items()} if isinstance(values, dict) else values
+
+
+def _group(values, groups: list[str], make: bool = False):
+    """The group of keys at a path; None where there is none, unless it is to be made."""
+    for group in groups:
+        found = values.setdefault(group, {}) if make else values.get(group)
+        if not isinstance(found, dict):
+            return None
+        values = found
+    return values

@@ -7,7 +7,7 @@ A key that no part knows is an error which names the nearest one that it does.
 import dataclasses
 from typing import Any
 
-from xgen_jax.config.build import _build, flat
+from xgen_jax.config.build import _build, flat, rename
 from xgen_jax.config.losses import REGENLossConfig, VDiTLossConfig, VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.data.config import DataConfig
@@ -234,6 +234,7 @@ def run_config(values: dict[str, Any]) -> RunConfig:
     Raises:
       UserError: an unknown or missing key, a value of another type, or one that a part refuses.
     """
+    values = rename(values)
     objective = values.get("objective")
     if objective not in RUNS:
         raise UserError(f"objective={objective!r} is not known; choose one of {', '.join(RUNS)}")
