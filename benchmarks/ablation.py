@@ -21,11 +21,11 @@ from typing import Any
 
 from rows import at_least_one, device_name, print_rows  # isort: skip  (it sets the environment)
 
+from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.sources.synthetic import held_out_prompts
 from xgen_jax.evaluation.captions import evaluate_captions
 from xgen_jax.inference.text_to_video import load_text_to_video
-from xgen_jax.training.fit import train
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "quickstart"
 PROCESSES = {"flow": "vdit", "ddpm": "vdit_ddpm"}

@@ -25,6 +25,7 @@ from rows import at_least_one, device_name, print_rows  # isort: skip  (it sets 
 
 import numpy as np
 
+from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.errors import UserError
@@ -32,7 +33,6 @@ from xgen_jax.evaluation.captions import score
 from xgen_jax.evaluation.reconstruction import evaluate_reconstruction
 from xgen_jax.inference.reconstruct import load_reconstructor
 from xgen_jax.runs.folder import RunFolder
-from xgen_jax.training.fit import train
 
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / "configs" / "quickstart" / "regen.py"
 DECODE_STEPS = (1, 4, 16)

@@ -39,9 +39,9 @@ from xgen_jax.models.regen_config import PRESETS, REGENConfig
 from xgen_jax.models.regen_decoding import decode_chunks
 from xgen_jax.models.vidvae import Decoder, Encoder, Head, VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
+from xgen_jax.testing import regen_task, vidvae_task
 from xgen_jax.training.state import init_state, make_update
-from xgen_jax.training.tasks.regen import REGENObjective
-from xgen_jax.training.tasks.vidvae import VidVAEObjective
+from xgen_jax.training.tasks.base import Task
 from xgen_jax.typing import Array, Params, Video
 
 TEST_SEED = 10_000
@@ -213,11 +213,11 @@ class Case:
         return dataclasses.replace(PRESETS[f"tiny-{self.ratio}x"], conditioning=conditioning)
 
     @property
-    def objective(self) -> REGENObjective | VidVAEObjective:
+    def objective(self) -> Task:
         """What is trained."""
         if self.decoder == "plain":
-            return VidVAEObjective(model=plain_beside(self.config), loss_config=PLAIN_LOSS)
-        return REGENObjective(model=REGEN(self.config), loss_config=REGEN_LOSS)
+            return vidvae_task(model=plain_beside(self.config), loss_config=PLAIN_LOSS)
+        return regen_task(model=REGEN(self.config), loss_config=REGEN_LOSS)
 
     def facts(self, recipe: Recipe) -> dict[str, Any]:
         """All that decides what a training gives, as JSON."""
@@ -272,7 +272,7 @@ def trained(case: Case, recipe: Recipe, root: pathlib.Path) -> tuple[Params, dic
     data = DataConfig(source="synthetic", seed=recipe.seed, buckets=(bucket,), num_threads=1)
     pipeline = Pipeline(recipe.source(case.data, "train", frames), data)
     optimizer = objective.optimizer(OPTIMIZER, recipe.steps)
-    arrays = objective.arrays(pipeline.batch(0))
+    arrays = objective.batch_arrays(pipeline.batch(0))
     state = jax.jit(lambda key: init_state(objective, optimizer, key, arrays))(
         jax.random.key(recipe.seed)
     )
@@ -283,7 +283,7 @@ def trained(case: Case, recipe: Recipe, root: pathlib.Path) -> tuple[Params, dic
     with pipeline.iterate() as batches:
         for step, batch in batches:
             state, metrics = update(
-                state, objective.arrays(batch), batch["sample_id"].astype(np.uint32)
+                state, objective.batch_arrays(batch), batch["sample_id"].astype(np.uint32)
             )
             if step % 50 == 49 or step + 1 == recipe.steps:
                 psnr_db, spent_s = float(metrics["psnr_db"]), time.perf_counter() - started

@@ -36,6 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xgen_jax.commands.train import train
 from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, REGENRun
@@ -53,7 +54,6 @@ from xgen_jax.models.regen_config import PRESETS
 from xgen_jax.models.regen_decoding import draw, frame_noise, overlap
 from xgen_jax.parallel.mesh import MeshConfig
 from xgen_jax.runs.load import load_embedder
-from xgen_jax.training.fit import train
 
 WINDOWS = ("chunk", "moved")
 CHUNKS = 2  # of a clip

@@ -19,9 +19,9 @@ OVERWRITE = flags.DEFINE_bool(
 
 
 def main():
+    from xgen_jax.commands.train import train
     from xgen_jax.config.runs import run_config
     from xgen_jax.errors import UserError
-    from xgen_jax.training.fit import train
 
     if CONFIG.value is None or WORKDIR.value is None:
         raise UserError("give --config=FILE and --workdir=DIR")

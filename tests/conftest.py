@@ -17,46 +17,16 @@ import pathlib  # noqa: E402
 
 import pytest  # noqa: E402
 
-TINY_DATA = {
-    "source": "synthetic",
-    "buckets": [{"frames": 5, "height": 16, "width": 16, "batch_size": 2}],
-}
-TINY_VIDVAE = {
-    "objective": "vidvae",
-    "model": {
-        "channels": [8],
-        "space_reduction": [False],
-        "time_reduction": [False],
-        "latent_channels": 4,
-        "blocks": 1,
-        "stem": [4, 4, 4],
-        "mid_attention": False,
-        "norm": "rms",
-    },
-    "loss": {"lpips": 0.0},
-    "data": {**TINY_DATA, "num_clips": 100},
-    "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
-    "loop": {"steps": 2, "compute_dtype": "float32", "log_every": 1},
-    "mesh": {"fsdp": 1},
-}
-TINY_VDIT = {
-    **TINY_VIDVAE,
-    "objective": "vdit",
-    "loss": {},
-    "model": {"width": 16, "depth": 2, "heads": 2, "patch": 2, "text_width": 16, "remat": "none"},
-    "text": {"width": 16, "depth": 1, "heads": 2, "max_bytes": 64},
-    "sample_steps": 2,
-}
-
 
 @pytest.fixture(scope="session")
 def tiny_runs(tmp_path_factory) -> pathlib.Path:
     """A folder with two finished runs, vidvae/ and vdit/, of two steps each. Tests must not change
     it."""
-    from xgen_jax.config.runs import run_config
-    from xgen_jax.training.fit import train
+
+    from xgen_jax.commands.train import train
+    from xgen_jax.testing import VDIT, VIDVAE, tiny_run
 
     root = tmp_path_factory.mktemp("runs")
-    train(run_config(TINY_VIDVAE), root / "vidvae")
-    train(run_config({**TINY_VDIT, "embedder": str(root / "vidvae")}), root / "vdit")
+    train(tiny_run(VIDVAE), root / "vidvae")
+    train(tiny_run(VDIT, embedder=str(root / "vidvae")), root / "vdit")
     return root

@@ -24,6 +24,7 @@ LEVELS = {
     "inference": 5,
     "evaluation": 6,
     "commands": 7,
+    "testing": 8,
     "": 8,  # xgen_jax/__init__.py, the public names
 }
 FORBIDDEN = {

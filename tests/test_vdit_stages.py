@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_embedder import TINY
 
+from xgen_jax.commands.train import train
 from xgen_jax.config.runs import VidVAEWeights, run_config
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig
@@ -25,8 +26,10 @@ from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.runs.load import load_embedder
 from xgen_jax.runs.text_encoders import make_conditioner
-from xgen_jax.runs.warm_start import extend_null_caption, starting_params
-from xgen_jax.training.fit import abstract_state, check_buckets, make_vdit_objective, train
+from xgen_jax.runs.warm_start import extend_null_caption
+from xgen_jax.testing import warm_start
+from xgen_jax.training.state import abstract_state
+from xgen_jax.training.tasks.vdit import VDiTTask, check_buckets
 
 STAGES = ("240p", "480p", "720p")
 IMAGE, VIDEO = (Bucket(frames=frames, height=24, width=16, batch_size=8) for frames in (1, 9))
@@ -95,7 +98,7 @@ def test_a_length_that_the_embedder_cannot_take_is_caught_by_the_buckets_name():
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory):
     folder = RunFolder(tmp_path_factory.mktemp("stages") / "embedder")
-    folder.claim(VidVAEWeights(model=TINY, kind="test", source="random"))
+    folder.create_or_resume(VidVAEWeights(model=TINY, kind="test", source="random"))
     params = jax.jit(VidVAE(TINY).init)(jax.random.key(0), np.zeros((1, 5, 16, 16, 3), np.float32))
     checkpoints = folder.checkpoints()
     checkpoints.save(0, {"ema": {"vidvae": params}}, {"fingerprints": {}})
@@ -169,7 +172,7 @@ def test_a_stage_is_shared_by_eight_devices(name, embedder):
     of nearly all."""
     config = stage(name, "8")
     text = make_conditioner(config)
-    objective = make_vdit_objective(config, PRESETS["paper"].latent_shape, text)
+    objective = VDiTTask.on_latents(config, PRESETS["paper"].latent_shape, text)
     row = {
         "latents": np.zeros((1, 1, 2, 2, 4), np.float32),
         "clip": np.ones((1, 5), np.float32),
@@ -178,7 +181,9 @@ def test_a_stage_is_shared_by_eight_devices(name, embedder):
     row |= {"text": np.zeros((1, 250, 4096), np.float32), "text_mask": np.ones((1, 250), bool)}
     mesh = make_mesh(config.mesh)
     optimizer = objective.optimizer(config.optimizer, config.loop.steps)
-    state, _ = abstract_state(objective, optimizer, mesh, jax.random.key(0), objective.arrays(row))
+    state, _ = abstract_state(
+        objective, optimizer, mesh, jax.random.key(0), objective.batch_arrays(row)
+    )
 
     def count(shape_of):
         return sum(int(np.prod(shape_of(leaf))) for leaf in jax.tree.leaves(state))
@@ -211,7 +216,7 @@ def steps_of(name, embedder, latents, init_from, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_shrunk_stage_takes_steps_on_eight_devices(embedder, latents, monkeypatch, capsys):
     workdir = steps_of("480p", embedder, latents, None, monkeypatch, capsys)
-    start = starting_params(shrunk("720p", embedder, latents, str(workdir)))
+    start = warm_start(shrunk("720p", embedder, latents, str(workdir)))
     jax.tree.map(
         np.testing.assert_array_equal, start["vdit"], jax.tree.map(np.asarray, ema(workdir))
     )
@@ -240,7 +245,7 @@ def test_the_stages_train_one_after_another_on_eight_devices(
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_made(embedder, latents, tmp_path):
     config = shrunk("480p", embedder, latents, str(embedder))
     with pytest.raises(
-        UserError, match="holds a vidvae_weights run; give a vdit run to start from"
+        UserError, match="holds a vidvae network in converted weights; give a vdit run"
     ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

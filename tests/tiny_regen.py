@@ -59,7 +59,7 @@ def tiny_embedder(config=TINY, **changes):
 def write_run(path, seed=0, config=TINY, statistics=True) -> pathlib.Path:
     """A finished run with random parameters."""
     folder = RunFolder(path)
-    folder.claim(
+    folder.create_or_resume(
         run_config(
             {
                 "objective": "regen",

@@ -22,12 +22,13 @@ def load(path):
       UserError: no such folder, or no finished run in it.
     """
     # Imported late, so that `import xgen_jax` costs nothing and commands can set jax up first.
+    from xgen_jax.config.runs import HoldsEmbedder
     from xgen_jax.inference.reconstruct import load_reconstructor
     from xgen_jax.inference.text_to_video import load_text_to_video
     from xgen_jax.runs.folder import RunFolder
 
-    transformer = RunFolder(path).config().objective.startswith("vdit")
-    return (load_text_to_video if transformer else load_reconstructor)(path)
+    embedder = isinstance(RunFolder(path).config(), HoldsEmbedder)
+    return (load_reconstructor if embedder else load_text_to_video)(path)
 
 
 def show(video, fps: float = 8.0, path: str = "video.mp4"):

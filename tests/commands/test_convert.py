@@ -14,6 +14,7 @@ from xgen_jax.commands.convert import convert
 from xgen_jax.commands.encode import encode_dataset
 from xgen_jax.commands.evaluate import reconstruction_suite
 from xgen_jax.commands.reconstruct import reconstruct_file
+from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config, to_dict
 from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.video import read_video
@@ -22,8 +23,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.runs.load import load_embedder
-from xgen_jax.runs.warm_start import starting_params
-from xgen_jax.training.fit import train
+from xgen_jax.testing import warm_start
 from xgen_jax.weights.safetensors import read_safetensors, write_safetensors
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -53,7 +53,7 @@ def test_the_folder_describes_itself(folder):
     summary = convert(kind="sd-vae", source=str(folder / "sd.safetensors"), out=str(folder / "vae"))
     assert (summary["time_factor"], summary["space_factor"], summary["streams"]) == (4, 8, True)
     config = json.loads((folder / "vae" / "config.json").read_text())
-    assert config["objective"] == "vidvae_weights"
+    assert config["network"] == "vidvae"
     assert config["source"] == str(folder / "sd.safetensors")
     embedder, params = load_embedder(folder / "vae", require_statistics=False)
     assert summary["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(params["model"]))
@@ -145,7 +145,7 @@ def transformers(tmp_path_factory):
 
 def test_a_transformers_folder_holds_what_the_file_does(transformers):
     config = RunFolder(transformers / "stdit2").config()
-    assert (config.objective, config.kind, config.model.width) == ("vdit_weights", "stdit2", 144)
+    assert (config.network, config.kind, config.model.width) == ("vdit", "stdit2", 144)
     params = RunFolder(transformers / "stdit2").checkpoints().restore_part(("ema", "vdit"))
     out = transformers / "exported.safetensors"
     arguments = {"kind": "stdit2-export", "source": str(transformers / "stdit2"), "out": str(out)}
@@ -179,10 +179,13 @@ def test_a_converted_transformer_is_not_trained_but_started_from(transformers, t
     ):
         train(RunFolder(transformers / "pixart").config(), tmp_path / "run")
     with pytest.raises(
-        UserError, match="holds a vdit_weights run; a text-to-video model is a vdit run"
+        UserError,
+        match="holds a vdit network in converted weights; give a text-to-video model: a vdit run",
     ):
         xgen_jax.load(transformers / "pixart")
-    with pytest.raises(UserError, match="holds a vdit_weights run; an embedder is"):
+    with pytest.raises(
+        UserError, match="holds a vdit network in converted weights; give an embedder"
+    ):
         load_embedder(transformers / "pixart")
 
 
@@ -196,11 +199,11 @@ def test_a_run_starts_from_a_converted_transformer(transformers, tiny_runs):
         "init_from": str(transformers / "pixart"),
     }
     values["loss"]["process"] = "ddpm"  # its network learns a variance
-    start = starting_params(run_config(values))
+    start = warm_start(run_config(values))
     wanted = RunFolder(transformers / "pixart").checkpoints().restore_part(("ema", "vdit"))
     jax.tree.map(np.testing.assert_array_equal, start["vdit"], wanted)
     values["model"]["depth"] = 3
     with pytest.raises(
         UserError, match="has other parameters than the model.*\n.*model.depth: 2 -> 3"
     ):
-        starting_params(run_config(values))
+        warm_start(run_config(values))

@@ -7,11 +7,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import TINY_DATA, TINY_VDIT, TINY_VIDVAE
 from run_states import contents
 
 import xgen_jax
 from xgen_jax.commands.encode import encode_dataset
+from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.sources.latents import LatentSource
@@ -21,16 +21,14 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.text import tokenize_bytes
 from xgen_jax.runs.checkpoint import Checkpoints
 from xgen_jax.runs.load import load_embedder, load_text_encoder
-from xgen_jax.training.fit import make_objective, train
+from xgen_jax.testing import DATA, VDIT, VIDVAE, task_of
 from xgen_jax.training.metric_writers import read_jsonl
 
 SHAPE = (5, 16, 16)
 
 
 def vdit(root, **data):
-    return run_config(
-        {**TINY_VDIT, "embedder": str(root / "vidvae"), "data": {**TINY_DATA, **data}}
-    )
+    return run_config({**VDIT, "embedder": str(root / "vidvae"), "data": {**DATA, **data}})
 
 
 def synthetic(root, out, **changes):
@@ -77,7 +75,7 @@ def test_what_is_stored_is_what_the_networks_give(tiny_runs, latents):
 
 
 def test_training_on_stored_latents_is_training_on_the_fly(tiny_runs, latents, tmp_path):
-    objective = make_objective(vdit(tiny_runs, source="latents", path=str(latents)))
+    objective = task_of(vdit(tiny_runs, source="latents", path=str(latents)))
     assert objective.embedder is None and objective.embedder_params is None
     train(vdit(tiny_runs, source="latents", path=str(latents)), tmp_path / "stored")
     rows = [
@@ -183,7 +181,7 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(
         ({"compute_dtype": "float16"}, "compute_dtype='float16' is not known"),
         ({"buckets": "9x32"}, "'9x32' is not a clip shape; give FRAMESxHEIGHTxWIDTH"),
         ({"buckets": "6x16x16"}, "6 frames cannot be encoded"),
-        ({"text_encoder": "VIDVAE"}, "a text encoder is that of a vdit run"),
+        ({"text_encoder": "VIDVAE"}, "give a text encoder: the folder of a T5 or a vdit run"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_made(tiny_runs, tmp_path, changes, message):
@@ -260,7 +258,7 @@ def test_a_refused_resume_leaves_the_folder_untouched(copied):
     untouched = contents(copied / "vidvae")
     with pytest.raises(UserError, match="saved with other data: the source .* differ"):
         train(
-            run_config({**TINY_VIDVAE, "loop": {**TINY_VIDVAE["loop"], "steps": 9}}),
+            run_config({**VIDVAE, "loop": {**VIDVAE["loop"], "steps": 9}}),
             copied / "vidvae",
         )
     assert contents(copied / "vidvae") == untouched
@@ -269,7 +267,7 @@ def test_a_refused_resume_leaves_the_folder_untouched(copied):
 def test_a_bucket_that_was_not_encoded_is_refused_before_anything_is_made(
     tiny_runs, latents, tmp_path
 ):
-    buckets = [*TINY_DATA["buckets"], {"frames": 9, "height": 16, "width": 16, "batch_size": 2}]
+    buckets = [*DATA["buckets"], {"frames": 9, "height": 16, "width": 16, "batch_size": 2}]
     with pytest.raises(UserError, match="no latents of 9x16x16 .*; it has 5x16x16, 1x16x16"):
         train(
             vdit(tiny_runs, source="latents", path=str(latents), buckets=buckets), tmp_path / "run"
@@ -278,7 +276,7 @@ def test_a_bucket_that_was_not_encoded_is_refused_before_anything_is_made(
 
 
 def test_latents_are_not_for_training_an_autoencoder(latents, tmp_path):
-    config = {**TINY_VIDVAE, "data": {**TINY_DATA, "source": "latents", "path": str(latents)}}
+    config = {**VIDVAE, "data": {**DATA, "source": "latents", "path": str(latents)}}
     with pytest.raises(UserError, match="a vidvae run needs videos"):
         train(run_config(config), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -313,7 +311,7 @@ def test_statistics_are_measured_where_there_are_none(copied, tmp_path, capsys):
     before = statistics.read_bytes()
     synthetic(copied, tmp_path / "more", count=3)
     assert statistics.read_bytes() == before
-    objective = make_objective(vdit(copied, source="latents", path=str(tmp_path / "out")))
+    objective = task_of(vdit(copied, source="latents", path=str(tmp_path / "out")))
     assert objective.fingerprints() == {"embedder": source.embedder}
 
 

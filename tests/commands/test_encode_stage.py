@@ -39,7 +39,7 @@ def folders(tmp_path_factory):
     """(an embedder with random weights, a folder of videos)."""
     root = tmp_path_factory.mktemp("stage")
     folder = RunFolder(root / "embedder")
-    folder.claim(VidVAEWeights(model=TINY, kind="test", source="random"))
+    folder.create_or_resume(VidVAEWeights(model=TINY, kind="test", source="random"))
     params = jax.jit(VidVAE(TINY).init)(jax.random.key(0), np.zeros((1, 5, 16, 16, 3), np.float32))
     checkpoints = folder.checkpoints()
     checkpoints.save(0, {"ema": {"vidvae": params}}, {"fingerprints": {}})

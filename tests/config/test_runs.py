@@ -9,12 +9,14 @@ import pathlib
 
 import pytest
 
+from xgen_jax.commands.train import train
 from xgen_jax.config.build import flat
-from xgen_jax.config.runs import FREE_KEYS, RUNS, differing_keys, run_config, to_dict
+from xgen_jax.config.runs import FREE_KEYS, Run, differing_keys, run_config, to_dict
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen_config import PRESETS as REGEN_PRESETS
 from xgen_jax.models.vidvae_config import PRESETS
-from xgen_jax.training.fit import check_buckets, make_objective, train
+from xgen_jax.testing import task_of
+from xgen_jax.training.tasks.vdit import check_buckets
 
 ROOT = pathlib.Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(ROOT.rglob("*.py"))
@@ -38,7 +40,7 @@ def vidvae():
 
 
 def test_there_is_a_quickstart_of_every_objective():
-    trained = {name for name in RUNS if not name.endswith("_weights")}
+    trained = set(Run.known)
     assert {values(path)["objective"] for path in QUICKSTART} == trained
 
 
@@ -256,7 +258,7 @@ def test_the_papers_configuration_is_the_papers():
         UserError,
         match=r"loss\.lpips=1\.0 needs loss\.lpips_weights=FILE.*; loss\.lpips=0 does without",
     ):
-        make_objective(config)
+        task_of(config)
 
 
 def test_the_papers_regen_is_the_papers():

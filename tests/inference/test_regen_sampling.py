@@ -6,11 +6,11 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import TINY_VDIT
 from tiny_regen import TINY, tiny_embedder, write_run
 
 import xgen_jax
 from xgen_jax.commands.encode import encode_dataset
+from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.pixels import to_uint8
 from xgen_jax.data.sources.latents import LatentSource
@@ -20,7 +20,7 @@ from xgen_jax.inference.request import plan_clip
 from xgen_jax.inference.streaming import decode, encode
 from xgen_jax.models.vdit import abstract_variables
 from xgen_jax.runs.load import load_embedder
-from xgen_jax.training.fit import train
+from xgen_jax.testing import VDIT
 
 PROMPTS = ["a red circle moving left", "a blue square moving up"]
 BUCKETS = [{"frames": 10, "height": 16, "width": 16, "batch_size": 2}]
@@ -29,8 +29,8 @@ VIDEO = np.random.default_rng(0).integers(0, 256, (8, 20, 30, 3), np.uint8)
 
 def vdit(root, **data):
     data = {"source": "latents", "path": str(root / "latents"), "buckets": BUCKETS, **data}
-    config = {**TINY_VDIT, "embedder": str(root / "regen"), "data": data}
-    return run_config({**config, "loop": {**TINY_VDIT["loop"], "steps": 1}})
+    config = {**VDIT, "embedder": str(root / "regen"), "data": data}
+    return run_config({**config, "loop": {**VDIT["loop"], "steps": 1}})
 
 
 pytestmark = pytest.mark.slow  # an embedder and a transformer are trained

@@ -6,7 +6,6 @@ import pathlib
 import re
 
 import pytest
-from conftest import TINY_VDIT
 
 from xgen_jax.commands.sample import parse_size
 from xgen_jax.config.runs import run_config
@@ -17,12 +16,13 @@ from xgen_jax.inference.request import ClipPlan, plan_clip
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS
+from xgen_jax.testing import VDIT
 
 EMBEDDER = VidVAEEmbedder(model=VidVAE(PRESETS["paper"]))
 
 
 def run(buckets, masks=OPEN_SORA, fit=True):
-    config = run_config({**TINY_VDIT, "embedder": "nowhere"})
+    config = run_config({**VDIT, "embedder": "nowhere"})
     data = dataclasses.replace(
         config.data, buckets=tuple(buckets), fit=fit, source="latents", path="x"
     )

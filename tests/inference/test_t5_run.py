@@ -7,17 +7,17 @@ import jax
 import numpy as np
 import pytest
 import tiny_t5
-from conftest import TINY_DATA, TINY_VDIT
 
 from xgen_jax.commands.encode import encode_dataset
 from xgen_jax.commands.sample import sample_files
+from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.errors import UserError
 from xgen_jax.inference.text_to_video import load_text_to_video
 from xgen_jax.runs.checkpoint import Checkpoints
 from xgen_jax.runs.text_encoders import T5Captions
-from xgen_jax.training.fit import make_objective, train
+from xgen_jax.testing import DATA, VDIT, task_of
 from xgen_jax.weights.t5 import T5Folder
 
 LENGTH = 24
@@ -26,13 +26,13 @@ PROMPT = "a red circle moving left"
 
 def config(root, runs, **changes):
     values = {
-        **TINY_VDIT,
+        **VDIT,
         "embedder": str(runs / "vidvae"),
-        "model": {**TINY_VDIT["model"], "null_caption_tokens": LENGTH},
+        "model": {**VDIT["model"], "null_caption_tokens": LENGTH},
         "text": {"kind": "t5", "path": str(root / "t5"), "length": LENGTH},
         "loss": {"caption_drop": 0.5},
-        "data": {**TINY_DATA, "source": "latents", "path": str(root / "latents")},
-        "loop": {**TINY_VDIT["loop"], "steps": 1},
+        "data": {**DATA, "source": "latents", "path": str(root / "latents")},
+        "loop": {**VDIT["loop"], "steps": 1},
     }
     return run_config(
         {
@@ -86,11 +86,11 @@ def test_the_run_keeps_both_fingerprints(root, tiny_runs):
     saved = Checkpoints(root / "run" / "checkpoints").restore_data()["fingerprints"]
     assert saved["text_encoder"] == T5Folder(root / "t5").fingerprint
     assert saved.keys() == {"embedder", "text_encoder"}
-    assert make_objective(config(root, tiny_runs)).fingerprints() == saved
+    assert task_of(config(root, tiny_runs)).fingerprints() == saved
 
 
 def test_a_dropped_stored_caption_is_the_null_caption_of_the_run(root, tiny_runs):
-    objective = make_objective(config(root, tiny_runs))
+    objective = task_of(config(root, tiny_runs))
     source = LatentSource(root / "latents")
     clips = [source.read(index, None, 5, 16, 16) for index in range(2)]
     batch = {
@@ -106,7 +106,7 @@ def test_a_dropped_stored_caption_is_the_null_caption_of_the_run(root, tiny_runs
 def test_training_needs_no_t5_and_sampling_needs_its_weights_once(root, tiny_runs, tmp_path):
     other = tmp_path / "elsewhere"
     shutil.copytree(root / "latents", other / "latents")
-    objective = make_objective(config(other, tiny_runs))  # there is no t5/ beside these latents
+    objective = task_of(config(other, tiny_runs))  # there is no t5/ beside these latents
     assert objective.fingerprints()["text_encoder"] == T5Folder(root / "t5").fingerprint
     loaded = load_text_to_video(root / "run", text_cache=str(tmp_path / "cache"))
     video = loaded(PROMPT, seed=1)
@@ -178,12 +178,12 @@ def test_embeddings_that_do_not_fit_are_refused(root, tiny_runs, tmp_path):
     with pytest.raises(
         UserError, match=r"holds no text embeddings, .*--text_encoder=.*t5 --text_length=24"
     ):
-        make_objective(config(tmp_path, tiny_runs, text={"path": str(root / "t5")}))
+        task_of(config(tmp_path, tiny_runs, text={"path": str(root / "t5")}))
     shorter = {"text": {"length": 20}, "model": {"null_caption_tokens": 20}}
     with pytest.raises(
         UserError, match="embeddings of up to 24 tokens of width 16; the run takes text.length 20"
     ):
-        make_objective(config(root, tiny_runs, **shorter))
+        task_of(config(root, tiny_runs, **shorter))
     with pytest.raises(UserError, match="text_length is for a T5's folder; a run has its own"):
         encode(tmp_path, tiny_runs, out=str(tmp_path / "x"), text_encoder=str(tiny_runs / "vdit"))
     with pytest.raises(UserError, match="is for --text_encoder"):
@@ -193,9 +193,9 @@ def test_embeddings_that_do_not_fit_are_refused(root, tiny_runs, tmp_path):
 
 def test_videos_are_captioned_by_a_t5_at_hand(root, tiny_runs):
     data = {"source": "synthetic", "path": None, "num_clips": 8}
-    objective = make_objective(config(root, tiny_runs, data=data))
+    objective = task_of(config(root, tiny_runs, data=data))
     arrays = objective.text.batch_arrays({"caption": [PROMPT, ""]})
     assert arrays["text"].shape == (2, LENGTH, 16) and arrays["text_mask"][1].sum() == 0
     (row,) = T5Captions(root / "t5", LENGTH)([PROMPT])
     np.testing.assert_allclose(arrays["text"][0, : len(row)], row, atol=1e-6)
-    assert make_objective(config(root, tiny_runs)).fingerprints() == objective.fingerprints()
+    assert task_of(config(root, tiny_runs)).fingerprints() == objective.fingerprints()

@@ -140,7 +140,7 @@ def test_loading_refuses_what_is_no_model(tiny_runs, tmp_path):
         xgen_jax.load(tmp_path / "missing")
     with pytest.raises(UserError, match="holds no config.json"):
         xgen_jax.load(tmp_path)
-    with pytest.raises(UserError, match="a text-to-video model is a vdit run"):
+    with pytest.raises(UserError, match="give a text-to-video model: a vdit run"):
         load_text_to_video(tiny_runs / "vidvae")
     unfinished = tmp_path / "unfinished"
     shutil.copytree(tiny_runs / "vdit", unfinished)

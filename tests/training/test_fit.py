@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from run_states import assert_same, contents, state_of
 
+from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
 from xgen_jax.errors import UserError
 from xgen_jax.runs.checkpoint import Checkpoints
-from xgen_jax.training.fit import NonFiniteLoss, train
 from xgen_jax.training.metric_writers import read_jsonl
+from xgen_jax.training.run_log import NonFiniteLoss
 
 # The schedule of the rate must not depend on the number of steps, which may change between two
 # calls.
@@ -196,7 +197,9 @@ def test_a_transformer_trains_on_a_fresh_autoencoder(straight, tmp_path):
         "the zero-initialised output has not moved"
     )
     assert contents(straight) == before
-    with pytest.raises(UserError, match="holds a vdit run; an embedder is a vidvae or regen run"):
+    with pytest.raises(
+        UserError, match="holds a vdit run; give an embedder: a vidvae or regen run"
+    ):
         run(vdit(tmp_path), tmp_path.parent / "second")
 
 
@@ -237,7 +240,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
         values = vidvae(steps=200, loop={"checkpoint_every": 5})
         code = (
             "import json, sys; from xgen_jax.config.runs import run_config; "
-            "from xgen_jax.training.fit import train; train(run_config(json.loads(sys.argv[1])), sys.argv[2])"
+            "from xgen_jax.commands.train import train; train(run_config(json.loads(sys.argv[1])), sys.argv[2])"
         )
         return subprocess.Popen(
             [sys.executable, "-c", code, json.dumps(values), str(workdir)],

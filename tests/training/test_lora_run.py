@@ -7,11 +7,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import TINY_VDIT
 from run_states import contents, state_of
 
 import xgen_jax
 from xgen_jax.commands.convert import convert
+from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources.factory import make_source
@@ -21,7 +21,7 @@ from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.parallel import sharding
 from xgen_jax.runs.folder import ADAPTER, RunFolder
 from xgen_jax.runs.load import load_text_encoder
-from xgen_jax.training.fit import make_objective, train
+from xgen_jax.testing import VDIT, task_of
 from xgen_jax.training.metric_writers import read_jsonl
 from xgen_jax.training.state import sample_keys
 from xgen_jax.weights.lora import read_adapter
@@ -31,11 +31,11 @@ PROMPT = "a red circle moving left"
 
 def values(root, steps=6, **changes):
     run = {
-        **TINY_VDIT,
+        **VDIT,
         "embedder": str(root / "vidvae"),
         "init_from": str(root / "vdit"),
         "lora": {"rank": 4, "alpha": 8.0},
-        "data": {**TINY_VDIT["data"], "num_clips": 2},
+        "data": {**VDIT["data"], "num_clips": 2},
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1},
         "loop": {
             "steps": steps,
@@ -66,9 +66,9 @@ def root(tiny_runs, tmp_path_factory):
 def measured(root):
     """(the objective, a batch's arrays, keys of a step, its compiled loss)."""
     config = run_config(values(root))
-    objective = make_objective(config)
+    objective = task_of(config)
     batch = Pipeline(make_source(config.data), config.data).batch(0)
-    arrays = objective.prepare(objective.arrays(batch))
+    arrays = objective.prepare(objective.batch_arrays(batch))
 
     def keys(step):
         return sample_keys(0, np.int32(step), batch["sample_id"].astype(np.uint32))
@@ -101,7 +101,7 @@ def test_it_learns_and_keeps_and_averages_the_adapter_alone(root):
     state = state_of(root / "straight")
     assert state["params"].keys() == state["ema"].keys() == {"lora"}
     sizes = [leaf.size for leaf in jax.tree.leaves(state["params"])]
-    base = RunFolder(root / "vdit").averaged()
+    base = RunFolder(root / "vdit").ema_params()
     trained = RunFolder(root / "straight").read_json("run.json")["parameters"]
     assert trained == sum(sizes) < sum(leaf.size for leaf in jax.tree.leaves(base)) / 2
     # Two moments and a few counters: nothing of the base.
@@ -124,7 +124,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(root):
 
 def test_the_file_is_the_average_with_the_bases_fingerprint(root):
     base = RunFolder(root / "vdit")
-    model, params = base.config().model, base.averaged()
+    model, params = base.config().model, base.ema_params()
     config, adapter = read_adapter(root / "straight", params, fingerprint(model, params))
     assert config == RunFolder(root / "straight").config().lora
     jax.tree.map(np.testing.assert_array_equal, adapter, state_of(root / "straight")["ema"]["lora"])
@@ -151,7 +151,7 @@ def test_folder_file_and_merged_folder_draw_the_same(root):
     merged = RunFolder(root / "merged")
     assert merged.read_json("run.json")["adapter"] == arguments["source"]
     assert summary["fingerprint"] == fingerprint(
-        merged.config().model, RunFolder(root / "straight").averaged()
+        merged.config().model, RunFolder(root / "straight").ema_params()
     )
     with pytest.raises(UserError, match="holds a model already"):
         convert(**arguments, out=str(root / "merged"))
@@ -172,23 +172,25 @@ def test_it_is_a_base_once_merged(root, tmp_path):
         )
     source = f"{root / 'straight'}:2"
     convert(kind="lora", source=source, base=str(root / "vdit"), out=str(tmp_path / "merged"))
-    objective = make_objective(run_config({**values(root), "init_from": str(tmp_path / "merged")}))
+    objective = task_of(run_config({**values(root), "init_from": str(tmp_path / "merged")}))
     folder = RunFolder(tmp_path / "merged")
-    assert objective.fingerprints()["base"] == fingerprint(folder.config().model, folder.averaged())
+    assert objective.fingerprints()["base"] == fingerprint(
+        folder.config().model, folder.ema_params()
+    )
 
 
 def test_another_base_is_refused_with_both_fingerprints(root, tmp_path):
     moved = tmp_path / "runs"
     for name in ("vidvae", "vdit", "straight"):
         shutil.copytree(root / name, moved / name)
-    before = RunFolder(root / "vdit").averaged()
+    before = RunFolder(root / "vdit").ema_params()
     # Trained on by one step, the base is another one.
     base, checkpoints = RunFolder(moved / "vdit").config(), RunFolder(moved / "vdit").checkpoints()
     checkpoints.save(
         3, {"ema": jax.tree.map(lambda x: x + 1e-6, before)}, checkpoints.restore_data()
     )
     checkpoints.wait()
-    after = RunFolder(moved / "vdit").averaged()
+    after = RunFolder(moved / "vdit").ema_params()
     old, new = (fingerprint(base.model, params) for params in (before, after))
     config = run_config({**values(root), "init_from": str(moved / "vdit")})
     RunFolder(moved / "straight").write_json("config.json", dataclasses.asdict(config))
@@ -208,8 +210,8 @@ def test_runs_moved_together_find_the_base_beside_them(root, tmp_path):
         RunFolder(root / "straight").config(), init_from="gone/vdit", embedder="gone/vidvae"
     )
     RunFolder(tmp_path / "straight").write_json("config.json", dataclasses.asdict(config))
-    moved = RunFolder(tmp_path / "straight").averaged()
-    jax.tree.map(np.testing.assert_array_equal, moved, RunFolder(root / "straight").averaged())
+    moved = RunFolder(tmp_path / "straight").ema_params()
+    jax.tree.map(np.testing.assert_array_equal, moved, RunFolder(root / "straight").ema_params())
 
 
 @pytest.mark.parametrize(
@@ -224,10 +226,10 @@ def test_runs_moved_together_find_the_base_beside_them(root, tmp_path):
         ),
         ({"lora": {"ranks": 2}}, "config.lora has no key 'ranks'; did you mean 'rank'?"),
         (
-            {"model": {**TINY_VDIT["model"], "qk_norm": False}},
+            {"model": {**VDIT["model"], "qk_norm": False}},
             r"no base for this run .*model.qk_norm: True -> False",
         ),
-        ({"text": {**TINY_VDIT["text"], "depth": 2}}, r"no base for this run .*text.depth: 1 -> 2"),
+        ({"text": {**VDIT["text"], "depth": 2}}, r"no base for this run .*text.depth: 1 -> 2"),
     ],
 )
 def test_what_cannot_be_right_is_refused_and_leaves_nothing(root, tmp_path, changes, message):
@@ -241,7 +243,7 @@ def test_what_cannot_be_right_is_refused_and_leaves_nothing(root, tmp_path, chan
     [
         ({"base": None}, "--kind=lora needs --base=FOLDER"),
         ({"kind": "pixart"}, "no other kind takes it"),
-        ({"base": "vidvae"}, "holds a vidvae run; an adapter's base is a vdit run"),
+        ({"base": "vidvae"}, "holds a vidvae run; give a transformer: a vdit run"),
         ({"source": "straight:x"}, "must be FILE or FILE:SCALE, and 'x' is no scale"),
         ({"source": "nowhere"}, "there is no .*nowhere"),
     ],

@@ -5,12 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from conftest import TINY_VDIT, TINY_VIDVAE
 
+from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
-from xgen_jax.training.fit import train
+from xgen_jax.testing import VDIT, VIDVAE
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def with_folder(config, folder, **data):
 
 @pytest.mark.slow
 def test_both_models_train_on_a_folder_of_videos(footage, tmp_path, capsys):
-    config = with_folder(TINY_VIDVAE, footage, require_captions=False)
+    config = with_folder(VIDVAE, footage, require_captions=False)
     assert train(run_config(config), tmp_path / "vidvae")["step"] == 2
-    config = with_folder({**TINY_VDIT, "embedder": str(tmp_path / "vidvae")}, footage)
+    config = with_folder({**VDIT, "embedder": str(tmp_path / "vidvae")}, footage)
     result = train(run_config(config), tmp_path / "vdit")
     assert result["step"] == 2
     assert np.isfinite(result["loss"])
@@ -60,5 +60,5 @@ def test_both_models_train_on_a_folder_of_videos(footage, tmp_path, capsys):
 def test_a_folder_without_a_usable_video_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "videos").mkdir()
     with pytest.raises(UserError, match="videos"):
-        train(run_config(with_folder(TINY_VIDVAE, tmp_path / "videos")), tmp_path / "run")
+        train(run_config(with_folder(VIDVAE, tmp_path / "videos")), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -17,9 +17,9 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, frame_times
 from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.vidvae_config import VidVAEConfig
+from xgen_jax.testing import regen_task
 from xgen_jax.training.state import TrainState, make_update, sample_keys
 from xgen_jax.training.tasks import regen
-from xgen_jax.training.tasks.regen import REGENObjective
 
 MODEL = REGENConfig(
     encoder=VidVAEConfig(
@@ -68,11 +68,11 @@ def make(config, frames=5, batch=4, dtype=jnp.float32):
     if config.lpips:
         lpips = Distance()
         frozen = lpips.init(jax.random.key(7), *[jnp.zeros((1, 8, 8, 3))] * 2)
-    objective = REGENObjective(
+    objective = regen_task(
         model=REGEN(MODEL, dtype), loss_config=config, lpips=lpips, frozen=frozen
     )
     video = np.random.default_rng(0).integers(0, 256, (batch, frames, 8, 8, 3), np.uint8)
-    arrays = objective.prepare(objective.arrays({"video": video}))
+    arrays = objective.prepare(objective.batch_arrays({"video": video}))
     params = jax.jit(lambda key: objective.init(key, None))(jax.random.key(1))
     rng = np.random.default_rng(1)  # what begins at zero too
     return (
@@ -205,7 +205,7 @@ def test_weighted_by_velocity_an_error_of_x0_is_that_of_the_velocity(process):
     config = REGENLossConfig(
         process=process, prediction="x0", weighting="velocity", weight_limit=1e6
     )
-    objective = REGENObjective(model=REGEN(MODEL), loss_config=config)
+    objective = regen_task(model=REGEN(MODEL), loss_config=config)
     x0, eps, wrong = jax.random.normal(jax.random.key(0), (3, 4, 1, 8, 8, 3))
     t_B = jnp.array([0.05, 0.4, 0.9, 1.0])
     x_t = objective.process.corrupt(x0, eps, t_B)
@@ -292,4 +292,4 @@ def test_lpips_needs_its_weights():
     with pytest.raises(
         UserError, match=r"loss\.lpips=1\.0 needs loss\.lpips_weights=FILE.*; loss\.lpips=0 does"
     ):
-        REGENObjective(model=REGEN(MODEL), loss_config=REGENLossConfig(lpips=1.0))
+        regen_task(model=REGEN(MODEL), loss_config=REGENLossConfig(lpips=1.0))

@@ -9,12 +9,12 @@ import pytest
 from run_states import assert_same, state_of
 from test_regen_loss import MODEL
 
+from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config, to_dict
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources.factory import make_source
 from xgen_jax.errors import UserError
 from xgen_jax.runs.load import load_embedder
-from xgen_jax.training.fit import train
 
 IMAGE, CHUNK, LONG = (
     {"frames": frames, "height": 8, "width": 8, "batch_size": 2} for frames in (1, 5, 11)
@@ -110,7 +110,7 @@ def test_windows_across_borders_need_clips_that_have_one():
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_made(mixed, tiny_runs, tmp_path):
     with pytest.raises(UserError, match=r"has other parameters.*\n  model\.width: 16 -> 32\n"):
         run(tmp_path / "run", init_from=str(mixed[0]), model={"width": 32})
-    with pytest.raises(UserError, match="holds a VidVAE; give a regen run to start from"):
+    with pytest.raises(UserError, match="holds a vidvae network; give a folder of a regen run"):
         run(tmp_path / "run", init_from=str(tiny_runs / "vidvae"))
     with pytest.raises(UserError, match=r"steps=0 must be at least 1"):
         run(tmp_path / "run", decode_steps=0)

@@ -12,7 +12,8 @@ from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, Conditioning, frame_times
 from xgen_jax.models.regen_config import PRESETS
-from xgen_jax.training.tasks.regen import REGENObjective, choose_windows
+from xgen_jax.testing import regen_task
+from xgen_jax.training.tasks.regen import choose_windows
 
 CHUNKS, FRAMES, ACROSS = 3, 5, 1000
 
@@ -77,7 +78,7 @@ def test_what_frames_are_told_across_borders_is_what_decoding_tells_them():
     """An encoder of constants and a decoder that draws what it is told: the loss sees what
     `decode_chunks` draws."""
     model, params = REGEN(TINY), random_params()
-    objective = REGENObjective(model=model, loss_config=REGENLossConfig(windows="moved"))
+    objective = regen_task(model=model, loss_config=REGENLossConfig(windows="moved"))
     z = jax.random.normal(jax.random.key(1), (2, 3, 2, 3, 2, 4))
     own_times = jnp.broadcast_to(frame_times(TINY, FRAMES)[None], (6, FRAMES))
     own = model.apply(params, z.reshape(6, 2, 3, 2, 4), own_times, method="expand").added_BFHWD
@@ -101,13 +102,13 @@ def test_what_frames_are_told_across_borders_is_what_decoding_tells_them():
 def test_tokens_of_two_chunks_are_refused():
     model = REGEN(dataclasses.replace(PRESETS["tiny-4x"], conditioning="in_context"))
     with pytest.raises(UserError, match="loss.windows='moved' .* choose loss.windows='chunk'"):
-        REGENObjective(model=model, loss_config=REGENLossConfig(windows="moved"))
+        regen_task(model=model, loss_config=REGENLossConfig(windows="moved"))
 
 
 @pytest.mark.slow
 def test_windows_are_moved_in_the_loss():
     """Of two chunks and an image; all is finite, and not what it is of the chunks alone."""
-    objective = REGENObjective(
+    objective = regen_task(
         model=REGEN(TINY), loss_config=REGENLossConfig(windows="moved", motion=1.0)
     )
     video = np.random.default_rng(0).integers(0, 256, (2, 2 * FRAMES + 1, 8, 8, 3), np.uint8)
@@ -119,9 +120,7 @@ def test_windows_are_moved_in_the_loss():
     (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(random_params())
     assert np.isfinite(value) and np.isfinite(metrics["motion"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-    plain = REGENObjective(
-        model=REGEN(TINY), loss_config=REGENLossConfig(windows="chunk", motion=1.0)
-    )
+    plain = regen_task(model=REGEN(TINY), loss_config=REGENLossConfig(windows="chunk", motion=1.0))
     alone, _ = jax.jit(plain.loss)(
         {"regen": random_params()}, {"video": video}, step_keys, jnp.int32(0)
     )

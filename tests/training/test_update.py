@@ -20,7 +20,7 @@ from xgen_jax.parallel import sharding
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.training.optimizer import make_optimizer, make_schedule, muon_dimensions
 from xgen_jax.training.state import init_state, make_update, sample_keys
-from xgen_jax.training.tasks.vdit import VDiTObjective
+from xgen_jax.training.tasks.vdit import VDiTTask
 
 VIDVAE = VidVAEConfig(
     channels=(8,),
@@ -41,7 +41,7 @@ def objective():
     model = VidVAE(VIDVAE)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 5, 8, 8, 3)))
     embedder = VidVAEEmbedder(model=model)
-    return VDiTObjective(
+    return VDiTTask(
         model=VDiT(VDiTConfig(width=16, depth=2, heads=2, text_width=8, remat="none")),
         text=ByteConditioner(
             encoder=ByteTextEncoder(ByteTextConfig(width=8, depth=1, heads=2, max_bytes=8))
@@ -55,7 +55,7 @@ def objective():
 @pytest.fixture(scope="module")
 def arrays(objective):
     video = np.random.default_rng(0).integers(0, 256, (8, 5, 8, 16, 3), np.uint8)
-    host = objective.arrays({"video": video, "caption": [f"clip {i}" for i in range(8)]})
+    host = objective.batch_arrays({"video": video, "caption": [f"clip {i}" for i in range(8)]})
     assert host["text"]["ids"].shape == host["text"]["mask"].shape == (8, 9)
     prepared = objective.prepare(host)
     assert prepared["latents"].shape == (8, 2, 2, 4, 4)

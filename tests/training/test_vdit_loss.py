@@ -19,7 +19,7 @@ from xgen_jax.models.text import ByteConditioner, ByteTextConfig, ByteTextEncode
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.training.state import TrainState, make_update, sample_keys
-from xgen_jax.training.tasks.vdit import VDiTObjective
+from xgen_jax.training.tasks.vdit import VDiTTask
 
 SEED, FRAMES = 3, 5
 # Every kind, and often: batches then hold samples with different masks.
@@ -37,7 +37,7 @@ def make_objective(**loss):
         clip_conditions=True,
         learned_variance=ddpm,
     )
-    return VDiTObjective(
+    return VDiTTask(
         model=VDiT(model),
         text=ByteConditioner(
             encoder=ByteTextEncoder(ByteTextConfig(width=8, depth=1, heads=2, max_bytes=8))
@@ -54,7 +54,7 @@ def arrays():
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((8, FRAMES, 4, 6, 4), np.float32)
     clip = np.stack([clip_conditions(17, 32, 48, fps) for fps in range(4, 12)])
-    return make_objective().arrays(
+    return make_objective().batch_arrays(
         {"latents": latents, "caption": [f"clip {i}" for i in range(8)], "clip": clip}
     )
 
@@ -184,7 +184,7 @@ def test_the_shift_follows_the_size_of_the_clip_in_training_as_in_sampling(array
 
 def test_shapes_of_another_bucket(arrays):
     objective = make_objective()
-    shapes = objective.resized(arrays, Bucket(frames=9, height=64, width=40, batch_size=2))
+    shapes = objective.abstract_batch(arrays, Bucket(frames=9, height=64, width=40, batch_size=2))
     assert shapes["latents"].shape == (2, 3, 8, 5, 4)
     assert shapes["clip"].shape == (2, 5)
     assert {leaf.shape for leaf in jax.tree.leaves(shapes["text"])} == {(2, 9)}

@@ -18,6 +18,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
+from xgen_jax.testing import vidvae_task
 from xgen_jax.training.optimizer import optimize_apart
 from xgen_jax.training.state import TrainState, init_state, make_update, sample_keys
 from xgen_jax.training.tasks.adversarial import (
@@ -27,7 +28,6 @@ from xgen_jax.training.tasks.adversarial import (
     hinge_generator,
     r1_penalty,
 )
-from xgen_jax.training.tasks.vidvae import VidVAEObjective
 
 MODEL = VidVAEConfig(
     channels=(
@@ -65,11 +65,11 @@ def make(adversarial=ADVERSARIAL, dtype=jnp.float32, lpips=0.3, frames=5, batch=
     module = Distance() if lpips else None
     frozen = module.init(jax.random.key(7), *[jnp.zeros((1, 8, 8, 3))] * 2) if lpips else None
     config = VidVAELossConfig(l1=0.5, l2=2.0, lpips=lpips, kl=0.1, adversarial=adversarial)
-    objective = VidVAEObjective(
+    objective = vidvae_task(
         model=VidVAE(MODEL, dtype), loss_config=config, lpips=module, frozen=frozen
     )
     video = np.random.default_rng(0).integers(0, 256, (batch, frames, 16, 16, 3), np.uint8)
-    arrays = objective.prepare(objective.arrays({"video": video}))
+    arrays = objective.prepare(objective.batch_arrays({"video": video}))
     params = jax.jit(objective.init)(jax.random.key(1), arrays)
     rng = np.random.default_rng(1)  # biases too, so that a lost one shows
     return (
@@ -210,7 +210,7 @@ def test_before_its_step_the_discriminator_does_nothing(adversarial):
             r"loss\.adversarial\.start_step must be 0 or more, not -1",
         ),
         (
-            lambda: VidVAEObjective(model=VidVAE(MODEL), loss_config=VidVAELossConfig()),
+            lambda: vidvae_task(model=VidVAE(MODEL), loss_config=VidVAELossConfig()),
             r"loss\.lpips=1\.0 needs loss\.lpips_weights=FILE.*; loss\.lpips=0 does without",
         ),
     ],
@@ -293,7 +293,10 @@ def test_the_terms_of_a_half_precision_adversarial_loss_are_in_full(adversarial)
 def sgd_update(objective, params, arrays, accumulate):
     sgd = optimize_apart({name: optax.sgd(1.0) for name in params})
     state = TrainState(
-        step=jnp.int32(9), params=params, ema=objective.averaged(params), opt_state=sgd.init(params)
+        step=jnp.int32(9),
+        params=params,
+        ema=objective.ema_params(params),
+        opt_state=sgd.init(params),
     )
     update = jax.jit(make_update(objective, sgd, SEED, 0.9, accumulate))
     return update(state, arrays, np.arange(4, dtype=np.uint32), objective.frozen)
@@ -373,7 +376,7 @@ def test_each_side_of_the_game_answers_the_other(clips, moving):
     state = TrainState(
         step=jnp.int32(0),
         params=params,
-        ema=objective.averaged(params),
+        ema=objective.ema_params(params),
         opt_state=optimizer.init(params),
     )
     update, history = jax.jit(make_update(objective, optimizer, SEED, 0.9)), []

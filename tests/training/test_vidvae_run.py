@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from run_states import assert_same, state_of
 
+from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources.factory import make_source
 from xgen_jax.errors import UserError
 from xgen_jax.models.lpips import LPIPS, LPIPSConfig
 from xgen_jax.runs.load import load_embedder
-from xgen_jax.training.fit import NonFiniteLoss, train
 from xgen_jax.training.metric_writers import read_jsonl
+from xgen_jax.training.run_log import NonFiniteLoss
 from xgen_jax.weights.safetensors import write_safetensors
 
 IMAGE, VIDEO = ({"frames": frames, "height": 16, "width": 16, "batch_size": 2} for frames in (1, 5))

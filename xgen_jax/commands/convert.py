@@ -1,18 +1,18 @@
 """Foreign weights become a folder that commands take, and a transformer a foreign file, for
 `launch/convert.py`."""
 
-import dataclasses
 import pathlib
 import time
 from typing import Any
 
 import jax
 
-from xgen_jax.config.runs import TRANSFORMERS, VDiTWeights, VidVAEWeights
+from xgen_jax.config.runs import VDiTWeights, VidVAEWeights
 from xgen_jax.errors import UserError
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.runs.adapters import with_adapter
 from xgen_jax.runs.folder import RunFolder, describe_machine
+from xgen_jax.runs.load import load_transformer
 from xgen_jax.typing import Params
 from xgen_jax.weights import vdit, vidvae
 from xgen_jax.weights.safetensors import SUFFIX, read_safetensors
@@ -118,23 +118,15 @@ def _transformer(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> 
 
 def _merge(source: str, base: str, out: str, overwrite: bool) -> dict[str, Any]:
     folder = RunFolder(base)
-    config = folder.config()
-    if config.objective not in TRANSFORMERS:
-        raise UserError(
-            f"{base} holds a {config.objective} run; an adapter's base is a vdit run, or converted weights"
-        )
+    config, base_params = load_transformer(base)
     if RunFolder(out).checkpoints().steps() and not overwrite:
         raise UserError(
             f"--out={out} holds a model already; choose a new folder, or replace it with --overwrite"
         )
-    params = with_adapter(folder.averaged(), config.model, source)
+    params = with_adapter(base_params, config.model, source)
     # It is not the base's run, and must not be taken for it.
-    origin = str(folder.path.resolve())
-    changes = (
-        {"init_from": origin} if config.objective == "vdit" else {"kind": LORA, "source": origin}
-    )
+    config = config.derived(str(folder.path.resolve()), LORA)
     fingerprints = folder.checkpoints().restore_data()["fingerprints"]
-    config = dataclasses.replace(config, **changes)
     written, parameters = _write(out, config, params, overwrite, fingerprints, adapter=source)
     return {
         "model": str(written.path),
@@ -156,7 +148,7 @@ def _write(
     """Writes weights as a folder, with what else run.json is to say of them: (it, its
     parameters)."""
     folder = RunFolder(out)
-    folder.claim(config, overwrite)
+    folder.create_or_resume(config, overwrite)
     checkpoints = folder.checkpoints()
     checkpoints.save(0, {"ema": ema}, {"fingerprints": fingerprints or {}})
     checkpoints.wait()
@@ -166,14 +158,9 @@ def _write(
 
 
 def _export(source: str, out: str, overwrite: bool) -> dict[str, Any]:
-    folder = RunFolder(source)
-    config = folder.config()
-    if config.objective not in TRANSFORMERS:
-        raise UserError(
-            f"{source} holds a {config.objective} run; a transformer is a vdit run, or converted weights"
-        )
     if not out.endswith(SUFFIX):
         raise UserError(f"--out={out} must be a file that ends with {SUFFIX}")
-    params = folder.averaged()["vdit"]
+    config, params = load_transformer(source)
+    params = params[config.family]
     path = vdit.write_stdit2(out, config.model, params, overwrite=overwrite)
     return {"file": str(path), "kind": EXPORT, "fingerprint": fingerprint(config.model, params)}

@@ -30,10 +30,10 @@ from xgen_jax.parallel.memory import OUT_OF_MEMORY, peak_bytes
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated
 from xgen_jax.runs.text_encoders import make_conditioner
-from xgen_jax.training.compiled import abstract_arrays
-from xgen_jax.training.fit import abstract_state, check_buckets, make_vdit_objective, placed
-from xgen_jax.training.state import make_update
-from xgen_jax.training.tasks.lora import LoRAObjective
+from xgen_jax.training.compiled import abstract_arguments, jit_update
+from xgen_jax.training.state import abstract_state, place
+from xgen_jax.training.tasks.lora import LoRATask
+from xgen_jax.training.tasks.vdit import VDiTTask, check_buckets
 from xgen_jax.typing import Params
 
 # GiB a device that programs may use, as TPU's compiler has it.
@@ -94,7 +94,7 @@ def compile_train_step(
             f"bucket {bucket.name}: a batch of {bucket.batch_size} over {shards} devices of {topology}"
         )
     text = make_conditioner(config, np.dtype(config.loop.compute_dtype))
-    objective = make_vdit_objective(config, embedder.latent_shape, text)
+    task = VDiTTask.on_latents(config, embedder.latent_shape, text)
     row = {
         "latents": np.zeros(
             (1, *embedder.latent_shape(bucket.shape), embedder.latent_channels), np.float32
@@ -109,26 +109,16 @@ def compile_train_step(
     started = time.monotonic()
     with on_mesh(mesh):
         key = jax.eval_shape(lambda: jax.random.key(0))
-        arrays, sample_id = abstract_arrays(
-            objective, objective.arrays(row), bucket, batch_sharding(mesh)
+        arrays, sample_id = abstract_arguments(
+            task, task.batch_arrays(row), bucket, batch_sharding(mesh)
         )
         frozen = None
-        if config.lora:
-            frozen = placed(jax.eval_shape(objective.init, key, arrays), mesh)
-            objective = LoRAObjective(base=objective, lora=config.lora, frozen=frozen)
-        optimizer = objective.optimizer(config.optimizer, config.loop.steps)
-        state, shardings = abstract_state(objective, optimizer, mesh, key, arrays)
-        update = jax.jit(
-            make_update(
-                objective,
-                optimizer,
-                config.loop.seed,
-                config.loop.ema_decay,
-                config.loop.accumulate,
-            ),
-            donate_argnums=0,
-            out_shardings=(shardings, replicated(mesh)),
-        )
+        if config.adapter:
+            frozen = place(jax.eval_shape(task.init, key, arrays), mesh)
+            task = LoRATask(base=task, lora=config.adapter, frozen=frozen)
+        optimizer = task.optimizer(config.optimizer, config.loop.steps)
+        state, shardings = abstract_state(task, optimizer, mesh, key, arrays)
+        update = jit_update(task, optimizer, config.loop, mesh, shardings)
         lowered = update.lower(state, arrays, sample_id, frozen)
         clips = {"bucket": bucket.name, "batch_size": bucket.batch_size}
         return _report(lowered, mesh, topology, started, clips, state.params)

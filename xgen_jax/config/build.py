@@ -16,6 +16,9 @@ RENAMED: dict[str, str] = {}
 # Values that had another name: key (the new name) -> {old: new}.
 RENAMED_VALUES: dict[str, dict[str, str]] = {}
 
+# Objectives that named converted weights: old -> the network of them.
+RENAMED_OBJECTIVES = {"vidvae_weights": "vidvae", "vdit_weights": "vdit"}
+
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; tuples become lists, as JSON has them."""
@@ -34,8 +37,17 @@ def _lists(value):
     return [_lists(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
-def _build(kind, value, where: str):
-    """A value of the annotated kind out of plain data."""
+def build(kind: Any, value: Any, where: str) -> Any:
+    """Build a value of an annotated kind from plain data.
+
+    Args:
+      kind: a dataclass, or what a field of one may be annotated with: a union, a tuple, a type.
+      value: dicts, lists and plain values.
+      where: the path of the key, for messages.
+
+    Raises:
+      UserError: an unknown or missing key, or a value of another type.
+    """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
@@ -51,7 +63,7 @@ def _build(kind, value, where: str):
                 )
                 raise UserError(f"{where} has no key {key!r}; {hint}")
         kinds = typing.get_type_hints(kind)
-        built = {key: _build(kinds[key], item, f"{where}.{key}") for key, item in value.items()}
+        built = {key: build(kinds[key], item, f"{where}.{key}") for key, item in value.items()}
         for name, field in fields.items():
             no_default = (
                 field.default is dataclasses.MISSING
@@ -64,7 +76,7 @@ def _build(kind, value, where: str):
         if value is None and type(None) in args:
             return None
         kinds = [arg for arg in args if arg is not type(None)]
-        return _build(_of_kind(kinds, value, where) if len(kinds) > 1 else kinds[0], value, where)
+        return build(_of_kind(kinds, value, where) if len(kinds) > 1 else kinds[0], value, where)
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
             raise UserError(f"{where} must be a list, not {value!r}")
@@ -72,7 +84,7 @@ def _build(kind, value, where: str):
         if len(kinds) != len(value):
             raise UserError(f"{where} must have {len(kinds)} entries, not {len(value)}")
         return tuple(
-            _build(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value))
+            build(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value))
         )
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -1,42 +1,53 @@
-"""The configuration of a run: nested frozen dataclasses, made from plain dicts and turned back into
-JSON.
+"""A run's configuration: one frozen dataclass for each family of networks, made from plain dicts.
 
-A key that no part knows is an error which names the nearest one that it does.
+A folder holds either a run, which was trained here, or weights, which were converted from another
+project's. Both name the family of their network: "vidvae", "regen" or "vdit".
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
-from xgen_jax.config.build import _build, flat, rename
+import numpy as np
+
+from xgen_jax.config.build import RENAMED_OBJECTIVES, build, flat, rename
 from xgen_jax.config.losses import REGENLossConfig, VDiTLossConfig, VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.data.config import DataConfig
 from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.guidance import GuidanceConfig
 from xgen_jax.diffusion.samplers import make_steps
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
+from xgen_jax.files import differences
+from xgen_jax.models.embedder import Embedder, REGENEmbedder, VidVAEEmbedder
 from xgen_jax.models.lora import LoRAConfig
+from xgen_jax.models.regen import REGEN
 from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.text import ByteTextConfig, T5TextConfig
 from xgen_jax.models.vdit_config import VDiTConfig
+from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel.mesh import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long and how a run goes.
+    """Length, precision and rhythm of a run.
 
     Attributes:
       steps: updates in all.
-      seed: of initialisation, noise, times and caption drop.
-      ema_decay: of the parameter average, which is what samples are drawn from.
-      compute_dtype: `bfloat16` or `float32`; parameters, averages and losses are always float32.
+      seed: of initialisation, noise, diffusion times and dropped captions.
+      ema_decay: of the exponential moving average of the parameters, which is what samples and
+        reconstructions use.
+      compute_dtype: `bfloat16` or `float32`; parameters, their average and losses are float32.
       checkpoint_every: steps between checkpoints; the last step is always saved.
-      keep_checkpoints: how many of the newest are kept.
-      log_every: steps between lines of metrics.
-      accumulate: equal parts that a batch is cut in, one after another; the update is the whole
-      batch's.
+      keep_checkpoints: number of checkpoints kept, the newest ones.
+      log_every: steps between rows of metrics.
+      evaluate_every: steps between evaluations on held-out clips; 0 for none.
+      evaluate_batches: held-out batches of each bucket in an evaluation.
+      profile_steps: (first, last) steps to trace into WORKDIR/profile, which xprof reads.
+      accumulate: equal parts that a batch is cut into, computed one after another; the update is
+        that of the whole batch.
     """
 
     steps: int
@@ -46,97 +57,155 @@ class LoopConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     log_every: int = 20
+    evaluate_every: int = 0
+    evaluate_batches: int = 4
+    profile_steps: tuple[int, int] | None = None
     accumulate: int = 1
 
     def __post_init__(self):
-        for name in ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "accumulate"):
+        counts = ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "accumulate")
+        for name in (*counts, "evaluate_batches"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        if self.compute_dtype not in ("bfloat16", "float32"):
+                raise UserError(f"loop.{name} must be 1 or more, not {getattr(self, name)}")
+        if self.evaluate_every < 0:
+            raise UserError(f"loop.evaluate_every must be 0 or more, not {self.evaluate_every}")
+        if self.profile_steps and not 0 <= self.profile_steps[0] <= self.profile_steps[1]:
             raise UserError(
-                f"compute_dtype={self.compute_dtype!r} is not known; choose 'bfloat16' or 'float32'"
+                f"loop.profile_steps={self.profile_steps} must be a first and a last step, e.g. 10,12"
             )
+        choose("loop.compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
+
+
+class HoldsEmbedder:
+    """A folder's configuration from which an embedder can be made."""
+
+    family: str
+    model: Any
+
+    def make_embedder(self, dtype: Any = np.float32) -> Embedder:
+        """The embedder of the folder's network, computing in `dtype`."""
+        raise NotImplementedError
+
+
+class HoldsTransformer:
+    """A folder's configuration from which a text-to-video transformer can be made."""
+
+    family: str
+    model: VDiTConfig
+
+
+class HoldsVidVAE(HoldsEmbedder):
+    """A folder of a VidVAE."""
+
+    model: VidVAEConfig
+
+    def make_embedder(self, dtype: Any = np.float32) -> Embedder:
+        """See `HoldsEmbedder`."""
+        return VidVAEEmbedder(model=VidVAE(self.model, dtype))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VidVAERun:
-    """A run that trains a video autoencoder.
+class Run:
+    """The keys that every run has. A subclass is known by the default of its `objective`.
 
-    `init_from` is the folder of an embedder whose parameters the first step starts from, instead of
-    random ones.
+    Attributes:
+      objective: the family of networks that is trained.
+      init_from: a folder, of a run or of converted weights, whose EMA parameters the first step
+        starts from; random parameters by default.
+      data, optimizer, loop, mesh: see their classes.
     """
 
-    objective: str = "vidvae"
+    known: ClassVar[dict[str, type["Run"]]] = {}
+
+    objective: str = ""
     init_from: str | None = None
-    model: VidVAEConfig
-    loss: VidVAELossConfig = VidVAELossConfig()
     data: DataConfig
     optimizer: OptimizerConfig
     loop: LoopConfig
     mesh: MeshConfig = MeshConfig()
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        Run.known[cls.objective] = cls
+
+    @property
+    def family(self) -> str:
+        """The family of networks, which is also the name of the network's sub-tree of parameters."""
+        return self.objective
+
+    @property
+    def adapter(self) -> LoRAConfig | None:
+        """The adapter that is trained in place of the parameters, if any."""
+        return None
+
+    def derived(self, origin: str, kind: str) -> "Run":
+        """The configuration of parameters that were made from those of this run in `origin`."""
+        del kind
+        return dataclasses.replace(self, init_from=origin)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class REGENRun:
+class VidVAERun(HoldsVidVAE, Run):
+    """A run that trains a video autoencoder."""
+
+    objective: str = "vidvae"
+    model: VidVAEConfig
+    loss: VidVAELossConfig = VidVAELossConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class REGENRun(HoldsEmbedder, Run):
     """A run that trains a REGEN: encoder and re-generative decoder together.
 
-    `init_from` is the folder of a regen run whose averaged parameters the first step starts from,
-    instead of random ones. `decode_steps`, network evaluations a window, is the default of
-    decoding.
+    Attributes:
+      decode_steps: network evaluations a window, the default of decoding.
     """
 
     objective: str = "regen"
-    init_from: str | None = None
     model: REGENConfig
     loss: REGENLossConfig = REGENLossConfig()
-    data: DataConfig
-    optimizer: OptimizerConfig
-    loop: LoopConfig
-    mesh: MeshConfig = MeshConfig()
     decode_steps: int = 1
 
     def __post_init__(self):
-        make_grid(
-            self.loss.make_process(), self.decode_steps
-        )  # what would not decode is better known before
-        longest, least = (
-            max(bucket.frames for bucket in self.data.buckets),
-            2 * self.model.chunk_frames,
-        )
+        make_grid(self.loss.make_process(), self.decode_steps)  # before training, not after
+        longest = max(bucket.frames for bucket in self.data.buckets)
+        least = 2 * self.model.chunk_frames
         if self.loss.windows == "moved" and longest < least:
             raise UserError(
-                f"loss.windows='moved' is for clips of two chunks, {least} frames or more, and the longest bucket has "
-                f"{longest}: decoding would cross borders that training has not; add one, or choose "
-                "loss.windows='chunk'"
+                f"loss.windows='moved' is for clips of two chunks, {least} frames or more, and the "
+                f"longest bucket has {longest}: decoding would cross borders that training has not; "
+                "add one, or choose loss.windows='chunk'"
             )
+
+    def make_embedder(self, dtype: Any = np.float32) -> Embedder:
+        """See `HoldsEmbedder`."""
+        return REGENEmbedder(
+            model=REGEN(self.model, dtype),
+            process=self.loss.make_process(),
+            steps=self.decode_steps,
+            windows=self.loss.windows,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VDiTRun:
-    """A run that trains a text-to-video transformer on the latents of the embedder in the run
-    folder `embedder`.
+class VDiTRun(HoldsTransformer, Run):
+    """A run that trains a text-to-video transformer on an embedder's latents.
 
-    `init_from` is the folder of a vdit run, or of converted weights, whose averaged parameters the
-    first step starts
-    from: the stage before, as a rule. With `lora` they are the base instead: frozen, and an adapter
-    is trained beside them, of them all that its rules choose.
-
-    `sampler`, `sample_steps`, `sample_spacing` (of the steps visited: None is the process's own,
-    see `diffusion.grids.SPACINGS`), `guidance_scale`, `guidance` and `sample_fps` are the defaults
-    of drawing samples.
+    Attributes:
+      embedder: the embedder's folder.
+      lora: trains an adapter of the transformer in `init_from`, which stays frozen; None trains
+        the transformer itself.
+      text: the text encoder.
+      sampler, sample_steps, sample_spacing, guidance_scale, guidance, sample_fps: the defaults of
+        sampling. A spacing of None is the process's own (see `diffusion.grids.SPACINGS`).
     """
 
     objective: str = "vdit"
     embedder: str
-    init_from: str | None = None
     lora: LoRAConfig | None = None
     model: VDiTConfig
     text: ByteTextConfig | T5TextConfig
     loss: VDiTLossConfig = VDiTLossConfig()
-    data: DataConfig
-    optimizer: OptimizerConfig
-    loop: LoopConfig
-    mesh: MeshConfig = MeshConfig()
     sampler: str = "euler"
     sample_steps: int = 16
     sample_spacing: str | None = None
@@ -145,12 +214,10 @@ class VDiTRun:
     sample_fps: float = 8.0
 
     def __post_init__(self):
-        # What would not sample is better known before it has trained.
+        # Settings that cannot sample are refused before anything is trained.
         process = self.loss.make_process(self.model.learned_variance)
-        make_steps(
-            self.sampler,
-            make_grid(process, self.sample_steps, self.sample_spacing, self.loss.time_shift),
-        )
+        grid = make_grid(process, self.sample_steps, self.sample_spacing, self.loss.time_shift)
+        make_steps(self.sampler, grid)
         self.guidance.check(process)
         if self.lora and self.init_from is None:
             raise UserError(
@@ -159,47 +226,67 @@ class VDiTRun:
         if self.lora and self.optimizer.name == "muon":
             raise UserError("optimizer.name='muon' is for whole kernels; an adapter takes 'adamw'")
 
+    @property
+    def adapter(self) -> LoRAConfig | None:
+        """See `Run`."""
+        return self.lora
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VidVAEWeights:
-    """Weights of another project: an embedder that no run has trained here. See
-    `commands.convert`."""
+class Weights:
+    """Weights converted from another project's, with `launch/convert.py`; they are not a run.
 
-    objective: str = "vidvae_weights"
-    model: VidVAEConfig
+    Attributes:
+      network: the family of the network.
+      kind: the foreign format, see `commands.convert`.
+      source: the file or folder they came from.
+    """
+
+    known: ClassVar[dict[str, type["Weights"]]] = {}
+
+    network: str = ""
     kind: str
     source: str
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        Weights.known[cls.network] = cls
+
+    @property
+    def family(self) -> str:
+        """See `Run`."""
+        return self.network
+
+    @property
+    def adapter(self) -> LoRAConfig | None:
+        """Converted weights have none."""
+        return None
+
+    def derived(self, origin: str, kind: str) -> "Weights":
+        """The configuration of weights that were made from these in `origin`."""
+        return dataclasses.replace(self, kind=kind, source=origin)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VDiTWeights:
-    """Weights of another project: a transformer to start a run from (`init_from`). See
-    `commands.convert`.
+class VidVAEWeights(HoldsVidVAE, Weights):
+    """An embedder's weights."""
+
+    network: str = "vidvae"
+    model: VidVAEConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VDiTWeights(HoldsTransformer, Weights):
+    """A transformer's weights, to start a run from (`init_from`).
 
     Attributes:
       latent_channels: of the latents that it works on.
     """
 
-    objective: str = "vdit_weights"
+    network: str = "vdit"
     model: VDiTConfig
-    kind: str
-    source: str
     latent_channels: int
 
-
-RUNS = {
-    "vidvae": VidVAERun,
-    "regen": REGENRun,
-    "vdit": VDiTRun,
-    "vidvae_weights": VidVAEWeights,
-    "vdit_weights": VDiTWeights,
-}
-EMBEDDERS = ("vidvae", "regen", "vidvae_weights")  # the objectives whose folders hold an embedder
-TRANSFORMERS = (
-    "vdit",
-    "vdit_weights",
-)  # the objectives whose folders a transformer can be taken from
-RunConfig = VidVAERun | REGENRun | VDiTRun | VidVAEWeights | VDiTWeights
 
 # What may change between two calls of the same run without making it another run.
 FREE_KEYS = {
@@ -207,6 +294,9 @@ FREE_KEYS = {
     "loop.checkpoint_every",
     "loop.keep_checkpoints",
     "loop.log_every",
+    "loop.evaluate_every",
+    "loop.evaluate_batches",
+    "loop.profile_steps",
     "data.num_threads",
     "data.prefetch",
     "data.path",  # the source's fingerprint guards what is in it
@@ -228,27 +318,41 @@ FREE_KEYS = {
 }
 
 
-def run_config(values: dict[str, Any]) -> RunConfig:
-    """Builds a run's configuration from nested dicts, as `configs/` and config.json hold them.
+def run_config(values: dict[str, Any], say: Callable[[str], None] | None = None) -> Run:
+    """Build a run's configuration from nested dicts, as `configs/` and config.json hold them.
+
+    Args:
+      values: nested dicts; keys may have the names of the last release (see `config.build.rename`).
+      say: called with a line for each renamed key or value.
 
     Raises:
       UserError: an unknown or missing key, a value of another type, or one that a part refuses.
     """
-    values = rename(values)
+    values = rename(values, say)
+    objective = choose("objective", values.get("objective"), Run.known)
+    return build(Run.known[objective], values, "config")
+
+
+def folder_config(values: dict[str, Any]) -> Run | Weights:
+    """The configuration in a folder's config.json: a run's, or that of converted weights."""
     objective = values.get("objective")
-    if objective not in RUNS:
-        raise UserError(f"objective={objective!r} is not known; choose one of {', '.join(RUNS)}")
-    return _build(RUNS[objective], values, "config")
+    if objective in RENAMED_OBJECTIVES:  # converted weights, as release 0.1 wrote them
+        values = {k: v for k, v in values.items() if k != "objective"}
+        values["network"] = RENAMED_OBJECTIVES[objective]
+    if "network" not in values:
+        return run_config(values)
+    network = choose("network", values["network"], Weights.known)
+    return build(Weights.known[network], rename(values), "config")
 
 
-def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Nested dicts and lists, ready for JSON; `run_config` takes them back."""
+def to_dict(config: Run | Weights) -> dict[str, Any]:
+    """Nested dicts and lists, ready for JSON; `folder_config` takes them back."""
     return dataclasses.asdict(config)
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys, but the free ones, whose values differ between two configurations, as "key: old ->
-    new"."""
+    """Keys other than the free ones whose values differ, as "key: old -> new"."""
     a, b = flat(old), flat(new)
-    keys = sorted((a.keys() | b.keys()) - FREE_KEYS)
-    return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in keys if a.get(key) != b.get(key)]
+    for key in FREE_KEYS:
+        a.pop(key, None), b.pop(key, None)
+    return differences(a, b)

@@ -17,7 +17,7 @@ from xgen_jax.models.vdit import VDiT
 from xgen_jax.nn.attention import IMPLEMENTATIONS
 from xgen_jax.runs.adapters import with_adapter
 from xgen_jax.runs.folder import RunFolder, check_fingerprints
-from xgen_jax.runs.load import load_embedder
+from xgen_jax.runs.load import TEXT_TO_VIDEO, load_embedder
 from xgen_jax.runs.text_encoders import default_cache, load_conditioner
 from xgen_jax.typing import Params, Video
 
@@ -197,11 +197,7 @@ def load_text_to_video(
       missing or another one.
     """
     folder = RunFolder(path)
-    config = folder.config()
-    if config.objective != "vdit":
-        raise UserError(
-            f"{path} holds a {config.objective} run; a text-to-video model is a vdit run"
-        )
+    config = folder.expect(VDiTRun, TEXT_TO_VIDEO)
     dtype = compute_dtype or config.loop.compute_dtype
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"compute_dtype={dtype!r} is not known; choose 'float32' or 'bfloat16'")
@@ -213,14 +209,14 @@ def load_text_to_video(
     # One after another: what is kept on the host is on a device only while it is read.
     kept = jax.device_get if offload or memory_budget_gb is not None else (lambda tree: tree)
     checkpoints = folder.checkpoints()
-    params = folder.averaged(step)
+    params = folder.ema_params(step)
     params = kept(with_adapter(params, config.model, lora) if lora else params)
     made_for, embedder_params = load_embedder(
-        embedder or folder.beside(config.embedder), np.dtype(dtype)
+        embedder or folder.resolve_sibling(config.embedder), np.dtype(dtype)
     )
     embedder_params = kept(embedder_params)
-    if config.text.kind == "t5" and not text_encoder:
-        text_encoder = folder.beside(config.text.path)
+    if config.text.path and not text_encoder:
+        text_encoder = folder.resolve_sibling(config.text.path)
     text = load_conditioner(config, path=text_encoder, cache=text_cache or default_cache())
     now = {"embedder": made_for.fingerprint(embedder_params), **text.fingerprints()}
     check_fingerprints(now, checkpoints.restore_data(step), f"the model in {path}")

@@ -38,6 +38,9 @@ class ByteTextConfig:
     """Sizes of a byte-level encoder, trained along. `max_bytes` is the longest prompt in UTF-8
     bytes."""
 
+    trained: ClassVar[bool] = True  # along with the transformer
+    path: ClassVar[str | None] = None
+
     kind: str = "bytes"
     width: int = 96
     depth: int = 2
@@ -56,6 +59,8 @@ class T5TextConfig:
       length: tokens a caption, the end-of-sentence token included; longer ones are cut, and it is
       said.
     """
+
+    trained: ClassVar[bool] = False
 
     kind: str = "t5"
     path: str
@@ -164,6 +169,14 @@ class ByteConditioner:
 
     prepare = check  # there is nothing to do ahead
 
+    def problem(self, caption: str) -> str:
+        """The reason why a caption cannot be trained on; empty where it can."""
+        try:
+            tokenize_bytes([caption], self.encoder.config.max_bytes)
+        except UserError as error:
+            return str(error)
+        return ""
+
     def arrays(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
         """{"ids", "mask"}, see `tokenize_bytes`."""
         ids, mask = tokenize_bytes(list(captions), self.encoder.config.max_bytes)
@@ -237,6 +250,11 @@ class T5Conditioner:
         """Raises UserError for a prompt with nothing in it, also when cleaned; says which are cut,
         and by how much."""
         self._at_hand().check(prompts)
+
+    def problem(self, caption: str) -> str:
+        """The reason why a caption cannot be trained on: there is none, a long one is cut."""
+        del caption
+        return ""
 
     def prepare(self, prompts: Sequence[str]) -> None:
         """Checks the prompts, and embeds them all, so that the T5's weights can go before others

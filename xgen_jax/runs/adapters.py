@@ -1,5 +1,4 @@
-"""An adapter and its base: what a run with `lora` stands on, what it leaves, and the way back into
-the base."""
+"""Adapters on disk: written by a run that trained one, and merged into their base."""
 
 import os
 import pathlib
@@ -17,9 +16,8 @@ from xgen_jax.weights.lora import read_adapter, write_adapter
 
 
 def store_adapter(folder: RunFolder) -> None:
-    """Writes what a run with `lora` has trained, averaged, as a file of its own beside the
-    checkpoints."""
-    checkpoints, lora = folder.checkpoints(), folder.config().lora
+    """Write the EMA adapter of a run with `lora` as a file of its own next to the checkpoints."""
+    checkpoints, lora = folder.checkpoints(), folder.config().adapter
     base = checkpoints.restore_data()["fingerprints"]["base"]
     adapter = checkpoints.restore_part(("ema", "lora"))
     if jax.process_index() == 0:
@@ -27,13 +25,13 @@ def store_adapter(folder: RunFolder) -> None:
 
 
 def with_adapter(params: Params, model: VDiTConfig, adapter: str | os.PathLike) -> Params:
-    """A base's averaged parameters, moved by an adapter.
+    """Merge an adapter into the EMA parameters of its base.
 
     Args:
-      params: all of them, as `RunFolder.averaged` gives them.
+      params: all of them, as `RunFolder.ema_params` gives them.
       model: the base's.
-      adapter: FILE, or FILE:SCALE to weigh what the adapter does; a folder of a run with `lora` in
-      place of the file.
+      adapter: FILE, or FILE:SCALE to weigh the adapter; the folder of a run with `lora` may stand
+        for the file.
 
     Raises:
       UserError: a scale that is no number; whatever `weights.lora.read_adapter` refuses.

@@ -1,49 +1,67 @@
-"""A run folder describes itself: its configuration, versions, machine and times, checkpoints and
-metrics."""
+"""A run folder describes itself: its configuration, versions, machine and times, checkpoints,
+metrics. A folder of converted weights has the same form, without metrics.
+"""
 
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
 import shutil
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
-import xgen_jax
-from xgen_jax.config.runs import RunConfig, differing_keys, run_config, to_dict
+from xgen_jax.config.runs import Run, Weights, differing_keys, folder_config, to_dict
 from xgen_jax.errors import UserError
+from xgen_jax.files import check_free, read_json, refuse_differences, write_json
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.models.lora import merge
 from xgen_jax.runs.checkpoint import Checkpoints
 from xgen_jax.typing import Params
 
-LATENT_STATISTICS = (
-    "latent_statistics.json"  # the one place of an embedder's mean and deviation a channel
-)
+CONFIG, RUN, METRICS = "config.json", "run.json", "metrics.jsonl"
+LATENT_STATISTICS = "latent_statistics.json"  # mean and standard deviation of each latent channel
 ADAPTER = "adapter.safetensors"  # what a run with `lora` has trained
+FOLDERS = ("checkpoints", "tensorboard", "previews", "profile")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
+
+T = TypeVar("T")
 
 
 class RunFolder:
-    """One run's folder."""
+    """The folder of a run, or of converted weights."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
 
     @property
     def metrics(self) -> pathlib.Path:
-        """Where the metrics are."""
-        return self.path / "metrics.jsonl"
+        """The file of metrics, one JSON object a line."""
+        return self.path / METRICS
 
-    def config(self) -> RunConfig:
-        """The configuration of the run.
+    def config(self) -> Run | Weights:
+        """Read the configuration.
 
         Raises:
-          UserError: no such folder, or one that holds no run.
+          UserError: no such folder, or one that holds neither a run nor weights.
         """
-        return run_config(self.read_json("config.json"))
+        return folder_config(self.read_json(CONFIG))
+
+    def expect(self, kind: type[T], wanted: str) -> T:
+        """Read the configuration, which must be of a class, e.g. `HoldsEmbedder`.
+
+        Args:
+          kind: the class.
+          wanted: for the message, what is needed: "an embedder: a vidvae or regen run".
+
+        Raises:
+          UserError: see `config`, and a configuration of another class.
+        """
+        config = self.config()
+        if not isinstance(config, kind):
+            kind = "run" if isinstance(config, Run) else "network in converted weights"
+            raise UserError(f"{self.path} holds a {config.family} {kind}; give {wanted}")
+        return config
 
     def shapes(self, flag: str) -> list[tuple[int, int, int]]:
         """(frames, height, width) of each bucket that the run trains on.
@@ -52,101 +70,87 @@ class RunFolder:
           UserError: converted weights, which have none: the message asks for the flag.
         """
         config = self.config()
-        if config.objective.endswith("_weights"):
+        if not isinstance(config, Run):
             raise UserError(
-                f"{self.path} holds converted weights, which have no sizes of their own: give --{flag}"
+                f"{self.path} holds converted weights, which have no sizes of their own: "
+                f"give --{flag}"
             )
-        return list(dict.fromkeys((b.frames, b.height, b.width) for b in config.data.buckets))
+        return list(dict.fromkeys(bucket.shape for bucket in config.data.buckets))
 
-    def check(self, config: RunConfig, overwrite: bool = False) -> None:
-        """Touches nothing, and raises UserError if the folder holds another run, or files that are
-        none."""
-        if self.path.is_file():
-            raise UserError(f"{self.path} is a file; give a folder for the run")
-        if (self.path / "config.json").exists():
-            # Read as a configuration first: keys that a newer release added have their defaults
-            # then.
-            differing = [] if overwrite else differing_keys(to_dict(self.config()), to_dict(config))
-            if differing:
-                listed = "\n  ".join(differing)
-                raise UserError(
-                    f"{self.path} holds a run with another configuration (there -> here):\n  {listed}\n"
-                    "choose another --workdir, or start anew with --overwrite, which removes that run"
-                )
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and holds no run; choose a new folder")
+    def check(self, config: Run | Weights, overwrite: bool = False) -> None:
+        """Raise UserError if the folder holds another run or other files; touch nothing."""
+        if check_free(self.path, CONFIG, "run") and not overwrite:
+            # Read as a configuration: keys that a newer release added then have their defaults.
+            refuse_differences(
+                differing_keys(to_dict(self.config()), to_dict(config)),
+                f"{self.path} holds a run with another configuration",
+                "choose another --workdir, or start again with --overwrite, which removes that run",
+            )
 
-    def claim(self, config: RunConfig, overwrite: bool = False) -> None:
-        """Takes the folder for a run: starts it, or goes on with it when it already holds this very
-        run.
+    def create_or_resume(self, config: Run | Weights, overwrite: bool = False) -> None:
+        """Start a run in the folder, or go on with the same run in it.
+
+        Args:
+          config: of the run.
+          overwrite: remove what a run has written there.
 
         Raises:
-          UserError: it holds another run, or files that are none; nothing in it has been touched.
+          UserError: see `check`; nothing has been touched then.
         """
         self.check(config, overwrite)
         if overwrite:
             # Only what a run itself writes is removed.
-            for name in ("config.json", "run.json", LATENT_STATISTICS, ADAPTER, "metrics.jsonl"):
+            for name in (CONFIG, RUN, LATENT_STATISTICS, ADAPTER, METRICS):
                 (self.path / name).unlink(missing_ok=True)
-            for name in ("checkpoints", "tensorboard"):
+            for name in FOLDERS:
                 shutil.rmtree(self.path / name, ignore_errors=True)
-        self.write_json("config.json", to_dict(config))
+        self.write_json(CONFIG, to_dict(config))
 
     def checkpoints(self, keep: int = 2) -> Checkpoints:
         """The run's checkpoints."""
         return Checkpoints(self.path / "checkpoints", keep)
 
-    def averaged(self, step: int | None = None) -> Params:
-        """The averaged parameters of a run, or converted weights, by sub-tree; those of a run that
-        trained an adapter are its base's, moved by it.
+    def ema_params(self, step: int | None = None) -> Params:
+        """Load the EMA parameters of a run, or converted weights, by sub-tree. Those of a run that
+        trained an adapter are its base's, with the adapter merged.
 
         Args:
-          step: a checkpoint's; the newest by default.
+          step: of a checkpoint; the newest by default.
 
         Raises:
-          UserError: no such run, no checkpoint, or a base that is missing or another one.
+          UserError: no such run, no checkpoint, or a base that is missing or has changed.
         """
         config, checkpoints = self.config(), self.checkpoints()
         ema = checkpoints.restore_part(("ema",), step)
-        if getattr(config, "lora", None) is None:
+        if config.adapter is None:
             return ema
-        base_folder = RunFolder(self.beside(config.init_from))
-        base = base_folder.averaged()
+        base_folder = RunFolder(self.resolve_sibling(config.init_from))
+        base = base_folder.ema_params()
         now = {"base": fingerprint(base_folder.config().model, base)}
         check_fingerprints(now, checkpoints.restore_data(step), f"the adapter in {self.path}")
-        return merge(base, ema["lora"], config.lora.scale)
+        return merge(base, ema["lora"], config.adapter.scale)
 
-    def beside(self, configured: str) -> str:
-        """A folder that the run names, or, where it was moved with its neighbours, the one of that
-        name beside it."""
-        other = self.path.parent / pathlib.Path(configured).name
-        return str(
-            other if not pathlib.Path(configured).is_dir() and other.is_dir() else configured
-        )
+    def resolve_sibling(self, configured: str) -> str:
+        """The path of a folder that the run names. If it was moved together with the run, that is
+        the folder of the same name next to the run.
+        """
+        sibling = self.path.parent / pathlib.Path(configured).name
+        moved = not pathlib.Path(configured).is_dir() and sibling.is_dir()
+        return str(sibling if moved else configured)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """One of the folder's JSON files."""
-        path = self.path / name
+        """Read one of the folder's JSON files."""
         if not self.path.is_dir():
             raise UserError(f"there is no folder {self.path}")
-        if not path.is_file():
+        if not (self.path / name).is_file():
             raise UserError(
                 f"{self.path} holds no {name}: it is not the folder of a (finished) run"
             )
-        try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON ({error}); the run cannot be read") from error
+        return read_json(self.path / name, "the run cannot be read")
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
-        """Writes one of the folder's JSON files, whole or not at all."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            temporary = self.path / f".{name}.tmp"
-            temporary.write_text(json.dumps(value, indent=2) + "\n")
-            os.replace(temporary, self.path / name)
-        except OSError as error:
-            raise UserError(f"{self.path / name} cannot be written ({error})") from error
+        """Write one of the folder's JSON files, whole or not at all."""
+        write_json(self.path / name, value)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -155,26 +159,33 @@ def describe_machine() -> dict[str, Any]:
     return {
         "versions": {
             "python": platform.python_version(),
-            "xgen_jax": xgen_jax.__version__,
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            **{name: _version(name) for name in ("xgen_jax", *PACKAGES)},
         },
         "device": f"{len(jax.devices())} x {device.device_kind}",
         "host": f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores",
     }
 
 
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is on the path only
+        return "not installed"
+
+
 def check_fingerprints(now: dict[str, str], saved: dict[str, Any], what: str) -> None:
-    """Raises UserError if a run was trained on other frozen networks than those at hand.
+    """Raise UserError if a run was trained on other frozen networks than those loaded now.
 
     Args:
       now: fingerprints by name, e.g. {"embedder": "0123456789abcdef"}.
-      saved: what a checkpoint keeps beside the state.
+      saved: the data that a checkpoint keeps with the state.
       what: the run, for the message.
     """
     for name, mark in now.items():
         before = (saved.get("fingerprints") or {}).get(name)
         if before != mark:
             raise UserError(
-                f"{what} was trained on the {name} {before or 'of no known fingerprint'}, and what is loaded now is "
-                f"{mark}: it was trained further or replaced. Give the {name} it was trained on, or start a new run"
+                f"{what} was trained on the {name} {before or 'of no known fingerprint'}, and what "
+                f"is loaded now is {mark}: it was trained further or replaced. Give the {name} it "
+                "was trained on, or start a new run"
             )

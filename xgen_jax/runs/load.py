@@ -1,90 +1,83 @@
-"""What a run has trained, loaded from its folder."""
+"""The networks in a run's folder, or in one of converted weights, loaded."""
 
 import os
+from typing import Any
 
 import numpy as np
 
-from xgen_jax.config.runs import EMBEDDERS, RunConfig
+from xgen_jax.config.runs import HoldsEmbedder, HoldsTransformer, VDiTRun
 from xgen_jax.errors import UserError
-from xgen_jax.models.embedder import Embedder, REGENEmbedder, VidVAEEmbedder
-from xgen_jax.models.regen import REGEN
+from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text import ByteTextEncoder
-from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.typing import Params
 
-
-def make_embedder(config: RunConfig, dtype=np.float32) -> Embedder:
-    """The embedder that a run trains, computing in `dtype`."""
-    if config.objective == "regen":
-        return REGENEmbedder(
-            model=REGEN(config.model, dtype),
-            process=config.loss.make_process(),
-            steps=config.decode_steps,
-            windows=config.loss.windows,
-        )
-    return VidVAEEmbedder(model=VidVAE(config.model, dtype))
+EMBEDDER = "an embedder: a vidvae or regen run, or converted weights of one"
+TRANSFORMER = "a transformer: a vdit run, or converted weights of one"
+TEXT_TO_VIDEO = "a text-to-video model: a vdit run"
 
 
 def load_embedder(
-    path: str | os.PathLike, dtype=np.float32, require_statistics: bool = True
+    path: str | os.PathLike, dtype: Any = np.float32, require_statistics: bool = True
 ) -> tuple[Embedder, Params]:
-    """The embedder of a VidVAE or REGEN run, or of converted weights: averaged parameters with the
-    latent statistics.
+    """Load an embedder: EMA parameters together with the latent statistics.
 
     Args:
-      path: the run folder.
+      path: the folder of a run that trains one, or of converted weights.
       dtype: to compute in.
-      require_statistics: if False, an embedder whose statistics nobody has measured gets mean 0 and
+      require_statistics: False gives an embedder without measured statistics mean 0 and standard
         deviation 1, which is enough to encode and decode again.
 
     Raises:
-      UserError: no such run, one that trains something else, no checkpoint, or no statistics where
-      they are required.
+      UserError: no such folder, one of another network, no checkpoint, or no statistics where they
+        are required.
     """
     folder = RunFolder(path)
-    config = folder.config()
-    if config.objective not in EMBEDDERS:
-        raise UserError(
-            f"{path} holds a {config.objective} run; an embedder is a vidvae or regen run, or converted weights"
-        )
+    config = folder.expect(HoldsEmbedder, EMBEDDER)
     channels = config.model.latent_channels
     statistics = {"mean": [0.0] * channels, "std": [1.0] * channels}
     if (folder.path / LATENT_STATISTICS).exists():
         statistics = folder.read_json(LATENT_STATISTICS)
     elif require_statistics:
         raise UserError(
-            f"{path} holds no {LATENT_STATISTICS}: its training has not ended, or its weights were converted. "
-            f"launch/encode.py --embedder={path} measures and stores them as it encodes a data set"
+            f"{path} holds no {LATENT_STATISTICS}: its training has not ended, or its weights were "
+            f"converted. launch/encode.py --embedder={path} measures and stores them as it encodes "
+            "a data set"
         )
-    embedder = make_embedder(config, dtype)
-    params = folder.checkpoints().restore_part(
-        ("ema", "regen" if config.objective == "regen" else "vidvae")
-    )
-    return embedder, embedder.bundle(
-        params, np.array(statistics["mean"]), np.array(statistics["std"])
-    )
+    embedder = config.make_embedder(dtype)
+    params = folder.checkpoints().restore_part(("ema", config.family))
+    mean, std = np.array(statistics["mean"]), np.array(statistics["std"])
+    return embedder, embedder.bundle(params, mean, std)
 
 
-def load_text_encoder(path: str | os.PathLike, dtype=np.float32) -> tuple[ByteTextEncoder, Params]:
-    """The text encoder that a VDiT run trained, and its averaged parameters.
+def load_transformer(
+    path: str | os.PathLike, step: int | None = None
+) -> tuple[HoldsTransformer, Params]:
+    """Load a transformer: its configuration and the EMA parameters by sub-tree.
+
+    Args:
+      path: the folder of a vdit run, or of converted weights.
+      step: of a checkpoint; the newest by default.
+
+    Raises:
+      UserError: no such folder, one of another network, or no checkpoint.
+    """
+    folder = RunFolder(path)
+    return folder.expect(HoldsTransformer, TRANSFORMER), folder.ema_params(step)
+
+
+def load_text_encoder(
+    path: str | os.PathLike, dtype: Any = np.float32
+) -> tuple[ByteTextEncoder, Params]:
+    """Load the text encoder that a vdit run trained, and its EMA parameters.
 
     Raises:
       UserError: no such run, one that trains something else, or no checkpoint.
     """
     folder = RunFolder(path)
-    config = folder.config()
-    if config.objective != "vdit":
-        raise UserError(
-            f"{path} holds a {config.objective} run; a text encoder is that of a vdit run"
-        )
-    if config.text.kind != "bytes":
+    config = folder.expect(VDiTRun, "a text encoder: a vdit run")
+    if not config.text.trained:
         raise UserError(
             f"{path} holds a run with the text encoder {config.text.path}, which it did not train"
         )
-    params = (
-        folder.averaged()["text"]
-        if config.lora
-        else folder.checkpoints().restore_part(("ema", "text"))
-    )
-    return ByteTextEncoder(config.text, dtype), params
+    return ByteTextEncoder(config.text, dtype), folder.ema_params()["text"]

@@ -7,7 +7,6 @@ T5 of gigabytes is loaded only when a caption is not in the cache: one small fil
 
 import functools
 import hashlib
-import json
 import os
 import pathlib
 import sys
@@ -18,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from xgen_jax.config.runs import VDiTRun, run_config
+from xgen_jax.config.runs import VDiTRun
 from xgen_jax.data.latent_shards import read_manifest
 from xgen_jax.errors import UserError
+from xgen_jax.files import read_json
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.models.prompts import clean_prompt
 from xgen_jax.models.t5 import T5Encoder
@@ -36,6 +36,7 @@ from xgen_jax.models.text import (
 )
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import batch_sharding, on_mesh, parameter_spec
+from xgen_jax.runs.folder import CONFIG, RunFolder
 from xgen_jax.runs.load import load_text_encoder
 from xgen_jax.typing import Params
 from xgen_jax.weights.safetensors import read_safetensors, write_safetensors
@@ -264,25 +265,18 @@ def load_captions(
     Raises:
       UserError: a folder that holds neither, or a length for a run.
     """
-    values = {}
-    file = pathlib.Path(path) / "config.json"
-    if file.is_file():
-        try:
-            values = json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f"{file} is not JSON ({error})") from error
-    if "objective" not in values and not (
-        "model_type" in values or (pathlib.Path(path) / "text_encoder").is_dir()
-    ):
-        raise UserError(f"{path} holds no text encoder: give the folder of a T5, or of a vdit run")
-    if "objective" not in values:
+    file = pathlib.Path(path) / CONFIG
+    values = read_json(file) if file.is_file() else {}
+    if "model_type" in values or (pathlib.Path(path) / "text_encoder").is_dir():
         return T5Captions(path, length or T5TextConfig.length, dtype)
+    if not values:
+        raise UserError(f"{path} holds no text encoder: give the folder of a T5, or of a vdit run")
     if length is not None:
         raise UserError("text_length is for a T5's folder; a run has its own")
-    config = run_config(values)
-    if isinstance(getattr(config, "text", None), T5TextConfig):
-        return T5Captions(config.text.path, config.text.length, dtype)
-    return ByteCaptions(path, dtype, batch_size)
+    text = RunFolder(path).expect(VDiTRun, "a text encoder: the folder of a T5 or a vdit run").text
+    if text.trained:
+        return ByteCaptions(path, dtype, batch_size)
+    return T5Captions(text.path, text.length, dtype)
 
 
 def make_conditioner(
@@ -294,7 +288,7 @@ def make_conditioner(
       UserError: a text encoder whose tokens do not fit the network.
     """
     text, model = config.text, config.model
-    if not isinstance(text, T5TextConfig):
+    if text.trained:
         if model.text_width != text.width:
             raise UserError(f"model.text_width {model.text_width} is not text.width {text.width}")
         return ByteConditioner(encoder=ByteTextEncoder(text, dtype))
@@ -339,7 +333,7 @@ def load_conditioner(
       not fit.
     """
     text = config.text
-    if not isinstance(text, T5TextConfig):
+    if text.trained:
         return make_conditioner(config, dtype)
     path = path or text.path
     if not stored:

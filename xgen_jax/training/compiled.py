@@ -1,5 +1,4 @@
-"""Compiling train steps before the first of them: one a bucket, for the devices at hand or for a
-slice far away.
+"""The steps of a run, compiled before the first of them: one a bucket.
 
 A step is lowered from shapes alone, so nothing is read and nothing computed. Lowering is Python and
 one after another; compiling releases the interpreter and runs in threads.
@@ -14,36 +13,52 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+import optax
+from jax.sharding import Mesh, NamedSharding
 
+from xgen_jax.config.runs import LoopConfig
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.memory import OUT_OF_MEMORY, peak_bytes
+from xgen_jax.parallel.sharding import replicated
+from xgen_jax.training.state import TrainState, make_update
+from xgen_jax.training.tasks.base import Arrays, Task
 from xgen_jax.typing import Params
 
 
-def abstract_arrays(
-    objective, arrays, bucket: Bucket, sharding: NamedSharding
+def jit_update(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    loop: LoopConfig,
+    mesh: Mesh,
+    shardings: TrainState,
+) -> Callable:
+    """Jit the update of a run; the state is donated, the metrics are replicated."""
+    update = make_update(task, optimizer, loop.seed, loop.ema_decay, loop.accumulate)
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+def abstract_arguments(
+    task: Task, arrays: Arrays, bucket: Bucket, sharding: NamedSharding
 ) -> tuple[Any, jax.ShapeDtypeStruct]:
-    """Shapes of (prepared arrays, sample ids) of a bucket, out of the prepared arrays of any
-    other."""
-    shapes = (
-        objective.resized(arrays, bucket),
-        jax.ShapeDtypeStruct((bucket.batch_size,), np.uint32),
-    )
+    """Shapes of (prepared arrays, sample ids) of a bucket, from the prepared arrays of any other."""
+    ids = jax.ShapeDtypeStruct((bucket.batch_size,), np.uint32)
+    shapes = task.abstract_batch(arrays, bucket), ids
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 def compile_ahead(
-    update: Callable, state: Params, arrays: dict[Bucket, tuple], frozen: Params = None
+    update: Callable, state: Params, arguments: dict[Bucket, tuple], frozen: Params = None
 ) -> dict[Bucket, Callable]:
-    """The compiled step of each bucket, (state, arrays, sample ids, frozen) -> (state, metrics); a
-    line on stderr each.
+    """Compile the step of each bucket, and print a line on stderr for each.
 
     Args:
-      update: a jitted `training.state.make_update`.
+      update: see `jit_update`.
       state, frozen: shapes with their shardings.
-      arrays: of each bucket, see `abstract_arrays`.
+      arguments: of each bucket, see `abstract_arguments`.
+
+    Returns:
+      By bucket (state, arrays, sample ids, frozen) -> (state, metrics).
 
     Raises:
       UserError: a bucket whose step does not fit on the devices.
@@ -56,16 +71,15 @@ def compile_ahead(
             if OUT_OF_MEMORY not in str(error):
                 raise
             raise UserError(
-                f"the step of bucket {bucket.name}, batch {bucket.batch_size}, does not fit: {error}; make its batch "
-                "smaller, use more devices, or raise loop.accumulate"
+                f"the step of bucket {bucket.name}, batch {bucket.batch_size}, does not fit: "
+                f"{error}; make its batch smaller, use more devices, or raise loop.accumulate"
             ) from error
         return step, time.monotonic() - before
 
-    with concurrent.futures.ThreadPoolExecutor(
-        min(len(arrays), len(os.sched_getaffinity(0)))
-    ) as pool:
+    cores = len(os.sched_getaffinity(0))
+    with concurrent.futures.ThreadPoolExecutor(min(len(arguments), cores)) as pool:
         running = {}
-        for bucket, shapes in arrays.items():
+        for bucket, shapes in arguments.items():
             before = time.monotonic()
             lowered = update.lower(state, *shapes, frozen)
             running[pool.submit(compiled, bucket, lowered, before)] = bucket

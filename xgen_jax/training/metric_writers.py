@@ -30,6 +30,8 @@ class MetricWriter(Protocol):
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
+    def image(self, step: int, name: str, path: pathlib.Path) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -56,6 +58,11 @@ class MetricWriters:
         """Shows that the run has reached `step`; nothing is recorded."""
         for writer in self.writers:
             writer.progress(step, metrics)
+
+    def image(self, step: int, name: str, path: pathlib.Path) -> None:
+        """Shows an image file, a GIF for one that moves, with the writers that can."""
+        for writer in self.writers:
+            writer.image(step, name, path)
 
     def close(self) -> None:
         """Closes every writer; a second call does nothing."""
@@ -136,6 +143,9 @@ class ConsoleWriter:
                 self._print(f"\r{self._bar()}\x1b[K")
             else:
                 self._print(self._line() + "\n")
+
+    def image(self, step: int, name: str, path: pathlib.Path) -> None:
+        """Do nothing: a console shows no images."""
 
     def close(self) -> None:
         """Prints the last state and how long the run took; a second call does nothing."""
@@ -235,6 +245,9 @@ class JsonlWriter:
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         """Nothing: progress is not recorded."""
 
+    def image(self, step: int, name: str, path: pathlib.Path) -> None:
+        """Do nothing: the file is in the run's folder."""
+
     def close(self) -> None:
         """Closes the file; a second call does nothing."""
         self._file.close()
@@ -270,8 +283,10 @@ class TensorBoardWriter:
         # Here and not above: it pulls in protobuf, which a run that does not want TensorBoard
         # should not wait for.
         from tensorboardX import SummaryWriter
+        from tensorboardX.proto.summary_pb2 import Summary
 
         self._writer = SummaryWriter(str(directory), purge_step=first_step)
+        self._summary = Summary
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one scalar a metric."""
@@ -280,6 +295,12 @@ class TensorBoardWriter:
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         """Nothing: progress is not recorded."""
+
+    def image(self, step: int, name: str, path: pathlib.Path) -> None:
+        """Adds an image file as it is, so that a GIF moves."""
+        image = self._summary.Image(colorspace=3, encoded_image_string=path.read_bytes())
+        summary = self._summary(value=[self._summary.Value(tag=name, image=image)])
+        self._writer.file_writer.add_summary(summary, int(step))
 
     def close(self) -> None:
         """Flushes and closes; a second call does nothing."""

@@ -1,5 +1,6 @@
-"""The state of a run and its pure update."""
+"""The state of a run, its place on a mesh, and its pure update."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,53 +8,105 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from xgen_jax.parallel.sharding import tree_shardings
+from xgen_jax.training.tasks.base import Arrays, Task
 from xgen_jax.typing import Array, Params
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a resumed run needs beside its configuration: masters, average and optimiser
-    state, all float32.
+    """Master parameters, EMA and optimiser state, all float32: with the configuration and the data,
+    all that a resumed run needs.
 
     Nothing random is kept: keys are folded from (seed, step, sample).
     """
 
     step: Array  # int32 scalar: updates made
     params: Params
-    ema: Params  # of the objective's `averaged` part
+    ema: Params  # of the task's `ema_params`
     opt_state: Any
 
 
 def init_state(
-    objective, optimizer: optax.GradientTransformation, key: Array, arrays
+    task: Task, optimizer: optax.GradientTransformation, key: Array, arrays: Arrays
 ) -> TrainState:
-    """The state before the first step."""
-    params = objective.init(key, arrays)
-    copy = jax.tree.map(jnp.copy, objective.averaged(params))
+    """Make the state before the first step."""
+    params = task.init(key, arrays)
+    copy = jax.tree.map(jnp.copy, task.ema_params(params))
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, ema=copy, opt_state=optimizer.init(params)
     )
 
 
+def place(shapes: Params, mesh: Mesh) -> Params:
+    """Give shapes the shardings of the path rules."""
+
+    def one(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(one, shapes, tree_shardings(shapes, mesh))
+
+
+def abstract_state(
+    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, key: Array, arrays: Arrays
+) -> tuple[TrainState, TrainState]:
+    """(shapes, shardings) of a run's state on a mesh."""
+    shapes = jax.eval_shape(functools.partial(init_state, task, optimizer), key, arrays)
+    return place(shapes, mesh), tree_shardings(shapes, mesh)
+
+
+def start_state(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    key: Array,
+    arrays: Arrays,
+    start: Params | None = None,
+) -> TrainState:
+    """Initialise the state, each array where it belongs from the beginning.
+
+    Args:
+      task, optimizer, mesh: of the run.
+      key: on the mesh.
+      arrays: a prepared batch.
+      start: sub-trees on the host that replace initial parameters and their average.
+    """
+    _, shardings = abstract_state(task, optimizer, mesh, key, arrays)
+    init = functools.partial(init_state, task, optimizer)
+    state = jax.jit(init, out_shardings=shardings)(key, arrays)
+    if start is None:
+        return state
+    start = jax.device_put(start, {name: shardings.params[name] for name in start})
+    ema = {**state.ema, **jax.tree.map(jnp.copy, start)}
+    return state.replace(params={**state.params, **start}, ema=ema)
+
+
 def sample_keys(seed: int | Array, step: Array, sample_id_B: Array) -> Array:
-    """One key a sample from (seed, step, sample id)."""
+    """Fold one key a sample, (B,), from (seed, step, sample id)."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(sample_id_B)
 
 
-def make_update(objective, optimizer, seed: int, ema_decay: float, accumulate: int = 1) -> Callable:
-    """(state, arrays, sample_id uint32 (B,), frozen) -> (state, metrics). One that is not finite is
-    not applied.
+def make_update(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    ema_decay: float,
+    accumulate: int = 1,
+) -> Callable:
+    """Make the update: (state, arrays, sample_id uint32 (B,), frozen) -> (state, metrics).
 
-    The gradient is the mean over `accumulate` parts of the batch, one after another: for a loss
-    that is a mean over samples the whole batch's, for the memory of a part. What is no such mean
-    (the adaptive weight) is taken of parts.
+    An update whose loss or gradient is not finite is not applied. The gradient is the mean over
+    `accumulate` parts of the batch, computed one after another: that of the whole batch for a loss
+    that is a mean over samples, in the memory of a part. What is no such mean (the adaptive weight
+    of the adversarial term) is that of the parts.
     """
 
     def gradient(state, arrays, sample_id_B, frozen):
         keys = sample_keys(seed, state.step, sample_id_B)
-        (loss, metrics), grads = jax.value_and_grad(objective.loss, has_aux=True)(
+        (loss, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(
             state.params, arrays, keys, state.step, frozen
         )
         return grads, {"loss": loss, **metrics}
@@ -88,7 +141,7 @@ def make_update(objective, optimizer, seed: int, ema_decay: float, accumulate: i
         params = optax.apply_updates(state.params, updates)
         # A young average forgets its random start faster.
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema = optax.incremental_update(objective.averaged(params), state.ema, 1.0 - decay)
+        ema = optax.incremental_update(task.ema_params(params), state.ema, 1.0 - decay)
         new = TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
         new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
         return new, metrics

@@ -1,5 +1,6 @@
 """Sources by name."""
 
+import dataclasses
 import difflib
 
 from xgen_jax.data.config import DataConfig
@@ -44,4 +45,14 @@ def make_source(config: "DataConfig") -> Source:
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UserError(
         f"no source is named {config.source!r}{hint}; the sources are: {', '.join(SOURCES)}"
+    )
+
+
+def held_out_source(config: DataConfig) -> Source:
+    """The clips to evaluate on, which training does not see."""
+    if config.source == "synthetic":
+        changes = {"split": "held_out", "seed": 10_000 + config.seed}
+        return make_source(dataclasses.replace(config, **changes))
+    raise UserError(
+        f"loop.evaluate_every needs held-out clips, which source {config.source!r} has not"
     )

@@ -40,11 +40,14 @@ class LatentSource:
     """
 
     name = "latents"
+    report = staticmethod(lambda: "")
+    captions = staticmethod(lambda: ())
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         self.manifest = read_manifest(path)
         self.embedder: str = self.manifest["embedder"]
+        self.made_by = {"embedder": self.embedder}
         self.text_encoder: str | None = self.manifest.get("text_encoder")
         self._readers: collections.OrderedDict[str, ArrayRecordReader] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -71,6 +74,10 @@ class LatentSource:
 
     def __len__(self) -> int:
         return self.manifest["clips"]
+
+    def has(self, bucket) -> bool:
+        """Whether there are latents of a bucket."""
+        return bucket.name in self.manifest["shards"]
 
     def fit(self, buckets: Sequence[Bucket], seed: int) -> list[np.ndarray]:
         """For each bucket the clips that were encoded for it: the choice was made then, and `seed`

@@ -331,6 +331,9 @@ class SyntheticSource:
     """
 
     name = "synthetic"
+    made_by: dict[str, str] = {}
+    report = staticmethod(lambda: "")
+    captions = staticmethod(lambda: ())
 
     def __init__(
         self, seed: int = 0, split: str = "train", num_clips: int = 1_000_000, style: str = "filled"

@@ -63,6 +63,7 @@ class VideoFolderSource:
     """
 
     name = "video_folder"
+    made_by: dict[str, str] = {}
 
     def __init__(
         self,
@@ -119,6 +120,10 @@ class VideoFolderSource:
         of one frame."""
         moving = np.flatnonzero([not _is_image(file) for file in self.files])
         return None if bucket.frames == 1 or len(moving) == len(self) else moving
+
+    def captions(self):
+        """(file, caption) of each."""
+        return ((file, caption) for file, caption, _ in self._files)
 
     def fingerprint(self) -> str:
         """Hex digest over relative paths, sizes in bytes, captions and settings; the folder may

@@ -1,17 +1,34 @@
-"""What a run minimises. An objective is
+"""Tasks: what a run trains, one file a family. `TASKS` is the only dispatch on a run's family."""
 
-    fingerprints() -> {name: fingerprint}     of the networks it stands on; a run goes on with these very ones
-    arrays(batch) -> dict of arrays           on the host: what the device needs of a batch, captions tokenised
-    prepare(arrays) -> dict of arrays         on the device, before the step: what frozen networks compute
-    resized(arrays, bucket) -> dict           shapes of another bucket's prepared arrays, to compile for it ahead
-    init(key, arrays) -> params               a dict of sub-trees
-    loss(params, arrays, keys, step, frozen) -> (loss, metrics)
-    frozen                                    what the loss needs beside, and never trains
-    averaged(params) -> params                what of them is averaged over steps, and used afterwards
-    optimizer(config, steps)                  the transformation of its gradients
+from jax.sharding import Mesh
 
-and knows nothing of checkpoints or meshes. `keys` holds one PRNG key a sample, so that a sample's
-noise depends on the seed, the step and the sample alone, never on the batch or the number of
-devices around it. `frozen` is an argument, for closed over it would be constants of every compiled
-step.
-"""
+from xgen_jax.config.runs import Run
+from xgen_jax.data.sources.base import Source
+from xgen_jax.errors import UserError, choose
+from xgen_jax.training.tasks.base import Task
+from xgen_jax.training.tasks.regen import REGENTask
+from xgen_jax.training.tasks.vdit import VDiTTask
+from xgen_jax.training.tasks.vidvae import VidVAETask
+
+TASKS: dict[str, type[Task]] = {"vidvae": VidVAETask, "regen": REGENTask, "vdit": VDiTTask}
+
+
+def build_task(config: Run, mesh: Mesh | None, source: Source) -> Task:
+    """Build the task of a run; see `Task.build`.
+
+    Raises:
+      UserError: every mistake of the user, a batch that cannot be divided among them.
+    """
+    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    for bucket in config.data.buckets:
+        if bucket.batch_size % config.loop.accumulate:
+            raise UserError(
+                f"a batch of {bucket.batch_size} cannot be cut in "
+                f"loop.accumulate={config.loop.accumulate} equal parts"
+            )
+        if bucket.batch_size % shards:
+            raise UserError(
+                f"bucket {bucket.name}: a batch of {bucket.batch_size} cannot be shared equally by "
+                f"{shards} devices (mesh.data x mesh.fsdp)"
+            )
+    return TASKS[choose("objective", config.objective, TASKS)].build(config, mesh, source)

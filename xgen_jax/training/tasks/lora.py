@@ -1,7 +1,6 @@
-"""An objective with an adapter for its parameters: these are frozen, and the adapter is what is
-trained.
+"""A task that wraps a task: its parameters are frozen, and an adapter of them is trained.
 
-    loss(adapter) = the objective's loss at W + alpha / rank * A B         (see `models.lora`)
+    loss(adapter) = the task's loss at W + alpha / rank * A B         (see `models.lora`)
 
 Gradients, optimiser state, average and checkpoints are the adapter's alone.
 """
@@ -9,94 +8,120 @@ Gradients, optimiser state, average and checkpoints are the adapter's alone.
 import dataclasses
 from typing import Any
 
-import optax
+import jax
+from jax.sharding import Mesh
 
-from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.config.runs import RunConfig, VDiTRun, differing_keys
+from xgen_jax.config.runs import Run, VDiTRun, Weights, differing_keys, to_dict
+from xgen_jax.data.buckets import Bucket
+from xgen_jax.data.pipeline import Batch, Pipeline
+from xgen_jax.data.sources.base import Source
 from xgen_jax.errors import UserError
+from xgen_jax.files import refuse_differences
 from xgen_jax.models.fingerprint import EXECUTION, fingerprint
 from xgen_jax.models.lora import LoRAConfig, adapter_shapes, init_adapter, merge
+from xgen_jax.runs.adapters import store_adapter
 from xgen_jax.runs.folder import RunFolder
-from xgen_jax.runs.warm_start import starting_params
-from xgen_jax.training.optimizer import make_optimizer
-from xgen_jax.training.tasks.vdit import VDiTObjective
-from xgen_jax.typing import Array, Params
+from xgen_jax.training.tasks.base import Arrays, Metrics, Task
+from xgen_jax.typing import Array, Params, Video
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoRAObjective:
+class LoRATask(Task):
     """Trains {"lora": an adapter}.
 
     Attributes:
-      base: whose loss it is, of which batches, on which networks.
+      base: the task whose batches, networks and loss these are.
+      lora: rank, scale and rules of the adapter.
       frozen: the base's parameters, or their shapes where nothing is computed.
       fingerprint: of these.
     """
 
-    base: VDiTObjective
+    base: Task
     lora: LoRAConfig
     frozen: Params
     fingerprint: str = ""
 
-    def __post_init__(self):
-        for name in ("arrays", "prepare", "resized"):
-            object.__setattr__(self, name, getattr(self.base, name))
+    @classmethod
+    def build(cls, config: Any, mesh: Mesh | None, source: Source) -> Task:
+        """An adapter's task is made by its base's: see `around`."""
+        raise NotImplementedError
+
+    @classmethod
+    def around(cls, base: Task, config: VDiTRun) -> "LoRATask":
+        """Wrap the task of a run with `lora`: load the base's parameters and check them.
+
+        Raises:
+          UserError: no such base, one that has an adapter itself, or one of another network,
+            embedder or text encoder than the run's.
+        """
+        where, folder = f"init_from={config.init_from}", RunFolder(config.init_from)
+        other = folder.config()
+        if other.adapter:
+            raise UserError(
+                f"{where} holds an adapter; make a base of it with launch/convert.py --kind=lora"
+            )
+        # Converted weights have no text encoder: any that fits will do.
+        shared = [name for name in ("model", "text") if name in to_dict(other)]
+        params = base.warm_start(config)
+        differing = differing_keys(*(_networks(each, shared) for each in (other, config)))
+        refuse_differences(
+            differing, f"{where} is no base for this run", "give the base's own model and text"
+        )
+        if config.text.trained and "text" not in params:
+            raise UserError(
+                f"{where} holds no text encoder, and text.kind={config.text.kind!r} is trained "
+                "along: give a vdit run"
+            )
+        adapter_shapes(config.lora, params)  # refuses a rule or a rank that does not fit
+        mark = fingerprint(config.model, params)
+        return cls(base=base, lora=config.lora, frozen=params, fingerprint=mark)
 
     def fingerprints(self) -> dict[str, str]:
-        """The base, and what it stands on itself."""
+        """Fingerprints of the base, and of the networks it stands on itself."""
         return {**self.base.fingerprints(), "base": self.fingerprint}
 
-    def init(self, key: Array, arrays) -> Params:
-        """An adapter that moves nothing yet."""
+    def batch_arrays(self, batch: Batch) -> Arrays:
+        """See `Task`."""
+        return self.base.batch_arrays(batch)
+
+    def prepare(self, arrays: Arrays) -> Arrays:
+        """See `Task`."""
+        return self.base.prepare(arrays)
+
+    def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:
+        """See `Task`."""
+        return self.base.abstract_batch(arrays, bucket)
+
+    def init(self, key: Array, arrays: Arrays) -> Params:
+        """Initialise an adapter that changes nothing yet."""
         del arrays
         return {"lora": init_adapter(self.lora, self.frozen, key)}
 
-    def averaged(self, params: Params) -> Params:
-        """All of it: A and B each, as they are trained."""
-        return params
+    def loss(
+        self, params: Params, arrays: Arrays, keys_B: Array, step: Array, frozen: Params = None
+    ) -> tuple[Array, Metrics]:
+        """Compute the base's loss with the adapter merged; no gradient reaches `frozen`."""
+        return self.base.loss(self._merged(params, frozen), arrays, keys_B, step)
 
-    def optimizer(self, config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-        """One for A and B."""
-        return make_optimizer(config, steps)
+    def evaluate(
+        self, params: Params, arrays: Arrays, keys_B: Array, frozen: Params = None
+    ) -> Metrics:
+        """See `Task`."""
+        return self.base.evaluate(self._merged(params, frozen), arrays, keys_B)
 
-    def loss(self, params: Params, arrays, keys_B: Array, step: Array, frozen: Params = None):
-        """The base's loss and metrics with the adapter at work; no gradient reaches `frozen`."""
-        return self.base.loss(merge(frozen, params["lora"], self.lora.scale), arrays, keys_B, step)
+    def preview(self, params: Params, arrays: Arrays, batch: Batch) -> Video | None:
+        """See `Task`."""
+        return self.base.preview(jax.jit(self._merged)(params, self.frozen), arrays, batch)
 
+    def finish(self, run: RunFolder, params: Params, pipeline: Pipeline, trained: bool) -> None:
+        """Write the adapter as a file of its own, next to the checkpoints."""
+        store_adapter(run)
 
-def adapted(config: VDiTRun, objective: VDiTObjective) -> LoRAObjective:
-    """The objective of a run with `lora`, its base loaded.
-
-    Raises:
-      UserError: no such base, one that has an adapter itself, or one of another network or text
-      encoder than the run's.
-    """
-    where, other = f"init_from={config.init_from}", RunFolder(config.init_from).config()
-    if getattr(other, "lora", None):
-        raise UserError(
-            f"{where} holds an adapter; make a base of it with launch/convert.py --kind=lora"
-        )
-    # Converted weights have no text encoder: any will do that fits.
-    parts = [part for part in ("model", "text") if hasattr(other, part)]
-    if differing := differing_keys(_parts(other, parts), _parts(config, parts)):
-        listed = "\n  ".join(differing)
-        raise UserError(f"{where} is no base for this run (there -> here):\n  {listed}")
-    base = starting_params(config)
-    if config.text.kind == "bytes" and "text" not in base:
-        raise UserError(
-            f"{where} holds no text encoder, and text.kind='bytes' is trained along: give a vdit run"
-        )
-    adapter_shapes(
-        config.lora, base
-    )  # a rule or a rank that does not fit is told before anything is made
-    return LoRAObjective(
-        base=objective, lora=config.lora, frozen=base, fingerprint=fingerprint(config.model, base)
-    )
+    def _merged(self, params: Params, frozen: Params) -> Params:
+        return merge(frozen, params["lora"], self.lora.scale)
 
 
-def _parts(config: RunConfig, names: list[str]) -> dict[str, Any]:
-    """Parts of a configuration, but how they are computed."""
-    parts = {name: dataclasses.asdict(getattr(config, name)) for name in names}
-    return {
-        name: {k: v for k, v in part.items() if k not in EXECUTION} for name, part in parts.items()
-    }
+def _networks(config: Run | Weights, names: list[str]) -> dict[str, Any]:
+    """Parts of a configuration, without how they are computed."""
+    values = to_dict(config)
+    return {name: {k: v for k, v in values[name].items() if k not in EXECUTION} for name in names}

@@ -1,4 +1,4 @@
-"""REGEN's objective: encoder and re-generative decoder together, end to end (arXiv 2503.08665,
+"""REGEN's task: encoder and re-generative decoder together, end to end (arXiv 2503.08665,
 section 3).
 
     loss = process.losses(decoder(x_t, t | expand(z, times)), x0, eps) + kl KL(q(z|x) || N(0, 1))
@@ -20,19 +20,16 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import optax
-from flax import linen as nn
 
 from xgen_jax.config.losses import REGENLossConfig
-from xgen_jax.config.optimizer import OptimizerConfig
+from xgen_jax.config.runs import REGENRun
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.diffusion.process import Process
 from xgen_jax.errors import UserError
-from xgen_jax.models.regen import REGEN, Conditioning, frame_times
+from xgen_jax.models.regen import Conditioning, frame_times
 from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.regen_decoding import tell, tell_across
-from xgen_jax.training.optimizer import make_optimizer
-from xgen_jax.training.tasks.video import VideoObjective
+from xgen_jax.training.tasks.embedder import EmbedderTask
 from xgen_jax.typing import Array, Params
 
 # The streams of a chunk's randomness.
@@ -99,17 +96,12 @@ def choose_windows(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class REGENObjective(VideoObjective):
-    """Trains {"regen": ...} on video alone.
+class REGENTask(EmbedderTask):
+    """Trains {"regen": ...}: encoder and decoder together."""
 
-    Attributes:
-      lpips, frozen: see `VideoObjective`.
-    """
+    config_class = REGENRun
 
-    model: REGEN
     loss_config: REGENLossConfig
-    lpips: nn.Module | None = None
-    frozen: Params = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -130,14 +122,6 @@ class REGENObjective(VideoObjective):
         c = self.model.config
         chunk = jnp.zeros((1, c.chunk_frames, 2 * c.space_factor, 2 * c.space_factor, 3))
         return {"regen": self.model.init(key, chunk, jnp.zeros(1))}
-
-    def averaged(self, params: Params) -> Params:
-        """All of them."""
-        return params
-
-    def optimizer(self, config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-        """One for encoder and decoder."""
-        return make_optimizer(config, steps)
 
     def loss(self, params: Params, arrays, keys_B: Array, step: Array, frozen: Params = None):
         """Scalar loss and metrics of a batch, the same at any step: a mean over samples, of a clip

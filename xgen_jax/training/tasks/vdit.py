@@ -1,100 +1,166 @@
-"""VDiT's objective: a diffusion process on an embedder's latents, with captions dropped now and
-then for guidance.
+"""VDiT's task: a diffusion process on an embedder's latents, with captions dropped for guidance.
 
     loss = mean over the noised frames of process.losses(network(x_t, t, text, clip), x0, eps)
 
 which is | v - (eps - x0) |^2 of rectified flow (arXiv 2403.03206, section 2), or the eps loss of
 DDPM with its bound on the learned variance (arXiv 2102.09672). Frames that are a clip's condition
-stay clean, and do not count.
+stay clean and do not count.
 
-The embedder is frozen. The text conditioner makes what the transformer attends to of a caption, and
-knows its null caption; some train an encoder along. All that is random of a sample comes from its
-own key, and a sample's loss is its
-own mean: neither depends on the batch around it.
+The embedder is frozen. The text conditioner turns a caption into the tokens that the transformer
+attends to, and knows its null caption; one that has an encoder to train has it trained along. All
+randomness of a sample comes from its own key, and a sample's loss is its own mean: neither depends
+on the batch around it.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
+from jax.sharding import Mesh
 
 from xgen_jax.config.losses import VDiTLossConfig
-from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.data.buckets import Bucket
-from xgen_jax.data.pixels import to_unit_range
+from xgen_jax.config.runs import HoldsTransformer, VDiTRun
+from xgen_jax.data.buckets import Bucket, shape_name
+from xgen_jax.data.pipeline import Batch
+from xgen_jax.data.pixels import to_uint8, to_unit_range
+from xgen_jax.data.sources.base import Source
 from xgen_jax.diffusion.frame_masks import draw_noised
+from xgen_jax.diffusion.grids import make_grid
+from xgen_jax.diffusion.guidance import guided
 from xgen_jax.diffusion.process import Process, frame_mean
+from xgen_jax.diffusion.samplers import key_noise, make_steps, sample
+from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text import ByteConditioner, T5Conditioner
-from xgen_jax.models.vdit import VDiT
+from xgen_jax.models.vdit import VDiT, abstract_variables
 from xgen_jax.models.vdit_config import ClipConditions
-from xgen_jax.training.optimizer import make_optimizer
-from xgen_jax.typing import Array, Params, Shape
+from xgen_jax.parallel.sharding import replicated
+from xgen_jax.runs.folder import RunFolder
+from xgen_jax.runs.load import load_embedder
+from xgen_jax.runs.text_encoders import load_conditioner
+from xgen_jax.runs.warm_start import extend_null_caption, starting_network
+from xgen_jax.training.tasks.base import Arrays, Metrics, Task, resize_batch
+from xgen_jax.training.tasks.lora import LoRATask
+from xgen_jax.typing import Array, Params, Shape, Video
+
+PREVIEW_CLIPS = 4
+QUARTILES = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VDiTObjective:
-    """Trains {"vdit": ...}, and what the text conditioner trains along, against a frozen embedder.
+class Preview:
+    """The networks and settings that sample videos to look at.
+
+    Attributes:
+      embedder, params: to decode; the parameters stay on the host between previews.
+      config: of the run, for its defaults of sampling.
+    """
+
+    embedder: Embedder
+    params: Params
+    config: VDiTRun
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VDiTTask(Task):
+    """Trains {"vdit": ...}, and what the text conditioner trains along, on a frozen embedder.
 
     Attributes:
       text: a text conditioner, see `models.text`.
-      embedder, embedder_params: None where batches hold latents already: nothing is encoded then.
+      embedder, embedder_params: None where batches hold latents: nothing is encoded then.
       embedder_fingerprint: of the embedder that makes, or made, the latents.
       latent_shape: of that embedder: (frames, height, width) of a clip -> (t, h, w).
+      preview_with: None samples no videos during training.
     """
+
+    config_class = VDiTRun
 
     model: VDiT
     text: ByteConditioner | T5Conditioner
-    embedder: Embedder | None
-    embedder_params: Params | None
     loss_config: VDiTLossConfig
+    embedder: Embedder | None = None
+    embedder_params: Params | None = None
     embedder_fingerprint: str = ""
     latent_shape: Callable[[Shape], Shape] | None = None
-    frozen: Params = None  # the embedder has done its part before the step
+    preview_with: Preview | None = None
 
     def __post_init__(self):
-        # The frozen weights are an argument: closed over they would be constants of every compiled
-        # step.
+        # The frozen weights are an argument: closed over, they would be constants of the program.
         encode = jax.jit(lambda params, video: self.embedder.encode(params, to_unit_range(video)))
         object.__setattr__(self, "_encode", encode)
 
+    @classmethod
+    def build(cls, config: VDiTRun, mesh: Mesh | None, source: Source) -> Task:
+        """See `Task`. A run with `lora` gets a `LoRATask` around this one."""
+        dtype = np.dtype(config.loop.compute_dtype)
+        embedder, params = load_embedder(config.embedder, dtype)
+        check_buckets(config, embedder.latent_shape)
+        stored = bool(source.made_by)
+        text = load_conditioner(config, dtype, stored=stored)
+        task = cls.on_latents(config, embedder.latent_shape, text, embedder.fingerprint(params))
+        if stored:
+            check_latents(config, source, task)
+        check_captions(config, source, text)
+        preview = Preview(embedder=embedder, params=jax.device_get(params), config=config)
+        task = dataclasses.replace(task, preview_with=preview)
+        if not stored:
+            if mesh is not None:
+                params = jax.device_put(params, replicated(mesh))
+            task = dataclasses.replace(task, embedder=embedder, embedder_params=params)
+        return LoRATask.around(task, config) if config.lora else task
+
+    @classmethod
+    def on_latents(
+        cls,
+        config: VDiTRun,
+        latent_shape: Callable[[Shape], Shape],
+        text: ByteConditioner | T5Conditioner,
+        embedder_fingerprint: str = "",
+    ) -> "VDiTTask":
+        """Make the task for batches of latents; nothing is loaded."""
+        return cls(
+            model=VDiT(config.model, np.dtype(config.loop.compute_dtype)),
+            text=text,
+            loss_config=config.loss,
+            embedder_fingerprint=embedder_fingerprint,
+            latent_shape=latent_shape,
+        )
+
     @property
     def process(self) -> Process:
-        """What corrupts the latents."""
+        """The diffusion process of the latents."""
         return self.loss_config.make_process(self.model.config.learned_variance)
 
     def fingerprints(self) -> dict[str, str]:
-        """The embedder, and a frozen text encoder."""
+        """Fingerprints of the embedder and of a frozen text encoder."""
         return {"embedder": self.embedder_fingerprint, **self.text.fingerprints()}
 
-    def arrays(self, batch):
-        """Host batch -> video uint8 (B, T, H, W, 3) or latents (B, t, h, w, c), the conditioner's
-        arrays, and what the clips are, (B, 5), where it is known.
-        """
+    def batch_arrays(self, batch: Batch) -> Arrays:
+        """Select video uint8 (B, T, H, W, 3) or latents (B, t, h, w, c), the conditioner's arrays,
+        and the five scalars of each clip, (B, 5), where they are known."""
         clips = "video" if self.embedder else "latents"
         arrays = {clips: batch[clips], "text": self.text.batch_arrays(batch)}
         return arrays | ({"clip": batch["clip"]} if "clip" in batch else {})
 
-    def prepare(self, arrays):
-        """Replaces a video by its latents (B, t, h, w, c)."""
+    def prepare(self, arrays: Arrays) -> Arrays:
+        """Replace a video by its latents (B, t, h, w, c)."""
         if not self.embedder:
             return arrays
         rest = {name: array for name, array in arrays.items() if name != "video"}
         return {**rest, "latents": self._encode(self.embedder_params, arrays["video"])}
 
-    def resized(self, arrays, bucket: Bucket):
-        """Shapes of the prepared arrays of a bucket, out of those of any other."""
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((bucket.batch_size, *x.shape[1:]), x.dtype), arrays
-        )
-        size, latents = self.latent_shape(bucket.shape), arrays["latents"]
-        shape = (bucket.batch_size, *size, latents.shape[-1])
+    def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:
+        """See `Task`."""
+        latents = arrays["latents"]
+        shape = (bucket.batch_size, *self.latent_shape(bucket.shape), latents.shape[-1])
+        shapes = resize_batch(arrays, bucket)
         return {**shapes, "latents": jax.ShapeDtypeStruct(shape, latents.dtype)}
 
-    def init(self, key: Array, arrays) -> Params:
-        """Parameters of the transformer and of what is trained along."""
+    def init(self, key: Array, arrays: Arrays) -> Params:
+        """Initialise the transformer, and an encoder that is trained along."""
         key_text, key_vdit = jax.random.split(key)
         params = self.text.init(key_text, arrays["text"])
         latents, clip = arrays["latents"], self._clip(arrays)
@@ -102,43 +168,187 @@ class VDiTObjective:
         time = jnp.zeros(latents.shape[0])
         return {**params, "vdit": self.model.init(key_vdit, latents, time, text, mask, clip)}
 
-    def averaged(self, params: Params) -> Params:
-        """All of them."""
-        return params
+    def warm_start(self, config: VDiTRun) -> Params | None:
+        """See `Task`.
 
-    def optimizer(self, config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-        """One for all."""
-        return make_optimizer(config, steps)
+        Raises:
+          UserError: also for a transformer trained on another embedder or frozen text encoder: its
+            parameters say nothing about these latents.
+        """
+        if config.init_from is None:
+            return None
+        folder = RunFolder(config.init_from)
+        other = folder.expect(HoldsTransformer, "a vdit run or converted weights to start from")
+        check_base(folder, self.fingerprints(), config)
+        ema = folder.ema_params()
+        channels = RunFolder(config.embedder).config().model.latent_channels
+        found = extend_null_caption(ema[other.family], config.model.null_caption_tokens)
+        wanted = abstract_variables(config.model, channels)
+        start = {"vdit": starting_network(config, wanted, found)}
+        if "text" in ema and other.text == config.text:
+            start["text"] = jax.tree.map(np.asarray, ema["text"])
+        return start
 
-    def loss(self, params: Params, arrays, keys_B: Array, step: Array, frozen: Params = None):
-        """Scalar loss and metrics of a batch, the same at any step."""
+    def loss(
+        self, params: Params, arrays: Arrays, keys_B: Array, step: Array, frozen: Params = None
+    ) -> tuple[Array, Metrics]:
+        """See `Task`; the same at any step."""
         del step, frozen
         x0, c, process = arrays["latents"], self.loss_config, self.process
-        key_time, key_noise, key_drop = (
-            keys[:, 0]
-            for keys in jnp.split(jax.vmap(lambda k: jax.random.split(k, 3))(keys_B), 3, axis=1)
-        )
+        key_time, key_eps, key_drop = _streams(keys_B)
         clip, frames = arrays.get("clip"), x0.shape[1]
         ratio = c.time_ratio(clip[:, 0], clip[:, 1], frames) if c.shift_by_size else c.time_shift
         t_B = process.draw_times(key_time, c.time_distribution, ratio)
-        eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(key_noise)
         dropped_B = jax.vmap(jax.random.uniform)(key_drop) < c.caption_drop
         noised_BT = None
         if c.frame_masks.none < 1:
-            # The fourth of the keys above, so that those of a run without masks stay what they
-            # were.
+            # A stream beyond the three, so that those of a run without masks stay what they were.
             noised_BT = draw_noised(
                 jax.vmap(lambda k: jax.random.fold_in(k, 3))(keys_B), frames, c.frame_masks
             )
+        losses = self._losses(params, arrays, key_eps, t_B, dropped_B, noised_BT)
+        metrics = {name: frame_mean(loss_BT, noised_BT).mean() for name, loss_BT in losses.items()}
+        return metrics.pop("loss"), metrics if process.learned_variance else {}
+
+    def evaluate(
+        self, params: Params, arrays: Arrays, keys_B: Array, frozen: Params = None
+    ) -> Metrics:
+        """Compute the loss by quartile of diffusion time, `loss_quartile_1` nearest to data, and
+        their mean; no caption is dropped and no frame is a condition."""
+        del frozen
+        key_time, key_eps, _ = _streams(keys_B)
+        u_B = jax.vmap(jax.random.uniform)(key_time)
+        metrics = {}
+        for quartile in range(QUARTILES):
+            # The same noise and place within each quartile: they differ in their times alone.
+            t_B = (quartile + u_B) / QUARTILES
+            losses = self._losses(params, arrays, key_eps, t_B, jnp.zeros(u_B.shape, bool), None)
+            metrics[f"loss_quartile_{quartile + 1}"] = losses["loss"].mean()
+        return {"loss": sum(metrics.values()) / QUARTILES, **metrics}
+
+    def preview(self, params: Params, arrays: Arrays, batch: Batch) -> Video | None:
+        """Sample clips for the first captions of the batch, next to one another, with the defaults
+        of the run's sampling."""
+        del batch
+        if self.preview_with is None:
+            return None
+        few = jax.tree.map(lambda x: jax.device_get(x)[:PREVIEW_CLIPS], arrays)
+        latents = jax.jit(self._sample)(params, few)
+        embedder = self.preview_with.embedder
+        video = jax.jit(embedder.decode)(self.preview_with.params, latents)
+        return np.concatenate(list(to_uint8(jax.device_get(video))), axis=2)
+
+    def _sample(self, params: Params, arrays: Arrays) -> Array:
+        """Sample latents of the captions and shapes of a batch."""
+        config, process = self.preview_with.config, self.process
+        shape = arrays["latents"].shape
+        ratio = self.loss_config.time_shift
+        if self.loss_config.shift_by_size:
+            height, width = (float(each) for each in arrays["clip"][0, :2])
+            ratio = self.loss_config.time_ratio(height, width, shape[1])
+        grid = make_grid(process, config.sample_steps, config.sample_spacing, ratio)
+        keys_B = jax.random.split(jax.random.key(0), shape[0])
+        text, null = (
+            self.text.embed(params, arrays["text"], jnp.full(shape[0], dropped))
+            for dropped in (False, True)
+        )
+
+        def predict(x, time_B, tokens, noised_BT):
+            # Guidance evaluates both conditions in one batch.
+            clip = jax.tree.map(lambda each: jnp.resize(each, len(x)), self._clip(arrays))
+            return self.model.apply(params["vdit"], x, time_B, *tokens, clip, noised_BT)
+
+        denoise = guided(predict, text, null, config.guidance_scale, process, config.guidance)
+        noise = jax.vmap(lambda key: process.terminal(key, shape[1:]))(keys_B)
+        steps = make_steps(config.sampler, grid)
+        return sample(denoise, noise, steps, config.sampler, key_noise(keys_B, shape[1:]))
+
+    def _losses(
+        self, params: Params, arrays: Arrays, key_B: Array, t_B: Array, dropped_B: Array, noised_BT
+    ) -> dict[str, Array]:
+        """The process's losses (B, T) of each latent frame at the times t_B."""
+        x0, process = arrays["latents"], self.process
+        eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(key_B)
         text, mask = self.text.embed(params, arrays["text"], dropped_B)
         x_t = process.corrupt(x0, eps, t_B, noised_BT)
         time_B = process.network_time(t_B)
         output = self.model.apply(
             params["vdit"], x_t, time_B, text, mask, self._clip(arrays), noised_BT
         )
-        losses = process.losses(output, x0, eps, t_B)
-        metrics = {name: frame_mean(loss_BT, noised_BT).mean() for name, loss_BT in losses.items()}
-        return metrics.pop("loss"), metrics if process.learned_variance else {}
+        return process.losses(output, x0, eps, t_B)
 
-    def _clip(self, arrays) -> ClipConditions | None:
+    def _clip(self, arrays: Arrays) -> ClipConditions | None:
         return ClipConditions(*arrays["clip"].T) if self.model.config.clip_conditions else None
+
+
+def _streams(keys_B: Array) -> tuple[Array, Array, Array]:
+    """Keys (B,) of the time, the noise and the dropped caption."""
+    keys_3 = jnp.split(jax.vmap(lambda k: jax.random.split(k, 3))(keys_B), 3, axis=1)
+    time_B, eps_B, drop_B = (keys[:, 0] for keys in keys_3)
+    return time_B, eps_B, drop_B
+
+
+def check_buckets(config: VDiTRun, latent_shape: Callable[[Shape], Shape]) -> None:
+    """Raise UserError, with the nearest lengths or sizes, for a bucket the embedder cannot take."""
+    for bucket in config.data.buckets:
+        try:
+            config.model.check_latents(latent_shape(bucket.shape))
+        except UserError as error:
+            raise UserError(f"bucket {bucket.name} of {config.embedder}: {error}") from error
+
+
+def check_latents(config: VDiTRun, source: Source, task: VDiTTask) -> None:
+    """Raise UserError for stored latents of another embedder, or that lack one of the buckets."""
+    there, here = source.made_by["embedder"], task.fingerprints()["embedder"]
+    samples = {
+        bucket: source.read(0, None, *bucket.shape)["latents"].shape[:3]
+        for bucket in config.data.buckets
+        if source.has(bucket) or not config.data.fit
+    }
+    if there == here:
+        return
+    ratio = ""
+    for bucket, shape in samples.items():
+        if shape != task.latent_shape(bucket.shape):
+            mine = shape_name(task.latent_shape(bucket.shape))
+            ratio = (
+                f", of another ratio ({bucket.name} has latents {shape_name(shape)}, not {mine})"
+            )
+            break
+    raise UserError(
+        f"{config.data.path} holds latents of the embedder {there}, and the run's embedder "
+        f"{config.embedder} is {here}{ratio}: encode again with launch/encode.py "
+        f"--embedder={config.embedder}, or name the embedder that made the latents"
+    )
+
+
+def check_captions(config: VDiTRun, source: Source, text: Any, shown: int = 10) -> None:
+    """Raise UserError, by file, if there are captions that the text conditioner cannot take."""
+    problems = [
+        f"{where}: {problem}"
+        for where, caption in source.captions()
+        if (problem := text.problem(caption))
+    ]
+    if problems:
+        listed = "\n  ".join(problems[:shown])
+        more = f"\n  and {len(problems) - shown} more" if len(problems) > shown else ""
+        raise UserError(
+            f"{len(problems)} captions cannot be trained on:\n  {listed}{more}\nshorten them, or "
+            "train with a larger --config.text.max_bytes"
+        )
+
+
+def check_base(folder: RunFolder, here: dict[str, str], config: VDiTRun) -> None:
+    """Raise UserError if a transformer was trained on other frozen networks than those of a run.
+
+    Converted weights have no fingerprints: nothing is known of them.
+    """
+    there = folder.checkpoints().restore_data().get("fingerprints") or {}
+    for name, mark in here.items():
+        if there.get(name, mark) != mark:
+            raise UserError(
+                f"init_from={config.init_from} was trained on the {name} {there[name]}, and this "
+                f"run's {name} is {mark}: its parameters say nothing about these latents. Give "
+                f"--config.embedder and --config.data.path of the {name} it was trained on, or "
+                "start without --config.init_from"
+            )

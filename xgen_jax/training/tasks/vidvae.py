@@ -1,5 +1,4 @@
-"""VidVAE's objective: reconstruction + KL, with a perceptual and an adversarial term where they are
-asked for.
+"""VidVAE's task: reconstruction + KL, with an optional perceptual and adversarial term.
 
     loss = l1 |x - y| + l2 (x - y)^2 + lpips LPIPS(x, y) + kl KL(q(z|x) || N(0, 1)) + adversarial
     (see `adversarial`)
@@ -14,32 +13,25 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
 from xgen_jax.config.losses import VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
+from xgen_jax.config.runs import VidVAERun
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.models.discriminator import Discriminator
-from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.training.optimizer import make_optimizer, optimize_apart
 from xgen_jax.training.tasks.adversarial import adversarial_terms
-from xgen_jax.training.tasks.video import VideoObjective
+from xgen_jax.training.tasks.embedder import EmbedderTask
 from xgen_jax.typing import Array, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VidVAEObjective(VideoObjective):
-    """Trains {"vidvae": ...}, and {"discriminator": ...} beside it where the adversarial term is
-    on, on video alone.
+class VidVAETask(EmbedderTask):
+    """Trains {"vidvae": ...}, and {"discriminator": ...} if the adversarial term is on."""
 
-    Attributes:
-      lpips, frozen: see `VideoObjective`.
-    """
+    config_class = VidVAERun
 
-    model: VidVAE
     loss_config: VidVAELossConfig
-    lpips: nn.Module | None = None
-    frozen: Params = None
 
     @functools.cached_property
     def discriminator(self) -> Discriminator | None:
@@ -55,8 +47,8 @@ class VidVAEObjective(VideoObjective):
             params["discriminator"] = self.discriminator.init(jax.random.fold_in(key, 1), video)
         return params
 
-    def averaged(self, params: Params) -> Params:
-        """The autoencoder's; a discriminator's average is of no use."""
+    def ema_params(self, params: Params) -> Params:
+        """Select the autoencoder: a discriminator's average would be of no use."""
         return {"vidvae": params["vidvae"]}
 
     def optimizer(self, config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

@@ -1,0 +1,54 @@
+"""A run that would train on noise is refused before its first step: parameters that belong to
+another embedder, captions that the text encoder cannot take, data that its path does not hold."""
+
+import json
+
+import numpy as np
+import pytest
+
+from xgen_jax.commands.train import train
+from xgen_jax.data.video_writer import write_video
+from xgen_jax.errors import UserError
+from xgen_jax.testing import VDIT, VIDVAE, tiny_run
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """Another embedder than that of the tiny runs, of the same shape."""
+    folder = tmp_path_factory.mktemp("other") / "vidvae"
+    train(tiny_run(VIDVAE, loop={"seed": 1}), folder)
+    return folder
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}], ids=["init_from", "lora"])
+def test_parameters_of_another_embedder_are_refused(other, tiny_runs, tmp_path, lora):
+    changes = {"init_from": str(tiny_runs / "vdit"), "lora": lora}
+    foreign = tiny_run(VDIT, embedder=str(other), **changes)
+    message = r"init_from=.*vdit was trained on the embedder [0-9a-f]{16}, and this run's embedder"
+    with pytest.raises(UserError, match=message):
+        train(foreign, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    own = tiny_run(VDIT, embedder=str(tiny_runs / "vidvae"), **changes)
+    assert train(own, tmp_path / "run")["step"] == 2
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two videos, one of them with a caption of 118 bytes."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    frames = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
+    captions = {"a.mp4": "a red circle", "b.mp4": "x" * 118}
+    for name in captions:
+        write_video(videos / name, frames)
+    lines = (json.dumps({"file": f, "caption": caption}) for f, caption in captions.items())
+    (videos / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    return videos
+
+
+def test_a_caption_that_is_too_long_is_refused_before_the_first_step(folder, tiny_runs, tmp_path):
+    data = {"source": "video_folder", "path": str(folder)}
+    config = tiny_run(VDIT, embedder=str(tiny_runs / "vidvae"), data=data)
+    with pytest.raises(UserError, match=r"1 captions cannot.*\n  b\.mp4: .* 118 bytes.*at most 64"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,39 @@
+"""The table of tasks is the only place that knows what kinds of runs there are."""
+
+import pathlib
+import re
+
+import pytest
+
+from xgen_jax.config.runs import Run
+from xgen_jax.training.tasks import TASKS
+
+PACKAGE = pathlib.Path(__file__).parents[2] / "xgen_jax"
+# Questions about what kind of run, text encoder, embedder or source something is.
+QUESTIONS = (
+    r"\.objective\s*(==|!=|in\b|not in\b)",
+    r"\.objective\.(startswith|endswith)",
+    r"\.family\s*(==|in\b)",
+    r"\.network\s*(==|in\b)",
+    r"\.kind\s*(==|!=|in\b)",
+    r"isinstance\([\w.]*(embedder|source|task)\b",
+    r"(getattr|hasattr)\((self\.)?_?(config|source|task|embedder|other)\b",
+    r"_weights\"",
+)
+
+
+def test_every_kind_of_run_has_a_task_and_every_task_a_kind_of_run():
+    assert TASKS.keys() == Run.known.keys()
+    for name, task in TASKS.items():
+        assert task.config_class is Run.known[name]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_nobody_asks_a_run_for_its_kind(question):
+    asked = [
+        f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(question, line) and "build.py" not in path.name
+    ]
+    assert not asked

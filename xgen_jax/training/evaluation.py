@@ -1,0 +1,89 @@
+"""Evaluation inside the loop: loss and figures on held-out clips, and a video to look at."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from xgen_jax.config.runs import LoopConfig
+from xgen_jax.data.pipeline import Batch, Pipeline
+from xgen_jax.data.video_writer import write_video
+from xgen_jax.training.run_log import RunLog
+from xgen_jax.training.state import TrainState, sample_keys
+from xgen_jax.training.tasks.base import Task
+from xgen_jax.typing import Params
+
+PREFIX = "held_out_"
+PREVIEW_FPS = 8.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Evaluates EMA parameters on the same held-out batches with the same noise each time.
+
+    Attributes:
+      task: of the run.
+      batches: held-out batches on the host; none switch evaluation off.
+      loop: of the run.
+      sharding: of a batch.
+    """
+
+    task: Task
+    batches: list[Batch]
+    loop: LoopConfig
+    sharding: jax.sharding.NamedSharding
+    figures: Callable
+
+    @classmethod
+    def make(
+        cls, task: Task, held_out: Pipeline | None, loop: LoopConfig, sharding: Any
+    ) -> "Evaluation":
+        """Read the held-out batches: the first `loop.evaluate_batches` of each bucket."""
+        batches: list[Batch] = []
+        if held_out is not None and loop.evaluate_every:
+            for bucket in held_out.buckets:
+                own = (step for step in itertools.count() if held_out.bucket(step) == bucket)
+                batches += [held_out.batch(s) for s in itertools.islice(own, loop.evaluate_batches)]
+
+        def figures(params, arrays, sample_id_B, frozen):
+            keys_B = sample_keys(loop.seed, np.int32(0), sample_id_B)
+            return task.evaluate(params, arrays, keys_B, frozen)
+
+        return cls(
+            task=task, batches=batches, loop=loop, sharding=sharding, figures=jax.jit(figures)
+        )
+
+    def due(self, done: int) -> bool:
+        """Whether to evaluate after this many steps."""
+        every = self.loop.evaluate_every
+        return bool(self.batches) and (done % every == 0 or done == self.loop.steps)
+
+    def __call__(
+        self, done: int, state: TrainState, frozen: Params, log: RunLog
+    ) -> dict[str, float]:
+        """Evaluate a state, and write a preview into the run's folder.
+
+        Returns:
+          The figures by name, each with the prefix `held_out_`: means over the batches.
+        """
+        rows = []
+        with jax.transfer_guard("allow"):
+            for batch in self.batches:
+                arrays, sample_id = self.task.to_device(batch, self.sharding)
+                rows.append(jax.device_get(self.figures(state.ema, arrays, sample_id, frozen)))
+            batch = self.batches[0]
+            arrays, _ = self.task.to_device(batch, self.sharding)
+            video = self.task.preview(state.ema, arrays, batch)
+        if video is not None and jax.process_index() == 0:
+            path = log.run.path / "previews" / f"{done:08d}.gif"
+            path.parent.mkdir(exist_ok=True)
+            write_video(path, video, PREVIEW_FPS)
+            log.preview(done, path)
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {
+            PREFIX + name: float(np.mean([row[name] for row in rows if name in row]))
+            for name in names
+        }

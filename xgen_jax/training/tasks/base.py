@@ -1,0 +1,162 @@
+"""What a run trains: the one protocol that the training loop knows.
+
+A task holds the networks of a run and their loss, and knows nothing of steps, checkpoints or the
+optimiser's state. A new family of networks is a model file, a configuration class, a task and a
+line in `training.tasks.TASKS`.
+"""
+
+import abc
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from xgen_jax.config.optimizer import OptimizerConfig
+from xgen_jax.config.runs import Run
+from xgen_jax.data.buckets import Bucket
+from xgen_jax.data.pipeline import Batch, Pipeline
+from xgen_jax.data.sources.base import Source
+from xgen_jax.runs.folder import RunFolder
+from xgen_jax.training.optimizer import make_optimizer
+from xgen_jax.typing import Array, Params, Video
+
+Arrays = dict[str, Any]  # (nested) arrays of a batch, samples along the first dimension
+Metrics = dict[str, Array]  # float32 scalars by name
+
+
+class Task(abc.ABC):
+    """The networks of a run, their loss, and what is computed before and after it.
+
+    Parameters are a dict of sub-trees by name, e.g. {"vdit": ..., "text": ...}.
+
+    Attributes:
+      config_class: the configuration class that `build` takes.
+      frozen: parameters that `loss` reads and nothing trains. They are an argument of the compiled
+        step: closed over, they would be constants of every program.
+    """
+
+    config_class: ClassVar[type[Run]]
+    frozen: Params = None
+
+    @classmethod
+    @abc.abstractmethod
+    def build(cls, config: Any, mesh: Mesh | None, source: Source) -> "Task":
+        """Load the frozen networks and check the configuration against them and the data.
+
+        Args:
+          config: of `config_class`.
+          mesh: where frozen networks are put; None leaves them on the default device.
+          source: the clips that will be trained on.
+
+        Raises:
+          UserError: every mistake of the user, before anything is trained or written.
+        """
+
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints, by name, of the frozen networks; a run is resumed with these very ones."""
+        return {}
+
+    @abc.abstractmethod
+    def batch_arrays(self, batch: Batch) -> Arrays:
+        """Select and make, on the host, the arrays that the device needs of a batch."""
+
+    def prepare(self, arrays: Arrays) -> Arrays:
+        """Compute, on the device, what frozen networks make of the arrays before the step."""
+        return arrays
+
+    def to_device(self, batch: Batch, sharding: NamedSharding) -> tuple[Arrays, Array]:
+        """Put this process's part of a batch on the devices: (prepared arrays, sample ids)."""
+        arrays = {**self.batch_arrays(batch), "sample_id": batch["sample_id"].astype(np.uint32)}
+        arrays = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), arrays)
+        sample_id = arrays.pop("sample_id")
+        # A compiled step takes its arguments in these places alone.
+        return jax.device_put(self.prepare(arrays), sharding), sample_id
+
+    @abc.abstractmethod
+    def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:
+        """Shapes of the prepared arrays of a bucket, from the prepared arrays of any other."""
+
+    @abc.abstractmethod
+    def init(self, key: Array, arrays: Arrays) -> Params:
+        """Initialise the trained parameters for prepared arrays of any bucket."""
+
+    def warm_start(self, config: Any) -> Params | None:
+        """Load the sub-trees, on the host, that replace the initial ones; None for none.
+
+        Raises:
+          UserError: `config.init_from` holds another network.
+        """
+        del config
+        return None
+
+    @abc.abstractmethod
+    def loss(
+        self, params: Params, arrays: Arrays, keys_B: Array, step: Array, frozen: Params = None
+    ) -> tuple[Array, Metrics]:
+        """Compute the scalar loss of a batch, a mean over its samples, and metrics.
+
+        Args:
+          params: all that is trained.
+          arrays: prepared.
+          keys_B: one PRNG key a sample, so that a sample's noise depends on seed, step and sample
+            alone, neither on the batch nor on the number of devices.
+          step: updates made so far, int32.
+          frozen: the task's `frozen`.
+        """
+
+    def ema_params(self, params: Params) -> Params:
+        """Select the sub-trees that have an exponential moving average, which is used afterwards."""
+        return params
+
+    def optimizer(self, config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+        """Make the optimiser for a run of `steps`."""
+        return make_optimizer(config, steps)
+
+    def evaluate(
+        self, params: Params, arrays: Arrays, keys_B: Array, frozen: Params = None
+    ) -> Metrics:
+        """Compute the loss and the figures of a held-out batch.
+
+        Args:
+          params: EMA parameters.
+          arrays, keys_B, frozen: see `loss`.
+        """
+        loss, metrics = self.loss(params, arrays, keys_B, np.int32(0), frozen)
+        return {"loss": loss, **metrics}
+
+    def preview(self, params: Params, arrays: Arrays, batch: Batch) -> Video | None:
+        """Make a video to look at, uint8 (T, H, W, 3): reconstructions or samples; None for none.
+
+        Args:
+          params: EMA parameters.
+          arrays: a prepared held-out batch.
+          batch: the same batch on the host.
+        """
+        del params, arrays, batch
+        return None
+
+    def finish(self, run: RunFolder, params: Params, pipeline: Pipeline, trained: bool) -> None:
+        """Write what a finished run leaves besides its checkpoints.
+
+        Args:
+          run: its folder, with the last checkpoint in it.
+          params: EMA parameters.
+          pipeline: of the clips trained on.
+          trained: False if the run had ended before, so that what is there may stay.
+        """
+        del run, params, pipeline, trained
+
+
+def resize_batch(arrays: Arrays, bucket: Bucket) -> Arrays:
+    """Shapes of arrays with another bucket's batch size."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((bucket.batch_size, *x.shape[1:]), x.dtype), arrays
+    )
+
+
+def side_by_side(original_BTHWC: Video, other_BTHWC: Video, clips: int = 4) -> Video:
+    """Stack the first clips, uint8 (B, T, H, W, 3), in two rows: originals above."""
+    rows = [np.concatenate(list(video[:clips]), axis=2) for video in (original_BTHWC, other_BTHWC)]
+    return np.concatenate(rows, axis=1)

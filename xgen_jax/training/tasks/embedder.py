@@ -1,0 +1,153 @@
+"""The part that tasks which train an embedder, on video alone, have in common."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from xgen_jax.data.buckets import Bucket
+from xgen_jax.data.pipeline import Batch, Pipeline
+from xgen_jax.data.pixels import to_uint8, to_unit_range
+from xgen_jax.data.sources.base import Source
+from xgen_jax.errors import UserError
+from xgen_jax.models.embedder import Embedder
+from xgen_jax.models.latent_statistics import latent_statistics
+from xgen_jax.models.lpips import LPIPS
+from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
+from xgen_jax.runs.warm_start import starting_network
+from xgen_jax.training.tasks.base import Arrays, Metrics, Task, resize_batch, side_by_side
+from xgen_jax.typing import Array, Params, Video
+from xgen_jax.weights.lpips import load_lpips
+
+STATISTICS_BATCHES = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbedderTask(Task):
+    """Trains {FAMILY: an embedder's network}, and what else a subclass adds. A subclass adds `init`
+    and `loss`.
+
+    Attributes:
+      embedder: the embedder whose network is trained.
+      loss_config: the run's `loss`; `lpips` in it is the weight of that term.
+      lpips: LPIPS, where its weight is not 0; `frozen` are its parameters.
+    """
+
+    embedder: Embedder
+    loss_config: Any
+    lpips: nn.Module | None = None
+    frozen: Params = None
+
+    def __post_init__(self):
+        if self.loss_config.lpips and self.lpips is None:
+            raise UserError(
+                f"loss.lpips={self.loss_config.lpips} needs loss.lpips_weights=FILE, the "
+                "safetensors of LPIPS; loss.lpips=0 does without"
+            )
+
+    @classmethod
+    def build(cls, config: Any, mesh: Mesh | None, source: Source) -> Task:
+        """See `Task`."""
+        del mesh
+        if source.made_by:
+            raise UserError(
+                f"a {config.objective} run needs videos; data.path={config.data.path} holds latents"
+            )
+        for bucket in config.data.buckets:
+            config.model.latent_shape(bucket.shape)
+        lpips, lpips_params = load_perceptual(config.loss, config.data.buckets)
+        embedder = config.make_embedder(np.dtype(config.loop.compute_dtype))
+        return cls(embedder=embedder, loss_config=config.loss, lpips=lpips, frozen=lpips_params)
+
+    @property
+    def model(self) -> Any:
+        """The network that is trained."""
+        return self.embedder.model
+
+    @property
+    def network(self) -> str:
+        """The name of the network's sub-tree of parameters."""
+        return self.config_class.objective
+
+    def batch_arrays(self, batch: Batch) -> Arrays:
+        """Select {"video": uint8 (B, T, H, W, 3)}."""
+        return {"video": batch["video"]}
+
+    def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:
+        """See `Task`."""
+        video = resize_batch(arrays, bucket)["video"]
+        shape = (bucket.batch_size, *bucket.shape, 3)
+        return {"video": jax.ShapeDtypeStruct(shape, video.dtype)}
+
+    def warm_start(self, config: Any) -> Params | None:
+        """See `Task`."""
+        if config.init_from is None:
+            return None
+        bucket = config.data.buckets[0]
+        video = jax.ShapeDtypeStruct((1, *bucket.shape, 3), np.uint8)
+        wanted = jax.eval_shape(self.init, jax.random.key(0), {"video": video})[self.network]
+        return {self.network: starting_network(config, wanted)}
+
+    def reconstruct(self, params: Params, video_BTHWC: Array) -> Array:
+        """Encode and decode uint8 video -> float32 about [-1, 1], by EMA parameters."""
+        channels = self.embedder.latent_channels
+        # Statistics cancel out between encoding and decoding.
+        bundle = self.embedder.bundle(params[self.network], np.zeros(channels), np.ones(channels))
+        latents = self.embedder.encode(bundle, to_unit_range(video_BTHWC))
+        return self.embedder.decode(bundle, latents)
+
+    def evaluate(
+        self, params: Params, arrays: Arrays, keys_B: Array, frozen: Params = None
+    ) -> Metrics:
+        """Compute the PSNR of reconstructions, and their mean absolute error in [-1, 1]."""
+        del keys_B, frozen
+        video = to_unit_range(arrays["video"])
+        reconstruction = jnp.clip(self.reconstruct(params, arrays["video"]), -1.0, 1.0)
+        return {
+            "psnr_db": psnr_db(reconstruction, video),
+            "l1": jnp.abs(reconstruction - video).mean(),
+        }
+
+    def preview(self, params: Params, arrays: Arrays, batch: Batch) -> Video | None:
+        """Show originals above their reconstructions."""
+        reconstruction = jax.jit(self.reconstruct)(params, arrays["video"])
+        return side_by_side(batch["video"], to_uint8(jax.device_get(reconstruction)))
+
+    def finish(self, run: RunFolder, params: Params, pipeline: Pipeline, trained: bool) -> None:
+        """Measure the latent statistics and write them next to the checkpoints."""
+        if trained or not (run.path / LATENT_STATISTICS).exists():
+            videos = (pipeline.batch(step)["video"] for step in range(STATISTICS_BATCHES))
+            statistics = latent_statistics(self.embedder, params[self.network], videos)
+            run.write_json(LATENT_STATISTICS, statistics)
+
+
+def psnr_db(predicted_BTHWC: Array, video_BTHWC: Array) -> Array:
+    """PSNR in dB of video in [-1, 1], a mean over clips."""
+    error = (predicted_BTHWC - video_BTHWC) / 2
+    return -10.0 * jnp.log10(jnp.square(error).mean((1, 2, 3, 4)) + 1e-10).mean()
+
+
+def load_perceptual(loss_config: Any, buckets: tuple[Bucket, ...]) -> tuple[LPIPS | None, Params]:
+    """Load LPIPS and its parameters for a loss that has the term and names its weights.
+
+    Returns:
+      (None, None) for any other loss.
+
+    Raises:
+      UserError: weights that cannot be read, or a bucket of frames too small for it.
+    """
+    if not (loss_config.lpips and loss_config.lpips_weights):
+        return None, None
+    lpips, params = load_lpips(loss_config.lpips_weights.split(","))
+    least = lpips.config.least_side
+    for bucket in buckets:
+        if min(bucket.height, bucket.width) < least:
+            raise UserError(
+                f"LPIPS needs frames of at least {least}x{least} pixels; a bucket has "
+                f"{bucket.height}x{bucket.width}. Leave it out, or choose loss.lpips=0"
+            )
+    return lpips, params
