@@ -6,10 +6,6 @@ hardware  a pod; the paper names none. Compiled ahead of time for v5p:4x4x4 (64 
 busy CPU core): the
           bucket of 132 frames, two clips a device, peaks at 3.43 of 95.7 GiB on each; larger
           batches can be tried. No other bucket or slice was compiled
-time for v5p:4x4x4 (64 chips; 553 s on a busy CPU core): the bucket
-          of 132 frames, two clips a device, peaks at 3.43 of 95.7 GiB on each: larger batches can
-          be tried. No other bucket or slice was compiled
-time (commands.plan takes this configuration as others)
 time      not measured here
 expect    not reproduced here; the paper shows early results, without a figure
 

@@ -76,7 +76,9 @@ def test_half_precision_keeps_its_dtype_and_takes_the_softmax_in_float32():
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
     q, k, v, _ = inputs()
-    with pytest.raises(UserError, match="'flash' is not known; choose one of xla, chunked, cudnn"):
+    with pytest.raises(
+        UserError, match="'flash' is not known; choose one of auto, xla, chunked, cudnn"
+    ):
         attention(q, k, v, implementation="flash")
 
 

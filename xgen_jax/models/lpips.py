@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from xgen_jax.errors import UserError
+from xgen_jax.nn.conv3d import gathered_convolution
 from xgen_jax.typing import Array
 
 EPS = 1e-10  # outside the root, as in the released code
@@ -85,9 +86,10 @@ class LPIPS(nn.Module):
         ):
             kernel, padding = (layers.kernel, layers.kernel), 2 if layers.kernel > 3 else 1
             for place in range(1, layers.convs + 1):
-                setattr(
-                    self, f"conv{number}_{place}", nn.Conv(width, kernel, layers.stride, padding)
+                conv = nn.Conv(
+                    width, kernel, layers.stride, padding, conv_general_dilated=gathered_convolution
                 )
+                setattr(self, f"conv{number}_{place}", conv)
         ones = nn.initializers.ones
         self.heads = [
             self.param(f"head{n}", ones, (width,)) for n, width in enumerate(self.config.widths, 1)

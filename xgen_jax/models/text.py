@@ -26,6 +26,7 @@ from flax import linen as nn
 from xgen_jax.errors import UserError
 from xgen_jax.models.vdit import null_caption
 from xgen_jax.nn.attention import SelfAttention
+from xgen_jax.nn.conv3d import gathered_convolution
 from xgen_jax.nn.mlp import MLP
 from xgen_jax.typing import Array, Params
 
@@ -117,13 +118,26 @@ class ByteTextEncoder(nn.Module):
             self.dtype
         )
         # What lies behind the mask must not reach a token in front of it through a convolution.
-        x = nn.gelu(
-            nn.Conv(c.width, (5,), dtype=self.dtype, name="letters")(x * mask_BL[..., None])
+        letters = nn.Conv(
+            c.width,
+            (5,),
+            dtype=self.dtype,
+            conv_general_dilated=gathered_convolution,
+            name="letters",
         )
+        x = nn.gelu(letters(x * mask_BL[..., None]))
         pad = -ids_BL.shape[1] % STRIDE
         x = jnp.pad(x * mask_BL[..., None], ((0, 0), (0, pad), (0, 0)))
         mask = jnp.pad(mask_BL, ((0, 0), (0, pad))).reshape(len(ids_BL), -1, STRIDE).any(-1)
-        x = nn.Conv(c.width, (2 * STRIDE,), (STRIDE,), dtype=self.dtype, name="parts")(x)
+        parts = nn.Conv(
+            c.width,
+            (2 * STRIDE,),
+            (STRIDE,),
+            dtype=self.dtype,
+            conv_general_dilated=gathered_convolution,
+            name="parts",
+        )
+        x = parts(x)
         x = x + self.param("positions", unit, (x.shape[1], c.width)).astype(self.dtype)[None]
         mask_BL = mask
         for layer in range(c.depth):

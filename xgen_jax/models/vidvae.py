@@ -78,7 +78,9 @@ class ResidualBlock(nn.Module):
             norm, kernels = {"group": "group_per_frame"}.get(norm, norm), map(_flat, kernels)
         h = x
         for i, kernel in enumerate(kernels, start=1):
-            h = nn.swish(video_norm(norm, h.shape[-1], self.dtype, f"norm{i}")(h))
+            h = nn.swish(
+                video_norm(norm, h.shape[-1], self.dtype, f"norm{i}", self.config.norm_groups)(h)
+            )
             h = carry(CausalConv3D(self.features, kernel, dtype=self.dtype, name=f"conv{i}"), h)
         if x.shape[-1] != self.features:
             x, _ = CausalConv3D(self.features, (1, 1, 1), dtype=self.dtype, name="shortcut")(x)
@@ -127,7 +129,9 @@ class Mid(nn.Module):
         carry = _Carry(history)
         x = carry(ResidualBlock(self.config, self.features, self.dtype, name="block1"), x)
         if self.config.mid_attention and x.shape[1]:
-            h = video_norm(self.config.norm, self.features, self.dtype, "norm")(x)
+            h = video_norm(
+                self.config.norm, self.features, self.dtype, "norm", self.config.norm_groups
+            )(x)
             x = _placed(x + MidAttention(self.config, self.dtype, name="attention")(h))
         x = carry(ResidualBlock(self.config, self.features, self.dtype, name="block2"), x)
         return x, carry.history
@@ -228,7 +232,7 @@ class Encoder(nn.Module):
         for level in range(len(c.channels)):
             x = carry(level_class(c, level, self.dtype, name=f"level{level}"), x)
         x = carry(Mid(c, c.channels[-1], self.dtype, name="mid"), x)
-        x = nn.swish(video_norm(c.norm, x.shape[-1], self.dtype, "norm_out")(x))
+        x = nn.swish(video_norm(c.norm, x.shape[-1], self.dtype, "norm_out", c.norm_groups)(x))
         x = carry(CausalConv3D(2 * c.latent_channels, dtype=self.dtype, name="conv_out"), x)
         return nn.Dense(2 * c.latent_channels, dtype=jnp.float32, name="quant")(x), carry.history
 
@@ -265,7 +269,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x, history=None):
         c = self.config
-        x = nn.swish(video_norm(c.norm, x.shape[-1], self.dtype, "norm")(x))
+        x = nn.swish(video_norm(c.norm, x.shape[-1], self.dtype, "norm", c.norm_groups)(x))
         if c.stem_hidden:
             x = nn.swish(nn.Dense(c.stem_hidden, dtype=self.dtype, name="stem")(x))
         conv = CausalConv3D(

@@ -44,6 +44,7 @@ class VidVAEConfig:
       norm: `group_per_frame` (strictly causal, valid for Stable Diffusion's weights), `group` (over
       time as well:
         released weights) or `rms` (a pixel by itself: exact under any cut of space as well).
+      norm_groups: groups of channels of the first two, or as many as divide a layer's channels.
       attention: the implementation, see `xgen_jax.nn.attention`.
       remat: `level` recomputes each level in the backward pass instead of keeping what it computed.
     """
@@ -64,6 +65,7 @@ class VidVAEConfig:
     attention_layout: str = "per_frame"
     kernels: tuple[Kernel, Kernel] = ((3, 3, 3), (3, 3, 3))
     norm: str = "group_per_frame"
+    norm_groups: int = 32
     attention: str = "xla"
     remat: str = "none"
 
@@ -73,6 +75,8 @@ class VidVAEConfig:
                 raise UserError(
                     f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}"
                 )
+        if self.norm_groups < 1:
+            raise UserError(f"norm_groups must be 1 or more, not {self.norm_groups}")
         if self.stem[1] != self.stem[2]:
             raise UserError(f"stem {self.stem} must be as wide as high")
         levels = [

@@ -3,8 +3,10 @@
     softmax(q k^T / sqrt(d) + mask) v
 
 Names: `xla` runs anywhere; so does `chunked`, which works on a block of queries at a time and needs
-little memory; `cudnn` is the flash kernel of NVIDIA GPUs (bf16 or f16). Every name gives the same
-values and gradients as `xla` within its precision.
+little memory, and is `xla` where there are few logits; `cudnn` is the flash kernel of NVIDIA GPUs,
+and `chunked` for arrays which that does not take; `auto` is `cudnn` on NVIDIA GPUs, but for few
+tokens, and `chunked` elsewhere. Every name gives the same values and gradients as `xla` within its
+precision.
 """
 
 import jax
@@ -15,11 +17,15 @@ from jax import lax
 
 from xgen_jax.errors import UserError
 from xgen_jax.nn.chunked_attention import chunked
+from xgen_jax.nn.cudnn_attention import cudnn, cudnn_takes
 from xgen_jax.nn.norms import RMSNorm
 from xgen_jax.nn.positions import rotary
 from xgen_jax.typing import Array
 
-IMPLEMENTATIONS = ("xla", "chunked", "cudnn")
+IMPLEMENTATIONS = ("auto", "xla", "chunked", "cudnn")
+# `auto` leaves shorter sequences, such as the frames at one place of a clip, to plain XLA: the
+# flash kernel works on blocks of 64 tokens or more, most of which would be padding.
+FEWEST_FLASH_TOKENS = 64
 # On CPU more logits than these are computed head by head, forward and backward, for out of the
 # cache they cost more than the products: at 1,024 tokens that halves the time of the forward pass.
 LOGITS_BYTES = 16 * 2**20
@@ -71,6 +77,13 @@ def _xla_attention(q_BNKC: Array, k_BMKC: Array, v_BMKC: Array, mask_BM: Array |
     return jnp.swapaxes(y, 1, 2)
 
 
+def _on_nvidia() -> bool:
+    """Whether what is traced now is for NVIDIA GPUs: the devices of the mesh, else the default
+    ones."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return "nvidia" in device.device_kind.lower()
+
+
 def attention(
     q_BNKC: Array,
     k_BMKC: Array,
@@ -90,16 +103,18 @@ def attention(
     Returns:
       (B, N, K, C) in the dtype of the queries; the softmax is taken in float32.
     """
+    if implementation == "auto":
+        tokens = min(q_BNKC.shape[1], k_BMKC.shape[1])
+        implementation = "cudnn" if tokens >= FEWEST_FLASH_TOKENS and _on_nvidia() else "chunked"
+    if implementation == "cudnn" and not cudnn_takes(q_BNKC, k_BMKC, v_BMKC):
+        implementation = "chunked"
     match implementation:
         case "xla":
             return _xla_attention(q_BNKC, k_BMKC, v_BMKC, mask_BM)
         case "chunked":
             return chunked(attention, q_BNKC, k_BMKC, v_BMKC, mask_BM)
         case "cudnn":
-            mask = None if mask_BM is None else mask_BM[:, None, None, :]
-            return jax.nn.dot_product_attention(
-                q_BNKC, k_BMKC, v_BMKC, mask=mask, implementation="cudnn"
-            )
+            return cudnn(q_BNKC, k_BMKC, v_BMKC, mask_BM)
     raise UserError(
         f"attention={implementation!r} is not known; choose one of {', '.join(IMPLEMENTATIONS)}"
     )

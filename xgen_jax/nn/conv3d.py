@@ -21,6 +21,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
 
 from xgen_jax.typing import Array
@@ -295,6 +296,22 @@ kernel_gradient.defvjp(
 )
 
 
+def gather_kernel(kernel: Array) -> Array:
+    """The kernel, whole on every device of the mesh; without a mesh the kernel as it is.
+
+    Convolutions with a kernel that is sharded over channels are wrong (jax 0.10.2): where height or
+    width is sharded too, XLA contracts only a part of the channels. Sharded input channels break
+    the values, sharded output channels the input gradient. Parameters stay sharded in memory.
+    """
+    return nn.with_logical_constraint(kernel, (None,) * kernel.ndim)
+
+
+def gathered_convolution(x: Array, kernel: Array, *args, **kwargs) -> Array:
+    """`lax.conv_general_dilated` with `gather_kernel`; for flax's
+    `nn.Conv(conv_general_dilated=)`."""
+    return lax.conv_general_dilated(x, gather_kernel(kernel), *args, **kwargs)
+
+
 def convolve(x_BTHWC: Array, kernel_DHWIO: Array, stride: Kernel, padding: Padding) -> Array:
     """Convolution, valid in time and padded in space.
 
@@ -313,4 +330,4 @@ def convolve(x_BTHWC: Array, kernel_DHWIO: Array, stride: Kernel, padding: Paddi
         stride=tuple(stride),
         padding=tuple((before, behind) for before, behind in padding),
     )
-    return convolution(x_BTHWC, kernel_DHWIO, window)
+    return convolution(x_BTHWC, gather_kernel(kernel_DHWIO), window)

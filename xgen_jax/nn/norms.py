@@ -70,16 +70,18 @@ def layer_norm(x: Array, epsilon: float = 1e-6) -> Array:
 VIDEO_NORMS = ("group_per_frame", "group", "rms")
 
 
-def video_norm(kind: str, channels: int, dtype: jnp.dtype, name: str) -> nn.Module:
+def video_norm(
+    kind: str, channels: int, dtype: jnp.dtype, name: str, groups: int = 32
+) -> nn.Module:
     """The normalisation a video autoencoder asks for by kind, as a submodule called `name`.
 
-    `group_per_frame` and `group` (over time) take Stable Diffusion's 32 groups, or as many as
-    divide the channels.
+    `group_per_frame` and `group` (over time) take so many groups, Stable Diffusion's 32 by default,
+    or as many as divide the channels.
     """
     if kind not in VIDEO_NORMS:
         raise UserError(f"norm={kind!r} is not known; choose one of {', '.join(VIDEO_NORMS)}")
     if kind == "rms":
         return RMSNorm(dtype=dtype, name=name)
     return GroupNorm(
-        groups=math.gcd(32, channels), over_time=kind == "group", dtype=dtype, name=name
+        groups=math.gcd(groups, channels), over_time=kind == "group", dtype=dtype, name=name
     )

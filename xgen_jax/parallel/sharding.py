@@ -2,7 +2,9 @@
 
 A parameter goes to the first rule whose pattern is found in its path; a rule gives the spec of the
 trailing dims. What no rule names is sharded over `fsdp` along its largest divisible dim, and
-replicated where it is small or nothing divides.
+replicated where it is small or nothing divides. Kernels of convolutions too are sharded in memory
+only: `nn.conv3d.gather_kernel` makes them whole before they meet an activation that is sharded over
+height or width.
 """
 
 import contextlib

@@ -24,6 +24,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.t5 import T5Config, T5Encoder
 from xgen_jax.models.t5_tokenizer import T5Tokenizer
 from xgen_jax.typing import Params
+from xgen_jax.weights.foreign_config import check_config
 from xgen_jax.weights.safetensors import iterate_safetensors, sample_safetensors
 
 TOKENIZER = "spiece.model"
@@ -40,6 +41,49 @@ _KEYS = {
     "head_dim": "d_kv",
     "buckets": "relative_attention_num_buckets",
 }
+# Keys that change the network, with what ours has.
+_ALLOWED = {
+    "model_type": ["t5", "umt5"],
+    "feed_forward_proj": ["gated-gelu"],
+    "dense_act_fn": ["gelu_new"],
+    "is_gated_act": [True],
+    "is_decoder": [False],
+    "scalable_attention": [True],
+    "pruned_heads": [{}],
+    "quantization_config": [None],
+}
+# Keys of the decoder, of training and of generation, and ids that the tokenizer is checked for.
+_HARMLESS = (
+    *(
+        "bos_token_id",
+        "decoder_start_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "tokenizer_class",
+        "vocab_file",
+    ),
+    *(
+        "classifier_dropout",
+        "dropout_rate",
+        "gradient_checkpointing",
+        "initializer_factor",
+        "n_positions",
+    ),
+    *(
+        "is_encoder_decoder",
+        "num_decoder_layers",
+        "tie_encoder_decoder",
+        "tie_word_embeddings",
+        "use_cache",
+    ),
+    *(
+        "output_attentions",
+        "output_hidden_states",
+        "output_past",
+        "return_dict",
+        "task_specific_params",
+    ),
+)
 
 # A tensor's name -> where it goes: our path, and the part of the array there (one layer, some
 # columns).
@@ -199,6 +243,8 @@ def _config(file: pathlib.Path) -> T5Config:
     absent = [key for key in _KEYS.values() if not isinstance(values.get(key), int)]
     if absent:
         raise UserError(f"{file} lacks {', '.join(absent)}")
+    used = {*_KEYS.values(), "relative_attention_max_distance", "layer_norm_epsilon"}
+    check_config(values, str(file.parent), allowed=_ALLOWED, used=used, harmless=_HARMLESS)
     return T5Config(
         **{ours: values[theirs] for ours, theirs in _KEYS.items()},
         max_distance=values.get("relative_attention_max_distance", 128),

@@ -27,6 +27,7 @@ from xgen_jax.models.vdit import RELEASED_PATCH_PX, VDiT, abstract_inputs, abstr
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.parallel.sharding import path_name
 from xgen_jax.typing import Array, Params
+from xgen_jax.weights.foreign_config import check_config, positive_integer
 from xgen_jax.weights.safetensors import Source, assemble, write_safetensors
 
 # Our layer; its name in STDiT2 and PixArt-alpha; its name, or those of its parts, in diffusers.
@@ -76,6 +77,31 @@ FREQUENCIES = "rope.freqs"
 IGNORED = {"stdit2": (FREQUENCIES,), "pixart": ("pos_embed",)}  # tables that are computed here
 INPUT_SIDE_PX = 512  # the public networks' input_sq_size
 KINDS = ("stdit2", "pixart")
+# Keys of config.json that change nothing: of training and memory; places that are computed for any
+# size; and, of diffusers' one class for many networks, what networks of this form do not use.
+STDIT2_HARMLESS = (
+    *(
+        "class_dropout_prob",
+        "drop_path",
+        "freeze",
+        "input_size",
+        "no_temporal_pos_emb",
+        "use_cache",
+    ),
+    *(
+        "enable_flash_attn",
+        "enable_flashattn",
+        "enable_layernorm_kernel",
+        "enable_sequence_parallelism",
+    ),
+)
+PIXART_HARMLESS = (
+    "dropout",
+    "norm_num_groups",
+    "num_embeds_ada_norm",
+    "num_vector_embeds",
+    "upcast_attention",
+)
 
 
 class Converted(NamedTuple):
@@ -305,11 +331,84 @@ def _sizes(
         mlp_ratio=hidden[0] // width if hidden else 4,
         clip_conditions=True,
         learned_variance=not out or out[0] != side**2 * channels,
-        position_span=config.get("input_sq_size", INPUT_SIDE_PX) / RELEASED_PATCH_PX,
+        position_span=_position_span(kind, config, side, origin),
         qk_norm=any(name.endswith("attn.q_norm.weight") for name in tensors),
         released=kind == "stdit2",
     )
+    sized = bool(shape("size_embedder1"))
+    allowed = (
+        _stdit2_values(model, channels)
+        if kind == "stdit2"
+        else _pixart_values(model, channels, sized)
+    )
+    used = (
+        ("num_heads", "input_sq_size")
+        if kind == "stdit2"
+        else ("num_attention_heads", "sample_size")
+    )
+    harmless = STDIT2_HARMLESS if kind == "stdit2" else PIXART_HARMLESS
+    check_config(
+        config, origin, allowed=allowed, used=(*used, "interpolation_scale"), harmless=harmless
+    )
     return model, channels
+
+
+def _position_span(kind: str, config: dict[str, Any], patch: int, origin: str) -> float:
+    """What rows and columns count up to, by a checkpoint's config.json; 32 where that says
+    nothing."""
+    if kind == "stdit2" or config.get("sample_size") is None:
+        return positive_integer(config, "input_sq_size", INPUT_SIDE_PX, origin) / RELEASED_PATCH_PX
+    # diffusers: positions of the size that was trained at, in units of 64 latent cells.
+    side = positive_integer(config, "sample_size", 64, origin)
+    scale = config.get("interpolation_scale") or max(side // 64, 1)
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale <= 0:
+        raise UserError(
+            f"the config.json of {origin} has interpolation_scale={scale!r}; it must be above 0"
+        )
+    return side // patch / scale
+
+
+def _stdit2_values(model: VDiTConfig, channels: int) -> dict[str, list]:
+    """What the config.json of an STDiT2 with these tensors may say."""
+    return {
+        "model_type": ["STDiT2"],
+        "in_channels": [channels],
+        "patch_size": [(1, model.patch, model.patch)],
+        "hidden_size": [model.width],
+        "depth": [model.depth],
+        "mlp_ratio": [model.mlp_ratio],
+        "pred_sigma": [model.learned_variance],
+        "caption_channels": [model.text_width],
+        "model_max_length": [model.null_caption_tokens],
+        "qk_norm": [model.qk_norm],
+        # The later way normalises before it rotates.
+        "qk_norm_legacy": [True] if model.qk_norm else [True, False],
+    }
+
+
+def _pixart_values(model: VDiTConfig, channels: int, sized: bool) -> dict[str, list]:
+    """What the config.json of diffusers' PixArtTransformer2DModel with these tensors may say."""
+    out = model.out_channels(channels)
+    return {
+        "_class_name": ["PixArtTransformer2DModel", "Transformer2DModel"],
+        "attention_head_dim": [model.width // model.heads],
+        "in_channels": [channels],
+        "out_channels": [out, None] if out == channels else [out],
+        "num_layers": [model.depth],
+        "cross_attention_dim": [model.width],
+        "patch_size": [model.patch],
+        "caption_channels": [model.text_width],
+        "use_additional_conditions": [None, sized],
+        "attention_bias": [True],
+        "activation_fn": ["gelu-approximate"],
+        "norm_type": ["ada_norm_single"],
+        "norm_elementwise_affine": [False],
+        "norm_eps": [1e-6],
+        "only_cross_attention": [False],
+        "double_self_attention": [False],
+        "attention_type": ["default"],
+        "use_linear_projection": [False],
+    }
 
 
 def _frequencies(config: VDiTConfig) -> np.ndarray:

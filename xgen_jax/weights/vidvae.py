@@ -25,6 +25,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS, VidVAEConfig
 from xgen_jax.typing import Params
+from xgen_jax.weights.foreign_config import check_config, positive_integer
 from xgen_jax.weights.safetensors import Source, assemble
 
 # Ours -> the names of the original (LDM) checkpoints, which Open-Sora-Plan kept. The decoder
@@ -68,6 +69,18 @@ ATTENTION_NAMES = {  # q, k, v, output
     "diffusers": ("to_q", "to_k", "to_v", "to_out.0"),
     "diffusers before 0.17": ("query", "key", "value", "proj_attn"),
 }
+# Keys of diffusers' AutoencoderKL that change nothing: latents are scaled by statistics that are
+# measured here, and how a decoder is tiled or cast is how it is run.
+SD_HARMLESS = (
+    "sample_size",
+    "scaling_factor",
+    "shift_factor",
+    "latents_mean",
+    "latents_std",
+    "force_upcast",
+)
+# Of Open-Sora-Plan's CausalVAEModel: training, and the size at which attn_resolutions counts.
+OSP_HARMLESS = ("dropout", "loss_params", "loss_type", "lr", "resolution")
 OSP_ATTENTION = {"AttnBlock3D": "released", "AttnBlock3DFix": "per_frame"}
 IGNORED = ("loss.", "model_ema.")  # what Open-Sora-Plan's training kept beside the model
 KINDS = ("sd-vae", "osp-vae")
@@ -98,15 +111,23 @@ def load_vidvae(
         raise UserError(f"kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
     origin = origin or "the checkpoint"
     style = _style(tensors, origin)
+    config = config or {}
     if kind == "sd-vae":
-        base = PRESETS["paper"]
+        base = dataclasses.replace(
+            PRESETS["paper"],
+            norm_groups=positive_integer(config, "norm_num_groups", 32, origin),
+            mid_attention=config.get("mid_block_add_attention") is not False,
+        )
     else:
         if style != "ldm":
             raise UserError(
                 f"{origin} has diffusers' names, which Open-Sora-Plan's weights have not; try --kind=sd-vae"
             )
-        base = _osp_config(tensors, config or {})
+        base = _osp_config(tensors, config)
     model_config = _sizes(base, tensors, style, origin)
+    (_check_sd_config if kind == "sd-vae" else _check_osp_config)(
+        config, model_config, tensors, origin
+    )
     abstract = jax.eval_shape(
         VidVAE(model_config).init,
         jax.random.key(0),
@@ -274,4 +295,75 @@ def _osp_config(tensors: Mapping[str, np.ndarray], config: dict[str, Any]) -> Vi
         time_up_convolution=any(up),
         flat_levels=sum(flat),
         attention_layout=OSP_ATTENTION[layouts.pop()],
+    )
+
+
+def _check_sd_config(
+    config: dict[str, Any], model: VidVAEConfig, tensors: Mapping[str, np.ndarray], origin: str
+) -> None:
+    """Refuses what diffusers' AutoencoderKL may have and ours has not."""
+    levels = len(model.channels)
+    allowed = {
+        "_class_name": ["AutoencoderKL"],
+        "act_fn": ["silu", "swish"],
+        "in_channels": [3],
+        "out_channels": [3],
+        "down_block_types": [("DownEncoderBlock2D",) * levels],
+        "up_block_types": [("UpDecoderBlock2D",) * levels],
+        "block_out_channels": [model.channels],
+        "layers_per_block": [model.blocks],
+        "latent_channels": [model.latent_channels],
+        "use_quant_conv": [_tensor(tensors, "quant_conv", "weight")[1]],
+        "use_post_quant_conv": [_tensor(tensors, "post_quant_conv", "weight")[1]],
+        "mid_block_add_attention": [True, False],
+    }
+    check_config(config, origin, allowed=allowed, used=["norm_num_groups"], harmless=SD_HARMLESS)
+
+
+def _check_osp_config(
+    config: dict[str, Any], model: VidVAEConfig, tensors: Mapping[str, np.ndarray], origin: str
+) -> None:
+    """Refuses what Open-Sora-Plan's CausalVAEModel may have and ours has not."""
+    levels, width = len(model.channels), model.channels[0]
+    blocks = ("ResnetBlock2D",) * model.flat_levels + ("ResnetBlock3D",) * (
+        levels - model.flat_levels
+    )
+    down = "TimeDownsampleRes2x" if model.time_down == "convolution" else "TimeDownsample2x"
+    up = "TimeUpsampleRes2x" if model.time_up_convolution else "TimeUpsample2x"
+    # There the decoder doubles after the level above, here before the level.
+    expansion = (False, *model.expansion[:-1])
+    allowed = {
+        "_class_name": ["CausalVAEModel"],
+        "attn_resolutions": [()],
+        "double_z": [True],
+        "in_channels": [3],
+        "out_channels": [3],
+        "hidden_size": [width],
+        "hidden_size_mult": [tuple(channels // width for channels in model.channels)],
+        "num_res_blocks": [model.blocks],
+        "z_channels": [model.latent_channels],
+        "embed_dim": [model.latent_channels],
+        "use_quant_layer": [_tensor(tensors, "quant_conv", "weight")[1]],
+        "encoder_resnet_blocks": [blocks],
+        "decoder_resnet_blocks": [("ResnetBlock3D",) * levels],
+        "encoder_spatial_downsample": [
+            (name,) * (levels - 1) + ("",) for name in ("SpatialDownsample2x", "Downsample")
+        ],
+        "decoder_spatial_upsample": [("",) + ("SpatialUpsample2x",) * (levels - 1)],
+        "encoder_temporal_downsample": [
+            tuple(down if there else "" for there in model.time_reduction)
+        ],
+        "decoder_temporal_upsample": [tuple(up if there else "" for there in expansion)],
+    }
+    # Whether such a layer mixes frames, its tensor tells.
+    layers = [f"{side}_conv_{end}" for side in ("encoder", "decoder") for end in ("in", "out")]
+    allowed |= dict.fromkeys([*layers, "q_conv"], ["CausalConv3d", "Conv2d"])
+    allowed |= dict.fromkeys(["encoder_mid_resnet", "decoder_mid_resnet"], ["ResnetBlock3D"])
+    allowed |= dict.fromkeys(["encoder_nonlinearity", "decoder_nonlinearity"], ["SiLU", "swish"])
+    check_config(
+        config,
+        origin,
+        allowed=allowed,
+        used=["encoder_attention", "decoder_attention"],
+        harmless=OSP_HARMLESS,
     )

@@ -1,0 +1,79 @@
+"""The config.json of a foreign checkpoint: every key is used, checked, or known to change
+nothing."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from xgen_jax.errors import UserError
+
+# What any library writes about the file and not about the network.
+ABOUT_THE_FILE = frozenset(
+    (
+        "_commit_hash",
+        "_diffusers_version",
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+    )
+)
+
+
+def check_config(
+    config: Mapping[str, Any],
+    origin: str,
+    *,
+    allowed: Mapping[str, Sequence[Any]],
+    used: Iterable[str] = (),
+    harmless: Iterable[str] = (),
+) -> None:
+    """Refuses a foreign configuration whose network ours does not compute.
+
+    Keys that nothing here knows are named on stderr: they may change the network.
+
+    Args:
+      config: the checkpoint's config.json.
+      origin: what errors call the checkpoint.
+      allowed: keys that change the network, with the values that ours can have, or that the tensors
+      have.
+      used: keys whose values the conversion uses.
+      harmless: keys that change nothing here, such as those of training; `ABOUT_THE_FILE` is among
+      them.
+
+    Raises:
+      UserError: values that are not allowed, all of them listed.
+    """
+    wrong = [
+        f"{key}={value!r}: must be {' or '.join(repr(_plain(other)) for other in allowed[key])}"
+        for key, value in config.items()
+        if key in allowed and value not in [_plain(other) for other in allowed[key]]
+    ]
+    if wrong:
+        rows = "".join(f"\n  {row}" for row in wrong)
+        raise UserError(
+            f"the config.json of {origin} describes a network that is not known here, or is not of its tensors{rows}"
+        )
+    unknown = sorted(config.keys() - {*allowed, *used, *harmless, *ABOUT_THE_FILE})
+    if unknown:
+        print(
+            f"{origin}: these keys of its config.json are not known and are ignored: {', '.join(unknown)}",
+            file=sys.stderr,
+        )
+
+
+def positive_integer(config: Mapping[str, Any], key: str, default: int, origin: str) -> int:
+    """The value of a key, or the default where it is absent or null."""
+    value = default if config.get(key) is None else config[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(
+            f"the config.json of {origin} has {key}={value!r}; it must be an integer of 1 or more"
+        )
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: tuples are lists."""
+    return [_plain(part) for part in value] if isinstance(value, tuple) else value
