@@ -16,7 +16,6 @@ Records are msgpack; the container is ArrayRecord, imported nowhere else.
 import contextlib
 import os
 import pathlib
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,11 +26,15 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from xgen_jax.errors import UserError
 from xgen_jax.files import (
+    atomic_write,
+    check_free,
+    differences,
     file_sha256,
     numbers_sha256,
     read_json,
     read_numbers,
-    to_disk,
+    refuse_differences,
+    remove_temporaries,
     write_json,
     write_numbers,
 )
@@ -106,25 +109,13 @@ class LatentWriter:
             self.settings["members"] = {
                 name: {"clips": n, "sha256": sha256} for name, (n, sha256) in digests.items()
             }
-        if self.path.is_file():
-            raise UserError(f"{self.path} is a file; give a folder for the latents")
-        if (self.path / "settings.json").exists():
-            there = read_json(self.path / "settings.json")
-            keys = sorted(there.keys() | self.settings.keys())
-            differing = [
-                f"{key}: {there.get(key)!r} -> {self.settings.get(key)!r}"
-                for key in keys
-                if there.get(key) != self.settings.get(key)
-            ]
-            if differing:
-                listed = "\n  ".join(differing)
-                raise UserError(
-                    f"{self.path} holds latents that were encoded otherwise (there -> here):\n  {listed}\n"
-                    "choose another --out, or remove that folder"
-                )
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and holds no latents; choose a new folder")
-        write_json(self.path / "settings.json", self.settings)
+        if check_free(self.path, "settings.json", "latents"):
+            refuse_differences(
+                differences(read_json(self.path / "settings.json"), self.settings),
+                f"{self.path} holds latents that were encoded otherwise",
+                "choose another --out, or remove that folder",
+            )
+        write_json(self.path / "settings.json", self.settings, durable=True)
         for name, clips in self._members.items():
             write_numbers(_members_file(self.path, name), clips)
 
@@ -163,11 +154,8 @@ class LatentWriter:
         """Writes one shard of (clip, sample) in ascending order; in place of a sample, why there is
         none."""
         file, count, left_out = self.file(bucket, shard), 0, {}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        for stale in file.parent.glob(f".{file.name}.*.tmp"):
-            stale.unlink(missing_ok=True)
-        temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
-        try:
+        remove_temporaries(file)
+        with atomic_write(file, durable=True) as temporary:
             with _telling(file):
                 writer = ArrayRecordWriter(str(temporary), "group_size:1")
             try:
@@ -191,11 +179,7 @@ class LatentWriter:
                 raise UserError(
                     f"{file} cannot be written: {written} of {count} records arrived; is the disk full?"
                 )
-            to_disk(temporary)
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
-        write_json(file.with_suffix(".json"), {**entry, "left_out": left_out})
+        write_json(file.with_suffix(".json"), {**entry, "left_out": left_out}, durable=True)
 
     def finish(self) -> dict[str, Any]:
         """Writes the manifest, once every shard is there; returns it.
@@ -227,7 +211,7 @@ class LatentWriter:
         if problem and not any(row["count"] for rows in buckets.values() for row in rows):
             raise UserError(problem)
         manifest = {**self.settings, "shards": buckets}
-        write_json(self.path / "manifest.json", manifest)
+        write_json(self.path / "manifest.json", manifest, durable=True)
         return manifest
 
 

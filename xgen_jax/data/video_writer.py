@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import pathlib
-import secrets
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -14,6 +13,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from xgen_jax.errors import UserError
+from xgen_jax.files import replace, temporary_path
 
 WRITE_SUFFIXES = (".mp4", ".webm", ".gif")
 # swscale's default shortcuts shift chroma by half a pixel and darken by one level of 255; these
@@ -69,9 +69,7 @@ class VideoWriter:
                 f"cannot write {path}: fps must be above 0 and at most 1000 (50 for .gif), not {fps}"
             )
         self._rate = Fraction(fps).limit_denominator(1001)
-        self._temporary = self.path.with_name(
-            f".{self.path.stem[:64]}.{secrets.token_hex(6)}.tmp{self._suffix}"
-        )
+        self._temporary = temporary_path(self.path)
         self._shape: tuple[int, ...] | None = None
         self._kept: list[np.ndarray] = []  # of a GIF
         self._container = self._stream = None
@@ -139,7 +137,7 @@ class VideoWriter:
             raise RuntimeError(
                 f"{self.path}: {self.frames} frames were encoded but {written} are in the file"
             )
-        os.replace(self._temporary, self.path)
+        replace(self._temporary, self.path)
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
