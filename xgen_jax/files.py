@@ -47,7 +47,8 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[pathlib.Path]:
             f"{path} cannot be written ({reason}); free space or permissions?"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error says more
+            temporary.unlink(missing_ok=True)
 
 
 def temporary_path(path: Path) -> pathlib.Path:
