@@ -29,7 +29,7 @@ def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path, error):
 
 def test_an_error_of_the_system_names_the_file(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/a.txt cannot be written \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"file/a.txt cannot be written \(File exists\)"):
         files.write_text(tmp_path / "file" / "a.txt", "")
 
 
