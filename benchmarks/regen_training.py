@@ -27,9 +27,10 @@ from flax import serialization
 from xgen_jax.config.losses import REGENLossConfig, VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.data.buckets import Bucket
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, SyntheticConfig
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.pixels import random_crop, to_uint8, to_unit_range
+from xgen_jax.data.sources.base import Source
 from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.video import read_video
 from xgen_jax.errors import UserError
@@ -117,7 +118,7 @@ def nearest(at_width: Callable[[int], VidVAE], widths: Sequence[int], wanted: in
     return min(candidates, key=lambda model: abs(decoder_parameters(model) - wanted))
 
 
-class Footage:
+class Footage(Source):
     """A source of crops of the videos in a folder, each shrunk once until its shorter side is twice
     a crop's.
 
@@ -272,7 +273,7 @@ def trained(case: Case, recipe: Recipe, root: pathlib.Path) -> tuple[Params, dic
         )
         return serialization.msgpack_restore(files["msgpack"].read_bytes()), stored
     root.mkdir(parents=True, exist_ok=True)
-    data = DataConfig(source="synthetic", seed=recipe.seed, buckets=(bucket,), num_threads=1)
+    data = DataConfig(source=SyntheticConfig(), seed=recipe.seed, buckets=(bucket,), num_threads=1)
     pipeline = Pipeline(recipe.source(case.data, "train", frames), data)
     optimizer = objective.optimizer(OPTIMIZER, recipe.steps)
     arrays = objective.arrays(pipeline.batch(0))

@@ -18,7 +18,7 @@ import pathlib  # noqa: E402
 import pytest  # noqa: E402
 
 TINY_DATA = {
-    "source": "synthetic",
+    "source": {"kind": "synthetic", "num_clips": 100},
     "buckets": [{"frames": 5, "height": 16, "width": 16, "batch_size": 2}],
 }
 TINY_VIDVAE = {
@@ -34,7 +34,7 @@ TINY_VIDVAE = {
         "norm": "rms",
     },
     "loss": {"lpips": 0.0},
-    "data": {**TINY_DATA, "num_clips": 100},
+    "data": TINY_DATA,
     "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
     "loop": {"steps": 2, "compute_dtype": "float32", "log_every": 1},
     "mesh": {"fsdp": 1},

@@ -13,7 +13,7 @@ from tiny_embedder import TINY
 
 from xgen_jax.config.runs import VidVAEWeights, run_config
 from xgen_jax.data.buckets import Bucket
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, LatentsConfig
 from xgen_jax.data.latent_shards import LatentWriter
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen_config import PRESETS as REGEN_PRESETS
@@ -152,7 +152,11 @@ def shrunk(name, embedder, latents, init_from):
         model=model,
         text=dataclasses.replace(config.text, length=TOKENS),
         data=dataclasses.replace(
-            config.data, path=str(latents), buckets=buckets, num_threads=1, prefetch=1
+            config.data,
+            source=LatentsConfig(path=str(latents)),
+            buckets=buckets,
+            num_threads=1,
+            prefetch=1,
         ),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-3),
         loop=dataclasses.replace(config.loop, steps=2, compute_dtype="float32", log_every=1),

@@ -33,6 +33,10 @@ def vdit(root, **data):
     )
 
 
+def stored(path):
+    return {"kind": "latents", "path": str(path)}
+
+
 def synthetic(root, out, **changes):
     arguments = {
         "embedder": str(root / "vidvae"),
@@ -58,7 +62,7 @@ def latents(tiny_runs, tmp_path_factory):
 def test_what_is_stored_is_what_the_networks_give(tiny_runs, latents):
     source, world = LatentSource(latents), SyntheticSource(seed=0, num_clips=100)
     embedder, params = load_embedder(tiny_runs / "vidvae")
-    assert source.embedder == embedder.fingerprint(params)
+    assert source.made_by["embedder"] == embedder.fingerprint(params)
     text, text_params = load_text_encoder(tiny_runs / "vdit")
     encode_one = jax.jit(lambda video: embedder.encode(params, to_unit_range(video)))
     embed = jax.jit(lambda ids, mask: text.apply(text_params, ids, mask))
@@ -77,9 +81,9 @@ def test_what_is_stored_is_what_the_networks_give(tiny_runs, latents):
 
 
 def test_training_on_stored_latents_is_training_on_the_fly(tiny_runs, latents, tmp_path):
-    objective = make_objective(vdit(tiny_runs, source="latents", path=str(latents)))
+    objective = make_objective(vdit(tiny_runs, source=stored(latents)))
     assert objective.embedder is None and objective.embedder_params is None
-    train(vdit(tiny_runs, source="latents", path=str(latents)), tmp_path / "stored")
+    train(vdit(tiny_runs, source=stored(latents)), tmp_path / "stored")
     rows = [
         list(read_jsonl(run / "metrics.jsonl")) for run in (tiny_runs / "vdit", tmp_path / "stored")
     ]
@@ -135,7 +139,7 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(
         encode_dataset(**arguments, out=str(tmp_path / "out"))
     arguments["require_captions"] = False
     # Breaks after its header was read.
-    from xgen_jax.data.sources.video_folder import video_folder as sources
+    from xgen_jax.data.sources import video_folder as sources
 
     read = sources.read_video
 
@@ -237,7 +241,7 @@ def test_an_embedder_trained_further_is_another_one(copied, latents, tmp_path):
     with pytest.raises(
         UserError, match=r"latents of the embedder [0-9a-f]{16}, and .* encode again with launch"
     ):
-        train(vdit(copied, source="latents", path=str(latents)), tmp_path / "new")
+        train(vdit(copied, source=stored(latents)), tmp_path / "new")
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match=r"encoded otherwise[^$]*\n  embedder: "):
         encode_dataset(
@@ -271,14 +275,12 @@ def test_a_bucket_that_was_not_encoded_is_refused_before_anything_is_made(
 ):
     buckets = [*TINY_DATA["buckets"], {"frames": 9, "height": 16, "width": 16, "batch_size": 2}]
     with pytest.raises(UserError, match="no latents of 9x16x16 .*; it has 5x16x16, 1x16x16"):
-        train(
-            vdit(tiny_runs, source="latents", path=str(latents), buckets=buckets), tmp_path / "run"
-        )
+        train(vdit(tiny_runs, source=stored(latents), buckets=buckets), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_latents_are_not_for_training_an_autoencoder(latents, tmp_path):
-    config = {**TINY_VIDVAE, "data": {**TINY_DATA, "source": "latents", "path": str(latents)}}
+    config = {**TINY_VIDVAE, "data": {**TINY_DATA, "source": stored(latents)}}
     with pytest.raises(UserError, match="a vidvae run needs videos"):
         train(run_config(config), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -313,8 +315,8 @@ def test_statistics_are_measured_where_there_are_none(copied, tmp_path, capsys):
     before = statistics.read_bytes()
     synthetic(copied, tmp_path / "more", count=3)
     assert statistics.read_bytes() == before
-    objective = make_objective(vdit(copied, source="latents", path=str(tmp_path / "out")))
-    assert objective.fingerprints() == {"embedder": source.embedder}
+    objective = make_objective(vdit(copied, source=stored(tmp_path / "out")))
+    assert objective.fingerprints() == source.made_by
 
 
 def test_checkpoints_keep_the_fingerprint_of_what_was_frozen(tiny_runs):

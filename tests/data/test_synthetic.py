@@ -271,6 +271,24 @@ def test_fingerprint_tells_settings_apart():
     int(same.pop(), 16)
 
 
+@pytest.mark.parametrize(
+    "settings,digest",
+    [
+        ({}, "945ba57c4795dc3be8a7a6ac273f7eb11cfaf4168768cae6925fc68ca8ec9387"),
+        (
+            {"seed": 3, "split": "held_out", "num_clips": 7},
+            "ed68686e8de7a2dc248336155c5772cff84182a23c30fb19af01a767783a4de0",
+        ),
+        (
+            {"style": "outline"},
+            "acf7c67646e91e9ee501183ad6fc7ae08011b689cdc6371dd4ea87e16afa71f6",
+        ),
+    ],
+)
+def test_fingerprints_are_what_earlier_releases_gave(settings, digest):
+    assert SyntheticSource(**settings).fingerprint() == digest
+
+
 def test_importing_the_world_does_not_import_jax():
     code = "import sys, xgen_jax.data.sources.synthetic, xgen_jax.evaluation.captions; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

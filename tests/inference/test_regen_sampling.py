@@ -28,7 +28,8 @@ VIDEO = np.random.default_rng(0).integers(0, 256, (8, 20, 30, 3), np.uint8)
 
 
 def vdit(root, **data):
-    data = {"source": "latents", "path": str(root / "latents"), "buckets": BUCKETS, **data}
+    source = {"kind": "latents", "path": str(root / "latents")}
+    data = {"source": source, "buckets": BUCKETS, **data}
     config = {**TINY_VDIT, "embedder": str(root / "regen"), "data": data}
     return run_config({**config, "loop": {**TINY_VDIT["loop"], "steps": 1}})
 
@@ -59,7 +60,7 @@ def model(root):
 
 def test_latents_on_disk_are_what_the_embedder_gives(root):
     source, (embedder, params) = LatentSource(root / "latents"), load_embedder(root / "regen")
-    assert source.embedder == embedder.fingerprint(params)
+    assert source.made_by["embedder"] == embedder.fingerprint(params)
     assert source.read(0, None, 10, 16, 16)["latents"].shape == (4, 4, 4, 4)
     assert source.read(0, None, 1, 16, 16)["latents"].shape == (1, 4, 4, 4)
 

@@ -11,6 +11,7 @@ from conftest import TINY_VDIT
 from xgen_jax.commands.sample import parse_size
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.buckets import STAGES, make_buckets
+from xgen_jax.data.config import LatentsConfig
 from xgen_jax.diffusion.frame_masks import OPEN_SORA
 from xgen_jax.errors import UserError
 from xgen_jax.inference.request import ClipPlan, plan_clip
@@ -23,9 +24,7 @@ EMBEDDER = VidVAEEmbedder(model=VidVAE(PRESETS["paper"]))
 
 def run(buckets, masks=OPEN_SORA, fit=True):
     config = run_config({**TINY_VDIT, "embedder": "nowhere"})
-    data = dataclasses.replace(
-        config.data, buckets=tuple(buckets), fit=fit, source="latents", path="x"
-    )
+    data = dataclasses.replace(config.data, buckets=tuple(buckets), fit=fit, source=LatentsConfig())
     return dataclasses.replace(
         config, data=data, loss=dataclasses.replace(config.loss, frame_masks=masks)
     )

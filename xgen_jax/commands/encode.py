@@ -139,8 +139,8 @@ def encode_dataset(
 
     images = any(frames == 1 for frames, _, _ in shapes)
     source = _source(data, clips_per_video, count, seed, fps, stride, require_captions, images)
-    if getattr(source, "problems", None):
-        print(source.report(), file=sys.stderr)
+    if report := source.report():
+        print(report, file=sys.stderr)
     clips = _Clips(source=source, clips_per_video=clips_per_video, seed=seed)
     table = table or [Bucket(frames=t, height=h, width=w, batch_size=1) for t, h, w in shapes]
     members = _members(source, table, seed if stage else None)
@@ -412,8 +412,7 @@ def _members(
     those of one frame.
     """
     if seed is None:
-        given = getattr(source, "clips_for", lambda bucket: None)
-        members = {bucket.shape: given(bucket) for bucket in table}
+        members = {bucket.shape: source.clips_for(bucket) for bucket in table}
         members = {
             shape: videos for shape, videos in members.items() if videos is None or len(videos)
         }
@@ -422,10 +421,6 @@ def _members(
                 f"{source.path} holds images alone, and no bucket has a single frame; add 1xHEIGHTxWIDTH"
             )
         return members
-    if not hasattr(source, "fit"):
-        raise UserError(
-            f"--stage needs videos that have a size of their own; those of {source.name!r} have none"
-        )
     fitting = source.fit(table, seed)
     members = {
         bucket.shape: videos for bucket, videos in zip(table, fitting, strict=True) if len(videos)

@@ -119,8 +119,10 @@ def _clips(
     clip by its caption."""
     for index in range(count):
         clip = source.read(index, np.random.default_rng((seed, index)), *shape)
-        file = source.files[index] if isinstance(source, VideoFolderSource) else ""
-        yield ": ".join(part for part in (file, clip["caption"]) if part), clip["video"]
+        yield (
+            ": ".join(part for part in (source.where(index), clip["caption"]) if part),
+            clip["video"],
+        )
 
 
 class _Progress:

@@ -10,7 +10,7 @@ from typing import Any
 from xgen_jax.config.build import _build, flat, rename
 from xgen_jax.config.losses import REGENLossConfig, VDiTLossConfig, VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, nest_source
 from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.guidance import GuidanceConfig
 from xgen_jax.diffusion.samplers import make_steps
@@ -209,7 +209,7 @@ FREE_KEYS = {
     "loop.log_every",
     "data.num_threads",
     "data.prefetch",
-    "data.path",  # the source's fingerprint guards what is in it
+    "data.source.path",  # the source's fingerprint guards what is in it
     "text.path",  # the text encoder's fingerprint, likewise
     "mesh.data",
     "mesh.fsdp",
@@ -235,6 +235,8 @@ def run_config(values: dict[str, Any]) -> RunConfig:
       UserError: an unknown or missing key, a value of another type, or one that a part refuses.
     """
     values = rename(values)
+    if isinstance(values.get("data"), dict):
+        values["data"] = nest_source(values["data"])
     objective = values.get("objective")
     if objective not in RUNS:
         raise UserError(f"objective={objective!r} is not known; choose one of {', '.join(RUNS)}")

@@ -119,9 +119,10 @@ class Pipeline:
                 )
         self._source, self._config = source, config
         self.problems: list[str] = []
-        given = getattr(source, "clips_for", lambda bucket: None)
         self._members = (
-            self._fitting() if config.fit else [given(bucket) for bucket in config.buckets]
+            self._fitting()
+            if config.fit
+            else [source.clips_for(bucket) for bucket in config.buckets]
         )
         self._numbers = [
             number for number in range(len(config.buckets)) if self._takes_part(number)
@@ -205,10 +206,6 @@ class Pipeline:
     def _fitting(self) -> list[np.ndarray]:
         """The clips of each bucket, ascending."""
         config, source = self._config, self._source
-        if not hasattr(source, "fit"):
-            raise UserError(
-                f"data.fit needs clips that have a size of their own; those of {source.name!r} have none"
-            )
         members = source.fit(config.buckets, config.seed)
         left = len(source) - len(np.unique(np.concatenate(members)))
         if left:

@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xgen_jax.config.runs import EMBEDDERS, REGENRun, RunConfig, VDiTRun, VidVAERun
+from xgen_jax.data.config import LatentsConfig
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources.factory import make_source
 from xgen_jax.errors import UserError
@@ -88,13 +89,12 @@ def make_objective(config: RunConfig, mesh: Mesh | None = None):
         )
     embedder, embedder_params = load_embedder(config.embedder, dtype)
     check_buckets(config, embedder.latent_shape)
-    text = load_conditioner(config, dtype, stored=config.data.source == "latents")
+    stored = isinstance(config.data.source, LatentsConfig)
+    text = load_conditioner(config, dtype, stored=stored)
     objective = make_vdit_objective(
         config, embedder.latent_shape, text, embedder.fingerprint(embedder_params)
     )
-    if (
-        config.data.source != "latents"
-    ):  # else the embedder's fingerprint is all that is needed of it
+    if not stored:  # else the embedder's fingerprint is all that is needed of it
         if mesh is not None:
             embedder_params = jax.device_put(embedder_params, replicated(mesh))
         objective = dataclasses.replace(
@@ -195,8 +195,8 @@ def train(
     pipeline = Pipeline(
         source, config.data, process_index=jax.process_index(), process_count=jax.process_count()
     )
-    if getattr(source, "problems", None):
-        print(source.report(), file=sys.stderr)
+    if report := source.report():
+        print(report, file=sys.stderr)
     for line in pipeline.problems:
         print(line, file=sys.stderr)
     folder.check(config, overwrite)

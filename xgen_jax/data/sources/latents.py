@@ -7,7 +7,6 @@ import os
 import pathlib
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import msgpack
 import numpy as np
@@ -15,12 +14,13 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from xgen_jax.data.buckets import Bucket, shape_name
 from xgen_jax.data.latent_shards import _members, read_manifest, unpack
+from xgen_jax.data.sources.base import Sample, Source
 from xgen_jax.errors import UserError
 
 _OPEN_SHARDS = 128
 
 
-class LatentSource:
+class LatentSource(Source):
     """What `launch/encode.py` wrote, as a source of clips: "latents" float32 (t, h, w, c),
     "caption", "fps", and, where captions were embedded, "text" (L, D) in its stored dtype, padded
     with zeros, and "text_mask" (L,).
@@ -31,8 +31,6 @@ class LatentSource:
 
     Attributes:
       manifest: what manifest.json says.
-      embedder: the fingerprint of the embedder that made the latents.
-      text_encoder: that of the text encoder that embedded the captions; None where nobody did.
 
     Raises:
       UserError: no such folder, one that is not finished, or a shard that is missing or of another
@@ -44,8 +42,9 @@ class LatentSource:
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         self.manifest = read_manifest(path)
-        self.embedder: str = self.manifest["embedder"]
-        self.text_encoder: str | None = self.manifest.get("text_encoder")
+        made_by = {name: self.manifest.get(name) for name in ("embedder", "text_encoder")}
+        self.made_by = {name: mark for name, mark in made_by.items() if mark}
+        self.bucket_names = tuple(self.manifest["shards"])
         self._readers: collections.OrderedDict[str, ArrayRecordReader] = collections.OrderedDict()
         self._lock = threading.Lock()
         self._left_out = {
@@ -93,7 +92,7 @@ class LatentSource:
 
     def read(
         self, index: int, rng: np.random.Generator | None, frames: int, height: int, width: int
-    ) -> dict[str, Any]:
+    ) -> Sample:
         """The latents of clip `index` of the bucket of that size in pixels. `rng` is not used: the
         clip was cut before.
 

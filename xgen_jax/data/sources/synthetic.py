@@ -15,10 +15,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from xgen_jax.data.sources.base import Sample, Source
 from xgen_jax.errors import UserError
 
 # Raise this whenever any clip's pixels or caption change: it is part of every fingerprint.
@@ -320,7 +320,7 @@ def _rng(seed: int, stream: str, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-class SyntheticSource:
+class SyntheticSource(Source):
     """Captioned clips of the world, drawn when read. Clip `index` is a function of (seed, split,
     index) alone.
 
@@ -383,7 +383,7 @@ class SyntheticSource:
 
     def read(
         self, index: int, rng: np.random.Generator | None, frames: int, height: int, width: int
-    ) -> dict[str, Any]:
+    ) -> Sample:
         """Draws a clip: "video", uint8 (frames, height, width, 3), "caption", and "fps". No use is
         made of `rng`.
 

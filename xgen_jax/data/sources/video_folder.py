@@ -1,10 +1,4 @@
-"""Where clips come from: the `Source` protocol, a folder of captioned videos and images, and the
-factory by name.
-
-A source turns (index, random generator) into one captioned clip, as pixels or as latents, with
-nothing remembered between calls, so that the pipeline can ask for any sample in any order from any
-thread.
-"""
+"""A folder of captioned videos and images as a source of clips."""
 
 import concurrent.futures
 import hashlib
@@ -12,15 +6,14 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from xgen_jax.data.buckets import Bucket, fit
 from xgen_jax.data.images import IMAGE_FPS, IMAGE_SUFFIXES, probe_image, read_image
 from xgen_jax.data.pixels import random_crop
-from xgen_jax.data.sources.base import Sample
+from xgen_jax.data.sources.base import Sample, Source
 from xgen_jax.data.video import (
     READ_SUFFIXES,
     VideoInfo,
@@ -31,14 +24,11 @@ from xgen_jax.data.video import (
 )
 from xgen_jax.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
 CAPTIONS = "captions.jsonl"
 _SHOWN = 10  # items of each kind of problem in a report
 
 
-class VideoFolderSource:
+class VideoFolderSource(Source):
     """Videos below a folder, with captions from an optional `captions.jsonl` of {"file": "a/b.mp4",
     "caption": "..."}.
 
@@ -119,6 +109,15 @@ class VideoFolderSource:
         of one frame."""
         moving = np.flatnonzero([not _is_image(file) for file in self.files])
         return None if bucket.frames == 1 or len(moving) == len(self) else moving
+
+    def where(self, index: int) -> str:
+        """Return the path of clip `index`, relative to the folder."""
+        return self._files[index][0]
+
+    def captions(self) -> Iterator[tuple[str, str]]:
+        """Yield (file, caption) of every clip."""
+        for file, caption, _ in self._files:
+            yield str(self.path / file), caption
 
     def fingerprint(self) -> str:
         """Hex digest over relative paths, sizes in bytes, captions and settings; the folder may
