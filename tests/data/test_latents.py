@@ -3,6 +3,7 @@ are what was meant."""
 
 import concurrent.futures
 import dataclasses
+import hashlib
 import json
 
 import ml_dtypes
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from xgen_jax.data.config import DataConfig, LatentsConfig, VideoFolderConfig
-from xgen_jax.data.latent_shards import LatentWriter, pack, unpack, verify
+from xgen_jax.data.latent_shards import LatentReader, LatentWriter, pack, unpack, verify
 from xgen_jax.data.pipeline import Bucket, Pipeline
 from xgen_jax.data.sources.factory import make_source
 from xgen_jax.data.sources.latents import LatentSource
@@ -300,14 +301,48 @@ def test_many_threads_read_what_one_reads(tmp_path):
         np.testing.assert_array_equal(clip["latents"], sample("5x8x8", index)["latents"])
 
 
-def test_more_shards_than_may_be_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("xgen_jax.data.sources.latents._OPEN_SHARDS", 2)
+def test_more_shards_than_may_be_open(tmp_path):
     write(tmp_path, shard_size=1)
-    source = LatentSource(tmp_path)
+    reader = LatentReader(tmp_path, open_shards=2)
     for index in (0, 5, 10, 3, 0, 7, 5):
-        clip = source.read(index, None, 1, 8, 8)
+        clip = reader.read("1x8x8", reader.place("1x8x8", index))
         np.testing.assert_array_equal(clip["latents"], sample("1x8x8", index)["latents"])
-    assert len(source._readers) == 2
+    assert reader.open_shards == 2
+
+
+def test_the_longest_caption_is_known_without_reading_all(tmp_path):
+    # "☃" has three bytes, so that clip 10 is the longest, and first in 5x8x8.
+    write(tmp_path / "all", text=True)
+    (where, caption), *others = LatentSource(tmp_path / "all").captions()
+    assert (where, caption, others) == (f"clip 10 of {tmp_path / 'all'}", "clip 10 ☃", [])
+    manifest = json.loads((tmp_path / "all" / "manifest.json").read_text())
+    assert manifest["longest_caption"] == {"bytes": 11, "clip": 10, "bucket": "5x8x8"}
+    members = {"5x8x8": np.array([1, 3, 4, 7]), "1x8x8": np.array([0, 9, 10])}
+    write(tmp_path / "some", bad={7, 10}, members=members)
+    (where, caption), *_ = LatentSource(tmp_path / "some").captions()
+    assert caption == "clip 1 ☃"
+
+
+def test_a_folder_of_an_older_release_keeps_its_fingerprint(tmp_path):
+    """Runs that were trained on it resume, even if it was encoded again, which does nothing."""
+    write(tmp_path, break_after=None)
+    for marker in tmp_path.glob("*x8x8/*.json"):
+        entry = json.loads(marker.read_text())
+        assert entry.pop("longest_caption")
+        marker.write_text(json.dumps(entry))
+    (tmp_path / "manifest.json").unlink()
+    assert write(tmp_path) == 0
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest.keys() == {"version", *SETTINGS, "shards"}
+    keys = {"file", "count", "bytes", "sha256", "left_out"}
+    assert all(row.keys() == keys for rows in manifest["shards"].values() for row in rows)
+    source = LatentSource(tmp_path)
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    assert source.fingerprint() == digest and list(source.captions()) == []
+    # Nor does it change with some shards written by this release.
+    next(tmp_path.glob("5x8x8/*.json")).unlink()
+    assert write(tmp_path) > 0
+    assert LatentSource(tmp_path).fingerprint() == digest
 
 
 def test_latents_go_through_the_pipeline(tmp_path):

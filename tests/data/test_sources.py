@@ -11,6 +11,7 @@ from image_files import exif, jpeg, png, webp
 from xgen_jax.data.config import DataConfig, LatentsConfig, VideoFolderConfig
 from xgen_jax.data.pipeline import Bucket, Pipeline
 from xgen_jax.data.sources.factory import make_source
+from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
@@ -49,6 +50,18 @@ def test_reads_clips_with_captions(tmp_path):
     clip = source.read(0, rng(1), 5, 24, 20)["video"]
     assert clip.shape == (5, 24, 20, 3) and clip.dtype == np.uint8 and clip.flags.c_contiguous
     assert np.array_equal(clip, source.read(0, rng(1), 5, 24, 20)["video"])
+
+
+def test_all_captions_are_known_at_once(tmp_path):
+    make_folder(tmp_path, ["b.mp4", "a/x.webm"])
+    source = VideoFolderSource(tmp_path)
+    assert list(source.captions()) == [
+        (str(tmp_path / name), f"caption of {name}") for name in ("a/x.webm", "b.mp4")
+    ]
+    (tmp_path / "captions.jsonl").unlink()
+    captions = VideoFolderSource(tmp_path, require_captions=False).captions()
+    assert [caption for _, caption in captions] == ["", ""]
+    assert list(SyntheticSource().captions()) == []
 
 
 def test_starts_cover_the_file_and_stay_inside(tmp_path):
