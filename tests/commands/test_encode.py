@@ -11,7 +11,7 @@ from conftest import TINY_DATA, TINY_VDIT, TINY_VIDVAE
 from run_states import contents
 
 import xgen_jax
-from xgen_jax.commands.encode import encode_dataset
+from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.sources.latents import LatentSource
@@ -37,6 +37,10 @@ def stored(path):
     return {"kind": "latents", "path": str(path)}
 
 
+def encode(**arguments):
+    return encode_dataset(EncodeRequest(**arguments))
+
+
 def synthetic(root, out, **changes):
     arguments = {
         "embedder": str(root / "vidvae"),
@@ -45,7 +49,7 @@ def synthetic(root, out, **changes):
         "batch_size": 2,
         "shard_size": 3,
     }
-    return encode_dataset(**{**arguments, "out": str(out), **changes})
+    return encode(**{**arguments, "out": str(out), **changes})
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +140,7 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(
         "clips_per_video": 3,
     }
     with pytest.raises(UserError, match="no captions.jsonl"):
-        encode_dataset(**arguments, out=str(tmp_path / "out"))
+        encode(**arguments, out=str(tmp_path / "out"))
     arguments["require_captions"] = False
     # Breaks after its header was read.
     from xgen_jax.data.sources import video_folder as sources
@@ -149,7 +153,7 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(
         return read(path, **options)
 
     monkeypatch.setattr(sources, "read_video", broken)
-    result = encode_dataset(**arguments, out=str(tmp_path / "out"), batch_size=4, dtype="bfloat16")
+    result = encode(**arguments, out=str(tmp_path / "out"), batch_size=4, dtype="bfloat16")
     assert (result["buckets"], result["left_out"]) == ({"5x16x16": 9}, 3)
     told = capsys.readouterr().err
     assert (
@@ -163,7 +167,7 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(
         "three clips of each of three videos, and no two alike"
     )
     # A clip depends on neither its neighbours nor the batch.
-    fewer = encode_dataset(
+    fewer = encode(
         **{**arguments, "clips_per_video": 1},
         out=str(tmp_path / "one"),
         batch_size=1,
@@ -244,7 +248,7 @@ def test_an_embedder_trained_further_is_another_one(copied, latents, tmp_path):
         train(vdit(copied, source=stored(latents)), tmp_path / "new")
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match=r"encoded otherwise[^$]*\n  embedder: "):
-        encode_dataset(
+        encode(
             embedder=str(copied / "vidvae"),
             data="synthetic",
             count=100,

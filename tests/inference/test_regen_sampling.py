@@ -10,7 +10,7 @@ from conftest import TINY_VDIT
 from tiny_regen import TINY, tiny_embedder, write_run
 
 import xgen_jax
-from xgen_jax.commands.encode import encode_dataset
+from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.pixels import to_uint8
 from xgen_jax.data.sources.latents import LatentSource
@@ -43,7 +43,8 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("regen")
     write_run(root / "regen")
     arguments = {"data": "synthetic", "count": 4, "buckets": "10x16x16,1x16x16", "batch_size": 2}
-    result = encode_dataset(embedder=str(root / "regen"), out=str(root / "latents"), **arguments)
+    folders = {"embedder": str(root / "regen"), "out": str(root / "latents")}
+    result = encode_dataset(EncodeRequest(**folders, **arguments))
     assert result["buckets"] == {"10x16x16": 4, "1x16x16": 4}
     train(vdit(root), root / "vdit")
     return root

@@ -9,7 +9,7 @@ import pytest
 import tiny_t5
 from conftest import TINY_DATA, TINY_VDIT
 
-from xgen_jax.commands.encode import encode_dataset
+from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 from xgen_jax.commands.sample import sample_files
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.sources.latents import LatentSource
@@ -56,7 +56,7 @@ def encode(root, runs, **changes):
         "text_length": LENGTH,
         **changes,
     }
-    return encode_dataset(**arguments)
+    return encode_dataset(EncodeRequest(**arguments))
 
 
 @pytest.fixture(scope="module")
