@@ -46,7 +46,7 @@ def test_a_stage_is_what_the_papers_embedder_takes(name):
     config = stage(name)
     assert count_parameters(config.model) == 767_452_064
     check_buckets(config, PRESETS["paper"].latent_shape)
-    largest = max(b.height * b.width for b in config.data.buckets if b.frames > 1 and b.keep)
+    largest = max(b.height * b.width for b in config.data.buckets if b.frames > 1 and b.keep_prob)
     assert largest == {"240p": 320 * 320, "480p": 960 * 960, "720p": 960 * 960}[name]
     assert config.data.fit
     assert config.optimizer.learning_rate == 2e-5

@@ -50,7 +50,7 @@ print(json.dumps(reports))
 def test_the_largest_bucket_is_that_of_most_latent_cells_a_batch():
     config = run_config(VALUES)
     assert ahead.largest_bucket(config, PRESETS["paper"]).name == "9x64x64"
-    never = Bucket(frames=97, height=512, width=512, batch_size=8, keep=0.0)
+    never = Bucket(frames=97, height=512, width=512, batch_size=8, keep_prob=0.0)
     data = dataclasses.replace(config.data, buckets=(never, *config.data.buckets))
     assert (
         ahead.largest_bucket(dataclasses.replace(config, data=data), PRESETS["paper"]).name

@@ -77,10 +77,10 @@ def test_the_papers_embedder_takes_every_bucket_of_every_stage(stage):
 BUCKETS = (
     Bucket(frames=1, height=32, width=32, batch_size=4),
     Bucket(frames=5, height=32, width=32, batch_size=4),
-    Bucket(frames=9, height=32, width=32, batch_size=2, keep=0.5),
+    Bucket(frames=9, height=32, width=32, batch_size=2, keep_prob=0.5),
     Bucket(frames=5, height=64, width=64, batch_size=2),
-    Bucket(frames=9, height=64, width=64, batch_size=2, keep=0.0),
-    Bucket(frames=5, height=48, width=88, batch_size=2, keep=0.25),
+    Bucket(frames=9, height=64, width=64, batch_size=2, keep_prob=0.0),
+    Bucket(frames=5, height=48, width=88, batch_size=2, keep_prob=0.25),
 )
 
 
@@ -202,12 +202,12 @@ def test_conditions_of_a_clip():
 
 
 def test_wrong_tables_are_refused():
-    with pytest.raises(UserError, match="resolution '500p' is not known"):
+    with pytest.raises(UserError, match="resolution='500p' is not known"):
         frame_size("500p", "1:1")
     with pytest.raises(UserError, match="aspect '1.5' must be height:width"):
         frame_size("480p", "1.5")
-    with pytest.raises(UserError, match="keep must be in"):
-        Bucket(frames=1, height=8, width=8, batch_size=1, keep=1.5)
+    with pytest.raises(UserError, match="keep_prob must be in"):
+        Bucket(frames=1, height=8, width=8, batch_size=1, keep_prob=1.5)
 
     with pytest.raises(UserError, match="'synthetic' have no sizes of their own .*data.fit"):
         Pipeline(SyntheticSource(num_clips=4), fitted())

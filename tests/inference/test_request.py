@@ -152,5 +152,5 @@ def test_buckets_that_keep_nothing_are_not_trained_on():
     stage1 = run(make_buckets(STAGES["240p"], ("1:1",), 1))
     assert isinstance(plan(stage1), ClipPlan)
     assert plan(stage1, size=(320, 320), frames=33).doubts == ()
-    (doubt,) = plan(stage1, size=(320, 320), frames=65).doubts  # 65x320x320 has keep=0
+    (doubt,) = plan(stage1, size=(320, 320), frames=65).doubts  # 65x320x320 has keep_prob=0
     assert "65x320x320 at once is more than the largest clip trained on" in doubt

@@ -243,7 +243,7 @@ def largest_bucket(config: VDiTRun, embedder: VidVAEConfig | REGENConfig) -> Buc
     def cells(bucket):
         return bucket.batch_size * int(np.prod(embedder.latent_shape(bucket.shape))), bucket.frames
 
-    return max((bucket for bucket in config.data.buckets if bucket.keep), key=cells)
+    return max((bucket for bucket in config.data.buckets if bucket.keep_prob), key=cells)
 
 
 def named_bytes(message: str) -> int | None:

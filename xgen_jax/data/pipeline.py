@@ -28,6 +28,7 @@ from xgen_jax.data.images import IMAGE_FPS
 from xgen_jax.data.sources.base import Sample, Source
 from xgen_jax.errors import UserError
 
+_OLD_NAMES = {"keep_prob": "keep"}  # of a bucket's keys, in fingerprints of any release
 _MAX_PERIOD = 1000  # steps; weights in ratios finer than this are rounded
 _SCHEDULE, _SHUFFLE, _CLIP = range(
     3
@@ -280,7 +281,13 @@ class Pipeline:
             [order[place][1] for place in range(min(8, self._clips(number)))]
             for number, order in zip(self._numbers, orders, strict=True)
         ]
-        buckets = [dataclasses.asdict(bucket) for bucket in self._config.buckets]
+        buckets = [
+            {
+                _OLD_NAMES.get(name, name): value
+                for name, value in dataclasses.asdict(bucket).items()
+            }
+            for bucket in self._config.buckets
+        ]
         order = [self._config.seed, len(self._source), self._schedule.slots, sample]
         if self._config.fit:
             order += [
@@ -288,7 +295,7 @@ class Pipeline:
                 for members in self._members
             ]
         else:
-            for bucket in buckets:  # says nothing here, and fingerprints outlive releases
+            for bucket in buckets:  # has no effect here, and fingerprints outlive releases
                 del bucket["keep"]
         parts = (self._source.fingerprint(), buckets, order)
         return ".".join(
