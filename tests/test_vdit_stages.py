@@ -176,7 +176,7 @@ def test_a_stage_is_shared_by_eight_devices(name, embedder):
     objective = make_vdit_objective(config, PRESETS["paper"].latent_shape, text)
     row = {
         "latents": np.zeros((1, 1, 2, 2, 4), np.float32),
-        "clip": np.ones((1, 5), np.float32),
+        "micro_cond": np.ones((1, 5), np.float32),
         "caption": [""],
     }
     row |= {"text": np.zeros((1, 250, 4096), np.float32), "text_mask": np.ones((1, 250), bool)}

@@ -83,7 +83,7 @@ def test_each_video_is_encoded_in_the_bucket_that_it_fits(stage, folders, tmp_pa
     for step in range(12):
         bucket, batch = pipeline.bucket(step), pipeline.batch(step)
         assert batch["latents"].shape == (bucket.batch_size, *TINY.latent_shape(bucket.shape), 4)
-        np.testing.assert_array_equal(batch["clip"][:, 4], 8.0)
+        np.testing.assert_array_equal(batch["micro_cond"][:, 4], 8.0)
         seen |= {(bucket.name, index) for index in batch["index"].tolist()}
     assert seen == {("5x16x16", 0), ("5x16x16", 3), ("9x16x16", 1), ("5x32x32", 2)}
     assert encode(**arguments)["kept_shards"] == 3
@@ -152,7 +152,7 @@ def test_a_folder_of_videos_and_images_breaks_off_and_ends_with_the_same_bytes(
         for step in range(30):
             batch, frames = pipeline.batch(step), pipeline.bucket(step).frames
             seen[frames] |= set(batch["index"].tolist())
-            assert batch["clip"][0, 4] == (120.0 if frames == 1 else 8.0)
+            assert batch["micro_cond"][0, 4] == (120.0 if frames == 1 else 8.0)
         assert seen == {1: {*members[0], *members[2]}, 5: set(members[1])}
 
 

@@ -14,7 +14,7 @@ from xgen_jax.data.buckets import (
     make_buckets,
 )
 from xgen_jax.data.config import DataConfig, SyntheticConfig
-from xgen_jax.data.pipeline import Pipeline, clip_conditions
+from xgen_jax.data.pipeline import Pipeline, micro_conditions
 from xgen_jax.data.sources.base import Source
 from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.errors import UserError
@@ -169,7 +169,7 @@ def test_a_fitted_pipeline_gives_each_clip_to_its_bucket_alone():
         together = np.concatenate([half.batch(step)["sample_id"] for half in halves])
         np.testing.assert_array_equal(together, batch["sample_id"])
         np.testing.assert_array_equal(
-            batch["clip"],
+            batch["micro_cond"],
             np.tile([bucket.height, bucket.width, 1.0, 5, 12], (bucket.batch_size, 1)),
         )
     assert set(seen[BUCKETS[1]]) == set(range(7))
@@ -196,9 +196,9 @@ def test_a_fitted_fingerprint_is_what_earlier_releases_gave():
 
 def test_conditions_of_a_clip():
     np.testing.assert_array_equal(
-        clip_conditions(17, 240, 424, 8.0), np.float32([240, 424, 240 / 424, 17, 8])
+        micro_conditions(17, 240, 424, 8.0), np.float32([240, 424, 240 / 424, 17, 8])
     )
-    assert clip_conditions(1, 240, 424, 8.0)[-1] == 120
+    assert micro_conditions(1, 240, 424, 8.0)[-1] == 120
 
 
 def test_wrong_tables_are_refused():

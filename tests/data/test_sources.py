@@ -269,7 +269,7 @@ def test_only_buckets_of_one_frame_have_images(tmp_path):
         for step in range(24):
             batch, frames = pipeline.batch(step), pipeline.bucket(step).frames
             found[fit][frames] |= set(batch["caption"])
-            assert batch["clip"][0, 3:].tolist() == [frames, 120.0 if frames == 1 else 12.0]
+            assert batch["micro_cond"][0, 3:].tolist() == [frames, 120.0 if frames == 1 else 12.0]
     images, videos = (
         {f"caption of {name}" for name in names} for names in (("a.png", "c.png", "e.png"), "bdf")
     )

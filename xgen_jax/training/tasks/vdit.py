@@ -75,7 +75,7 @@ class VDiTObjective:
         """
         clips = "video" if self.embedder else "latents"
         arrays = {clips: batch[clips], "text": self.text.batch_arrays(batch)}
-        return arrays | ({"clip": batch["clip"]} if "clip" in batch else {})
+        return arrays | ({"micro_cond": batch["micro_cond"]} if "micro_cond" in batch else {})
 
     def prepare(self, arrays):
         """Replaces a video by its latents (B, t, h, w, c)."""
@@ -118,7 +118,7 @@ class VDiTObjective:
             keys[:, 0]
             for keys in jnp.split(jax.vmap(lambda k: jax.random.split(k, 3))(keys_B), 3, axis=1)
         )
-        clip, frames = arrays.get("clip"), x0.shape[1]
+        clip, frames = arrays.get("micro_cond"), x0.shape[1]
         ratio = c.time_ratio(clip[:, 0], clip[:, 1], frames) if c.shift_by_size else c.time_shift
         t_B = process.draw_times(key_time, c.time_distribution, ratio)
         eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(key_noise)
@@ -141,4 +141,6 @@ class VDiTObjective:
         return metrics.pop("loss"), metrics if process.learned_variance else {}
 
     def _clip(self, arrays) -> ClipConditions | None:
-        return ClipConditions(*arrays["clip"].T) if self.model.config.clip_conditions else None
+        return (
+            ClipConditions(*arrays["micro_cond"].T) if self.model.config.clip_conditions else None
+        )
