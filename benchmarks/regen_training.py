@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import sys
 import time
@@ -28,12 +27,14 @@ from flax import serialization
 from xgen_jax.config.losses import REGENLossConfig, VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.data.buckets import Bucket
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, SyntheticConfig
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.pixels import random_crop, to_uint8, to_unit_range
+from xgen_jax.data.sources.base import Source
 from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.video import read_video
 from xgen_jax.errors import UserError
+from xgen_jax.files import atomic_write, differences, read_json, refuse_differences, write_json
 from xgen_jax.models.regen import REGEN
 from xgen_jax.models.regen_config import PRESETS, REGENConfig
 from xgen_jax.models.regen_decoding import decode_chunks
@@ -117,7 +118,7 @@ def nearest(at_width: Callable[[int], VidVAE], widths: Sequence[int], wanted: in
     return min(candidates, key=lambda model: abs(decoder_parameters(model) - wanted))
 
 
-class Footage:
+class Footage(Source):
     """A source of crops of the videos in a folder, each shrunk once until its shorter side is twice
     a crop's.
 
@@ -264,12 +265,15 @@ def trained(case: Case, recipe: Recipe, root: pathlib.Path) -> tuple[Params, dic
         Bucket(frames=frames, height=recipe.side, width=recipe.side, batch_size=recipe.batch_size),
     )
     if files["json"].exists():
-        stored = json.loads(files["json"].read_text())
-        if any(stored.get(name) != value for name, value in facts.items()):
-            raise UserError(f"{files['json']} is of another recipe; choose another --root")
+        stored = read_json(files["json"])
+        refuse_differences(
+            differences({name: stored.get(name) for name in facts}, facts),
+            f"{files['json']} is of another recipe",
+            "choose another --root",
+        )
         return serialization.msgpack_restore(files["msgpack"].read_bytes()), stored
     root.mkdir(parents=True, exist_ok=True)
-    data = DataConfig(source="synthetic", seed=recipe.seed, buckets=(bucket,), num_threads=1)
+    data = DataConfig(source=SyntheticConfig(), seed=recipe.seed, buckets=(bucket,), num_threads=1)
     pipeline = Pipeline(recipe.source(case.data, "train", frames), data)
     optimizer = objective.optimizer(OPTIMIZER, recipe.steps)
     arrays = objective.batch_arrays(pipeline.batch(0))
@@ -300,8 +304,9 @@ def trained(case: Case, recipe: Recipe, root: pathlib.Path) -> tuple[Params, dic
         "train_s": time.perf_counter() - started,
         "train_cpu_s": time.process_time() - started_cpu,
     }
-    _write(files["msgpack"], serialization.msgpack_serialize(params))
-    _write(files["json"], json.dumps(facts, indent=1).encode())
+    with atomic_write(files["msgpack"]) as temporary:
+        temporary.write_bytes(serialization.msgpack_serialize(params))
+    write_json(files["json"], facts)
     return params, facts
 
 
@@ -317,10 +322,3 @@ def reconstructions(
         batch = np.stack(clips[first : first + BATCH])
         out += list(to_uint8(decode(params, encode(params, batch), first + np.arange(len(batch)))))
     return out
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """All of it or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -40,7 +40,7 @@ from xgen_jax.commands.train import train
 from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, REGENRun
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, SyntheticConfig, VideoFolderConfig
 from xgen_jax.data.pipeline import Bucket
 from xgen_jax.data.pixels import center_crop, crop, to_float, to_uint8
 from xgen_jax.data.sources.synthetic import SyntheticSource
@@ -187,7 +187,12 @@ def reconstruct(
 
 
 def run(
-    ratio: int, windows: str, options, data: dict[str, Any], height: int, width: int
+    ratio: int,
+    windows: str,
+    options,
+    data: SyntheticConfig | VideoFolderConfig,
+    height: int,
+    width: int,
 ) -> REGENRun:
     """The run that a row is of."""
     config = PRESETS[f"tiny-{ratio}x"]
@@ -203,7 +208,7 @@ def run(
             motion=4.0,
             windows=windows,
         ),
-        data=DataConfig(**data, seed=0, buckets=(bucket,)),
+        data=DataConfig(source=data, seed=0, buckets=(bucket,)),
         optimizer=OptimizerConfig(
             name="muon",
             learning_rate=0.02,
@@ -222,7 +227,7 @@ def run(
 
 
 def rows(
-    options, kind: str, ratio: int, data: dict[str, Any], videos: np.ndarray
+    options, kind: str, ratio: int, data: SyntheticConfig | VideoFolderConfig, videos: np.ndarray
 ) -> Iterator[dict[str, Any]]:
     """Each way to train and to draw, measured on the clips."""
     config = PRESETS[f"tiny-{ratio}x"]
@@ -274,7 +279,7 @@ def shapes(options) -> Iterator[dict[str, Any]]:
         videos = np.stack(
             [source.read(i, None, frames, 32, 32)["video"] for i in range(HELD_OUT_CLIPS)]
         )
-        yield from rows(options, "shapes", ratio, {"source": "synthetic"}, videos)
+        yield from rows(options, "shapes", ratio, SyntheticConfig(), videos)
 
 
 def footage(options) -> Iterator[dict[str, Any]]:
@@ -301,12 +306,7 @@ def footage(options) -> Iterator[dict[str, Any]]:
             end, (bottom, right) = video[-frames:], (n - side for n in video.shape[1:3])
             held += [center_crop(end, side, side)]
             held += [crop(end, side, side, top, left) for top in (0, bottom) for left in (0, right)]
-        data = {
-            "source": "video_folder",
-            "path": str(folder),
-            "require_captions": False,
-            "flip": True,
-        }
+        data = VideoFolderConfig(path=str(folder), require_captions=False, flip=True)
         yield from rows(options, "footage", ratio, data, np.stack(held))
 
 

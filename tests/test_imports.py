@@ -44,8 +44,8 @@ EVERYWHERE_FORBIDDEN = {"tensorflow", "ml_collections", "torch"}
 ONLY_IN = {
     "orbax": {"runs/checkpoint.py"},
     "av": {"data/images.py", "data/video.py", "data/video_writer.py"},
-    "array_record": {"data/latent_shards.py", "data/sources/latents.py"},
-    "msgpack": {"data/latent_shards.py", "data/sources/latents.py"},
+    "array_record": {"data/latent_shards.py"},
+    "msgpack": {"data/latent_shards.py"},
     "safetensors": {"weights/safetensors.py"},
     "sentencepiece": {"models/t5_tokenizer.py"},
 }

@@ -14,7 +14,7 @@ from tiny_embedder import TINY
 from xgen_jax.commands.train import train
 from xgen_jax.config.runs import VidVAEWeights, run_config
 from xgen_jax.data.buckets import Bucket
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, LatentsConfig
 from xgen_jax.data.latent_shards import LatentWriter
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen_config import PRESETS as REGEN_PRESETS
@@ -49,7 +49,7 @@ def test_a_stage_is_what_the_papers_embedder_takes(name):
     config = stage(name)
     assert count_parameters(config.model) == 767_452_064
     check_buckets(config, PRESETS["paper"].latent_shape)
-    largest = max(b.height * b.width for b in config.data.buckets if b.frames > 1 and b.keep)
+    largest = max(b.height * b.width for b in config.data.buckets if b.frames > 1 and b.keep_prob)
     assert largest == {"240p": 320 * 320, "480p": 960 * 960, "720p": 960 * 960}[name]
     assert config.data.fit
     assert config.optimizer.learning_rate == 2e-5
@@ -155,7 +155,11 @@ def shrunk(name, embedder, latents, init_from):
         model=model,
         text=dataclasses.replace(config.text, length=TOKENS),
         data=dataclasses.replace(
-            config.data, path=str(latents), buckets=buckets, num_threads=1, prefetch=1
+            config.data,
+            source=LatentsConfig(path=str(latents)),
+            buckets=buckets,
+            num_threads=1,
+            prefetch=1,
         ),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-3),
         loop=dataclasses.replace(config.loop, steps=2, compute_dtype="float32", log_every=1),
@@ -175,7 +179,7 @@ def test_a_stage_is_shared_by_eight_devices(name, embedder):
     objective = VDiTTask.on_latents(config, PRESETS["paper"].latent_shape, text)
     row = {
         "latents": np.zeros((1, 1, 2, 2, 4), np.float32),
-        "clip": np.ones((1, 5), np.float32),
+        "micro_cond": np.ones((1, 5), np.float32),
         "caption": [""],
     }
     row |= {"text": np.zeros((1, 250, 4096), np.float32), "text_mask": np.ones((1, 250), bool)}

@@ -66,7 +66,7 @@ def write_run(path, seed=0, config=TINY, statistics=True) -> pathlib.Path:
                 "model": dataclasses.asdict(config),
                 "loss": {"windows": "moved"},
                 "data": {
-                    "source": "synthetic",
+                    "source": {"kind": "synthetic"},
                     "buckets": [{"frames": 10, "height": 16, "width": 16, "batch_size": 2}],
                 },
                 "optimizer": {"learning_rate": 1e-3},

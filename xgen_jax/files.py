@@ -6,6 +6,7 @@ the machine may fail as well.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -35,23 +36,42 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[pathlib.Path]:
       UserError: the file cannot be written.
     """
     path = pathlib.Path(path)
-    # Random, since several processes may write the same file.
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if durable:
-            to_disk(temporary)
-        os.replace(temporary, path)
-        if durable:
-            to_disk(path.parent)
+        replace(temporary, path, durable)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
             f"{path} cannot be written ({reason}); free space or permissions?"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error says more
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> pathlib.Path:
+    """Return a free name in the folder of `path`, for a writer that outlives one `with` block."""
+    path = pathlib.Path(path)
+    # Random, since several processes may write the same file.
+    return path.with_name(f".{path.stem[:64]}.{secrets.token_hex(4)}.tmp{path.suffix}")
+
+
+def replace(temporary: Path, path: Path, durable: bool = False) -> None:
+    """Rename a complete file to `path`; see `atomic_write`. An OSError goes to the caller."""
+    if durable:
+        to_disk(temporary)
+    os.replace(temporary, path)
+    if durable:
+        to_disk(pathlib.Path(path).parent)
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove what writers of `path` left behind that were killed."""
+    path = pathlib.Path(path)
+    for stale in path.parent.glob(f".{glob.escape(path.stem[:64])}.*.tmp*"):
+        stale.unlink(missing_ok=True)
 
 
 def to_disk(path: Path) -> None:

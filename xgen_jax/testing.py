@@ -15,7 +15,10 @@ from xgen_jax.training.tasks.regen import REGENTask
 from xgen_jax.training.tasks.vidvae import VidVAETask
 
 BUCKET = {"frames": 5, "height": 16, "width": 16, "batch_size": 2}
-DATA: dict[str, Any] = {"source": "synthetic", "buckets": [BUCKET]}
+DATA: dict[str, Any] = {
+    "source": {"kind": "synthetic", "num_clips": 100},
+    "buckets": [BUCKET],
+}
 VIDVAE: dict[str, Any] = {
     "objective": "vidvae",
     "model": {
@@ -29,7 +32,7 @@ VIDVAE: dict[str, Any] = {
         "norm": "rms",
     },
     "loss": {"lpips": 0.0},
-    "data": {**DATA, "num_clips": 100},
+    "data": DATA,
     "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
     "loop": {"steps": 2, "compute_dtype": "float32", "log_every": 1},
     "mesh": {"fsdp": 1},

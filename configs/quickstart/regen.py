@@ -19,7 +19,7 @@ from ml_collections import config_dict
 from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, REGENRun
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, SyntheticConfig
 from xgen_jax.data.pipeline import Bucket
 from xgen_jax.models.regen_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
@@ -34,7 +34,7 @@ def get_config(ratio: str = "8"):
         loss=REGENLossConfig(
             process="flow", prediction="x0", one_step_share=0.5, kl=2e-4, motion=4.0
         ),
-        data=DataConfig(source="synthetic", seed=0, buckets=(bucket,)),
+        data=DataConfig(source=SyntheticConfig(), seed=0, buckets=(bucket,)),
         optimizer=OptimizerConfig(
             name="muon",
             learning_rate=0.02,
@@ -50,6 +50,8 @@ def get_config(ratio: str = "8"):
     config = config_dict.ConfigDict(dataclasses.asdict(run))
     config.init_from = config_dict.placeholder(str)
     config.loss.lpips_weights = config_dict.placeholder(str)
-    config.data.path = config_dict.placeholder(str)
-    config.data.fps = config_dict.placeholder(float)
+    config.data.source.path = config_dict.placeholder(str)
+    config.data.source.fps = config_dict.placeholder(float)
+    config.data.source.require_captions = True
+    config.data.path = config_dict.placeholder(str)  # its name in older releases
     return config

@@ -16,7 +16,7 @@ from ml_collections import config_dict
 from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, VDiTRun
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, SyntheticConfig
 from xgen_jax.data.pipeline import Bucket
 from xgen_jax.models.text import ByteTextConfig
 from xgen_jax.models.vdit_config import PRESETS
@@ -34,7 +34,7 @@ def get_config():
         # right without it, 100% with it.
         loss=VDiTLossConfig(caption_drop=0.1, time_distribution="logit_normal", time_shift=4.0),
         data=DataConfig(
-            source="synthetic",
+            source=SyntheticConfig(),
             seed=1,
             buckets=(Bucket(frames=9, height=32, width=32, batch_size=16),),
         ),
@@ -53,6 +53,8 @@ def get_config():
         guidance_scale=4.0,  # of 3, 4 and 5 the best on 512 prompts that the scores above are not of
     )
     config = config_dict.ConfigDict(dataclasses.asdict(run))
-    config.data.path = config_dict.placeholder(str)
-    config.data.fps = config_dict.placeholder(float)
+    config.data.source.path = config_dict.placeholder(str)
+    config.data.source.fps = config_dict.placeholder(float)
+    config.data.source.require_captions = True
+    config.data.path = config_dict.placeholder(str)  # its name in older releases
     return config

@@ -21,7 +21,7 @@ from ml_collections import config_dict
 from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, VDiTRun
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, SyntheticConfig
 from xgen_jax.data.pipeline import Bucket
 from xgen_jax.models.lora import LoRAConfig
 from xgen_jax.models.text import ByteTextConfig
@@ -39,8 +39,7 @@ def get_config():
         text=ByteTextConfig(width=96, depth=1, heads=4, max_bytes=64),
         loss=VDiTLossConfig(caption_drop=0.1, time_distribution="logit_normal", time_shift=4.0),
         data=DataConfig(
-            source="synthetic",
-            style="outline",
+            source=SyntheticConfig(style="outline"),
             seed=2,
             buckets=(Bucket(frames=9, height=32, width=32, batch_size=16),),
         ),
@@ -53,6 +52,8 @@ def get_config():
         guidance_scale=3.0,
     )
     config = config_dict.ConfigDict(dataclasses.asdict(run))
-    config.data.path = config_dict.placeholder(str)
-    config.data.fps = config_dict.placeholder(float)
+    config.data.source.path = config_dict.placeholder(str)
+    config.data.source.fps = config_dict.placeholder(float)
+    config.data.source.require_captions = True
+    config.data.path = config_dict.placeholder(str)  # its name in older releases
     return config

@@ -16,7 +16,7 @@ from ml_collections import config_dict
 from xgen_jax.config.losses import VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, VidVAERun
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, SyntheticConfig
 from xgen_jax.data.pipeline import Bucket
 from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
@@ -31,7 +31,7 @@ def get_config():
         # steps the transformer gets 26% of the directions right instead of 94%.
         loss=VidVAELossConfig(l1=0.0, l2=1.0, lpips=0.0, kl=2e-4),
         data=DataConfig(
-            source="synthetic",
+            source=SyntheticConfig(),
             seed=0,
             buckets=(Bucket(frames=9, height=32, width=32, batch_size=4),),
         ),
@@ -50,6 +50,8 @@ def get_config():
     config = config_dict.ConfigDict(dataclasses.asdict(run))
     config.init_from = config_dict.placeholder(str)
     config.loss.lpips_weights = config_dict.placeholder(str)
-    config.data.path = config_dict.placeholder(str)
-    config.data.fps = config_dict.placeholder(float)
+    config.data.source.path = config_dict.placeholder(str)
+    config.data.source.fps = config_dict.placeholder(float)
+    config.data.source.require_captions = True
+    config.data.path = config_dict.placeholder(str)  # its name in older releases
     return config

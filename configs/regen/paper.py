@@ -27,7 +27,7 @@ from ml_collections import config_dict
 from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, REGENRun
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, VideoFolderConfig
 from xgen_jax.data.pipeline import Bucket
 from xgen_jax.models.regen_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
@@ -42,8 +42,7 @@ def get_config(ratio: str = "32"):
         model=model,
         loss=REGENLossConfig(process="ddpm", prediction="eps", windows="moved"),
         data=DataConfig(
-            source="video_folder",
-            require_captions=False,
+            source=VideoFolderConfig(require_captions=False),
             buckets=(
                 Bucket(frames=1, height=192, width=320, batch_size=256, weight=0.25),
                 Bucket(frames=2 * model.chunk_frames, height=192, width=320, batch_size=32),
@@ -60,6 +59,7 @@ def get_config(ratio: str = "32"):
     config = config_dict.ConfigDict(dataclasses.asdict(run))
     config.init_from = config_dict.placeholder(str)
     config.loss.lpips_weights = config_dict.placeholder(str)
-    config.data.path = config_dict.placeholder(str)
-    config.data.fps = config_dict.placeholder(float)
+    config.data.source.path = config_dict.placeholder(str)
+    config.data.source.fps = config_dict.placeholder(float)
+    config.data.path = config_dict.placeholder(str)  # its name in older releases
     return config

@@ -36,7 +36,7 @@ from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, VDiTRun
 from xgen_jax.data.buckets import COMMON_ASPECTS, STAGES, make_buckets
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, LatentsConfig
 from xgen_jax.diffusion.frame_masks import OPEN_SORA
 from xgen_jax.models.text import T5TextConfig
 from xgen_jax.models.vdit_config import PRESETS
@@ -53,7 +53,7 @@ def stage_config(name: str, init_from: str | None, steps: int, devices: str):
             process="ddpm", caption_drop=0.1, time_distribution="uniform", frame_masks=OPEN_SORA
         ),
         data=DataConfig(
-            source="latents",
+            source=LatentsConfig(),
             fit=True,
             buckets=make_buckets(STAGES[name], COMMON_ASPECTS, int(devices)),
             num_threads=16,
@@ -71,8 +71,8 @@ def stage_config(name: str, init_from: str | None, steps: int, devices: str):
         sample_fps=8.0,
     )
     config = config_dict.ConfigDict(dataclasses.asdict(run))
-    config.data.path = config_dict.placeholder(str)
-    config.data.fps = config_dict.placeholder(float)
+    config.data.source.path = config_dict.placeholder(str)
+    config.data.path = config_dict.placeholder(str)  # its name in older releases
     config.init_from = init_from or config_dict.placeholder(str)
     return config
 

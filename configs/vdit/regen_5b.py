@@ -29,7 +29,7 @@ from ml_collections import config_dict
 from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, VDiTRun
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, LatentsConfig
 from xgen_jax.data.pipeline import Bucket
 from xgen_jax.models.text import T5TextConfig
 from xgen_jax.models.vdit_config import PRESETS
@@ -50,7 +50,7 @@ def get_config(devices: str = "64"):
         model=dataclasses.replace(PRESETS["VDiT-5B/2"], attention="chunked"),
         text=T5TextConfig(path="weights/t5-v1_1-xxl", length=250),
         loss=VDiTLossConfig(caption_drop=0.1, time_distribution="logit_normal", shift_by_size=True),
-        data=DataConfig(source="latents", buckets=buckets, num_threads=16, prefetch=16),
+        data=DataConfig(source=LatentsConfig(), buckets=buckets, num_threads=16, prefetch=16),
         optimizer=OptimizerConfig(
             learning_rate=1e-4, schedule="constant", warmup_steps=1000, clip_norm=1.0
         ),
@@ -62,7 +62,7 @@ def get_config(devices: str = "64"):
         sample_fps=24.0,
     )
     config = config_dict.ConfigDict(dataclasses.asdict(run))
-    config.data.path = config_dict.placeholder(str)
-    config.data.fps = config_dict.placeholder(float)
+    config.data.source.path = config_dict.placeholder(str)
+    config.data.path = config_dict.placeholder(str)  # its name in older releases
     config.init_from = config_dict.placeholder(str)
     return config

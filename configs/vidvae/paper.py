@@ -26,7 +26,7 @@ from ml_collections import config_dict
 from xgen_jax.config.losses import AdversarialConfig, VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, VidVAERun
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, VideoFolderConfig
 from xgen_jax.data.pipeline import Bucket
 from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
@@ -48,8 +48,7 @@ def get_config():
             ),
         ),
         data=DataConfig(
-            source="video_folder",
-            require_captions=False,
+            source=VideoFolderConfig(require_captions=False),
             buckets=(
                 Bucket(frames=1, height=768, width=768, batch_size=8),
                 Bucket(frames=17, height=512, width=512, batch_size=8),
@@ -65,6 +64,7 @@ def get_config():
     config = config_dict.ConfigDict(dataclasses.asdict(run))
     config.init_from = config_dict.placeholder(str)
     config.loss.lpips_weights = config_dict.placeholder(str)
-    config.data.path = config_dict.placeholder(str)
-    config.data.fps = config_dict.placeholder(float)
+    config.data.source.path = config_dict.placeholder(str)
+    config.data.source.fps = config_dict.placeholder(float)
+    config.data.path = config_dict.placeholder(str)  # its name in older releases
     return config

@@ -11,7 +11,7 @@ import pytest
 
 import xgen_jax
 from xgen_jax.commands.convert import convert
-from xgen_jax.commands.encode import encode_dataset
+from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 from xgen_jax.commands.evaluate import reconstruction_suite
 from xgen_jax.commands.reconstruct import reconstruct_file
 from xgen_jax.commands.train import train
@@ -77,13 +77,14 @@ def test_it_has_no_sizes_and_no_statistics_until_somebody_gives_them(folder):
         reconstruction_suite(embedder=folder / "vae", out=folder / "evaluation")
     with pytest.raises(UserError, match="its weights were converted. launch/encode.py"):
         load_embedder(folder / "vae")
-    encode_dataset(
+    request = EncodeRequest(
         embedder=str(folder / "vae"),
         data="synthetic",
         out=str(folder / "latents"),
         buckets="5x16x16",
         count=4,
     )
+    encode_dataset(request)
     _, params = load_embedder(folder / "vae")
     assert (np.asarray(params["std"]) > 0).all() and not np.allclose(params["std"], 1)
 

@@ -10,7 +10,7 @@ import pytest
 from run_states import contents
 
 import xgen_jax
-from xgen_jax.commands.encode import encode_dataset
+from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.pixels import to_unit_range
@@ -31,6 +31,14 @@ def vdit(root, **data):
     return run_config({**VDIT, "embedder": str(root / "vidvae"), "data": {**DATA, **data}})
 
 
+def stored(path):
+    return {"kind": "latents", "path": str(path)}
+
+
+def encode(**arguments):
+    return encode_dataset(EncodeRequest(**arguments))
+
+
 def synthetic(root, out, **changes):
     arguments = {
         "embedder": str(root / "vidvae"),
@@ -39,7 +47,7 @@ def synthetic(root, out, **changes):
         "batch_size": 2,
         "shard_size": 3,
     }
-    return encode_dataset(**{**arguments, "out": str(out), **changes})
+    return encode(**{**arguments, "out": str(out), **changes})
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +64,7 @@ def latents(tiny_runs, tmp_path_factory):
 def test_what_is_stored_is_what_the_networks_give(tiny_runs, latents):
     source, world = LatentSource(latents), SyntheticSource(seed=0, num_clips=100)
     embedder, params = load_embedder(tiny_runs / "vidvae")
-    assert source.embedder == embedder.fingerprint(params)
+    assert source.made_by["embedder"] == embedder.fingerprint(params)
     text, text_params = load_text_encoder(tiny_runs / "vdit")
     encode_one = jax.jit(lambda video: embedder.encode(params, to_unit_range(video)))
     embed = jax.jit(lambda ids, mask: text.apply(text_params, ids, mask))
@@ -75,9 +83,9 @@ def test_what_is_stored_is_what_the_networks_give(tiny_runs, latents):
 
 
 def test_training_on_stored_latents_is_training_on_the_fly(tiny_runs, latents, tmp_path):
-    objective = task_of(vdit(tiny_runs, source="latents", path=str(latents)))
+    objective = task_of(vdit(tiny_runs, source=stored(latents)))
     assert objective.embedder is None and objective.embedder_params is None
-    train(vdit(tiny_runs, source="latents", path=str(latents)), tmp_path / "stored")
+    train(vdit(tiny_runs, source=stored(latents)), tmp_path / "stored")
     rows = [
         list(read_jsonl(run / "metrics.jsonl")) for run in (tiny_runs / "vdit", tmp_path / "stored")
     ]
@@ -130,10 +138,10 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(
         "clips_per_video": 3,
     }
     with pytest.raises(UserError, match="no captions.jsonl"):
-        encode_dataset(**arguments, out=str(tmp_path / "out"))
+        encode(**arguments, out=str(tmp_path / "out"))
     arguments["require_captions"] = False
     # Breaks after its header was read.
-    from xgen_jax.data.sources.video_folder import video_folder as sources
+    from xgen_jax.data.sources import video_folder as sources
 
     read = sources.read_video
 
@@ -143,7 +151,7 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(
         return read(path, **options)
 
     monkeypatch.setattr(sources, "read_video", broken)
-    result = encode_dataset(**arguments, out=str(tmp_path / "out"), batch_size=4, dtype="bfloat16")
+    result = encode(**arguments, out=str(tmp_path / "out"), batch_size=4, dtype="bfloat16")
     assert (result["buckets"], result["left_out"]) == ({"5x16x16": 9}, 3)
     told = capsys.readouterr().err
     assert (
@@ -157,7 +165,7 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(
         "three clips of each of three videos, and no two alike"
     )
     # A clip depends on neither its neighbours nor the batch.
-    fewer = encode_dataset(
+    fewer = encode(
         **{**arguments, "clips_per_video": 1},
         out=str(tmp_path / "one"),
         batch_size=1,
@@ -235,10 +243,10 @@ def test_an_embedder_trained_further_is_another_one(copied, latents, tmp_path):
     with pytest.raises(
         UserError, match=r"latents of the embedder [0-9a-f]{16}, and .* encode again with launch"
     ):
-        train(vdit(copied, source="latents", path=str(latents)), tmp_path / "new")
+        train(vdit(copied, source=stored(latents)), tmp_path / "new")
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match=r"encoded otherwise[^$]*\n  embedder: "):
-        encode_dataset(
+        encode(
             embedder=str(copied / "vidvae"),
             data="synthetic",
             count=100,
@@ -269,14 +277,12 @@ def test_a_bucket_that_was_not_encoded_is_refused_before_anything_is_made(
 ):
     buckets = [*DATA["buckets"], {"frames": 9, "height": 16, "width": 16, "batch_size": 2}]
     with pytest.raises(UserError, match="no latents of 9x16x16 .*; it has 5x16x16, 1x16x16"):
-        train(
-            vdit(tiny_runs, source="latents", path=str(latents), buckets=buckets), tmp_path / "run"
-        )
+        train(vdit(tiny_runs, source=stored(latents), buckets=buckets), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_latents_are_not_for_training_an_autoencoder(latents, tmp_path):
-    config = {**VIDVAE, "data": {**DATA, "source": "latents", "path": str(latents)}}
+    config = {**VIDVAE, "data": {**DATA, "source": stored(latents)}}
     with pytest.raises(UserError, match="a vidvae run needs videos"):
         train(run_config(config), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -311,8 +317,8 @@ def test_statistics_are_measured_where_there_are_none(copied, tmp_path, capsys):
     before = statistics.read_bytes()
     synthetic(copied, tmp_path / "more", count=3)
     assert statistics.read_bytes() == before
-    objective = task_of(vdit(copied, source="latents", path=str(tmp_path / "out")))
-    assert objective.fingerprints() == {"embedder": source.embedder}
+    objective = task_of(vdit(copied, source=stored(tmp_path / "out")))
+    assert objective.fingerprints() == source.made_by
 
 
 def test_checkpoints_keep_the_fingerprint_of_what_was_frozen(tiny_runs):

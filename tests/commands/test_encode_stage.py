@@ -10,11 +10,11 @@ import pytest
 from image_files import png
 from tiny_embedder import TINY
 
-from xgen_jax.commands.encode import encode_dataset
+from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 from xgen_jax.config.runs import VidVAEWeights
 from xgen_jax.data import buckets
 from xgen_jax.data.buckets import make_buckets
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, LatentsConfig
 from xgen_jax.data.latent_shards import LatentWriter
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources.latents import LatentSource
@@ -24,6 +24,10 @@ from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.runs.folder import RunFolder
 
 TABLE = {"small": ((5, 1.0, 2), (9, 1.0, 1)), "large": ((5, 1.0, 1),)}
+
+
+def encode(**arguments):
+    return encode_dataset(EncodeRequest(**arguments))
 
 
 @pytest.fixture
@@ -68,21 +72,21 @@ def test_each_video_is_encoded_in_the_bucket_that_it_fits(stage, folders, tmp_pa
         "stage": "tiny",
     }
     arguments |= {"aspects": "1:1", "require_captions": False, "batch_size": 2}
-    summary = encode_dataset(**arguments)
+    summary = encode(**arguments)
     assert summary["buckets"] == {"5x16x16": 2, "9x16x16": 1, "5x32x32": 1}
     assert summary["left_out"] == 0
     source = LatentSource(tmp_path / "out")
     table = make_buckets(TABLE, ("1:1",), devices=1)
     assert [members.tolist() for members in source.fit(table, 0)] == [[0, 3], [1], [2]]
-    pipeline = Pipeline(source, DataConfig(source="latents", fit=True, buckets=table))
+    pipeline = Pipeline(source, DataConfig(source=LatentsConfig(), fit=True, buckets=table))
     seen = set()
     for step in range(12):
         bucket, batch = pipeline.bucket(step), pipeline.batch(step)
         assert batch["latents"].shape == (bucket.batch_size, *TINY.latent_shape(bucket.shape), 4)
-        np.testing.assert_array_equal(batch["clip"][:, 4], 8.0)
+        np.testing.assert_array_equal(batch["micro_cond"][:, 4], 8.0)
         seen |= {(bucket.name, index) for index in batch["index"].tolist()}
     assert seen == {("5x16x16", 0), ("5x16x16", 3), ("9x16x16", 1), ("5x32x32", 2)}
-    assert encode_dataset(**arguments)["kept_shards"] == 3
+    assert encode(**arguments)["kept_shards"] == 3
 
 
 def test_a_folder_of_videos_and_images_breaks_off_and_ends_with_the_same_bytes(
@@ -106,7 +110,7 @@ def test_a_folder_of_videos_and_images_breaks_off_and_ends_with_the_same_bytes(
         "aspects": "1:1",
     }
     arguments |= {"require_captions": False, "batch_size": 2, "shard_size": 2, "clips_per_video": 2}
-    summary = encode_dataset(**arguments, out=str(tmp_path / "straight"))
+    summary = encode(**arguments, out=str(tmp_path / "straight"))
     # Of 0 a a2 b c c2 d e f g: g is too small for all, and e too short.
     assert (
         summary["buckets"] == {"1x16x16": 4, "5x16x16": 8, "1x32x32": 2}
@@ -128,9 +132,9 @@ def test_a_folder_of_videos_and_images_breaks_off_and_ends_with_the_same_bytes(
 
     monkeypatch.setattr(LatentWriter, "write", breaks)
     with pytest.raises(KeyboardInterrupt):
-        encode_dataset(**arguments, out=str(tmp_path / "broken"))
+        encode(**arguments, out=str(tmp_path / "broken"))
     monkeypatch.setattr(LatentWriter, "write", write)
-    assert encode_dataset(**arguments, out=str(tmp_path / "broken"))["kept_shards"] == 3
+    assert encode(**arguments, out=str(tmp_path / "broken"))["kept_shards"] == 3
     one, other = (
         {p.relative_to(d): p.read_bytes() for p in d.rglob("*.*") if p.is_file()}
         for d in (tmp_path / "straight", tmp_path / "broken")
@@ -143,12 +147,12 @@ def test_a_folder_of_videos_and_images_breaks_off_and_ends_with_the_same_bytes(
     assert [each.tolist() for each in source.fit(table, 0)] == members
     assert [source.clips_for(bucket).tolist() for bucket in table] == members
     for fit in (True, False):
-        pipeline = Pipeline(source, DataConfig(source="latents", fit=fit, buckets=table))
+        pipeline = Pipeline(source, DataConfig(source=LatentsConfig(), fit=fit, buckets=table))
         seen = {bucket.frames: set() for bucket in table}
         for step in range(30):
             batch, frames = pipeline.batch(step), pipeline.bucket(step).frames
             seen[frames] |= set(batch["index"].tolist())
-            assert batch["clip"][0, 4] == (120.0 if frames == 1 else 8.0)
+            assert batch["micro_cond"][0, 4] == (120.0 if frames == 1 else 8.0)
         assert seen == {1: {*members[0], *members[2]}, 5: set(members[1])}
 
 
@@ -161,16 +165,16 @@ def test_without_a_stage_images_go_to_buckets_of_one_frame(folders, tmp_path):
         "data": str(tmp_path / "data"),
         "require_captions": False,
     }
-    summary = encode_dataset(**arguments, out=str(tmp_path / "both"), buckets="5x16x16,1x16x16")
+    summary = encode(**arguments, out=str(tmp_path / "both"), buckets="5x16x16,1x16x16")
     assert summary["buckets"] == {"5x16x16": 5, "1x16x16": 6} and summary["left_out"] == 0
-    assert encode_dataset(**arguments, out=str(tmp_path / "videos"), buckets="5x16x16")[
-        "buckets"
-    ] == {"5x16x16": 5}
+    assert encode(**arguments, out=str(tmp_path / "videos"), buckets="5x16x16")["buckets"] == {
+        "5x16x16": 5
+    }
     arguments["data"] = str(tmp_path / "images")
     (tmp_path / "images").mkdir()
     shutil.copy(tmp_path / "data" / "0.png", tmp_path / "images")
     with pytest.raises(UserError, match="holds no video"):
-        encode_dataset(**arguments, out=str(tmp_path / "none"), buckets="5x16x16")
+        encode(**arguments, out=str(tmp_path / "none"), buckets="5x16x16")
 
 
 def test_wrong_stages_are_refused(stage, folders, tmp_path):
@@ -184,13 +188,13 @@ def test_wrong_stages_are_refused(stage, folders, tmp_path):
     with pytest.raises(
         UserError, match="stage='500p' is not known; choose one of 240p, 480p, 720p"
     ):
-        encode_dataset(**arguments, stage="500p")
+        encode(**arguments, stage="500p")
     with pytest.raises(UserError, match="--stage or --buckets, not both"):
-        encode_dataset(**arguments, stage="tiny", buckets="5x16x16")
+        encode(**arguments, stage="tiny", buckets="5x16x16")
     with pytest.raises(UserError, match="--aspects is for --stage"):
-        encode_dataset(**arguments, aspects="1:1")
+        encode(**arguments, aspects="1:1")
     with pytest.raises(UserError, match="not one of 5 videos fits a bucket"):
-        encode_dataset(**arguments, stage="720p")
-    with pytest.raises(UserError, match="--stage needs videos that have a size of their own"):
-        encode_dataset(**{**arguments, "data": "synthetic"}, count=4, stage="tiny")
+        encode(**arguments, stage="720p")
+    with pytest.raises(UserError, match="have no sizes of their own"):
+        encode(**{**arguments, "data": "synthetic"}, count=4, stage="tiny")
     assert not (tmp_path / "out").exists()

@@ -26,7 +26,7 @@ VALUES = {
     "embedder": "nowhere",
     "model": {"width": 256, "depth": 2, "heads": 2, "text_width": 64, "null_caption_tokens": 8},
     "text": {"kind": "t5", "path": "nowhere", "length": 8},
-    "data": {"source": "latents", "buckets": [IMAGE, VIDEO]},
+    "data": {"source": {"kind": "latents"}, "buckets": [IMAGE, VIDEO]},
     "optimizer": {},
     "loop": {"steps": 10},
 }
@@ -50,7 +50,7 @@ print(json.dumps(reports))
 def test_the_largest_bucket_is_that_of_most_latent_cells_a_batch():
     config = run_config(VALUES)
     assert ahead.largest_bucket(config, PRESETS["paper"]).name == "9x64x64"
-    never = Bucket(frames=97, height=512, width=512, batch_size=8, keep=0.0)
+    never = Bucket(frames=97, height=512, width=512, batch_size=8, keep_prob=0.0)
     data = dataclasses.replace(config.data, buckets=(never, *config.data.buckets))
     assert (
         ahead.largest_bucket(dataclasses.replace(config, data=data), PRESETS["paper"]).name
@@ -68,7 +68,7 @@ def test_the_need_that_the_compiler_names():
 @pytest.mark.slow
 @WITH_LIBTPU
 def test_a_step_is_compiled_for_a_slice_and_one_too_large_is_told():
-    values = [VALUES, {**VALUES, "data": {"source": "latents", "buckets": [HUGE]}}]
+    values = [VALUES, {**VALUES, "data": {"source": {"kind": "latents"}, "buckets": [HUGE]}}]
     environment = {**os.environ, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(values)],

@@ -137,10 +137,33 @@ def test_a_missing_key_is_named(vidvae, place, key):
 
 def test_whole_numbers_stand_for_floats_and_none_for_what_may_be_none(vidvae):
     vidvae["optimizer"]["learning_rate"] = 1
-    vidvae["data"]["path"] = None
+    vidvae["init_from"] = None
     config = run_config(vidvae)
     assert isinstance(config.optimizer.learning_rate, float)
-    assert config.data.path is None
+    assert config.init_from is None
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_a_folder_given_by_a_flag_decides_what_is_trained_on(path, tmp_path):
+    """The keys of every kind that a flag may set are there; an old flag means the same."""
+    given = values(path)
+    kind = given["data"]["source"]["kind"]
+    given["data"]["source"]["path"] = str(tmp_path)
+    config = run_config(given)
+    assert config.data.source.path == str(tmp_path)
+    assert config.data.source.kind == ("video_folder" if kind == "synthetic" else kind)
+    old = values(path)
+    old["data"]["path"] = str(tmp_path)
+    assert run_config(old) == config
+
+
+def test_a_run_of_an_older_release_is_the_same_run(vidvae):
+    config = run_config(vidvae)
+    old = copy.deepcopy(vidvae)
+    old["data"] |= {"source": "synthetic", "path": None, "split": "train", "num_clips": 1_000_000}
+    old["data"] |= {"style": "filled", "fps": None, "stride": 1, "require_captions": True}
+    old["data"]["flip"] = False
+    assert run_config(old) == config
 
 
 def test_differing_keys_ignores_the_free_ones_and_names_the_others(vidvae):
@@ -164,7 +187,7 @@ def shrunk(values, embedder):
     values["loop"] |= {"steps": 1, "log_every": 1}
     values["mesh"] = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
     model, buckets = values["model"], values["data"]["buckets"]
-    values["data"] |= {"source": "synthetic", "num_clips": 8, "num_threads": 0}
+    values["data"] |= {"source": {"kind": "synthetic", "num_clips": 8}, "num_threads": 0}
     if values["objective"] == "vdit":
         values["embedder"] = str(embedder)
         model |= {"width": 16, "depth": 2, "heads": 2, "text_width": 16}

@@ -13,8 +13,10 @@ from xgen_jax.data.buckets import (
     frame_size,
     make_buckets,
 )
-from xgen_jax.data.config import DataConfig
-from xgen_jax.data.pipeline import Pipeline, clip_conditions
+from xgen_jax.data.config import DataConfig, SyntheticConfig
+from xgen_jax.data.pipeline import Pipeline, micro_conditions
+from xgen_jax.data.sources.base import Source
+from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.errors import UserError
 from xgen_jax.models.vidvae_config import PRESETS
 
@@ -75,10 +77,10 @@ def test_the_papers_embedder_takes_every_bucket_of_every_stage(stage):
 BUCKETS = (
     Bucket(frames=1, height=32, width=32, batch_size=4),
     Bucket(frames=5, height=32, width=32, batch_size=4),
-    Bucket(frames=9, height=32, width=32, batch_size=2, keep=0.5),
+    Bucket(frames=9, height=32, width=32, batch_size=2, keep_prob=0.5),
     Bucket(frames=5, height=64, width=64, batch_size=2),
-    Bucket(frames=9, height=64, width=64, batch_size=2, keep=0.0),
-    Bucket(frames=5, height=48, width=88, batch_size=2, keep=0.25),
+    Bucket(frames=9, height=64, width=64, batch_size=2, keep_prob=0.0),
+    Bucket(frames=5, height=48, width=88, batch_size=2, keep_prob=0.25),
 )
 
 
@@ -117,7 +119,7 @@ def test_draws_follow_from_the_seed_and_not_from_later_clips():
     assert not np.array_equal(fit(extents, BUCKETS, 3), fit(extents, BUCKETS, 4))
 
 
-class SizedSource:
+class SizedSource(Source):
     """Clips of several sizes; a clip's pixels are its index."""
 
     name = "sized"
@@ -146,7 +148,7 @@ class SizedSource:
 
 
 def fitted(seed=0):
-    return DataConfig(source="sized", buckets=BUCKETS[:5], fit=True, seed=seed)
+    return DataConfig(source=SyntheticConfig(), buckets=BUCKETS[:5], fit=True, seed=seed)
 
 
 def test_a_fitted_pipeline_gives_each_clip_to_its_bucket_alone():
@@ -167,7 +169,7 @@ def test_a_fitted_pipeline_gives_each_clip_to_its_bucket_alone():
         together = np.concatenate([half.batch(step)["sample_id"] for half in halves])
         np.testing.assert_array_equal(together, batch["sample_id"])
         np.testing.assert_array_equal(
-            batch["clip"],
+            batch["micro_cond"],
             np.tile([bucket.height, bucket.width, 1.0, 5, 12], (bucket.batch_size, 1)),
         )
     assert set(seen[BUCKETS[1]]) == set(range(7))
@@ -185,26 +187,27 @@ def test_a_fitted_pipeline_knows_its_order_by_fingerprint():
     assert one.fingerprint() != other.fingerprint()
 
 
+def test_a_fitted_fingerprint_is_what_earlier_releases_gave():
+    """Runs resume from their checkpoints, so none of these may ever change."""
+    assert Pipeline(SizedSource(), fitted()).fingerprint() == (
+        "fb4c9486d2a3de29.348bfed5e58abdae.5804de344eac76ac"
+    )
+
+
 def test_conditions_of_a_clip():
     np.testing.assert_array_equal(
-        clip_conditions(17, 240, 424, 8.0), np.float32([240, 424, 240 / 424, 17, 8])
+        micro_conditions(17, 240, 424, 8.0), np.float32([240, 424, 240 / 424, 17, 8])
     )
-    assert clip_conditions(1, 240, 424, 8.0)[-1] == 120
+    assert micro_conditions(1, 240, 424, 8.0)[-1] == 120
 
 
 def test_wrong_tables_are_refused():
-    with pytest.raises(UserError, match="resolution '500p' is not known"):
+    with pytest.raises(UserError, match="resolution='500p' is not known"):
         frame_size("500p", "1:1")
     with pytest.raises(UserError, match="aspect '1.5' must be height:width"):
         frame_size("480p", "1.5")
-    with pytest.raises(UserError, match="keep must be in"):
-        Bucket(frames=1, height=8, width=8, batch_size=1, keep=1.5)
+    with pytest.raises(UserError, match="keep_prob must be in"):
+        Bucket(frames=1, height=8, width=8, batch_size=1, keep_prob=1.5)
 
-    class Plain:
-        name = "plain"
-
-        def __len__(self):
-            return 4
-
-    with pytest.raises(UserError, match="data.fit needs clips that have a size of their own"):
-        Pipeline(Plain(), fitted())
+    with pytest.raises(UserError, match="'synthetic' have no sizes of their own .*data.fit"):
+        Pipeline(SyntheticSource(num_clips=4), fitted())

@@ -2,14 +2,16 @@
 are what was meant."""
 
 import concurrent.futures
+import dataclasses
+import hashlib
 import json
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from xgen_jax.data.config import DataConfig
-from xgen_jax.data.latent_shards import LatentWriter, pack, unpack, verify
+from xgen_jax.data.config import DataConfig, LatentsConfig, VideoFolderConfig
+from xgen_jax.data.latent_shards import LatentReader, LatentWriter, pack, unpack, verify
 from xgen_jax.data.pipeline import Bucket, Pipeline
 from xgen_jax.data.sources.factory import make_source
 from xgen_jax.data.sources.latents import LatentSource
@@ -119,12 +121,12 @@ def test_a_run_that_broke_off_ends_with_the_same_bytes(tmp_path, break_after):
     assert write(tmp_path / "straight", bad={2}) == 22
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "broken", bad={2}, break_after=break_after)
-    assert not list((tmp_path / "broken").rglob("*.tmp"))
+    assert not list((tmp_path / "broken").rglob("*.tmp*"))
     with pytest.raises(UserError, match="encoding has not ended"):
         LatentSource(tmp_path / "broken")
     # What a process that was killed leaves: a half-written shard under its temporary name.
     (tmp_path / "broken" / "5x8x8").mkdir(exist_ok=True)
-    stale = tmp_path / "broken" / "5x8x8" / ".shard-00002-of-00003.arrayrecord.0123abcd.tmp"
+    stale = tmp_path / "broken" / "5x8x8" / ".shard-00002-of-00003.0123abcd.tmp.arrayrecord"
     if break_after <= 8:
         stale.write_bytes(b"half a shard")
     left = write(tmp_path / "broken", bad={2})
@@ -299,14 +301,48 @@ def test_many_threads_read_what_one_reads(tmp_path):
         np.testing.assert_array_equal(clip["latents"], sample("5x8x8", index)["latents"])
 
 
-def test_more_shards_than_may_be_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("xgen_jax.data.sources.latents._OPEN_SHARDS", 2)
+def test_more_shards_than_may_be_open(tmp_path):
     write(tmp_path, shard_size=1)
-    source = LatentSource(tmp_path)
+    reader = LatentReader(tmp_path, open_shards=2)
     for index in (0, 5, 10, 3, 0, 7, 5):
-        clip = source.read(index, None, 1, 8, 8)
+        clip = reader.read("1x8x8", reader.place("1x8x8", index))
         np.testing.assert_array_equal(clip["latents"], sample("1x8x8", index)["latents"])
-    assert len(source._readers) == 2
+    assert reader.open_shards == 2
+
+
+def test_the_longest_caption_is_known_without_reading_all(tmp_path):
+    # "☃" has three bytes, so that clip 10 is the longest, and first in 5x8x8.
+    write(tmp_path / "all", text=True)
+    (where, caption), *others = LatentSource(tmp_path / "all").captions()
+    assert (where, caption, others) == (f"clip 10 of {tmp_path / 'all'}", "clip 10 ☃", [])
+    manifest = json.loads((tmp_path / "all" / "manifest.json").read_text())
+    assert manifest["longest_caption"] == {"bytes": 11, "clip": 10, "bucket": "5x8x8"}
+    members = {"5x8x8": np.array([1, 3, 4, 7]), "1x8x8": np.array([0, 9, 10])}
+    write(tmp_path / "some", bad={7, 10}, members=members)
+    (where, caption), *_ = LatentSource(tmp_path / "some").captions()
+    assert caption == "clip 1 ☃"
+
+
+def test_a_folder_of_an_older_release_keeps_its_fingerprint(tmp_path):
+    """Runs that were trained on it resume, even if it was encoded again, which does nothing."""
+    write(tmp_path, break_after=None)
+    for marker in tmp_path.glob("*x8x8/*.json"):
+        entry = json.loads(marker.read_text())
+        assert entry.pop("longest_caption")
+        marker.write_text(json.dumps(entry))
+    (tmp_path / "manifest.json").unlink()
+    assert write(tmp_path) == 0
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest.keys() == {"version", *SETTINGS, "shards"}
+    keys = {"file", "count", "bytes", "sha256", "left_out"}
+    assert all(row.keys() == keys for rows in manifest["shards"].values() for row in rows)
+    source = LatentSource(tmp_path)
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    assert source.fingerprint() == digest and list(source.captions()) == []
+    # Nor does it change with some shards written by this release.
+    next(tmp_path.glob("5x8x8/*.json")).unlink()
+    assert write(tmp_path) > 0
+    assert LatentSource(tmp_path).fingerprint() == digest
 
 
 def test_latents_go_through_the_pipeline(tmp_path):
@@ -315,7 +351,7 @@ def test_latents_go_through_the_pipeline(tmp_path):
         Bucket(frames=5, height=8, width=8, batch_size=4),
         Bucket(frames=1, height=8, width=8, batch_size=2),
     )
-    config = DataConfig(source="latents", path=str(tmp_path / "a"), buckets=buckets)
+    config = DataConfig(source=LatentsConfig(path=str(tmp_path / "a")), buckets=buckets)
     pipeline = Pipeline(make_source(config), config)
     with pipeline.iterate() as batches:
         for _ in range(6):
@@ -329,15 +365,8 @@ def test_latents_go_through_the_pipeline(tmp_path):
     (tmp_path / "a").rename(tmp_path / "b")
     moved = LatentSource(tmp_path / "b")
     write(tmp_path / "c", bad={3}, text=True)
-    assert (
-        moved.fingerprint()
-        == make_source(DataConfig(**vars(config) | {"path": str(tmp_path / "b")})).fingerprint()
-    )
+    there = dataclasses.replace(config, source=LatentsConfig(path=str(tmp_path / "b")))
+    assert moved.fingerprint() == make_source(there).fingerprint()
     assert moved.fingerprint() != LatentSource(tmp_path / "c").fingerprint()
-    for wrong in ({"flip": True}, {"stride": 2}, {"fps": 8.0}):
-        with pytest.raises(UserError, match="give them when encoding"):
-            make_source(
-                DataConfig(source="latents", path=str(tmp_path / "b"), buckets=buckets, **wrong)
-            )
-    with pytest.raises(UserError, match="needs `path`"):
-        make_source(DataConfig(source="latents", buckets=buckets))
+    with pytest.raises(UserError, match="holds latents.*give --config.data.source.kind=latents"):
+        make_source(dataclasses.replace(config, source=VideoFolderConfig(path=str(tmp_path / "b"))))

@@ -1,15 +1,17 @@
 """A folder of videos: what is used, what is left out and said so, and that reading is a function of
 (index, rng)."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 from image_files import exif, jpeg, png, webp
 
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, LatentsConfig, VideoFolderConfig
 from xgen_jax.data.pipeline import Bucket, Pipeline
 from xgen_jax.data.sources.factory import make_source
+from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
@@ -48,6 +50,18 @@ def test_reads_clips_with_captions(tmp_path):
     clip = source.read(0, rng(1), 5, 24, 20)["video"]
     assert clip.shape == (5, 24, 20, 3) and clip.dtype == np.uint8 and clip.flags.c_contiguous
     assert np.array_equal(clip, source.read(0, rng(1), 5, 24, 20)["video"])
+
+
+def test_all_captions_are_known_at_once(tmp_path):
+    make_folder(tmp_path, ["b.mp4", "a/x.webm"])
+    source = VideoFolderSource(tmp_path)
+    assert list(source.captions()) == [
+        (str(tmp_path / name), f"caption of {name}") for name in ("a/x.webm", "b.mp4")
+    ]
+    (tmp_path / "captions.jsonl").unlink()
+    captions = VideoFolderSource(tmp_path, require_captions=False).captions()
+    assert [caption for _, caption in captions] == ["", ""]
+    assert list(SyntheticSource().captions()) == []
 
 
 def test_starts_cover_the_file_and_stay_inside(tmp_path):
@@ -186,17 +200,25 @@ def test_fingerprint_follows_content_not_place(tmp_path):
     assert VideoFolderSource(one).fingerprint() != base
 
 
-def test_sources_are_made_by_name(tmp_path):
+def test_a_fingerprint_is_what_earlier_releases_gave(tmp_path):
+    make_folder(tmp_path, ["a.mp4"])
+    size = (tmp_path / "a.mp4").stat().st_size
+    rows = [["video_folder", 6, 2, False], [b"a.mp4".hex(), size, "caption of a.mp4"]]
+    digest = hashlib.sha256("".join(json.dumps(row) for row in rows).encode()).hexdigest()
+    assert VideoFolderSource(tmp_path, fps=6, stride=2).fingerprint() == digest
+
+
+def test_a_configuration_makes_its_source(tmp_path):
     buckets = (Bucket(frames=1, height=16, width=16, batch_size=1),)
     make_folder(tmp_path, ["a.mp4"])
-    source = make_source(
-        DataConfig(source="video_folder", path=str(tmp_path), fps=6, buckets=buckets)
-    )
+    folder = VideoFolderConfig(path=str(tmp_path), fps=6)
+    source = make_source(DataConfig(source=folder, buckets=buckets))
     assert source.fingerprint() == VideoFolderSource(tmp_path, fps=6).fingerprint()
-    with pytest.raises(UserError, match=r"'video_foldr' \(did you mean 'video_folder'\?\)"):
-        make_source(DataConfig(source="video_foldr", buckets=buckets))
-    with pytest.raises(UserError, match="needs `path`"):
-        make_source(DataConfig(source="video_folder", buckets=buckets))
+    for config in (VideoFolderConfig(), LatentsConfig()):
+        with pytest.raises(UserError, match="give --config.data.source.path=FOLDER"):
+            make_source(DataConfig(source=config, buckets=buckets))
+    with pytest.raises(UserError, match="holds no latents.*source.kind=video_folder"):
+        make_source(DataConfig(source=LatentsConfig(path=str(tmp_path)), buckets=buckets))
 
 
 def make_images(folder, names, height=24, width=40):
@@ -240,15 +262,14 @@ def test_only_buckets_of_one_frame_have_images(tmp_path):
     buckets = tuple(Bucket(frames=frames, height=32, width=48, batch_size=1) for frames in (1, 5))
     found = {}
     for fit in (True, False):
-        config = DataConfig(
-            source="video_folder", path=str(tmp_path), fit=fit, buckets=buckets, num_threads=0
-        )
+        folder = VideoFolderConfig(path=str(tmp_path))
+        config = DataConfig(source=folder, fit=fit, buckets=buckets, num_threads=0)
         pipeline = Pipeline(make_source(config), config)
         found[fit] = {1: set(), 5: set()}
         for step in range(24):
             batch, frames = pipeline.batch(step), pipeline.bucket(step).frames
             found[fit][frames] |= set(batch["caption"])
-            assert batch["clip"][0, 3:].tolist() == [frames, 120.0 if frames == 1 else 12.0]
+            assert batch["micro_cond"][0, 3:].tolist() == [frames, 120.0 if frames == 1 else 12.0]
     images, videos = (
         {f"caption of {name}" for name in names} for names in (("a.png", "c.png", "e.png"), "bdf")
     )

@@ -1,4 +1,4 @@
-"""The synthetic world: pure, inside its frame, at any size, in few enough bytes, with a fair
+"""The moving-shapes dataset: pure, inside its frame, at any size, in few enough bytes, with a fair
 held-out set."""
 
 import itertools
@@ -42,7 +42,7 @@ def test_a_clip_is_a_function_of_seed_and_index():
     assert first.scene(0) != first.scene(1)
 
 
-def test_the_world_is_this_version_of_itself():
+def test_a_clip_is_that_of_this_version():
     # Fails when what a seed shows has changed: then raise VERSION and write the new first clip
     # here.
     scene, text = SyntheticSource(seed=0).scene(0)
@@ -185,7 +185,7 @@ def test_held_out_prompts_are_distinct_and_repeatable():
     assert len({text for text, _ in held_out_prompts(54 * len(PHRASINGS), 0)}) == 54 * len(
         PHRASINGS
     )
-    with pytest.raises(UserError, match="between 1 and 270"):
+    with pytest.raises(UserError, match="ask for 1 to 270"):
         held_out_prompts(271, seed=0)
 
 
@@ -211,11 +211,13 @@ def test_bounds_and_mistakes():
     for index in (-1, 10):
         with pytest.raises(IndexError):
             source.read(index, None, 1, 8, 8)
-    with pytest.raises(UserError, match="train, held_out"):
+    with pytest.raises(UserError, match="split='test' is not known; choose one of train, held"):
         SyntheticSource(split="test")
-    with pytest.raises(UserError, match="style 'sketch' .* filled, outline"):
+    with pytest.raises(
+        UserError, match="style='sketch' is not known; choose one of filled, outline"
+    ):
         SyntheticSource(style="sketch")
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="num_clips must be 1 or more"):
         SyntheticSource(num_clips=0)
     with pytest.raises(UserError, match="unknown color 'mauve'; valid are red"):
         sample_scene(np.random.default_rng(0), {"color": "mauve"})
@@ -271,6 +273,25 @@ def test_fingerprint_tells_settings_apart():
     int(same.pop(), 16)
 
 
-def test_importing_the_world_does_not_import_jax():
-    code = "import sys, xgen_jax.data.sources.synthetic, xgen_jax.evaluation.captions; sys.exit('jax' in sys.modules)"
+@pytest.mark.parametrize(
+    "settings,digest",
+    [
+        ({}, "945ba57c4795dc3be8a7a6ac273f7eb11cfaf4168768cae6925fc68ca8ec9387"),
+        (
+            {"seed": 3, "split": "held_out", "num_clips": 7},
+            "ed68686e8de7a2dc248336155c5772cff84182a23c30fb19af01a767783a4de0",
+        ),
+        (
+            {"style": "outline"},
+            "acf7c67646e91e9ee501183ad6fc7ae08011b689cdc6371dd4ea87e16afa71f6",
+        ),
+    ],
+)
+def test_fingerprints_are_what_earlier_releases_gave(settings, digest):
+    assert SyntheticSource(**settings).fingerprint() == digest
+
+
+def test_importing_the_dataset_does_not_import_jax():
+    names = "sys, xgen_jax.data.sources.synthetic, xgen_jax.evaluation.captions"
+    code = f"import {names}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,7 @@ import pytest
 from tiny_regen import TINY, tiny_embedder, write_run
 
 import xgen_jax
-from xgen_jax.commands.encode import encode_dataset
+from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.pixels import to_uint8
@@ -28,7 +28,8 @@ VIDEO = np.random.default_rng(0).integers(0, 256, (8, 20, 30, 3), np.uint8)
 
 
 def vdit(root, **data):
-    data = {"source": "latents", "path": str(root / "latents"), "buckets": BUCKETS, **data}
+    source = {"kind": "latents", "path": str(root / "latents")}
+    data = {"source": source, "buckets": BUCKETS, **data}
     config = {**VDIT, "embedder": str(root / "regen"), "data": data}
     return run_config({**config, "loop": {**VDIT["loop"], "steps": 1}})
 
@@ -42,7 +43,8 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("regen")
     write_run(root / "regen")
     arguments = {"data": "synthetic", "count": 4, "buckets": "10x16x16,1x16x16", "batch_size": 2}
-    result = encode_dataset(embedder=str(root / "regen"), out=str(root / "latents"), **arguments)
+    folders = {"embedder": str(root / "regen"), "out": str(root / "latents")}
+    result = encode_dataset(EncodeRequest(**folders, **arguments))
     assert result["buckets"] == {"10x16x16": 4, "1x16x16": 4}
     train(vdit(root), root / "vdit")
     return root
@@ -59,7 +61,7 @@ def model(root):
 
 def test_latents_on_disk_are_what_the_embedder_gives(root):
     source, (embedder, params) = LatentSource(root / "latents"), load_embedder(root / "regen")
-    assert source.embedder == embedder.fingerprint(params)
+    assert source.made_by["embedder"] == embedder.fingerprint(params)
     assert source.read(0, None, 10, 16, 16)["latents"].shape == (4, 4, 4, 4)
     assert source.read(0, None, 1, 16, 16)["latents"].shape == (1, 4, 4, 4)
 

@@ -10,6 +10,7 @@ import pytest
 from xgen_jax.commands.sample import parse_size
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.buckets import STAGES, make_buckets
+from xgen_jax.data.config import LatentsConfig
 from xgen_jax.diffusion.frame_masks import OPEN_SORA
 from xgen_jax.errors import UserError
 from xgen_jax.inference.request import ClipPlan, plan_clip
@@ -23,9 +24,7 @@ EMBEDDER = VidVAEEmbedder(model=VidVAE(PRESETS["paper"]))
 
 def run(buckets, masks=OPEN_SORA, fit=True):
     config = run_config({**VDIT, "embedder": "nowhere"})
-    data = dataclasses.replace(
-        config.data, buckets=tuple(buckets), fit=fit, source="latents", path="x"
-    )
+    data = dataclasses.replace(config.data, buckets=tuple(buckets), fit=fit, source=LatentsConfig())
     return dataclasses.replace(
         config, data=data, loss=dataclasses.replace(config.loss, frame_masks=masks)
     )
@@ -153,5 +152,5 @@ def test_buckets_that_keep_nothing_are_not_trained_on():
     stage1 = run(make_buckets(STAGES["240p"], ("1:1",), 1))
     assert isinstance(plan(stage1), ClipPlan)
     assert plan(stage1, size=(320, 320), frames=33).doubts == ()
-    (doubt,) = plan(stage1, size=(320, 320), frames=65).doubts  # 65x320x320 has keep=0
+    (doubt,) = plan(stage1, size=(320, 320), frames=65).doubts  # 65x320x320 has keep_prob=0
     assert "65x320x320 at once is more than the largest clip trained on" in doubt

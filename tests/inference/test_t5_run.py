@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_t5
 
-from xgen_jax.commands.encode import encode_dataset
+from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 from xgen_jax.commands.sample import sample_files
 from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
@@ -31,7 +31,7 @@ def config(root, runs, **changes):
         "model": {**VDIT["model"], "null_caption_tokens": LENGTH},
         "text": {"kind": "t5", "path": str(root / "t5"), "length": LENGTH},
         "loss": {"caption_drop": 0.5},
-        "data": {**DATA, "source": "latents", "path": str(root / "latents")},
+        "data": {**DATA, "source": {"kind": "latents", "path": str(root / "latents")}},
         "loop": {**VDIT["loop"], "steps": 1},
     }
     return run_config(
@@ -56,7 +56,7 @@ def encode(root, runs, **changes):
         "text_length": LENGTH,
         **changes,
     }
-    return encode_dataset(**arguments)
+    return encode_dataset(EncodeRequest(**arguments))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def root(tiny_runs, tmp_path_factory):
 
 def test_what_is_stored_is_what_the_t5_gives(root):
     source, captions = LatentSource(root / "latents"), T5Captions(root / "t5", LENGTH)
-    assert source.text_encoder == captions.fingerprint
+    assert source.made_by["text_encoder"] == captions.fingerprint
     for index in range(6):
         clip = source.read(index, None, 5, 16, 16)
         (row,) = captions([clip["caption"]])
@@ -192,7 +192,7 @@ def test_embeddings_that_do_not_fit_are_refused(root, tiny_runs, tmp_path):
 
 
 def test_videos_are_captioned_by_a_t5_at_hand(root, tiny_runs):
-    data = {"source": "synthetic", "path": None, "num_clips": 8}
+    data = {"source": {"kind": "synthetic", "num_clips": 8}}
     objective = task_of(config(root, tiny_runs, data=data))
     arrays = objective.text.batch_arrays({"caption": [PROMPT, ""]})
     assert arrays["text"].shape == (2, LENGTH, 16) and arrays["text_mask"][1].sum() == 0

@@ -158,7 +158,7 @@ def test_encode_speaks_json_and_goes_on_after_an_interrupt(tiny_runs, tmp_path):
     assert process.returncode == 130, err
     assert out == ""
     assert "the same command goes on" in err and "Traceback" not in err
-    assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / "out" / "manifest.json").exists()
+    assert not list(tmp_path.rglob("*.tmp*")) and not (tmp_path / "out" / "manifest.json").exists()
     done = call("encode", *arguments)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

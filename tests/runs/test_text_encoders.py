@@ -130,7 +130,7 @@ def run(**changes):
         "model": {"width": 16, "depth": 1, "heads": 2, "text_width": 16, "null_caption_tokens": 40},
         "text": {"kind": "t5", "path": "t5", "length": 40},
         "data": {
-            "source": "synthetic",
+            "source": {"kind": "synthetic"},
             "buckets": [{"frames": 5, "height": 16, "width": 16, "batch_size": 2}],
         },
         "optimizer": {"learning_rate": 1e-3},

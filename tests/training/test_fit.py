@@ -43,7 +43,7 @@ def vidvae(steps=6, **changes):
         },
         "loss": {"lpips": 0.0},
         "data": {
-            "source": "synthetic",
+            "source": {"kind": "synthetic"},
             "buckets": ({"frames": 5, "height": 16, "width": 16, "batch_size": 2},),
         },
         "optimizer": OPTIMIZER,

@@ -35,7 +35,7 @@ def values(root, steps=6, **changes):
         "embedder": str(root / "vidvae"),
         "init_from": str(root / "vdit"),
         "lora": {"rank": 4, "alpha": 8.0},
-        "data": {**VDIT["data"], "num_clips": 2},
+        "data": {**VDIT["data"], "source": {"kind": "synthetic", "num_clips": 2}},
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1},
         "loop": {
             "steps": steps,

@@ -153,8 +153,8 @@ def test_a_failed_replacement_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk")
 
-    monkeypatch.setattr(metrics.os, "replace", fail)
-    with pytest.raises(OSError, match="disk"):
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(UserError, match=r"cannot be written \(disk\)"):
         metrics.JsonlWriter(path, first_step=2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 

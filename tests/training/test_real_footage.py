@@ -40,7 +40,7 @@ def footage(tmp_path):
 def with_folder(config, folder, **data):
     return {
         **config,
-        "data": {**config["data"], "source": "video_folder", "path": str(folder), **data},
+        "data": {**config["data"], "source": {"kind": "video_folder", "path": str(folder), **data}},
     }
 
 

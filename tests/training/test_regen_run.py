@@ -26,7 +26,7 @@ def values(steps=4, buckets=(CHUNK,), model=None, **changes):
         "objective": "regen",
         "model": to_dict(MODEL) | (model or {}),
         "loss": {"kl": 1e-3, "one_step_share": 0.5},
-        "data": {"source": "synthetic", "num_clips": 100, "buckets": buckets},
+        "data": {"source": {"kind": "synthetic", "num_clips": 100}, "buckets": buckets},
         # The rate is 0 at the first step, and does not depend on the number of steps.
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
         "loop": {"steps": steps, "compute_dtype": "float32", "checkpoint_every": 2, "log_every": 1},

@@ -11,7 +11,7 @@ import pytest
 
 from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.data.buckets import Bucket
-from xgen_jax.data.pipeline import clip_conditions
+from xgen_jax.data.pipeline import micro_conditions
 from xgen_jax.diffusion.frame_masks import FrameMaskConfig, draw_noised
 from xgen_jax.diffusion.time import shift_ratio
 from xgen_jax.errors import UserError
@@ -53,9 +53,9 @@ def make_objective(**loss):
 def arrays():
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((8, FRAMES, 4, 6, 4), np.float32)
-    clip = np.stack([clip_conditions(17, 32, 48, fps) for fps in range(4, 12)])
+    clip = np.stack([micro_conditions(17, 32, 48, fps) for fps in range(4, 12)])
     return make_objective().batch_arrays(
-        {"latents": latents, "caption": [f"clip {i}" for i in range(8)], "clip": clip}
+        {"latents": latents, "caption": [f"clip {i}" for i in range(8)], "micro_cond": clip}
     )
 
 
@@ -157,11 +157,12 @@ def test_clip_conditions_reach_the_network(arrays):
     @jax.jit
     def loss(clip):
         keys = sample_keys(SEED, jnp.int32(0), SAMPLE_ID)
-        return objective.loss(params, {**arrays, "clip": clip}, keys, jnp.int32(0))[0]
+        return objective.loss(params, {**arrays, "micro_cond": clip}, keys, jnp.int32(0))[0]
 
-    base = float(loss(arrays["clip"]))
+    base = float(loss(arrays["micro_cond"]))
     changed = [
-        float(loss(arrays["clip"] * (1 + (np.arange(5) == i)).astype(np.float32))) for i in range(5)
+        float(loss(arrays["micro_cond"] * (1 + (np.arange(5) == i)).astype(np.float32)))
+        for i in range(5)
     ]
     assert all(abs(value - base) > 1e-6 for value in changed), changed
     assert len({round(value, 6) for value in changed}) == 5
@@ -176,7 +177,7 @@ def test_the_shift_follows_the_size_of_the_clip_in_training_as_in_sampling(array
     # look at the times.
     keys = sample_keys(SEED, jnp.int32(0), SAMPLE_ID)
     flow = make_objective().process
-    ratio = by_size.time_ratio(arrays["clip"][:, 0], arrays["clip"][:, 1], FRAMES)
+    ratio = by_size.time_ratio(arrays["micro_cond"][:, 0], arrays["micro_cond"][:, 1], FRAMES)
     small = flow.draw_times(keys, "uniform", ratio)
     large = flow.draw_times(keys, "uniform", by_size.time_ratio(720.0, 1280.0, 29))
     assert np.all(np.asarray(large) > np.asarray(small))
@@ -186,7 +187,7 @@ def test_shapes_of_another_bucket(arrays):
     objective = make_objective()
     shapes = objective.abstract_batch(arrays, Bucket(frames=9, height=64, width=40, batch_size=2))
     assert shapes["latents"].shape == (2, 3, 8, 5, 4)
-    assert shapes["clip"].shape == (2, 5)
+    assert shapes["micro_cond"].shape == (2, 5)
     assert {leaf.shape for leaf in jax.tree.leaves(shapes["text"])} == {(2, 9)}
 
 

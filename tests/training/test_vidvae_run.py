@@ -47,7 +47,7 @@ def values(
             "lpips_weights": lpips,
             "adversarial": game | (adversarial or {}),
         },
-        "data": {"source": "synthetic", "buckets": buckets},
+        "data": {"source": {"kind": "synthetic"}, "buckets": buckets},
         "optimizer": OPTIMIZER,
         "loop": {"steps": steps, "compute_dtype": "float32", "checkpoint_every": 2, "log_every": 1}
         | (loop or {}),

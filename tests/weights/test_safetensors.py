@@ -152,9 +152,14 @@ def test_folders_and_shards(tmp_path):
     use({"a": "../m-1.safetensors"})
     with pytest.raises(UserError, match="do not lie beside it"):
         read_safetensors(tmp_path)
-    for text in ("{", "[]", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'):
+    for text, message in {
+        "{": "is not JSON .*; fetch it again",
+        "[]": "holds a list, not a JSON object",
+        '{"weight_map": [1]}': "not the index",
+        '{"weight_map": {"a": 1}}': "not the index",
+    }.items():
         index.write_text(text)
-        with pytest.raises(UserError, match="not the index"):
+        with pytest.raises(UserError, match=message):
             read_safetensors(tmp_path)
 
 

@@ -1,7 +1,6 @@
 """Whole evaluations, from folders to folders: what `launch/evaluate.py` and `launch/reconstruct.py`
 do."""
 
-import json
 import os
 import pathlib
 import sys
@@ -20,6 +19,7 @@ from xgen_jax.evaluation.captions import evaluate_captions
 from xgen_jax.evaluation.perceptual import load_lpips_distance
 from xgen_jax.evaluation.reconstruction import evaluate_reconstruction, side_by_side
 from xgen_jax.evaluation.reconstruction_table import expand_shapes, table
+from xgen_jax.files import write_json, write_text
 from xgen_jax.inference.reconstruct import load_reconstructor
 from xgen_jax.inference.text_to_video import load_text_to_video
 from xgen_jax.runs.folder import RunFolder
@@ -94,8 +94,8 @@ def reconstruction_suite(
         "seed": seed,
         **reconstruct.embedder.settings,
     }
-    _write(folder / "reconstruction.md", text)
-    _write_json(
+    write_text(folder / "reconstruction.md", text)
+    write_json(
         folder / "reconstruction.json", {"shapes": entries, "conventions": conventions, **facts}
     )
     return {
@@ -119,8 +119,10 @@ def _clips(
     clip by its caption."""
     for index in range(count):
         clip = source.read(index, np.random.default_rng((seed, index)), *shape)
-        file = source.files[index] if isinstance(source, VideoFolderSource) else ""
-        yield ": ".join(part for part in (file, clip["caption"]) if part), clip["video"]
+        yield (
+            ": ".join(part for part in (source.where(index), clip["caption"]) if part),
+            clip["video"],
+        )
 
 
 class _Progress:
@@ -180,7 +182,7 @@ def captions_suite(
         "sampler": loaded.config.sampler,
         "seed": seed,
     }
-    _write_json(
+    write_json(
         folder / "captions.json", {**report.scores, "settings": settings, "model": str(model)}
     )
     return {
@@ -199,13 +201,3 @@ def _results(out: str | os.PathLike, name: str) -> pathlib.Path:
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be made ({error.strerror})") from error
     return folder
-
-
-def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-    _write(path, json.dumps(value, indent=1) + "\n")
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

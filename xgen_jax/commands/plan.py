@@ -19,7 +19,7 @@ from jax.experimental import topologies
 
 from xgen_jax.config.runs import VDiTRun
 from xgen_jax.data.buckets import Bucket, Shape, shape_name
-from xgen_jax.data.pipeline import clip_conditions
+from xgen_jax.data.pipeline import micro_conditions
 from xgen_jax.diffusion.guidance import guided
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen_config import REGENConfig
@@ -100,7 +100,7 @@ def compile_train_step(
             (1, *embedder.latent_shape(bucket.shape), embedder.latent_channels), np.float32
         ),
         "caption": [""],
-        "clip": clip_conditions(*bucket.shape, 8.0)[None],
+        "micro_cond": micro_conditions(*bucket.shape, 8.0)[None],
         "text": np.zeros(
             (1, getattr(config.text, "length", 1), config.model.text_width), np.float32
         ),
@@ -159,7 +159,7 @@ def compile_denoise_step(
     model = VDiT(config.model, np.dtype(dtype))
     process = config.loss.make_process(config.model.learned_variance)
     level = jax.tree.map(lambda a: np.float32(a[-1]), process.levels(np.ones(1)))
-    conditions = clip_conditions(*shape, config.sample_fps)
+    conditions = micro_conditions(*shape, config.sample_fps)
 
     def predict(params, x, time_B, tokens, noised_BT=None):
         told = ClipConditions(*(jnp.full(x.shape[:1], each) for each in conditions))
@@ -233,7 +233,7 @@ def largest_bucket(config: VDiTRun, embedder: VidVAEConfig | REGENConfig) -> Buc
     def cells(bucket):
         return bucket.batch_size * int(np.prod(embedder.latent_shape(bucket.shape))), bucket.frames
 
-    return max((bucket for bucket in config.data.buckets if bucket.keep), key=cells)
+    return max((bucket for bucket in config.data.buckets if bucket.keep_prob), key=cells)
 
 
 def named_bytes(message: str) -> int | None:

@@ -12,7 +12,8 @@ from xgen_jax.errors import UserError
 
 # Keys that had another name in a release: old -> new. A config.json of a run and a flag may still
 # use the old one for a release; `rename` says so on stderr.
-RENAMED: dict[str, str] = {}
+# A list on the way stands for each of its items, under both names.
+RENAMED: dict[str, str] = {"data.buckets.keep": "data.buckets.keep_prob"}
 # Values that had another name: key (the new name) -> {old: new}.
 RENAMED_VALUES: dict[str, dict[str, str]] = {}
 
@@ -114,38 +115,46 @@ def rename(values: dict[str, Any], say: Callable[[str], None] | None = None) -> 
       UserError: a key that is given under both names.
     """
     values = _copied(values)
+    said = []
     for old, new in RENAMED.items():
-        *groups, name = old.split(".")
-        group = _group(values, groups)
-        if group is None or name not in group:
-            continue
-        value = group.pop(name)
-        *groups, name = new.split(".")
-        target = _group(values, groups, make=True)
-        if target.get(name, value) != value:
-            raise UserError(f"{old} is called {new} now, and both are given; leave out {old}")
-        target[name] = value
-        if say:
-            say(f"{old} is called {new} now")
+        (*old_path, old_name), (*new_path, new_name) = old.split("."), new.split(".")
+        groups = [group for group in _groups(values, old_path) if old_name in group]
+        targets = groups
+        if groups and old_path != new_path:
+            targets = _groups(values, new_path, make=True)
+        for group, target in zip(groups, targets):
+            value = group.pop(old_name)
+            if value is None and new_name in target:  # not given, only listed for a flag to set
+                continue
+            if target.get(new_name, value) != value:
+                raise UserError(f"{old} is called {new} now, and both are given; leave out {old}")
+            target[new_name] = value
+            said.append(f"{old} is called {new} now")
     for key, renamed in RENAMED_VALUES.items():
-        *groups, name = key.split(".")
-        group = _group(values, groups)
-        if group is not None and isinstance(group.get(name), str) and group[name] in renamed:
-            old, group[name] = group[name], renamed[group[name]]
-            if say:
-                say(f"{key}={old!r} is called {group[name]!r} now")
+        *path, name = key.split(".")
+        for group in _groups(values, path):
+            if isinstance(group.get(name), str) and group[name] in renamed:
+                old, group[name] = group[name], renamed[group[name]]
+                said.append(f"{key}={old!r} is called {group[name]!r} now")
+    for line in dict.fromkeys(said) if say else ():
+        say(line)
     return values
 
 
 def _copied(values):
-    return {k: _copied(v) for k, v in values.items()} if isinstance(values, dict) else values
+    if isinstance(values, dict):
+        return {key: _copied(value) for key, value in values.items()}
+    return type(values)(map(_copied, values)) if isinstance(values, (list, tuple)) else values
 
 
-def _group(values, groups: list[str], make: bool = False):
-    """The group of keys at a path; None where there is none, unless it is to be made."""
-    for group in groups:
-        found = values.setdefault(group, {}) if make else values.get(group)
-        if not isinstance(found, dict):
-            return None
-        values = found
-    return values
+def _groups(values: dict[str, Any], path: list[str], make: bool = False) -> list[dict[str, Any]]:
+    """The groups of keys at a path: none, one, or one for each item of a list on the way.
+
+    Where there is none, it is made if asked for.
+    """
+    groups = [values]
+    for name in path:
+        found = [group.setdefault(name, {}) if make else group.get(name) for group in groups]
+        items = (item if isinstance(item, (list, tuple)) else [item] for item in found)
+        groups = [item for some in items for item in some if isinstance(item, dict)]
+    return groups

@@ -13,7 +13,7 @@ import numpy as np
 from xgen_jax.config.build import RENAMED_OBJECTIVES, build, flat, rename
 from xgen_jax.config.losses import REGENLossConfig, VDiTLossConfig, VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, nest_source
 from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.guidance import GuidanceConfig
 from xgen_jax.diffusion.samplers import make_steps
@@ -299,7 +299,7 @@ FREE_KEYS = {
     "loop.profile_steps",
     "data.num_threads",
     "data.prefetch",
-    "data.path",  # the source's fingerprint guards what is in it
+    "data.source.path",  # the source's fingerprint guards what is in it
     "text.path",  # the text encoder's fingerprint, likewise
     "mesh.data",
     "mesh.fsdp",
@@ -329,6 +329,8 @@ def run_config(values: dict[str, Any], say: Callable[[str], None] | None = None)
       UserError: an unknown or missing key, a value of another type, or one that a part refuses.
     """
     values = rename(values, say)
+    if isinstance(values.get("data"), dict):
+        values["data"] = nest_source(values["data"], say)
     objective = choose("objective", values.get("objective"), Run.known)
     return build(Run.known[objective], values, "config")
 

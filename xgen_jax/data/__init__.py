@@ -1,1 +1,1 @@
-"""Sources, transforms, video files and the pipeline. NumPy, Grain and PyAV; never a JAX device."""
+"""Sources of clips, buckets, video files and the pipeline: NumPy, Grain and PyAV, never JAX."""

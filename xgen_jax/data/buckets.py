@@ -1,11 +1,10 @@
-"""Buckets: the clip shapes that a run trains on, the tables they come from, and which clip goes to
-which.
+"""Buckets: the clip shapes that a run trains on, and the assignment of clips to them.
 
-A table has a row a resolution and in it levels of (frames, keep, batch a device). A clip goes to
-the largest resolution it nearly fills (0.8 of the area) and there to the longest level it has the
-frames for; with probability `keep` it stays, else it falls to the next smaller resolution. So long
-clips at a high resolution, which are rare and dear, also feed the cheap buckets (Open-Sora 1.1, the
-template that arXiv 2408.12590, section 3.2, names).
+A table has a row for each resolution, with levels of (frames, keep_prob, batch a device). A clip
+goes to the largest resolution that it nearly fills (0.8 of the area), and there to the longest
+level for which it has the frames. It stays with probability `keep_prob`, else it falls to the next
+smaller resolution. So long clips at a high resolution, which are rare and expensive, also feed the
+cheap buckets (Open-Sora 1.1, the template that arXiv 2408.12590, section 3.2, names).
 """
 
 import dataclasses
@@ -14,12 +13,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 
 Shape = tuple[int, int, int]
 COVERED = 0.8  # of a bucket's area that a clip must have
 _SAME_LEVEL = 1.06  # areas within this factor are one resolution in several aspects
-_KEEP = 3  # stream of randomness below the seed; 0 to 2 are the pipeline's
+_KEEP = 3  # stream of randomness under the seed; the pipeline has 0 to 2
 
 # Side in pixels of the square of each resolution's area.
 SIDES = {
@@ -34,27 +33,28 @@ SIDES = {
 }
 SIDES["1080p"] = 1440
 
-# Open-Sora 1.1's seventeen, height to width.
+# The seventeen of Open-Sora 1.1, height to width.
 ASPECTS = ("3:8", "3:7", "12:25", "1:2", "9:17", "20:37", "9:16", "5:8", "2:3", "3:4", "1:1")
 ASPECTS += ("4:3", "3:2", "16:9", "17:9", "2:1", "25:12")
-COMMON_ASPECTS = ("9:16", "1:1", "16:9")  # what most videos are; each shape is a program to compile
+# Those of most videos; each shape is a program to compile.
+COMMON_ASPECTS = ("9:16", "1:1", "16:9")
 
-# Its lengths, for an embedder that takes 1 + 4n frames: 17 for 16, and so on. 128 becomes 113, the
-# paper's 14 s at 8 frames a second, and not 129: nothing longer is ever drawn.
+# Lengths of Open-Sora 1.1, for an embedder that takes 1 + 4n frames: 17 for 16, and so on. 128
+# becomes 113, the paper's 14 s at 8 frames a second, and not 129: nothing longer is sampled.
 LENGTHS = {1: 1, 16: 17, 32: 33, 48: 49, 64: 65, 96: 97, 128: 113}
 
-Level = tuple[int, float, int]  # frames, keep, batch a device
+Level = tuple[int, float, int]  # frames, keep_prob, batch a device
 Table = Mapping[str, Sequence[Level]]
 
 
-def _level(frames: int, keep: float, batch: int = 1) -> Level:
-    return LENGTHS[frames], keep, batch
+def _level(frames: int, keep_prob: float, batch: int = 1) -> Level:
+    return LENGTHS[frames], keep_prob, batch
 
 
-# Open-Sora 1.1's three stages. A level that keeps nothing stops longer clips from being cut down to
-# the level below it. Ours are, in the last, 113 frames at 480p and 65 and 113 at 720p, for the
-# paper's 14 s: behind an embedder of 4x8x8 they cost less than the 32 frames at 720p that the
-# template has behind one of 1x8x8.
+# The three stages of Open-Sora 1.1. A level that keeps nothing prevents that longer clips are cut
+# to the level below it. Our own, in the last stage: 113 frames at 480p, 65 and 113 at 720p, for the
+# paper's 14 s. After an embedder of 4x8x8 they cost less than the template's 32 frames at 720p
+# after one of 1x8x8.
 STAGES: dict[str, Table] = {
     "240p": {
         "144p": (_level(1, 0.5, 48), _level(16, 1.0, 6), _level(32, 1.0, 3), _level(96, 1.0, 1)),
@@ -148,12 +148,15 @@ STAGES: dict[str, Table] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """Clips of one shape: frames, height and width in pixels, the global batch, and the relative
-    share of steps.
+    """Clips of one shape, and how often they are trained on.
 
-    Where clips are fitted (`DataConfig.fit`) the share follows from how many there are, times
-    `weight`, and `keep` is the probability that a clip which fits stays; at 0 the bucket is never
-    trained on, and only stops longer clips.
+    Attributes:
+      frames, height, width: of the clips, the sizes in pixels.
+      batch_size: of all devices together.
+      weight: of the bucket's steps among those of all. Where clips are fitted (`DataConfig.fit`) it
+        multiplies the number of batches that the bucket has clips for.
+      keep_prob: where clips are fitted, the probability that a clip which fits stays. At 0 the
+        bucket is never trained on, and only stops longer clips.
     """
 
     frames: int
@@ -161,7 +164,7 @@ class Bucket:
     width: int
     batch_size: int
     weight: float = 1.0
-    keep: float = 1.0
+    keep_prob: float = 1.0
 
     def __post_init__(self):
         for name in ("frames", "height", "width", "batch_size"):
@@ -172,10 +175,10 @@ class Bucket:
                 )
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise UserError(
-                f"a bucket's weight must be above 0, not {self.weight}; leave the bucket out instead"
+                f"a bucket's weight must be above 0, not {self.weight}; or leave the bucket out"
             )
-        if not 0 <= self.keep <= 1:
-            raise UserError(f"a bucket's keep must be in [0, 1], not {self.keep}")
+        if not 0 <= self.keep_prob <= 1:
+            raise UserError(f"a bucket's keep_prob must be in [0, 1], not {self.keep_prob}")
 
     @property
     def shape(self) -> Shape:
@@ -184,23 +187,26 @@ class Bucket:
 
     @property
     def name(self) -> str:
-        """As "17x240x424"."""
+        """The shape as "17x240x424"."""
         return shape_name(self.shape)
 
 
 def frame_size(resolution: str, aspect: str, multiple: int = 8) -> tuple[int, int]:
-    """(height, width) in pixels of a resolution of `SIDES` at an aspect height:width.
+    """Return (height, width) in pixels of a resolution of `SIDES`.
 
-    The short side is the nearest multiple to the exact one, the long side that which comes nearest
-    to the area without
-    exceeding it by more than its rounding: 480p at 9:16 is 480x848 (Open-Sora has 854, of which an
-    embedder of factor 8 sees 848).
+    The short side is the multiple nearest to the exact one. The long side is the one nearest to the
+    area without exceeding it by more than its rounding: 480p at 9:16 is 480x848 (Open-Sora has 854,
+    of which an embedder of factor 8 sees 848).
+
+    Args:
+      resolution: a key of `SIDES`.
+      aspect: height:width in whole numbers.
+      multiple: of which both sides are multiples.
 
     Raises:
       UserError: a resolution that is not known, or an aspect that is not two whole numbers.
     """
-    if resolution not in SIDES:
-        raise UserError(f"resolution {resolution!r} is not known; choose one of {', '.join(SIDES)}")
+    choose("resolution", resolution, SIDES)
     parts = aspect.split(":")
     if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
         raise UserError(f"aspect {aspect!r} must be height:width in whole numbers, e.g. 9:16")
@@ -214,30 +220,45 @@ def frame_size(resolution: str, aspect: str, multiple: int = 8) -> tuple[int, in
 def make_buckets(
     table: Table, aspects: Sequence[str], devices: int, multiple: int = 8
 ) -> tuple[Bucket, ...]:
-    """The buckets of a table at some aspects, with the batches of so many devices.
+    """Return the buckets of a table, each level at each aspect.
+
+    Args:
+      table: resolutions with their levels.
+      aspects: height:width in whole numbers.
+      devices: factor of the batches.
+      multiple: see `frame_size`.
 
     Raises:
       UserError: see `frame_size` and `Bucket`.
     """
     return tuple(
-        Bucket(frames=frames, height=height, width=width, batch_size=batch * devices, keep=keep)
+        Bucket(
+            frames=frames,
+            height=height,
+            width=width,
+            batch_size=batch * devices,
+            keep_prob=keep_prob,
+        )
         for resolution, levels in table.items()
         for height, width in dict.fromkeys(
             frame_size(resolution, aspect, multiple) for aspect in aspects
         )
-        for frames, keep, batch in levels
+        for frames, keep_prob, batch in levels
     )
 
 
 def fit(extents_N3: np.ndarray, buckets: Sequence[Bucket], seed: int) -> np.ndarray:
-    """Which bucket each clip goes to: its number, or -1 where it fits none or none kept it. int32
-    (N,).
+    """Assign clips to buckets.
 
     Args:
-      extents_N3: frames, height and width of each clip; one of a single frame is an image, and goes
+      extents_N3: frames, height and width of each clip. One of a single frame is an image, and goes
         to buckets of one frame only, to which no video goes.
       buckets: those of areas within 6% of each other are one resolution.
-      seed: of the draws, one a clip and resolution; the draw does not depend on clips behind it.
+      seed: of one random number for each clip and resolution, which does not depend on the clips
+        after it.
+
+    Returns:
+      The number of each clip's bucket, int32 (N,); -1 where it fits none, or none kept it.
     """
     frames, height, width = np.asarray(extents_N3, np.float64).T
     out = np.full(len(frames), -1, np.int32)
@@ -245,7 +266,7 @@ def fit(extents_N3: np.ndarray, buckets: Sequence[Bucket], seed: int) -> np.ndar
     image = frames == 1
     for number, level in enumerate(_levels(buckets)):
         area = max(buckets[i].height * buckets[i].width for i in level)
-        draws = np.random.default_rng((seed, _KEEP, number)).random(len(frames), np.float32)
+        uniform = np.random.default_rng((seed, _KEEP, number)).random(len(frames), np.float32)
         reached = open_ & (height * width >= COVERED * area)
         sizes = sorted({(buckets[i].height, buckets[i].width) for i in level})
         ratios = np.log([rows / columns for rows, columns in sizes])
@@ -256,14 +277,14 @@ def fit(extents_N3: np.ndarray, buckets: Sequence[Bucket], seed: int) -> np.ndar
             for i in sorted(here, key=lambda i: -buckets[i].frames):  # the longest first
                 one = buckets[i].frames == 1
                 taken = left & (image if one else ~image & (frames >= buckets[i].frames))
-                kept = taken & (draws < buckets[i].keep)
+                kept = taken & (uniform < buckets[i].keep_prob)
                 out[kept], open_[kept] = i, False
                 left &= ~taken
     return out
 
 
 def _levels(buckets: Sequence[Bucket]) -> list[list[int]]:
-    """Numbers of the buckets of each resolution, the largest first."""
+    """Group the buckets' numbers by resolution, the largest first."""
     levels: list[list[int]] = []
     for i in sorted(range(len(buckets)), key=lambda i: -buckets[i].height * buckets[i].width):
         first = buckets[levels[-1][0]] if levels else None
@@ -281,10 +302,10 @@ def shape_name(shape: Shape) -> str:
 
 
 def parse_shapes(shapes: Sequence[str]) -> list[Shape]:
-    """["9x32x32", "1x64x64"] -> [(9, 32, 32), (1, 64, 64)], each once.
+    """["9x32x32", "1x64x64"] -> [(9, 32, 32), (1, 64, 64)], without repetitions.
 
     Raises:
-      UserError: an entry that is not a shape; the message says what one is.
+      UserError: an entry that is not a shape.
     """
     parsed: dict[Shape, None] = {}
     for shape in shapes:
@@ -293,7 +314,8 @@ def parse_shapes(shapes: Sequence[str]) -> list[Shape]:
             part.isascii() and part.isdigit() and int(part) for part in parts
         ):
             raise UserError(
-                f"{shape!r} is not a clip shape; give FRAMESxHEIGHTxWIDTH in pixels, e.g. 17x512x512"
+                f"{shape!r} is not a clip shape; give FRAMESxHEIGHTxWIDTH in pixels, "
+                "e.g. 17x512x512"
             )
         parsed[int(parts[0]), int(parts[1]), int(parts[2])] = None
     return list(parsed)

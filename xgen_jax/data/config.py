@@ -1,21 +1,63 @@
-"""What to train on."""
+"""What to train on: a source of clips by its kind, buckets, and how batches are prepared."""
 
 import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from xgen_jax.data.buckets import Bucket
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
+from xgen_jax.files import read_json
+
+PATH_FLAG = "--config.data.source.path=FOLDER"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyntheticConfig:
+    """The moving-shapes dataset; see `data.sources.synthetic.SyntheticSource`."""
+
+    kind: str = "synthetic"
+    split: str = "train"
+    num_clips: int = 1_000_000
+    style: str = "filled"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoFolderConfig:
+    """A folder of videos and images; see `data.sources.video_folder.VideoFolderSource`.
+
+    `path` may be left to a flag.
+    """
+
+    kind: str = "video_folder"
+    path: str | None = None
+    fps: float | None = None
+    stride: int = 1
+    require_captions: bool = True
+    flip: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentsConfig:
+    """A folder of latents that launch/encode.py wrote. `path` may be left to a flag."""
+
+    kind: str = "latents"
+    path: str | None = None
+
+
+SourceConfig = SyntheticConfig | VideoFolderConfig | LatentsConfig
+KINDS: dict[str, type[SourceConfig]] = {
+    kind.kind: kind for kind in (SyntheticConfig, VideoFolderConfig, LatentsConfig)
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What to train on.
+    """Clips, their buckets, and the threads that prepare batches.
 
-    Args:
-      source: "synthetic", "video_folder" or "latents".
-      path: the folder of a video_folder, or of latents that launch/encode.py wrote.
-      split, num_clips, style: of the synthetic source.
+    Attributes:
+      source: where clips come from; one class a kind, chosen by `kind` in a dict.
       seed: of everything random here, 0 or more.
-      fps, stride, require_captions, flip: of a video_folder, see `VideoFolderSource`.
       buckets: clip shapes and their batches.
       fit: each clip goes to the one bucket that it fits (see `buckets.fit`); if False, every clip
         to every bucket, as often as their weights say, enlarged or held where it is too small or
@@ -24,16 +66,8 @@ class DataConfig:
       prefetch: batches kept ready, at least as many as threads to keep these busy.
     """
 
-    source: str
-    path: str | None = None
-    split: str = "train"
-    num_clips: int = 1_000_000
-    style: str = "filled"
+    source: SyntheticConfig | VideoFolderConfig | LatentsConfig
     seed: int = 0
-    fps: float | None = None
-    stride: int = 1
-    require_captions: bool = True
-    flip: bool = False
     buckets: tuple[Bucket, ...]
     fit: bool = False
     num_threads: int = 2
@@ -46,3 +80,109 @@ class DataConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
                 raise UserError(f"{name} must be a whole number of 0 or more, not {value!r}")
+
+
+def kind_of_folder(path: str) -> str:
+    """Return the kind of source that lies in a folder: "latents" or "video_folder"."""
+    for name in ("manifest.json", "settings.json"):
+        file = pathlib.Path(path, name)
+        try:
+            if file.is_file() and "shard_size" in read_json(file):
+                return LatentsConfig.kind
+        except UserError:  # not JSON, so nothing that this library wrote
+            continue
+    return VideoFolderConfig.kind
+
+
+def source_folder(source: VideoFolderConfig | LatentsConfig) -> str:
+    """Return the folder of a source, once it is sure not to hold the other kind of clips.
+
+    Raises:
+      UserError: no folder is given, or it holds the other kind.
+    """
+    if not source.path:
+        raise UserError(f"data.source.kind={source.kind!r} needs a folder: give {PATH_FLAG}")
+    there = kind_of_folder(source.path)
+    if pathlib.Path(source.path).is_dir() and there != source.kind:
+        holds = "holds latents" if there == LatentsConfig.kind else "holds no latents"
+        raise UserError(
+            f"{source.path} {holds}, and data.source.kind={source.kind!r}: give "
+            f"--config.data.source.kind={there}, or another folder"
+        )
+    return source.path
+
+
+# Keys of sources that stood in `data` itself, next to `source`, which was the kind's name.
+OLD_KEYS: dict[str, type] = {
+    "path": str,
+    "split": str,
+    "num_clips": int,
+    "style": str,
+    "fps": float,
+    "stride": int,
+    "require_captions": bool,
+    "flip": bool,
+}
+_DEFAULTS = {
+    field.name: field.default for kind in KINDS.values() for field in dataclasses.fields(kind)
+}
+
+
+def nest_source(
+    data: Mapping[str, Any], say: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Return the keys of `data` with those of the source in `source`, chosen by what is there.
+
+    Keys of older releases stand in `data` itself: {"source": "latents", "path": ...}. A `path`
+    decides the kind where none but the default is named: latents where a folder holds some, else
+    videos. Keys of another kind are dropped if they may be: configurations list those of several.
+
+    Args:
+      data: as a configuration file or a config.json has it; it is not changed.
+      say: called with a line for each key that has another name now.
+
+    Raises:
+      UserError: a kind that is not known; a key under both names; a frame rate, stride or flip for
+        clips that can have none.
+    """
+    data = dict(data)
+    old = {key: data.pop(key) for key in OLD_KEYS if key in data}
+    named = data.get("source")
+    if isinstance(named, str) or (named is None and old.get("path")):
+        source = old | ({"kind": named} if named else {})
+        old = {}
+    elif isinstance(named, dict):
+        source = dict(named)
+    else:  # nothing, or a mistake that the caller names
+        return data
+    flat = not isinstance(named, dict)
+    for key, value in old.items():
+        if value is None:
+            continue
+        if source.get(key, value) not in (value, None, _DEFAULTS[key]):
+            raise UserError(
+                f"data.{key} is called data.source.{key} now, and both are given; leave out the old"
+            )
+        source[key] = value
+        if say:
+            say(f"data.{key} is called data.source.{key} now")
+
+    kind = choose("data.source.kind", source.get("kind", SyntheticConfig.kind), KINDS)
+    path = source.get("path")
+    if kind == SyntheticConfig.kind and path and isinstance(path, str):
+        # The shapes have no folder: whoever names one means what is in it.
+        kind = kind_of_folder(path)
+    source["kind"] = kind
+    known = {field.name for field in dataclasses.fields(KINDS[kind])}
+    foreign = [key for key in source if key in _DEFAULTS and key not in known]
+    for key in foreign:
+        value = source.pop(key)
+        if key not in ("fps", "stride", "flip") or value in (None, _DEFAULTS[key]):
+            continue
+        if kind == LatentsConfig.kind:
+            raise UserError(
+                f"{key}={value} cannot be changed once clips are latents; give --{key} when encoding"
+            )
+        if not flat:  # older releases had every key in every configuration, and looked at few
+            raise UserError(f"data.source.{key}={value} is for videos; give {PATH_FLAG}")
+    return {**data, "source": source}

@@ -1,7 +1,7 @@
-"""Image files through PyAV: PNG, JPEG and WebP as people see them.
+"""Image files through PyAV: PNG, JPEG and WebP as they are displayed.
 
-The orientation that cameras note in EXIF is applied, what is transparent lies on white, 16 bits
-become 8, grey becomes RGB. The kind is told by the first bytes, not by the name.
+The orientation in EXIF is applied, transparency is composited on white, 16 bits become 8, grey
+becomes RGB. The first bytes decide the kind, not the name.
 """
 
 import pathlib
@@ -16,7 +16,7 @@ from xgen_jax.data.video_writer import EXACT, reason
 from xgen_jax.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-IMAGE_FPS = 120.0  # what Open-Sora 1.1 tells its network of an image
+IMAGE_FPS = 120.0  # the frame rate on which Open-Sora 1.1 conditions for images
 _MAX_BYTES = 2**28  # of a file
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _ORIENTATION = 0x0112  # EXIF's tag
@@ -24,13 +24,14 @@ _ANIMATED = 0x02  # a bit of WebP's VP8X chunk
 
 
 def read_image(path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Reads a PNG, JPEG or WebP file as uint8 (H, W, 3) RGB, the right way up.
+    """Read a PNG, JPEG or WebP file as upright uint8 (H, W, 3) RGB.
 
-    Transparency is composited on white: such images are drawn for a page. Colour profiles are not
-    looked at.
+    Transparency is composited on white, since such images are made for pages. Colour profiles are
+    ignored.
 
-    Raises UserError naming the file and the reason: missing, empty, damaged, cut off, another kind,
-    animated, or too large.
+    Raises:
+      UserError: the file is missing, empty, damaged, cut off, of another kind, animated, or above
+        `max_pixels` (height x width).
     """
     kind, orientation, _, rest = _opened(path, max_pixels)
     frame = _decode(path, rest, kind, max_pixels)
@@ -40,10 +41,10 @@ def read_image(path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def probe_image(path, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
-    """What `video.probe` tells of a video, of an image: one frame, of its size the right way up, at
-    IMAGE_FPS.
+    """Read the size of an image: one upright frame at IMAGE_FPS; see `video.probe`.
 
-    Raises UserError as `read_image` does, but for damage that only decoding finds.
+    Raises:
+      UserError: as in `read_image`, except for damage that only decoding finds.
     """
     _, orientation, (height, width), _ = _opened(path, max_pixels)
     if orientation >= 5:
@@ -83,7 +84,7 @@ def _opened(path, max_pixels: int) -> tuple[str, int, tuple[int, int], bytes]:
         )
     else:
         raise UserError(
-            f"cannot read {path}: it is no PNG, JPEG or WebP image; convert it to one of them"
+            f"cannot read {path}: it is not a PNG, JPEG or WebP image; convert it to one"
         )
     exif, size, rest = parts
     if size and size[0] * size[1] > max_pixels:
@@ -129,8 +130,8 @@ def _rgb(frame: av.VideoFrame) -> np.ndarray:
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Undoes an EXIF orientation, 1 to 8: what row 0 and column 0 of the stored image show."""
-    if orientation in (5, 6, 7, 8):  # row 0 is a side of the scene
+    """Undo an EXIF orientation, 1 to 8."""
+    if orientation in (5, 6, 7, 8):  # row 0 of the stored image is a side of the scene
         image = image.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         image = image[::-1]
@@ -139,10 +140,9 @@ def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
     return image
 
 
-# EXIF is taken out before decoding, where a block that makes no sense would be an error.
-Parts = tuple[
-    bytes, tuple[int, int] | None, bytes
-]  # EXIF, (height, width) of the header, the file without EXIF
+# EXIF, (height, width) of the header, and the file without EXIF: the decoder would refuse an EXIF
+# block that makes no sense.
+Parts = tuple[bytes, tuple[int, int] | None, bytes]
 
 
 def _parts_of_jpeg(data: bytes) -> Parts:
@@ -191,7 +191,7 @@ def _parts_of_webp(data: bytes) -> Parts:
 
 
 def _orientation(exif: bytes) -> int:
-    """The orientation in an EXIF block; 1, upright, where it says none that makes sense."""
+    """The orientation in an EXIF block; 1, upright, if there is none that makes sense."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
         return 1
@@ -202,6 +202,6 @@ def _orientation(exif: bytes) -> int:
             tag, kind, _, value = struct.unpack_from(order + "HHIH", exif, first + 2 + 12 * entry)
             if tag == _ORIENTATION and kind == 3 and 1 <= value <= 8:
                 return value
-    except struct.error:  # a block that is cut off says nothing
+    except struct.error:  # the block is cut off
         return 1
     return 1

@@ -1,22 +1,21 @@
-"""Clips that were encoded once: shards of latents and captions on disk, and the source that reads
-them.
+"""The container of encoded clips: shards of latents and captions on disk.
 
-    DIR/settings.json                               what is being encoded, written first: a rerun must mean the same
-    DIR/9x32x32/clips.npy                           the numbers of a bucket's clips, int64, ascending; not there: all
-    DIR/9x32x32/shard-00000-of-00012.arrayrecord    a bucket's clips in their order, one record a clip
-    DIR/9x32x32/shard-00000-of-00012.json           count and SHA-256; a shard without it does not count
-    DIR/manifest.json                               settings and shards, written last: without it nothing is read
+    DIR/settings.json         what is being encoded, written first: a rerun must mean the same
+    DIR/9x32x32/clips.npy     the numbers of a bucket's clips, int64, ascending; absent: all
+    DIR/9x32x32/shard-00000-of-00012.arrayrecord    a bucket's clips in order, a record a clip
+    DIR/9x32x32/shard-00000-of-00012.json           its commit marker: count and SHA-256
+    DIR/manifest.json         settings and shards, written last: without it nothing is read
 
-Shard s of a bucket holds its clips [s n, (s + 1) n) but those that could not be read, so that
-whoever finds it knows what is in it. A shard is written under another name, brought to the disk,
-renamed and then vouched for: a run may be killed at any time, and a rerun ends with the same bytes.
-Records are msgpack; the container is ArrayRecord, imported nowhere else.
+Shard s of a bucket holds its clips [s n, (s + 1) n) except those that could not be read. A shard
+without its commit marker does not count: a run may be killed at any time, and a rerun ends with the
+same bytes. Records are msgpack; the container is ArrayRecord, imported nowhere else.
 """
 
+import collections
 import contextlib
 import os
 import pathlib
-import secrets
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,28 +26,30 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from xgen_jax.errors import UserError
 from xgen_jax.files import (
+    atomic_write,
+    check_free,
+    differences,
     file_sha256,
     numbers_sha256,
     read_json,
     read_numbers,
-    to_disk,
+    refuse_differences,
+    remove_temporaries,
     write_json,
     write_numbers,
 )
 
-VERSION = 2  # of the layout and the records; 1 stored all clips in all buckets, and text padded, with its mask
+# Of the layout and the records. Version 1 stored all clips in all buckets, and text padded, with
+# its mask.
+VERSION = 2
 READABLE = (1, VERSION)
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-ARRAYS = (
-    "latents",
-    "text",
-    "text_mask",
-)  # of a record; text (n, D) where captions were embedded, without padding
+# Of a record; text (n, D), without padding, where captions were embedded.
+ARRAYS = ("latents", "text", "text_mask")
 
 
 def pack(index: int, sample: dict[str, Any]) -> bytes:
-    """A clip as msgpack: {index, caption, fps, latents: {dtype, shape, bytes}}, text alike if
-    there."""
+    """Clip -> msgpack {index, caption, fps, latents: {dtype, shape, bytes}}, text likewise."""
     record = {"index": index, "caption": sample["caption"]}
     if "fps" in sample:
         record["fps"] = float(sample["fps"])
@@ -64,7 +65,7 @@ def pack(index: int, sample: dict[str, Any]) -> bytes:
 
 
 def unpack(record: bytes) -> dict[str, Any]:
-    """The inverse of `pack`, with arrays as they were stored."""
+    """Invert `pack`; arrays have the dtype they were stored in."""
     sample = msgpack.unpackb(record)
     for name in ARRAYS:
         if name in sample:
@@ -75,18 +76,18 @@ def unpack(record: bytes) -> dict[str, Any]:
 
 
 class LatentWriter:
-    """Writes the folder of an encoded data set, or goes on writing it.
+    """Writes the folder of an encoded data set, or continues it.
 
     Args:
-      path: the folder.
+      path: of the folder.
       settings: what decides the bytes, as JSON; `buckets` (names), `clips` and `shard_size` are
-        used here, and `text_length`, what rows of text are padded to, in reading.
+        used here, and `text_length`, to which rows of text are padded, in reading.
       members: by name the clips of a bucket, ascending numbers in [0, clips); a bucket that is not
-      named has all.
+        named has all.
 
     Raises:
       UserError: the folder holds something else, or what other settings made (which are listed);
-      nothing is touched.
+        nothing is touched.
     """
 
     def __init__(
@@ -99,140 +100,133 @@ class LatentWriter:
         self.settings = {"version": VERSION, **settings}
         self._members = {name: np.asarray(clips, "<i8") for name, clips in (members or {}).items()}
         if self._members:
-            # A release that divides the clips otherwise must not go on with the shards of this one.
-            digests = {
-                name: (len(clips), numbers_sha256(clips)) for name, clips in self._members.items()
-            }
+            # A release that divides the clips otherwise must not continue the shards of this one.
             self.settings["members"] = {
-                name: {"clips": n, "sha256": sha256} for name, (n, sha256) in digests.items()
+                name: {"clips": len(clips), "sha256": numbers_sha256(clips)}
+                for name, clips in self._members.items()
             }
-        if self.path.is_file():
-            raise UserError(f"{self.path} is a file; give a folder for the latents")
-        if (self.path / "settings.json").exists():
-            there = read_json(self.path / "settings.json")
-            keys = sorted(there.keys() | self.settings.keys())
-            differing = [
-                f"{key}: {there.get(key)!r} -> {self.settings.get(key)!r}"
-                for key in keys
-                if there.get(key) != self.settings.get(key)
-            ]
-            if differing:
-                listed = "\n  ".join(differing)
-                raise UserError(
-                    f"{self.path} holds latents that were encoded otherwise (there -> here):\n  {listed}\n"
-                    "choose another --out, or remove that folder"
-                )
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and holds no latents; choose a new folder")
-        write_json(self.path / "settings.json", self.settings)
+        if check_free(self.path, "settings.json", "latents"):
+            refuse_differences(
+                differences(read_json(self.path / "settings.json"), self.settings),
+                f"{self.path} holds latents that were encoded otherwise",
+                "choose another --out, or remove that folder",
+            )
+        write_json(self.path / "settings.json", self.settings, durable=True)
         for name, clips in self._members.items():
             write_numbers(_members_file(self.path, name), clips)
 
     def count(self, bucket: str) -> int:
-        """How many clips a bucket has, with those that cannot be read."""
+        """Return the number of clips of a bucket, those that cannot be read included."""
         members = self._members.get(bucket)
         return self.settings["clips"] if members is None else len(members)
 
     def shards(self, bucket: str) -> int:
-        """How many shards a bucket has."""
+        """Return the number of shards of a bucket."""
         return max(1, -(-self.count(bucket) // self.settings["shard_size"]))
 
     def clips(self, bucket: str, shard: int) -> Sequence[int]:
-        """The numbers of a shard's clips, ascending."""
+        """Return the numbers of a shard's clips, ascending."""
         size, members = self.settings["shard_size"], self._members.get(bucket)
         places = range(shard * size, min((shard + 1) * size, self.count(bucket)))
         return places if members is None else members[places.start : places.stop].tolist()
 
     def file(self, bucket: str, shard: int) -> pathlib.Path:
-        """Where a shard is, or will be."""
+        """Return the path of a shard, which may not be there yet."""
         return self.path / bucket / f"shard-{shard:05d}-of-{self.shards(bucket):05d}.arrayrecord"
 
     def finished(self, bucket: str, shard: int) -> dict[str, Any] | None:
-        """A shard's {"count", "bytes", "sha256", "left_out": {clip: reason}}; None if it must be
-        made."""
+        """Return a shard's commit marker, with "left_out": {clip: reason}; None if it must be
+        written."""
         file = self.file(bucket, shard)
-        voucher = file.with_suffix(".json")
-        if not (voucher.is_file() and file.is_file()):
+        marker = file.with_suffix(".json")
+        if not (marker.is_file() and file.is_file()):
             return None
-        entry = read_json(voucher)
+        entry = read_json(marker)
         return entry if file.stat().st_size == entry["bytes"] else None
 
     def write(
         self, bucket: str, shard: int, samples: Iterable[tuple[int, dict[str, Any] | str]]
     ) -> None:
-        """Writes one shard of (clip, sample) in ascending order; in place of a sample, why there is
-        none."""
+        """Write one shard and its commit marker.
+
+        Args:
+          bucket: its name.
+          shard: its number.
+          samples: (clip, sample) in ascending order; in place of a sample that cannot be read, the
+            reason.
+        """
         file, count, left_out = self.file(bucket, shard), 0, {}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        for stale in file.parent.glob(f".{file.name}.*.tmp"):
-            stale.unlink(missing_ok=True)
-        temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with _telling(file):
+        longest: dict[str, int] = {}
+        remove_temporaries(file)
+        with atomic_write(file, durable=True) as temporary:
+            with _disk_errors(file):
                 writer = ArrayRecordWriter(str(temporary), "group_size:1")
             try:
                 for index, sample in samples:
                     if isinstance(sample, str):
                         left_out[str(index)] = sample
-                    else:
-                        with _telling(file):
-                            writer.write(pack(index, sample))
-                        count += 1
+                        continue
+                    with _disk_errors(file):
+                        writer.write(pack(index, sample))
+                    count += 1
+                    size = len(sample["caption"].encode())
+                    if size > longest.get("bytes", -1):
+                        longest = {"bytes": size, "clip": index}
             finally:
-                with _telling(file):
+                with _disk_errors(file):
                     writer.close()
-            entry = {
-                "count": count,
-                "bytes": temporary.stat().st_size,
-                "sha256": file_sha256(temporary),
-            }
+            size, digest = temporary.stat().st_size, file_sha256(temporary)
+            entry = {"count": count, "bytes": size, "sha256": digest}
             written = ArrayRecordReader(str(temporary)).num_records()
             if written != count:
                 raise UserError(
-                    f"{file} cannot be written: {written} of {count} records arrived; is the disk full?"
+                    f"{file} cannot be written: {written} of {count} records arrived; "
+                    "is the disk full?"
                 )
-            to_disk(temporary)
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
-        write_json(file.with_suffix(".json"), {**entry, "left_out": left_out})
+        if longest:
+            entry["longest_caption"] = longest
+        write_json(file.with_suffix(".json"), {**entry, "left_out": left_out}, durable=True)
 
     def finish(self) -> dict[str, Any]:
-        """Writes the manifest, once every shard is there; returns it.
+        """Write the manifest, once every shard is there, and return it.
 
         Raises:
-          UserError: not a single clip of a bucket could be read; of a bucket that has but some of
-            the clips, and so perhaps one alone, only where none of any could.
+          UserError: no clip of a bucket could be read. A bucket that has only some of the clips may
+            be left empty, if another has some.
         """
-        buckets, problem = {}, None
+        buckets, longest, problem = {}, [], None
         for bucket in self.settings["buckets"]:
             rows = []
             for shard in range(self.shards(bucket)):
                 entry = self.finished(bucket, shard)
                 if entry is None:
                     raise RuntimeError(f"{self.file(bucket, shard)} is not finished")
+                if entry["count"]:
+                    longest.append((bucket, entry.pop("longest_caption", None)))
                 left_out = [int(index) for index in entry["left_out"]]
-                rows.append(
-                    {
-                        "file": f"{bucket}/{self.file(bucket, shard).name}",
-                        **entry,
-                        "left_out": left_out,
-                    }
-                )
+                file = f"{bucket}/{self.file(bucket, shard).name}"
+                rows.append({"file": file, **entry, "left_out": left_out})
             if not sum(row["count"] for row in rows):
-                problem = f"not one clip of {bucket} could be read: {next(iter(entry['left_out'].values()))}"
+                reason = next(iter(entry["left_out"].values()))
+                problem = f"not one clip of {bucket} could be read: {reason}"
                 if bucket not in self._members:
                     raise UserError(problem)
             buckets[bucket] = rows
         if problem and not any(row["count"] for rows in buckets.values() for row in rows):
             raise UserError(problem)
-        manifest = {**self.settings, "shards": buckets}
-        write_json(self.path / "manifest.json", manifest)
+        manifest = dict(self.settings)
+        # Shards of older releases do not say. Where some do not, the manifest stays what it was,
+        # for its digest is in the checkpoints of runs.
+        if longest and all(of_shard for _, of_shard in longest):
+            bucket, of_shard = max(longest, key=lambda each: each[1]["bytes"])
+            manifest["longest_caption"] = {**of_shard, "bucket": bucket}
+        manifest["shards"] = buckets
+        write_json(self.path / "manifest.json", manifest, durable=True)
         return manifest
 
 
 def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
-    """The manifest of a finished folder of latents.
+    """Read the manifest of a finished folder of latents.
 
     Raises:
       UserError: no such folder, one that is not finished, or one of another version of the layout.
@@ -257,13 +251,131 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     return manifest
 
 
+class LatentReader:
+    """Reads the records of a finished folder by bucket and clip; safe to use from several threads.
+
+    Attributes:
+      manifest: the contents of manifest.json.
+      members: by name the clips of a bucket, ascending; a bucket that is not named has all.
+      left_out: by name the clips of a bucket that could not be read when it was encoded; a bucket
+        without a single clip is not named.
+
+    Args:
+      path: of the folder.
+      open_shards: shards that are kept open at most.
+
+    Raises:
+      UserError: no such folder, one that is not finished, or a shard that is missing or of another
+        size, by name, or a bucket's list of clips that is missing or not what was written.
+    """
+
+    def __init__(self, path: str | os.PathLike, open_shards: int = 128):
+        self.path = pathlib.Path(path)
+        self.manifest = read_manifest(path)
+        self.members = {
+            name: read_members(self.path, name, row)
+            for name, row in self.manifest.get("members", {}).items()
+        }
+        self.left_out = {
+            bucket: {index for row in rows for index in row["left_out"]}
+            for bucket, rows in self.manifest["shards"].items()
+            if any(row["count"] for row in rows)
+        }
+        for row in (row for rows in self.manifest["shards"].values() for row in rows):
+            file = self.path / row["file"]
+            if not file.is_file():
+                raise UserError(
+                    f"{file} is missing; encode again into {self.path}, which makes what is absent"
+                )
+            if file.stat().st_size != row["bytes"]:
+                raise UserError(
+                    f"{file} has {file.stat().st_size} bytes instead of {row['bytes']}: it was cut "
+                    f"off or replaced; remove it and encode again into {self.path}"
+                )
+        self._limit, self._lock = open_shards, threading.Lock()
+        self._open: collections.OrderedDict[str, ArrayRecordReader] = collections.OrderedDict()
+
+    @property
+    def open_shards(self) -> int:
+        """The number of shards that are open now."""
+        return len(self._open)
+
+    def count(self, bucket: str) -> int:
+        """Return the number of clips of a bucket, those that were left out included."""
+        return len(self.members[bucket]) if bucket in self.members else self.manifest["clips"]
+
+    def clip(self, bucket: str, place: int) -> int:
+        """Return the number of a bucket's clip number `place`."""
+        return int(self.members[bucket][place]) if bucket in self.members else place
+
+    def place(self, bucket: str, clip: int) -> int:
+        """Return the place in a bucket of its first clip from `clip` on; `count` if none is."""
+        return int(np.searchsorted(self.members[bucket], clip)) if bucket in self.members else clip
+
+    def clips(self, bucket: str) -> np.ndarray:
+        """Return the clips of a bucket that could be read, ascending."""
+        members = self.members.get(bucket, np.arange(self.manifest["clips"]))
+        left_out = np.array(sorted(self.left_out[bucket]), np.int64)
+        return np.setdiff1d(members, left_out, assume_unique=True)
+
+    def read(self, bucket: str, place: int) -> dict[str, Any]:
+        """Return the record of a bucket's clip number `place`, which was not left out; see
+        `unpack`.
+
+        Raises:
+          UserError: a damaged record, or one of another clip, naming the file.
+        """
+        clip = self.clip(bucket, place)
+        shard, place = divmod(place, self.manifest["shard_size"])
+        row = self.manifest["shards"][bucket][shard]
+        place -= sum(other < clip for other in row["left_out"])
+        file = self.path / row["file"]
+        try:
+            sample = unpack(self._reader(file).read([place])[0])
+        except (RuntimeError, ValueError, IndexError, msgpack.UnpackException) as error:
+            raise UserError(
+                f"record {place} of {file} cannot be read ({error}); encode it again"
+            ) from error
+        if sample.pop("index") != clip:
+            raise UserError(
+                f"record {place} of {file} is not clip {clip}: the file was replaced; "
+                "encode it again"
+            )
+        return sample
+
+    def _reader(self, file: pathlib.Path) -> ArrayRecordReader:
+        # Several threads may read from one reader; one that is dropped closes after its last read.
+        with self._lock:
+            reader = self._open.pop(str(file), None)
+            if reader is None:
+                # Single records at random: reading ahead would read all in vain.
+                reader = ArrayRecordReader(str(file), "readahead_buffer_size:0,max_parallelism:0")
+            self._open[str(file)] = reader
+            while len(self._open) > self._limit:
+                self._open.popitem(last=False)
+            return reader
+
+
+def read_members(path: pathlib.Path, bucket: str, row: Mapping[str, Any]) -> np.ndarray:
+    """Read the numbers of a bucket's clips.
+
+    Args:
+      path: of the folder.
+      bucket: its name.
+      row: {"clips", "sha256"} as the manifest has it.
+
+    Raises:
+      UserError: the list is missing, or not what was written.
+    """
+    return read_numbers(_members_file(path, bucket), row["clips"], row["sha256"])
+
+
 def verify(path: str | os.PathLike) -> Iterator[str]:
-    """Reads every byte of a folder of latents and yields what is wrong, naming the file; nothing if
-    all is well."""
+    """Read every byte of a folder of latents and yield what is wrong, naming the file."""
     path, manifest = pathlib.Path(path), read_manifest(path)
     for name, row in manifest.get("members", {}).items():
         try:
-            _members(path, name, row)
+            read_members(path, name, row)
         except UserError as error:
             yield str(error)
     for row in (row for rows in manifest["shards"].values() for row in rows):
@@ -275,18 +387,14 @@ def verify(path: str | os.PathLike) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _telling(file: pathlib.Path) -> Iterator[None]:
-    """ArrayRecord tells of the system's errors by RuntimeError."""
+def _disk_errors(file: pathlib.Path) -> Iterator[None]:
+    """Turn RuntimeError, as which ArrayRecord raises errors of the system, into UserError."""
     try:
         yield
     except RuntimeError as error:
         raise UserError(
             f"{file} cannot be written ({error}); is the disk full or read-only?"
         ) from error
-
-
-def _members(path: pathlib.Path, bucket: str, row: dict[str, Any]) -> np.ndarray:
-    return read_numbers(_members_file(path, bucket), row["clips"], row["sha256"])
 
 
 def _members_file(path: pathlib.Path, bucket: str) -> pathlib.Path:

@@ -1,12 +1,11 @@
-"""Batches as a pure function of (seed, step): buckets, their schedule, and the Grain graph behind
-them.
+"""Batches as a pure function of (seed, step): buckets, their schedule, and the Grain graph.
 
-A bucket is one clip shape (see `data.buckets`). Time is cut into periods; within a period every
-bucket owns a whole number of steps in proportion to its weight, in an order permuted by (seed,
-period). So each process knows the bucket of any step and its place in that bucket's shuffled,
-endless stream of clips without asking another process or remembering anything, and the state of a
-run is its step. Augmentation is drawn from (seed, bucket, place) before the stream is
-divided among processes: the concatenation of the processes' batches is the batch of one process.
+A bucket is one clip shape (see `data.buckets`). Steps are divided into periods. In each period a
+bucket has a whole number of steps in proportion to its weight, in an order permuted by (seed,
+period). So every process knows the bucket of any step, and the place in that bucket's shuffled,
+endless stream of clips, without communication and without memory: the state of a run is its step.
+Random choices of a clip follow from (seed, bucket, place), before the stream is divided among
+processes, so that the processes' batches, concatenated, are the batch of one process.
 """
 
 import dataclasses
@@ -28,23 +27,24 @@ from xgen_jax.data.images import IMAGE_FPS
 from xgen_jax.data.sources.base import Sample, Source
 from xgen_jax.errors import UserError
 
+_OLD_NAMES = {"keep_prob": "keep"}  # of a bucket's keys, in fingerprints of any release
 _MAX_PERIOD = 1000  # steps; weights in ratios finer than this are rounded
-_SCHEDULE, _SHUFFLE, _CLIP = range(
-    3
-)  # streams of randomness below the seed; `buckets.fit` has the next
+# Streams of randomness under the seed; `buckets.fit` has the next.
+_SCHEDULE, _SHUFFLE, _CLIP = range(3)
 
 
 # One process's part of a step's batch, B clips of one bucket:
-#   the source's arrays, stacked: "video" uint8 (B, T, H, W, 3), or "latents" float32 (B, t, h, w, c), ...
+#   the source's arrays, stacked: "video" uint8 (B, T, H, W, 3), or "latents" float32
+#                (B, t, h, w, c), ...
 #   "caption"    list of B strings
 #   "sample_id"  int64 (B,), unique over buckets and epochs: fold it into PRNG keys
-#   "index"      int64 (B,), place in the source
-#   "clip"       float32 (B, 5), what a transformer may be told: see `clip_conditions`
+#   "index"      int64 (B,), number of the clip in the source
+#   "micro_cond" float32 (B, 5), conditions of a transformer: see `micro_conditions`
 Batch = dict[str, Any]
 
 
 class Schedule(grain.transforms.DatasetSelectionMap):
-    """step -> (bucket number, how many steps that bucket has had before), in O(1)."""
+    """step -> (number of its bucket, earlier steps of that bucket), in O(1)."""
 
     def __init__(self, weights: list[float], seed: int):
         self.slots = slot_counts(weights)
@@ -61,7 +61,7 @@ class Schedule(grain.transforms.DatasetSelectionMap):
         return bucket, period * self.slots[bucket] + int(rank[place])
 
     def _permuted(self, period: int) -> tuple[np.ndarray, np.ndarray]:
-        """The buckets of a period's steps, and each step's rank among the steps of its bucket."""
+        """Return each step's bucket in a period, and its rank among the steps of that bucket."""
         order = np.repeat(np.arange(len(self.slots)), self.slots)
         order = np.random.default_rng((self._seed, _SCHEDULE, period)).permutation(order)
         rank = np.empty_like(order)
@@ -71,11 +71,11 @@ class Schedule(grain.transforms.DatasetSelectionMap):
 
 
 def slot_counts(weights: list[float]) -> list[int]:
-    """Steps per period of each bucket: the weights' exact ratio where 1000 steps can hold it, else
-    rounded."""
-    shares = [Fraction(weight).limit_denominator(_MAX_PERIOD) for weight in weights]
-    denominator = math.lcm(*(share.denominator for share in shares))
-    counts = [int(share * denominator) for share in shares]
+    """Return each bucket's steps in a period: the exact ratio of the weights if 1000 steps can hold
+    it, else rounded, at least 1."""
+    fractions = [Fraction(weight).limit_denominator(_MAX_PERIOD) for weight in weights]
+    denominator = math.lcm(*(fraction.denominator for fraction in fractions))
+    counts = [int(fraction * denominator) for fraction in fractions]
     if min(counts) > 0:
         counts = [count // math.gcd(*counts) for count in counts]
         if sum(counts) <= _MAX_PERIOD:
@@ -83,12 +83,12 @@ def slot_counts(weights: list[float]) -> list[int]:
     return [max(1, round(weight / sum(weights) * _MAX_PERIOD)) for weight in weights]
 
 
-def clip_conditions(frames: int, height: int, width: int, fps: float) -> np.ndarray:
-    """float32 (5,): height, width, height / width, frames, frames a second; an image counts as
-    IMAGE_FPS.
+def micro_conditions(frames: int, height: int, width: int, fps: float) -> np.ndarray:
+    """Return height, width, height / width, frames and fps of a clip, float32 (5,).
 
-    The order is that of `models.vdit_config.ClipConditions`. Open-Sora 1.1 trained on width /
-    height and sampled with height / width; here it is the latter in both.
+    An image has IMAGE_FPS. The order is that of the transformer's conditions
+    (`models.vdit_config`). Open-Sora 1.1 trained on width / height and sampled with height / width;
+    here both have the latter.
     """
     return np.array(
         [height, width, height / width, frames, fps if frames > 1 else IMAGE_FPS], np.float32
@@ -99,11 +99,12 @@ class Pipeline:
     """Batches of a source for one of `process_count` processes.
 
     Attributes:
-      buckets: those that there are batches of, in the configuration's order.
-      problems: in words, buckets that are left out for want of clips; only where clips are fitted.
+      buckets: those that have batches, in the configuration's order.
+      problems: buckets that are left out for lack of clips, in words; only where clips are fitted.
 
-    Raises UserError for a batch that the processes cannot share equally and for fewer clips than
-    one batch.
+    Raises:
+      UserError: a batch that the processes cannot share equally, fewer clips than one batch, or
+        clips that cannot be fitted.
     """
 
     def __init__(
@@ -114,14 +115,15 @@ class Pipeline:
         for bucket in config.buckets:
             if bucket.batch_size % process_count:
                 raise UserError(
-                    f"batch_size {bucket.batch_size} cannot be shared equally by {process_count} processes; "
-                    f"make it a multiple of {process_count}"
+                    f"batch_size {bucket.batch_size} cannot be shared equally by {process_count} "
+                    f"processes; make it a multiple of {process_count}"
                 )
         self._source, self._config = source, config
         self.problems: list[str] = []
-        given = getattr(source, "clips_for", lambda bucket: None)
         self._members = (
-            self._fitting() if config.fit else [given(bucket) for bucket in config.buckets]
+            self._fitting()
+            if config.fit
+            else [source.clips_for(bucket) for bucket in config.buckets]
         )
         self._numbers = [
             number for number in range(len(config.buckets)) if self._takes_part(number)
@@ -152,40 +154,43 @@ class Pipeline:
         self._fingerprint = self._digest(orders)
 
     def bucket(self, step: int) -> Bucket:
-        """The bucket of a step, the same in all processes."""
+        """Return the bucket of a step, the same in all processes."""
         return self.buckets[self._schedule[step][0]]
 
     def first_step(self, bucket: Bucket) -> int:
-        """The first step that has a bucket."""
+        """Return the first step of a bucket."""
         number = self.buckets.index(bucket)
         return next(
             step for step in range(sum(self._schedule.slots)) if self._schedule[step][0] == number
         )
 
     def batch(self, step: int) -> Batch:
-        """This process's batch of a step, prepared in the caller's thread."""
+        """Return this process's batch of a step, prepared in the caller's thread."""
         return self._dataset[step]
 
     def iterate(self, start_step: int = 0) -> "BatchIterator":
-        """(step, batch(step)) from `start_step` on, without end, prepared by background threads;
-        close it when done."""
+        """Iterate over (step, batch) from `start_step` on, without end; close it when done.
+
+        Background threads prepare the batches.
+        """
         return BatchIterator(
             self._dataset, start_step, self._config.num_threads, self._config.prefetch
         )
 
     def fingerprint(self) -> str:
-        """Digests of the source, of the buckets and of the order, joined by dots.
+        """Return digests of the source, of the buckets and of the order, joined by dots.
 
-        Equal fingerprints mean equal batches at equal steps, however many processes and threads.
+        Equal fingerprints mean equal batches at equal steps, on any number of processes and
+        threads.
         """
         return self._fingerprint
 
     def state(self, step: int) -> dict:
-        """What a checkpoint needs to go on at `step`, as JSON."""
+        """Return the state for a checkpoint from which training continues at `step`, as JSON."""
         return {"step": step, "fingerprint": self._fingerprint}
 
     def check_state(self, state: dict) -> None:
-        """UserError with the reason if `state` comes from a pipeline that gave other batches."""
+        """Raise UserError, with the reason, if `state` is of a pipeline with other batches."""
         saved = str(state.get("fingerprint", "")).split(".")
         names = (
             "the source (files, captions, frame rate)",
@@ -198,17 +203,14 @@ class Pipeline:
         changed = [name for name, old, new in zip(names, saved, current, strict=True) if old != new]
         if changed:
             raise UserError(
-                f"the run was saved with other data: {' and '.join(changed)} differ (saved {state['fingerprint']}, now "
-                f"{self._fingerprint}); restore the data and settings, or start a new run"
+                f"the run was saved with other data: {' and '.join(changed)} differ (saved "
+                f"{state['fingerprint']}, now {self._fingerprint}); restore the data and settings, "
+                "or start a new run"
             )
 
     def _fitting(self) -> list[np.ndarray]:
-        """The clips of each bucket, ascending."""
+        """Return the clips of each bucket, ascending."""
         config, source = self._config, self._source
-        if not hasattr(source, "fit"):
-            raise UserError(
-                f"data.fit needs clips that have a size of their own; those of {source.name!r} have none"
-            )
         members = source.fit(config.buckets, config.seed)
         left = len(source) - len(np.unique(np.concatenate(members)))
         if left:
@@ -221,12 +223,13 @@ class Pipeline:
             return True
         if not self._config.fit:
             raise UserError(
-                f"source {self._source.name!r} has {clips} clips, fewer than one batch of {bucket.batch_size} in "
-                f"bucket {bucket.name}; add clips or make the batch smaller"
+                f"source {self._source.name!r} has {clips} clips, fewer than one batch of "
+                f"{bucket.batch_size} in bucket {bucket.name}; add clips or make the batch smaller"
             )
         if clips:
             self.problems.append(
-                f"bucket {bucket.name} is left out: {clips} clips for a batch of {bucket.batch_size}"
+                f"bucket {bucket.name} is left out: {clips} clips for a batch of "
+                f"{bucket.batch_size}"
             )
         return False
 
@@ -238,8 +241,8 @@ class Pipeline:
         return list(zip(self._numbers, self.buckets, strict=True))
 
     def _order(self, number: int) -> grain.MapDataset:
-        """Endless (place in the stream, which of the bucket's clips), shuffled anew in each epoch,
-        none put back."""
+        """Endless (place in the stream, one of the bucket's clips), shuffled again in each epoch,
+        without replacement."""
         seed = np.random.SeedSequence((self._config.seed, _SHUFFLE, number)).generate_state(1)[0]
         # Grain hands the shuffled index on modulo the epoch; the place keeps the epoch, and costs
         # nothing.
@@ -265,25 +268,31 @@ class Pipeline:
         shape, video = (*bucket.shape, 3), sample.get("video")
         if video is not None and (video.shape != shape or video.dtype != np.uint8):
             raise TypeError(
-                f"source {self._source.name!r} gave {video.dtype} {video.shape} instead of uint8 {shape}"
+                f"source {self._source.name!r} gave {video.dtype} {video.shape} instead of uint8 "
+                f"{shape}"
             )
         sample_id = extended * len(self._config.buckets) + number
-        conditions = clip_conditions(*bucket.shape, sample.pop("fps", 0.0))
+        conditions = micro_conditions(*bucket.shape, sample.pop("fps", 0.0))
         return {
             **sample,
-            "clip": conditions,
+            "micro_cond": conditions,
             "sample_id": np.int64(sample_id),
             "index": np.int64(index),
         }
 
     def _digest(self, orders: list[grain.MapDataset]) -> str:
-        # A sample of the order itself is digested, for another version of Grain may shuffle
-        # differently.
+        # A sample of the order itself, since another version of Grain may shuffle differently.
         sample = [
             [order[place][1] for place in range(min(8, self._clips(number)))]
             for number, order in zip(self._numbers, orders, strict=True)
         ]
-        buckets = [dataclasses.asdict(bucket) for bucket in self._config.buckets]
+        buckets = [
+            {
+                _OLD_NAMES.get(name, name): value
+                for name, value in dataclasses.asdict(bucket).items()
+            }
+            for bucket in self._config.buckets
+        ]
         order = [self._config.seed, len(self._source), self._schedule.slots, sample]
         if self._config.fit:
             order += [
@@ -291,7 +300,7 @@ class Pipeline:
                 for members in self._members
             ]
         else:
-            for bucket in buckets:  # says nothing here, and fingerprints outlive releases
+            for bucket in buckets:  # has no effect here, and fingerprints outlive releases
                 del bucket["keep"]
         parts = (self._source.fingerprint(), buckets, order)
         return ".".join(
@@ -300,12 +309,12 @@ class Pipeline:
 
 
 class BatchIterator(Iterator[tuple[int, Batch]]):
-    """Endless (step, batch), prepared ahead by threads; also a context manager that closes it."""
+    """Endless (step, batch), prepared ahead by threads; a context manager that closes it."""
 
     def __init__(self, dataset: grain.MapDataset, start_step: int, num_threads: int, prefetch: int):
         if start_step < 0:
             raise UserError(f"start_step must be 0 or more, not {start_step}")
-        # Grain's default would keep 500 batches ready, which is tens of gigabytes.
+        # The default of Grain would keep 500 batches ready, which is tens of gigabytes.
         options = grain.ReadOptions(
             num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
         )
@@ -319,7 +328,7 @@ class BatchIterator(Iterator[tuple[int, Batch]]):
         return self._step - 1, batch
 
     def close(self) -> None:
-        """Stops the threads; may be called twice."""
+        """Stop the threads; a second call has no effect."""
         self._iterator.close()
 
     def __enter__(self) -> "BatchIterator":

@@ -1,4 +1,4 @@
-"""Between what people see, uint8 0..255, and what models see, float [-1, 1]."""
+"""Pixels of files, uint8 0..255, and of models, float [-1, 1]; resizing and cropping."""
 
 import numpy as np
 
@@ -19,8 +19,7 @@ def to_float(video: np.ndarray) -> np.ndarray:
 
 
 def check_video(video: np.ndarray) -> None:
-    """Raises UserError unless it is video (B, T, H, W, 3), uint8 or float in [-1, 1], all
-    finite."""
+    """Raise UserError unless `video` is (B, T, H, W, 3), uint8 or finite float in [-1, 1]."""
     if video.ndim != 5 or video.shape[-1] != 3:
         raise UserError(f"video is (B, T, H, W, 3), not {video.shape}")
     if video.dtype == np.uint8:
@@ -30,7 +29,8 @@ def check_video(video: np.ndarray) -> None:
     if not np.isfinite(video).all():
         where = np.argwhere(~np.isfinite(video))[0].tolist()
         raise UserError(
-            f"video has pixels that are not finite, the first at (batch, frame, y, x, channel) {where}"
+            "video has pixels that are not finite, the first at (batch, frame, y, x, channel) "
+            f"{where}"
         )
     low, high = (float(x) for x in (video.min(initial=0), video.max(initial=0)))
     if max(-low, high) > 1.001:
@@ -40,19 +40,22 @@ def check_video(video: np.ndarray) -> None:
 
 
 def to_unit_range(video_uint8):
-    """uint8 0..255 -> float32 [-1, 1]."""
+    """uint8 0..255 -> float32 [-1, 1], of an array of NumPy or JAX."""
     return video_uint8.astype(np.float32) / 127.5 - 1.0
 
 
 def resize_cover(video: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes, aspect kept and antialiased, to the smallest uint8 (T, >=height, >=width, 3) that
-    covers the target."""
+    """Resize to the smallest uint8 (T, >=height, >=width, 3) of the same aspect that covers the
+    target, antialiased."""
     return resize_frames(video, *cover_size(video.shape[1], video.shape[2], height, width))
 
 
 def crop(video: np.ndarray, height: int, width: int, top: int, left: int) -> np.ndarray:
-    """The (T, height, width, 3) window whose upper left pixel is (top, left); UserError where it
-    leaves the frame."""
+    """Return the (T, height, width, 3) window whose upper left pixel is (top, left).
+
+    Raises:
+      UserError: it does not lie within the frame.
+    """
     rows, columns = video.shape[1:3]
     if not (0 <= top <= rows - height and 0 <= left <= columns - width):
         window = f"{height}x{width} at ({top}, {left})"
@@ -63,15 +66,15 @@ def crop(video: np.ndarray, height: int, width: int, top: int, left: int) -> np.
 
 
 def center_crop(video: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle (T, height, width, 3) of the frame."""
+    """Return the middle (T, height, width, 3) of the frame."""
     return crop(video, height, width, (video.shape[1] - height) // 2, (video.shape[2] - width) // 2)
 
 
 def random_crop(
-    video: np.ndarray, height: int, width: int, draw: tuple[float, float]
+    video: np.ndarray, height: int, width: int, uniform: tuple[float, float]
 ) -> np.ndarray:
-    """A (T, height, width, 3) window placed by two uniform draws in [0, 1): every position is
-    equally likely."""
+    """Return the (T, height, width, 3) window at the place that two uniform numbers in [0, 1)
+    choose; every place is equally likely."""
     rows, columns = video.shape[1:3]
-    top, left = int(draw[0] * (rows - height + 1)), int(draw[1] * (columns - width + 1))
+    top, left = int(uniform[0] * (rows - height + 1)), int(uniform[1] * (columns - width + 1))
     return crop(video, height, width, top, left)

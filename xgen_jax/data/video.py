@@ -1,10 +1,9 @@
-"""Video files through PyAV: probe, read by presentation time, resize. See `video_writer` for the
-other way.
+"""Video files through PyAV: probe, read by presentation time, resize. `video_writer` writes them.
 
-Frames are named by their presentation time, never by index: containers lie about counts (an AVI may
-announce 444 frames and hold 68) and variable-rate files have no index that means a time. Sizes are
-checked before anything is decoded: a 3 MB file can unpack to gigabytes. Only local files of the
-listed containers are opened, so a playlist in disguise cannot make FFmpeg follow it.
+Frames are addressed by presentation time, never by index: counts in containers are unreliable (an
+AVI may announce 444 frames and hold 68), and in files of variable rate an index is no time. Sizes
+are checked before anything is decoded: a 3 MB file can unpack to gigabytes. Only local files of the
+listed containers are opened, so that FFmpeg does not follow a playlist under another name.
 """
 
 import contextlib
@@ -31,11 +30,13 @@ _OPEN = {"format_whitelist": "mov,mp4,matroska,webm,avi,gif", "protocol_whitelis
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a file says of itself: displayed size in pixels (rotation applied), frames per second,
-    seconds.
+    """The header of a video file.
 
-    `frames` is the container's count or duration x rate, an estimate, and None where neither is
-    known.
+    Attributes:
+      width, height: as displayed, in pixels (rotation applied).
+      fps: frames per second.
+      frames: the container's count, or duration x rate: an estimate; None if neither is known.
+      duration_s: seconds.
     """
 
     width: int
@@ -46,10 +47,10 @@ class VideoInfo:
 
 
 def probe(path) -> VideoInfo:
-    """Reads the header and the first frame of a video file.
+    """Read the header and the first frame of a video file.
 
-    Raises UserError naming the file and the reason: missing, empty, damaged, not a video, or too
-    large a frame.
+    Raises:
+      UserError: the file is missing, empty, damaged, not a video, or has too large frames.
     """
     with _opened(path, MAX_PIXELS) as (container, stream):
         rate = _rate(stream)
@@ -75,18 +76,25 @@ def read_video(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[np.ndarray, float]:
-    """Decodes the frames shown from `start_s` seconds on, as uint8 (T, H, W, 3) RGB, and their
-    rate.
+    """Decode frames of a video file; rotation metadata is applied.
 
-    `fps=None` keeps the source's frames and rate; otherwise output k is the frame on display at
-    `start_s + k / fps`. `frames` is the most to return: a file that ends sooner gives fewer.
-    `cover=(height, width)` shrinks or enlarges each frame, aspect kept, until it just covers that
-    size, in the same pass that converts the colours. Long files are entered at the key frame before
-    `start_s`. Rotation metadata is applied.
+    Args:
+      path: of the file.
+      fps: frame k of the result is the one on display at `start_s + k / fps`; None keeps the file's
+        frames and rate.
+      start_s: seconds. Long files are entered at the key frame before.
+      frames: number of frames at most; a file that ends earlier gives fewer.
+      cover: (height, width); each frame is resized, its aspect kept, until it just covers that
+        size, in the same pass that converts the colours.
+      max_pixels: height x width of a frame at most.
+      max_bytes: of the result at most.
 
-    Raises UserError for an unreadable file, a start after the end, a frame above `max_pixels`
-    (height x width) or a result above `max_bytes` (both known before decoding), and for arguments
-    out of range.
+    Returns:
+      The frames, uint8 (T, H, W, 3) RGB, and their rate.
+
+    Raises:
+      UserError: an unreadable file, a start after the end, a frame or a result above its limit
+        (known before decoding), or arguments out of range.
     """
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise UserError(f"fps must be a positive number of frames per second or None, not {fps}")
@@ -125,8 +133,8 @@ def read_video(
 
 
 def resize_frames(video: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 (T, H, W, 3) to (T, height, width, 3): area average when shrinking, bicubic
-    when enlarging."""
+    """Resize uint8 (T, H, W, 3) to (T, height, width, 3), by area average if smaller, else
+    bicubic."""
     if video.shape[1:3] == (height, width):
         return video
     out = np.empty((len(video), height, width, 3), np.uint8)
@@ -140,15 +148,15 @@ def resize_frames(video: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def cover_size(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
-    """The smallest (height, width) of the same aspect, to the pixel, that covers the target."""
+    """Return the smallest (height, width) of the same aspect, to the pixel, that covers the
+    target."""
     scale = max(Fraction(target_height, height), Fraction(target_width, width))
     return max(target_height, round(height * scale)), max(target_width, round(width * scale))
 
 
 @contextlib.contextmanager
 def _opened(path, max_pixels: int):
-    """Yields (container, its first video stream); FFmpeg's errors inside become UserErrors that
-    name the file."""
+    """Yield (container, its first video stream); errors of FFmpeg inside become UserErrors."""
     path = pathlib.Path(path)
     if path.is_dir():
         raise UserError(f"cannot read {path}: it is a folder, not a video file")
@@ -170,7 +178,8 @@ def _opened(path, max_pixels: int):
             if codec.width * codec.height > max_pixels:
                 size = f"{codec.width}x{codec.height}"
                 raise UserError(
-                    f"cannot read {path}: frames of {size} pixels are above the limit of {max_pixels}"
+                    f"cannot read {path}: frames of {size} pixels are above the limit of "
+                    f"{max_pixels}"
                 )
             # The loader is parallel already, and the option stops a stream that grows after its
             # header.
@@ -200,8 +209,8 @@ def _displayed(width: int, height: int, rotation: int) -> tuple[int, int]:
 
 
 def _count_packets(path) -> tuple[float, int]:
-    """(seconds, distinct presentation times) from the packets alone, for files whose header gives
-    no duration."""
+    """(seconds, distinct presentation times) from the packets, for files whose header has no
+    duration."""
     with _opened(path, MAX_PIXELS) as (container, stream):
         stamps = {
             p.pts if p.pts is not None else p.dts: p.duration or 0
@@ -216,7 +225,7 @@ def _count_packets(path) -> tuple[float, int]:
 
 
 def _seek(container, stream, seek_s: float) -> bool:
-    """Moves to the key frame at or before `seek_s`; False where the format cannot."""
+    """Move to the key frame at or before `seek_s`; return False if the format cannot."""
     try:
         container.seek(
             int(seek_s / stream.time_base) + (stream.start_time or 0), stream=stream, backward=True
@@ -229,7 +238,7 @@ def _seek(container, stream, seek_s: float) -> bool:
 def _timed_frames(
     container, stream, rate: float, *, sought: bool
 ) -> Iterator[tuple[float, float, av.VideoFrame]]:
-    """Yields (seconds since the start of the stream, seconds on display, frame) in increasing
+    """Yield (seconds since the start of the stream, seconds on display, frame) in increasing
     time."""
     origin = float((stream.start_time or 0) * stream.time_base)
     last = None
@@ -238,19 +247,18 @@ def _timed_frames(
         if stamp is not None:
             time_s = float(stamp * frame.time_base) - origin
         elif last is None:
-            time_s = (
-                math.inf if sought else 0.0
-            )  # after a seek a frame without a time could be anywhere
+            # After a seek a frame without a time could be anywhere.
+            time_s = math.inf if sought else 0.0
         else:
             time_s = last
         if last is not None and time_s <= last:
-            time_s = last + 1 / rate  # missing or repeated times: go on at the nominal rate
+            time_s = last + 1 / rate  # missing or repeated times: continue at the nominal rate
         last = time_s
         yield time_s, float(frame.duration * frame.time_base) if frame.duration else 1 / rate, frame
 
 
 def _pick(timed, start_s: float, fps: float | None, slack: float) -> Iterator[av.VideoFrame]:
-    """The frame on display at each output time: the latest whose own time is not after it."""
+    """Yield the frame on display at each output time: the latest whose own time is not after it."""
     shown, count, end = None, 0, 0.0
     for time_s, length, frame in timed:
         if shown is not None and fps is None and time_s > start_s + slack:
@@ -261,8 +269,8 @@ def _pick(timed, start_s: float, fps: float | None, slack: float) -> Iterator[av
         shown, end = frame, time_s + length
     if fps is None and end > start_s + slack:
         yield shown
-    # The last frame's length is the least certain time of all: what would be on display for one
-    # tick is not shown.
+    # The length of the last frame is the least certain time: a frame that would be on display for
+    # one tick is left out.
     while fps is not None and start_s + count / fps + 3 * slack < end:
         yield shown
         count += 1
@@ -277,7 +285,7 @@ def _wanted_frames(container, stream, fps: float, start_s: float, frames: int | 
 
 
 def _collect(path, picked, frames, wanted: int, cover, max_bytes: int, first) -> list[np.ndarray]:
-    """Converts the picked frames to RGB at one size, refusing to pass `max_bytes` before and while
+    """Convert the picked frames to RGB at one size; `max_bytes` is checked before and while
     decoding."""
     turns = round(first.rotation / 90)
     width, height = _displayed(first.width, first.height, turns * 90)
@@ -295,25 +303,21 @@ def _collect(path, picked, frames, wanted: int, cover, max_bytes: int, first) ->
 
     check(wanted)
     out: list[np.ndarray] = []
-    last, scaler = (
-        None,
-        VideoReformatter(),
-    )  # one for all frames: setting it up costs as much as using it
+    # One scaler for all frames: to set it up costs as much as to use it.
+    last, scaler = None, VideoReformatter()
     for frame in itertools.islice(picked, frames):
-        check(len(out) + 1)  # headers lie
+        check(len(out) + 1)  # again, since headers are unreliable
         if frame is not last:
             flags = _scaler(frame.height, stored_height)
             rgb = scaler.reformat(
                 frame, stored_width, stored_height, "rgb24", interpolation=flags, threads=1
             )
-            last, image = (
-                frame,
-                np.rot90(rgb.to_ndarray(), turns),
-            )  # counter-clockwise, as the display matrix means it
+            # Counter-clockwise, as in the display matrix.
+            last, image = frame, np.rot90(rgb.to_ndarray(), turns)
         out.append(image)
     return out
 
 
 def _scaler(height: int, target_height: int) -> int:
-    """swscale flags: averaging over the area never aliases, bicubic does not show blocks."""
+    """swscale flags: an area average does not alias, bicubic does not show blocks."""
     return (Interpolation.AREA if target_height < height else Interpolation.BICUBIC) | EXACT

@@ -1,10 +1,9 @@
-"""Video files through PyAV: written chunk after chunk, whole or not at all."""
+"""Video files through PyAV, written chunk by chunk, whole or not at all."""
 
 import contextlib
 import math
 import os
 import pathlib
-import secrets
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -14,21 +13,21 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from xgen_jax.errors import UserError
+from xgen_jax.files import replace, temporary_path
 
 WRITE_SUFFIXES = (".mp4", ".webm", ".gif")
-# swscale's default shortcuts shift chroma by half a pixel and darken by one level of 255; these
-# flags cost 1 ms a frame at 480p and take a read-write round trip from 43.8 to 48.6 dB.
+# The default shortcuts of swscale shift chroma by half a pixel and darken by one level of 255.
+# These flags cost 1 ms a frame at 480p and take a read-write round trip from 43.8 to 48.6 dB.
 EXACT = Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
-_GIF_MAX_FPS = (
-    50  # a GIF delay is a whole number of 1/100 s, and viewers slow down anything below two
-)
+# A GIF delay is a whole number of 1/100 s, and viewers slow down anything below two.
+_GIF_MAX_FPS = 50
 
 
 def write_video(path, video: np.ndarray, fps: float = 8.0) -> None:
-    """Writes uint8 (T, H, W, 3), T >= 1, at `fps` frames per second; see `VideoWriter`.
+    """Write uint8 (T, H, W, 3), T >= 1, at `fps` frames per second; see `VideoWriter`.
 
-    Raises UserError for another suffix, array or rate, and when the disk or folder refuses the
-    file.
+    Raises:
+      UserError: another suffix, array or rate, or the file cannot be written.
     """
     if pathlib.Path(path).suffix.lower() in WRITE_SUFFIXES and 0 in getattr(video, "shape", ()):
         raise UserError(f"cannot write {path}: the video is empty, its shape is {video.shape}")
@@ -37,20 +36,20 @@ def write_video(path, video: np.ndarray, fps: float = 8.0) -> None:
 
 
 class VideoWriter:
-    """A video file that is written chunk after chunk, in memory that does not grow with it; a
-    context manager.
+    """A video file that is written chunk by chunk in constant memory; a context manager.
 
     The suffix chooses the format: .mp4 is H.264 4:2:0 and .webm is VP9, both at near-lossless
     quality and playable in browsers; .gif has a palette of 256 colours, for which all frames are
     kept until the end, and at most 50 fps. Odd sizes grow by one repeated row or column where the
-    codec needs even ones. Parent folders are made. The file appears when the context is left
-    without an error, whole; else there is none. The bytes do not depend on the chunks.
+    codec needs even ones. Parent folders are made. The whole file appears when the context is left
+    without an error; otherwise there is none. The bytes do not depend on the chunks.
 
     Args:
-      path: the file.
+      path: of the file.
       fps: frames per second.
 
-    Raises UserError for another suffix or rate.
+    Raises:
+      UserError: another suffix or rate.
     """
 
     def __init__(self, path, fps: float = 8.0):
@@ -66,19 +65,21 @@ class VideoWriter:
             self._suffix == ".gif" and fps > _GIF_MAX_FPS
         ):
             raise UserError(
-                f"cannot write {path}: fps must be above 0 and at most 1000 (50 for .gif), not {fps}"
+                f"cannot write {path}: fps must be above 0 and at most 1000 (50 for .gif), "
+                f"not {fps}"
             )
         self._rate = Fraction(fps).limit_denominator(1001)
-        self._temporary = self.path.with_name(
-            f".{self.path.stem[:64]}.{secrets.token_hex(6)}.tmp{self._suffix}"
-        )
+        self._temporary = temporary_path(self.path)
         self._shape: tuple[int, ...] | None = None
         self._kept: list[np.ndarray] = []  # of a GIF
         self._container = self._stream = None
 
     def write(self, video: np.ndarray) -> None:
-        """Appends frames, uint8 (T, H, W, 3), all of one size; UserError for others, and when the
-        disk refuses."""
+        """Append frames, uint8 (T, H, W, 3), all of one size.
+
+        Raises:
+          UserError: other frames, or the file cannot be written.
+        """
         if (
             not isinstance(video, np.ndarray)
             or video.dtype != np.uint8
@@ -91,7 +92,8 @@ class VideoWriter:
                 else type(video).__name__
             )
             raise UserError(
-                f"cannot write {self.path}: the video must be a uint8 array (T, H, W, 3), not {what}"
+                f"cannot write {self.path}: the video must be a uint8 array (T, H, W, 3), "
+                f"not {what}"
             )
         self._shape = self._shape or video.shape[1:]
         if video.shape[1:] != self._shape:
@@ -139,7 +141,7 @@ class VideoWriter:
             raise RuntimeError(
                 f"{self.path}: {self.frames} frames were encoded but {written} are in the file"
             )
-        os.replace(self._temporary, self.path)
+        replace(self._temporary, self.path)
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,16 +158,15 @@ class VideoWriter:
                 "libx264" if mp4 else "libvpx-vp9", rate=self._rate
             )
             self._stream.pix_fmt = "yuv420p"
-            # The same video must give the same bytes: with its tree of macroblocks x264 encodes one
-            # in four of small clips otherwise the next time, in one thread too; without it none of
+            # The same video must give the same bytes: with the tree of macroblocks x264 encodes one
+            # in four small clips differently the next time, in one thread too; without it, none of
             # 700.
             rest = (
                 {"x264-params": "mbtree=0"} if mp4 else {"b": "0", "cpu-used": "4", "row-mt": "1"}
             )
             self._stream.options = {"crf": "12"} | rest
             codec = self._stream.codec_context
-            # Tagged BT.709, limited range: untagged files change colour from one player to the
-            # next.
+            # Tagged BT.709, limited range: untagged files change colour between players.
             codec.colorspace = codec.color_primaries = codec.color_trc = codec.color_range = 1
             height, width = height + height % 2, width + width % 2
         self._stream.width, self._stream.height = width, height
@@ -196,12 +197,12 @@ class VideoWriter:
 
 
 def reason(error: Exception) -> str:
-    """FFmpeg's or the system's words for an error, without the errno and the repeated path."""
+    """Return the message of FFmpeg or the system, without the errno and the repeated path."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _count_times(path: pathlib.Path) -> int:
-    """Distinct presentation times in a file."""
+    """The number of distinct presentation times in a file."""
     with av.open(os.path.abspath(path)) as container:
         return len({packet.pts for packet in container.demux(video=0) if packet.size})
 

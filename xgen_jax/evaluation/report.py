@@ -25,6 +25,7 @@ from typing import Any
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.chart import line_chart
 from xgen_jax.evaluation.report_style import STYLE
+from xgen_jax.files import read_json, write_text
 from xgen_jax.training.metric_writers import duration, read_jsonl
 
 STAGES = {"vidvae": "Video autoencoder (VidVAE)", "vdit": "Text-to-video transformer (VDiT)"}
@@ -91,10 +92,7 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
         _section("Reproduce", _reproduce(root, captions)),
         "</main></body></html>\n",
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text("".join(page), encoding="utf-8")
-    os.replace(temporary, out)
+    write_text(out, "".join(page))
     return out
 
 
@@ -102,15 +100,7 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); remove it or make it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}; expected a JSON object")
-    return value
+    return read_json(path) if path.is_file() else None
 
 
 def _read_run(folder: pathlib.Path) -> dict[str, Any]:

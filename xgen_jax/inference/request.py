@@ -56,7 +56,7 @@ class ClipPlan:
 
 def trained_buckets(config: VDiTRun) -> list[Bucket]:
     """Those that a run takes clips from."""
-    return [bucket for bucket in config.data.buckets if bucket.keep > 0 or not config.data.fit]
+    return [bucket for bucket in config.data.buckets if bucket.keep_prob > 0 or not config.data.fit]
 
 
 def plan_clip(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xgen_jax.config.runs import VDiTRun
-from xgen_jax.data.pipeline import clip_conditions
+from xgen_jax.data.pipeline import micro_conditions
 from xgen_jax.data.pixels import to_uint8
 from xgen_jax.diffusion.frames import KnownFrames
 from xgen_jax.diffusion.grids import make_grid
@@ -173,7 +173,7 @@ class Drawer:
         self._scale = np.float32(
             config.guidance_scale if guidance_scale is None else guidance_scale
         )
-        self._clip = clip_conditions(plan.piece_frames, plan.height, plan.width, plan.fps)
+        self._clip = micro_conditions(plan.piece_frames, plan.height, plan.width, plan.fps)
         self._text, self._embedder = text, embedder
         devices = jax.local_devices()
         shared = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from xgen_jax.config.runs import VDiTRun
+from xgen_jax.data.config import source_folder
 from xgen_jax.data.latent_shards import read_manifest
 from xgen_jax.errors import UserError
 from xgen_jax.files import read_json
@@ -339,7 +340,8 @@ def load_conditioner(
     if not stored:
         encoder = T5Captions(path, text.length, dtype, cache)
         return make_conditioner(config, dtype, encoder.fingerprint, encoder)
-    latents, manifest = config.data.path, read_manifest(config.data.path)
+    latents = source_folder(config.data.source)
+    manifest = read_manifest(latents)
     made_by = manifest.get("text_encoder")
     again = f"encode again with launch/encode.py --text_encoder={path} --text_length={text.length}"
     if not made_by:

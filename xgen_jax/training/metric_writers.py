@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
 from xgen_jax.errors import UserError
+from xgen_jax.files import atomic_write
 
 RESERVED = ("step", "nonfinite")
 
@@ -262,12 +263,8 @@ class JsonlWriter:
         mended = b"".join(line + b"\n" for line in kept)
         if mended == text:
             return
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with open(temporary, "wb") as file:
-            file.write(mended)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        with atomic_write(self.path, durable=True) as temporary:
+            temporary.write_bytes(mended)
 
 
 class TensorBoardWriter:

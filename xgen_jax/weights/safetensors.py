@@ -13,7 +13,6 @@ one error.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +25,7 @@ import safetensors.numpy
 from einops import EinopsError, rearrange
 
 from xgen_jax.errors import UserError
+from xgen_jax.files import atomic_write, read_json
 from xgen_jax.typing import Params
 
 SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
@@ -121,14 +121,11 @@ def write_safetensors(
         raise UserError(f"{path} exists; choose another name, or remove it")
     # The library copies memory as it lies: what is transposed must be laid out anew.
     dense = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    temporary = path.with_name(f".{path.name}.tmp")
+    about = None if metadata is None else dict(metadata)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.numpy.save_file(
-            dense, temporary, metadata=None if metadata is None else dict(metadata)
-        )
-        os.replace(temporary, path)
-    except (OSError, safetensors.SafetensorError) as error:
+        with atomic_write(path) as temporary:
+            safetensors.numpy.save_file(dense, temporary, metadata=about)
+    except safetensors.SafetensorError as error:
         raise UserError(f"{path} cannot be written ({error})") from error
     return path
 
@@ -309,11 +306,11 @@ def _read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
 def _index(index: pathlib.Path) -> tuple[dict[str, str], list[pathlib.Path]]:
     """What an index says: {tensor: file name}, and the files, which are all there."""
     try:
-        names = json.loads(index.read_bytes())["weight_map"]
+        names = read_json(index, "fetch it again")["weight_map"]
         shards = sorted(set(names.values()))
         # An index may have come from anywhere; it names its neighbours and nothing else.
         outside = [shard for shard in shards if pathlib.PurePath(shard).name != shard]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{index} is not the index of a checkpoint in shards ({error!r})"
         ) from error

@@ -1,1 +1,1 @@
-"""Sources of clips: the protocol, and one file a kind."""
+"""Sources of clips: the interface in `base`, each kind in its own file."""

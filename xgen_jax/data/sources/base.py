@@ -1,38 +1,87 @@
-"""The protocol of a source of clips."""
+"""The source of clips that the pipeline asks: an interface, with a default for what most lack."""
 
-from typing import Any, Protocol
+import abc
+import pathlib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
+
+from xgen_jax.data.buckets import Bucket
+from xgen_jax.errors import UserError
 
 # "caption": str, "fps": float, and arrays: "video", or "latents" with, where they were stored,
 # "text" and "text_mask".
 Sample = dict[str, Any]
 
 
-class Source(Protocol):
-    """Clips by index. `read` must be a pure function of its arguments and safe to call from several
-    threads."""
+class Source(abc.ABC):
+    """Clips by index, with nothing remembered between calls.
 
-    name: str
+    Attributes:
+      name: of the kind of source, for messages.
+      path: the folder it reads; None where there is none.
+      made_by: fingerprints of the networks that made the samples: {} for pixels, "embedder" and
+        perhaps "text_encoder" for latents.
+      bucket_names: the only buckets that `read` takes, as `Bucket.name`; None for any size.
+    """
 
-    def __len__(self) -> int: ...
+    name: ClassVar[str]
+    path: pathlib.Path | None = None
+    made_by: Mapping[str, str] = types.MappingProxyType({})
+    bucket_names: tuple[str, ...] | None = None
 
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Return the number of clips."""
+
+    @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Hex digest of everything that decides what `read` returns."""
-        ...
+        """Return a hex digest of everything that decides what `read` returns."""
 
+    @abc.abstractmethod
     def read(
-        self, index: int, rng: np.random.Generator, frames: int, height: int, width: int
+        self, index: int, rng: np.random.Generator | None, frames: int, height: int, width: int
     ) -> Sample:
-        """Clip `index` of frames x height x width pixels; every random choice comes from `rng`.
+        """Return clip `index` at frames x height x width pixels.
 
-        Its "caption", its "fps" (frames a second; 0 where nobody knows), and its "video", uint8
-        (frames, height, width, 3), or "latents", float32 (t, h, w, c), of a clip that was so large.
-        All samples of a source have the same keys.
+        A pure function of its arguments, safe to call from several threads; every random choice
+        comes from `rng`.
 
-        A source whose clips have sizes of their own also has `fit(buckets, seed)`: for each bucket
-        the clips that go to it, ascending (see `data.buckets.fit`). One that cannot give every clip
-        in every bucket has `clips_for(bucket)`: those that it gives where clips are not fitted,
-        ascending, or None for all.
+        Returns:
+          "caption"; "fps", frames a second, 0 where it is not known; and "video", uint8
+          (frames, height, width, 3), or "latents", float32 (t, h, w, c), of a clip of that size.
+          All samples of a source have the same keys.
         """
-        ...
+
+    def fit(self, buckets: Sequence[Bucket], seed: int) -> list[np.ndarray]:
+        """Return for each bucket the clips that go to it, ascending; see `data.buckets.fit`.
+
+        Raises:
+          UserError: the clips have no sizes of their own.
+        """
+        raise UserError(
+            f"clips of source {self.name!r} have no sizes of their own that would fit a bucket; "
+            "leave out data.fit (--stage, when encoding)"
+        )
+
+    def clips_for(self, bucket: Bucket) -> np.ndarray | None:
+        """Return the clips that a bucket can have without `fit`, ascending; None for all."""
+        del bucket
+
+    def report(self) -> str:
+        """Return what could not be used so far, in lines of words; empty if all could."""
+        return ""
+
+    def where(self, index: int) -> str:
+        """Return the file that clip `index` comes from; empty where there is none."""
+        del index
+        return ""
+
+    def captions(self) -> Iterator[tuple[str, str]]:
+        """Yield (where it stands, caption) for a check of all captions before training.
+
+        Only what is known without reading clips: a source may yield none, or only its longest.
+        """
+        return iter(())

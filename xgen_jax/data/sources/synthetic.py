@@ -1,11 +1,9 @@
-"""A procedural world of captioned moving shapes: endless text-video data of any size and length,
-with no download.
+"""The moving-shapes dataset: procedural text-video data of any size and length, with no download.
 
 One shape crosses a plain background; the caption names its size, colour, shape, direction and
-background. Everything is a pure function of (seed, index), so any host can draw any clip at any
-time. An eighth of the 432 combinations of
-attributes is held out of training: a model that draws those right has composed words, not recalled
-clips.
+background. Everything is a pure function of (seed, index), so any host can render any clip at any
+time. An eighth of the 432 combinations of attributes is held out of training: a model that
+generates those correctly has composed words, not recalled clips.
 """
 
 import functools
@@ -15,15 +13,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from xgen_jax.errors import UserError
+from xgen_jax.data.sources.base import Sample, Source
+from xgen_jax.errors import UserError, choose
 
 # Raise this whenever any clip's pixels or caption change: it is part of every fingerprint.
 VERSION = 2
-FPS = 8.0  # the rate a clip counts as played at; a shape takes the whole clip to cross, however long it is
+FPS = 8.0  # nominal: a shape takes the whole clip to cross, however long it is
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "shape": ("circle", "square", "triangle"),
@@ -53,7 +51,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 # box, so that they differ by how much of it they fill.
 EXTENTS: dict[str, float] = {"small": 0.36, "large": 0.58}
 STYLES = ("filled", "outline")
-_HOLE = 0.6  # side of what an outline leaves out, as a share of its shape's
+_HOLE = 0.6  # side of what an outline leaves out, as a fraction of its shape's
 FILL: dict[str, float] = {"circle": np.pi / 4, "square": 1.0, "triangle": 0.5}
 
 # (x, y) unit steps; y grows downward as rows do.
@@ -64,10 +62,10 @@ STEPS: dict[str, tuple[int, int]] = {
     "down": (0, 1),
 }
 
-# The way across, as a share of the room a shape has. Ways are long so that where a shape starts
-# tells where it goes; whether a model learns directions the sooner for it has not been measured.
+# Distance travelled, as a fraction of the space a shape has. It is long, so that the place where a
+# shape starts hints at its direction; whether directions are learned sooner was not measured.
 _TRAVEL_RANGE = (0.55, 0.80)
-_MARGIN = 0.02  # room kept to the frame's edge, so that the soft outline stays inside as well
+_MARGIN = 0.02  # distance to the frame's edge, so that the soft outline stays inside as well
 
 # Brackets hold what is left out when its attribute is not given.
 PHRASINGS: tuple[str, ...] = (
@@ -94,22 +92,24 @@ _HELD_OUT_WEIGHTS = {"shape": 1, "color": 1, "direction": 1, "size": 4, "backgro
 
 
 def check_attributes(attributes: Mapping[str, str]) -> None:
-    """Raises UserError for an attribute or a value outside `ATTRIBUTES`."""
+    """Raise UserError for an attribute or a value outside `ATTRIBUTES`."""
     for name, value in attributes.items():
         if name not in ATTRIBUTES:
-            raise UserError(f"unknown attribute {name!r}; the world knows {', '.join(ATTRIBUTES)}")
+            raise UserError(f"unknown attribute {name!r}; valid are {', '.join(ATTRIBUTES)}")
         if value not in ATTRIBUTES[name]:
             raise UserError(f"unknown {name} {value!r}; valid are {', '.join(ATTRIBUTES[name])}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One shape's life in a clip. Positions are fractions of the frame: x of its width, y of its
-    height.
+    """A shape and its motion in a clip.
 
-    `x`, `y`: the centre of the shape's bounding box in the first frame. `travel`: the way to the
-    last frame, along `direction`, whatever the number of frames between; a fraction of the width
-    (left, right) or height (up, down).
+    Attributes:
+      shape, color, direction, size, background: values of `ATTRIBUTES`.
+      x, y: centre of the shape's bounding box in the first frame, as fractions of the frame's width
+        and height.
+      travel: distance to the centre in the last frame, along `direction`, for any number of frames;
+        a fraction of the width (left, right) or height (up, down).
     """
 
     shape: str
@@ -131,47 +131,52 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator, attributes: Mapping[str, str] | None = None) -> Scene:
-    """Draws a scene whose shape stays wholly inside a frame of any aspect ratio.
+    """Sample a scene whose shape stays inside a frame of any aspect ratio.
 
-    Attributes not given are drawn uniformly, held-out combinations included. Always consumes eight
-    uniforms, so that what is fixed does not change the rest. Raises UserError for unknown
-    attributes.
+    Attributes not given are sampled uniformly, held-out combinations included. Always takes eight
+    uniform numbers, so that attributes which are given do not change the others.
+
+    Raises:
+      UserError: an unknown attribute or value.
     """
     check_attributes(attributes or {})
     uniforms = rng.random(len(ATTRIBUTES) + 3)
-    drawn = {
+    sampled = {
         name: values[int(u * len(values))]
         for u, (name, values) in zip(uniforms, ATTRIBUTES.items())
     }
-    drawn |= attributes or {}
+    sampled |= attributes or {}
     u_x, u_y, u_travel = (float(u) for u in uniforms[-3:])
     low, high = _TRAVEL_RANGE
     # A shape that fits a square frame fits any other: its extent is measured on the short side.
-    edge = EXTENTS[drawn["size"]] / 2 + _MARGIN
+    edge = EXTENTS[sampled["size"]] / 2 + _MARGIN
     travel = (low + (high - low) * u_travel) * (1 - 2 * edge)
 
     def start(u: float, step: int) -> float:
         first, last = edge + travel * (step < 0), 1 - edge - travel * (step > 0)
         return first + (last - first) * u
 
-    step_x, step_y = STEPS[drawn["direction"]]
-    return Scene(**drawn, x=start(u_x, step_x), y=start(u_y, step_y), travel=travel)
+    step_x, step_y = STEPS[sampled["direction"]]
+    return Scene(**sampled, x=start(u_x, step_x), y=start(u_y, step_y), travel=travel)
 
 
 def render(scene: Scene, frames: int, height: int, width: int, style: str = "filled") -> np.ndarray:
-    """Draws the scene, anti-aliased, in one of `STYLES`: uint8 (frames, height, width, 3).
+    """Render a scene, anti-aliased, in one of `STYLES`: uint8 (frames, height, width, 3).
 
-    One frame is the clip's first. Raises UserError unless all three lengths are at least 1.
+    A single frame is the first of the clip.
+
+    Raises:
+      UserError: a length below 1.
     """
     if min(frames, height, width) < 1:
         raise UserError(
-            f"cannot draw {frames} frames of {height}x{width} pixels; each must be at least 1"
+            f"cannot render {frames} frames of {height}x{width} pixels; each must be at least 1"
         )
-    way = scene.travel * np.linspace(0.0, 1.0, frames)
+    travelled = scene.travel * np.linspace(0.0, 1.0, frames)
     step_x, step_y = STEPS[scene.direction]
     place = {
-        "center_x": (scene.x + step_x * way) * width,
-        "center_y": (scene.y + step_y * way) * height,
+        "center_x": (scene.x + step_x * travelled) * width,
+        "center_y": (scene.y + step_y * travelled) * height,
         "height": height,
         "width": width,
     }
@@ -197,11 +202,15 @@ def coverage(
     height: int,
     width: int,
 ) -> np.ndarray:
-    """How much of each pixel a shape covers: float32 (T, height, width) in [0, 1].
+    """Return the fraction of each pixel that a shape covers, float32 (T, height, width) in [0, 1].
 
-    `extent` is the side of the bounding box in pixels, `center_x` and `center_y` (T,) its centre in
-    pixels, where the first pixel's centre is 0.5. The distance to the outline, cut at half a pixel
-    on either side, stands for the area.
+    The distance to the outline, clipped to half a pixel on either side, approximates the area.
+
+    Args:
+      shape: of `ATTRIBUTES`.
+      extent: side of the bounding box in pixels.
+      center_x, center_y: its centre in pixels (T,); the centre of the first pixel is 0.5.
+      height, width: of the frame.
     """
     half = np.float32(extent / 2)
     x = (
@@ -230,18 +239,24 @@ def coverage(
 
 
 def caption(scene: Scene | Mapping[str, str], phrasing: int = 0) -> str:
-    """Words for a scene or for attributes, at most 64 bytes; `phrasing` counts through `PHRASINGS`
-    and wraps around.
+    """Return words for a scene or for attributes, at most 64 bytes.
 
-    Size and background are left out when not among the attributes. Raises UserError when colour,
-    shape or direction are missing or a value is unknown.
+    Size and background are left out when not among the attributes.
+
+    Args:
+      scene: or attributes by name.
+      phrasing: number of one of `PHRASINGS`, modulo their number.
+
+    Raises:
+      UserError: colour, shape or direction are missing, or a value is unknown.
     """
     attributes = scene.attributes if isinstance(scene, Scene) else scene
     check_attributes(attributes)
     missing = [name for name in _ALWAYS_NAMED if name not in attributes]
     if missing:
         raise UserError(
-            f"a caption needs color, shape and direction; {dict(attributes)} lacks {', '.join(missing)}"
+            f"a caption needs color, shape and direction; {dict(attributes)} lacks "
+            f"{', '.join(missing)}"
         )
 
     def optional(part: re.Match) -> str:
@@ -253,8 +268,8 @@ def caption(scene: Scene | Mapping[str, str], phrasing: int = 0) -> str:
 
 
 def parse_caption(text: str) -> dict[str, str]:
-    """The attributes named in a prompt, by whole words and a few synonyms; only those found. The
-    first mention wins."""
+    """Return the attributes that a prompt names, by whole words and a few synonyms; the first
+    mention of each counts."""
     found: dict[str, str] = {}
     for word in re.findall(r"[a-z]+", text.lower()):
         value = _SYNONYMS.get(word, word)
@@ -264,11 +279,13 @@ def parse_caption(text: str) -> dict[str, str]:
 
 
 def is_held_out(attributes: Mapping[str, str]) -> bool:
-    """Whether a full combination is kept out of training. Raises UserError when an attribute is
-    missing or unknown.
+    """Return whether a full combination of attributes is held out of training.
 
-    A weighted sum of the values' positions, modulo 8: it takes every value in equal measure, and
-    never a whole pair.
+    Those are chosen by a weighted sum of the values' positions, modulo 8: every value equally
+    often, and no pair of values altogether.
+
+    Raises:
+      UserError: an attribute is missing or unknown.
     """
     check_attributes(attributes)
     missing = [name for name in ATTRIBUTES if name not in attributes]
@@ -290,20 +307,22 @@ def _combinations(held_out: bool) -> tuple[dict[str, str], ...]:
 
 
 def held_out_combinations() -> list[dict[str, str]]:
-    """The 54 combinations of all five attributes that training never shows, in a fixed order."""
+    """Return the 54 combinations of all five attributes that training never shows."""
     return [dict(combination) for combination in _combinations(True)]
 
 
 def held_out_prompts(count: int, seed: int) -> list[tuple[str, dict[str, str]]]:
-    """`count` distinct (prompt, attributes), all five attributes named, phrasings in turn.
+    """Return `count` distinct (prompt, attributes) that name all five attributes.
 
-    No combination returns before all 54 have been used; from then on they return in other words.
-    Raises UserError above 54 times the number of phrasings.
+    No combination is repeated before all 54 have been used; from then on the phrasing differs.
+
+    Raises:
+      UserError: `count` is above 54 times the number of phrasings, or below 1.
     """
     combinations = held_out_combinations()
     most = len(combinations) * len(PHRASINGS)
     if not 1 <= count <= most:
-        raise UserError(f"{count} held-out prompts asked for; between 1 and {most} can be had")
+        raise UserError(f"{count} held-out prompts are not possible; ask for 1 to {most}")
     order = np.argsort(_rng(seed, "prompts", 0).random(len(combinations)), kind="stable")
     prompts = []
     for place in range(count):
@@ -314,20 +333,25 @@ def held_out_prompts(count: int, seed: int) -> list[tuple[str, dict[str, str]]]:
 
 
 def _rng(seed: int, stream: str, index: int) -> np.random.Generator:
-    """A generator of its own for every (seed, stream, index): the hash is the key, so neighbours
-    are unrelated."""
+    # The hash is the key, so the generators of neighbouring indices are unrelated.
     digest = hashlib.blake2b(f"{VERSION}/{stream}/{seed}/{index}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-class SyntheticSource:
-    """Captioned clips of the world, drawn when read. Clip `index` is a function of (seed, split,
-    index) alone.
+class SyntheticSource(Source):
+    """Captioned clips of moving shapes, rendered when read.
 
-    `split`: "train" shows only combinations that are not held out, and now and then leaves size or
-    background out of the caption; "held_out" shows only the others, always fully captioned.
-    `num_clips` bounds the index, at no cost. `style`, one of `STYLES`, changes how clips look, and
-    nothing else: captions do not name it.
+    Clip `index` is a function of (seed, split, index) alone.
+
+    Args:
+      seed: of all clips.
+      split: "train" shows only combinations that are not held out, and sometimes leaves size or
+        background out of the caption; "held_out" shows only the others, with full captions.
+      num_clips: bounds the index, at no cost.
+      style: one of `STYLES`. It changes the look of clips only: captions do not name it.
+
+    Raises:
+      UserError: an unknown split or style, or fewer than one clip.
     """
 
     name = "synthetic"
@@ -338,38 +362,30 @@ class SyntheticSource:
     def __init__(
         self, seed: int = 0, split: str = "train", num_clips: int = 1_000_000, style: str = "filled"
     ) -> None:
-        """Raises UserError for an unknown split or style, or fewer than one clip."""
-        if split not in SPLITS:
-            raise UserError(
-                f"unknown split {split!r} of the synthetic world; valid are {', '.join(SPLITS)}"
-            )
+        choose("split", split, SPLITS)
+        choose("style", style, STYLES)
         if num_clips < 1:
-            raise UserError(f"num_clips is {num_clips}; the synthetic world needs at least 1")
-        if style not in STYLES:
-            raise UserError(
-                f"unknown style {style!r} of the synthetic world; valid are {', '.join(STYLES)}"
-            )
+            raise UserError(f"num_clips must be 1 or more, not {num_clips}")
         self.seed, self.split, self.num_clips, self.style = seed, split, num_clips, style
 
     def __len__(self) -> int:
         return self.num_clips
 
     def fingerprint(self) -> str:
-        """Hex digest of the world's version and this source's settings: equal means equal clips."""
+        """Return a hex digest of the dataset's version and the settings: equal means equal
+        clips."""
         settings = {
             "world": VERSION,
             "seed": self.seed,
             "split": self.split,
             "num_clips": self.num_clips,
         }
-        if (
-            self.style != "filled"
-        ):  # clips that were drawn before there were styles have kept their name
+        if self.style != "filled":  # fingerprints are older than styles
             settings["style"] = self.style
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def scene(self, index: int) -> tuple[Scene, str]:
-        """The scene and caption of a clip. Raises IndexError outside [0, num_clips)."""
+        """Return the scene and caption of a clip; IndexError outside [0, num_clips)."""
         if not 0 <= index < self.num_clips:
             raise IndexError(f"clip {index} of {self.num_clips}")
         rng = _rng(self.seed, self.split, index)
@@ -386,11 +402,14 @@ class SyntheticSource:
 
     def read(
         self, index: int, rng: np.random.Generator | None, frames: int, height: int, width: int
-    ) -> dict[str, Any]:
-        """Draws a clip: "video", uint8 (frames, height, width, 3), "caption", and "fps". No use is
-        made of `rng`.
+    ) -> Sample:
+        """Render a clip: "video", uint8 (frames, height, width, 3), "caption", and "fps".
 
-        Raises IndexError outside [0, num_clips), UserError for a length below 1.
+        `rng` is not used.
+
+        Raises:
+          IndexError: `index` is outside [0, num_clips).
+          UserError: a length below 1.
         """
         del rng
         scene, text = self.scene(index)

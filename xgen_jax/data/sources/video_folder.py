@@ -1,10 +1,4 @@
-"""Where clips come from: the `Source` protocol, a folder of captioned videos and images, and the
-factory by name.
-
-A source turns (index, random generator) into one captioned clip, as pixels or as latents, with
-nothing remembered between calls, so that the pipeline can ask for any sample in any order from any
-thread.
-"""
+"""A folder of captioned videos and images as a source of clips."""
 
 import concurrent.futures
 import hashlib
@@ -12,15 +6,14 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from xgen_jax.data.buckets import Bucket, fit
 from xgen_jax.data.images import IMAGE_FPS, IMAGE_SUFFIXES, probe_image, read_image
 from xgen_jax.data.pixels import random_crop
-from xgen_jax.data.sources.base import Sample
+from xgen_jax.data.sources.base import Sample, Source
 from xgen_jax.data.video import (
     READ_SUFFIXES,
     VideoInfo,
@@ -31,39 +24,39 @@ from xgen_jax.data.video import (
 )
 from xgen_jax.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
 CAPTIONS = "captions.jsonl"
 _SHOWN = 10  # items of each kind of problem in a report
 
 
-class VideoFolderSource:
-    """Videos below a folder, with captions from an optional `captions.jsonl` of {"file": "a/b.mp4",
-    "caption": "..."}.
+class VideoFolderSource(Source):
+    """Videos in a folder, with captions from an optional `captions.jsonl`.
 
-    Images are clips of one frame, upright and over white (see `data.images`), and go to buckets of
-    one frame alone. Files are taken in the order of their relative paths. What cannot be used is
-    left out and listed in `problems` (kind -> items): unreadable videos and images, captions
-    without a video, videos without a caption, broken lines; also clips that were too short and
-    files that failed only when decoded. `report()` says it in words.
+    Its lines are {"file": "a/b.mp4", "caption": "..."}. Images are clips of one frame, upright and
+    over white (see `data.images`), for buckets of one frame only. Clips are numbered in the order
+    of the relative paths.
 
     Args:
-      path: the folder; searched recursively for .mp4 .m4v .mov .webm .mkv .avi .gif, hidden names
-      skipped.
-      images: take .jpg .jpeg .png .webp too; for a run that has buckets of one frame.
-      fps: rate the clips are sampled at, by presentation time; None keeps each file's own.
+      path: of the folder; searched recursively for .mp4 .m4v .mov .webm .mkv .avi .gif, except
+        hidden names.
+      images: take .jpg .jpeg .png .webp too, for a run that has buckets of one frame.
+      fps: frames a second at which clips are sampled, by presentation time; None keeps each file's
+        own.
       stride: take every stride-th frame of that rate.
       require_captions: leave out videos without a caption; if False their caption is "".
       flip: mirror half of the clips. Off by default, because captions name left and right.
       substitute: replace a file that cannot be decoded by the next that can; if False, `read`
-      raises UserError for it.
+        raises UserError for it.
 
-    Raises UserError for a folder that is missing, is a file, or holds no usable video.
+    Attributes:
+      problems: by kind, files and lines that were left out: unreadable videos and images, captions
+        without a video, videos without a caption, broken lines; also clips that were too short and
+        files that failed only when decoded. `report` lists them in words.
+
+    Raises:
+      UserError: a folder that is missing, is a file, or holds no usable video.
     """
 
     name = "video_folder"
-    made_by: dict[str, str] = {}
 
     def __init__(
         self,
@@ -79,7 +72,7 @@ class VideoFolderSource:
         self.path = pathlib.Path(path)
         if fps is not None and not 0 < fps <= 1000:
             raise UserError(
-                f"fps must be above 0 and at most 1000, or None for each file's own rate, not {fps}"
+                f"fps must be above 0 and at most 1000, or None for each file's own, not {fps}"
             )
         if stride < 1:
             raise UserError(f"stride must be 1 or more, not {stride}")
@@ -98,12 +91,12 @@ class VideoFolderSource:
 
     @property
     def files(self) -> list[str]:
-        """The videos by index, as paths relative to the folder."""
+        """The files of all clips, as paths relative to the folder."""
         return [file for file, _, _ in self._files]
 
     def extents(self) -> np.ndarray:
-        """Frames at the rate that clips are sampled at, height and width of each video or image,
-        int64 (N, 3)."""
+        """Return (frames, height, width) of each video or image at the rate at which clips are
+        sampled, int64 (N, 3)."""
         rows = []
         for file, _, info in self._files:
             frames = 1 + (info.duration_s - 1 / info.fps) * self._rate(file, info) + 1e-3
@@ -111,23 +104,27 @@ class VideoFolderSource:
         return np.array(rows, np.int64)
 
     def fit(self, buckets: Sequence[Bucket], seed: int) -> list[np.ndarray]:
-        """For each bucket the videos that go to it; see `data.buckets.fit`."""
+        """Return for each bucket the clips that go to it; see `data.buckets.fit`."""
         chosen = fit(self.extents(), buckets, seed)
         return [np.flatnonzero(chosen == number) for number in range(len(buckets))]
 
     def clips_for(self, bucket: Bucket) -> np.ndarray | None:
-        """Without images, for a bucket of more than one frame; None where there are none, or it is
-        of one frame."""
+        """Return the videos, for a bucket of more than one frame, if there are images as well."""
         moving = np.flatnonzero([not _is_image(file) for file in self.files])
         return None if bucket.frames == 1 or len(moving) == len(self) else moving
 
-    def captions(self):
-        """(file, caption) of each."""
-        return ((file, caption) for file, caption, _ in self._files)
+    def where(self, index: int) -> str:
+        """Return the path of clip `index`, relative to the folder."""
+        return self._files[index][0]
+
+    def captions(self) -> Iterator[tuple[str, str]]:
+        """Yield (file, caption) of every clip."""
+        for file, caption, _ in self._files:
+            yield str(self.path / file), caption
 
     def fingerprint(self) -> str:
-        """Hex digest over relative paths, sizes in bytes, captions and settings; the folder may
-        move."""
+        """Return a hex digest of relative paths, sizes in bytes, captions and settings; the folder
+        may move."""
         digest = hashlib.sha256(
             json.dumps([self.name, self._fps, self._stride, self._flip]).encode()
         )
@@ -137,7 +134,7 @@ class VideoFolderSource:
         return digest.hexdigest()
 
     def report(self) -> str:
-        """The problems so far in words, the first ten of each kind; empty if there are none."""
+        """Return the problems so far in words, the first ten of each kind."""
         with self._lock:
             kinds = {kind: list(items) for kind, items in self.problems.items()}
         lines = []
@@ -149,23 +146,24 @@ class VideoFolderSource:
     def read(
         self, index: int, rng: np.random.Generator, frames: int, height: int, width: int
     ) -> Sample:
-        """A clip that starts and is cropped at random: "video", uint8 (frames, height, width, 3),
+        """Return a clip with a random start and crop: "video", uint8 (frames, height, width, 3),
         "caption", "fps".
 
-        A clip too short holds its last frame. A file that cannot be decoded is replaced by the next
-        that can, the same one every time, a video by a video and an image by an image; UserError
-        when none can.
+        A clip that is too short repeats its last frame. A file that cannot be decoded is replaced
+        by the next that can, always the same one: a video by a video, an image by an image.
+
+        Raises:
+          UserError: no file can be decoded.
         """
         image = _is_image(self._files[index][0])
-        draws = rng.random(
-            4
-        )  # drawn before anything can fail, so that a substitute sees the same numbers
+        # Before anything can fail, so that a substitute has the same numbers.
+        uniforms = rng.random(4)
         for step in range(len(self)):
             file, caption, info = self._files[(index + step) % len(self)]
             if _is_image(file) != image:
                 continue
             try:
-                video = self._read_clip(file, info, frames, height, width, draws)
+                video = self._read_clip(file, info, frames, height, width, uniforms)
             except UserError as error:
                 self._note("unreadable when decoded", str(error))
                 if not self._substitute:
@@ -176,14 +174,14 @@ class VideoFolderSource:
         raise UserError(f"every {what} in {self.path} failed to decode\n{self.report()}")
 
     def _read_clip(
-        self, file: str, info: VideoInfo, frames: int, height: int, width: int, draws
+        self, file: str, info: VideoInfo, frames: int, height: int, width: int, uniforms
     ) -> np.ndarray:
         fps = self._rate(file, info)
         # The last output frame must start before the file ends: choose among the source frames that
         # allow it.
         spare = info.duration_s - (frames - 1) / fps - 1 / info.fps
         starts = 1 + max(0, int(spare * info.fps + 1e-3))
-        start_s = int(draws[0] * starts) / info.fps
+        start_s = int(uniforms[0] * starts) / info.fps
         if _is_image(file):
             image = read_image(self.path / file)
             video = resize_frames(image[None], *cover_size(*image.shape[:2], height, width))
@@ -194,13 +192,13 @@ class VideoFolderSource:
         if len(video) < frames:
             self._note("shorter than a clip, last frame held", file)
             video = np.concatenate([video, np.repeat(video[-1:], frames - len(video), axis=0)])
-        video = random_crop(video, height, width, (draws[1], draws[2]))
-        if self._flip and draws[3] < 0.5:
+        video = random_crop(video, height, width, (uniforms[1], uniforms[2]))
+        if self._flip and uniforms[3] < 0.5:
             video = video[:, :, ::-1]
         return np.ascontiguousarray(video)
 
     def _rate(self, file: str, info: VideoInfo) -> float:
-        """Frames a second that clips of a file are sampled at."""
+        """Frames a second at which clips of a file are sampled."""
         return IMAGE_FPS if _is_image(file) else (self._fps or info.fps) / self._stride
 
     def _note(self, kind: str, item: str) -> None:
@@ -217,9 +215,8 @@ class VideoFolderSource:
                 return error
 
         infos = {}
-        with concurrent.futures.ThreadPoolExecutor(
-            8
-        ) as pool:  # waits for disks and networks more than for the CPU
+        # More threads than cores may be: they wait for disks and networks.
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
             for file, info in zip(files, pool.map(try_probe, files), strict=True):
                 if isinstance(info, UserError):
                     self._note(
@@ -230,13 +227,13 @@ class VideoFolderSource:
         return infos
 
     def _read_captions(self, files: list[str], require_captions: bool) -> dict[str, str]:
-        """Captions of the videos to use, by relative path."""
+        """The captions of the files to use, by relative path."""
         path = self.path / CAPTIONS
         if not path.exists():
             if require_captions:
                 raise UserError(
-                    f"{self.path} has {len(files)} videos but no {CAPTIONS}; add one with lines like "
-                    '{"file": "a/b.mp4", "caption": "..."} or set require_captions=False'
+                    f"{self.path} has {len(files)} videos but no {CAPTIONS}; add one with lines "
+                    'like {"file": "a/b.mp4", "caption": "..."}, or set require_captions=False'
                 )
             return dict.fromkeys(files, "")
         try:
@@ -283,7 +280,7 @@ def _is_image(file: str) -> bool:
 
 
 def _list_files(folder: pathlib.Path, suffixes: tuple[str, ...]) -> list[str]:
-    """Relative posix paths of the files below a folder that are named so, sorted."""
+    """The relative posix paths of the files in a folder with these suffixes, sorted."""
     if not folder.exists():
         raise UserError(f"no such folder: {folder}")
     if not folder.is_dir():

@@ -54,9 +54,7 @@ class EmbedderTask(Task):
         """See `Task`."""
         del mesh
         if source.made_by:
-            raise UserError(
-                f"a {config.objective} run needs videos; data.path={config.data.path} holds latents"
-            )
+            raise UserError(f"a {config.objective} run needs videos; {source.path} holds latents")
         for bucket in config.data.buckets:
             config.model.latent_shape(bucket.shape)
         lpips, lpips_params = load_perceptual(config.loss, config.data.buckets)

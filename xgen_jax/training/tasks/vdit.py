@@ -143,7 +143,7 @@ class VDiTTask(Task):
         and the five scalars of each clip, (B, 5), where they are known."""
         clips = "video" if self.embedder else "latents"
         arrays = {clips: batch[clips], "text": self.text.batch_arrays(batch)}
-        return arrays | ({"clip": batch["clip"]} if "clip" in batch else {})
+        return arrays | ({"micro_cond": batch["micro_cond"]} if "micro_cond" in batch else {})
 
     def prepare(self, arrays: Arrays) -> Arrays:
         """Replace a video by its latents (B, t, h, w, c)."""
@@ -196,7 +196,7 @@ class VDiTTask(Task):
         del step, frozen
         x0, c, process = arrays["latents"], self.loss_config, self.process
         key_time, key_eps, key_drop = _streams(keys_B)
-        clip, frames = arrays.get("clip"), x0.shape[1]
+        clip, frames = arrays.get("micro_cond"), x0.shape[1]
         ratio = c.time_ratio(clip[:, 0], clip[:, 1], frames) if c.shift_by_size else c.time_shift
         t_B = process.draw_times(key_time, c.time_distribution, ratio)
         dropped_B = jax.vmap(jax.random.uniform)(key_drop) < c.caption_drop
@@ -244,7 +244,7 @@ class VDiTTask(Task):
         shape = arrays["latents"].shape
         ratio = self.loss_config.time_shift
         if self.loss_config.shift_by_size:
-            height, width = (float(each) for each in arrays["clip"][0, :2])
+            height, width = (float(each) for each in arrays["micro_cond"][0, :2])
             ratio = self.loss_config.time_ratio(height, width, shape[1])
         grid = make_grid(process, config.sample_steps, config.sample_spacing, ratio)
         keys_B = jax.random.split(jax.random.key(0), shape[0])
@@ -278,7 +278,9 @@ class VDiTTask(Task):
         return process.losses(output, x0, eps, t_B)
 
     def _clip(self, arrays: Arrays) -> ClipConditions | None:
-        return ClipConditions(*arrays["clip"].T) if self.model.config.clip_conditions else None
+        return (
+            ClipConditions(*arrays["micro_cond"].T) if self.model.config.clip_conditions else None
+        )
 
 
 def _streams(keys_B: Array) -> tuple[Array, Array, Array]:
@@ -300,15 +302,16 @@ def check_buckets(config: VDiTRun, latent_shape: Callable[[Shape], Shape]) -> No
 def check_latents(config: VDiTRun, source: Source, task: VDiTTask) -> None:
     """Raise UserError for stored latents of another embedder, or that lack one of the buckets."""
     there, here = source.made_by["embedder"], task.fingerprints()["embedder"]
-    samples = {
+    stored = source.bucket_names
+    shapes = {
         bucket: source.read(0, None, *bucket.shape)["latents"].shape[:3]
         for bucket in config.data.buckets
-        if source.has(bucket) or not config.data.fit
+        if stored is None or bucket.name in stored or not config.data.fit
     }
     if there == here:
         return
     ratio = ""
-    for bucket, shape in samples.items():
+    for bucket, shape in shapes.items():
         if shape != task.latent_shape(bucket.shape):
             mine = shape_name(task.latent_shape(bucket.shape))
             ratio = (
@@ -316,7 +319,7 @@ def check_latents(config: VDiTRun, source: Source, task: VDiTTask) -> None:
             )
             break
     raise UserError(
-        f"{config.data.path} holds latents of the embedder {there}, and the run's embedder "
+        f"{source.path} holds latents of the embedder {there}, and the run's embedder "
         f"{config.embedder} is {here}{ratio}: encode again with launch/encode.py "
         f"--embedder={config.embedder}, or name the embedder that made the latents"
     )

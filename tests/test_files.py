@@ -1,0 +1,88 @@
+"""Files that are whole or not there, and settings that must be the same."""
+
+import os
+
+import numpy as np
+import pytest
+
+from xgen_jax import files
+from xgen_jax.errors import UserError
+
+
+def test_an_atomic_write_makes_folders_and_leaves_the_file_alone(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    with files.atomic_write(path, durable=True) as temporary:
+        temporary.write_text("one")
+        assert temporary.suffix == ".txt" and not path.exists()
+    assert path.read_text() == "one" and os.listdir(path.parent) == ["b.txt"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path, error):
+    files.write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(error), files.atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("new")
+        raise error
+    assert os.listdir(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_an_error_of_the_system_names_the_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/a.txt cannot be written \(File exists\)"):
+        files.write_text(tmp_path / "file" / "a.txt", "")
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    for name in (".a.0123abcd.tmp.txt", ".a.txt.0123abcd.tmp", ".b.0123abcd.tmp.txt", "a.txt"):
+        (tmp_path / name).write_text("")
+    files.remove_temporaries(tmp_path / "a.txt")
+    assert sorted(os.listdir(tmp_path)) == [".b.0123abcd.tmp.txt", "a.txt"]
+
+
+def test_objects_are_read_as_they_were_written(tmp_path):
+    value = {"b": [1, 2.5], "a": {"ü": None}}
+    files.write_json(tmp_path / "a.json", value)
+    assert files.read_json(tmp_path / "a.json") == value
+    assert list(files.read_json(tmp_path / "a.json")) == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    "text,message", [("{", r"is not JSON .*; fetch it"), ("[1]", "holds a list, not a JSON object")]
+)
+def test_what_is_no_object_is_refused(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        files.read_json(tmp_path / "a.json", "fetch it")
+    with pytest.raises(UserError, match="there is no file"):
+        files.read_json(tmp_path / "b.json")
+
+
+def test_differences_are_listed_with_what_to_do():
+    differing = files.differences({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 4, "d": 5})
+    assert differing == ["b: 2 -> 4", "c: 3 -> None", "d: None -> 5"]
+    files.refuse_differences([], "", "")
+    with pytest.raises(UserError, match=r"^x is another \(there -> here\):\n  b: 2 -> 4\nleave$"):
+        files.refuse_differences(differing[:1], "x is another", "leave")
+
+
+def test_a_folder_is_free_or_holds_the_marker(tmp_path):
+    assert not files.check_free(tmp_path / "new", "settings.json", "latents")
+    assert not files.check_free(tmp_path, "settings.json", "latents")
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(UserError, match="is not empty and holds no latents"):
+        files.check_free(tmp_path, "settings.json", "latents")
+    with pytest.raises(UserError, match="is a file; give a folder for latents"):
+        files.check_free(tmp_path / "thesis.txt", "settings.json", "latents")
+    (tmp_path / "settings.json").write_text("{}")
+    assert files.check_free(tmp_path, "settings.json", "latents")
+
+
+def test_numbers_are_read_only_as_they_were_written(tmp_path):
+    numbers = np.array([1, 3, 2**40])
+    files.write_numbers(tmp_path / "a.npy", numbers)
+    digest = files.numbers_sha256(numbers)
+    np.testing.assert_array_equal(files.read_numbers(tmp_path / "a.npy", 3, digest), numbers)
+    for count, sha256 in ((2, digest), (3, "0" * 64)):
+        with pytest.raises(UserError, match="is not what was written"):
+            files.read_numbers(tmp_path / "a.npy", count, sha256)
