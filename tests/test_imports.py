@@ -23,7 +23,9 @@ LEVELS = {
     "training": 5,
     "inference": 5,
     "evaluation": 6,
+    "configs": 7,  # only where configs/ is found; the config files themselves are above all
     "commands": 7,
+    "__main__": 8,
     "": 8,  # xgen_jax/__init__.py, the public names
 }
 FORBIDDEN = {

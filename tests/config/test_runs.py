@@ -17,7 +17,7 @@ from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.training.fit import check_buckets, make_objective, train
 
 ROOT = pathlib.Path(__file__).parents[2] / "configs"
-CONFIGS = sorted(ROOT.rglob("*.py"))
+CONFIGS = [path for path in sorted(ROOT.rglob("*.py")) if "def get_config(" in path.read_text()]
 QUICKSTART = sorted((ROOT / "quickstart").glob("*.py"))
 
 
