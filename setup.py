@@ -1,10 +1,12 @@
-"""Installs xgen_jax. Ranges are the versions the tests were run with, up to the next one that may
-break."""
+"""Package xgen_jax, with `configs/` and `launch/` as xgen_jax.configs and xgen_jax.launch.
+
+Ranges are the versions that the tests were run with, up to the next one that may break.
+"""
 
 import pathlib
 import re
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
@@ -35,6 +37,7 @@ TEST = [
     "jupytext>=1.17,<2",
     "nbclient>=0.10,<0.12",
     "ipykernel>=7,<8",
+    "setuptools>=77",  # builds the package in tests/launch/test_installed.py
 ]
 EXTRAS = {
     "test": TEST,
@@ -43,7 +46,7 @@ EXTRAS = {
     # TPU's compiler, to see on any CPU host whether a run will fit on a slice
     # (xgen_jax/commands/plan.py).
     "plan": ["libtpu>=0.0.42,<0.1"],
-    # What the curation stages, the scored suites and the demo page need beyond the core.
+    # What curation, scoring and the demo page need beyond the core.
     "curation": [
         "scenedetect-headless>=0.7.2,<0.8",
         "opencv-python-headless>=4.12,<6",
@@ -53,18 +56,28 @@ EXTRAS = {
     # The peers in benchmarks/.
     "bench": ["torch>=2.13,<2.14", "diffusers>=0.42.1,<0.43"],
     "demo": ["gradio>=5,<7"],
-    "dev": TEST + ["ruff==0.17.5", "pre-commit>=4,<5"],
+    "dev": TEST + ["ruff==0.17.5", "pyrefly==1.5.0", "pre-commit>=4,<5"],
+}
+
+# Installed, the config files and commands lie inside the package.
+INSIDE = {"xgen_jax.configs": "configs", "xgen_jax.launch": "launch"}
+PACKAGES = {
+    *find_packages(include=["xgen_jax", "xgen_jax.*"]),
+    *INSIDE,
+    *(f"xgen_jax.configs.{name}" for name in find_namespace_packages("configs")),
 }
 
 setup(
     name="xgen_jax",
     version=VERSION,
-    description="Raw videos to a trained text-to-video model in JAX: xGen-VideoSyn-1 and REGEN on CPU, GPU and TPU.",
+    description="From raw videos to a trained text-to-video model in JAX, on CPU, GPU and TPU.",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["xgen_jax", "xgen_jax.*"]),
+    packages=sorted(PACKAGES),
+    package_dir=INSIDE,
+    package_data={"xgen_jax": ["py.typed"], "xgen_jax.configs": ["*/*.flags"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

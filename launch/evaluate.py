@@ -1,75 +1,55 @@
-"""Scores a trained model and keeps what it was scored on.
+"""Score a trained model, and keep what it was scored on.
 
-    python launch/evaluate.py --suite=reconstruction --embedder=runs/quickstart/vidvae
-    --out=runs/quickstart/evaluation python launch/evaluate.py --suite=captions
-    --model=runs/quickstart/vdit --out=runs/quickstart/evaluation python launch/evaluate.py
-    --suite=report --out=runs/quickstart
+python launch/evaluate.py --suite=reconstruction --embedder=runs/quickstart/vidvae --out=scores
+python launch/evaluate.py --suite=captions --model=runs/quickstart/vdit --out=scores
+python launch/evaluate.py --suite=report --out=runs/quickstart
 
-`reconstruction` takes the clips of a folder (--data), or held-out clips of the world of moving
-shapes; --shapes=paper scores 1x768x768, 17x512x512 and 65x256x256, with the paper's figures beside.
-`captions` draws held-out prompts and reads colour, shape, direction, size and background from the
-pixels. `report` writes the page of a quickstart folder.
+`reconstruction` scores the clips of a folder (--data), or held-out synthetic clips; --shapes=paper
+scores 1x768x768, 17x512x512 and 65x256x256, next to the paper's figures.
+`captions` samples held-out prompts, and reads color, shape, direction, size and background from the
+pixels.
+`report` writes the page of a quickstart folder.
 """
 
 import command
 from absl import flags
 
 SUITE = flags.DEFINE_enum("suite", None, ["reconstruction", "captions", "report"], "What to do.")
-EMBEDDER = flags.DEFINE_string(
-    "embedder", None, "Run folder of a trained VidVAE or REGEN (reconstruction)."
-)
-MODEL = flags.DEFINE_string("model", None, "Run folder of a trained VDiT (captions).")
-DATA = flags.DEFINE_string(
-    "data", None, "Folder of videos; without it held-out synthetic clips (reconstruction)."
-)
-OUT = flags.DEFINE_string(
-    "out", None, "Folder for the results; for report the quickstart folder itself."
-)
-COUNT = flags.DEFINE_integer("count", 64, "How many clips or prompts.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of the clips, prompts and noise.", lower_bound=0)
-STEPS = flags.DEFINE_integer(
-    "steps", None, "Of sampling, or of a REGEN's decoder; else its run's.", lower_bound=1
-)
-GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", None, "By default the run's.")
-SHAPES = flags.DEFINE_list(
-    "shapes",
-    None,
-    "FRAMESxHEIGHTxWIDTH,... of the clips, or paper (reconstruction); by default the shape trained on.",
-)
-LPIPS = flags.DEFINE_list(
-    "lpips",
-    None,
-    "VGG16 or AlexNet LPIPS weights, FILE.safetensors or TRUNK,HEADS; without it LPIPS is left out.",
-)
+text, integer = flags.DEFINE_string, flags.DEFINE_integer
+FLAGS = [
+    text("embedder", None, "Run folder of a trained VidVAE or REGEN (reconstruction)."),
+    text("model", None, "Run folder of a trained VDiT (captions)."),
+    text("data", None, "Folder of videos; by default held-out synthetic clips (reconstruction)."),
+    text("out", None, "Folder for the results; for report the quickstart folder itself."),
+    integer("count", 64, "Number of clips or prompts.", lower_bound=1),
+    integer("seed", 0, "Of the clips, prompts and noise.", lower_bound=0),
+    integer(
+        "steps", None, "Of sampling, or of a REGEN's decoder; by default the run's.", lower_bound=1
+    ),
+    flags.DEFINE_float("guidance_scale", None, "By default the run's (captions)."),
+    flags.DEFINE_list(
+        "shapes", None, "FRAMESxHEIGHTxWIDTH,... or paper; by default as trained (reconstruction)."
+    ),
+    flags.DEFINE_list(
+        "lpips", None, "LPIPS weights of VGG16 or AlexNet, FILE.safetensors or TRUNK,HEADS."
+    ),
+]
+RECONSTRUCTION = ("embedder", "data", "out", "count", "seed", "shapes", "lpips", "steps")
+CAPTIONS = ("model", "out", "count", "seed", "steps", "guidance_scale")
 
 
 def main():
     from xgen_jax.commands import evaluate as suites
     from xgen_jax.evaluation.report import write_report
 
+    values = {flag.name: flag.value for flag in FLAGS}
     match SUITE.value:
         case "reconstruction":
-            return suites.reconstruction_suite(
-                embedder=EMBEDDER.value,
-                data=DATA.value,
-                out=OUT.value,
-                count=COUNT.value,
-                seed=SEED.value,
-                shapes=SHAPES.value,
-                lpips=LPIPS.value,
-                steps=STEPS.value,
-            )
+            return suites.reconstruction_suite(**{name: values[name] for name in RECONSTRUCTION})
         case "captions":
-            return suites.captions_suite(
-                model=MODEL.value,
-                out=OUT.value,
-                count=COUNT.value,
-                seed=SEED.value,
-                steps=STEPS.value,
-                guidance_scale=GUIDANCE_SCALE.value,
-            )
+            return suites.captions_suite(**{name: values[name] for name in CAPTIONS})
         case "report":
-            return {"report": str(write_report(suites.require("out", OUT.value)))}
+            return {"report": str(write_report(suites.require("out", values["out"])))}
     return suites.require("suite", None)
 
 

@@ -1,21 +1,21 @@
-"""Trains the model of a configuration, or goes on training it when the work folder already holds
-this run.
+"""Train the model of a config, or continue the run that the work folder holds.
 
-python launch/train.py --config=configs/quickstart/vidvae.py --workdir=runs/vidvae
-[--config.loop.steps=5000 ...]
+python launch/train.py --config=quickstart/vidvae --workdir=runs/vidvae --config.loop.steps=5000
 """
 
-import command  # first: it sets the environment jax reads at import
+import sys
+
+import command
 from absl import flags
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file in configs/; --config.key=value changes a key."
+    "config",
+    None,
+    "A name in configs/, or a file; NAME:ARGUMENT if it takes one. --config.KEY=VALUE sets a key.",
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: checkpoints, metrics, configuration.")
-OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Start anew, removing the run that is in --workdir."
-)
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove the run in --workdir, and start again.")
 
 
 def main():
@@ -25,7 +25,8 @@ def main():
 
     if CONFIG.value is None or WORKDIR.value is None:
         raise UserError("give --config=FILE and --workdir=DIR")
-    return train(run_config(CONFIG.value.to_dict()), WORKDIR.value, overwrite=OVERWRITE.value)
+    config = run_config(CONFIG.value.to_dict(), lambda line: print(line, file=sys.stderr))
+    return train(config, WORKDIR.value, overwrite=OVERWRITE.value)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,10 @@ LEVELS = {
     "training": 5,
     "inference": 5,
     "evaluation": 6,
+    "configs": 6,  # only where configs/ lies; the config files themselves are above all others
     "commands": 7,
     "testing": 8,
+    "__main__": 8,
     "": 8,  # xgen_jax/__init__.py, the public names
 }
 FORBIDDEN = {

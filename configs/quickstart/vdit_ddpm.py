@@ -1,24 +1,21 @@
-"""The quickstart's transformer trained as the paper's was: DDPM with learned variance, in place of
+"""The quickstart's transformer trained like the paper's: DDPM with learned variance instead of
 rectified flow.
 
-command   python launch/train.py --config=configs/quickstart/vdit_ddpm.py --workdir=runs/quickstart/vdit_ddpm
+command   python launch/train.py --config=quickstart/vdit_ddpm --workdir=runs/quickstart/vdit_ddpm
 hardware  2 CPU cores, under 2 GB
 time      not measured by itself; network and steps are those of vdit.py
 expect    see the table in benchmarks/README.md, which benchmarks/ablation.py makes
 """
 
-import pathlib
-import runpy
-
-_QUICKSTART = runpy.run_path(str(pathlib.Path(__file__).with_name("vdit.py")))
+from xgen_jax.configs.quickstart import vdit
 
 
 def get_config():
-    """Every key of `VDiTRun`, locked."""
-    config = _QUICKSTART["get_config"]()
+    """The run of vdit.py by another process."""
+    config = vdit.get_config()
     config.model.learned_variance = True
     config.loss.process = "ddpm"
-    # The linear schedule spends most of its steps near noise, where a flow needs a shift to be.
+    # The linear schedule already spends most of its steps near noise; a flow needs a shift for it.
     config.loss.time_distribution = "uniform"
     config.loss.time_shift = 1.0
     config.sampler = "dpm++2m"

@@ -1,34 +1,34 @@
 """VDiT-5B on REGEN's latents at 32x: 192x320, two latent frames for 33 frames (arXiv 2503.08665,
 section 4).
 
-command   python launch/train.py --config=configs/vdit/regen_5b.py --workdir=runs/vdit/regen --config.data.path=LATENTS
-hardware  a pod; the paper names none. Compiled ahead of time for v5p:4x4x4 (64 chips; 553 s on a
-busy CPU core): the
-          bucket of 132 frames, two clips a device, peaks at 3.43 of 95.7 GiB on each; larger
-          batches can be tried. No other bucket or slice was compiled
+command   python launch/train.py --config=vdit/regen_5b --workdir=runs/vdit/regen
+            --config.data.path=LATENTS
+hardware  a pod; the paper names none.
+          Compiled ahead of time for v5p:4x4x4 (64 chips; 553 s on a busy CPU core): the bucket of
+          132 frames, two clips a device, peaks at 3.43 of 95.7 GiB on each; larger batches can be
+          tried. No other bucket or slice was compiled.
 time      not measured here
 expect    not reproduced here; the paper shows early results, without a figure
 
-LATENTS is what launch/encode.py made of captioned videos of 132 frames or more, in every bucket
-each, with the embedder of configs/regen/paper.py and the embeddings of T5 v1.1 XXL:
+LATENTS is the output of launch/encode.py for captioned videos of 132 frames or more, each in every
+bucket, with the embedder of configs/regen/paper.py and the embeddings of T5 v1.1 XXL:
 
           python launch/encode.py --embedder=runs/regen32 --data=VIDEOS --out=LATENTS
             --buckets=33x192x320,66x192x320,132x192x320 --text_encoder=weights/t5-v1_1-xxl --fps=24
             --dtype=bfloat16
 
 From the paper: a latent transformer of 5B parameters, 192x320, two latent frames a chunk of 33,
-clips of two chunks (66 frames at 12 a second) and four (132 at 24). It prints nothing else of it:
-the network is VDiT-5B/2, T5 and rectified flow are as in our other runs, batches, rate and steps
-are our own; batches are for 64 devices, and --config=configs/vdit/regen_5b.py:16 makes them for 16.
+clips of two chunks (66 frames at 12 a second) and four (132 at 24). It gives nothing else: the
+network is VDiT-5B/2, T5 and rectified flow are as in our other runs, and batches, rate and steps
+are our own. Batches are for 64 devices; --config=vdit/regen_5b:16 makes them for 16.
 """
 
 import dataclasses
 
-from ml_collections import config_dict
-
 from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, VDiTRun
+from xgen_jax.configs.common import as_config_dict
 from xgen_jax.data.config import DataConfig, LatentsConfig
 from xgen_jax.data.pipeline import Bucket
 from xgen_jax.models.text import T5TextConfig
@@ -40,7 +40,7 @@ LEVELS = ((33, 8), (66, 4), (132, 2))
 
 
 def get_config(devices: str = "64"):
-    """Every key of `VDiTRun`, locked."""
+    """The run, its batches for so many devices."""
     buckets = tuple(
         Bucket(frames=frames, height=192, width=320, batch_size=clips * int(devices))
         for frames, clips in LEVELS
@@ -61,8 +61,4 @@ def get_config(devices: str = "64"):
         guidance_scale=7.0,
         sample_fps=24.0,
     )
-    config = config_dict.ConfigDict(dataclasses.asdict(run))
-    config.data.source.path = config_dict.placeholder(str)
-    config.data.path = config_dict.placeholder(str)  # its name in older releases
-    config.init_from = config_dict.placeholder(str)
-    return config
+    return as_config_dict(run)

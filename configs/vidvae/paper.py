@@ -1,31 +1,32 @@
 """VidVAE at the paper's scale (arXiv 2408.12590, section 3.1): 4x8x8, 229M parameters, images and
 videos mixed.
 
-command   python launch/train.py --config=configs/vidvae/paper.py --workdir=runs/vidvae --config.data.path=VIDEOS
-            --config.init_from=EMBEDDER --config.loss.lpips_weights=FILE
+command   python launch/train.py --config=vidvae/paper --workdir=runs/vidvae
+            --config.data.path=VIDEOS --config.init_from=EMBEDDER
+            --config.loss.lpips_weights=FILE
 hardware  a pod; the paper spent about 40 H100 days
 time      not measured here
-expect    the paper's table 3, PSNR and SSIM: 39.41 dB, 0.971 (1x768x768), 33.83 dB, 0.935 (17x512x512), 29.68 dB, 0.879
-          (65x256x256); not reproduced here
+expect    the paper's table 3, PSNR and SSIM, not reproduced here: 39.41 dB, 0.971 (1x768x768),
+          33.83 dB, 0.935 (17x512x512), 29.68 dB, 0.879 (65x256x256)
 
 EMBEDDER is a folder that launch/convert.py made of Stable Diffusion's VAE, where the paper starts.
-FILE is LPIPS with VGG16 as safetensors; --config.loss.lpips=0 does without.
+FILE is LPIPS with VGG16 as safetensors; --config.loss.lpips=0 trains without it.
 
-From the paper: the network, where it starts, the three shapes. It prints no loss, weight, rate or
-number of steps; these are Open-Sora-Plan v1.1's, which it builds on: L1 + LPIPS, KL at 1e-6, the 3D
-discriminator from step 2001 on with adaptive weight, Adam(0.5, 0.9) at 1e-5 clipped at 1.0,
-bfloat16, 100,000 steps. There, losses are sums over values; here they are means, so that the KL
-weighs 3 (at 65x256x256) to 50 (at 1x768x768) times as much. Our own: the share of each shape, the
-batches (8 clips an update; one a device there), the average's decay, recomputation by level.
+From the paper: the network, its initial weights, the three shapes. It gives no loss, weight, rate
+or number of steps; these are Open-Sora-Plan v1.1's, which it builds on: L1 + LPIPS, KL at 1e-6, the
+3D discriminator from step 2001 on with adaptive weight, Adam(0.5, 0.9) at 1e-5 clipped at 1.0,
+bfloat16, 100,000 steps. Losses there are sums over values; here they are means, so that the KL
+weighs 3 (at 65x256x256) to 50 (at 1x768x768) times as much. Our own: the fraction of each shape,
+the batches (8 clips an update; one a device there), the decay of the parameters' average, and
+rematerialisation by level.
 """
 
 import dataclasses
 
-from ml_collections import config_dict
-
 from xgen_jax.config.losses import AdversarialConfig, VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, VidVAERun
+from xgen_jax.configs.common import as_config_dict
 from xgen_jax.data.config import DataConfig, VideoFolderConfig
 from xgen_jax.data.pipeline import Bucket
 from xgen_jax.models.vidvae_config import PRESETS
@@ -33,7 +34,6 @@ from xgen_jax.parallel.mesh import MeshConfig
 
 
 def get_config():
-    """Every key of `VidVAERun`, locked."""
     adam = OptimizerConfig(
         learning_rate=1e-5, b1=0.5, b2=0.9, schedule="constant", warmup_steps=0, clip_norm=1.0
     )
@@ -61,10 +61,4 @@ def get_config():
         loop=LoopConfig(steps=100_000, ema_decay=0.999, compute_dtype="bfloat16"),
         mesh=MeshConfig(fsdp=-1),
     )
-    config = config_dict.ConfigDict(dataclasses.asdict(run))
-    config.init_from = config_dict.placeholder(str)
-    config.loss.lpips_weights = config_dict.placeholder(str)
-    config.data.source.path = config_dict.placeholder(str)
-    config.data.source.fps = config_dict.placeholder(float)
-    config.data.path = config_dict.placeholder(str)  # its name in older releases
-    return config
+    return as_config_dict(run)

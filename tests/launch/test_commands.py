@@ -53,11 +53,15 @@ def test_help_shows_the_commands_own_flags_first(name):
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of Linux's C library")
 @pytest.mark.parametrize("own", [None, "glibc.malloc.check=0"])
 @pytest.mark.parametrize("run_as", ["file", "stdin"])
-def test_a_script_begins_again_with_huge_pages_unless_the_user_chose(tmp_path, run_as, own):
+def test_a_command_restarts_with_huge_pages_unless_the_user_chose(tmp_path, run_as, own):
     shown = "os.getpid(), os.environ.get('GLIBC_TUNABLES'), *sys.argv[1:], 'jax' in sys.modules"
     script = tmp_path / "script.py"
     script.write_text(
-        f"import os, sys\nsys.path.insert(0, {str(ROOT / 'launch')!r})\nimport command\nprint({shown})\n"
+        "import os, sys\nfrom absl import flags\n"
+        f"sys.path.insert(0, {str(ROOT / 'launch')!r})\n"
+        "import command\nprint('imported', os.getpid())\n"
+        "flags.DEFINE_string('flag', None, '')\n"
+        f"command.run(lambda: [{shown}], '')\n"
     )
     environment = {key: value for key, value in ENVIRONMENT.items() if key != "GLIBC_TUNABLES"}
     environment |= {"GLIBC_TUNABLES": own} if own else {}
@@ -77,8 +81,12 @@ def test_a_script_begins_again_with_huge_pages_unless_the_user_chose(tmp_path, r
     with subprocess.Popen(arguments, **options) as process:
         printed = process.communicate(script.read_text(), timeout=60)[0]
     assert process.returncode == 0
-    wanted = own or ("glibc.malloc.hugetlb=1" if run_as == "file" else "None")
-    assert printed.split() == [str(process.pid), wanted, "--flag=a", "b", "False"]
+    wanted = own or ("glibc.malloc.hugetlb=1" if run_as == "file" else None)
+    *imported, result = printed.splitlines()
+    assert json.loads(result) == [process.pid, wanted, "--flag=a b", False]
+    # Importing the module does not start the process again; only a command does.
+    again = run_as == "file" and own is None
+    assert imported == [f"imported {process.pid}"] * (2 if again else 1)
 
 
 def test_the_samplers_offered_are_those_that_there_are():
@@ -175,6 +183,21 @@ def test_encode_speaks_json_and_goes_on_after_an_interrupt(tiny_runs, tmp_path):
     [
         ("train", (), "give --config=FILE and --workdir=DIR"),
         ("train", ("--config=missing.py", "--workdir=x"), "missing.py"),
+        (
+            "train",
+            ("--config=quickstart/vidvea", "--workdir=x"),
+            "--config=quickstart/vidvea is not known (did you mean quickstart/vidvae?)",
+        ),
+        (
+            "train",
+            ("--config=quickstart/regen:7", "--workdir=x"),
+            "error: ratio='7' is not known; choose one of 4, 8, 16, 32",
+        ),
+        (
+            "train",
+            ("--config=vdit/240p:many", "--workdir=x"),
+            "the config file fails: ValueError: invalid literal for int()",
+        ),
         ("sample", ("--model=nowhere", "--prompt=x", "--out=x.mp4"), "there is no folder nowhere"),
         (
             "sample",
