@@ -50,11 +50,17 @@ def _allowed(hint) -> list[Any]:
     return [kind for kind in kinds if kind is not types.NoneType]
 
 
+def _hints(kind: type) -> dict[str, Any]:
+    """The annotations of a dataclass's fields."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
 def _group(kinds: list[type], value) -> dict[str, Any]:
     """The keys of a group: those of its own kind first, then those that other kinds add."""
     group = {}
     for kind in sorted(kinds, key=lambda kind: not isinstance(value, kind)):
-        for name, hint in typing.get_type_hints(kind).items():
+        for name, hint in _hints(kind).items():
             if name not in group:
                 item = getattr(value, name) if isinstance(value, kind) else None
                 group[name] = _entry(hint, item)
@@ -91,7 +97,7 @@ def _without_unset(hint, values, before):
     kind = kinds[0]
     if len(kinds) > 1:
         kind = next((kind for kind in kinds if kind.kind == values["kind"]), kind)
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     # Without values of its own in the config file, the dataclass's defaults stand for None.
     is_new = _is_unset(before) or before.get("kind") != values.get("kind")
     given = {}

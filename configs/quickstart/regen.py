@@ -8,8 +8,8 @@ expect    27.8 dB on held-out clips decoded in one step; the verifier reads all 
 
 --config=quickstart/regen:16 has a ratio of 16x and clips of 17 frames; 4 and 32 work too.
 
-Your own videos: add --config.data.source=video_folder --config.data.path=FOLDER
---config.data.require_captions=False.
+Your own videos: add --config.data.source.path=FOLDER
+--config.data.source.require_captions=False.
 """
 
 from xgen_jax.config.losses import REGENLossConfig

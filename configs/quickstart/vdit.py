@@ -6,7 +6,7 @@ time      507 s
 expect    all five attributes right for 97% (62 of 64) of held-out prompts; for 93% of 512 with
           seeds on which no setting was chosen
 
-Your own videos: add --config.data.source=video_folder --config.data.path=FOLDER, with
+Your own videos: add --config.data.source.path=FOLDER, with
 captions.jsonl in the folder.
 """
 

@@ -8,7 +8,7 @@ expect    a hole in the shape for 39 of 64 held-out prompts, 0 of 64 with the ba
           the weight; the base was a run of configs/quickstart/vdit.py, whose autoencoder was not
           trained on outlines (24.3 dB, 30.4 dB on filled shapes)
 
-Your own videos: add --config.data.source=video_folder --config.data.path=FOLDER, with
+Your own videos: add --config.data.source.path=FOLDER, with
 captions.jsonl in the folder.
 
 Sample with launch/sample.py --model=runs/quickstart/vdit_lora, or with any weight:

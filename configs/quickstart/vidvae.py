@@ -5,8 +5,8 @@ hardware  2 CPU cores, under 2 GB
 time      106 s
 expect    30.5 dB on held-out clips
 
-Your own videos: add --config.data.source=video_folder --config.data.path=FOLDER
---config.data.require_captions=False.
+Your own videos: add --config.data.source.path=FOLDER
+--config.data.source.require_captions=False.
 """
 
 from xgen_jax.config.losses import VidVAELossConfig

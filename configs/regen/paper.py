@@ -2,7 +2,7 @@
 mixed.
 
 command   python launch/train.py --config=regen/paper --workdir=runs/regen32
-            --config.data.path=VIDEOS
+            --config.data.source.path=VIDEOS
 hardware  a pod; the paper names none
 time      not measured here
 expect    the paper's table 1, PSNR and rFVD, not reproduced here:

@@ -2,7 +2,7 @@
 2408.12590, section 3.2).
 
 command   python launch/train.py --config=vdit/240p --workdir=runs/vdit/240p
-            --config.data.path=LATENTS --config.init_from=PIXART
+            --config.data.source.path=LATENTS --config.init_from=PIXART
           PIXART is a folder that launch/convert.py made of PixArt-alpha, where the paper starts.
 hardware  a pod; the paper spent 642 to 672 H100 days on its three stages.
           Compiled ahead of time for v5p:4x4x4 (64 chips; 329 s on two busy CPU cores): the bucket

@@ -1,7 +1,7 @@
 """VDiT at the paper's scale, stage 2 of 3: videos up to 480p (arXiv 2408.12590, section 3.2).
 
 command   python launch/train.py --config=vdit/480p --workdir=runs/vdit/480p
-            --config.data.path=LATENTS
+            --config.data.source.path=LATENTS
           It starts from runs/vdit/240p.
 hardware  a pod; the paper spent 642 to 672 H100 days on its three stages.
           Compiled ahead of time for v5p:4x4x4 (64 chips; 549 s on two busy CPU cores): the bucket

@@ -1,7 +1,7 @@
 """VDiT at the paper's scale, stage 3 of 3: videos up to 720p (arXiv 2408.12590, section 3.2).
 
 command   python launch/train.py --config=vdit/720p --workdir=runs/vdit/720p
-            --config.data.path=LATENTS
+            --config.data.source.path=LATENTS
           It starts from runs/vdit/480p.
 hardware  a pod; the paper spent 642 to 672 H100 days on its three stages.
           Compiled ahead of time for v5p:4x4x4 (64 chips): the bucket with the most latent cells, 40

@@ -2,7 +2,7 @@
 section 4).
 
 command   python launch/train.py --config=vdit/regen_5b --workdir=runs/vdit/regen
-            --config.data.path=LATENTS
+            --config.data.source.path=LATENTS
 hardware  a pod; the paper names none.
           Compiled ahead of time for v5p:4x4x4 (64 chips; 553 s on a busy CPU core): the bucket of
           132 frames, two clips a device, peaks at 3.43 of 95.7 GiB on each; larger batches can be

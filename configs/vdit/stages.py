@@ -20,7 +20,7 @@ from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, VDiTRun
 from xgen_jax.configs.common import as_config_dict
 from xgen_jax.data.buckets import COMMON_ASPECTS, STAGES, make_buckets
-from xgen_jax.data.config import DataConfig
+from xgen_jax.data.config import DataConfig, LatentsConfig
 from xgen_jax.diffusion.frame_masks import OPEN_SORA
 from xgen_jax.models.text import T5TextConfig
 from xgen_jax.models.vdit_config import PRESETS
@@ -47,7 +47,7 @@ def stage_config(
             process="ddpm", caption_drop=0.1, time_distribution="uniform", frame_masks=OPEN_SORA
         ),
         data=DataConfig(
-            source="latents",
+            source=LatentsConfig(),
             fit=True,
             buckets=make_buckets(STAGES[name], COMMON_ASPECTS, devices),
             num_threads=16,

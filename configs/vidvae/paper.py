@@ -2,7 +2,7 @@
 videos mixed.
 
 command   python launch/train.py --config=vidvae/paper --workdir=runs/vidvae
-            --config.data.path=VIDEOS --config.init_from=EMBEDDER
+            --config.data.source.path=VIDEOS --config.init_from=EMBEDDER
             --config.loss.lpips_weights=FILE
 hardware  a pod; the paper spent about 40 H100 days
 time      not measured here

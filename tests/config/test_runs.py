@@ -89,7 +89,7 @@ def test_a_configuration_goes_through_json_and_back(path):
             (),
             "objective",
             "vqvae",
-            r"objective='vqvae' is not known; choose one of vidvae, regen, vdit",
+            r"objective='vqvae' is not known \(did you mean 'vidvae'\?\); choose one of vidvae, regen, vdit",
         ),
     ],
 )
@@ -265,7 +265,8 @@ def test_every_configuration_takes_a_step_when_shrunk(path, tiny_runs, tmp_path)
 
 
 def test_the_papers_configuration_is_the_papers():
-    config = run_config(values(ROOT / "vidvae" / "paper.py"))
+    given = values(ROOT / "vidvae" / "paper.py")
+    config = run_config(given)
     assert [(b.frames, b.height, b.width) for b in config.data.buckets] == [
         (1, 768, 768),
         (17, 512, 512),
@@ -281,7 +282,7 @@ def test_the_papers_configuration_is_the_papers():
         UserError,
         match=r"loss\.lpips=1\.0 needs loss\.lpips_weights=FILE.*; loss\.lpips=0 does without",
     ):
-        task_of(config)
+        task_of(run_config(given | {"data": {**given["data"], "source": {"kind": "synthetic"}}}))
 
 
 def test_the_papers_regen_is_the_papers():

@@ -58,7 +58,7 @@ def example(key, kind, run):
             return run.model.encoder.time_reduction
         case ["sample_spacing"]:
             return "even" if run.loss.process == "flow" else "linspace"
-    return {str: "x", int: 2, float: 2.0, bool: True}[kind]
+    return {str: "x", int: 2, float: 2.0, bool: True, tuple: (1, 2)}[kind]
 
 
 def needed(kind, config, parts, group="config"):
@@ -71,7 +71,9 @@ def needed(kind, config, parts, group="config"):
     hint = typing.get_type_hints(kind)[first]
     kinds = [kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)] or [hint]
     kinds.sort(key=lambda kind: len(kinds) > 1 and kind.kind != config[first].kind)
-    kind = next(kind for kind in kinds if rest[0] in typing.get_type_hints(kind))
+    kind = next(
+        kind for kind in kinds if rest[0] in {field.name for field in dataclasses.fields(kind)}
+    )
     group = f"{group}.{first}"
     flags = [f"--{group}.kind={kind.kind}"] if len(kinds) > 1 else []
     if flags and kind.kind != config[first].kind:

@@ -16,8 +16,9 @@ QUESTIONS = (
     r"\.family\s*(==|in\b)",
     r"\.network\s*(==|in\b)",
     r"\.kind\s*(==|!=|in\b)",
-    r"isinstance\([\w.]*(embedder|source|task)\b",
-    r"(getattr|hasattr)\((self\.)?_?(config|source|task|embedder|other)\b",
+    r"isinstance\((self\.)?_?(embedder|task|config\.\w+),",
+    r"(getattr|hasattr)\((self\.)?_?(source|task|embedder|config\.\w+),",
+    r"(getattr|hasattr)\((config|other), \"",
     r"_weights\"",
 )
 

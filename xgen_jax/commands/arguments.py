@@ -41,12 +41,11 @@ def current_arguments(
 def _keys() -> dict[str, str]:
     """Keys of configs that had another name, old -> new."""
     from xgen_jax.config.build import RENAMED
-    from xgen_jax.data import config
+    from xgen_jax.data.config import OLD_KEYS
 
     # Keys that stood in `data` before its source was a group.
-    nested = getattr(config, "OLD_KEYS", ())
-    table = {f"data.{key}": f"data.source.{key}" for key in nested}
-    return table | ({"data.source": "data.source.kind"} if nested else {}) | RENAMED
+    table = {f"data.{key}": f"data.source.{key}" for key in OLD_KEYS}
+    return table | {"data.source": "data.source.kind"} | RENAMED
 
 
 def _with_new_name(argument: str, names: Mapping[str, str], say: Callable[[str], None]) -> str:

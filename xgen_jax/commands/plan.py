@@ -102,9 +102,9 @@ def compile_train_step(
         "caption": [""],
         "micro_cond": micro_conditions(*bucket.shape, 8.0)[None],
         "text": np.zeros(
-            (1, getattr(config.text, "length", 1), config.model.text_width), np.float32
+            (1, max(1, config.model.null_caption_tokens), config.model.text_width), np.float32
         ),
-        "text_mask": np.ones((1, getattr(config.text, "length", 1)), bool),
+        "text_mask": np.ones((1, max(1, config.model.null_caption_tokens)), bool),
     }
     started = time.monotonic()
     with on_mesh(mesh):
@@ -182,7 +182,7 @@ def compile_denoise_step(
     def rows(shape, dtype):
         return jax.ShapeDtypeStruct((clips, *shape), dtype, sharding=batch_sharding(mesh))
 
-    length = getattr(config.text, "length", 1)
+    length = max(1, config.model.null_caption_tokens)
     x = rows(latent_shape, np.float32)
     tokens = rows((length, config.model.text_width), model.dtype), rows((length,), bool)
     started = time.monotonic()

@@ -9,6 +9,10 @@ from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError, choose
 from xgen_jax.files import read_json
 
+NO_HELD_OUT = (
+    "loop.evaluate_every is for data with held-out clips, and a folder has none: give "
+    "--config.loop.evaluate_every=0"
+)
 PATH_FLAG = "--config.data.source.path=FOLDER"
 
 
@@ -20,6 +24,10 @@ class SyntheticConfig:
     split: str = "train"
     num_clips: int = 1_000_000
     style: str = "filled"
+
+    def held_out(self) -> "SyntheticConfig":
+        """The combinations of attributes that training never shows."""
+        return dataclasses.replace(self, split="held_out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,10 @@ class VideoFolderConfig:
     require_captions: bool = True
     flip: bool = False
 
+    def held_out(self) -> "VideoFolderConfig":
+        """Raise UserError: a folder holds no clips out."""
+        raise UserError(NO_HELD_OUT)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentsConfig:
@@ -43,6 +55,10 @@ class LatentsConfig:
 
     kind: str = "latents"
     path: str | None = None
+
+    def held_out(self) -> "LatentsConfig":
+        """Raise UserError: a folder of latents holds no clips out."""
+        raise UserError(NO_HELD_OUT)
 
 
 SourceConfig = SyntheticConfig | VideoFolderConfig | LatentsConfig

@@ -15,7 +15,6 @@ from xgen_jax.data.sources.base import Source
 from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.sources.video_folder import VideoFolderSource
-from xgen_jax.errors import UserError
 
 
 def make_source(config: DataConfig) -> Source:
@@ -62,11 +61,6 @@ def held_out_source(config: DataConfig) -> Source:
     Raises:
       UserError: a source that holds no clips out.
     """
-    if not isinstance(config.source, SyntheticConfig):
-        raise UserError(
-            f"loop.evaluate_every needs held-out clips, which data.source.kind={config.source.kind!r} "
-            "has not; give --config.loop.evaluate_every=0"
-        )
-    split = dataclasses.replace(config.source, split="held_out")
-    # Another seed than any run trains on, and combinations that none has seen.
-    return make_source(dataclasses.replace(config, source=split, seed=10_000 + config.seed))
+    # Another seed than any run trains on.
+    changes = {"source": config.source.held_out(), "seed": 10_000 + config.seed}
+    return make_source(dataclasses.replace(config, **changes))
