@@ -26,7 +26,7 @@ from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import ClipConditions
 from xgen_jax.models.vidvae_config import VidVAEConfig
-from xgen_jax.parallel.memory import OUT_OF_MEMORY, peak_bytes
+from xgen_jax.parallel.memory import OUT_OF_MEMORY, program_bytes
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated
 from xgen_jax.runs.text_encoders import make_conditioner
@@ -226,7 +226,7 @@ def _report(
         "limit_bytes": None if limit is None else int(limit * 2**30),
     }
     try:
-        peak, why = peak_bytes(lowered.compile()), None
+        peak, why = program_bytes(lowered.compile()), None
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise
