@@ -26,15 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from xgen_jax.data.sources.synthetic import SyntheticSource
+from xgen_jax.inference.chunks import CHUNK, chunk_bytes
 from xgen_jax.inference.divide_and_merge import MERGES, divide_and_merge
-from xgen_jax.inference.streaming import (
-    CHUNK,
-    chunk_bytes,
-    decode,
-    decode_stream,
-    encode,
-    encode_stream,
-)
+from xgen_jax.inference.streaming import decode, decode_stream, encode, encode_stream
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS

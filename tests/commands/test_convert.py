@@ -13,7 +13,7 @@ import xgen_jax
 from xgen_jax.commands.convert import convert
 from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 from xgen_jax.commands.evaluate import reconstruction_suite
-from xgen_jax.commands.reconstruct import reconstruct_file
+from xgen_jax.commands.reconstruct import ReconstructRequest, reconstruct_file
 from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config, to_dict
 from xgen_jax.data.sources.synthetic import SyntheticSource
@@ -61,9 +61,10 @@ def test_the_folder_describes_itself(folder):
 
 
 def test_it_reconstructs_a_video_file(folder):
-    result = reconstruct_file(
+    request = ReconstructRequest(
         embedder=folder / "vae", video=folder / "clip.mp4", out=folder / "both.mp4"
     )
+    result = reconstruct_file(request)
     assert result["shape"] == [7, 20, 28, 3]
     both, _ = read_video(folder / "both.mp4")
     assert both.shape == (7, 20, 58, 3)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xgen_jax.commands.evaluate import captions_suite, reconstruction_suite
-from xgen_jax.commands.reconstruct import reconstruct_file
+from xgen_jax.commands.reconstruct import ReconstructRequest, reconstruct_file
 from xgen_jax.data.pixels import to_float
 from xgen_jax.data.video import read_video
 from xgen_jax.data.video_writer import write_video
@@ -37,21 +37,23 @@ def test_reconstruct_file_takes_any_real_mp4(tiny_runs, tmp_path):
     write_video(tmp_path / "clip.mp4", moving_crops(11, 46, 58), fps=24)
     embedder, out = str(tiny_runs / "vidvae"), str(tmp_path / "both.mp4")
     arguments = {"embedder": embedder, "video": str(tmp_path / "clip.mp4"), "out": out}
-    result = reconstruct_file(**arguments)
+    result = reconstruct_file(ReconstructRequest(**arguments))
     assert result["shape"] == [11, 46, 58, 3]
     assert 3 < result["psnr_db"] < 60
     both, fps = read_video(out)
     assert both.shape == (11, 46, 118, 3)
     assert fps == pytest.approx(24)
     with pytest.raises(UserError, match="exists"):
-        reconstruct_file(**arguments)
+        reconstruct_file(ReconstructRequest(**arguments))
     (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(UserError, match="text.mp4"):
         reconstruct_file(
-            embedder=embedder, video=str(tmp_path / "text.mp4"), out=str(tmp_path / "x.mp4")
+            ReconstructRequest(
+                embedder=embedder, video=str(tmp_path / "text.mp4"), out=str(tmp_path / "x.mp4")
+            )
         )
     with pytest.raises(UserError, match="give --video"):
-        reconstruct_file(embedder=embedder, video=None, out=out)
+        ReconstructRequest(embedder=embedder, video=None, out=out)
 
 
 def test_reconstruction_suite_on_synthetic_and_real_clips(tiny_runs, tmp_path):

@@ -1,4 +1,5 @@
-"""A train step compiled for a TPU slice that is not there; libtpu in a process of its own."""
+"""Train and sampling steps compiled for a TPU slice that is not there, with libtpu in its own
+process."""
 
 import dataclasses
 import importlib.util
@@ -10,7 +11,7 @@ import sys
 import jax
 import pytest
 
-from xgen_jax.commands import plan as ahead
+from xgen_jax.commands import plan
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError
@@ -30,7 +31,7 @@ VALUES = {
     "optimizer": {},
     "loop": {"steps": 10},
 }
-# A batch whose activations no chip holds.
+# A batch whose activations fit no chip.
 HUGE = {"frames": 113, "height": 720, "width": 1280, "batch_size": 4096}
 
 SCRIPT = """
@@ -42,32 +43,36 @@ values = json.loads(sys.argv[1])
 reports = [compile_train_step(run_config(v), "v5e:2x2", PRESETS["paper"]) for v in values]
 for frames in (9, 113):
     shape = frames, 64, 64
-    reports.append(compile_denoise_step(run_config(values[0]), "v5e:2x2", PRESETS["paper"], shape, clips=4))
+    run = run_config(values[0])
+    reports.append(compile_denoise_step(run, "v5e:2x2", PRESETS["paper"], shape, clips=4))
 print(json.dumps(reports))
 """
 
 
 def test_the_largest_bucket_is_that_of_most_latent_cells_a_batch():
     config = run_config(VALUES)
-    assert ahead.largest_bucket(config, PRESETS["paper"]).name == "9x64x64"
+    assert plan.largest_bucket(config, PRESETS["paper"]).name == "9x64x64"
     never = Bucket(frames=97, height=512, width=512, batch_size=8, keep_prob=0.0)
     data = dataclasses.replace(config.data, buckets=(never, *config.data.buckets))
     assert (
-        ahead.largest_bucket(dataclasses.replace(config, data=data), PRESETS["paper"]).name
+        plan.largest_bucket(dataclasses.replace(config, data=data), PRESETS["paper"]).name
         == "9x64x64"
     )
 
 
-def test_the_need_that_the_compiler_names():
-    message = "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 16.51G of 15.75G hbm."
-    assert ahead.named_bytes(message) == int(16.51 * 2**30)
-    assert ahead.named_bytes("Used 512.00M of 16.00M vmem") == 512 * 2**20
-    assert ahead.named_bytes("no figure") is None
+def test_named_bytes_reads_the_compilers_message():
+    message = (
+        "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+        "Used 16.51G of 15.75G hbm."
+    )
+    assert plan.named_bytes(message) == int(16.51 * 2**30)
+    assert plan.named_bytes("Used 512.00M of 16.00M vmem") == 512 * 2**20
+    assert plan.named_bytes("no figure") is None
 
 
 @pytest.mark.slow
 @WITH_LIBTPU
-def test_a_step_is_compiled_for_a_slice_and_one_too_large_is_told():
+def test_steps_are_compiled_for_a_slice_and_a_large_one_does_not_fit():
     values = [VALUES, {**VALUES, "data": {"source": {"kind": "latents"}, "buckets": [HUGE]}}]
     environment = {**os.environ, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -86,20 +91,20 @@ def test_a_step_is_compiled_for_a_slice_and_one_too_large_is_told():
     assert small["fits"] and 2**20 < small["peak_bytes"] < small["limit_bytes"] == int(
         15.75 * 2**30
     )
-    # Parameters, their average and two moments, a quarter of each a device.
+    # Parameters, their EMA and two moments, a quarter of each on a device.
     assert small["peak_bytes"] > 4 * small["parameters"]
     assert not huge["fits"]
     assert "memory" in huge["why"]
     short, long = denoising
     assert (short["bucket"], long["bucket"]) == ("9x64x64", "113x64x64")
-    # Each device has the whole parameters, and the activations of a clip of its own.
+    # Each device has all parameters, and the activations of its own clip.
     assert 4 * short["parameters"] < short["peak_bytes"] < long["peak_bytes"] < long["limit_bytes"]
     assert short["parameters"] == small["parameters"]
 
 
-def test_clips_that_devices_cannot_share_are_refused(monkeypatch):
-    monkeypatch.setattr(ahead, "slice_devices", lambda topology: jax.devices()[:4])
+def test_a_batch_that_devices_cannot_share_is_refused(monkeypatch):
+    monkeypatch.setattr(plan, "slice_devices", lambda topology: jax.devices()[:4])
     with pytest.raises(UserError, match="clips=6 cannot be shared by the 4 devices of v5e:2x2"):
-        ahead.compile_denoise_step(
+        plan.compile_denoise_step(
             run_config(VALUES), "v5e:2x2", PRESETS["paper"], (9, 64, 64), clips=6
         )

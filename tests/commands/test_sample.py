@@ -1,61 +1,68 @@
-"""Prompts to files: what is there is kept, an interrupted run goes on, mistakes are named."""
+"""Prompts to files: existing videos are kept, an interrupted run continues, mistakes are named."""
 
 import json
 
 import numpy as np
 import pytest
 
-from xgen_jax.commands.sample import make_batches, parse_size, read_prompts, sample_files
+from xgen_jax.commands.sample import (
+    SampleRequest,
+    make_batches,
+    parse_size,
+    read_prompts,
+    sample_files,
+)
 from xgen_jax.data.video import read_video
 from xgen_jax.data.video_writer import VideoWriter, write_video
 from xgen_jax.errors import UserError
 
+
+def sample(**request):
+    return sample_files(SampleRequest(**request))
+
+
 PROMPTS = ["a red circle moving left", "a blue square moving up", "a green triangle moving down"]
 
 
-def test_a_file_of_prompts_goes_on_where_it_stopped(tiny_runs, tmp_path):
+def test_a_file_of_prompts_continues_where_it_stopped(tiny_runs, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS) + "\n")
-    arguments = {"model": str(tiny_runs / "vdit"), "prompt": None, "prompts_file": str(prompts)}
-    result = sample_files(**arguments, out=str(tmp_path / "whole"))
-    assert (result["drawn"], result["kept"]) == (3, 0)
-    sample_files(**arguments, out=str(tmp_path / "cut"))
+    arguments = {"model": str(tiny_runs / "vdit"), "prompts_file": str(prompts)}
+    result = sample(**arguments, out=str(tmp_path / "whole"))
+    assert (result["generated"], result["kept"]) == (3, 0)
+    sample(**arguments, out=str(tmp_path / "cut"))
     (tmp_path / "cut" / "00002.mp4").unlink()
-    result = sample_files(**arguments, out=str(tmp_path / "cut"))
-    assert (result["drawn"], result["kept"]) == (1, 2)
+    result = sample(**arguments, out=str(tmp_path / "cut"))
+    assert (result["generated"], result["kept"]) == (1, 2)
     for name in ("00001.mp4", "00002.mp4", "00003.mp4"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_line_is_drawn_as_alone_with_its_seed(tiny_runs, tmp_path):
+def test_a_line_gives_the_video_of_its_prompt_and_seed(tiny_runs, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     arguments = {"model": str(tiny_runs / "vdit"), "steps": 1}
-    sample_files(
+    sample(
         **arguments,
-        prompt=None,
         prompts_file=str(tmp_path / "prompts.txt"),
         out=str(tmp_path / "out"),
         seed=5,
     )
-    sample_files(
-        **arguments, prompt=PROMPTS[2], prompts_file=None, out=str(tmp_path / "alone.mp4"), seed=7
-    )
+    sample(**arguments, prompt=PROMPTS[2], out=str(tmp_path / "alone.mp4"), seed=7)
     alone, line = (
         read_video(tmp_path / name)[0].astype(int) for name in ("alone.mp4", "out/00003.mp4")
     )
     assert np.abs(alone - line).max() <= 2  # a step of rounding, and the codec's
 
 
-def test_what_was_interrupted_ends_with_the_same_bytes(tiny_runs, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_with_the_same_bytes(tiny_runs, tmp_path, monkeypatch):
     lines = [f"{prompt} {number}" for number in range(3) for prompt in PROMPTS]
     (tmp_path / "prompts.txt").write_text("\n".join(lines))
     arguments = {
         "model": str(tiny_runs / "vdit"),
-        "prompt": None,
         "prompts_file": str(tmp_path / "prompts.txt"),
     }
     arguments |= {"steps": 1, "batch_size": 4, "frames": 9}
-    assert sample_files(**arguments, out=str(tmp_path / "whole"))["drawn"] == 9
+    assert sample(**arguments, out=str(tmp_path / "whole"))["generated"] == 9
     written, write = [], VideoWriter.write
 
     def interrupted(self, video):
@@ -67,98 +74,121 @@ def test_what_was_interrupted_ends_with_the_same_bytes(tiny_runs, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(VideoWriter, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            sample_files(**arguments, out=str(tmp_path / "cut"))
+            sample(**arguments, out=str(tmp_path / "cut"))
     assert sorted(path.name for path in (tmp_path / "cut").glob("*.mp4")) == [
         f"{n:05d}.mp4" for n in range(1, 5)
     ]
-    (tmp_path / "cut" / "00002.mp4").unlink()  # of the row that line 6 has, and 10 would
+    (tmp_path / "cut" / "00002.mp4").unlink()  # of the row of lines 6 and 10
     (tmp_path / "cut" / ".00006.0123456789ab.tmp.mp4").write_bytes(b"left by a kill")
-    assert sample_files(**arguments, out=str(tmp_path / "cut"))["drawn"] == 6
+    assert sample(**arguments, out=str(tmp_path / "cut"))["generated"] == 6
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == sorted(
         path.name for path in (tmp_path / "whole").iterdir()
     )
     for path in (tmp_path / "whole").iterdir():
         assert (tmp_path / "cut" / path.name).read_bytes() == path.read_bytes(), path.name
-    # Finished ones are not looked at again, and not mixed with others.
-    assert sample_files(**arguments, out=str(tmp_path / "cut"))["drawn"] == 0
+    # Finished videos are kept, and not mixed with videos of other settings.
+    assert sample(**arguments, out=str(tmp_path / "cut"))["generated"] == 0
     with pytest.raises(
-        UserError, match="drawn otherwise .*\n  guidance_scale: 3.0 -> 4.0\n  seed: 0 -> 1\n"
+        UserError,
+        match="holds videos with other settings .*\n  guidance_scale: 3.0 -> 4.0\n  seed: 0 -> 1\n",
     ):
-        sample_files(**arguments, out=str(tmp_path / "cut"), seed=1, guidance_scale=4.0)
+        sample(**arguments, out=str(tmp_path / "cut"), seed=1, guidance_scale=4.0)
     (tmp_path / "prompts.txt").write_text("\n".join(["another", *lines[1:], "one more"]))
     with pytest.raises(UserError, match=r"line 1: 'a red circle moving left 0' -> 'another'"):
-        sample_files(**arguments, out=str(tmp_path / "cut"))
+        sample(**arguments, out=str(tmp_path / "cut"))
     (tmp_path / "prompts.txt").write_text("\n".join([*lines, "one more"]))
-    assert sample_files(**arguments, out=str(tmp_path / "cut"))["drawn"] == 1
+    assert sample(**arguments, out=str(tmp_path / "cut"))["generated"] == 1
     assert len(json.loads((tmp_path / "cut" / "samples.json").read_text())["prompts"]) == 10
 
 
-@pytest.mark.parametrize("places", [range(10), [1, 2, 5, 9], [0, 4, 8], []])
-def test_a_line_is_always_the_same_row(places):
-    batches = make_batches(list(places), 4)
-    assert sorted(place for batch in batches for place in batch if place is not None) == list(
-        places
-    )
+def test_a_folder_of_an_earlier_version_continues(tiny_runs, tmp_path):
+    """samples.json had other names of keys."""
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[:2]))
+    arguments = {
+        "model": str(tiny_runs / "vdit"),
+        "prompts_file": str(tmp_path / "prompts.txt"),
+        "out": str(tmp_path / "out"),
+        "steps": 1,
+    }
+    assert sample(**arguments)["generated"] == 2
+    file = tmp_path / "out" / "samples.json"
+    written = json.loads(file.read_text())
+    old = {**written["settings"]}
+    old["piece_frames"] = old.pop("segment_frames")
+    file.write_text(json.dumps({"drawn": old, "prompts": written["prompts"]}))
+    (tmp_path / "out" / "00002.mp4").unlink()
+    result = sample(**arguments)
+    assert (result["generated"], result["kept"]) == (1, 1)
+    assert json.loads(file.read_text()) == written
+    old["piece_frames"] = 9
+    file.write_text(json.dumps({"drawn": old, "prompts": written["prompts"]}))
+    with pytest.raises(UserError, match="segment_frames: 9 -> 5"):
+        sample(**arguments)
+    file.write_text("{}")
+    with pytest.raises(UserError, match="has no settings and prompts; choose another --out"):
+        sample(**arguments)
+
+
+@pytest.mark.parametrize("lines", [range(10), [1, 2, 5, 9], [0, 4, 8], []])
+def test_a_line_is_always_the_same_row(lines):
+    batches = make_batches(list(lines), 4)
+    assert sorted(line for batch in batches for line in batch if line is not None) == list(lines)
     for batch in batches:
         assert len(batch) == 4
-        assert all(place is None or place % 4 == row for row, place in enumerate(batch))
+        assert all(line is None or line % 4 == row for row, line in enumerate(batch))
     assert len(batches) == max(
-        (sum(place % 4 == row for place in places) for row in range(4)), default=0
+        (sum(line % 4 == row for line in lines) for row in range(4)), default=0
     )
 
 
-def test_a_video_as_condition_from_file_to_file(tiny_runs, tmp_path, capsys):
+def test_a_video_file_as_condition(tiny_runs, tmp_path, capsys):
     frames = np.random.default_rng(0).integers(0, 256, (9, 20, 20, 3), np.uint8)
     write_video(tmp_path / "start.mp4", frames, fps=8)
     arguments = {
         "model": str(tiny_runs / "vdit"),
         "prompt": PROMPTS[0],
-        "prompts_file": None,
         "steps": 1,
     }
-    sample_files(
-        **arguments, out=str(tmp_path / "with.mp4"), condition_video=str(tmp_path / "start.mp4")
-    )
+    sample(**arguments, out=str(tmp_path / "with.mp4"), condition_video=str(tmp_path / "start.mp4"))
     assert "this may not come out well: a condition is given" in capsys.readouterr().err
-    sample_files(**arguments, out=str(tmp_path / "without.mp4"))
+    sample(**arguments, out=str(tmp_path / "without.mp4"))
     assert (tmp_path / "with.mp4").read_bytes() != (tmp_path / "without.mp4").read_bytes()
 
 
-def test_a_file_that_is_there_is_not_replaced_unasked(tiny_runs, tmp_path):
+def test_an_existing_file_is_replaced_only_with_overwrite(tiny_runs, tmp_path):
     out = tmp_path / "circle.mp4"
     arguments = {
         "model": str(tiny_runs / "vdit"),
         "prompt": PROMPTS[0],
-        "prompts_file": None,
         "out": str(out),
     }
-    assert sample_files(**arguments)["shape"] == [5, 16, 16, 3]
+    assert sample(**arguments)["shape"] == [5, 16, 16, 3]
     with pytest.raises(UserError, match="exists; choose another --out"):
-        sample_files(**arguments)
+        sample(**arguments)
     before = out.read_bytes()
-    sample_files(**arguments, overwrite=True, seed=7)
+    sample(**arguments, overwrite=True, seed=7)
     assert out.read_bytes() != before
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": None, "prompt": "x", "prompts_file": None, "out": "x.mp4"}, "give --model"),
+        ({"model": None, "prompt": "x", "out": "x.mp4"}, "give --model"),
         (
-            {"model": "m", "prompt": "x", "prompts_file": None, "out": "x.mp4", "seed": 2**32},
+            {"model": "m", "prompt": "x", "out": "x.mp4", "seed": 2**32},
             "seed=4294967296",
         ),
         (
-            {"model": "m", "prompt": None, "prompts_file": None, "out": "x.mp4"},
+            {"model": "m", "out": "x.mp4"},
             "one of --prompt and --prompts_file",
         ),
         (
             {"model": "m", "prompt": "x", "prompts_file": "y", "out": "x.mp4"},
             "one of --prompt and --prompts_file",
         ),
-        ({"model": "m", "prompt": "x", "prompts_file": None, "out": "x.mov"}, "must end with"),
+        ({"model": "m", "prompt": "x", "out": "x.mov"}, "must end with"),
         (
-            {"model": "m", "prompt": "x", "prompts_file": None, "out": "x.mp4"},
+            {"model": "m", "prompt": "x", "out": "x.mp4"},
             "there is no folder m",
         ),
     ],
@@ -166,7 +196,7 @@ def test_a_file_that_is_there_is_not_replaced_unasked(tiny_runs, tmp_path):
 def test_mistakes_are_named(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
-        sample_files(**arguments)
+        sample(**arguments)
 
 
 def test_prompts_file_mistakes(tmp_path):

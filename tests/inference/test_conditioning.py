@@ -1,5 +1,5 @@
-"""Frames that a clip begins with: the last of a video at the clip's rate, an image, cropped as
-training crops."""
+"""Conditions of videos: the last frames of a video file at the right rate, an image, cropped as in
+training."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from xgen_jax.data.pixels import center_crop, resize_cover
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.inference.conditioning import fit_condition, read_condition
-from xgen_jax.inference.request import ClipPlan
+from xgen_jax.inference.request import VideoPlan
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS
@@ -16,17 +16,19 @@ from xgen_jax.models.vidvae_config import PRESETS
 EMBEDDER = VidVAEEmbedder(model=VidVAE(PRESETS["tiny"]))  # 4 frames a latent frame
 
 
-def plan(overlap=2, piece=5, fps=8.0):
-    shape = (piece, 8, 12, 8)
-    return ClipPlan(
-        frames=4 * piece - 3,
+def plan(overlap=2, segment=5, fps=8.0):
+    return VideoPlan(
+        frames=4 * segment - 3,
         height=32,
         width=48,
         fps=fps,
-        latent_frames=piece,
-        piece_frames=4 * piece - 3,
-        piece_shape=shape,
+        latent_frames=segment,
+        segment_frames=4 * segment - 3,
+        segment_shape=(segment, 8, 12, 8),
         overlap=overlap,
+        steps=2,
+        guidance_scale=3.0,
+        sampler="euler",
     )
 
 
@@ -45,16 +47,16 @@ def video(tmp_path):
     return tmp_path / "video.mp4"
 
 
-def test_the_last_frames_of_a_video_at_the_clips_rate(video):
+def test_a_video_conditions_with_its_last_frames_at_the_plans_rate(video):
     read = read_condition(None, video, plan(fps=24), EMBEDDER)
     assert levels(fit_condition(read, plan(), EMBEDDER)) == [19, 20, 21, 22, 23]
     thinned = levels(read_condition(None, video, plan(), EMBEDDER))
     assert len(thinned) == 5 and set(np.diff(thinned)) == {3} and thinned[-1] >= 21
-    # Shorter than wanted: all whole latent frames of it.
+    # A shorter video: all of its whole latent frames.
     short = read_condition(None, video, plan(overlap=4, fps=8), EMBEDDER)
     assert len(short) == 8
     assert len(fit_condition(short, plan(overlap=4), EMBEDDER)) == 5
-    # At least one latent frame is left to draw.
+    # At least one latent frame is left to generate.
     assert (
         len(
             fit_condition(
@@ -65,7 +67,7 @@ def test_the_last_frames_of_a_video_at_the_clips_rate(video):
     )
 
 
-def test_frames_are_fitted_as_training_does():
+def test_frames_are_fitted_as_in_training():
     frames = np.random.default_rng(0).integers(0, 256, (1, 100, 60, 3), np.uint8)
     fitted = fit_condition(frames, plan(), EMBEDDER)
     np.testing.assert_array_equal(fitted, center_crop(resize_cover(frames, 32, 48), 32, 48))
@@ -81,10 +83,10 @@ def test_mistakes_are_named(video, tmp_path):
         read_condition(None, tmp_path / "missing.mp4", plan(), EMBEDDER)
     for frames, message in (
         (np.zeros((1, 4, 4, 4), np.uint8), "not uint8 \\(1, 4, 4, 4\\)"),
-        (np.zeros((0, 4, 4, 3), np.uint8), "has frames"),
+        (np.zeros((0, 4, 4, 3), np.uint8), "has frames and pixels"),
         ("image.png", "not str"),
     ):
         with pytest.raises(UserError, match=message):
             fit_condition(frames, plan(), EMBEDDER)
     with pytest.raises(UserError, match="no room for a condition"):
-        fit_condition(np.zeros((1, 32, 48, 3), np.uint8), plan(piece=1), EMBEDDER)
+        fit_condition(np.zeros((1, 32, 48, 3), np.uint8), plan(segment=1), EMBEDDER)

@@ -1,5 +1,5 @@
-"""Divide-and-merge: which frames are doubles, what becomes of them, and that what has no memory is
-not changed."""
+"""Divide-and-merge: which frames are duplicates and how they are merged; a function without memory
+is not changed."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from xgen_jax.inference.divide_and_merge import divide_and_merge
 
 @pytest.mark.parametrize("merge", ["drop", "mean"])
 @pytest.mark.parametrize("frames,segment", [(1, 5), (5, 5), (13, 5), (4, 2), (9, 3)])
-def test_what_sees_one_frame_at_a_time_is_not_changed_by_division(frames, segment, merge):
+def test_division_does_not_change_a_function_of_single_frames(frames, segment, merge):
     x = np.random.default_rng(0).standard_normal((2, frames, 3)).astype(np.float32)
     np.testing.assert_allclose(
         divide_and_merge(lambda x: 2 * x, x, segment, merge), 2 * x, atol=1e-6
     )
 
 
-def test_of_two_doubles_the_earlier_is_kept_or_both_are_averaged():
+def test_the_earlier_of_two_duplicates_is_kept_or_both_are_averaged():
     seen = []
 
     def number(x):
@@ -34,6 +34,6 @@ def test_of_two_doubles_the_earlier_is_kept_or_both_are_averaged():
 @pytest.mark.parametrize(
     "segment,merge,message", [(5, "blend", "merge='blend' is not known"), (1, "drop", "share none")]
 )
-def test_what_cannot_be_divided_is_refused(segment, merge, message):
+def test_bad_segments_and_merges_are_refused(segment, merge, message):
     with pytest.raises(UserError, match=message):
         divide_and_merge(lambda x: x, np.zeros((1, 5, 1)), segment, merge)

@@ -1,5 +1,5 @@
-"""From a REGEN's run to videos: encoded, trained on, drawn in pieces of whole chunks, each clip by
-its own key."""
+"""From a REGEN's run to videos: encoded, trained on, generated in segments of whole chunks, each
+video from its own key."""
 
 import dataclasses
 
@@ -16,7 +16,8 @@ from xgen_jax.data.pixels import to_uint8
 from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.errors import UserError
 from xgen_jax.inference.conditioning import fit_condition
-from xgen_jax.inference.request import plan_clip
+from xgen_jax.inference.request import VideoRequest, plan_video
+from xgen_jax.inference.sampling import BatchRow
 from xgen_jax.inference.streaming import decode, encode
 from xgen_jax.models.vdit import abstract_variables
 from xgen_jax.runs.load import load_embedder
@@ -52,11 +53,20 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(root):
-    """With random parameters: a new transformer's last layer is zero."""
+    """A model with random parameters: a new transformer's last layer is zero."""
     loaded, random = xgen_jax.load(root / "vdit"), np.random.default_rng(0)
-    shapes = abstract_variables(loaded.config.model, loaded.embedder.latent_channels)
+    shapes = abstract_variables(loaded.config.model, loaded.networks.embedder.latent_channels)
     params = jax.tree.map(lambda p: 0.2 * random.normal(size=p.shape).astype(p.dtype), shapes)
-    return dataclasses.replace(loaded, params={**loaded.params, "vdit": params})
+    params = {**loaded.networks.params, "vdit": params}
+    networks = dataclasses.replace(loaded.networks, params=params)
+    return dataclasses.replace(loaded, networks=networks)
+
+
+def plan_of(model, **request):
+    return model.plan(VideoRequest(**request))
+
+
+ROW = BatchRow(PROMPTS[0], 3)
 
 
 def test_latents_on_disk_are_what_the_embedder_gives(root):
@@ -80,7 +90,7 @@ def test_latents_of_another_ratio_are_refused(root, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_video_is_drawn_by_its_own_seed(model):
+def test_a_video_depends_on_its_own_seed(model):
     options = {"seed": 3, "frames": 10, "steps": 1}
     both = model(PROMPTS, **options)
     assert both.shape == (2, 10, 16, 16, 3)
@@ -89,73 +99,68 @@ def test_a_video_is_drawn_by_its_own_seed(model):
     assert np.abs(single.astype(int) - both).max() <= 1
 
 
-def test_the_decoders_noise_is_the_seeds(model):
-    """The same latents, drawn with the keys of two seeds, are two videos."""
-    drawer = model.drawer(model.plan(frames=10), 1, steps=1)
-    latents = np.concatenate(
-        [np.asarray(piece) for piece in drawer.latents(PROMPTS[:1], [3])], axis=1
-    )
-    plain = to_uint8(decode(model.embedder, model.params["embedder"], latents))
-    drawn = np.concatenate(list(drawer(PROMPTS[:1], [3])), axis=1)
-    assert drawn.shape == plain.shape
-    assert (drawn != plain).any()
-    assert drawer.settings["decode_steps"] == 1
+def test_the_decoders_noise_depends_on_the_seed(model):
+    """The same latents decoded with the keys of two seeds are two videos."""
+    generator = model.generator(plan_of(model, frames=10, steps=1), 1)
+    latents = np.concatenate([np.asarray(part) for part in generator.latents([ROW])], axis=1)
+    embedder, params = model.networks.embedder, model.networks.params["embedder"]
+    of_seed_0 = to_uint8(decode(embedder, params, latents))
+    video = np.concatenate(list(generator([ROW])), axis=1)
+    assert video.shape == of_seed_0.shape
+    assert (video != of_seed_0).any()
+    assert generator.settings["decode_steps"] == 1
 
 
-def test_pieces_are_whole_chunks(model):
-    plan = model.plan(frames=20, piece_frames=10, overlap=2)
-    assert (plan.pieces, plan.piece_shape, plan.latent_frames) == (3, (4, 4, 4, 4), 8)
-    drawer = model.drawer(plan, 1, steps=1)
-    pieces = [piece.shape[1] for piece in drawer.latents(PROMPTS[:1], [3])]
-    assert pieces == [4, 2, 2]
-    assert sum(part.shape[1] for part in drawer(PROMPTS[:1], [3])) == 20
+def test_segments_are_whole_chunks(model):
+    plan = plan_of(model, frames=20, segment_frames=10, overlap=2, steps=1)
+    assert (plan.segments, plan.segment_shape, plan.latent_frames) == (3, (4, 4, 4, 4), 8)
+    generator = model.generator(plan, 1)
+    assert [segment.shape[1] for segment in generator.latents([ROW])] == [4, 2, 2]
+    assert sum(chunk.shape[1] for chunk in generator([ROW])) == 20
 
 
 def test_a_condition_image_is_the_first_content_latent(model):
-    plan = model.plan(frames=10)
-    fitted = fit_condition(VIDEO[:1], plan, model.embedder)
-    known = encode(model.embedder, model.params["embedder"], fitted[None])
-    drawer = model.drawer(plan, 1, condition=VIDEO[:1], steps=1)
-    drawn = np.concatenate(
-        [np.asarray(p) for p in drawer.latents(PROMPTS[:1], [3], None, VIDEO[:1])], axis=1
-    )
-    np.testing.assert_array_equal(drawn[:, :1], known)
+    plan, networks = plan_of(model, frames=10, steps=1), model.networks
+    fitted = fit_condition(VIDEO[:1], plan, networks.embedder)
+    known = encode(networks.embedder, networks.params["embedder"], fitted[None])
+    generator = model.generator(plan, 1, conditioned=True)
+    segments = generator.latents([ROW], VIDEO[:1])
+    latents = np.concatenate([np.asarray(segment) for segment in segments], axis=1)
+    np.testing.assert_array_equal(latents[:, :1], known)
 
 
-def test_of_a_condition_video_whole_chunks_are_taken(model):
+def test_a_condition_video_is_cut_to_whole_chunks(model):
     embedder = tiny_embedder()[0]
+    whole = plan_of(model, frames=20, segment_frames=20)
     for frames, overlap, taken in ((8, 2, 5), (8, 4, 5), (4, 2, 1), (1, 2, 1)):
-        plan = dataclasses.replace(model.plan(frames=20, piece_frames=20), overlap=overlap)
+        plan = dataclasses.replace(whole, overlap=overlap)
         assert len(fit_condition(VIDEO[:frames], plan, embedder)) == taken
-    # One chunk leaves room for an image alone.
-    assert len(fit_condition(VIDEO, model.plan(frames=5), embedder)) == 1
+    # One chunk has room for an image only.
+    assert len(fit_condition(VIDEO, plan_of(model, frames=5), embedder)) == 1
 
 
-def test_plans_count_in_whole_chunks(root):
+def test_plans_count_whole_chunks(root):
     embedder, config = tiny_embedder()[0], vdit(root)
 
     def plan(**request):
-        return plan_clip(config, embedder, **request)
+        return plan_video(config, embedder, VideoRequest(**request))
 
-    assert (plan(frames=40).pieces, plan(frames=40).overlap, plan(frames=40).piece_shape[0]) == (
-        7,
-        2,
-        4,
-    )
-    assert plan(frames=16, piece_frames=16).latent_frames == 7
+    long = plan(frames=40)
+    assert (long.segments, long.overlap, long.segment_shape[0]) == (7, 2, 4)
+    assert plan(frames=16, segment_frames=16).latent_frames == 7
     odd = dataclasses.replace(config.data.buckets[0], frames=11)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, buckets=(odd,)))
-    assert (plan(frames=11).pieces, plan(frames=11).piece_frames) == (1, 11)
-    assert (plan(frames=15).pieces, plan(frames=15).piece_frames) == (2, 10)
+    assert (plan(frames=11).segments, plan(frames=11).segment_frames) == (1, 11)
+    assert (plan(frames=15).segments, plan(frames=15).segment_frames) == (2, 10)
     for request, message in (
         ({"frames": 12}, "12 frames cannot be encoded"),
-        ({"frames": 20, "piece_frames": 11}, "piece_frames=11 must be a multiple of 5"),
+        ({"frames": 20, "segment_frames": 11}, "segment_frames=11 must be a multiple of 5"),
         (
             {"frames": 20, "overlap": 1},
             "overlap=1 must be 2 or more latent frames, whole chunks of 2",
         ),
         ({"frames": 20, "overlap": 3}, "overlap=3 must be"),
-        ({"frames": 20, "piece_frames": 5}, "fewer than a piece's 2"),
+        ({"frames": 20, "segment_frames": 5}, "fewer than a segment's 2"),
     ):
         with pytest.raises(UserError, match=message):
             plan(**request)

@@ -8,14 +8,8 @@ import pytest
 from tiny_regen import tiny_embedder
 
 from xgen_jax.errors import UserError
-from xgen_jax.inference.streaming import (
-    chunk_bytes,
-    decode,
-    decode_stream,
-    encode,
-    encode_stream,
-    plan,
-)
+from xgen_jax.inference.chunks import chunk_bytes, plan_chunks
+from xgen_jax.inference.streaming import decode, decode_stream, encode, encode_stream
 
 KEY = jax.random.key(7)
 
@@ -35,7 +29,7 @@ def built():
     )
 
 
-def pieces(x, *lengths):
+def cut_at(x, *lengths):
     edges = [0, *np.cumsum(lengths), x.shape[1]]
     return (x[:, a:b] for a, b in zip(edges, edges[1:]))
 
@@ -43,7 +37,7 @@ def pieces(x, *lengths):
 @pytest.mark.parametrize("cut", [(5, 5, 5), (3, 4, 0, 4), (10,)])
 def test_latents_do_not_depend_on_the_cut(built, cut):
     embedder, params, video, latents, _ = built
-    parts = list(encode_stream(embedder, params, pieces(video, *cut)))
+    parts = list(encode_stream(embedder, params, cut_at(video, *cut)))
     np.testing.assert_allclose(np.concatenate(parts, axis=1), latents, atol=1e-5)
     assert all(part.shape[1] % 2 == 0 for part in parts[:-1])
 
@@ -51,16 +45,16 @@ def test_latents_do_not_depend_on_the_cut(built, cut):
 @pytest.mark.parametrize("cut", [(2, 2, 2), (1, 4), (4, 1, 1)])
 def test_frames_do_not_depend_on_the_cut(built, cut):
     embedder, params, _, latents, decoded = built
-    parts = list(decode_stream(embedder, params, pieces(latents, *cut), key=KEY))
+    parts = list(decode_stream(embedder, params, cut_at(latents, *cut), key=KEY))
     np.testing.assert_allclose(np.concatenate(parts, axis=1), decoded, atol=1e-5)
     assert sum(part.shape[1] for part in parts) == 16
-    # As soon as a chunk is there, all but what looks ahead.
+    # The first chunk comes as soon as possible, without the frames of the look-ahead.
     assert parts[0].shape[1] == embedder.frames(cut[0] if cut[0] > 1 else 4) - embedder.look_ahead
 
 
-def test_the_whole_clip_at_once_is_cut_in_whole_chunks(built):
+def test_a_whole_clip_is_cut_into_whole_chunks(built):
     embedder, params, video, latents, decoded = built
-    assert plan(embedder, params, "decode", latents.shape, np.float32, None) == (2, 4)
+    assert plan_chunks(embedder, params, "decode", latents.shape, np.float32, None) == (2, 4)
     np.testing.assert_allclose(encode(embedder, params, video), latents, atol=1e-5)
     np.testing.assert_allclose(decode(embedder, params, latents, key=KEY), decoded, atol=1e-5)
 
@@ -71,12 +65,12 @@ def test_a_budget_is_planned_in_whole_chunks(built, verb):
     shape = (1, 9, 2, 2, 4)
     for chunk in (2, 4):
         budget_gb = 1.01 * chunk_bytes(embedder, params, verb, shape, np.float32, chunk) / 1e9
-        assert plan(embedder, params, verb, shape, np.float32, budget_gb) == (2, chunk)
+        assert plan_chunks(embedder, params, verb, shape, np.float32, budget_gb) == (2, chunk)
     with pytest.raises(UserError, match="even 2 latent frames at a time"):
-        plan(embedder, params, verb, shape, np.float32, 1e-6)
+        plan_chunks(embedder, params, verb, shape, np.float32, 1e-6)
 
 
-def test_another_key_compiles_nothing_and_draws_other_frames(built, caplog):
+def test_another_key_compiles_nothing_and_decodes_other_frames(built, caplog):
     embedder, params, _, latents, decoded = built
     decode(embedder, params, latents, key=KEY)
     key = jax.random.key(8)
@@ -102,7 +96,7 @@ def test_another_key_compiles_nothing_and_draws_other_frames(built, caplog):
 def test_frames_that_fill_no_chunk_are_refused(built, stream, frames, message):
     embedder, params, video, *_ = built
     with pytest.raises(UserError, match=message):
-        list(encode_stream(embedder, params, pieces(video[:, :frames], 5)))
+        list(encode_stream(embedder, params, cut_at(video[:, :frames], 5)))
 
 
 def test_latents_of_other_channels_are_refused(built):

@@ -10,7 +10,7 @@ import pytest
 from tiny_regen import TINY, tiny_embedder, write_run
 
 from xgen_jax.commands.evaluate import reconstruction_suite
-from xgen_jax.commands.reconstruct import reconstruct_file
+from xgen_jax.commands.reconstruct import ReconstructRequest, reconstruct_file
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.inference import resample_time as slow_motion
@@ -158,10 +158,10 @@ def test_a_file_is_shown_beside_the_original_slowed_by_repetition(run, tmp_path)
     video = np.random.default_rng(2).integers(0, 256, (6, 16, 16, 3), np.uint8)
     write_video(tmp_path / "clip.mp4", video, fps=8)
     arguments = {"embedder": run, "video": tmp_path / "clip.mp4", "out": str(tmp_path / "slow.mp4")}
-    result = reconstruct_file(**arguments, speed=0.5, steps=2)
+    result = reconstruct_file(ReconstructRequest(**arguments, speed=0.5, steps=2))
     assert result["shape"] == [11, 16, 16, 3] and result["fps"] == 8
     with pytest.raises(UserError, match="steps"):
-        reconstruct_file(**arguments, steps=0, overwrite=True)
+        reconstruct_file(ReconstructRequest(**arguments, steps=0, overwrite=True))
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_a_run_is_scored_with_so_many_evaluations(run, tmp_path):
 def test_a_vidvae_has_neither_speed_nor_steps(tiny_runs):
     network = Reconstructor(embedder=VidVAEEmbedder(model=VidVAE(PRESETS["tiny"])), params={})
     with pytest.raises(
-        UserError, match=r"speed=0.5 is for a REGEN.* no others than the frames that were encoded"
+        UserError, match=r"speed=0.5 is for a REGEN.* only the frames that were encoded"
     ):
         network(np.zeros((5, 8, 8, 3), np.uint8), speed=0.5)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Chunks, rows and budgets: whatever way a clip is cut, it gives what the whole clip gives."""
+"""Chunks, rows and budgets: however a clip is cut, it gives what the whole clip gives."""
 
 import dataclasses
 import functools
@@ -9,20 +9,25 @@ import pytest
 
 from xgen_jax.errors import UserError
 from xgen_jax.inference import streaming
-from xgen_jax.inference.streaming import (
+from xgen_jax.inference.chunks import (
+    ChunkPlan,
     chunk_bytes,
-    decode,
     decode_chunk,
+    encode_chunk,
+    plan_chunks,
+)
+from xgen_jax.inference.streaming import (
+    decode,
+    decode_segments,
     decode_stream,
     encode,
-    encode_chunk,
     encode_stream,
-    plan,
 )
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
-from xgen_jax.parallel.memory import largest_chunk, program_bytes
+from xgen_jax.parallel.memory import program_bytes
+from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 
 PLAIN = VidVAEConfig(
     channels=(4, 8),
@@ -51,7 +56,7 @@ CONFIGS = {
         time_up="trilinear",
     ),
 }
-# Lengths in which a clip of 17 frames comes, and its 5 latent frames.
+# Cuts of a clip of 17 frames, and of its 5 latent frames.
 VIDEO_CUTS = [(1, 16), (5, 12), (3, 7, 7)]
 LATENT_CUTS = [(1, 1, 3), (2, 3)]
 MORE_VIDEO_CUTS = [(1,) * 17, (9, 8), (2, 15), (4,) * 4 + (1,), (13, 1, 3), (17,)]
@@ -60,8 +65,7 @@ MORE_LATENT_CUTS = [(1,) * 5, (1, 4), (4, 1), (5,), (2, 2, 1), (3, 2)]
 
 @functools.cache
 def built(config, frames=17, height=8, width=8):
-    """An embedder, its parameters (statistics that are not trivial), a clip, and what the whole
-    clip gives."""
+    """(embedder, parameters with non-trivial statistics, clip, its latents, their video)."""
     model = VidVAE(config)
     video = (
         np.random.default_rng(0).uniform(-1, 1, (1, frames, height, width, 3)).astype(np.float32)
@@ -73,7 +77,7 @@ def built(config, frames=17, height=8, width=8):
     return embedder, params, video, latents, np.asarray(jax.jit(embedder.decode)(params, latents))
 
 
-def pieces(x, lengths):
+def cut_at(x, lengths):
     assert sum(lengths) == x.shape[1]
     ends = np.cumsum(lengths)
     return [x[:, end - length : end] for length, end in zip(lengths, ends)]
@@ -82,10 +86,10 @@ def pieces(x, lengths):
 def check_streams(config, video_cuts, latent_cuts):
     embedder, params, video, latents, decoded = built(config)
     for cut in video_cuts:
-        parts = list(encode_stream(embedder, params, pieces(video, cut)))
+        parts = list(encode_stream(embedder, params, cut_at(video, cut)))
         np.testing.assert_allclose(np.concatenate(parts, 1), latents, atol=1e-5, err_msg=str(cut))
     for cut in latent_cuts:
-        parts = list(decode_stream(embedder, params, pieces(latents, cut)))
+        parts = list(decode_stream(embedder, params, cut_at(latents, cut)))
         np.testing.assert_allclose(np.concatenate(parts, 1), decoded, atol=1e-5, err_msg=str(cut))
 
 
@@ -107,20 +111,20 @@ def test_a_decoder_that_looks_ahead_gives_its_last_frames_late():
     embedder, params, _, latents, _ = built(CONFIGS["trilinear"])
     assert embedder.look_ahead == 3
     lengths = [
-        part.shape[1] for part in decode_stream(embedder, params, pieces(latents, (1, 1, 3)))
+        part.shape[1] for part in decode_stream(embedder, params, cut_at(latents, (1, 1, 3)))
     ]
     assert lengths == [1, 1, 12, 3]
     assert [
-        part.shape[1] for part in decode_stream(embedder, params, pieces(latents[:, :1], (1,)))
+        part.shape[1] for part in decode_stream(embedder, params, cut_at(latents[:, :1], (1,)))
     ] == [1]
 
 
-def test_a_stream_gives_latents_as_soon_as_they_are_known():
+def test_a_stream_gives_latents_as_soon_as_possible():
     embedder, params, video, _, _ = built(CONFIGS["plain"])
     consumed = []
 
     def chunks():
-        for number, part in enumerate(pieces(video, (5, 12))):
+        for number, part in enumerate(cut_at(video, (5, 12))):
             consumed.append(number)
             yield part
 
@@ -129,7 +133,7 @@ def test_a_stream_gives_latents_as_soon_as_they_are_known():
     assert consumed == [0]
 
 
-def test_eight_bits_and_floats_are_one_video():
+def test_uint8_and_float_videos_have_the_same_latents():
     embedder, params, video, _, _ = built(CONFIGS["plain"])
     eight = np.rint((video + 1) * 127.5).astype(np.uint8)
     as_float = eight.astype(np.float32) / 127.5 - 1
@@ -203,19 +207,6 @@ def test_chunks_that_cannot_be_decoded_are_refused(chunks, message):
 # Memory
 
 
-@pytest.mark.parametrize("budget", [0, 9, 10, 11, 34, 35, 1000])
-@pytest.mark.parametrize("most", [1, 2, 7, 100])
-def test_the_longest_chunk_within_a_budget_is_found_in_few_measurements(most, budget):
-    measured = []
-
-    def measure(n):
-        measured.append(n)
-        return 5 + 5 * n
-
-    assert largest_chunk(measure, most, budget) == min(most, max(0, budget // 5 - 1))
-    assert len(measured) == len(set(measured)) <= 2 * np.log2(most) + 2
-
-
 @pytest.mark.parametrize("verb", ["encode", "decode"])
 @pytest.mark.parametrize(
     "side,chunk",
@@ -228,29 +219,37 @@ def test_the_longest_chunk_within_a_budget_is_found_in_few_measurements(most, bu
         ),
     ],
 )
-def test_bytes_are_predicted_within_a_fifth_of_what_xla_reports_of_the_program_that_runs(
-    verb, side, chunk
-):
+def test_predicted_bytes_are_within_a_fifth_of_the_running_programs(verb, side, chunk):
     embedder, params, *_ = built(FLAT)
     predicted = chunk_bytes(embedder, params, verb, (1, 64, side, side, 3), np.float32, chunk)
-    # In the middle of a stream, with the history that two chunks before it have left.
+    # In the middle of a stream, with the cache of two chunks before it.
     f, s = embedder.model.config.time_factor, embedder.model.config.space_factor
-    history = None
+    cache = None
     for n in (1, 1):
         if verb == "encode":
-            x = np.zeros((1, f if history else 1, s * side, s * side, 3), np.float32)
-            history = encode_chunk(embedder, params, x, history)[1]
+            x = np.zeros((1, f if cache else 1, s * side, s * side, 3), np.float32)
+            cache = encode_chunk(embedder, params, x, cache)[1]
         else:
-            history = decode_chunk(
-                embedder, params, np.zeros((1, n, side, side, 3), np.float32), history, False
+            cache = decode_chunk(
+                embedder, params, np.zeros((1, n, side, side, 3), np.float32), cache, False
             )[1]
     if verb == "encode":
         x = np.zeros((1, f * chunk, s * side, s * side, 3), np.float32)
-        program = encode_chunk.lower(embedder, params, x, history)
+        program = encode_chunk.lower(embedder, params, x, cache)
     else:
         x = np.zeros((1, chunk, side, side, 3), np.float32)
-        program = decode_chunk.lower(embedder, params, x, history, False)
+        program = decode_chunk.lower(embedder, params, x, cache, False)
     assert predicted == pytest.approx(program_bytes(program.compile()), rel=0.2)
+
+
+def test_segments_are_decoded_like_the_whole_clip():
+    embedder, params, _, latents, decoded = built(CONFIGS["stem"])
+    mesh = make_mesh(MeshConfig(data=1, fsdp=1), jax.devices()[:1])
+    for plan, chunks in ((ChunkPlan(4, 2), 3), (ChunkPlan(4, 5), 1), (ChunkPlan(4, 1), 5)):
+        segments = (part for part in cut_at(latents, (3, 2)))
+        parts = list(decode_segments(embedder, params, segments, latents.shape, plan, mesh))
+        assert len(parts) >= chunks
+        np.testing.assert_allclose(np.concatenate(parts, 1), decoded, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -262,15 +261,15 @@ def test_a_budget_chooses_chunks_that_fit_and_change_nothing():
     ):
         measure = functools.partial(chunk_bytes, embedder, params, verb, latents.shape, np.float32)
         budget_gb = measure(4) / 1e9
-        rows, n = plan(embedder, params, verb, latents.shape, np.float32, budget_gb)
+        rows, n = plan_chunks(embedder, params, verb, latents.shape, np.float32, budget_gb)
         assert (rows, n) == (4, 4)
         np.testing.assert_allclose(function(embedder, params, x, budget_gb), whole, atol=1e-5)
 
 
-def test_blocks_of_rows_change_nothing_and_one_row_less_around_them_would(monkeypatch):
+def test_blocks_of_rows_change_nothing_but_need_the_whole_halo(monkeypatch):
     config = dataclasses.replace(CONFIGS["rms"], time_reduction=(False, False), time_expansion=None)
     embedder, params, video, latents, decoded = built(config, frames=1, height=64, width=4)
-    monkeypatch.setattr(streaming, "plan", lambda *_: (5, 1))
+    monkeypatch.setattr(streaming, "plan_chunks", lambda *_: (5, 1))
     np.testing.assert_allclose(encode(embedder, params, video), latents, atol=1e-5)
     np.testing.assert_allclose(decode(embedder, params, latents), decoded, atol=1e-5)
     halo = config.halo
@@ -278,12 +277,12 @@ def test_blocks_of_rows_change_nothing_and_one_row_less_around_them_would(monkey
     assert np.abs(decode(embedder, params, latents) - decoded).max() > 1e-5
 
 
-def test_rows_are_cut_only_when_not_even_one_latent_frame_fits():
+def test_rows_are_cut_only_if_one_latent_frame_does_not_fit():
     embedder, params, *_ = built(CONFIGS["rms"])
     shape = (1, 5, 64, 4, 3)
     one = chunk_bytes(embedder, params, "decode", shape, np.float32, 1) / 1e9
-    assert plan(embedder, params, "decode", shape, np.float32, one)[0] == 64
-    rows, n = plan(embedder, params, "decode", shape, np.float32, 0.8 * one)
+    assert plan_chunks(embedder, params, "decode", shape, np.float32, one)[0] == 64
+    rows, n = plan_chunks(embedder, params, "decode", shape, np.float32, 0.8 * one)
     assert (rows < 64, n) == (True, 1)
 
 
@@ -298,7 +297,7 @@ def test_rows_are_cut_only_when_not_even_one_latent_frame_fits():
         (
             {},
             1e-6,
-            "even a latent frame at a time, and only a model with norm='rms' and no attention can be cut",
+            "even a latent frame at a time, and only a model with norm='rms' and no attention can",
         ),
         ({"norm": "rms", "mid_attention": False}, 1e-6, "even a latent frame and row at a time"),
         ({}, 0.0, "memory_budget_gb=0.0 must be above 0"),

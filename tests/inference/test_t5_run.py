@@ -1,5 +1,4 @@
-"""A run on a T5's stored embeddings, from encoding to sampling: with the T5 that made them, and
-with no other."""
+"""A run on a T5's stored embeddings, from encoding to sampling; another T5 is refused."""
 
 import shutil
 
@@ -9,7 +8,7 @@ import pytest
 import tiny_t5
 
 from xgen_jax.commands.encode import EncodeRequest, encode_dataset
-from xgen_jax.commands.sample import sample_files
+from xgen_jax.commands.sample import SampleRequest, sample_files
 from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.sources.latents import LatentSource
@@ -70,7 +69,7 @@ def root(tiny_runs, tmp_path_factory):
     return root
 
 
-def test_what_is_stored_is_what_the_t5_gives(root):
+def test_stored_embeddings_are_those_of_the_t5(root):
     source, captions = LatentSource(root / "latents"), T5Captions(root / "t5", LENGTH)
     assert source.made_by["text_encoder"] == captions.fingerprint
     for index in range(6):
@@ -106,15 +105,15 @@ def test_a_dropped_stored_caption_is_the_null_caption_of_the_run(root, tiny_runs
 def test_training_needs_no_t5_and_sampling_needs_its_weights_once(root, tiny_runs, tmp_path):
     other = tmp_path / "elsewhere"
     shutil.copytree(root / "latents", other / "latents")
-    objective = task_of(config(other, tiny_runs))  # there is no t5/ beside these latents
+    objective = task_of(config(other, tiny_runs))  # there is no t5/ next to these latents
     assert objective.fingerprints()["text_encoder"] == T5Folder(root / "t5").fingerprint
     loaded = load_text_to_video(root / "run", text_cache=str(tmp_path / "cache"))
     video = loaded(PROMPT, seed=1)
     assert video.shape == (5, 16, 16, 3)
-    # Everything but the weights' tensors is there: the same video out of the cache, another prompt
-    # is refused.
-    loaded.text.encoder.release()
-    loaded.text.encoder.folder.load = lambda **_: pytest.fail("the weights are read")
+    # Only the weights are missing: the cache gives the same video, another prompt is refused.
+    encoder = loaded.networks.text.encoder
+    encoder.release()
+    encoder.folder.load = lambda **_: pytest.fail("the weights are read")
     np.testing.assert_array_equal(loaded(PROMPT, seed=1), video)
     with pytest.raises(
         UserError, match=r"nothing is left of the prompt 'www\.a\.b' when it is cleaned"
@@ -122,28 +121,32 @@ def test_training_needs_no_t5_and_sampling_needs_its_weights_once(root, tiny_run
         loaded("www.a.b")
 
 
-def test_a_file_of_prompts_loads_the_t5_once_and_not_again(root, tmp_path, monkeypatch, capsys):
+def test_a_file_of_prompts_loads_the_t5_once(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XGEN_JAX_CACHE", str(tmp_path / "cache"))
     loads, load = [], T5Folder.load
     monkeypatch.setattr(
         T5Folder, "load", lambda self, *a, **k: loads.append(self.path) or load(self, *a, **k)
     )
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue square moving up {'and up ' * 8}\n")
-    arguments = {
-        "model": str(root / "run"),
-        "prompt": None,
-        "prompts_file": str(tmp_path / "prompts.txt"),
-    }
-    assert sample_files(**arguments, out=str(tmp_path / "out"))["drawn"] == 2
+
+    def sample(name):
+        request = SampleRequest(
+            model=str(root / "run"),
+            prompts_file=str(tmp_path / "prompts.txt"),
+            out=str(tmp_path / name),
+        )
+        return sample_files(request)
+
+    assert sample("out")["generated"] == 2
     assert len(loads) == 1
-    told = capsys.readouterr().err
-    assert told.count("are cut off, for the model takes 24") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("are cut off, for the model takes 24") == 1
     (tmp_path / "out" / "00002.mp4").unlink()
-    assert sample_files(**arguments, out=str(tmp_path / "out"))["drawn"] == 1
+    assert sample("out")["generated"] == 1
     assert len(loads) == 1
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\nwww.a.b\n")
     with pytest.raises(UserError, match="nothing is left of the prompt"):
-        sample_files(**arguments, out=str(tmp_path / "more"))
+        sample("more")
     assert not (tmp_path / "more").exists()
 
 
@@ -165,7 +168,7 @@ def test_another_t5_is_refused(root, tiny_runs, tmp_path):
     ):
         train(config(root, tiny_runs, text={"path": str(tmp_path / "t5")}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    # Going on with the run, on that T5's embeddings of the same clips.
+    # The run is continued with that T5's embeddings of the same clips.
     encode(tmp_path, tiny_runs)
     with pytest.raises(UserError, match="the source .* differ|was trained on the text_encoder"):
         train(config(tmp_path, tiny_runs, loop={"steps": 2}), root / "run")
@@ -191,7 +194,7 @@ def test_embeddings_that_do_not_fit_are_refused(root, tiny_runs, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_videos_are_captioned_by_a_t5_at_hand(root, tiny_runs):
+def test_captions_of_videos_are_embedded_by_an_available_t5(root, tiny_runs):
     data = {"source": {"kind": "synthetic", "num_clips": 8}}
     objective = task_of(config(root, tiny_runs, data=data))
     arrays = objective.text.batch_arrays({"caption": [PROMPT, ""]})

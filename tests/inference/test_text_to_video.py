@@ -39,7 +39,7 @@ def test_same_seed_same_video_other_seed_other_video(model):
     assert (a != c).any()
 
 
-def test_a_video_does_not_depend_on_the_batch_it_is_drawn_in(model):
+def test_a_video_does_not_depend_on_its_batch(model):
     prompts = [
         "a red circle moving left",
         "a blue square moving up",
@@ -56,29 +56,29 @@ def test_size_and_length_may_differ_from_training(model):
     assert model("a red circle moving left", frames=9, size=(16, 24)).shape == (9, 16, 24, 3)
 
 
-def test_guidance_changes_what_is_drawn_and_steps_are_checked(model):
+def test_steps_may_differ_from_the_runs_and_samplers_are_checked(model):
     assert model("a red circle moving left", steps=1).shape == (5, 16, 16, 3)
     with pytest.raises(UserError, match="sampler 'heuun' is not known"):
         model("a red circle moving left", sampler="heuun")
 
 
-def test_sampler_and_guidance_are_the_runs_unless_others_are_asked_for(model):
-    def draw(sampler=None, **config):
+def test_sampler_and_guidance_are_the_runs_by_default(model):
+    def generate(sampler=None, **config):
         other = dataclasses.replace(model, config=dataclasses.replace(model.config, **config))
         return other("a red circle moving left", sampler=sampler, steps=3, guidance_scale=9.0)
 
-    as_asked, as_configured = draw("unipc"), dataclasses.replace(model.config, sampler="unipc")
+    as_asked, as_configured = generate("unipc"), dataclasses.replace(model.config, sampler="unipc")
     other = dataclasses.replace(model, config=as_configured)
     np.testing.assert_array_equal(
         other("a red circle moving left", steps=3, guidance_scale=9.0), as_asked
     )
-    assert (as_asked != draw()).any()
-    # Guided at no time at all is the condition alone.
+    assert (as_asked != generate()).any()
+    # Without a guided time it is the conditional prediction.
     alone = model("a red circle moving left", steps=3, guidance_scale=1.0).astype(int)
-    assert np.abs(draw(guidance=GuidanceConfig(interval=(0.0, 1e-6))) - alone).max() <= 1
+    assert np.abs(generate(guidance=GuidanceConfig(interval=(0.0, 1e-6))) - alone).max() <= 1
 
 
-def test_ddpm_with_a_learned_variance_and_clip_conditions_draws(model):
+def test_ddpm_with_a_learned_variance_and_micro_conditions_generates(model):
     config = dataclasses.replace(
         model.config,
         model=dataclasses.replace(model.config.model, learned_variance=True, clip_conditions=True),
@@ -87,23 +87,25 @@ def test_ddpm_with_a_learned_variance_and_clip_conditions_draws(model):
         guidance=GuidanceConfig(channels=3),
     )
     network = VDiT(config.model)
-    shape = (*model.embedder.latent_shape((5, 16, 16)), model.embedder.latent_channels)
+    embedder = model.networks.embedder
+    shape = (*embedder.latent_shape((5, 16, 16)), embedder.latent_channels)
     text, mask = np.zeros((1, 4, config.model.text_width), np.float32), np.ones((1, 4), bool)
-    told = ClipConditions(*np.ones((5, 1), np.float32))
+    micro_cond = ClipConditions(*np.ones((5, 1), np.float32))
     shapes = jax.eval_shape(
-        network.init, jax.random.key(0), np.zeros((1, *shape)), np.zeros(1), text, mask, told
+        network.init, jax.random.key(0), np.zeros((1, *shape)), np.zeros(1), text, mask, micro_cond
     )
-    # Random all through: a new transformer's last layer is zero, and would say nothing of what it
-    # is told.
+    # Random parameters: the last layer of a new transformer is zero, so nothing would depend on the
+    # conditions.
     random = np.random.default_rng(0)
     params = jax.tree.map(lambda p: 0.2 * random.normal(size=p.shape).astype(p.dtype), shapes)
-    drawn = dataclasses.replace(
-        model, config=config, model=network, params={**model.params, "vdit": params}
+    networks = dataclasses.replace(
+        model.networks, model=network, params={**model.networks.params, "vdit": params}
     )
-    video = drawn("a red circle", steps=4)
+    ddpm = dataclasses.replace(model, config=config, networks=networks)
+    video = ddpm("a red circle", steps=4)
     assert video.shape == (5, 16, 16, 3)
-    assert (drawn("a red circle", steps=4, seed=1) != video).any()
-    faster = dataclasses.replace(drawn, config=dataclasses.replace(config, sample_fps=60.0))
+    assert (ddpm("a red circle", steps=4, seed=1) != video).any()
+    faster = dataclasses.replace(ddpm, config=dataclasses.replace(config, sample_fps=60.0))
     assert (faster("a red circle", steps=4) != video).any()
 
 
@@ -130,12 +132,12 @@ def test_ddpm_with_a_learned_variance_and_clip_conditions_draws(model):
         ({"prompt": "x", "seed": -1}, "seed=-1"),
     ],
 )
-def test_bad_requests_are_refused_with_what_would_be_right(model, arguments, message):
+def test_bad_requests_are_refused(model, arguments, message):
     with pytest.raises(UserError, match=message):
         model(**arguments)
 
 
-def test_loading_refuses_what_is_no_model(tiny_runs, tmp_path):
+def test_loading_refuses_other_folders(tiny_runs, tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
         xgen_jax.load(tmp_path / "missing")
     with pytest.raises(UserError, match="holds no config.json"):
@@ -149,7 +151,7 @@ def test_loading_refuses_what_is_no_model(tiny_runs, tmp_path):
         xgen_jax.load(unfinished)
 
 
-def test_runs_moved_together_still_find_each_other(tiny_runs, tmp_path, monkeypatch):
+def test_run_folders_moved_together_find_each_other(tiny_runs, tmp_path, monkeypatch):
     moved = tmp_path / "elsewhere"
     shutil.copytree(tiny_runs, moved)
     config = (

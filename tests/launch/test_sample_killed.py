@@ -1,5 +1,5 @@
-"""A file of 64 prompts whose drawing is killed, and started again, ends with the bytes of one that
-was not."""
+"""Sampling 64 prompts that is killed and started again ends with the same bytes as without the
+kill."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import time
 import pytest
 from test_commands import ROOT, command
 
-from xgen_jax.commands.sample import sample_files
+from xgen_jax.commands.sample import SampleRequest, sample_files
 
 LINES = [
     f"a {color} {shape} moving {way}"
@@ -27,8 +27,8 @@ def test_64_prompts_with_a_kill(tiny_runs, tmp_path):
         "prompts_file": str(tmp_path / "prompts.txt"),
         "batch_size": 4,
     }
-    whole = sample_files(prompt=None, out=str(tmp_path / "whole"), **arguments)
-    assert whole["drawn"] == 64
+    whole = sample_files(SampleRequest(out=str(tmp_path / "whole"), **arguments))
+    assert whole["generated"] == 64
     # The same devices and compiler flags as here, or the last bits may differ.
     flags = [f"--{name}={value}" for name, value in arguments.items()]
     process = subprocess.Popen(
@@ -45,8 +45,8 @@ def test_64_prompts_with_a_kill(tiny_runs, tmp_path):
     assert process.wait(60) == -signal.SIGKILL
     there = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("cut/[0-9]*.mp4")}
     assert 6 <= len(there) < 64
-    done = sample_files(prompt=None, out=str(tmp_path / "cut"), **arguments)
-    assert (done["drawn"], done["kept"]) == (64 - len(there), len(there))
+    done = sample_files(SampleRequest(out=str(tmp_path / "cut"), **arguments))
+    assert (done["generated"], done["kept"]) == (64 - len(there), len(there))
     assert {name: (tmp_path / "cut" / name).stat().st_mtime_ns for name in there} == there
     assert sorted(os.listdir(tmp_path / "cut")) == sorted(os.listdir(tmp_path / "whole"))
     for path in (tmp_path / "whole").iterdir():

@@ -1,34 +1,32 @@
-"""Will it fit? The very train step of a run, or its denoising step, compiled on any CPU host for an
-absent TPU slice.
+"""Compile a run's train step or sampling step for a TPU slice, on any CPU host, to see whether it
+fits.
 
-Needs libtpu (`pip install xgen_jax[plan]`), which holds TPU's compiler and refuses a program that
-exceeds a chip's memory. What decides is the peak, not the sum of temporaries. Two processes of a
-host that load libtpu need ALLOW_MULTIPLE_LIBTPU_LOAD=1 in their environment.
+Needs libtpu (`pip install xgen_jax[plan]`), which has the TPU compiler and refuses a program that
+exceeds a chip's memory. Two processes of a host that load libtpu need ALLOW_MULTIPLE_LIBTPU_LOAD=1
+in their environment.
 """
 
-import functools
 import re
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
 from xgen_jax.config.runs import VDiTRun
 from xgen_jax.data.buckets import Bucket, Shape, shape_name
 from xgen_jax.data.pipeline import micro_conditions
-from xgen_jax.diffusion.guidance import guided
 from xgen_jax.errors import UserError
+from xgen_jax.inference.request import VideoPlan
+from xgen_jax.inference.sampling import VideoSampler
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.models.vdit import VDiT
-from xgen_jax.models.vdit_config import ClipConditions
+from xgen_jax.models.vdit import VDiT, abstract_variables
 from xgen_jax.models.vidvae_config import VidVAEConfig
-from xgen_jax.parallel.memory import OUT_OF_MEMORY, peak_bytes
+from xgen_jax.parallel.memory import OUT_OF_MEMORY, program_bytes
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
-from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated
+from xgen_jax.parallel.sharding import batch_sharding, on_mesh
 from xgen_jax.runs.text_encoders import make_conditioner
 from xgen_jax.training.compiled import abstract_arguments, jit_update
 from xgen_jax.training.state import abstract_state, place
@@ -36,7 +34,7 @@ from xgen_jax.training.tasks.lora import LoRATask
 from xgen_jax.training.tasks.vdit import VDiTTask, check_buckets
 from xgen_jax.typing import Params
 
-# GiB a device that programs may use, as TPU's compiler has it.
+# Memory of a device that programs may use, in GiB (2^30 bytes) as in the TPU compiler's messages.
 LIMITS_GIB = {
     "TPU v4": 15.25,
     "TPU v5 lite": 15.75,
@@ -47,7 +45,10 @@ LIMITS_GIB = {
 
 
 def slice_devices(topology: str) -> Sequence[Any]:
-    """The devices of a TPU slice, "v5p:4x4x4": generation and chips along each axis.
+    """Return the devices of a TPU slice that need not be there.
+
+    Args:
+      topology: generation and chips along each axis, e.g. "v5p:4x4x4".
 
     Raises:
       UserError: libtpu is not installed, or knows no such slice.
@@ -57,8 +58,8 @@ def slice_devices(topology: str) -> Sequence[Any]:
     except (RuntimeError, NotImplementedError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"the slice {topology!r} cannot be compiled for ({reason}); slices are written v5p:2x2x1, v5e:4x4, "
-            "v6e:4x4, and need libtpu: pip install xgen_jax[plan]"
+            f"cannot compile for the slice {topology!r} ({reason}); slices are written v5p:2x2x1, "
+            "v5e:4x4, v6e:4x4, and need libtpu: pip install xgen_jax[plan]"
         ) from error
 
 
@@ -68,22 +69,22 @@ def compile_train_step(
     embedder: VidVAEConfig | REGENConfig,
     bucket: Bucket | None = None,
 ) -> dict[str, Any]:
-    """Compiles the train step of one bucket for a slice.
+    """Compile the train step of one bucket for a slice.
 
     Args:
       config: of the run; its mesh is laid over the slice.
       topology: see `slice_devices`.
-      embedder: of whose latents it trains.
+      embedder: on whose latents the run trains.
       bucket: one of the run's; by default the one of most latent cells a batch.
 
     Returns:
-      bucket, devices, device_kind, parameters, peak_bytes (of one device; None where the compiler
-      refused and did not say), limit_bytes (None where not known), fits, compile_s, and why where
-      it does not fit.
+      bucket, batch_size, topology, devices (number), device_kind, parameters (number), peak_bytes
+      (of one device; None if the compiler refused and did not say), limit_bytes (None if unknown),
+      fits, compile_s; and why, if it does not fit.
 
     Raises:
       UserError: no such slice, a bucket that the embedder cannot take or the mesh cannot share, no
-      libtpu.
+        libtpu.
     """
     check_buckets(config, embedder.latent_shape)
     mesh = make_mesh(config.mesh, slice_devices(topology))
@@ -132,80 +133,67 @@ def compile_denoise_step(
     clips: int,
     dtype: str = "bfloat16",
 ) -> dict[str, Any]:
-    """Compiles one guided forward of sampling for a slice: the condition and the null in one batch.
+    """Compile a sampling step for a slice: the program that `VideoSampler` runs.
 
-    Clips are shared by all devices of the slice, each with the whole parameters in float32, as
-    sampling has it.
+    The devices share a batch, each with all parameters of the transformer in float32. The condition
+    and the null caption are one batch of the network.
 
     Args:
       config: of the run.
       topology: see `slice_devices`.
-      embedder: whose latents are drawn.
-      shape: of a clip, (frames, height, width) in pixels.
-      clips: drawn at once.
-      dtype: what is computed in.
+      embedder: whose latents are sampled.
+      shape: of a video of one segment, (frames, height, width) in pixels.
+      clips: videos at once.
+      dtype: of the computation.
 
     Returns:
-      See `compile_train_step`; `bucket` is the clip's shape.
+      See `compile_train_step`; `bucket` is the shape of a video.
 
     Raises:
-      UserError: no such slice, a shape that the embedder cannot take, clips that the devices cannot
-      share, no libtpu.
+      UserError: no such slice, a shape that the embedder cannot take, a number of videos that the
+        devices cannot share, no libtpu.
     """
-    latent_shape = (*embedder.latent_shape(shape), embedder.latent_channels)
+    frames, height, width = shape
+    latents = (*embedder.latent_shape(shape), embedder.latent_channels)
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1), slice_devices(topology))
     if clips < 1 or clips % mesh.size:
         raise UserError(f"clips={clips} cannot be shared by the {mesh.size} devices of {topology}")
-    model = VDiT(config.model, np.dtype(dtype))
-    process = config.loss.make_process(config.model.learned_variance)
-    level = jax.tree.map(lambda a: np.float32(a[-1]), process.levels(np.ones(1)))
-    conditions = micro_conditions(*shape, config.sample_fps)
-
-    def predict(params, x, time_B, tokens, noised_BT=None):
-        told = ClipConditions(*(jnp.full(x.shape[:1], each) for each in conditions))
-        return model.apply(
-            params, x, time_B, *tokens, told if config.model.clip_conditions else None, noised_BT
-        )
-
-    def step(params, x, tokens, null):
-        forward = functools.partial(predict, params)
-        return guided(forward, tokens, null, config.guidance_scale, process, config.guidance)(
-            x, level, None
-        )
-
-    def init(key):
-        time_B = jnp.zeros(1)
-        told = ClipConditions(*jnp.ones((5, 1))) if config.model.clip_conditions else None
-        first, text, mask = (jnp.zeros((1, *a.shape[1:]), a.dtype) for a in (x, *tokens))
-        return model.init(key, first, time_B, text, mask, told)
-
-    def rows(shape, dtype):
-        return jax.ShapeDtypeStruct((clips, *shape), dtype, sharding=batch_sharding(mesh))
-
-    length = max(1, config.model.null_caption_tokens)
-    x = rows(latent_shape, np.float32)
-    tokens = rows((length, config.model.text_width), model.dtype), rows((length,), bool)
+    text = make_conditioner(config, np.dtype(dtype))
+    plan = VideoPlan(
+        frames=frames,
+        height=height,
+        width=width,
+        fps=config.sample_fps,
+        latent_frames=latents[0],
+        segment_frames=frames,
+        segment_shape=latents,
+        overlap=latents[0],
+        steps=config.sample_steps,
+        guidance_scale=config.guidance_scale,
+        sampler=config.sampler,
+    )
+    sampler = VideoSampler(
+        model=VDiT(config.model, np.dtype(dtype)),
+        text=text,
+        config=config,
+        plan=plan,
+        batch_size=clips,
+        mesh=mesh,
+    )
+    params = {
+        "vdit": abstract_variables(config.model, embedder.latent_channels),
+        **jax.eval_shape(text.init, jax.random.key(0), sampler.null_captions()),
+    }
     started = time.monotonic()
-    with on_mesh(mesh):
-        params = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
-            jax.eval_shape(lambda: init(jax.random.key(0))),
-        )
-        lowered = jax.jit(step).lower(params, x, tokens, tokens)
-        return _report(
-            lowered,
-            mesh,
-            topology,
-            started,
-            {"bucket": shape_name(shape), "batch_size": clips},
-            params,
-        )
+    lowered = sampler.lower_step(params)
+    videos = {"bucket": shape_name(shape), "batch_size": clips}
+    return _report(lowered, mesh, topology, started, videos, params["vdit"])
 
 
 def _report(
     lowered, mesh, topology: str, started: float, clips: dict[str, Any], params: Params
 ) -> dict[str, Any]:
-    """What came of compiling; see `compile_train_step`."""
+    """Compile, and return what `compile_train_step` does."""
     device = mesh.devices.flat[0]
     limit = LIMITS_GIB.get(device.device_kind)
     report = clips | {
@@ -216,7 +204,7 @@ def _report(
         "limit_bytes": None if limit is None else int(limit * 2**30),
     }
     try:
-        peak, why = peak_bytes(lowered.compile()), None
+        peak, why = program_bytes(lowered.compile()), None
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise
@@ -227,7 +215,7 @@ def _report(
 
 
 def largest_bucket(config: VDiTRun, embedder: VidVAEConfig | REGENConfig) -> Bucket:
-    """The bucket of most latent cells a batch, among those that train; of equal ones that of the
+    """Return the bucket of most latent cells a batch that is trained on; of equal ones, that of the
     longest clips."""
 
     def cells(bucket):
@@ -237,8 +225,8 @@ def largest_bucket(config: VDiTRun, embedder: VidVAEConfig | REGENConfig) -> Buc
 
 
 def named_bytes(message: str) -> int | None:
-    """The need that the compiler's refusal names, "Used 16.51G of 15.75G hbm"; None where it names
-    none."""
+    """Read the bytes needed from a compiler's refusal, "Used 16.51G of 15.75G hbm", in GiB; None if
+    there are none."""
     found = re.search(r"[Uu]sed ([\d.]+)([KMGT])", message)
     return (
         int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]])

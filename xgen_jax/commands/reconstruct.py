@@ -1,62 +1,83 @@
-"""Reconstructs one video file: what `launch/reconstruct.py` does."""
+"""Reconstruct a video file: `launch/reconstruct.py`."""
 
+import dataclasses
 import time
 from typing import Any
 
 import numpy as np
 
-from xgen_jax.commands.evaluate import require
-from xgen_jax.commands.sample import check_output_file
+from xgen_jax.commands.sample import check_output_file, check_suffix
 from xgen_jax.data.video import read_video
 from xgen_jax.data.video_writer import write_video
+from xgen_jax.errors import UserError, choose
 from xgen_jax.evaluation.reconstruction import compare, side_by_side
 from xgen_jax.inference.reconstruct import load_reconstructor
 from xgen_jax.inference.resample_time import BETWEEN, moments
 
 
-def reconstruct_file(
-    *,
-    embedder: str | None,
-    video: str | None,
-    out: str | None,
-    frames: int | None = None,
-    steps: int | None = None,
-    speed: float = 1.0,
-    between: str = BETWEEN[0],
-    memory_budget_gb: float | None = None,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Reconstructs one video file and writes both side by side.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReconstructRequest:
+    """The flags of `launch/reconstruct.py`.
 
-    Args:
-      embedder, video, out, frames, overwrite: see `launch/reconstruct.py`.
-      steps: see `load_reconstructor`.
-      speed, between: see `Reconstructor`; the original is then slowed by repeating frames, and the
-        figures are of the frames that it has.
-      memory_budget_gb: what the device may use, see `inference.streaming.decode`.
+    Attributes:
+      embedder: folder of a VidVAE or REGEN.
+      video: the file to reconstruct.
+      out: the file to write, original and reconstruction side by side.
+      frames: number of frames from the start; by default all.
+      steps: evaluations of a REGEN's decoder; by default its run's.
+      speed, between: see `Reconstructor`.
+      memory_budget_gb: what the device may use, in GB (1e9 bytes); chunks are as long as it allows.
+      overwrite: replace a file that exists.
 
     Raises:
-      UserError: missing arguments, an unreadable video, an output that is there, steps or a speed
-        that the embedder cannot have.
+      UserError: missing values, an `out` that cannot be written, an unknown `between`.
+    """
+
+    embedder: str | None = None
+    video: str | None = None
+    out: str | None = None
+    frames: int | None = None
+    steps: int | None = None
+    speed: float = 1.0
+    between: str = BETWEEN[0]
+    memory_budget_gb: float | None = None
+    overwrite: bool = False
+
+    def __post_init__(self):
+        missing = [name for name in ("embedder", "video", "out") if not getattr(self, name)]
+        if missing:
+            raise UserError(f"give {', '.join(f'--{name}' for name in missing)}")
+        check_suffix(self.out)
+        choose("between", self.between, BETWEEN)
+
+
+def reconstruct_file(request: ReconstructRequest) -> dict[str, Any]:
+    """Reconstruct a video file and write it next to the original.
+
+    At another speed the original is slowed by repeating frames, and the figures are those of the
+    frames that it has.
+
+    Returns:
+      video (the path), shape (T, H, W, 3), fps, psnr_db, ssim, mse, sharpness, wall_s.
+
+    Raises:
+      UserError: an unreadable video, an output that exists, steps or a speed that the embedder
+        cannot decode.
     """
     started = time.monotonic()
-    for name, value in (("embedder", embedder), ("video", video), ("out", out)):
-        require(name, value)
-    path = check_output_file(out, overwrite)
-    original, fps = read_video(video, frames=frames)
-    reconstruction = load_reconstructor(embedder, memory_budget_gb, steps)(
-        original, speed, between=between
-    )
-    at = moments(len(original), speed)
+    path = check_output_file(request.out, request.overwrite)
+    original, fps = read_video(request.video, frames=request.frames)
+    reconstruct = load_reconstructor(request.embedder, request.memory_budget_gb, request.steps)
+    reconstruction = reconstruct(original, request.speed, between=request.between)
+    at = moments(len(original), request.speed)
     own, shown = at == np.floor(at), original[np.floor(at).astype(int)]
     result = compare(shown[own], reconstruction[own])
     write_video(path, side_by_side(shown, reconstruction), fps)
     figures = {name: round(result[name], 4) for name in ("psnr_db", "ssim", "mse", "sharpness")}
-    wall_s = round(time.monotonic() - started, 2)
     return {
         "video": str(path),
         "shape": list(reconstruction.shape),
         "fps": fps,
         **figures,
-        "wall_s": wall_s,
+        "wall_s": round(time.monotonic() - started, 2),
     }

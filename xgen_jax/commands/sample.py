@@ -1,9 +1,9 @@
-"""Text in, video files out: what `launch/sample.py` does."""
+"""Generate video files from text: `launch/sample.py`."""
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
-import json
 import os
 import pathlib
 import time
@@ -14,39 +14,140 @@ import jax
 
 from xgen_jax.data.video_writer import WRITE_SUFFIXES, VideoWriter
 from xgen_jax.errors import UserError
+from xgen_jax.files import differences, read_json, refuse_differences, write_json
 from xgen_jax.inference.conditioning import fit_condition, read_condition
-from xgen_jax.inference.sampling import Drawer
-from xgen_jax.inference.text_to_video import load_text_to_video
+from xgen_jax.inference.request import VideoPlan, VideoRequest
+from xgen_jax.inference.sampling import BatchRow
+from xgen_jax.inference.text_to_video import TextToVideo, VideoGenerator, load_text_to_video
 from xgen_jax.training.metric_writers import ConsoleWriter
 from xgen_jax.typing import Video
 
 SETTINGS = "samples.json"
+# Settings that earlier versions wrote under another name.
+_RENAMED = {"piece_frames": "segment_frames"}
 
 
-def parse_size(size: str | None) -> tuple[int, int] | None:
-    """ "HEIGHTxWIDTH" -> (height, width)."""
-    if size is None:
-        return None
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """The flags of `launch/sample.py`; None takes the run's own value.
+
+    Attributes:
+      model: run folder of a VDiT.
+      prompt, prompts_file: one prompt, or a text file with a prompt on each line.
+      out: the file to write, or the folder for a file of prompts.
+      seed: of the noise; line n of a file has seed + n - 1.
+      steps, guidance_scale, sampler, frames, fps, segment_frames, overlap: see `VideoRequest`.
+      size: "HEIGHTxWIDTH" in pixels.
+      condition_image, condition_video: files that each video begins with, see `read_condition`.
+      batch_size: prompts at once; by default as many as keep the devices busy.
+      overwrite: replace videos that exist.
+      embedder, text_encoder, lora, text_cache, compute_dtype, attention, offload,
+        memory_budget_gb: see `load_text_to_video`.
+
+    Raises:
+      UserError: missing or contradicting values.
+    """
+
+    model: str | None = None
+    prompt: str | None = None
+    prompts_file: str | None = None
+    out: str | None = None
+    seed: int = 0
+    steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    size: str | None = None
+    frames: int | None = None
+    fps: float | None = None
+    condition_image: str | None = None
+    condition_video: str | None = None
+    segment_frames: int | None = None
+    overlap: int | None = None
+    batch_size: int | None = None
+    overwrite: bool = False
+    embedder: str | None = None
+    text_encoder: str | None = None
+    lora: str | None = None
+    text_cache: str | None = None
+    compute_dtype: str | None = None
+    attention: str | None = None
+    offload: bool = False
+    memory_budget_gb: float | None = None
+
+    def __post_init__(self):
+        if not self.model or not self.out:
+            kind = "FILE" if self.prompt is not None else "FILE|DIR"
+            raise UserError(f"give --model=DIR and --out={kind}")
+        if (self.prompt is None) == (self.prompts_file is None):
+            raise UserError("give one of --prompt and --prompts_file")
+        if self.prompt is not None:
+            check_suffix(self.out)
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed} must be 0 or more, and below 2^32")
+        if self.condition_image and self.condition_video:
+            raise UserError("give one of --condition_image and --condition_video")
+        self.video()
+
+    def video(self) -> VideoRequest:
+        """The videos that are asked for."""
+        return VideoRequest(
+            frames=self.frames,
+            size=None if self.size is None else parse_size(self.size),
+            fps=self.fps,
+            segment_frames=self.segment_frames,
+            overlap=self.overlap,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            sampler=self.sampler,
+        )
+
+    def load(self) -> TextToVideo:
+        """Load the model."""
+        return load_text_to_video(
+            self.model,
+            self.embedder,
+            text_encoder=self.text_encoder,
+            text_cache=self.text_cache,
+            lora=self.lora,
+            compute_dtype=self.compute_dtype,
+            attention=self.attention,
+            offload=self.offload,
+            memory_budget_gb=self.memory_budget_gb,
+        )
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """Parse "HEIGHTxWIDTH" as (height, width)."""
     parts = size.lower().split("x")
     if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
         raise UserError(f"--size={size} must be HEIGHTxWIDTH in pixels, e.g. 32x32")
     return int(parts[0]), int(parts[1])
 
 
-def check_output_file(out: str | os.PathLike, overwrite: bool) -> pathlib.Path:
-    """The path of a video to write; refuses a suffix that cannot be written and a file that is
-    there."""
+def check_suffix(out: str | os.PathLike) -> pathlib.Path:
+    """Return the path of a video to write; UserError for a suffix that cannot be written."""
     path = pathlib.Path(out)
     if path.suffix.lower() not in WRITE_SUFFIXES:
         raise UserError(f"--out={out} must end with one of {', '.join(sorted(WRITE_SUFFIXES))}")
+    return path
+
+
+def check_output_file(out: str | os.PathLike, overwrite: bool) -> pathlib.Path:
+    """Return the path of a video to write; UserError for a suffix that cannot be written and for a
+    file that exists, unless it may be overwritten."""
+    path = check_suffix(out)
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists; choose another --out, or replace it with --overwrite")
     return path
 
 
 def read_prompts(path: str | os.PathLike) -> list[str]:
-    """The lines of a UTF-8 text file. An empty line in its midst is an error, for videos are
-    numbered by line."""
+    """Read the lines of a UTF-8 text file.
+
+    Raises:
+      UserError: a file that cannot be read, or an empty line before the last prompt: videos are
+        numbered by line.
+    """
     path = pathlib.Path(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
@@ -62,136 +163,108 @@ def read_prompts(path: str | os.PathLike) -> list[str]:
     return lines
 
 
-def sample_files(
-    *,
-    model: str | None,
-    prompt: str | None,
-    prompts_file: str | None,
-    out: str | None,
-    seed: int = 0,
-    size: str | None = None,
-    frames: int | None = None,
-    fps: float | None = None,
-    piece_frames: int | None = None,
-    overlap: int | None = None,
-    condition_image: str | None = None,
-    condition_video: str | None = None,
-    batch_size: int | None = None,
-    overwrite: bool = False,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    sampler: str | None = None,
-    **where: Any,
-) -> dict[str, Any]:
-    """Draws one prompt into a file, or a file of prompts into a folder.
+def sample_files(request: SampleRequest) -> dict[str, Any]:
+    """Generate a video for one prompt as a file, or for each line of a file in a folder.
 
-    In a folder, the video of line n is "{n:05d}.mp4" and is drawn from seed + n - 1, whatever is
-    drawn with it: as with --prompt and that seed, but for the rounding of sums. Those that are
-    there are kept, so an interrupted run goes on where it stopped, and ends with the same bytes on
-    the same devices and with the same batch size. Several processes (`jax.process_count()`) share
-    the batches, and must share the folder.
+    In a folder, the video of line n is "{n:05d}.mp4" and has the seed of the request + n - 1,
+    whatever else is in its batch. Videos that exist are kept, so an interrupted run continues where
+    it stopped, and ends with the same bytes on the same devices with the same batch size. Several
+    processes (`jax.process_count()`) share the batches, and must share the folder.
 
     Args:
-      model: run folder of a VDiT.
-      prompt, prompts_file: one of them.
-      out: the file, or the folder.
-      size: "HEIGHTxWIDTH".
-      condition_image, condition_video: what each video begins with, see
-      `conditions.read_condition`.
-      overwrite: replace what is there.
-      where: to `load_text_to_video`; all else is as of `TextToVideo.__call__`.
+      request: see `SampleRequest`.
+
+    Returns:
+      With a prompt: video (the path), prompt, seed, shape (T, H, W, 3), wall_s. With a file of
+      prompts: folder, prompts (lines), generated, kept, wall_s.
 
     Raises:
-      UserError: missing or contradicting arguments; a folder of videos that were drawn otherwise;
-        whatever loading and drawing refuse.
+      UserError: a folder of videos with other settings; whatever loading and sampling refuse.
     """
     started = time.monotonic()
-    if not model or not out:
-        raise UserError(
-            "give --model=DIR and --out=" + ("FILE" if prompt is not None else "FILE|DIR")
-        )
-    if (prompt is None) == (prompts_file is None):
-        raise UserError("give one of --prompt and --prompts_file")
-    if prompt is not None:
-        paths, prompts = [check_output_file(out, overwrite)], [prompt]
+    if request.prompt is not None:
+        paths, prompts = [check_output_file(request.out, request.overwrite)], [request.prompt]
     else:
-        prompts, folder = read_prompts(prompts_file), pathlib.Path(out)
+        prompts, folder = read_prompts(request.prompts_file), pathlib.Path(request.out)
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"--out={out} is a file; with --prompts_file it must be a folder")
+            raise UserError(
+                f"--out={request.out} is a file; with --prompts_file it must be a folder"
+            )
         paths = [folder / f"{number:05d}.mp4" for number in range(1, len(prompts) + 1)]
-    if seed < 0 or seed + len(prompts) > 2**32:
+    if request.seed + len(prompts) > 2**32:
         raise UserError(
-            f"seed={seed} must be 0 or more, and with the lines that are added to it below 2^32"
+            f"seed={request.seed} must be below 2^32 with the {len(prompts)} lines added to it"
         )
-    loaded = load_text_to_video(model, **where)
-    plan = loaded.plan(
-        frames=frames, size=parse_size(size), fps=fps, piece_frames=piece_frames, overlap=overlap
-    )
-    condition = read_condition(condition_image, condition_video, plan, loaded.embedder)
-    if condition is not None:
-        fit_condition(condition, plan, loaded.embedder)  # refuses it before anything is drawn
-    batch_size = min(loaded.batch_size(plan) if batch_size is None else batch_size, len(prompts))
-    options = {"steps": steps, "guidance_scale": guidance_scale, "sampler": sampler}
-    drawer = loaded.drawer(plan, batch_size, condition=condition, **options)
-    todo = [place for place, path in enumerate(paths) if overwrite or not path.exists()]
-    loaded.text.prepare(
-        [prompts[place] for place in todo]
-    )  # refuses a bad prompt before anything is drawn
-    if prompt is None:
-        drawn = {"seed": seed, "step": loaded.step, **drawer.settings}
-        if where.get("lora"):
-            drawn["lora"] = where["lora"]
-        if condition is not None:
-            drawn["condition"] = hashlib.sha256(condition.tobytes()).hexdigest()[:16]
-        _claim(folder, drawn, prompts, paths, overwrite)
+    model = request.load()
+    plan = model.plan(request.video())
+    condition = _condition(request, plan, model)
+    batch_size = request.batch_size
+    batch_size = min(model.batch_size(plan) if batch_size is None else batch_size, len(prompts))
+    generator = model.generator(plan, batch_size, conditioned=condition is not None)
+    todo = [line for line, path in enumerate(paths) if request.overwrite or not path.exists()]
+    # Refuses a bad prompt before anything is generated.
+    model.networks.text.prepare([prompts[line] for line in todo])
     batches = make_batches(todo, batch_size)[jax.process_index() :: jax.process_count()]
-    if prompt is None:
-        _remove_leftovers(
-            folder, {paths[place].stem for batch in batches for place in batch if place is not None}
-        )
-    _draw(drawer, batches, prompts, paths, seed, condition)
+    lines = [line for batch in batches for line in batch if line is not None]
+    if request.prompt is None:
+        settings = {"seed": request.seed, "step": model.step, **generator.settings}
+        if request.lora:
+            settings["lora"] = request.lora
+        if condition is not None:
+            settings["condition"] = hashlib.sha256(condition.tobytes()).hexdigest()[:16]
+        _create_or_resume(folder, settings, prompts, paths, request.overwrite)
+        _remove_leftovers(folder, {paths[line].stem for line in lines})
+    rows = [BatchRow(prompt, request.seed + line) for line, prompt in enumerate(prompts)]
+    _write_videos(generator, batches, rows, paths, condition)
     wall_s = round(time.monotonic() - started, 2)
-    if prompt is not None:
-        shape = [plan.frames, plan.height, plan.width, 3]
+    if request.prompt is not None:
         return {
             "video": str(paths[0]),
-            "prompt": prompt,
-            "seed": seed,
-            "shape": shape,
+            "prompt": request.prompt,
+            "seed": request.seed,
+            "shape": [plan.frames, plan.height, plan.width, 3],
             "wall_s": wall_s,
         }
-    done = sum(place is not None for batch in batches for place in batch)
-    kept = len(prompts) - len(todo)
     return {
         "folder": str(folder),
         "prompts": len(prompts),
-        "drawn": done,
-        "kept": kept,
+        "generated": len(lines),
+        "kept": len(prompts) - len(todo),
         "wall_s": wall_s,
     }
 
 
-def make_batches(places: Sequence[int], batch_size: int) -> list[list[int | None]]:
-    """Lines, counted from 0, in batches: line p is always row p % batch_size, and rows may be empty
-    (None).
+def make_batches(lines: Sequence[int], batch_size: int) -> list[list[int | None]]:
+    """Arrange lines, counted from 0, in batches: line n is always row n % batch_size.
 
-    What a row gives does not depend on what is in the other rows, but its last bits may on which
-    row it is. So a file gets the same bytes whatever was there when its run began.
+    The result of a row does not depend on the other rows, but its last bits may depend on which row
+    it is. So a file gets the same bytes whatever existed when its run began.
+
+    Returns:
+      Batches of `batch_size` lines; None is an empty row.
     """
-    queues = [[place for place in places if place % batch_size == row] for row in range(batch_size)]
+    queues = [[line for line in lines if line % batch_size == row] for row in range(batch_size)]
     return [list(batch) for batch in itertools.zip_longest(*queues)]
 
 
-def _draw(
-    drawer: Drawer,
+def _condition(request: SampleRequest, plan: VideoPlan, model: TextToVideo) -> Video | None:
+    embedder = model.networks.embedder
+    condition = read_condition(request.condition_image, request.condition_video, plan, embedder)
+    if condition is not None:
+        fit_condition(condition, plan, embedder)  # refuses it before anything is generated
+    return condition
+
+
+def _write_videos(
+    generator: VideoGenerator,
     batches: list[list[int | None]],
-    prompts: list[str],
+    rows: list[BatchRow],
     paths: list[pathlib.Path],
-    seed: int,
     condition: Video | None,
 ) -> None:
+    """Generate batches of lines; `rows` and `paths` are those of all lines."""
     done, videos = 0, 0
-    total = len(batches) * drawer.steps
+    total = len(batches) * generator.sampler.steps_per_batch
     if not total:
         return
     with contextlib.closing(
@@ -204,69 +277,56 @@ def _draw(
             console.progress(done, {"videos": videos})
 
         for batch in batches:
-            places = [place for place in batch if place is not None]
-            rows = [
-                places[0] if place is None else place for place in batch
-            ]  # an empty row is drawn for nothing
-            chunks = drawer(
-                [prompts[row] for row in rows],
-                [seed + row for row in rows],
-                None,
-                condition,
-                progress,
+            lines = {row: line for row, line in enumerate(batch) if line is not None}
+            chunks = generator(
+                [None if line is None else rows[line] for line in batch], condition, progress
             )
             with contextlib.ExitStack() as stack:
                 writers = {
-                    row: stack.enter_context(VideoWriter(paths[place], drawer.plan.fps))
-                    for row, place in enumerate(batch)
-                    if place is not None
+                    row: stack.enter_context(VideoWriter(paths[line], generator.plan.fps))
+                    for row, line in lines.items()
                 }
                 for chunk in chunks:
                     for row, writer in writers.items():
                         writer.write(chunk[row])
-            videos += len(places)
+            videos += len(lines)
             console.progress(done, {"videos": videos})
 
 
 def _remove_leftovers(folder: pathlib.Path, stems: set[str]) -> None:
-    """Of a run that was killed, what it was writing of these videos."""
+    """Remove temporary files of these videos that a killed run has left."""
     for left in folder.glob(".*.tmp.mp4"):
         if left.name.split(".")[1] in stems:
             left.unlink(missing_ok=True)
 
 
-def _claim(
-    folder: pathlib.Path, drawn: dict[str, Any], prompts: list[str], paths, overwrite: bool
+def _create_or_resume(
+    folder: pathlib.Path,
+    settings: dict[str, Any],
+    prompts: list[str],
+    paths: list[pathlib.Path],
+    overwrite: bool,
 ) -> None:
-    """Notes in the folder what its videos are drawn from; refuses one whose videos were drawn from
-    something else."""
+    """Write the settings of the videos into the folder; refuse one whose videos have others."""
     file = folder / SETTINGS
-    there = [place for place, path in enumerate(paths) if path.exists()]
-    if file.exists() and there and not overwrite:
-        try:
-            before = json.loads(file.read_text())
-            old, lines = before["drawn"], before["prompts"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{file} cannot be read ({error}); choose another --out, or draw anew with --overwrite"
-            ) from error
-        keys = [key for key in sorted(old.keys() | drawn.keys()) if old.get(key) != drawn.get(key)]
-        differing = [f"{key}: {old.get(key)!r} -> {drawn.get(key)!r}" for key in keys]
-        changed = [
-            place for place in there if lines[place : place + 1] not in ([], [prompts[place]])
-        ]
+    existing = [line for line, path in enumerate(paths) if path.exists()]
+    fix = "choose another --out, or replace the videos with --overwrite"
+    if file.exists() and existing and not overwrite:
+        there, lines = _read_settings(file, fix)
+        differing = differences(there, settings)
         differing += [
-            f"line {place + 1}: {lines[place]!r} -> {prompts[place]!r}" for place in changed
+            f"line {line + 1}: {lines[line]!r} -> {prompts[line]!r}"
+            for line in existing
+            if line < len(lines) and lines[line] != prompts[line]
         ]
-        if differing:
-            listed = "\n  ".join(differing[:10])
-            raise UserError(
-                f"{folder} holds videos that were drawn otherwise (there -> here):\n  {listed}\n"
-                "choose another --out, or draw them anew with --overwrite"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{jax.process_index()}.tmp")
-    temporary.write_text(
-        json.dumps({"drawn": drawn, "prompts": prompts}, indent=1, ensure_ascii=False) + "\n"
-    )
-    os.replace(temporary, file)
+        refuse_differences(differing[:10], f"{folder} holds videos with other settings", fix)
+    write_json(file, {"settings": settings, "prompts": prompts})
+
+
+def _read_settings(file: pathlib.Path, fix: str) -> tuple[dict[str, Any], list[str]]:
+    """Read (settings, prompts), also from a file with the old names of keys."""
+    values = read_json(file, fix)
+    settings, prompts = values.get("settings", values.get("drawn")), values.get("prompts")
+    if not isinstance(settings, dict) or not isinstance(prompts, list):
+        raise UserError(f"{file} has no settings and prompts; {fix}")
+    return {_RENAMED.get(key, key): value for key, value in settings.items()}, prompts

@@ -1,5 +1,4 @@
-"""What a new clip is to begin with: an image, or the last frames of a video, as training would see
-them."""
+"""Conditions of new videos: an image, or the last frames of a video, prepared as in training."""
 
 import numpy as np
 
@@ -7,21 +6,26 @@ from xgen_jax.data.images import read_image
 from xgen_jax.data.pixels import center_crop, resize_cover
 from xgen_jax.data.video import probe, read_video
 from xgen_jax.errors import UserError
-from xgen_jax.inference.request import ClipPlan
+from xgen_jax.inference.request import VideoPlan
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.typing import Video
 
 
-def read_condition(image, video, plan: ClipPlan, embedder: Embedder) -> Video | None:
-    """The frames of a file that condition a clip, uint8 (T, H, W, 3), of the clip's rate; None
-    where there is none.
+def read_condition(image, video, plan: VideoPlan, embedder: Embedder) -> Video | None:
+    """Read the frames that condition a video from a file.
 
     Args:
-      image: a PNG, JPEG or WebP file, see `data.images`.
-      video: a video file; so many of its last frames are read as the plan's overlap allows.
+      image: a PNG, JPEG or WebP file, see `data.images`; or None.
+      video: a video file, of which the last frames that the plan's overlap allows are read, at the
+        plan's rate; or None.
+      plan: of the video.
+      embedder: of the model.
+
+    Returns:
+      uint8 (T, H, W, 3); None if there is no file.
 
     Raises:
-      UserError: both, a file that cannot be read.
+      UserError: both an image and a video, a file that cannot be read.
     """
     if image and video:
         raise UserError("give one of --condition_image and --condition_video")
@@ -32,7 +36,7 @@ def read_condition(image, video, plan: ClipPlan, embedder: Embedder) -> Video | 
     wanted = embedder.frames(plan.overlap)
     late_s = max(0.0, probe(video).duration_s - (wanted + 1) / plan.fps)
     frames = np.zeros((0, 1, 1, 3), np.uint8)
-    for start_s in dict.fromkeys((late_s, 0.0)):  # a header may announce more than there is
+    for start_s in dict.fromkeys((late_s, 0.0)):  # a header may announce more frames than there are
         try:
             frames, _ = read_video(
                 video, fps=plan.fps, start_s=start_s, cover=(plan.height, plan.width)
@@ -45,17 +49,21 @@ def read_condition(image, video, plan: ClipPlan, embedder: Embedder) -> Video | 
     return frames[-wanted:]
 
 
-def fit_condition(frames: Video, plan: ClipPlan, embedder: Embedder) -> Video:
-    """Frames to be known at the head of a clip, as training would see them: resized to cover, then
-    cropped.
+def fit_condition(frames: Video, plan: VideoPlan, embedder: Embedder) -> Video:
+    """Choose, resize and crop the frames that a video begins with, as training does.
 
     Args:
-      frames: uint8 (T, H, W, 3), any size. Of them the last are taken that make whole units of the
-        embedder and fit the plan's overlap: 1 + f n for a VidVAE, whole chunks for a REGEN; where
-        none fit, the very last, as an image.
+      frames: uint8 (T, H, W, 3), any size. The last ones are taken that make whole units of the
+        embedder and fit the plan's overlap: 1 + f n frames for a VidVAE, whole chunks for a REGEN;
+        if there are none such, the very last frame, as an image.
+      plan: of the video.
+      embedder: of the model.
+
+    Returns:
+      uint8 (T, height, width, 3) of the plan's size.
 
     Raises:
-      UserError: no uint8 video, or a clip that such a condition leaves nothing of.
+      UserError: not a uint8 video, or a plan in which such a condition leaves nothing to generate.
     """
     if (
         not isinstance(frames, np.ndarray)
@@ -70,12 +78,13 @@ def fit_condition(frames: Video, plan: ClipPlan, embedder: Embedder) -> Video:
         )
         raise UserError(f"a condition is a uint8 video (T, H, W, 3), not {what}")
     if 0 in frames.shape:
-        raise UserError(f"a condition has frames, and pixels in them; this one is {frames.shape}")
-    if plan.piece_shape[0] < 2:
+        raise UserError(f"a condition has frames and pixels; this one is {frames.shape}")
+    if plan.segment_shape[0] < 2:
         raise UserError(
-            f"a clip of {plan.piece_frames} frame(s) has no room for a condition; draw a longer one"
+            f"a video of {plan.segment_frames} frame(s) has no room for a condition; ask for more "
+            "frames"
         )
-    room = min(plan.overlap, plan.piece_shape[0] - 1) // embedder.unit * embedder.unit
+    room = min(plan.overlap, plan.segment_shape[0] - 1) // embedder.unit * embedder.unit
     latent = min(room, embedder.whole_latents(len(frames))) or 1
     frames = frames[-embedder.frames(latent) :]
     return center_crop(resize_cover(frames, plan.height, plan.width), plan.height, plan.width)

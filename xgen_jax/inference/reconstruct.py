@@ -8,19 +8,19 @@ from xgen_jax.data.pixels import to_uint8
 from xgen_jax.errors import UserError
 from xgen_jax.inference.resample_time import BETWEEN, decode_at_speed, moments
 from xgen_jax.inference.streaming import decode, encode
-from xgen_jax.models.embedder import Embedder, REGENEmbedder
+from xgen_jax.models.embedder import Embedder
 from xgen_jax.runs.load import load_embedder
 from xgen_jax.typing import Array, Params, Video
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstructor:
-    """Encodes and decodes a video. Made by `load_reconstructor`, or `xgen_jax.load` of an
-    embedder's run.
+    """Encodes and decodes videos. Made by `load_reconstructor`, or `xgen_jax.load` of an embedder's
+    run.
 
     Attributes:
-      embedder, params: as `load_embedder` gives them.
-      memory_budget_gb: what the device may use, see `inference.streaming.decode`.
+      embedder, params: see `load_embedder`.
+      memory_budget_gb: what the device may use, in GB (1e9 bytes), see `streaming.decode`.
     """
 
     embedder: Embedder
@@ -30,30 +30,28 @@ class Reconstructor:
     def __call__(
         self, video: Video, speed: float = 1.0, key: Array | None = None, between: str = BETWEEN[0]
     ) -> Video:
-        """uint8 (T, H, W, 3) -> the same shape; at another speed as many frames as
-        `slow_motion.moments` has.
+        """Reconstruct a video of any length and size.
 
-        Any length and size: what the embedder cannot take as it is, is extended by repeating the
-        last frame, row and column, and cut off again.
+        What the embedder cannot take as it is, is extended by repeating the last frame, row and
+        column, and cut off again.
 
         Args:
-          video: to be reconstructed.
-          speed: 0.5 shows it twice as slow, 2 twice as fast, at the same frames a second; a REGEN's
-          alone.
-          key: of what a generative decoder draws; that of seed 0 by default.
-          between: what is drawn between frames at another speed; see `slow_motion`.
+          video: uint8 (T, H, W, 3).
+          speed: 0.5 is twice as slow, 2 twice as fast, at the same frames per second; for a REGEN
+            only.
+          key: of a generative decoder's noise; that of seed 0 by default.
+          between: what is decoded between frames at another speed; see `resample_time`.
+
+        Returns:
+          uint8 of the shape of `video`; at another speed as many frames as `moments` has.
 
         Raises:
           UserError: not a uint8 video, or one that does not fit the budget; a speed that the
-          embedder cannot have.
+            embedder cannot decode.
         """
         if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
             raise UserError(f"a video is uint8 (T, H, W, 3), not {video.dtype} {video.shape}")
-        if speed != 1.0 and not isinstance(self.embedder, REGENEmbedder):
-            raise UserError(
-                f"speed={speed:g} is for a REGEN, whose decoder draws any moment; a VidVAE's knows no others than the "
-                "frames that were encoded"
-            )
+        self.embedder.check_speed(speed)
         frames, height, width, _ = video.shape
         shown = len(moments(frames, speed))
         extra_t = self.embedder.padded_frames(frames) - frames
@@ -72,7 +70,7 @@ class Reconstructor:
 def load_reconstructor(
     path, memory_budget_gb: float | None = None, steps: int | None = None
 ) -> Reconstructor:
-    """Loads the run folder of an embedder.
+    """Load the run folder of an embedder.
 
     Args:
       path: the folder.
@@ -80,15 +78,10 @@ def load_reconstructor(
       steps: evaluations of a generative decoder; by default the run's.
 
     Raises:
-      UserError: no such folder; steps for a decoder that draws nothing, or that its process does
-      not have.
+      UserError: no such folder; steps for a decoder that is not generative, or that its process
+        does not have.
     """
     embedder, params = load_embedder(path, require_statistics=False)
     if steps is not None:
-        if not isinstance(embedder, REGENEmbedder):
-            raise UserError(
-                f"steps={steps} is for a REGEN, which draws its frames; a VidVAE decodes in one evaluation"
-            )
-        embedder.process.grid_times(steps)
-        embedder = dataclasses.replace(embedder, steps=steps)
+        embedder = embedder.with_steps(steps)
     return Reconstructor(embedder=embedder, params=params, memory_budget_gb=memory_budget_gb)

@@ -1,13 +1,13 @@
-"""What is to be drawn: a clip's size, length and rate, checked, and cut in pieces where it is
-longer than training's.
+"""A request for videos, and the plan that a run makes of it.
 
-A piece is as long as the network was trained on, and begins with the last latent frames of the one
-before, which it is
-given as its condition: pieces 0 .. 4 of 29 latent frames with an overlap of 7 are 29 + 4 x 22 = 117
-in all. Behind a REGEN both are whole chunks, two latent frames each.
+A video longer than those trained on is generated in overlapping segments of the length trained on.
+A segment begins with the last latent frames of the segment before it, which are its condition:
+5 segments of 29 latent frames with an overlap of 7 are 29 + 4 * 22 = 117 latent frames. With a
+REGEN, segment and overlap are whole chunks of two latent frames.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 from xgen_jax.config.runs import VDiTRun
 from xgen_jax.data.buckets import Bucket, shape_name
@@ -15,21 +15,63 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.typing import Shape
 
-_SLACK = 1.06  # of an area, an aspect or a length: sizes are rounded to what patches and embedders can take
+# Tolerance of areas, aspects and lengths before a warning: sizes are rounded to what patches and
+# embedders can take.
+_TOLERANCE = 1.06
+NO_CONDITION_TRAINING = "the run was not trained with given frames (loss.frame_masks.none is 1)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipPlan:
-    """A clip to draw. Made by `plan_clip`.
+class VideoRequest:
+    """What a user asks for; None takes the run's own value.
 
     Attributes:
-      frames, height, width: in pixels.
-      fps: frames a second, as the network is told and the file is written.
-      latent_frames: of the whole clip.
-      piece_frames: pixel frames of a piece, the whole clip's where there is but one.
-      piece_shape: latents (t, h, w, c) of a piece.
-      overlap: latent frames at most that a piece is given, of the one before or of a condition.
-      doubts: in words, what of it the network was not trained on.
+      frames: length in pixel frames; by default that of the run's first bucket of videos.
+      size: (height, width) in pixels; by default that of the same bucket.
+      fps: frames per second, given to the network as a condition and written to the file.
+      segment_frames: pixel frames generated at once; by default those of the longest clip trained
+        on.
+      overlap: latent frames of a segment that are the end of the segment before it; by default a
+        quarter of a segment, the most that training's frame masks leave clean at the start, and at
+        least one unit of the embedder.
+      steps: sampling steps.
+      guidance_scale: of classifier-free guidance; 1 is no guidance.
+      sampler: a name in `diffusion.samplers`.
+
+    Raises:
+      UserError: a number of frames or steps below 1.
+    """
+
+    frames: int | None = None
+    size: tuple[int, int] | None = None
+    fps: float | None = None
+    segment_frames: int | None = None
+    overlap: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+
+    def __post_init__(self):
+        for name in ("frames", "segment_frames", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value} must be 1 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoPlan:
+    """A request with every value filled in and checked; see `plan_video`.
+
+    Attributes:
+      frames, height, width: of the video, in pixels.
+      fps: frames per second.
+      latent_frames: of the whole video.
+      segment_frames: pixel frames of a segment; those of the video if there is only one.
+      segment_shape: latents (t, h, w, c) of a segment.
+      overlap: latent frames, at most, at the start of a segment that are known: the end of the
+        segment before it, or a condition.
+      steps, guidance_scale, sampler: see `VideoRequest`.
+      warnings: what the network was not trained on, as sentences.
     """
 
     frames: int
@@ -37,133 +79,141 @@ class ClipPlan:
     width: int
     fps: float
     latent_frames: int
-    piece_frames: int
-    piece_shape: Shape
+    segment_frames: int
+    segment_shape: Shape
     overlap: int
-    doubts: tuple[str, ...] = ()
+    steps: int
+    guidance_scale: float
+    sampler: str
+    warnings: tuple[str, ...] = ()
 
     @property
-    def pieces(self) -> int:
-        """How many; what the last draws beyond the clip's end is cut off."""
-        whole, piece = self.latent_frames, self.piece_shape[0]
-        return 1 if whole <= piece else 1 + -(-(whole - piece) // (piece - self.overlap))
+    def segments(self) -> int:
+        """Number of segments; what the last one has beyond the video's end is cut off."""
+        whole, segment = self.latent_frames, self.segment_shape[0]
+        return 1 if whole <= segment else 1 + -(-(whole - segment) // (segment - self.overlap))
 
     def tokens(self, patch: int) -> int:
-        """Tokens of a piece."""
-        t, h, w, _ = self.piece_shape
+        """Transformer tokens of a segment, for patches of `patch` x `patch` latent cells."""
+        t, h, w, _ = self.segment_shape
         return t * -(-h // patch) * -(-w // patch)
 
 
 def trained_buckets(config: VDiTRun) -> list[Bucket]:
-    """Those that a run takes clips from."""
+    """Return the buckets that a run takes clips from."""
     return [bucket for bucket in config.data.buckets if bucket.keep_prob > 0 or not config.data.fit]
 
 
-def plan_clip(
-    config: VDiTRun,
-    embedder: Embedder,
-    *,
-    frames: int | None = None,
-    size: tuple[int, int] | None = None,
-    fps: float | None = None,
-    piece_frames: int | None = None,
-    overlap: int | None = None,
-) -> ClipPlan:
-    """Checks a request, and fills in what it leaves open.
+def trained_with_conditions(config: VDiTRun) -> bool:
+    """Whether a run's network was trained to continue given frames."""
+    return config.loss.frame_masks.none < 1
+
+
+def plan_video(config: VDiTRun, embedder: Embedder, request: VideoRequest) -> VideoPlan:
+    """Check a request against a run and fill in what it leaves open.
 
     Args:
       config: of the run that trained the network.
-      embedder: that decodes.
-      frames: length in pixel frames; by default that of the first bucket of videos.
-      size: (height, width) in pixels, by default of that bucket.
-      fps: by default the run's.
-      piece_frames: pixel frames drawn at once; by default as many as the longest clip trained on.
-      overlap: latent frames that a piece is given of the one before, in the embedder's units; by
-        default a quarter of a piece, the most that training's masks leave clean at the head, and
-        one unit at least.
+      embedder: of the run.
+      request: what is asked for.
 
     Raises:
-      UserError: a length or size that the embedder cannot take, an overlap that leaves nothing to
-      draw.
+      UserError: a length or size that the embedder cannot take, a rate that is not positive, an
+        overlap that leaves nothing to generate.
     """
+
+    def given(value, default):
+        return default if value is None else value
+
     buckets = trained_buckets(config)
     default = next((bucket for bucket in buckets if bucket.frames > 1), buckets[0])
-    frames, fps = frames or default.frames, config.sample_fps if fps is None else fps
-    height, width = size or (default.height, default.width)
+    frames = given(request.frames, default.frames)
+    height, width = given(request.size, (default.height, default.width))
+    fps = given(request.fps, config.sample_fps)
     if not fps > 0:
         raise UserError(f"fps={fps} must be above 0")
     t, h, w = embedder.latent_shape((frames, height, width))
     config.model.check_latents((t, h, w))
-    longest = max(bucket.frames for bucket in buckets)
-    # A network that knows images alone cannot go on from one.
-    given, piece_frames = piece_frames, piece_frames or (longest if longest > 1 else frames)
-    piece_frames, unit = min(piece_frames, frames), embedder.unit
-    piece = embedder.latent_shape((piece_frames, height, width))[0]
-    if piece < t and piece % unit:
-        if given or piece < unit:
-            least = embedder.frames(unit)
-            raise UserError(
-                f"piece_frames={piece_frames} must be a multiple of {least}: pieces are cut between chunks"
-            )
-        piece = piece // unit * unit
-        piece_frames = embedder.frames(piece)
-    overlap = max(unit, piece // 4 // unit * unit) if overlap is None else overlap
-    if overlap < unit or overlap % unit or (piece < t and overlap >= piece):
-        raise UserError(
-            f"overlap={overlap} must be {unit} or more latent frames{f', whole chunks of {unit},' if unit > 1 else ''} "
-            f"and fewer than a piece's {piece}, or there is nothing left to draw"
-        )
-    plan = ClipPlan(
+    segment_frames = _segment_frames(request, embedder, buckets, (frames, height, width), t)
+    segment = embedder.latent_shape((segment_frames, height, width))[0]
+    plan = VideoPlan(
         frames=frames,
         height=height,
         width=width,
         fps=fps,
         latent_frames=t,
-        piece_frames=piece_frames,
-        piece_shape=(piece, h, w, embedder.latent_channels),
-        overlap=overlap,
+        segment_frames=segment_frames,
+        segment_shape=(segment, h, w, embedder.latent_channels),
+        overlap=_overlap(request, embedder.unit, segment, t),
+        steps=given(request.steps, config.sample_steps),
+        guidance_scale=given(request.guidance_scale, config.guidance_scale),
+        sampler=given(request.sampler, config.sampler),
     )
-    return dataclasses.replace(plan, doubts=tuple(_doubts(config, buckets, plan)))
+    return dataclasses.replace(plan, warnings=tuple(_warnings(config, buckets, plan)))
 
 
-def _doubts(config: VDiTRun, buckets: list[Bucket], plan: ClipPlan):
-    """What a run was not trained on: it may come out all the same, and is not refused."""
-    size, area, aspect = (
-        f"{plan.height}x{plan.width}",
-        plan.height * plan.width,
-        plan.height / plan.width,
-    )
-    areas = sorted(buckets, key=lambda bucket: bucket.height * bucket.width)
-    least, most = (bucket.height * bucket.width for bucket in (areas[0], areas[-1]))
-    inside = least <= area * _SLACK and area <= most * _SLACK
-    if not inside:
-        names = list(
-            dict.fromkeys(f"{bucket.height}x{bucket.width}" for bucket in (areas[0], areas[-1]))
-        )
-        yield f"{size} (height x width) is outside the sizes trained on, {' to '.join(names)}"
-    aspects = [bucket.height / bucket.width for bucket in buckets]
-    if not min(aspects) / _SLACK <= aspect <= max(aspects) * _SLACK:
-        yield (
-            f"{size} has an aspect (height / width) of {aspect:.3g}, outside those trained on, {min(aspects):.3g} to "
-            f"{max(aspects):.3g}"
-        )
-    largest = max(buckets, key=lambda bucket: bucket.frames * bucket.height * bucket.width)
+def _segment_frames(
+    request: VideoRequest, embedder: Embedder, buckets: list[Bucket], shape: Shape, t: int
+) -> int:
+    """Pixel frames of a segment of a video of `shape`, which has t latent frames."""
+    frames, height, width = shape
     longest = max(bucket.frames for bucket in buckets)
-    if plan.piece_frames > longest:
-        yield f"{plan.piece_frames} frames at once are more than the {longest} trained on"
-    elif (
-        inside
-        and plan.piece_frames * area > _SLACK * largest.frames * largest.height * largest.width
-    ):
-        shape = shape_name((plan.piece_frames, plan.height, plan.width))
-        yield f"{shape} at once is more than the largest clip trained on, {largest.name} (frames x height x width)"
-    if plan.pieces > 1 and not continues(config):
-        yield f"{plan.pieces} pieces are to continue one another, and {UNTRAINED}"
+    # A network trained on images only cannot continue from one.
+    segment_frames = request.segment_frames or (longest if longest > 1 else frames)
+    segment_frames, unit = min(segment_frames, frames), embedder.unit
+    segment = embedder.latent_shape((segment_frames, height, width))[0]
+    if segment == t or segment % unit == 0:
+        return segment_frames
+    if request.segment_frames or segment < unit:
+        raise UserError(
+            f"segment_frames={segment_frames} must be a multiple of {embedder.frames(unit)}: "
+            "segments are whole chunks"
+        )
+    return embedder.frames(segment // unit * unit)
 
 
-UNTRAINED = "the run was not trained on given frames (loss.frame_masks.none is 1)"
+def _overlap(request: VideoRequest, unit: int, segment: int, t: int) -> int:
+    """Latent frames that segments share; `segment` latent frames of t are generated at once."""
+    if request.overlap is None:
+        overlap = max(unit, segment // 4 // unit * unit)
+    else:
+        overlap = request.overlap
+    if overlap < unit or overlap % unit or (segment < t and overlap >= segment):
+        chunks = f", whole chunks of {unit}," if unit > 1 else ""
+        raise UserError(
+            f"overlap={overlap} must be {unit} or more latent frames{chunks} and fewer than a "
+            f"segment's {segment}, or there is nothing left to generate"
+        )
+    return overlap
 
 
-def continues(config: VDiTRun) -> bool:
-    """Whether a run's network was trained to go on from given frames."""
-    return config.loss.frame_masks.none < 1
+def _warnings(config: VDiTRun, buckets: list[Bucket], plan: VideoPlan) -> Iterator[str]:
+    """What a run was not trained on: it may still work, and is not refused."""
+    size = f"{plan.height}x{plan.width}"
+    area, aspect = plan.height * plan.width, plan.height / plan.width
+    by_area = sorted(buckets, key=lambda bucket: bucket.height * bucket.width)
+    least, most = (bucket.height * bucket.width for bucket in (by_area[0], by_area[-1]))
+    inside = least <= area * _TOLERANCE and area <= most * _TOLERANCE
+    if not inside:
+        ends = [f"{bucket.height}x{bucket.width}" for bucket in (by_area[0], by_area[-1])]
+        trained = " to ".join(dict.fromkeys(ends))
+        yield f"{size} (height x width) is outside the sizes trained on, {trained}"
+    aspects = [bucket.height / bucket.width for bucket in buckets]
+    if not min(aspects) / _TOLERANCE <= aspect <= max(aspects) * _TOLERANCE:
+        yield (
+            f"{size} has an aspect (height / width) of {aspect:.3g}, outside those trained on, "
+            f"{min(aspects):.3g} to {max(aspects):.3g}"
+        )
+    longest = max(bucket.frames for bucket in buckets)
+    largest = max(buckets, key=lambda bucket: bucket.frames * bucket.height * bucket.width)
+    most = _TOLERANCE * largest.frames * largest.height * largest.width
+    if plan.segment_frames > longest:
+        yield f"{plan.segment_frames} frames at once are more than the {longest} trained on"
+    elif inside and plan.segment_frames * area > most:
+        shape = shape_name((plan.segment_frames, plan.height, plan.width))
+        yield (
+            f"{shape} at once is more than the largest clip trained on, {largest.name} "
+            "(frames x height x width)"
+        )
+    if plan.segments > 1 and not trained_with_conditions(config):
+        yield f"{plan.segments} segments continue one another, and {NO_CONDITION_TRAINING}"

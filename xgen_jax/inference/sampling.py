@@ -1,86 +1,85 @@
-"""Batches of clips, drawn: text and noise, step after step to latents, piece after piece, and on to
-pixels in chunks.
+"""Text and noise to latents: sampling steps, segment after segment.
 
-A clip depends on its prompt, its seed, its row and its condition alone: neither on the clips that
-are drawn with it nor on the number of devices, which share a batch.
+A video depends on its prompt, its seed and index, and its condition only: neither on the other
+videos of its batch nor on the number of devices that share the batch.
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xgen_jax.config.runs import VDiTRun
 from xgen_jax.data.pipeline import micro_conditions
-from xgen_jax.data.pixels import to_uint8
 from xgen_jax.diffusion.frames import KnownFrames
 from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.guidance import GuidanceConfig, guided
 from xgen_jax.diffusion.process import Process
 from xgen_jax.diffusion.samplers import Steps, advance, begin, key_noise, make_steps
-from xgen_jax.errors import UserError
-from xgen_jax.inference.conditioning import fit_condition
-from xgen_jax.inference.request import ClipPlan
-from xgen_jax.inference.streaming import decode, decode_stream, encode
-from xgen_jax.inference.streaming import plan as plan_chunks
-from xgen_jax.models.embedder import Embedder
+from xgen_jax.inference.request import VideoPlan
 from xgen_jax.models.text import ByteConditioner, T5Conditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import ClipConditions
-from xgen_jax.parallel.memory import GB, program_bytes
-from xgen_jax.parallel.mesh import MeshConfig, make_mesh
+from xgen_jax.parallel.memory import program_bytes
 from xgen_jax.parallel.sharding import BATCH, batch_sharding, on_mesh, tree_shardings
-from xgen_jax.typing import Array, Params, Shape, Video
+from xgen_jax.typing import Array, Params, Shape
 
-# Streams of a clip's key beside the samplers' 0 and 1: below the first each piece but the first has
-# its own.
-_PIECE_NOISE, _DECODE_NOISE = 2, 3
-_TOKENS = 8192  # about as many at once as keep a device busy
-_MOST = 16  # clips a device at once, where nobody says otherwise
+# Streams of a video's key. The samplers use 0 and 1; each segment but the first has its own key.
+_SEGMENT_NOISE, _DECODE_NOISE = 2, 3
+
+
+class BatchRow(NamedTuple):
+    """One video of a batch.
+
+    Attributes:
+      prompt: the text.
+      seed: of the noise, 0 .. 2^32 - 1.
+      index: tells videos of one seed apart; the noise is that of (seed, index).
+    """
+
+    prompt: str
+    seed: int
+    index: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Program:
-    """What is compiled for; all else is an argument: another seed, scale, grid or number of steps
-    compiles nothing."""
+class Program:
+    """What the compiled functions depend on statically.
+
+    Everything else is an argument: another seed, guidance scale, grid of as many steps or frame
+    rate compiles nothing.
+    """
 
     model: VDiT
     process: Process
     sampler: str
     guidance: GuidanceConfig
-    shape: Shape  # latents (t, h, w, c) of a piece
+    shape: Shape  # latents (t, h, w, c) of a segment
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _embed(text, params, arrays, rows_B):
-    """(tokens, mask) of the prompts, and of the null caption."""
-    return tuple(text.embed(params, arrays, jnp.full(rows_B.shape, null)) for null in (False, True))
-
-
-def _clip_keys(seeds_B, rows_B):
-    return jax.vmap(lambda seed, row: jax.random.fold_in(jax.random.key(seed), row))(
-        seeds_B, rows_B
+def embed_prompts(text: ByteConditioner | T5Conditioner, params: Params, arrays, index_B):
+    """Return (tokens, mask) of the prompts, and of the null caption; `index_B` gives the batch."""
+    return tuple(
+        text.embed(params, arrays, jnp.full(index_B.shape, null)) for null in (False, True)
     )
 
 
-@jax.jit
-def _decode_keys(seeds_B, rows_B):
-    """A key for each clip, of what a generative decoder draws."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, _DECODE_NOISE))(_clip_keys(seeds_B, rows_B))
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _start(program: _Program, steps, seeds_B, rows_B, piece):
-    """A key for each clip of a piece, and what its first step begins with."""
-    key_B = _clip_keys(seeds_B, rows_B)
-    if piece is not None:
+def start_segment(program: Program, steps: Steps, seed_B, index_B, segment):
+    """Return a key for each video of the batch, and the carry of the first step.
+
+    `segment` is the number of the segment, or None for the first.
+    """
+    key_B = _video_keys(seed_B, index_B)
+    if segment is not None:
         key_B = jax.vmap(
-            lambda key: jax.random.fold_in(jax.random.fold_in(key, _PIECE_NOISE), piece)
+            lambda key: jax.random.fold_in(jax.random.fold_in(key, _SEGMENT_NOISE), segment)
         )(key_B)
     x = jax.vmap(lambda key: program.process.terminal(key, program.shape))(key_B)
     if not jax.sharding.get_abstract_mesh().empty:
@@ -89,53 +88,70 @@ def _start(program: _Program, steps, seeds_B, rows_B, piece):
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _advance(program: _Program, carry, here, params, tokens, clip, frames, key_B, scale):
-    """One step."""
-    text, null = tokens
+def sampling_step(
+    program: Program, carry, step: Steps, params, prompts, micro_cond, known, key_B, scale
+):
+    """Advance a batch by one step: the guided network, then the sampler's update.
 
-    def predict(x, time, condition, noised):
-        conditions = program.model.config.clip_conditions
-        told = (
-            ClipConditions(*(jnp.full(x.shape[:1], each) for each in clip)) if conditions else None
-        )
-        return program.model.apply(params, x, time, *condition, told, noised)
+    Args:
+      program: static.
+      carry: of `start_segment` or of the step before; donated.
+      step: one step of `samplers.make_steps`.
+      params: the transformer's.
+      prompts: see `embed_prompts`.
+      micro_cond: (5,), see `clip_conditions`.
+      known: frames that are given, or None.
+      key_B: see `start_segment`.
+      scale: guidance scale.
+
+    Returns:
+      The carry; its first element is x (B, t, h, w, c).
+    """
+    text, null = prompts
+
+    def predict(x, time, condition, frame_mask_BT):
+        micro = None
+        if program.model.config.clip_conditions:
+            micro = ClipConditions(*(jnp.full(x.shape[:1], value) for value in micro_cond))
+        return program.model.apply(params, x, time, *condition, micro, frame_mask_BT)
 
     denoise = guided(predict, text, null, scale, program.process, program.guidance)
-    return advance(denoise, carry, here, program.sampler, key_noise(key_B, program.shape), frames)[
-        0
-    ]
+    noise = key_noise(key_B, program.shape)
+    carry, _ = advance(denoise, carry, step, program.sampler, noise, known)
+    return carry
+
+
+@jax.jit
+def decode_keys(seed_B: Array, index_B: Array) -> Array:
+    """Return a key for each video, for the noise of a generative decoder."""
+    keys = _video_keys(seed_B, index_B)
+    return jax.vmap(lambda key: jax.random.fold_in(key, _DECODE_NOISE))(keys)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _known(latents, count: int):
-    """The last frames of a piece's latents, known at the head of the next."""
+def known_head(latents: Array, count: int) -> KnownFrames:
+    """Make the last `count` frames of a segment's latents known at the start of the next one."""
     known_T = jnp.arange(latents.shape[1]) < count
     known_BT = jnp.broadcast_to(known_T[None], latents.shape[:2])
     return KnownFrames(latents=jnp.roll(latents, count, axis=1), known_BT=known_BT)
 
 
-class Drawer:
-    """Draws batches of clips of one plan.
+class VideoSampler:
+    """Samples the latents of batches of videos of one plan.
 
     Args:
-      model, text, embedder: see `TextToVideo`.
-      params: theirs, on the host or on a device.
+      model: the transformer.
+      text: its text conditioner, see `models.text`.
       config: of the run that trained them.
-      plan: what is to be drawn.
-      batch_size: clips at once; this process's devices share them, as many devices as divide them.
-      steps, guidance_scale, sampler: None takes the run's.
-      offload: keep parameters on the host, and on the devices only those that are at work:
-      transformer, then decoder.
-      memory_budget_gb: what a device may use, parameters included: it sets the chunks that are
-        decoded, and turns on `offload` where both do not fit at once.
+      plan: what is generated.
+      batch_size: videos at once.
+      mesh: devices that share a batch.
 
     Attributes:
-      steps: that drawing a batch takes, all pieces together.
-      offload: as it was decided.
+      steps_per_batch: sampling steps of all segments.
 
     Raises:
-      UserError: an unknown sampler, steps that its grid does not have, a budget in which nothing
-      fits.
+      UserError: an unknown sampler, or a number of steps that its grid does not have.
     """
 
     def __init__(
@@ -143,140 +159,138 @@ class Drawer:
         *,
         model: VDiT,
         text: ByteConditioner | T5Conditioner,
-        embedder: Embedder,
-        params: Params,
         config: VDiTRun,
-        plan: ClipPlan,
+        plan: VideoPlan,
         batch_size: int,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        sampler: str | None = None,
-        offload: bool = False,
-        memory_budget_gb: float | None = None,
+        mesh: Mesh,
     ):
-        if batch_size < 1:
-            raise UserError(f"batch_size={batch_size} must be 1 or more")
+        self.text, self.plan, self.batch_size, self.mesh = text, plan, batch_size, mesh
         process = config.loss.make_process(config.model.learned_variance)
-        sampler = sampler or config.sampler
-        ratio = config.loss.time_ratio(plan.height, plan.width, plan.piece_shape[0])
-        grid = make_grid(process, steps or config.sample_steps, config.sample_spacing, ratio)
-        self._grid = make_steps(sampler, grid)
-        self._length = len(grid.now.t)
-        self.plan, self.batch_size, self.steps = plan, batch_size, self._length * plan.pieces
-        self._program = _Program(
+        ratio = config.loss.time_ratio(plan.height, plan.width, plan.segment_shape[0])
+        grid = make_grid(process, plan.steps, config.sample_spacing, ratio)
+        self.steps = make_steps(plan.sampler, grid)
+        self.steps_per_batch = len(grid.now.t) * plan.segments
+        self.program = Program(
             model=model,
             process=process,
-            sampler=sampler,
+            sampler=plan.sampler,
             guidance=config.guidance,
-            shape=plan.piece_shape,
+            shape=plan.segment_shape,
         )
-        self._scale = np.float32(
-            config.guidance_scale if guidance_scale is None else guidance_scale
-        )
-        self._clip = micro_conditions(plan.piece_frames, plan.height, plan.width, plan.fps)
-        self._text, self._embedder = text, embedder
-        devices = jax.local_devices()
-        shared = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
-        self._mesh = make_mesh(MeshConfig(data=shared, fsdp=1), devices)
-        self._params, self._resident = params, {}
-        self.offload, self._decode_budget_gb = offload, memory_budget_gb
-        if memory_budget_gb is not None:
-            self._decide(memory_budget_gb)
+        self.micro_cond = micro_conditions(plan.segment_frames, plan.height, plan.width, plan.fps)
+        self._scale = np.float32(plan.guidance_scale)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a clip depends on beside its prompt, its noise, its condition and the parameters, as
-        JSON has it."""
-        plan, model = self.plan, self._program.model
+        """What latents depend on besides prompts, noise, conditions and parameters, as JSON."""
+        plan, program = self.plan, self.program
         return {
             "frames": plan.frames,
             "size": [plan.height, plan.width],
             "fps": float(plan.fps),
-            "piece_frames": plan.piece_frames,
+            "segment_frames": plan.segment_frames,
             "overlap": plan.overlap,
-            "steps": self._length,
-            "sampler": self._program.sampler,
+            "steps": len(self.steps.now.t),
+            "sampler": program.sampler,
             "guidance_scale": float(self._scale),
-            "guidance": [str(value) for value in dataclasses.astuple(self._program.guidance)],
-            "compute_dtype": np.dtype(model.dtype).name,
-            **self._embedder.settings,
+            "guidance": [str(value) for value in dataclasses.astuple(program.guidance)],
+            "compute_dtype": np.dtype(program.model.dtype).name,
         }
 
     def __call__(
         self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        rows: Sequence[int] | None = None,
-        condition: Video | None = None,
+        params: Params,
+        batch: Sequence[BatchRow],
+        known: KnownFrames | None = None,
         progress: Callable[[], None] | None = None,
-    ) -> Iterator[Video]:
-        """Draws a batch.
+    ) -> Iterator[Array]:
+        """Sample a batch.
 
         Args:
-          prompts: `batch_size` of them.
-          seeds: of each clip's noise.
-          rows: a second number of each clip's noise, 0 by default.
-          condition: what each clip begins with, uint8 (T, H, W, 3); see `conditions.fit_condition`.
+          params: {"vdit", and what the text conditioner trained}, on the devices.
+          batch: `batch_size` rows.
+          known: latents that the videos begin with, see `known_head`.
           progress: called after every step, when it is done.
 
         Yields:
-          The clips from their beginning, chunk after chunk, uint8 (B, T, H, W, 3).
+          Normalised latents (B, t, h, w, c) segment after segment, without the frames that the
+          segment before it has.
         """
-        latents = self.latents(prompts, seeds, rows, condition, progress)
-        if self.offload:
-            latents = iter(
-                list(map(np.asarray, latents))
-            )  # the transformer is gone when the decoder comes
-        with on_mesh(self._mesh):
-            key_B = _decode_keys(*self._noise(seeds, rows))
-        with self._on_devices("embedder") as params:
-            yield from map(to_uint8, self._decode(params["embedder"], latents, key_B))
+        if len(batch) != self.batch_size:
+            raise ValueError(f"{len(batch)} rows for a batch of {self.batch_size}")
+        arrays = self._shared(self.text.arrays([row.prompt for row in batch]))
+        seed_B, index_B = self.seeds(batch)
+        with on_mesh(self.mesh):
+            prompts = embed_prompts(self.text, params, arrays, index_B)
+        remaining, overlap = self.plan.latent_frames, 0
+        for segment in range(self.plan.segments):
+            noise = seed_B, index_B, np.uint32(segment) if segment else None
+            latents = self._segment(params["vdit"], prompts, noise, known, progress)
+            new = latents[:, overlap : overlap + remaining]
+            yield new
+            remaining, overlap = remaining - new.shape[1], self.plan.overlap
+            if remaining:
+                with on_mesh(self.mesh):
+                    known = known_head(latents, overlap)
 
-    def latents(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        rows: Sequence[int] | None = None,
-        condition: Video | None = None,
-        progress: Callable[[], None] | None = None,
-    ) -> Iterator[Array]:
-        """The normalised latents of a batch, (B, t, h, w, c), piece after piece, each without what
-        the one before had.
+    def seeds(self, batch: Sequence[BatchRow]) -> tuple[Array, Array]:
+        """Return the seeds and indices (B,) of a batch, on the devices."""
+        seeds, indices = zip(*((row.seed, row.index) for row in batch))
+        return self._shared((np.asarray(seeds, np.uint32), np.asarray(indices, np.uint32)))
 
-        Arguments as of a call.
+    def known_condition(self, latents: np.ndarray) -> KnownFrames:
+        """Make latents (1, t, h, w, c) known at the start of every video of a batch."""
+        count = latents.shape[1]
+        # `known_head` takes them from the end of a segment.
+        missing = self.plan.segment_shape[0] - count
+        padded = np.pad(latents, ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0)))
+        with on_mesh(self.mesh):
+            return known_head(self._shared(np.repeat(padded, self.batch_size, axis=0)), count)
+
+    def lower_step(self, params: Params) -> jax.stages.Lowered:
+        """Lower `sampling_step` for the mesh, from shapes alone.
+
+        Args:
+          params: {"vdit", and what the text conditioner trained}, arrays or shapes.
         """
-        if len(prompts) != self.batch_size:
-            raise ValueError(f"{len(prompts)} prompts for a batch of {self.batch_size}")
-        frames = None if condition is None else self._known_condition(condition)
-        arrays = self._shared(self._text.arrays(list(prompts)))
-        seeds, rows = self._noise(seeds, rows)
-        names = [name for name in self._params if name != "embedder"]
-        left, had = self.plan.latent_frames, 0
-        with self._on_devices(*names) as params:
-            with on_mesh(self._mesh):
-                tokens = _embed(self._text, params, arrays, rows)
-            for piece in range(self.plan.pieces):
-                drawn = self._piece(params["vdit"], tokens, seeds, rows, piece, frames, progress)
-                yield drawn[:, had : had + left]
-                left, had = left - (drawn.shape[1] - had), self.plan.overlap
-                if left > 0:
-                    with on_mesh(self._mesh):
-                        frames = _known(drawn, self.plan.overlap)
-
-    def _piece(self, params, tokens, seeds, rows, piece, frames, progress) -> Array:
-        with on_mesh(self._mesh):
-            key_B, carry = _start(
-                self._program, self._grid, seeds, rows, np.uint32(piece) if piece else None
+        rows = jax.ShapeDtypeStruct((self.batch_size,), np.uint32)
+        shared = functools.partial(_shared_shapes, len(self.program.shape) + 1, self.mesh)
+        with on_mesh(self.mesh):
+            start = functools.partial(start_segment, self.program, self.steps)
+            key_B, carry = jax.eval_shape(start, rows, rows, None)
+            embed = functools.partial(embed_prompts, self.text)
+            prompts = jax.eval_shape(embed, params, self.null_captions(), rows)
+            known = None
+            if self.plan.segments > 1:
+                known = jax.eval_shape(lambda x: known_head(x, self.plan.overlap), carry[0])
+            return sampling_step.lower(
+                self.program,
+                shared(carry),
+                self._step(0),
+                _shapes(params["vdit"], tree_shardings(params["vdit"], self.mesh)),
+                shared(prompts),
+                self.micro_cond,
+                shared(known),
+                shared(key_B),
+                self._scale,
             )
-            for step in range(self._length):
-                carry = _advance(
-                    self._program,
+
+    def step_bytes(self, params: Params) -> int:
+        """Bytes that a step needs of a device: it is compiled, nothing is computed."""
+        return program_bytes(self.lower_step(params).compile())
+
+    def _segment(self, params, prompts, noise, known, progress) -> Array:
+        with on_mesh(self.mesh):
+            key_B, carry = start_segment(self.program, self.steps, *noise)
+            for number in range(len(self.steps.now.t)):
+                carry = sampling_step(
+                    self.program,
                     carry,
-                    _one(self._grid, step),
+                    self._step(number),
                     params,
-                    tokens,
-                    self._clip,
-                    frames,
+                    prompts,
+                    self.micro_cond,
+                    known,
                     key_B,
                     self._scale,
                 )
@@ -285,153 +299,41 @@ class Drawer:
                     progress()
         return carry[0]
 
-    def _known_condition(self, condition: Video) -> KnownFrames:
-        video = fit_condition(condition, self.plan, self._embedder)
-        with self._on_devices("embedder") as params, on_mesh(self._mesh):
-            latents = encode(
-                self._embedder, params["embedder"], video[None], self._decode_budget_gb
-            )
-            # At the end, from where `_known` takes them.
-            missing = self.plan.piece_shape[0] - latents.shape[1]
-            padded = np.pad(latents, ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0)))
-            return _known(
-                self._shared(np.repeat(padded, self.batch_size, axis=0)), latents.shape[1]
-            )
+    def null_captions(self) -> dict[str, np.ndarray]:
+        """Arrays of a batch of empty captions; no encoder is needed for stored embeddings."""
+        stored = {
+            "caption": [""] * self.batch_size,
+            "text": np.zeros((self.batch_size, 0, self.text.width), np.float32),
+            "text_mask": np.zeros((self.batch_size, 0), bool),
+        }
+        return self.text.batch_arrays(stored)
 
-    def _noise(self, seeds: Sequence[int], rows: Sequence[int] | None) -> tuple[Array, Array]:
-        """Both numbers of each clip's noise, on the devices."""
-        rows = [0] * len(seeds) if rows is None else rows
-        return self._shared((np.asarray(seeds, np.uint32), np.asarray(rows, np.uint32)))
-
-    def _decode(
-        self, params: Params, latents: Iterator[Array], key_B: Array
-    ) -> Iterator[np.ndarray]:
-        rows, chunk = self._decode_plan(params)
-        sharding = batch_sharding(self._mesh)
-        if (
-            rows < self.plan.piece_shape[1] or chunk == self.plan.latent_frames
-        ):  # all at once, or blocks of rows, each of all frames
-            whole = np.concatenate(list(map(np.asarray, latents)), axis=1)
-            with on_mesh(self._mesh):
-                yield decode(self._embedder, params, whole, self._decode_budget_gb, sharding, key_B)
-            return
-        stream = decode_stream(self._embedder, params, _chunks(latents, chunk), sharding, key_B)
-        while True:
-            with on_mesh(self._mesh):
-                video = next(stream, None)
-            if video is None:
-                return
-            yield video
+    def _step(self, number: int) -> Steps:
+        return jax.tree.map(lambda a: a[number : number + 1], self.steps)
 
     def _shared(self, tree: Any) -> Any:
         """Arrays of a batch on the devices, each with its part."""
-        return jax.device_put(tree, batch_sharding(self._mesh))
-
-    @contextlib.contextmanager
-    def _on_devices(self, *names: str) -> Iterator[Params]:
-        """The parameters of some networks on the devices; they stay there, unless `offload` says
-        otherwise."""
-        placed = {}
-        for name in names:
-            if name not in self._resident:
-                tree = self._params[name]
-                self._resident[name] = jax.device_put(tree, tree_shardings(tree, self._mesh))
-            placed[name] = self._resident[name]
-        try:
-            yield placed
-        finally:
-            if self.offload:
-                for name in names:
-                    self._resident.pop(name, None)
-
-    def _decide(self, budget_gb: float) -> None:
-        """Sets `offload` and what is left for the decoder, by what XLA reports of a step and of a
-        chunk."""
-        drawing = self._step_bytes() / GB
-        if drawing > budget_gb:
-            raise UserError(
-                f"a step of {self.batch_size // self._mesh.size} clip(s) of {self.plan.piece_frames} frames takes "
-                f"{drawing:.3g} GB a device, more than memory_budget_gb={budget_gb:g}; allow more, or take a smaller "
-                "batch_size, size or piece_frames"
-            )
-        others = (
-            _bytes({name: tree for name, tree in self._params.items() if name != "embedder"}) / GB
-        )
-        self.offload = self.offload or drawing + _bytes(self._params["embedder"]) / GB > budget_gb
-        if not self.offload:
-            try:
-                self._decode_budget_gb = budget_gb - others
-                self._decode_plan(self._params["embedder"])
-                return
-            except UserError:  # beside the transformer the decoder does not fit
-                self.offload = True
-        self._decode_budget_gb = budget_gb
-        self._decode_plan(self._params["embedder"])
-
-    def _decode_plan(self, params: Params) -> tuple[int, int]:
-        shape = (
-            self.batch_size // self._mesh.size,
-            self.plan.latent_frames,
-            *self.plan.piece_shape[1:],
-        )
-        return plan_chunks(
-            self._embedder, params, "decode", shape, np.float32, self._decode_budget_gb
-        )
-
-    def _step_bytes(self) -> int:
-        """Of a step on one device: the compiler is asked, nothing is computed."""
-
-        def of(tree):
-            return jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), tree)
-
-        clips = self.batch_size // self._mesh.size
-        rows = jax.ShapeDtypeStruct((clips,), np.uint32)
-        networks = of({name: tree for name, tree in self._params.items() if name != "embedder"})
-        key_B, carry = jax.eval_shape(
-            functools.partial(_start, self._program), of(self._grid), rows, rows, None
-        )
-        captions = of(self._text.arrays([""] * clips))  # the empty caption needs no encoder
-        tokens = jax.eval_shape(functools.partial(_embed, self._text), networks, captions, rows)
-        frames = (
-            jax.eval_shape(lambda x: _known(x, self.plan.overlap), carry[0])
-            if self.plan.pieces > 1
-            else None
-        )
-        lowered = _advance.lower(
-            self._program,
-            carry,
-            _one(self._grid, 0),
-            networks["vdit"],
-            tokens,
-            self._clip,
-            frames,
-            key_B,
-            self._scale,
-        )
-        return program_bytes(lowered.compile())
+        return jax.device_put(tree, batch_sharding(self.mesh))
 
 
-def default_batch_size(plan: ClipPlan, patch: int) -> int:
-    """How many clips keep this process's devices busy, 16 a device at most."""
-    return min(_MOST, max(1, _TOKENS // plan.tokens(patch))) * len(jax.local_devices())
+def _video_keys(seed_B, index_B):
+    return jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index))(
+        seed_B, index_B
+    )
 
 
-def _one(steps: Steps, index: int) -> Steps:
-    return jax.tree.map(lambda a: a[index : index + 1], steps)
+def _shapes(tree, shardings):
+    return jax.tree.map(
+        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
 
 
-def _chunks(latents: Iterator[Array], size: int) -> Iterator[np.ndarray]:
-    """Pieces of any lengths -> chunks of one length, and a rest."""
-    waiting = None
-    for piece in latents:
-        piece = np.asarray(piece)
-        waiting = piece if waiting is None else np.concatenate([waiting, piece], axis=1)
-        while waiting.shape[1] >= size:
-            yield waiting[:, :size]
-            waiting = waiting[:, size:]
-    if waiting is not None and waiting.shape[1]:
-        yield waiting
+def _shared_shapes(dims: int, mesh: Mesh, tree):
+    """Shapes of a batch; what has more than `dims` dims has the others before the batch."""
 
+    def sharding(a):  # the memory of a multi-step sampler is (order, B, ...)
+        return NamedSharding(mesh, PartitionSpec(*[None] * (a.ndim - dims), *BATCH))
 
-def _bytes(tree: Params) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return _shapes(tree, jax.tree.map(sharding, tree))

@@ -1,4 +1,4 @@
-"""Shows a video in a notebook, or writes it beside the program that has no window to show it in."""
+"""Show a video in a notebook, or write it to a file elsewhere."""
 
 import base64
 import pathlib
@@ -10,13 +10,14 @@ from xgen_jax.typing import Video
 
 
 def show(video: Video, fps: float = 8.0, path: str = "video.mp4", height: int = 256):
-    """Shows uint8 (T, H, W, 3) inline in Jupyter and Colab; elsewhere writes an mp4 and says where.
+    """Show a video inline in Jupyter and Colab; elsewhere write an mp4 and print its path.
 
     Args:
-      video: what to show.
-      fps: frames a second.
-      path: the file to write outside a notebook; "-2", "-3", ... is added to a name that is taken.
-      height: of the picture on the page, in pixels.
+      video: uint8 (T, H, W, 3).
+      fps: frames per second.
+      path: of the file to write outside a notebook; "-2", "-3", ... is added to a name that is
+        taken.
+      height: of the video on the page, in pixels.
 
     Returns:
       The display object in a notebook (so that it may be a cell's last line), else the path
@@ -30,8 +31,8 @@ def show(video: Video, fps: float = 8.0, path: str = "video.mp4", height: int = 
             write_video(file, video, fps)
             data = base64.b64encode(file.read_bytes()).decode()
         return HTML(
-            f'<video src="data:video/mp4;base64,{data}" height="{height}" style="image-rendering: pixelated" '
-            "autoplay loop muted playsinline controls></video>"
+            f'<video src="data:video/mp4;base64,{data}" height="{height}" '
+            'style="image-rendering: pixelated" autoplay loop muted playsinline controls></video>'
         )
     target, number = pathlib.Path(path), 1
     while target.exists():

@@ -1,68 +1,52 @@
-"""Encoding and decoding of clips of any length, chunk after chunk, in memory that does not grow
-with the clip.
+"""Encoding and decoding of clips of any length in chunks, in memory that does not grow with it.
 
-Every layer that mixes frames carries what it must remember, so a clip in chunks gives what the
-whole clip gives: no overlap, no blending, no seams. A decoder that looks ahead gives its last
-frames with the chunk after.
+Every layer that mixes frames carries a cache from chunk to chunk, so a clip in chunks gives what
+the whole clip gives: no overlap, no blending, no seams. A decoder that looks ahead gives its last
+frames with the next chunk.
 """
 
-import functools
 from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from xgen_jax.data.pixels import check_video, to_unit_range
+from xgen_jax.data.pixels import check_video
 from xgen_jax.errors import UserError
+from xgen_jax.inference.chunks import (
+    ChunkPlan,
+    decode_chunk,
+    encode_chunk,
+    plan_chunks,
+    row_blocks,
+)
 from xgen_jax.models.embedder import Embedder
-from xgen_jax.parallel.memory import GB, largest_chunk, program_bytes
+from xgen_jax.parallel.sharding import batch_sharding, on_mesh
 from xgen_jax.typing import Array, Params, Shape
-
-CHUNK = 4  # latent frames at a time where nobody sets a budget
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def encode_chunk(embedder: Embedder, params: Params, video: Array, history):
-    """`Embedder.encode_chunk`, compiled; of uint8 or float video."""
-    video = to_unit_range(video) if video.dtype == jnp.uint8 else video
-    return embedder.encode_chunk(params, video, history)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=3)
-def decode_chunk(
-    embedder: Embedder,
-    params: Params,
-    latents: Array,
-    history,
-    last: bool,
-    key: Array | None = None,
-):
-    """`Embedder.decode_chunk`, compiled; another key compiles nothing."""
-    return embedder.decode_chunk(params, latents, history, last, key)
 
 
 def encode_stream(
     embedder: Embedder, params: Params, chunks: Iterable[np.ndarray]
 ) -> Iterator[np.ndarray]:
-    """Encodes a clip that comes in chunks.
+    """Encode a clip that comes in chunks.
 
     Args:
       embedder, params: see `load_embedder`.
-      chunks: uint8, or float in [-1, 1], (B, T, H, W, 3), of any lengths that add up to one that
-        can be encoded. What does not fill an embedder's unit, a VidVAE's latent frame or a REGEN's
-        chunk, waits for the chunk after; at the end of a REGEN's clip a single frame is an image.
+      chunks: uint8, or float in [-1, 1], (B, T, H, W, 3), of any lengths whose sum can be encoded.
+        Frames that do not fill a unit of the embedder (a VidVAE's latent frame, a REGEN's chunk)
+        wait for the next chunk; at the end of a REGEN's clip a single frame is an image.
 
     Yields:
-      Normalised latents (B, t, h, w, c), float32, as soon as they are known; together those of the
-      whole clip.
+      Normalised latents (B, t, h, w, c), float32, as soon as they are known; concatenated they are
+      those of the whole clip.
 
     Raises:
       UserError: a chunk of another size, batch or dtype than the first, pixels that are not finite
         or not in range, a clip of a length or size that the model cannot take, a model that depends
         on the whole clip.
     """
-    history, first, waiting, seen, done = None, None, None, 0, 0
+    cache, first, waiting, seen, done = None, None, None, 0, 0
     for chunk in chunks:
         chunk = np.asarray(chunk)
         check_video(chunk)
@@ -72,16 +56,16 @@ def encode_stream(
         _check_alike(chunk, first)
         seen += chunk.shape[1]
         waiting = chunk if waiting is None else np.concatenate([waiting, chunk], axis=1)
-        settled = embedder.frames(embedder.whole_latents(seen))
-        if settled > done:
-            latents, history = encode_chunk(embedder, params, waiting[:, : settled - done], history)
-            waiting, done = waiting[:, settled - done :], settled
+        whole = embedder.frames(embedder.whole_latents(seen))
+        if whole > done:
+            latents, cache = encode_chunk(embedder, params, waiting[:, : whole - done], cache)
+            waiting, done = waiting[:, whole - done :], whole
             yield np.asarray(latents)
     if first is None:
         raise UserError("the stream to encode holds no chunk")
     if waiting.shape[1]:
-        embedder.latent_shape((seen, *first.shape[2:4]))  # tells the nearest lengths
-        yield np.asarray(encode_chunk(embedder, params, waiting, history)[0])
+        embedder.latent_shape((seen, *first.shape[2:4]))  # its error names the nearest lengths
+        yield np.asarray(encode_chunk(embedder, params, waiting, cache)[0])
 
 
 def decode_stream(
@@ -91,23 +75,23 @@ def decode_stream(
     sharding: jax.sharding.Sharding | None = None,
     key: Array | None = None,
 ) -> Iterator[np.ndarray]:
-    """Decodes latents that come in chunks of any lengths.
+    """Decode latents that come in chunks of any lengths.
 
     Args:
       embedder, params: see `load_embedder`.
-      chunks: normalised latents (B, t, h, w, c). What does not fill an embedder's unit waits for
-      the chunk after.
-      sharding: of a chunk, where several devices share it.
+      chunks: normalised latents (B, t, h, w, c). Latent frames that do not fill a unit of the
+        embedder wait for the next chunk.
+      sharding: of a chunk, if several devices share it.
       key: see `Embedder.decode_chunk`.
 
     Yields:
-      Video (B, T, H, W, 3), float32, about [-1, 1]; it lags `embedder.look_ahead` frames behind
-      what has come.
+      Video (B, T, H, W, 3), float32, about [-1, 1]; it is `embedder.look_ahead` frames behind the
+      latents.
 
     Raises:
-      UserError: as `encode_stream`.
+      UserError: see `encode_stream`.
     """
-    history, first, waiting = None, None, None
+    cache, first, waiting = None, None, None
     for chunk in chunks:
         chunk = np.asarray(chunk)
         _check_latents(embedder, chunk)
@@ -117,15 +101,15 @@ def decode_stream(
         ready = waiting.shape[1] // embedder.unit * embedder.unit
         if ready:
             ready, waiting = waiting[:, :ready], waiting[:, ready:]
-            video, history = decode_chunk(
-                embedder, params, jax.device_put(ready, sharding), history, False, key
+            video, cache = decode_chunk(
+                embedder, params, jax.device_put(ready, sharding), cache, False, key
             )
             yield np.asarray(video)
-    if first is None or (history is None and not waiting.shape[1]):
+    if first is None or (cache is None and not waiting.shape[1]):
         raise UserError("the stream to decode holds no latents")
     if waiting.shape[1] or embedder.look_ahead:
         video, _ = decode_chunk(
-            embedder, params, jax.device_put(waiting, sharding), history, True, key
+            embedder, params, jax.device_put(waiting, sharding), cache, True, key
         )
         if video.shape[1]:
             yield np.asarray(video)
@@ -137,14 +121,17 @@ def encode(
     video_BTHWC: np.ndarray,
     memory_budget_gb: float | None = None,
 ) -> np.ndarray:
-    """A clip -> its normalised latents (B, t, h, w, c), in chunks where the model can.
+    """Encode a clip, in chunks if the model can.
 
     Args:
       embedder, params: see `load_embedder`.
       video_BTHWC: uint8, or float in [-1, 1].
-      memory_budget_gb: what the device may use (1e9 bytes), parameters included. Chunks are as long
-        as it allows; where not even one latent frame fits, a model that can (see
+      memory_budget_gb: what the device may use, in GB (1e9 bytes), parameters included. Chunks are
+        as long as it allows; if not even one latent frame fits, a model that can (see
         `VidVAEConfig.halo`) works on blocks of rows.
+
+    Returns:
+      Normalised latents (B, t, h, w, c), float32.
 
     Raises:
       UserError: video that the model cannot take; a budget in which nothing fits.
@@ -152,7 +139,7 @@ def encode(
     video_BTHWC = np.asarray(video_BTHWC)
     check_video(video_BTHWC)
     shape, s = embedder.latent_shape(video_BTHWC.shape), embedder.space_factor
-    rows, n = plan(embedder, params, "encode", shape, video_BTHWC.dtype, memory_budget_gb)
+    rows, n = plan_chunks(embedder, params, "encode", shape, video_BTHWC.dtype, memory_budget_gb)
     cuts = [embedder.frames(at) for at in (*range(0, shape[1], n), shape[1])]
 
     def encode_rows(block):
@@ -161,7 +148,7 @@ def encode(
         chunks = (block[:, a:b] for a, b in zip(cuts, cuts[1:]))
         return np.concatenate(list(encode_stream(embedder, params, chunks)), axis=1)
 
-    blocks = _row_blocks(shape[2], rows, embedder.halo)
+    blocks = row_blocks(shape[2], rows, embedder.halo)
     parts = [
         encode_rows(video_BTHWC[:, :, above * s : below * s])[:, :, first - above : last - above]
         for first, last, above, below in blocks
@@ -177,15 +164,69 @@ def decode(
     sharding: jax.sharding.Sharding | None = None,
     key: Array | None = None,
 ) -> np.ndarray:
-    """Normalised latents -> video (B, T, H, W, 3), float32, about [-1, 1], in chunks where the
-    model can.
+    """Decode normalised latents (B, t, h, w, c), in chunks if the model can.
 
-    Arguments and errors as of `encode`; `sharding` and `key` as of `decode_stream`.
+    Arguments and errors are those of `encode`; `sharding` and `key` those of `decode_stream`.
+
+    Returns:
+      Video (B, T, H, W, 3), float32, about [-1, 1].
     """
     latents_BTHWC = np.asarray(latents_BTHWC)
     _check_latents(embedder, latents_BTHWC)
-    shape, s = latents_BTHWC.shape, embedder.space_factor
-    rows, n = plan(embedder, params, "decode", shape, latents_BTHWC.dtype, memory_budget_gb)
+    plan = plan_chunks(
+        embedder, params, "decode", latents_BTHWC.shape, latents_BTHWC.dtype, memory_budget_gb
+    )
+    return _decode_planned(embedder, params, latents_BTHWC, plan, sharding, key)
+
+
+def decode_segments(
+    embedder: Embedder,
+    params: Params,
+    segments: Iterable[Array],
+    latent_shape: Shape,
+    plan: ChunkPlan,
+    mesh: Mesh,
+    key: Array | None = None,
+) -> Iterator[np.ndarray]:
+    """Decode latents that a sampler gives segment after segment, on a mesh.
+
+    Args:
+      embedder, params: see `load_embedder`.
+      segments: normalised latents (B, t, h, w, c) of any lengths.
+      latent_shape: (B, t, h, w, c) of the whole batch.
+      plan: see `plan_chunks`; of the part of a batch that one device has.
+      mesh: the devices that share the batch.
+      key: see `Embedder.decode_chunk`.
+
+    Yields:
+      Video (B, T, H, W, 3), float32, about [-1, 1], as soon as a chunk is decoded.
+    """
+    sharding = batch_sharding(mesh)
+    if plan.rows < latent_shape[2] or plan.frames == latent_shape[1]:
+        # Blocks of rows have all frames each.
+        whole = np.concatenate(list(map(np.asarray, segments)), axis=1)
+        with on_mesh(mesh):
+            video = _decode_planned(embedder, params, whole, plan, sharding, key)
+        yield video
+        return
+    stream = decode_stream(embedder, params, _regroup(segments, plan.frames), sharding, key)
+    while True:
+        with on_mesh(mesh):  # entered for each chunk: the caller has its own mesh in between
+            video = next(stream, None)
+        if video is None:
+            return
+        yield video
+
+
+def _decode_planned(
+    embedder: Embedder,
+    params: Params,
+    latents_BTHWC: np.ndarray,
+    plan: ChunkPlan,
+    sharding: jax.sharding.Sharding | None,
+    key: Array | None,
+) -> np.ndarray:
+    (rows, n), shape, s = plan, latents_BTHWC.shape, embedder.space_factor
 
     def decode_rows(block):
         if n == shape[1]:
@@ -195,7 +236,7 @@ def decode(
         chunks = (block[:, at : at + n] for at in range(0, shape[1], n))
         return np.concatenate(list(decode_stream(embedder, params, chunks, sharding, key)), axis=1)
 
-    blocks = _row_blocks(shape[2], rows, embedder.halo)
+    blocks = row_blocks(shape[2], rows, embedder.halo)
     parts = [
         decode_rows(latents_BTHWC[:, :, above:below])[
             :, :, (first - above) * s : (last - above) * s
@@ -205,108 +246,17 @@ def decode(
     return np.concatenate(parts, axis=2)
 
 
-def _row_blocks(height: int, rows: int, halo: int | None) -> Iterator[tuple[int, int, int, int]]:
-    """(first, last, above, below) of each block of rows: first..last are kept of above..below,
-    which are computed."""
-    for first in range(0, height, rows):
-        last = min(first + rows, height)
-        yield first, last, max(0, first - (halo or 0)), min(height, last + (halo or 0))
-
-
-def chunk_bytes(
-    embedder: Embedder,
-    params: Params,
-    verb: str,
-    latent_shape: Shape,
-    dtype,
-    chunk: int,
-    whole: bool = False,
-) -> int:
-    """Bytes that XLA reports for one chunk in the middle of a clip, or for a clip that is one
-    chunk.
-
-    Args:
-      embedder, params: parameters may be abstract.
-      verb: `encode` or `decode`.
-      latent_shape: (B, t, h, w, c) of the clip.
-      dtype: of the video or the latents.
-      chunk: latent frames, whole units unless it is the clip.
-      whole: the chunk is the clip.
-    """
-    batch, _, h, w, c = latent_shape
-    s, unit = embedder.space_factor, embedder.unit
-
-    def of(n, frames):
-        shape = (batch, frames, h * s, w * s, 3) if verb == "encode" else (batch, n, h, w, c)
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    def program(history, x, last):
-        if verb == "encode":
-            return encode_chunk.lower(embedder, params, x, history)
-        return decode_chunk.lower(embedder, params, x, history, last)
-
-    if whole:
-        return program_bytes(program(None, of(chunk, embedder.frames(chunk)), True).compile())
-    # Two units, for a decoder that looks ahead remembers a frame only after the first.
-    history = program(None, of(2 * unit, embedder.frames(2 * unit)), False).out_info[1]
-    frames = embedder.frames(unit + chunk) - embedder.frames(unit)
-    return program_bytes(program(history, of(chunk, frames), False).compile())
-
-
-def plan(
-    embedder: Embedder,
-    params: Params,
-    verb: str,
-    latent_shape: Shape,
-    dtype,
-    memory_budget_gb: float | None,
-) -> tuple[int, int]:
-    """How a clip is cut: (latent rows of a block, latent frames of a chunk); without a budget all
-    rows, `CHUNK` frames.
-
-    A chunk is whole units, or the clip.
-
-    Arguments as of `chunk_bytes`, errors as of `encode`.
-    """
-    _, frames, height, *_ = latent_shape
-    unit, halo, what = embedder.unit, embedder.halo, f"to {verb} latents {latent_shape}"
-    if memory_budget_gb is None:
-        return height, frames if embedder.depends_on_whole_clip else min(frames, CHUNK)
-    if memory_budget_gb <= 0:
-        raise UserError(f"memory_budget_gb={memory_budget_gb} must be above 0")
-    budget = memory_budget_gb * GB
-
-    def refuse(needed: int, why: str):
-        return UserError(
-            f"{what} takes {needed / GB:.3g} GB, more than memory_budget_gb={memory_budget_gb:g}, {why}; allow more, "
-            "take a smaller size, or put height or width on several devices"
-        )
-
-    if embedder.depends_on_whole_clip:
-        needed = chunk_bytes(embedder, params, verb, latent_shape, dtype, frames, whole=True)
-        if needed > budget:
-            raise refuse(needed, f"and there are no chunks: {embedder.depends_on_whole_clip}")
-        return height, frames
-
-    def measure(units, rows=height):
-        computed = max(below - above for _, _, above, below in _row_blocks(height, rows, halo))
-        shape = (*latent_shape[:2], computed, *latent_shape[3:])
-        return chunk_bytes(embedder, params, verb, shape, dtype, units * unit)
-
-    if units := largest_chunk(measure, -(-frames // unit), budget):
-        return height, min(units * unit, frames)
-    if halo is None:
-        least = "a latent frame" if unit == 1 else f"{unit} latent frames"
-        why = f"even {least} at a time, and only a model with norm='rms' and no attention can be cut in space"
-        raise refuse(measure(1), why)
-    rows = height
-    while rows > 1:
-        rows = -(-rows // 2)
-        if measure(1, rows) <= budget:
-            return rows, 1
-    raise refuse(
-        measure(1, 1), f"even a latent frame and row at a time, with the {halo} rows around it"
-    )
+def _regroup(segments: Iterable[Array], frames: int) -> Iterator[np.ndarray]:
+    """Latents of any lengths -> chunks of `frames` latent frames, and a rest."""
+    waiting = None
+    for segment in segments:
+        segment = np.asarray(segment)
+        waiting = segment if waiting is None else np.concatenate([waiting, segment], axis=1)
+        while waiting.shape[1] >= frames:
+            yield waiting[:, :frames]
+            waiting = waiting[:, frames:]
+    if waiting is not None and waiting.shape[1]:
+        yield waiting
 
 
 def _check_latents(embedder: Embedder, latents: np.ndarray) -> None:
@@ -319,7 +269,8 @@ def _check_latents(embedder: Embedder, latents: np.ndarray) -> None:
     if not np.isfinite(latents).all():
         where = np.argwhere(~np.isfinite(latents))[0].tolist()
         raise UserError(
-            f"latents have values that are not finite, the first at (batch, frame, y, x, channel) {where}"
+            "latents have values that are not finite, the first at "
+            f"(batch, frame, y, x, channel) {where}"
         )
 
 
@@ -329,6 +280,7 @@ def _check_alike(chunk: np.ndarray, first: np.ndarray) -> None:
 
     if chunk.ndim != first.ndim or of(chunk) != of(first):
         raise UserError(
-            f"a chunk {chunk.dtype} {chunk.shape} does not continue a stream that began with {first.dtype} "
-            f"{first.shape}: batch, height, width, channels and dtype must stay the same"
+            f"a chunk {chunk.dtype} {chunk.shape} does not continue a stream that began with "
+            f"{first.dtype} {first.shape}: batch, height, width, channels and dtype must stay the "
+            "same"
         )

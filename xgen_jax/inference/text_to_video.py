@@ -2,24 +2,185 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from xgen_jax.config.runs import VDiTRun
-from xgen_jax.errors import UserError
-from xgen_jax.inference.request import UNTRAINED, ClipPlan, continues, plan_clip
-from xgen_jax.inference.sampling import Drawer, default_batch_size
+from xgen_jax.data.batches import batches, padded_rows
+from xgen_jax.data.pixels import to_uint8
+from xgen_jax.diffusion.frames import KnownFrames
+from xgen_jax.errors import UserError, choose
+from xgen_jax.inference.chunks import plan_chunks
+from xgen_jax.inference.conditioning import fit_condition
+from xgen_jax.inference.request import (
+    NO_CONDITION_TRAINING,
+    VideoPlan,
+    VideoRequest,
+    plan_video,
+    trained_with_conditions,
+)
+from xgen_jax.inference.residency import Residency, plan_memory
+from xgen_jax.inference.sampling import BatchRow, VideoSampler, decode_keys
+from xgen_jax.inference.streaming import decode_segments, encode
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text import ByteConditioner, T5Conditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.nn.attention import IMPLEMENTATIONS
+from xgen_jax.parallel.mesh import MeshConfig, make_mesh
+from xgen_jax.parallel.sharding import on_mesh
 from xgen_jax.runs.adapters import with_adapter
 from xgen_jax.runs.folder import RunFolder, check_fingerprints
 from xgen_jax.runs.load import TEXT_TO_VIDEO, load_embedder
 from xgen_jax.runs.text_encoders import default_cache, load_conditioner
-from xgen_jax.typing import Params, Video
+from xgen_jax.typing import Array, Params, Video
+
+_BUSY_TOKENS = 8192  # about as many at once as keep a device busy
+_MAX_BATCH = 16  # videos on a device at once, unless the user asks for more
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Networks:
+    """The networks of a text-to-video model.
+
+    Attributes:
+      model: the transformer.
+      text: the text conditioner, see `models.text`.
+      embedder: whose latents the transformer works on.
+      params: {"vdit", "embedder", and what the text conditioner trained}, on the host or a device.
+    """
+
+    model: VDiT
+    text: ByteConditioner | T5Conditioner
+    embedder: Embedder
+    params: Params
+
+
+class VideoGenerator:
+    """Generates batches of videos of one plan: text and noise to latents, latents to pixels.
+
+    Args:
+      networks: see `Networks`.
+      config: of the run that trained them.
+      plan: of the videos.
+      batch_size: videos at once; as many devices of this process as divide it share a batch.
+      offload: keep parameters on the host, and on the devices either the transformer's or the
+        decoder's.
+      memory_budget_gb: what a device may use, in GB (1e9 bytes), parameters included. It sets the
+        chunks that are decoded, and turns `offload` on if both networks do not fit.
+
+    Attributes:
+      sampler: the part that samples latents.
+      residency: where the parameters are.
+
+    Raises:
+      UserError: an unknown sampler, steps that its grid does not have, a budget in which nothing
+        fits.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        config: VDiTRun,
+        plan: VideoPlan,
+        batch_size: int,
+        offload: bool = False,
+        memory_budget_gb: float | None = None,
+    ):
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} must be 1 or more")
+        devices = jax.local_devices()
+        shared = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+        self.mesh = make_mesh(MeshConfig(data=shared, fsdp=1), devices)
+        self.plan, self.batch_size, self._embedder = plan, batch_size, networks.embedder
+        self.sampler = VideoSampler(
+            model=networks.model,
+            text=networks.text,
+            config=config,
+            plan=plan,
+            batch_size=batch_size,
+            mesh=self.mesh,
+        )
+        self._memory = plan_memory(
+            networks.params,
+            memory_budget_gb,
+            lambda: self.sampler.step_bytes(_without_embedder(networks.params)),
+            lambda budget_gb: plan_chunks(
+                networks.embedder,
+                networks.params["embedder"],
+                "decode",
+                (batch_size // shared, *self._latent_shape[1:]),
+                np.float32,
+                budget_gb,
+            ),
+            offload,
+        )
+        self.residency = Residency(networks.params, self.mesh, self._memory.offload)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What videos depend on besides prompts, noise, conditions and parameters, as JSON."""
+        return {**self.sampler.settings, **self._embedder.settings}
+
+    def __call__(
+        self,
+        batch: Sequence[BatchRow | None],
+        condition: Video | None = None,
+        progress: Callable[[], None] | None = None,
+    ) -> Iterator[Video]:
+        """Generate a batch.
+
+        Args:
+          batch: up to `batch_size` rows; None is an empty row, whose video means nothing.
+          condition: what each video begins with, uint8 (T, H, W, 3), see `fit_condition`.
+          progress: called after every sampling step, when it is done.
+
+        Yields:
+          The videos from their beginning, chunk after chunk, uint8 (B, T, H, W, 3).
+        """
+        rows = padded_rows(batch, self.batch_size)
+        latents = self.latents(rows, condition, progress)
+        if self.residency.offload:  # the transformer must be gone when the decoder comes
+            latents = iter(list(map(np.asarray, latents)))
+        with on_mesh(self.mesh):
+            key_B = decode_keys(*self.sampler.seeds(rows))
+        with self.residency.on_devices("embedder") as params:
+            chunks = decode_segments(
+                self._embedder,
+                params["embedder"],
+                latents,
+                self._latent_shape,
+                self._memory.decoder,
+                self.mesh,
+                key_B,
+            )
+            yield from map(to_uint8, chunks)
+
+    def latents(
+        self,
+        batch: Sequence[BatchRow],
+        condition: Video | None = None,
+        progress: Callable[[], None] | None = None,
+    ) -> Iterator[Array]:
+        """Sample the latents of a full batch, see `VideoSampler`; arguments are those of a call."""
+        known = None if condition is None else self._known(condition)
+        with self.residency.on_devices(*_without_embedder(self.residency.params)) as params:
+            yield from self.sampler(params, batch, known, progress)
+
+    def _known(self, condition: Video) -> KnownFrames:
+        video = fit_condition(condition, self.plan, self._embedder)
+        with self.residency.on_devices("embedder") as params, on_mesh(self.mesh):
+            latents = encode(
+                self._embedder, params["embedder"], video[None], self._memory.embedder_budget_gb
+            )
+        return self.sampler.known_condition(latents)
+
+    @property
+    def _latent_shape(self) -> tuple[int, ...]:
+        """(B, t, h, w, c) of whole videos."""
+        return (self.batch_size, self.plan.latent_frames, *self.plan.segment_shape[1:])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,24 +189,20 @@ class TextToVideo:
 
     Attributes:
       config: of the run that trained it; its first bucket of videos is the default size.
-      text: the text conditioner, see `models.text`.
-      params: {"vdit", "embedder"}, and what the conditioner trained along.
+      networks: see `Networks`.
       step: of the checkpoint.
-      offload, memory_budget_gb: see `Drawer`.
+      offload, memory_budget_gb: see `VideoGenerator`.
     """
 
     config: VDiTRun
-    model: VDiT
-    text: ByteConditioner | T5Conditioner
-    embedder: Embedder
-    params: Params
+    networks: Networks
     step: int = 0
     offload: bool = False
     memory_budget_gb: float | None = None
 
     @property
     def fps(self) -> float:
-        """Frames a second at which its videos are meant to be seen."""
+        """Frames per second at which its videos play by default."""
         return self.config.sample_fps
 
     def __call__(
@@ -60,104 +217,87 @@ class TextToVideo:
         size: tuple[int, int] | None = None,
         fps: float | None = None,
         condition: Video | None = None,
-        piece_frames: int | None = None,
+        segment_frames: int | None = None,
         overlap: int | None = None,
         batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Video:
-        """Draws videos.
+        """Generate videos.
 
         A video depends on its prompt, the seed and its place in the list, not on the batch it is
-        drawn in. One longer than the longest trained on is drawn in pieces, each given the last
-        latent frames of the one before.
+        generated in.
 
         Args:
           prompt: a prompt, or a list of them.
-          seed: of the noise, 0 or more.
-          steps: sampling steps; None takes the run's.
-          guidance_scale: 1 is no guidance, more follows the prompt more closely; None takes the
-          run's.
-          sampler: a name in `diffusion.samplers.RULES`.
-          frames: length, one that the embedder can take.
-          size: (height, width) in pixels, multiples of what the embedder needs.
-          fps: frames a second, which some networks are told; None takes the run's.
-          condition: uint8 (T, H, W, 3), an image or a video, whose last frames the new videos begin
-            with, resized and cropped to their size.
-          piece_frames, overlap: see `clip_plan.plan_clip`.
-          batch_size: prompts drawn at once; None takes as many as keep the devices busy.
-          progress: called with (videos done, videos in all).
+          seed: of the noise, 0 .. 2^32 - 1.
+          steps, guidance_scale, sampler, frames, size, fps, segment_frames, overlap: see
+            `VideoRequest`; None takes the run's.
+          condition: an image or a video, uint8 (T, H, W, 3); the new videos begin with its last
+            frames, resized and cropped to their size.
+          batch_size: prompts at once; None takes as many as keep the devices busy.
+          progress: called with (videos done, videos in total).
 
         Returns:
           uint8 (T, H, W, 3); for a list (N, T, H, W, 3).
 
         Raises:
-          UserError: an empty or too long prompt, a size or length that cannot be drawn.
+          UserError: an empty or too long prompt, a seed out of range, a size or length that cannot
+            be generated.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise UserError("there is no prompt")
-        self.text.check(prompts)
+        self.networks.text.check(prompts)
         if not 0 <= seed < 2**32:
             raise UserError(f"seed={seed} must be 0 or more, and below 2^32")
-        plan = self.plan(
-            frames=frames, size=size, fps=fps, piece_frames=piece_frames, overlap=overlap
-        )
-        batch_size = min(self.batch_size(plan) if batch_size is None else batch_size, len(prompts))
-        drawer = self.drawer(
-            plan,
-            batch_size,
+        request = VideoRequest(
+            frames=frames,
+            size=size,
+            fps=fps,
+            segment_frames=segment_frames,
+            overlap=overlap,
             steps=steps,
             guidance_scale=guidance_scale,
             sampler=sampler,
-            condition=condition,
         )
+        plan = self.plan(request)
+        batch_size = min(self.batch_size(plan) if batch_size is None else batch_size, len(prompts))
+        generator = self.generator(plan, batch_size, conditioned=condition is not None)
+        rows = [BatchRow(text, seed, index) for index, text in enumerate(prompts)]
         videos = []
-        for first in range(0, len(prompts), batch_size):
-            # A last batch that is not full repeats its last row: every batch runs the same compiled
-            # program.
-            rows = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
-            chunks = drawer([prompts[row] for row in rows], [seed] * batch_size, rows, condition)
-            videos.append(np.concatenate(list(chunks), axis=1)[: len(prompts) - first])
+        for batch in batches(rows, batch_size):
+            chunks = list(generator(batch, condition))
+            videos.extend(np.concatenate(chunks, axis=1)[: len(batch)])
             if progress:
-                progress(min(first + batch_size, len(prompts)), len(prompts))
-        videos = np.concatenate(videos)
-        return videos[0] if isinstance(prompt, str) else videos
+                progress(len(videos), len(prompts))
+        return videos[0] if isinstance(prompt, str) else np.stack(videos)
 
-    def plan(self, **request) -> ClipPlan:
-        """See `clip_plan.plan_clip`."""
-        return plan_clip(self.config, self.embedder, **request)
+    def plan(self, request: VideoRequest | None = None) -> VideoPlan:
+        """Check a request and fill it in, see `plan_video`; by default as the run samples."""
+        return plan_video(self.config, self.networks.embedder, request or VideoRequest())
 
-    def batch_size(self, plan: ClipPlan) -> int:
-        """How many clips at once keep this process's devices busy."""
-        return default_batch_size(plan, self.config.model.patch)
+    def batch_size(self, plan: VideoPlan) -> int:
+        """Number of videos that keep this process's devices busy."""
+        per_device = max(1, _BUSY_TOKENS // plan.tokens(self.config.model.patch))
+        return min(_MAX_BATCH, per_device) * len(jax.local_devices())
 
-    def drawer(
-        self, plan: ClipPlan, batch_size: int, *, condition: Video | None = None, **options
-    ) -> Drawer:
-        """What draws batches of a plan; says on stderr what of it the network was not trained on.
+    def generator(
+        self, plan: VideoPlan, batch_size: int, *, conditioned: bool = False
+    ) -> VideoGenerator:
+        """Make a generator of batches; print on stderr what the network was not trained on.
 
         Args:
           plan: see `plan`.
-          batch_size: clips at once.
-          condition: the one that batches will be given, if any.
-          options: `steps`, `guidance_scale` and `sampler`, see `Drawer`.
+          batch_size: videos at once.
+          conditioned: whether batches will have a condition.
         """
-        doubts = list(plan.doubts)
-        if condition is not None and not continues(self.config):
-            doubts.append(f"a condition is given, and {UNTRAINED}")
-        for doubt in doubts:
-            print(f"this may not come out well: {doubt}", file=sys.stderr)
-        return Drawer(
-            model=self.model,
-            text=self.text,
-            embedder=self.embedder,
-            params=self.params,
-            config=self.config,
-            plan=plan,
-            batch_size=batch_size,
-            offload=self.offload,
-            memory_budget_gb=self.memory_budget_gb,
-            **options,
+        warnings = list(plan.warnings)
+        if conditioned and not trained_with_conditions(self.config):
+            warnings.append(f"a condition is given, and {NO_CONDITION_TRAINING}")
+        for warning in warnings:
+            print(f"this may not come out well: {warning}", file=sys.stderr)
+        return VideoGenerator(
+            self.networks, self.config, plan, batch_size, self.offload, self.memory_budget_gb
         )
 
 
@@ -174,59 +314,61 @@ def load_text_to_video(
     offload: bool = False,
     memory_budget_gb: float | None = None,
 ) -> TextToVideo:
-    """Loads a VDiT run folder: its averaged parameters, and the embedder and text encoder that it
-    was trained on.
+    """Load a VDiT run folder: its EMA parameters, and the embedder and text encoder it was trained
+    on.
 
     Args:
       path: the run folder.
-      embedder: the embedder's folder, when it is no longer where the run found it.
-      step: a checkpoint's step; the newest by default.
+      embedder: the embedder's folder, if it is no longer where the run found it.
+      step: of a checkpoint; the newest by default.
       text_encoder: the T5's folder, likewise, for a run that has one. Its weights are loaded when a
-      prompt needs them.
+        prompt needs them.
       text_cache: where embeddings of prompts are kept; see `runs.text_encoders.default_cache`.
       lora: an adapter of this model, FILE or FILE:SCALE; see `runs.adapters.with_adapter`.
       compute_dtype: of transformer and decoder, `bfloat16` or `float32`; by default the one trained
-      in.
+        in.
       attention: the transformer's implementation, see `nn.attention`; by default the one trained
-      with.
-      offload, memory_budget_gb: see `Drawer`; with either, parameters are kept in the host's
-      memory.
+        with.
+      offload, memory_budget_gb: see `VideoGenerator`; with either, parameters are kept in the
+        host's memory.
 
     Raises:
       UserError: not such a folder, no finished checkpoint, or the embedder or text encoder is
-      missing or another one.
+        missing or another one.
     """
     folder = RunFolder(path)
     config = folder.expect(VDiTRun, TEXT_TO_VIDEO)
     dtype = compute_dtype or config.loop.compute_dtype
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"compute_dtype={dtype!r} is not known; choose 'float32' or 'bfloat16'")
+    choose("compute_dtype", dtype, ("float32", "bfloat16"))
     network = dataclasses.replace(config.model, attention=attention or config.model.attention)
-    if network.attention not in IMPLEMENTATIONS:
-        raise UserError(
-            f"attention={attention!r} is not known; choose one of {', '.join(IMPLEMENTATIONS)}"
-        )
-    # One after another: what is kept on the host is on a device only while it is read.
+    choose("attention", network.attention, IMPLEMENTATIONS)
+    # One network after another: with offloading they are on a device only while they are read.
     kept = jax.device_get if offload or memory_budget_gb is not None else (lambda tree: tree)
     checkpoints = folder.checkpoints()
     params = folder.ema_params(step)
     params = kept(with_adapter(params, config.model, lora) if lora else params)
-    made_for, embedder_params = load_embedder(
+    trained_on, embedder_params = load_embedder(
         embedder or folder.resolve_sibling(config.embedder), np.dtype(dtype)
     )
     embedder_params = kept(embedder_params)
     if config.text.path and not text_encoder:
         text_encoder = folder.resolve_sibling(config.text.path)
     text = load_conditioner(config, path=text_encoder, cache=text_cache or default_cache())
-    now = {"embedder": made_for.fingerprint(embedder_params), **text.fingerprints()}
+    now = {"embedder": trained_on.fingerprint(embedder_params), **text.fingerprints()}
     check_fingerprints(now, checkpoints.restore_data(step), f"the model in {path}")
     return TextToVideo(
         config=config,
-        model=VDiT(network, np.dtype(dtype)),
-        text=text,
-        embedder=made_for,
-        params={**params, "embedder": embedder_params},
+        networks=Networks(
+            model=VDiT(network, np.dtype(dtype)),
+            text=text,
+            embedder=trained_on,
+            params={**params, "embedder": embedder_params},
+        ),
         step=checkpoints.steps()[-1] if step is None else step,
         offload=offload,
         memory_budget_gb=memory_budget_gb,
     )
+
+
+def _without_embedder(params: Params) -> Params:
+    return {name: tree for name, tree in params.items() if name != "embedder"}

@@ -8,7 +8,7 @@ of a VidVAE, two of a REGEN.
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,29 @@ class Embedder(abc.ABC):
     def settings(self) -> dict[str, Any]:
         """What decoding depends on beside parameters, latents and key, as JSON has it."""
         return {}
+
+    def with_steps(self, steps: int) -> Self:
+        """Return this embedder with another number of decoder evaluations.
+
+        Raises:
+          UserError: a decoder that is not generative, or steps that its process does not have.
+        """
+        raise UserError(
+            f"steps={steps} is for a REGEN, whose decoder is generative; a VidVAE decodes in one "
+            "evaluation"
+        )
+
+    def check_speed(self, speed: float) -> None:
+        """Check that the decoder can show a clip at another speed; 0.5 is twice as slow.
+
+        Raises:
+          UserError: a speed other than 1, unless the decoder takes continuous time.
+        """
+        if speed != 1.0:
+            raise UserError(
+                f"speed={speed:g} is for a REGEN, whose decoder takes any time; a VidVAE decodes "
+                "only the frames that were encoded"
+            )
 
     def fingerprint(self, params: Params) -> str:
         """16 hex digits of configuration, parameters and latent statistics; how they are computed
@@ -234,6 +257,14 @@ class REGENEmbedder(Embedder):
     def depends_on_whole_clip(self) -> str:
         """It does not."""
         return ""
+
+    def with_steps(self, steps: int) -> Self:
+        """See `Embedder`."""
+        self.process.grid_times(steps)  # refuses what the process does not have
+        return dataclasses.replace(self, steps=steps)
+
+    def check_speed(self, speed: float) -> None:
+        """Any speed; `resample_time.moments` checks the range."""
 
     def encode_chunk(self, params: Params, video_BTHWC: Array, history=None) -> tuple[Array, Any]:
         """See `Embedder`. Chunks know nothing of one another; a single frame at the end is an

@@ -1,21 +1,41 @@
-"""How much memory a program takes, and the longest chunk that fits a budget.
+"""Memory that a compiled program needs, and the longest chunk that fits a budget.
 
-No formula stands between the two: a chunk is compiled before it is run anyway, and what XLA then
-reports is the prediction. A few compilations find the longest chunk that fits; running it compiles
-it once more, at no cost where a compilation cache is set up, as `launch/` does.
+There is no formula: a chunk is compiled before it runs anyway, and what XLA then reports is the
+prediction. A few compilations find the longest chunk that fits; running it compiles it once more,
+at no cost where a compilation cache is set up, as `launch/` does.
+
+Budgets and messages are in GB (1e9 bytes).
 """
 
 from collections.abc import Callable
 
 import jax
 
+from xgen_jax.typing import Params
+
 GB = 1e9
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the message of a JaxRuntimeError
 
 
-def program_bytes(compiled) -> int:
-    """Bytes on one device of a compiled program: arguments, results and temporaries, as XLA reports
-    them."""
+def program_bytes(compiled: jax.stages.Compiled) -> int:
+    """Bytes on one device that a compiled program needs, arguments and results included.
+
+    On a TPU this is the peak that its compiler reports, elsewhere the sum of arguments, results
+    and temporaries, where a donated argument and its result count once.
+
+    Args:
+      compiled: a program compiled for the devices of this process or for a topology.
+
+    Returns:
+      The bytes; 0 where the backend does not report them.
+    """
     memory = compiled.memory_analysis()
+    if memory is None:
+        return 0
+    # On other platforms the "peak" leaves temporaries out; on a TPU their sum is more than what is
+    # in use at once.
+    if _platform(compiled) == "tpu" and memory.peak_memory_in_bytes:
+        return memory.peak_memory_in_bytes
     return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -24,16 +44,29 @@ def program_bytes(compiled) -> int:
     )
 
 
-def largest_chunk(measure: Callable[[int], int], most: int, budget: float) -> int:
-    """The most latent frames, up to `most`, whose chunk takes no more bytes than the budget; 0 if
-    not even one does.
+def tree_bytes(tree: Params) -> int:
+    """Bytes of the arrays, or shapes, of a tree."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
-    Twice as long until it does not fit, then by halves: about 2 log2(most) measurements.
+
+def format_gb(size: float) -> str:
+    """A number of bytes as "3.14 GB" (1e9 bytes)."""
+    return f"{size / GB:.3g} GB"
+
+
+def largest_chunk(measure: Callable[[int], int], most: int, budget: float) -> int:
+    """Find the most latent frames whose chunk fits a budget.
+
+    The length is doubled until a chunk does not fit, then bisected: about 2 log2(most)
+    measurements.
 
     Args:
       measure: latent frames of a chunk -> bytes that XLA reports; more for longer chunks.
       most: latent frames of the clip.
       budget: bytes.
+
+    Returns:
+      Latent frames, up to `most`; 0 if not even one fits.
     """
     fits, too_long = 0, None
     while fits < most:
@@ -47,16 +80,6 @@ def largest_chunk(measure: Callable[[int], int], most: int, budget: float) -> in
     return fits
 
 
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-
-
-def peak_bytes(step: jax.stages.Compiled) -> int:
-    """Bytes of a device's memory that a compiled program needs at its peak, arguments and results
-    included; 0 where the backend does not say.
-    """
-    memory = step.memory_analysis()
-    if memory is None:
-        return 0
-    return memory.peak_memory_in_bytes or (
-        memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    )
+def _platform(compiled: jax.stages.Compiled) -> str:
+    shardings = jax.tree.leaves(compiled.output_shardings)
+    return next(iter(shardings[0].device_set)).platform if shardings else ""

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from xgen_jax.config.runs import LoopConfig
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError
-from xgen_jax.parallel.memory import OUT_OF_MEMORY, peak_bytes
+from xgen_jax.parallel.memory import OUT_OF_MEMORY, format_gb, program_bytes
 from xgen_jax.parallel.sharding import replicated
 from xgen_jax.training.state import TrainState, make_update
 from xgen_jax.training.tasks.base import Arrays, Task
@@ -87,7 +87,7 @@ def compile_ahead(
         for done in concurrent.futures.as_completed(running):
             bucket = running[done]
             steps[bucket], compile_s = done.result()
-            size = f"{peak_bytes(steps[bucket]) / 2**30:.3g} GiB a device"
+            size = f"{format_gb(program_bytes(steps[bucket]))} a device"
             print(
                 f"compiled {bucket.name}, batch {bucket.batch_size}: {compile_s:.1f} s, {size}",
                 file=sys.stderr,

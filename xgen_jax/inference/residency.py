@@ -1,0 +1,103 @@
+"""Where the parameters of several networks lie: on the host, on the devices, or there in turns.
+
+With offloading, transformer and decoder are on the devices one after the other, never both.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.sharding import Mesh
+
+from xgen_jax.errors import UserError
+from xgen_jax.inference.chunks import ChunkPlan
+from xgen_jax.parallel.memory import GB, format_gb, tree_bytes
+from xgen_jax.parallel.sharding import tree_shardings
+from xgen_jax.typing import Params
+
+
+class Residency:
+    """Places parameters on the devices of a mesh when they are needed.
+
+    Args:
+      params: parameters by network, on the host or on a device.
+      mesh: the devices, see `parallel.sharding.tree_shardings`.
+      offload: free a network's parameters on the devices after each use.
+    """
+
+    def __init__(self, params: Params, mesh: Mesh, offload: bool = False):
+        self.params, self.mesh, self.offload = params, mesh, offload
+        self._resident: Params = {}
+
+    @property
+    def resident(self) -> frozenset[str]:
+        """Names of the networks whose parameters are on the devices now."""
+        return frozenset(self._resident)
+
+    @contextlib.contextmanager
+    def on_devices(self, *names: str) -> Iterator[Params]:
+        """Give the parameters of some networks, {name: tree}, on the devices."""
+        for name in names:
+            if name not in self._resident:
+                tree = self.params[name]
+                self._resident[name] = jax.device_put(tree, tree_shardings(tree, self.mesh))
+        try:
+            yield {name: self._resident[name] for name in names}
+        finally:
+            if self.offload:
+                for name in names:
+                    self._resident.pop(name, None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """How videos are generated within a budget.
+
+    Attributes:
+      offload: see `Residency`.
+      decoder: how the decoder cuts a clip.
+      embedder_budget_gb: what the embedder may use of a device, in GB (1e9 bytes), its parameters
+        included; None for no limit.
+    """
+
+    offload: bool
+    decoder: ChunkPlan
+    embedder_budget_gb: float | None
+
+
+def plan_memory(
+    params: Params,
+    budget_gb: float | None,
+    step_bytes: Callable[[], int],
+    plan_decoder: Callable[[float | None], ChunkPlan],
+    offload: bool = False,
+) -> MemoryPlan:
+    """Decide whether the decoder fits next to the transformer, and what is left for it.
+
+    Args:
+      params: parameters by network; "embedder" has the decoder.
+      budget_gb: what a device may use, in GB (1e9 bytes), parameters included; None for no limit.
+      step_bytes: gives what a sampling step needs of a device, parameters included.
+      plan_decoder: budget in GB -> how the decoder cuts a clip, see `plan_chunks`.
+      offload: whether the user asks for offloading.
+
+    Raises:
+      UserError: a sampling step, or the decoder alone, does not fit.
+    """
+    if budget_gb is None:
+        return MemoryPlan(offload=offload, decoder=plan_decoder(None), embedder_budget_gb=None)
+    step = step_bytes()
+    if step > budget_gb * GB:
+        raise UserError(
+            f"a sampling step takes {format_gb(step)} of a device, more than "
+            f"memory_budget_gb={budget_gb:g}; allow more, or take a smaller batch_size, size or "
+            "segment_frames"
+        )
+    embedder = tree_bytes(params["embedder"])
+    if not offload and step + embedder <= budget_gb * GB:
+        left_gb = budget_gb - (tree_bytes(params) - embedder) / GB
+        with contextlib.suppress(UserError):  # a decoder that does not fit there may fit alone
+            decoder = plan_decoder(left_gb)
+            return MemoryPlan(offload=False, decoder=decoder, embedder_budget_gb=left_gb)
+    return MemoryPlan(offload=True, decoder=plan_decoder(budget_gb), embedder_budget_gb=budget_gb)
