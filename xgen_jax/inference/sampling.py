@@ -29,7 +29,7 @@ from xgen_jax.inference.request import ClipPlan
 from xgen_jax.inference.streaming import decode, decode_stream, encode
 from xgen_jax.inference.streaming import plan as plan_chunks
 from xgen_jax.models.embedder import Embedder
-from xgen_jax.models.text import ByteConditioner, T5Conditioner
+from xgen_jax.models.text import TextConditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import ClipConditions
 from xgen_jax.parallel.memory import GB, program_bytes
@@ -142,7 +142,7 @@ class Drawer:
         self,
         *,
         model: VDiT,
-        text: ByteConditioner | T5Conditioner,
+        text: TextConditioner,
         embedder: Embedder,
         params: Params,
         config: VDiTRun,

@@ -12,7 +12,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.inference.request import UNTRAINED, ClipPlan, continues, plan_clip
 from xgen_jax.inference.sampling import Drawer, default_batch_size
 from xgen_jax.models.embedder import Embedder
-from xgen_jax.models.text import ByteConditioner, T5Conditioner
+from xgen_jax.models.text import TextConditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.nn.attention import IMPLEMENTATIONS
 from xgen_jax.runs.adapters import with_adapter
@@ -36,7 +36,7 @@ class TextToVideo:
 
     config: VDiTRun
     model: VDiT
-    text: ByteConditioner | T5Conditioner
+    text: TextConditioner
     embedder: Embedder
     params: Params
     step: int = 0
@@ -219,7 +219,7 @@ def load_text_to_video(
         embedder or folder.beside(config.embedder), np.dtype(dtype)
     )
     embedder_params = kept(embedder_params)
-    if config.text.kind == "t5" and not text_encoder:
+    if config.text.path and not text_encoder:
         text_encoder = folder.beside(config.text.path)
     text = load_conditioner(config, path=text_encoder, cache=text_cache or default_cache())
     now = {"embedder": made_for.fingerprint(embedder_params), **text.fingerprints()}

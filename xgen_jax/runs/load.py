@@ -78,7 +78,7 @@ def load_text_encoder(path: str | os.PathLike, dtype=np.float32) -> tuple[ByteTe
         raise UserError(
             f"{path} holds a {config.objective} run; a text encoder is that of a vdit run"
         )
-    if config.text.kind != "bytes":
+    if not config.text.trained:
         raise UserError(
             f"{path} holds a run with the text encoder {config.text.path}, which it did not train"
         )

@@ -31,6 +31,7 @@ from xgen_jax.models.text import (
     ByteTextEncoder,
     T5Conditioner,
     T5TextConfig,
+    TextConditioner,
     refuse_empty,
     tokenize_bytes,
 )
@@ -287,14 +288,14 @@ def load_captions(
 
 def make_conditioner(
     config: VDiTRun, dtype=np.float32, fingerprint: str = "", encoder: T5Captions | None = None
-) -> ByteConditioner | T5Conditioner:
+) -> TextConditioner:
     """The text conditioner that a configuration names; nothing is read.
 
     Raises:
       UserError: a text encoder whose tokens do not fit the network.
     """
     text, model = config.text, config.model
-    if not isinstance(text, T5TextConfig):
+    if text.trained:
         if model.text_width != text.width:
             raise UserError(f"model.text_width {model.text_width} is not text.width {text.width}")
         return ByteConditioner(encoder=ByteTextEncoder(text, dtype))
@@ -323,7 +324,7 @@ def load_conditioner(
     path: str | os.PathLike | None = None,
     cache: str | os.PathLike | None = None,
     stored: bool = False,
-) -> ByteConditioner | T5Conditioner:
+) -> TextConditioner:
     """The text conditioner of a run.
 
     Args:
@@ -339,7 +340,7 @@ def load_conditioner(
       not fit.
     """
     text = config.text
-    if not isinstance(text, T5TextConfig):
+    if text.trained:
         return make_conditioner(config, dtype)
     path = path or text.path
     if not stored:

@@ -82,7 +82,7 @@ def adapted(config: VDiTRun, objective: VDiTObjective) -> LoRAObjective:
         listed = "\n  ".join(differing)
         raise UserError(f"{where} is no base for this run (there -> here):\n  {listed}")
     base = starting_params(config)
-    if config.text.kind == "bytes" and "text" not in base:
+    if config.text.trained and "text" not in base:
         raise UserError(
             f"{where} holds no text encoder, and text.kind='bytes' is trained along: give a vdit run"
         )

@@ -27,7 +27,7 @@ from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.diffusion.frame_masks import draw_noised
 from xgen_jax.diffusion.process import Process, frame_mean
 from xgen_jax.models.embedder import Embedder
-from xgen_jax.models.text import ByteConditioner, T5Conditioner
+from xgen_jax.models.text import TextConditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import ClipConditions
 from xgen_jax.training.optimizer import make_optimizer
@@ -46,7 +46,7 @@ class VDiTObjective:
     """
 
     model: VDiT
-    text: ByteConditioner | T5Conditioner
+    text: TextConditioner
     embedder: Embedder | None
     embedder_params: Params | None
     loss_config: VDiTLossConfig
