@@ -51,7 +51,8 @@ from xgen_jax.evaluation.reconstruction import compare
 from xgen_jax.evaluation.seams import measure_seams
 from xgen_jax.models.regen import Conditioning
 from xgen_jax.models.regen_config import PRESETS
-from xgen_jax.models.regen_decoding import draw, frame_noise, overlap
+from xgen_jax.models.regen_decoding import frame_noise, sample_frames
+from xgen_jax.models.regen_windows import overlap
 from xgen_jax.parallel.mesh import MeshConfig
 from xgen_jax.runs.load import load_embedder
 
@@ -173,7 +174,9 @@ def reconstruct(
         )
         noise = frame_noise(keys_F, 1, *videos.shape[2:4])[None, :, 0]
         noise = jnp.broadcast_to(noise, (len(videos), *noise.shape[1:]))
-        return draw(model, params, embedder.process, embedder.steps, Conditioning(told), noise)
+        return sample_frames(
+            model, params, embedder.process, embedder.steps, Conditioning(told), noise
+        )
 
     for positions_F, chunks_FN, weights_F in windows:
         frames = drawn(

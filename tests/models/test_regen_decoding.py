@@ -12,15 +12,8 @@ from test_regen import TINY, build, encode, times
 from xgen_jax.diffusion.ddpm import DDPM
 from xgen_jax.diffusion.flow import RectifiedFlow
 from xgen_jax.models.regen import Conditioning
-from xgen_jax.models.regen_config import PRESETS
-from xgen_jax.models.regen_decoding import (
-    crossing,
-    decode_chunks,
-    draw,
-    frame_noise,
-    look_ahead,
-    weight,
-)
+from xgen_jax.models.regen_decoding import decode_chunks, frame_noise, sample_frames
+from xgen_jax.models.regen_windows import look_ahead
 
 FLOW = RectifiedFlow(prediction="x0")
 LENGTH, HELD, BEYOND = TINY.chunk_frames, 2, 1
@@ -89,26 +82,6 @@ def test_all_frames_of_a_clip_are_drawn_out_of_one_noise_in_any_window(cuts):
     np.testing.assert_array_equal(noise[:, 0], noise[:, -1])
 
 
-def test_across_a_border_frames_are_told_of_both_chunks():
-    times_2F, share_F = crossing(TINY, [3, 4, 5, 6, 7])
-    np.testing.assert_allclose(times_2F[0] * TINY.ratio, [3, 4, 5, 6, 7], atol=1e-6)
-    # A chunk's first frame is at 0, but not where its content latent would be left out.
-    np.testing.assert_allclose(times_2F[1] * TINY.ratio, [-2, -1, 0, 1, 2], atol=1e-3)
-    assert (times_2F[1] != 0).all()
-    np.testing.assert_allclose(share_F, [0.125, 0.375, 0.625, 0.875, 1.0], atol=1e-6)
-    assert look_ahead(TINY, "moved") == HELD + BEYOND == LENGTH // 2 + 1
-
-
-@pytest.mark.parametrize("ratio, wanted", [(4, [0.25, 0.75]), (16, [0.125, 0.375, 0.625, 0.875])])
-def test_where_windows_meet_one_fades_into_the_other(ratio, wanted):
-    config = dataclasses.replace(TINY, encoder=PRESETS[f"tiny-{ratio}x"].encoder)
-    beyond = len(wanted) // 2
-    inside = np.arange(-beyond - 1, beyond + 1) + 0.5
-    np.testing.assert_allclose(weight(config, inside), [0, *wanted, 1], atol=1e-12)
-    np.testing.assert_allclose(weight(config, inside) + weight(config, -inside), 1, atol=1e-12)
-    assert look_ahead(config, "moved") == config.chunk_frames // 2 + beyond
-
-
 @pytest.mark.parametrize(
     "chunks, tail, cuts",
     [pytest.param(4, 1, [2, 6], marks=pytest.mark.slow), (3, 0, [2, 4, 6]), (1, 1, [2])],
@@ -129,7 +102,9 @@ def test_one_chunk_alone_is_drawn_in_its_own_window():
     ours, _ = in_parts(model, params, z, [])
     noise = frame_noise(keys(), LENGTH, *video.shape[2:4])
     told = model.apply(params, z, times(TINY), method="expand")
-    np.testing.assert_allclose(ours, draw(model, params, FLOW, 1, told, noise), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        ours, sample_frames(model, params, FLOW, 1, told, noise), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -145,7 +120,7 @@ def test_pixels_bound_what_a_small_error_of_eps_makes_of_them(steps):
     noise = frame_noise(keys(), LENGTH, 8, 12)
     unbounded = 0.01 * float(noise.max()) / float(process.schedule(np.ones(1))[0][0])
     assert unbounded > 2
-    assert np.abs(draw(Off(), None, process, steps, None, noise)).max() <= 1
+    assert np.abs(sample_frames(Off(), None, process, steps, None, noise)).max() <= 1
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from xgen_jax.diffusion.processes import make_process
 from xgen_jax.diffusion.time import shift_ratio
 from xgen_jax.errors import UserError
 from xgen_jax.models.discriminator import DiscriminatorConfig
-from xgen_jax.models.regen_decoding import WINDOWS
+from xgen_jax.models.regen_windows import WINDOWS
 from xgen_jax.typing import Array
 
 
@@ -90,7 +90,7 @@ class REGENLossConfig:
       windows: which frames are denoised together: `chunk`, each chunk by itself; or `moved`,
         windows of a chunk's length that begin up to half a chunk before or after it, hold frames of
         its neighbour in the clip then, and are told of both, as decoding draws across borders (see
-        `models.regen_decoding`). Clips of one chunk have none.
+        `models.regen_windows`). Clips of one chunk have none.
       kl: weight of KL(q(z|x) || N(0, 1)); at 0 (the paper's, who name none) latents are the
       posterior's mean.
       motion: weight of the squared error of frame differences.

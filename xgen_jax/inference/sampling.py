@@ -22,7 +22,7 @@ from xgen_jax.diffusion.guidance import GuidanceConfig, guided
 from xgen_jax.diffusion.process import Process
 from xgen_jax.diffusion.samplers import Steps, advance, begin, key_noise, make_steps
 from xgen_jax.inference.request import VideoPlan
-from xgen_jax.models.text import ByteConditioner, T5Conditioner
+from xgen_jax.models.text import TextConditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import ClipConditions
 from xgen_jax.parallel.memory import program_bytes
@@ -63,7 +63,7 @@ class Program:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def embed_prompts(text: ByteConditioner | T5Conditioner, params: Params, arrays, index_B):
+def embed_prompts(text: TextConditioner, params: Params, arrays, index_B):
     """Return (tokens, mask) of the prompts, and of the null caption; `index_B` gives the batch."""
     return tuple(
         text.embed(params, arrays, jnp.full(index_B.shape, null)) for null in (False, True)
@@ -158,7 +158,7 @@ class VideoSampler:
         self,
         *,
         model: VDiT,
-        text: ByteConditioner | T5Conditioner,
+        text: TextConditioner,
         config: VDiTRun,
         plan: VideoPlan,
         batch_size: int,

@@ -26,7 +26,7 @@ from xgen_jax.inference.residency import Residency, plan_memory
 from xgen_jax.inference.sampling import BatchRow, VideoSampler, decode_keys
 from xgen_jax.inference.streaming import decode_segments, encode
 from xgen_jax.models.embedder import Embedder
-from xgen_jax.models.text import ByteConditioner, T5Conditioner
+from xgen_jax.models.text import TextConditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.nn.attention import IMPLEMENTATIONS
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
@@ -53,7 +53,7 @@ class Networks:
     """
 
     model: VDiT
-    text: ByteConditioner | T5Conditioner
+    text: TextConditioner
     embedder: Embedder
     params: Params
 

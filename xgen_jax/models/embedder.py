@@ -16,7 +16,7 @@ import numpy as np
 
 from xgen_jax.diffusion.process import Process
 from xgen_jax.errors import UserError
-from xgen_jax.models import regen_decoding
+from xgen_jax.models import regen_decoding, regen_windows
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.models.regen import REGEN
 from xgen_jax.models.vidvae import VidVAE
@@ -220,7 +220,7 @@ class REGENEmbedder(Embedder):
     Attributes:
       process: of the diffusion that its decoder was trained for.
       steps: evaluations of the decoder a window.
-      windows: those that its decoder was trained on, see `regen_decoding.WINDOWS`.
+      windows: those that its decoder was trained on, see `regen_windows.WINDOWS`.
     """
 
     model: REGEN
@@ -240,8 +240,8 @@ class REGENEmbedder(Embedder):
 
     @property
     def look_ahead(self) -> int:
-        """See `regen_decoding.look_ahead`."""
-        return regen_decoding.look_ahead(self.model.config, self.windows)
+        """See `regen_windows.look_ahead`."""
+        return regen_windows.look_ahead(self.model.config, self.windows)
 
     @property
     def halo(self) -> int | None:
@@ -320,7 +320,7 @@ class REGENEmbedder(Embedder):
         self,
         params: Params,
         latents_BNtHWC: Array,
-        moments: regen_decoding.Moments,
+        window: regen_windows.Window,
         key: Array | None = None,
     ) -> Array:
         """See `regen_decoding.decode_at`; of normalised latents, and with `key` as of
@@ -330,7 +330,7 @@ class REGENEmbedder(Embedder):
         )
         keys_B = _clip_keys(key, len(z))
         return regen_decoding.decode_at(
-            self.model, params["model"], self.process, self.steps, z, moments, keys_B
+            self.model, params["model"], self.process, self.steps, z, window, keys_B
         )
 
 

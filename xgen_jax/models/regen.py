@@ -24,17 +24,21 @@ from flax import linen as nn
 from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.vidvae import Encoder
 from xgen_jax.nn.attention import SelfAttention
+from xgen_jax.nn.embeddings import (
+    NORMAL,
+    XAVIER,
+    ZEROS,
+    TimestepEmbedder,
+    join_scope,
+    patchify,
+    unpatchify,
+)
 from xgen_jax.nn.mlp import MLP
 from xgen_jax.nn.norms import layer_norm
 from xgen_jax.nn.positions import sinusoid, sinusoid_2d
 from xgen_jax.nn.siren import ModulatedSIREN
+from xgen_jax.nn.stack import Stack
 from xgen_jax.typing import Array, Params
-
-XAVIER, NORMAL, ZEROS = (
-    nn.initializers.xavier_uniform(),
-    nn.initializers.normal(0.02),
-    nn.initializers.zeros,
-)
 
 
 class Conditioning(NamedTuple):
@@ -107,21 +111,9 @@ class Block(nn.Module):
         return nn.with_logical_constraint(x_BND, ("batch", "space", "width"))
 
 
-class ScannedBlock(nn.Module):
-    """`Block` in the form that `nn.scan` wants."""
-
-    config: REGENConfig
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x, _):
-        block = nn.remat(Block, prevent_cse=False) if self.config.remat == "full" else Block
-        return block(self.config, self.dtype, name="block")(x), None
-
-
 class Decoder(nn.Module):
-    """Noisy frames (B, F, H, W, 3), a diffusion time 0..1000 and a `Conditioning` -> a prediction,
-    as the frames."""
+    """Predict, from noisy frames (B, F, H, W, 3), a diffusion timestep (B,) in 0 .. 1000 and a
+    `Conditioning`, what the process asks for: float32, as the frames."""
 
     config: REGENConfig
     dtype: jnp.dtype
@@ -129,48 +121,26 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x_BFHWC: Array, time_B: Array, conditioning: Conditioning) -> Array:
         c, patch = self.config, self.config.space_factor
+        _, frames, rows, columns, _ = x_BFHWC.shape
+        height, width = rows // patch, columns // patch  # in patches, one a latent cell
 
-        def dense(features, init, name):
-            return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
-
-        x = rearrange(x_BFHWC, "b f (h p) (w q) c -> b f h w (p q c)", p=patch, q=patch)
-        frames, height, width = x.shape[1:4]
-        t = dense(c.width, XAVIER, "t_embedder2")(
-            nn.silu(dense(c.width, XAVIER, "t_embedder1")(sinusoid(time_B, 256)))
-        )
-        x = (
-            dense(c.width, XAVIER, "x_embedder")(x)
-            + conditioning.added_BFHWD
-            + t[:, None, None, None]
-        )
+        t_embedder = TimestepEmbedder(c.width, dtype=self.dtype, name="t_embedder")
+        t = join_scope(self, t_embedder)(time_B)  # (B, D)
+        x = patchify(x_BFHWC, patch)  # (B, F, h, w, p * p * 3)
+        x = nn.Dense(c.width, dtype=self.dtype, kernel_init=XAVIER, name="x_embedder")(x)
+        x = x + conditioning.added_BFHWD + t[:, None, None, None]
         x = rearrange(x, "b f h w d -> b (f h w) d")
         if conditioning.tokens_BND is not None:
             x = jnp.concatenate([x, conditioning.tokens_BND + t[:, None]], axis=1)
         x = nn.with_logical_constraint(x, ("batch", "space", "width"))
-        if c.scan_layers:
-            blocks = nn.scan(
-                ScannedBlock,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=c.depth,
-            )
-            x, _ = blocks(c, self.dtype, name="blocks")(x, None)
-        else:
-            for layer in range(c.depth):
-                x, _ = ScannedBlock(c, self.dtype, name=f"blocks_{layer}")(x, None)
-        x = layer_norm(x[:, : frames * height * width])
-        x = dense(3 * patch**2, ZEROS, "final")(x)
-        x = rearrange(
-            x,
-            "b (f h w) (p q c) -> b f (h p) (w q) c",
-            f=frames,
-            h=height,
-            w=width,
-            p=patch,
-            q=patch,
-            c=3,
-        )
-        return x.astype(jnp.float32)
+
+        blocks = Stack(Block, (c, self.dtype), c.depth, c.scan_layers, c.remat == "full")
+        x = join_scope(self, blocks)(x)
+
+        x = layer_norm(x[:, : frames * height * width])  # without the latents' own tokens
+        x = nn.Dense(3 * patch**2, dtype=self.dtype, kernel_init=ZEROS, name="final")(x)
+        x = rearrange(x, "b (f h w) d -> b f h w d", f=frames, h=height)
+        return unpatchify(x, patch).astype(jnp.float32)
 
 
 class REGEN(nn.Module):

@@ -18,7 +18,9 @@ from einops import rearrange
 from flax import linen as nn
 
 from xgen_jax.errors import UserError
+from xgen_jax.nn.embeddings import join_scope
 from xgen_jax.nn.norms import RMSNorm
+from xgen_jax.nn.stack import Stack
 from xgen_jax.typing import Array
 
 
@@ -114,7 +116,7 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BLD: Array, mask_BL: Array, bias_KLL: Array | None) -> tuple[Array, None]:
+    def __call__(self, x_BLD: Array, mask_BL: Array, bias_KLL: Array | None) -> Array:
         c, inner = self.config, self.config.heads * self.config.head_dim
 
         def dense(features, deviation, name):
@@ -141,7 +143,7 @@ class Block(nn.Module):
         )
         h = dense(c.width, c.hidden**-0.5, "fc2")(nn.gelu(gate, approximate=True) * h)
         x_BLD = x_BLD + h.astype(jnp.float32)
-        return nn.with_logical_constraint(x_BLD, ("batch", None, "width")), None
+        return nn.with_logical_constraint(x_BLD, ("batch", None, "width"))
 
 
 class T5Encoder(nn.Module):
@@ -165,12 +167,6 @@ class T5Encoder(nn.Module):
         x = table[ids_BL].astype(jnp.float32)
         length = ids_BL.shape[1]
         bias = None if c.bias_per_block else PositionBias(c, name="relative_bias")(length, length)
-        blocks = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=c.depth,
-        )
-        x, _ = blocks(c, self.dtype, name="blocks")(x, mask_BL, bias)
+        blocks = Stack(Block, (c, self.dtype), c.depth, block_name=None)
+        x = join_scope(self, blocks)(x, mask_BL, bias)
         return RMSNorm(epsilon=c.epsilon, dtype=self.dtype, name="norm_out")(x)

@@ -1,17 +1,8 @@
-"""Text conditioning: from captions to the tokens that a transformer attends to. A conditioner is
+"""Text conditioning: from captions to the tokens that a transformer attends to.
 
-    arrays(captions) -> {name: array (B, ...)}               on the host
-    init(key, arrays) -> {name: sub-tree}                    what is trained along with the transformer; may be empty
-    embed(params, arrays, dropped_B) -> (text (B, L, D), mask (B, L))      on the device; `params` is the whole run's
-    batch_arrays(batch) -> as arrays                         of a training batch, which may hold stored embeddings
-    check(prompts)                                           raises UserError for a prompt that cannot be drawn
-    prepare(prompts)                                         checks, and does ahead what may be done for all at once
-    fingerprints() -> {name: fingerprint}                    of frozen networks
-
-The null caption of classifier-free guidance lives inside `embed`, so training's caption drop and
-sampling's guidance share it. `ByteConditioner` is small, needs no vocabulary file and is trained
-with the transformer it serves; `T5Conditioner` takes a frozen T5's embeddings, made before (the
-normal path) or by an encoder at hand.
+`TextConditioner` is the interface. `ByteConditioner` is small, needs no vocabulary file, and is
+trained with the transformer that it serves. `T5Conditioner` takes the embeddings of a frozen T5,
+stored next to the latents (the normal path) or computed when they are needed.
 """
 
 import dataclasses
@@ -36,8 +27,16 @@ STRIDE = 4  # bytes a token
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByteTextConfig:
-    """Sizes of a byte-level encoder, trained along. `max_bytes` is the longest prompt in UTF-8
-    bytes."""
+    """Sizes of a byte-level encoder.
+
+    Attributes:
+      width: of the tokens, and of the encoder.
+      depth, heads: of the encoder.
+      max_bytes: the longest prompt, in UTF-8 bytes.
+      attention: the implementation, see `xgen_jax.nn.attention`.
+      trained: whether the encoder is trained with the transformer, as params["text"].
+      path: folder of a frozen encoder; None for none.
+    """
 
     trained: ClassVar[bool] = True  # along with the transformer
     path: ClassVar[str | None] = None
@@ -48,6 +47,7 @@ class ByteTextConfig:
     heads: int = 4
     max_bytes: int = 64
     attention: str = "xla"
+    path: ClassVar[None] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,10 @@ class T5TextConfig:
 
     Attributes:
       path: its local folder in Hugging Face's layout, see `weights.t5`. Training on latents with
-        stored embeddings needs nothing of it but that these are its own; sampling reads it.
-      length: tokens a caption, the end-of-sentence token included; longer ones are cut, and it is
-      said.
+        stored embeddings only checks that they are its own; sampling reads it.
+      length: tokens a caption, the end-of-sentence token included; longer ones are cut, with a
+        warning.
+      trained: see `ByteTextConfig`.
     """
 
     trained: ClassVar[bool] = False
@@ -72,13 +73,60 @@ class T5TextConfig:
             raise UserError(f"text.length must be 1 or more, not {self.length}")
 
 
-def tokenize_bytes(prompts: list[str], max_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """UTF-8 bytes behind a begin token: ids int32 (B, max_bytes + 1), mask bool of the same shape.
+class TextConditioner(Protocol):
+    """Turn captions into tokens (B, L, width) for a transformer; a static argument of `jax.jit`.
 
-    The empty string is the null caption of classifier-free guidance: the begin token alone.
+    The null caption of classifier-free guidance lives inside `embed`: training's dropped captions
+    and sampling's guidance share it.
+    """
+
+    @property
+    def width(self) -> int:
+        """Width of the tokens."""
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return {name: fingerprint} of the frozen networks that the tokens depend on."""
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raise UserError for a prompt that cannot be sampled."""
+
+    def problem(self, caption: str) -> str:
+        """Return why a caption cannot be trained on; empty if it can."""
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Check the prompts, and compute in advance what can be computed for all at once."""
+
+    def arrays(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return host arrays (B, ...) of captions, by name; the input of `embed`."""
+
+    def batch_arrays(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Return the arrays of a training batch, which may hold stored embeddings."""
+
+    def init(self, key: Array, arrays: dict[str, Array]) -> Params:
+        """Return the parameters that are trained with the transformer, {name: tree}, maybe none."""
+
+    def embed(
+        self, params: Params, arrays: dict[str, Array], dropped_B: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return tokens (B, L, width) and their mask (B, L), on the device.
+
+        Args:
+          params: of the whole run.
+          arrays: see `arrays`.
+          dropped_B: True where the null caption stands in for a row's; None for nowhere.
+        """
+
+
+def tokenize_bytes(prompts: list[str], max_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Encode prompts as a begin token and their UTF-8 bytes.
+
+    The empty string is the null caption of classifier-free guidance: only the begin token.
+
+    Returns:
+      (ids int32, mask bool), both (B, max_bytes + 1).
 
     Raises:
-      UserError: a prompt longer than `max_bytes`; nothing is cut off in silence.
+      UserError: a prompt longer than `max_bytes`, or with half a surrogate pair.
     """
     ids = np.full((len(prompts), max_bytes + 1), PAD, np.int32)
     ids[:, 0] = BEGIN
@@ -87,7 +135,7 @@ def tokenize_bytes(prompts: list[str], max_bytes: int) -> tuple[np.ndarray, np.n
             data = prompt.encode("utf-8")
         except UnicodeEncodeError as error:
             raise UserError(
-                f"the prompt {prompt!r} holds half a character (place {error.start}); mend it"
+                f"the prompt {prompt!r} holds half a character (place {error.start}); fix it"
             ) from error
         if len(data) > max_bytes:
             raise UserError(
@@ -98,11 +146,10 @@ def tokenize_bytes(prompts: list[str], max_bytes: int) -> tuple[np.ndarray, np.n
 
 
 class ByteTextEncoder(nn.Module):
-    """Bytes to tokens: two convolutions join letters to parts of words, the second keeping every
-    fourth place, and a pre-norm transformer encoder relates those (the down-sampling of CANINE,
-    arXiv 2103.06874, section 3.2).
+    """Encode bytes: ids and mask (B, L) -> tokens (B, ceil(L / 4), width) and their mask.
 
-    ids and mask (B, L) -> tokens (B, ceil(L / 4), width) and their mask.
+    Two convolutions join letters to parts of words, the second with stride 4, and a pre-norm
+    transformer encoder follows (the down-sampling of CANINE, arXiv 2103.06874, section 3.2).
     """
 
     config: ByteTextConfig
@@ -111,8 +158,7 @@ class ByteTextEncoder(nn.Module):
     @nn.compact
     def __call__(self, ids_BL: Array, mask_BL: Array) -> tuple[Array, Array]:
         c = self.config
-        # Unit scale: with the usual 0.02 the first layers see no difference between bytes or places
-        # for long.
+        # Unit scale: with the usual 0.02 it takes the first layers long to tell bytes apart.
         unit = nn.initializers.normal(1.0)
         x = nn.Embed(VOCABULARY, c.width, embedding_init=unit, name="bytes")(ids_BL).astype(
             self.dtype
@@ -153,11 +199,9 @@ class ByteTextEncoder(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByteConditioner:
-    """`ByteTextEncoder` as a conditioner; its parameters are params["text"]. The null caption is
-    the begin token."""
+    """`ByteTextEncoder` as a `TextConditioner`. The null caption is the begin token."""
 
     encoder: ByteTextEncoder
-    kind: ClassVar[str] = "bytes"
 
     @property
     def width(self) -> int:
@@ -165,23 +209,22 @@ class ByteConditioner:
         return self.encoder.config.width
 
     def fingerprints(self) -> dict[str, str]:
-        """Nothing is frozen."""
+        """Return {}: no network is frozen."""
         return {}
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Raises UserError for an empty prompt, one that is too long, or one with control
-        characters."""
+        """Raise UserError for an empty prompt, one too long, or one with control characters."""
         refuse_empty(prompts, prompts)
         for prompt in prompts:
             place = next((i for i, c in enumerate(prompt) if unicodedata.category(c) == "Cc"), None)
             if place is not None:
-                code = f"U+{ord(prompt[place]):04X}"
                 raise UserError(
-                    f"the prompt {prompt!r} has the control character {code} at place {place}; take it out"
+                    f"the prompt {prompt!r} has the control character U+{ord(prompt[place]):04X} "
+                    f"at place {place}; take it out"
                 )
         tokenize_bytes(list(prompts), self.encoder.config.max_bytes)
 
-    prepare = check  # there is nothing to do ahead
+    prepare = check  # there is nothing to compute in advance
 
     def problem(self, caption: str) -> str:
         """The reason why a caption cannot be trained on; empty where it can."""
@@ -192,24 +235,22 @@ class ByteConditioner:
         return ""
 
     def arrays(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
-        """{"ids", "mask"}, see `tokenize_bytes`."""
+        """Return {"ids", "mask"}, see `tokenize_bytes`."""
         ids, mask = tokenize_bytes(list(captions), self.encoder.config.max_bytes)
         return {"ids": ids, "mask": mask}
 
     def batch_arrays(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Those of a training batch; embeddings stored in it are of another encoder's, and left
-        aside."""
+        """Return the arrays of a batch's captions; embeddings stored in it are another encoder's."""
         return self.arrays(batch["caption"])
 
     def init(self, key: Array, arrays: dict[str, Array]) -> Params:
-        """{"text": the encoder's parameters}."""
+        """Return {"text": the encoder's parameters}."""
         return {"text": self.encoder.init(key, arrays["ids"], arrays["mask"])}
 
     def embed(
         self, params: Params, arrays: dict[str, Array], dropped_B: Array | None = None
     ) -> tuple[Array, Array]:
-        """Tokens (B, ceil((max_bytes + 1) / 4), D) and their mask; where `dropped_B` is True, the
-        null caption's."""
+        """Return tokens (B, ceil((max_bytes + 1) / 4), width) and their mask."""
         ids, mask = arrays["ids"], arrays["mask"]
         if dropped_B is not None:
             # The empty caption is the begin token alone, so dropping a caption is masking all else.
@@ -219,51 +260,49 @@ class ByteConditioner:
 
 
 class CaptionEncoder(Protocol):
-    """A frozen text encoder at hand; see `runs.text_encoders`."""
+    """A frozen text encoder that can be called; see `runs.text_encoders`."""
 
     def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
-        """The tokens of each caption, (n, D); none for an empty one."""
+        """Return the tokens of each caption, (n, D); n is 0 for an empty one."""
 
     def check(self, prompts: Sequence[str]) -> None:
-        """As a conditioner's."""
+        """See `TextConditioner.check`."""
 
     def prepare(self, prompts: Sequence[str]) -> None:
-        """As a conditioner's."""
+        """See `TextConditioner.prepare`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Conditioner:
-    """Embeddings of a frozen T5, (B, length, width) with a mask.
+    """Embeddings of a frozen T5, (B, length, width) with a mask, as a `TextConditioner`.
 
-    The null caption is the transformer's own, `null_caption(params["vdit"])` (length, width), that
-    no training moves. It is attended to whole, so that the unconditional prediction is one and the
-    same for every prompt; with `released` it wears the mask of the prompt it stands beside, as
-    STDiT2's weights know it. A caption without tokens, which an empty one is, is the null caption.
+    The null caption is the transformer's own constant, `null_caption(params["vdit"])` (length,
+    width). All of it is attended to, so that the unconditional prediction is the same for every
+    prompt; with `released` it gets the mask of the prompt that it stands in for, as STDiT2's
+    weights were trained. A caption without tokens, such as an empty one, is the null caption.
 
     Attributes:
       length: tokens of every row, padding included.
+      width: of the tokens.
       released: see above.
       fingerprint: of the T5.
-      encoder: makes embeddings that are not in a batch; None where all are stored.
+      encoder: computes embeddings that are not in a batch; None where all are stored.
     """
 
     length: int
     width: int
     released: bool = False
     fingerprint: str = ""
-    encoder: CaptionEncoder | None = dataclasses.field(
-        default=None, compare=False
-    )  # it is no part of what is compiled
-    kind: ClassVar[str] = "t5"
+    # Not compared: no part of what is compiled.
+    encoder: CaptionEncoder | None = dataclasses.field(default=None, compare=False)
 
     def fingerprints(self) -> dict[str, str]:
-        """The T5."""
+        """Return {"text_encoder": the T5's}."""
         return {"text_encoder": self.fingerprint}
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Raises UserError for a prompt with nothing in it, also when cleaned; says which are cut,
-        and by how much."""
-        self._at_hand().check(prompts)
+        """Raise UserError for a prompt that is empty, also when cleaned; warn of those cut."""
+        self._require_encoder().check(prompts)
 
     def problem(self, caption: str) -> str:
         """The reason why a caption cannot be trained on: there is none, a long one is cut."""
@@ -271,13 +310,12 @@ class T5Conditioner:
         return ""
 
     def prepare(self, prompts: Sequence[str]) -> None:
-        """Checks the prompts, and embeds them all, so that the T5's weights can go before others
-        come."""
-        self._at_hand().prepare(prompts)
+        """Check and embed all prompts, so that the T5's weights can be freed before others load."""
+        self._require_encoder().prepare(prompts)
 
     def arrays(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
-        """{"text" (B, length, width), "text_mask" bool (B, length)}, made by the encoder."""
-        rows = self._at_hand()(captions)
+        """Return {"text" (B, length, width), "text_mask" bool (B, length)} by the encoder."""
+        rows = self._require_encoder()(captions)
         text = np.zeros((len(rows), self.length, self.width), rows[0].dtype if rows else np.float32)
         mask = np.zeros(text.shape[:2], bool)
         for place, row in enumerate(rows):
@@ -285,14 +323,18 @@ class T5Conditioner:
         return {"text": text, "text_mask": mask}
 
     def batch_arrays(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """The embeddings stored in a batch, padded to the length, or made anew where there are
-        none."""
+        """Return a batch's stored embeddings, padded to the length, or the encoder's if none are.
+
+        Raises:
+          UserError: stored embeddings of another size; none, and no encoder.
+        """
         if "text" not in batch:
             return self.arrays(batch["caption"])
         text, mask = np.asarray(batch["text"]), np.asarray(batch["text_mask"])
         if text.shape[1] > self.length or text.shape[2] != self.width:
             raise UserError(
-                f"stored embeddings are {text.shape[1:]}; the run takes up to {(self.length, self.width)}"
+                f"stored embeddings are {text.shape[1:]}; "
+                f"the run takes up to {(self.length, self.width)}"
             )
         pad = self.length - text.shape[1]
         return {
@@ -301,17 +343,17 @@ class T5Conditioner:
         }
 
     def init(self, key: Array, arrays: dict[str, Array]) -> Params:
-        """Nothing is trained along."""
+        """Return {}: nothing is trained."""
         del key, arrays
         return {}
 
     def embed(
         self, params: Params, arrays: dict[str, Array], dropped_B: Array | None = None
     ) -> tuple[Array, Array]:
-        """Tokens (B, length, width) and mask; where `dropped_B` is True, the null caption's.
+        """Return tokens (B, length, width) and their mask.
 
-        Without `dropped_B` no null caption is looked up: that is for initialising the transformer
-        it belongs to.
+        Without `dropped_B` no null caption is looked up: to initialise the transformer, which holds
+        it.
         """
         text, mask = arrays["text"], arrays["text_mask"]
         empty_B = ~mask.any(axis=1)
@@ -322,16 +364,17 @@ class T5Conditioner:
         whole_B = empty_B if self.released else dropped_B
         return text, mask | whole_B[:, None]
 
-    def _at_hand(self) -> CaptionEncoder:
+    def _require_encoder(self) -> CaptionEncoder:
         if self.encoder is None:
             raise UserError(
-                "these captions have no stored embeddings, and the run has no text encoder to make them"
+                "these captions have no stored embeddings, "
+                "and the run has no text encoder to make them"
             )
         return self.encoder
 
 
 def refuse_empty(prompts: Sequence[str], cleaned: Sequence[str]) -> None:
-    """Raises UserError for a prompt with nothing in it, before or after cleaning."""
+    """Raise UserError for a prompt that is empty, before or after cleaning."""
     for prompt, rest in zip(prompts, cleaned, strict=True):
         if not rest.strip():
             reason = (

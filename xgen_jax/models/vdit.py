@@ -12,12 +12,14 @@ Frames given as conditions are clean: they are modulated as at time 0.
 `released=True` computes as the public STDiT2 did (Open-Sora 1.1), with the same parameters. It
 differs in three places:
 - `nn.attention`: queries and keys are rotated before they are normalised, not after;
-- `_grid`: the positions' scale comes from the pixels of the batch's first clip and a rounded side
+- `_patch_scales`: the positions' scale comes from the pixels of the batch's first clip and a rounded side
 of the grid;
-- `_modulated_last`: the last layer sees the time without the clip's size, but for condition frames:
+- `FinalLayer`: it sees the time without the clip's size, but for condition frames:
   these it modulates as the noised ones, and then normalises and modulates once more, at time 0 and
   with the size.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,19 +30,23 @@ from flax import linen as nn
 from xgen_jax.errors import UserError
 from xgen_jax.models.vdit_config import ClipConditions, VDiTConfig
 from xgen_jax.nn.attention import CrossAttention, SelfAttention
+from xgen_jax.nn.embeddings import (
+    NORMAL,
+    XAVIER,
+    ZEROS,
+    CaptionProjection,
+    TimestepEmbedder,
+    join_scope,
+    patchify,
+    unpatchify,
+)
 from xgen_jax.nn.mlp import MLP
 from xgen_jax.nn.norms import layer_norm
 from xgen_jax.nn.positions import sinusoid, sinusoid_2d
+from xgen_jax.nn.stack import Stack
 from xgen_jax.typing import Array, Params
 
-XAVIER, NORMAL, ZEROS = (
-    nn.initializers.xavier_uniform(),
-    nn.initializers.normal(0.02),
-    nn.initializers.zeros,
-)
-RELEASED_PATCH_PX = (
-    16  # pixels a side of a patch of the public network: 8 a latent cell, 2 cells a patch
-)
+RELEASED_PATCH_PX = 16  # a side of the public network's patch: 2 latent cells of 8 pixels
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:
@@ -101,16 +107,90 @@ class Block(nn.Module):
         return nn.with_logical_constraint(x_BTSD + gate_m * h, ("batch", "time", "space", "width"))
 
 
-class ScannedBlock(nn.Module):
-    """`Block` in the form that `nn.scan` wants."""
+class Modulation(nn.Module):
+    """Make `parts` modulation vectors a frame, by SiLU and Dense.
 
-    config: VDiTConfig
+    (B, F, D) -> (B, T or 1, parts, D); see `select_frames`.
+    """
+
+    parts: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, *context):
-        block = nn.remat(Block, prevent_cse=False) if self.config.remat == "full" else Block
-        return block(self.config, self.dtype, name="block")(x, *context), None
+    def __call__(self, h_BFD: Array, noised_BT: Array | None) -> Array:
+        features = self.parts * h_BFD.shape[-1]
+        dense = join_scope(self, nn.Dense(features, dtype=self.dtype, kernel_init=NORMAL))
+        m = select_frames(dense(nn.silu(h_BFD)), noised_BT)
+        return rearrange(m, "b f (n d) -> b f n d", n=self.parts)
+
+
+class SizeEmbedder(nn.Module):
+    """Embed a clip's height, width and aspect side by side: (B, 1, features)."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, clip: ClipConditions) -> Array:
+        third = self.features // 3
+        if self.features % 3:  # the aspect takes the rest; sides of a round number can be sharded
+            third -= third % min(16, third)
+        sides = jnp.stack([clip.height, clip.width], axis=1)
+        sides = scalar_embedder(self, third, "size_embedder")(sides)
+        aspect = scalar_embedder(self, self.features - 2 * third, "aspect_embedder")(clip.aspect)
+        return jnp.concatenate([rearrange(sides, "b n d -> b (n d)"), aspect], axis=-1)[:, None]
+
+
+class TemporalEmbedder(nn.Module):
+    """Embed a clip's number of frames and its frame rate, and add them: (B, 1, features)."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, clip: ClipConditions) -> Array:
+        frames = scalar_embedder(self, self.features, "frames_embedder")(clip.frames)
+        fps = scalar_embedder(self, self.features, "fps_embedder")(clip.fps)
+        return (frames + fps)[:, None]
+
+
+def scalar_embedder(parent: nn.Module, features: int, name: str) -> TimestepEmbedder:
+    """Return an embedder of micro-conditioning, zero at initialisation."""
+    embedder = TimestepEmbedder(features, NORMAL, ZEROS, parent.dtype, name=name)
+    return join_scope(parent, embedder)
+
+
+class FinalLayer(nn.Module):
+    """Norm and modulation, by `t` plus a table, then Dense to the pixels of a patch.
+
+    (B, T, S, D) -> (B, T, S, features).
+    """
+
+    config: VDiTConfig
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x_BTSD: Array, t_BFD: Array, in_space_BFD: Array, noised_BT: Array | None
+    ) -> Array:
+        width = x_BTSD.shape[-1]
+        init = nn.initializers.normal(width**-0.5)
+        table = self.param("scale_shift_table", init, (2, width)).astype(self.dtype)
+
+        def modulated(x_BTSD, m_BFD):
+            rows = jnp.moveaxis(m_BFD[:, :, None] + table[None, None], 2, 0)
+            shift, scale = (m[:, :, None, :] for m in rows)
+            return modulate(layer_norm(x_BTSD), shift, scale)
+
+        if not self.config.released:
+            x_BTSD = modulated(x_BTSD, select_frames(in_space_BFD, noised_BT))
+        else:
+            x_BTSD = modulated(x_BTSD, t_BFD[:, :1])
+            if noised_BT is not None:
+                again = modulated(x_BTSD, in_space_BFD[:, 1:])
+                x_BTSD = jnp.where(noised_BT[:, :, None, None], x_BTSD, again)
+        return nn.Dense(self.features, dtype=self.dtype, kernel_init=ZEROS, name="final")(x_BTSD)
 
 
 class VDiT(nn.Module):
@@ -134,7 +214,7 @@ class VDiT(nn.Module):
         clip: ClipConditions | None = None,
         noised_BT: Array | None = None,
     ) -> Array:
-        """One prediction.
+        """Predict, from noisy latents, what the diffusion process asks for.
 
         Args:
           x_BTHWC: noisy latents; any height and width.
@@ -143,146 +223,101 @@ class VDiT(nn.Module):
           mask_BL: True where a token counts, at least one a row; None for all.
           clip: what the clip is, for a network with `clip_conditions`; None for one without.
           noised_BT: False where a latent frame is given clean, as a condition; None where all are
-          noised.
+            noised.
 
         Returns:
           (B, T, H, W, `out_channels(C)`), float32.
 
         Raises:
-          UserError: conditions that the network does not take, or lacks; latents with nothing in
-          them.
+          UserError: conditions that the network does not take, or lacks; empty latents.
         """
+        c, (_, frames, rows, columns, channels) = self.config, x_BTHWC.shape
+        _check_inputs(c, x_BTHWC, clip)
+        height, width = -(-rows // c.patch), -(-columns // c.patch)  # in patches
+        join = functools.partial(join_scope, self)
+        self._store_null_caption()
+
+        # Patches and their positions: (B, T, S, D), S = height * width.
+        x = _pad(x_BTHWC, height * c.patch - rows, width * c.patch - columns)
+        x = rearrange(patchify(x, c.patch), "b t h w d -> b t (h w) d")
+        x = nn.Dense(c.width, dtype=self.dtype, kernel_init=XAVIER, name="x_embedder")(x)
+        scales = _patch_scales(c, height, width, clip)
+        x = _add_positions(c, x, height, width, scales)
+        x = nn.with_logical_constraint(x, ("batch", "time", "space", "width"))
+
+        # Conditions, (B, F, D): F = 2 is [the diffusion time, time 0] where frames are given clean.
+        zero = () if noised_BT is None else (jnp.zeros_like(time_B),)
+        t_embedder = join(TimestepEmbedder(c.width, dtype=self.dtype, name="t_embedder"))
+        t = t_embedder(jnp.stack([time_B, *zero], axis=1))
+        in_space = in_time = t
+        if clip is not None:
+            size = join(SizeEmbedder(c.width, self.dtype))(clip)
+            temporal = join(TemporalEmbedder(c.width, self.dtype))(clip)
+            in_space, in_time = t + size, t + temporal
+            if c.attention_layout == "full":
+                in_space = t + size + temporal
+
+        # One modulation for all blocks, of each frame, (B, T or 1, 6 or 3, D): adaLN-single.
+        t6 = Modulation(6, self.dtype, name="t_block")(in_space, noised_BT)
+        t3 = None
+        if c.attention_layout == "factorised":
+            t3 = Modulation(3, self.dtype, name="t_block_temporal")(in_time, noised_BT)
+        project = join(CaptionProjection(c.width, dtype=self.dtype, name="y_embedder"))
+        text = project(text_BLD)  # (B, L, D)
+
+        positions = _rotations(c, frames, height, width, scales)
+        blocks = Stack(Block, (c, self.dtype), c.depth, c.scan_layers, c.remat == "full")
+        x = join(blocks)(x, t6, t3, text, mask_BL, positions)  # (B, T, S, D)
+
+        features = c.patch**2 * c.out_channels(channels)
+        x = join(FinalLayer(c, features, self.dtype))(x, t, in_space, noised_BT)
+        x = unpatchify(rearrange(x, "b t (h w) d -> b t h w d", h=height), c.patch)
+        return x[:, :, :rows, :columns].astype(jnp.float32)
+
+    def _store_null_caption(self) -> None:
+        """Make the null caption, in the collection `constants`: no optimiser sees it."""
         c = self.config
-        c.check_latents(x_BTHWC.shape[1:4])
-        if c.clip_conditions != (clip is not None):
-            raise UserError(
-                "a network with clip_conditions needs ClipConditions"
-                if c.clip_conditions
-                else "a network without clip_conditions takes None for them"
-            )
-        _, frames, rows, columns, channels = x_BTHWC.shape
-        height, width = -(-rows // c.patch), -(-columns // c.patch)
-
-        def dense(features, init, name):
-            return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
-
-        def embed(scalar, features, name, init=XAVIER, last_init=XAVIER):
-            h = dense(features, init, f"{name}1")(sinusoid(scalar, 256))
-            return dense(features, last_init, f"{name}2")(nn.silu(h))
-
         if c.null_caption_tokens and self.is_initializing():
             shape = (c.null_caption_tokens, c.text_width)
             init = nn.initializers.normal(c.text_width**-0.5)
             self.variable("constants", "null_caption", lambda: init(self.make_rng("params"), shape))
 
-        bottom, right = height * c.patch - rows, width * c.patch - columns
-        if bottom or right:
-            x_BTHWC = jnp.pad(x_BTHWC, ((0, 0), (0, 0), (0, bottom), (0, right), (0, 0)))
-        x = rearrange(x_BTHWC, "b t (h p) (w q) c -> b t (h w) (p q c)", p=c.patch, q=c.patch)
-        x = dense(c.width, XAVIER, "x_embedder")(x)
-        scales = _grid(c, height, width, clip)
-        if c.positions == "sinusoid_2d":
-            x = (
-                x
-                + sinusoid_2d(height, width, c.width, scales=scales).astype(self.dtype)[None, None]
-            )
-        if c.time_sinusoid:
-            x = x + sinusoid(jnp.arange(frames), c.width).astype(self.dtype)[None, :, None]
-        x = nn.with_logical_constraint(x, ("batch", "time", "space", "width"))
 
-        # Of the time, and, where condition frames are given, of time 0 beside it.
-        times_BF = (
-            time_B[:, None]
-            if noised_BT is None
-            else jnp.stack([time_B, jnp.zeros_like(time_B)], axis=1)
-        )
-        t = embed(times_BF, c.width, "t_embedder")
-        in_space = in_time = t
-        if clip is not None:
-            third = c.width // 3
-            if c.width % 3:  # the aspect takes the rest; sides of a round number can be sharded
-                third -= third % min(16, third)
-            sides = jnp.stack([clip.height, clip.width], axis=1)
-            sides = rearrange(
-                embed(sides, third, "size_embedder", NORMAL, ZEROS), "b n d -> b (n d)"
-            )
-            aspect = embed(clip.aspect, c.width - 2 * third, "aspect_embedder", NORMAL, ZEROS)
-            size = jnp.concatenate([sides, aspect], axis=-1)[:, None]
-            pace = embed(clip.frames, c.width, "frames_embedder", NORMAL, ZEROS)
-            pace = (pace + embed(clip.fps, c.width, "fps_embedder", NORMAL, ZEROS))[:, None]
-            in_space, in_time = t + size, t + pace
-            if c.attention_layout == "full":
-                in_space = t + size + pace
-
-        def modulation(h, parts, name):
-            m = _per_frame(dense(parts * c.width, NORMAL, name)(nn.silu(h)), noised_BT)
-            return rearrange(m, "b f (n d) -> b f n d", n=parts)
-
-        t6 = modulation(in_space, 6, "t_block")
-        t3 = (
-            modulation(in_time, 3, "t_block_temporal")
-            if c.attention_layout == "factorised"
-            else None
-        )
-
-        text = dense(c.width, XAVIER, "y_embedder1")(text_BLD)
-        text = dense(c.width, XAVIER, "y_embedder2")(nn.gelu(text, approximate=True))
-
-        context = (t6, t3, text, mask_BL, _rotations(c, frames, height, width, scales))
-        if c.scan_layers:
-            blocks = nn.scan(
-                ScannedBlock,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=nn.broadcast,
-                length=c.depth,
-            )
-            x, _ = blocks(c, self.dtype, name="blocks")(x, *context)
-        else:
-            for layer in range(c.depth):
-                x, _ = ScannedBlock(c, self.dtype, name=f"blocks_{layer}")(x, *context)
-
-        table = self.param(
-            "scale_shift_table", nn.initializers.normal(c.width**-0.5), (2, c.width)
-        ).astype(self.dtype)
-        x = _modulated_last(c, x, t, in_space, table, noised_BT)
-        x = dense(c.patch**2 * c.out_channels(channels), ZEROS, "final")(x)
-        x = rearrange(
-            x, "b t (h w) (p q c) -> b t (h p) (w q) c", h=height, w=width, p=c.patch, q=c.patch
-        )
-        return x[:, :, :rows, :columns].astype(jnp.float32)
+def _check_inputs(c: VDiTConfig, x_BTHWC: Array, clip: ClipConditions | None) -> None:
+    c.check_latents(x_BTHWC.shape[1:4])
+    if c.clip_conditions and clip is None:
+        raise UserError("a network with clip_conditions needs ClipConditions")
+    if not c.clip_conditions and clip is not None:
+        raise UserError("a network without clip_conditions takes None for them")
 
 
-def _per_frame(m_BFD: Array, noised_BT: Array | None) -> Array:
-    """Modulation at the time, (B, 1, D), or [time, 0], (B, 2, D) -> of each frame, or of all
-    alike."""
-    return (
-        m_BFD if noised_BT is None else jnp.where(noised_BT[:, :, None], m_BFD[:, :1], m_BFD[:, 1:])
-    )
+def _pad(x_BTHWC: Array, bottom: int, right: int) -> Array:
+    """Pad rows and columns with zeros, so that patches tile the frames."""
+    if not (bottom or right):
+        return x_BTHWC
+    return jnp.pad(x_BTHWC, ((0, 0), (0, 0), (0, bottom), (0, right), (0, 0)))
 
 
-def _modulated_last(c: VDiTConfig, x_BTSD, t_BFD, in_space_BFD, table, noised_BT):
-    """Normalised and modulated for the last layer."""
+def select_frames(m_BFD: Array, noised_BT: Array | None) -> Array:
+    """Pick each frame's conditions.
 
-    def modulated(x_BTSD, m_BFD):
-        shift, scale = (
-            m[:, :, None, :] for m in jnp.moveaxis(m_BFD[:, :, None] + table[None, None], 2, 0)
-        )
-        return modulate(layer_norm(x_BTSD), shift, scale)
+    Args:
+      m_BFD: at the diffusion time, (B, 1, D), or at [the diffusion time, time 0], (B, 2, D).
+      noised_BT: True for a frame at the diffusion time; None where all are, and F = 1.
 
-    if not c.released:
-        return modulated(x_BTSD, _per_frame(in_space_BFD, noised_BT))
-    x_BTSD = modulated(x_BTSD, t_BFD[:, :1])
+    Returns:
+      (B, T, D), or m_BFD itself, (B, 1, D), for all frames.
+    """
     if noised_BT is None:
-        return x_BTSD
-    return jnp.where(noised_BT[:, :, None, None], x_BTSD, modulated(x_BTSD, in_space_BFD[:, 1:]))
+        return m_BFD
+    return jnp.where(noised_BT[:, :, None], m_BFD[:, :1], m_BFD[:, 1:])
 
 
-def _grid(c: VDiTConfig, height: int, width: int, clip: ClipConditions | None):
-    """What one patch counts for, down and across."""
+def _patch_scales(c: VDiTConfig, height: int, width: int, clip: ClipConditions | None):
+    """The distance of two neighbouring patches in the units of the positions, (down, across)."""
     if c.released:
-        # Per pixels of the first clip, and with a rounded side: close to, but not, position_span
-        # over the whole grid.
+        # By the pixels of the batch's first clip and a rounded side of the grid: near, but not,
+        # position_span over the whole grid.
         scale = jnp.sqrt(clip.height[0] * clip.width[0]) / (RELEASED_PATCH_PX * c.position_span)
         side = round(np.sqrt(height * width))
         return side / scale / height, side / scale / width
@@ -291,23 +326,33 @@ def _grid(c: VDiTConfig, height: int, width: int, clip: ClipConditions | None):
     return c.position_span / height, c.position_span / width
 
 
+def _add_positions(c: VDiTConfig, x_BTSD: Array, height: int, width: int, scales) -> Array:
+    """Add the fixed embeddings of place and time that the configuration asks for."""
+    if c.positions == "sinusoid_2d":
+        place_SD = sinusoid_2d(height, width, c.width, scales=scales)
+        x_BTSD = x_BTSD + place_SD.astype(x_BTSD.dtype)[None, None]
+    if c.time_sinusoid:
+        time_TD = sinusoid(jnp.arange(x_BTSD.shape[1]), c.width)
+        x_BTSD = x_BTSD + time_TD.astype(x_BTSD.dtype)[None, :, None]
+    return x_BTSD
+
+
 def _rotations(
     c: VDiTConfig, frames: int, height: int, width: int, scales
 ) -> dict[str, Array | None]:
-    """The positions, (tokens, axes), by which each self-attention turns its queries and keys; None
-    for no turning."""
-    time = jnp.arange(frames, dtype=jnp.float32)
+    """The rotary positions, (tokens, axes), of each self-attention; None for no rotation."""
+    time_T = jnp.arange(frames, dtype=jnp.float32)
+    axes, space_S2 = [jnp.repeat(time_T, height * width)[:, None]], None
     if c.positions == "rope_3d":
         rows, columns = (
             jnp.arange(n, dtype=jnp.float32) * s for n, s in zip((height, width), scales)
         )
-        space = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
-        of_each = [jnp.repeat(time, height * width)[:, None], jnp.tile(space, (frames, 1))]
-    else:
-        space, of_each = None, [jnp.repeat(time, height * width)[:, None]]
+        grid = jnp.meshgrid(rows, columns, indexing="ij")
+        space_S2 = jnp.stack(grid, axis=-1).reshape(-1, 2)
+        axes.append(jnp.tile(space_S2, (frames, 1)))
     if c.attention_layout == "full":
-        return {"all": jnp.concatenate(of_each, axis=1)}
-    return {"space": space, "time": time[:, None]}
+        return {"all": jnp.concatenate(axes, axis=1)}
+    return {"space": space_S2, "time": time_T[:, None]}
 
 
 def null_caption(params: Params) -> Array:

@@ -20,7 +20,7 @@ from flax import linen as nn
 
 from xgen_jax.errors import UserError
 from xgen_jax.models.vidvae_config import VidVAEConfig
-from xgen_jax.nn.attention import XAVIER, attention
+from xgen_jax.nn.attention import attention
 from xgen_jax.nn.convolution import (
     CausalConv3D,
     Kernel,
@@ -31,6 +31,7 @@ from xgen_jax.nn.convolution import (
     nearest_upsample,
     trilinear_double,
 )
+from xgen_jax.nn.embeddings import XAVIER
 from xgen_jax.nn.norms import video_norm
 from xgen_jax.typing import Array
 

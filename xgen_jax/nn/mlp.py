@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
+from xgen_jax.nn.embeddings import XAVIER, ZEROS
 from xgen_jax.typing import Array
 
 
@@ -15,10 +16,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x_BND: Array) -> Array:
-        xavier = nn.initializers.xavier_uniform()
-        out_init = nn.initializers.zeros if self.zero_init else xavier
-        h = nn.gelu(
-            nn.Dense(self.hidden, dtype=self.dtype, kernel_init=xavier, name="fc1")(x_BND),
-            approximate=True,
-        )
+        out_init = ZEROS if self.zero_init else XAVIER
+        h = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=XAVIER, name="fc1")(x_BND)
+        h = nn.gelu(h, approximate=True)
         return nn.Dense(x_BND.shape[-1], dtype=self.dtype, kernel_init=out_init, name="fc2")(h)

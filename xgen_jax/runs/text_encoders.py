@@ -32,6 +32,7 @@ from xgen_jax.models.text import (
     ByteTextEncoder,
     T5Conditioner,
     T5TextConfig,
+    TextConditioner,
     refuse_empty,
     tokenize_bytes,
 )
@@ -282,7 +283,7 @@ def load_captions(
 
 def make_conditioner(
     config: VDiTRun, dtype=np.float32, fingerprint: str = "", encoder: T5Captions | None = None
-) -> ByteConditioner | T5Conditioner:
+) -> TextConditioner:
     """The text conditioner that a configuration names; nothing is read.
 
     Raises:
@@ -318,7 +319,7 @@ def load_conditioner(
     path: str | os.PathLike | None = None,
     cache: str | os.PathLike | None = None,
     stored: bool = False,
-) -> ByteConditioner | T5Conditioner:
+) -> TextConditioner:
     """The text conditioner of a run.
 
     Args:

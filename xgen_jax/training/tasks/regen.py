@@ -28,7 +28,7 @@ from xgen_jax.diffusion.process import Process
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import Conditioning, frame_times
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.models.regen_decoding import tell, tell_across
+from xgen_jax.models.regen_windows import condition_chunks, condition_shifted, shifted_starts
 from xgen_jax.training.tasks.embedder import EmbedderTask
 from xgen_jax.typing import Array, Params
 
@@ -59,39 +59,35 @@ def choose_windows(
     config: REGENLossConfig,
     keys_BN: Array,
     frames_BNFHWC: Array,
-    told: Conditioning,
-    crossed_BTHWD: Array | None = None,
+    own: Conditioning,
+    shifted_BTHWD: Array | None = None,
 ) -> tuple[Array, Conditioning]:
-    """The windows of frames that are denoised together, each with a time of its own.
+    """Choose the frames that are denoised together, a window a chunk, each with a time of its own.
 
     Args:
       config: `windows` says which.
-      keys_BN: a key a chunk, for what is drawn here.
+      keys_BN: a key a chunk, which places its window.
       frames_BNFHWC: the chunks of each clip in [-1, 1].
-      told: of the same frames, the chunks folded into the batch: (B N, F, h, w, D).
-      crossed_BTHWD: what the frames of the clips are told in windows that are moved; see
-      `models.regen_decoding`.
+      own: conditioning of the frames in their own chunks, folded: (B N, F, h, w, D).
+      shifted_BTHWD: their conditioning in shifted windows, see `regen_windows.condition_shifted`.
 
     Returns:
-      The frames (B, N, F, H, W, 3) of the windows, and what is told of them, folded likewise.
+      (frames (B, N, F, H, W, 3) of the windows, their conditioning, folded likewise).
     """
     chunks, frames = frames_BNFHWC.shape[1:3]
     if config.windows == "chunk" or chunks == 1:
-        return frames_BNFHWC, told
+        return frames_BNFHWC, own
 
-    def moved(keys_N, video_TX, told_TX, crossed_TX):
+    def shift(keys_N, video_TX, own_TX, shifted_TX):
         keys_N = jax.vmap(lambda key: jax.random.fold_in(key, _WINDOW))(keys_N)
-        by_N = jax.vmap(lambda key: jax.random.randint(key, (), -(frames // 2), frames // 2 + 1))(
-            keys_N
-        )
-        first_N = jnp.clip(frames * jnp.arange(chunks) + by_N, 0, frames * (chunks - 1))
+        first_N = shifted_starts(keys_N, frames)
         at_NF = first_N[:, None] + jnp.arange(frames)[None]
         aligned = (first_N % frames == 0)[:, None, None, None, None]
-        return video_TX[at_NF], jnp.where(aligned, told_TX[at_NF], crossed_TX[at_NF])
+        return video_TX[at_NF], jnp.where(aligned, own_TX[at_NF], shifted_TX[at_NF])
 
-    added = told.added_BFHWD.reshape(-1, chunks * frames, *told.added_BFHWD.shape[2:])
+    added = own.added_BFHWD.reshape(-1, chunks * frames, *own.added_BFHWD.shape[2:])
     video = frames_BNFHWC.reshape(-1, chunks * frames, *frames_BNFHWC.shape[3:])
-    video, added = jax.vmap(moved)(keys_BN, video, added, crossed_BTHWD)
+    video, added = jax.vmap(shift)(keys_BN, video, added, shifted_BTHWD)
     return video, Conditioning(_fold(added))
 
 
@@ -155,13 +151,13 @@ class REGENTask(EmbedderTask):
             else mean
         )
         z = z.reshape(*frames_BNFHWC.shape[:2], *z.shape[1:])
-        told, crossed = (
-            tell(self.model, regen, z, frame_times(self.model.config, frames_BNFHWC.shape[2])),
-            None,
-        )
+        times_F = frame_times(self.model.config, frames_BNFHWC.shape[2])
+        conditioning, shifted = condition_chunks(self.model, regen, z, times_F), None
         if c.windows == "moved" and frames_BNFHWC.shape[1] > 1:
-            crossed = self._crossed(regen, z, told.added_BFHWD)
-        frames_BNFHWC, told = choose_windows(c, keys_BN, frames_BNFHWC, told, crossed)
+            shifted = condition_shifted(self.model, regen, z, conditioning.added_BFHWD)
+        frames_BNFHWC, conditioning = choose_windows(
+            c, keys_BN, frames_BNFHWC, conditioning, shifted
+        )
 
         x0 = _fold(frames_BNFHWC)
         t_B = process.draw_times(_stream(keys_BN, _TIME), c.time_distribution, c.time_shift)
@@ -176,7 +172,8 @@ class REGENTask(EmbedderTask):
         def predict(t_B):
             """(the network's output, the x0 that it says)."""
             x_t = process.corrupt(x0, eps, t_B)
-            output = self.model.apply(regen, x_t, process.network_time(t_B), told, method="denoise")
+            time_B = process.network_time(t_B)
+            output = self.model.apply(regen, x_t, time_B, conditioning, method="denoise")
             return output, process.convert(output, x_t, t_B, c.prediction, "x0")
 
         output, predicted = predict(t_B)
@@ -206,21 +203,6 @@ class REGENTask(EmbedderTask):
             metrics["psnr_one_step_db"] = _psnr_db(drawn, x0)
             metrics["loss"] += c.consistency * metrics["consistency"]
         return metrics
-
-    def _crossed(self, regen: Params, z_BNtHWC: Array, own_BFHWD: Array) -> Array:
-        """What the frames of each clip are told from the middle of its first chunk to that of its
-        last, across borders, and before and after as they are told in their own windows: (B, N F,
-        h, w, D).
-        """
-        batch, chunks = z_BNtHWC.shape[:2]
-        length = self.model.config.chunk_frames
-        held = length // 2
-        own = own_BFHWD.reshape(batch, chunks * length, *own_BFHWD.shape[2:])
-        across = tell_across(self.model, regen, z_BNtHWC)
-        across = across.reshape(batch, (chunks - 1) * length, *own.shape[2:])
-        return jnp.concatenate(
-            [own[:, : length - held], across, own[:, chunks * length - held :]], axis=1
-        )
 
     def _weight(self, t_B: Array) -> Array:
         """What multiplies the squared error at each time."""

@@ -34,7 +34,7 @@ from xgen_jax.diffusion.process import Process, frame_mean
 from xgen_jax.diffusion.samplers import key_noise, make_steps, sample
 from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
-from xgen_jax.models.text import ByteConditioner, T5Conditioner
+from xgen_jax.models.text import TextConditioner
 from xgen_jax.models.vdit import VDiT, abstract_variables
 from xgen_jax.models.vdit_config import ClipConditions
 from xgen_jax.parallel.sharding import replicated
@@ -79,7 +79,7 @@ class VDiTTask(Task):
     config_class = VDiTRun
 
     model: VDiT
-    text: ByteConditioner | T5Conditioner
+    text: TextConditioner
     loss_config: VDiTLossConfig
     embedder: Embedder | None = None
     embedder_params: Params | None = None
@@ -117,7 +117,7 @@ class VDiTTask(Task):
         cls,
         config: VDiTRun,
         latent_shape: Callable[[Shape], Shape],
-        text: ByteConditioner | T5Conditioner,
+        text: TextConditioner,
         embedder_fingerprint: str = "",
     ) -> "VDiTTask":
         """Make the task for batches of latents; nothing is loaded."""

@@ -10,7 +10,7 @@ from tiny_regen import TINY, random_params
 
 from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.errors import UserError
-from xgen_jax.models.regen import REGEN, Conditioning, frame_times
+from xgen_jax.models.regen import REGEN, Conditioning
 from xgen_jax.models.regen_config import PRESETS
 from xgen_jax.testing import regen_task
 from xgen_jax.training.tasks.regen import choose_windows
@@ -72,31 +72,6 @@ def test_windows_stay_where_they_are_told_to_and_where_there_is_no_neighbour(win
     frames, told = choose_windows(REGENLossConfig(windows=windows), keys(2, chunks), *given)
     np.testing.assert_array_equal(frames, given[0])
     np.testing.assert_array_equal(told.added_BFHWD, given[1].added_BFHWD)
-
-
-def test_what_frames_are_told_across_borders_is_what_decoding_tells_them():
-    """An encoder of constants and a decoder that draws what it is told: the loss sees what
-    `decode_chunks` draws."""
-    model, params = REGEN(TINY), random_params()
-    objective = regen_task(model=model, loss_config=REGENLossConfig(windows="moved"))
-    z = jax.random.normal(jax.random.key(1), (2, 3, 2, 3, 2, 4))
-    own_times = jnp.broadcast_to(frame_times(TINY, FRAMES)[None], (6, FRAMES))
-    own = model.apply(params, z.reshape(6, 2, 3, 2, 4), own_times, method="expand").added_BFHWD
-    across = np.asarray(objective._crossed(params, z, own))
-    clip = np.asarray(own).reshape(2, 15, 3, 2, -1)
-    np.testing.assert_array_equal(across[:, :3], clip[:, :3])
-    np.testing.assert_array_equal(across[:, 13:], clip[:, 13:])
-
-    def at(chunk, time):
-        return model.apply(
-            params, z[:, chunk], jnp.full((2, 1), time), method="expand"
-        ).added_BFHWD[:, 0]
-
-    # Frame 4 is the first chunk's last, frame 5 the second's first: at t = 0 but for what stands in
-    # there.
-    for frame, share in ((3, 0.125), (4, 0.375), (5, 0.625), (6, 0.875)):
-        wanted = (1 - share) * at(0, frame / 4) + share * at(1, (frame - 5) / 4 or 1e-4)
-        np.testing.assert_allclose(across[:, frame], wanted, rtol=0, atol=1e-5)
 
 
 def test_tokens_of_two_chunks_are_refused():

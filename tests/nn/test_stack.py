@@ -1,0 +1,67 @@
+"""A stack is one function, scanned or looped, recomputed or not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from xgen_jax.nn.embeddings import join_scope
+from xgen_jax.nn.stack import Stack
+
+
+class Block(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, x, shift, mask):
+        assert mask is None
+        return x + jnp.tanh(nn.Dense(self.width, name="dense")(x) + shift)
+
+
+class Network(nn.Module):
+    scan: bool = True
+    remat: bool = False
+    block_name: str | None = "block"
+
+    @nn.compact
+    def __call__(self, x, shift):
+        stack = Stack(Block, (4,), 3, self.scan, self.remat, self.block_name)
+        return join_scope(self, stack)(x, shift, None)
+
+
+X, SHIFT = jnp.arange(8.0).reshape(2, 4) / 8, jnp.full((1, 4), 0.1)
+
+
+def value_and_gradient(network, params):
+    return jax.value_and_grad(lambda p: jnp.square(network.apply(p, X, SHIFT)).mean())(params)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_scanned_and_looped_blocks_agree_in_value_and_gradient(remat):
+    params = Network().init(jax.random.key(0), X, SHIFT)
+    kernel = params["params"]["blocks"]["block"]["dense"]["kernel"]
+    assert kernel.shape == (3, 4, 4) and (kernel[0] != kernel[1]).any()
+    wanted, gradient = value_and_gradient(Network(), params)
+
+    def unstacked(tree):
+        blocks = tree["params"]["blocks"]
+        return {f"blocks_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(3)}
+
+    looped = Network(scan=False, remat=remat)
+    value, by_layer = value_and_gradient(looped, {"params": unstacked(params)})
+    np.testing.assert_allclose(value, wanted, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        by_layer["params"],
+        unstacked(gradient),
+    )
+    scanned = value_and_gradient(Network(remat=remat), params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), scanned, (wanted, gradient)
+    )
+
+
+def test_a_block_without_a_name_keeps_its_parameters_in_the_stack():
+    params = Network(block_name=None).init(jax.random.key(0), X, SHIFT)
+    assert set(params["params"]["blocks"]) == {"dense"}

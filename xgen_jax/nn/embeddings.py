@@ -1,0 +1,90 @@
+"""What a transformer is conditioned on, as tokens of its width: scalars, captions, patches.
+
+A module called `t_embedder` keeps its layers as `t_embedder1` and `t_embedder2` in the scope of the
+network that uses it (see `join_scope`): parameter trees are flat, as checkpoints and
+`weights/vdit.py` have them.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+
+from xgen_jax.nn.positions import sinusoid
+from xgen_jax.typing import Array
+
+# The initialisers of every transformer here, as DiT has them (arXiv 2212.09748, section 3.2).
+XAVIER = nn.initializers.xavier_uniform()
+NORMAL = nn.initializers.normal(0.02)
+ZEROS = nn.initializers.zeros
+
+FREQUENCIES = 256  # sines and cosines of a scalar
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def join_scope(parent: nn.Module, child: M) -> M:
+    """Return the child with its parameters directly among the parent's, under no name of its own.
+
+    Args:
+      parent: the module whose compact method is running.
+      child: made there; its layers must have names that the parent does not use.
+    """
+    nn.share_scope(parent, child)
+    return child
+
+
+class TimestepEmbedder(nn.Module):
+    """Embed a scalar: sinusoids, Dense, SiLU, Dense; (...,) -> (..., features).
+
+    Serves diffusion timesteps in 0 .. 1000 and, with other initialisers, the scalars of
+    micro-conditioning.
+
+    Attributes:
+      features: width of the result.
+      init, last_init: initialisers of the first and the second kernel.
+      dtype: to compute in.
+    """
+
+    features: int
+    init: Callable = XAVIER
+    last_init: Callable = XAVIER
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, scalar: Array) -> Array:
+        first, last = (
+            nn.Dense(self.features, dtype=self.dtype, kernel_init=init, name=f"{self.name}{i}")
+            for i, init in enumerate((self.init, self.last_init), start=1)
+        )
+        return last(nn.silu(first(sinusoid(scalar, FREQUENCIES))))
+
+
+class CaptionProjection(nn.Module):
+    """Project text tokens to the width of a transformer: Dense, GELU (tanh form), Dense.
+
+    (B, L, D) -> (B, L, features), as PixArt-alpha does (arXiv 2310.00426).
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, text_BLD: Array) -> Array:
+        first, last = (
+            nn.Dense(self.features, dtype=self.dtype, kernel_init=XAVIER, name=f"{self.name}{i}")
+            for i in (1, 2)
+        )
+        return last(nn.gelu(first(text_BLD), approximate=True))
+
+
+def patchify(x_BTHWC: Array, patch: int) -> Array:
+    """Cut frames in patches: (B, T, H, W, C) -> (B, T, H / p, W / p, p * p * C)."""
+    return rearrange(x_BTHWC, "b t (h p) (w q) c -> b t h w (p q c)", p=patch, q=patch)
+
+
+def unpatchify(x_BThwD: Array, patch: int) -> Array:
+    """Put patches together again: the inverse of `patchify`."""
+    return rearrange(x_BThwD, "b t h w (p q c) -> b t (h p) (w q) c", p=patch, q=patch)
