@@ -36,7 +36,7 @@ class _RunConfigDict(config_dict.ConfigDict):
         object.__setattr__(self, "_before", super().to_dict())
         return super().lock()
 
-    def to_dict(self, visit_map=None, preserve_field_references=False):
+    def to_dict(self, visit_map=None, preserve_field_references=False) -> dict[Any, Any]:
         values = super().to_dict(visit_map, preserve_field_references)
         if preserve_field_references:  # for printing
             return values
@@ -86,7 +86,7 @@ def _plain(value):
     return tuple(map(_plain, value)) if isinstance(value, tuple) else value
 
 
-def _without_unset(hint, values, before):
+def _without_unset(hint, values, before) -> Any:
     """Values without the keys that only stood there to be set, given the values before flags."""
     kinds = _allowed(hint)
     if not dataclasses.is_dataclass(kinds[0]):

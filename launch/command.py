@@ -8,6 +8,6 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 if (_ROOT / "xgen_jax").is_dir() and str(_ROOT) not in sys.path:
     sys.path.insert(0, str(_ROOT))
 
-from xgen_jax.commands.start import run  # noqa: E402  (the path comes first)
+from xgen_jax.commands.start import run, values  # noqa: E402  (the path comes first)
 
-__all__ = ["run"]
+__all__ = ["run", "values"]

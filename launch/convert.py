@@ -38,7 +38,7 @@ FLAGS = [
 def main():
     from xgen_jax.commands.convert import convert
 
-    return convert(**{flag.name: flag.value for flag in FLAGS})
+    return convert(**command.values(FLAGS))
 
 
 if __name__ == "__main__":

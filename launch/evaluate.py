@@ -42,7 +42,7 @@ def main():
     from xgen_jax.commands import evaluate as suites
     from xgen_jax.evaluation.report import write_report
 
-    values = {flag.name: flag.value for flag in FLAGS}
+    values = command.values(FLAGS)
     match SUITE.value:
         case "reconstruction":
             return suites.reconstruction_suite(**{name: values[name] for name in RECONSTRUCTION})

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# The main job, from nothing: environment, video autoencoder, text-to-video transformer, samples, report.
+# The main job, from nothing: environment, video autoencoder, text-to-video transformer, a sample,
+# scores and a report.
 #
 #     bash launch/quickstart.sh [folder]        default folder: runs/quickstart
 #
-# Run it again after an interruption: what is finished is kept, and training goes on from its last checkpoint.
+# Run it again after an interruption: finished stages are kept, and training continues from its last
+# checkpoint.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 started=$SECONDS
@@ -14,7 +16,8 @@ mkdir -p "$root"
 timings="$root/.timings"
 touch "$timings"
 
-# stage NAME COMMAND...: runs a stage, says so, and keeps how long it took (of an interrupted stage the last part).
+# stage NAME COMMAND...: announces and runs a stage, and notes how long it took (of an interrupted
+# stage, the last part).
 stage() {
   local name="$1" begun=$SECONDS
   shift
@@ -24,13 +27,16 @@ stage() {
 }
 
 printf 'environment\t%s\n' "$((SECONDS - started))" >>"$timings"
-stage "train the video autoencoder" launch/train.py --config=configs/quickstart/vidvae.py --workdir="$root/vidvae"
-stage "train the text-to-video transformer" launch/train.py --config=configs/quickstart/vdit.py --workdir="$root/vdit" \
-  --config.embedder="$root/vidvae"
-stage "score reconstructions" launch/evaluate.py --suite=reconstruction --embedder="$root/vidvae" --out="$root/evaluation"
-stage "score samples" launch/evaluate.py --suite=captions --model="$root/vdit" --out="$root/evaluation"
-[[ -e "$root/red-circle.mp4" ]] ||
-  stage "draw a sample" launch/sample.py --model="$root/vdit" --prompt="a red circle moving left" --out="$root/red-circle.mp4"
+stage "train the video autoencoder" \
+  launch/train.py --config=quickstart/vidvae --workdir="$root/vidvae"
+stage "train the text-to-video transformer" \
+  launch/train.py --config=quickstart/vdit --workdir="$root/vdit" --config.embedder="$root/vidvae"
+stage "score reconstructions" launch/evaluate.py \
+  --suite=reconstruction --embedder="$root/vidvae" --out="$root/evaluation"
+stage "score samples" launch/evaluate.py \
+  --suite=captions --model="$root/vdit" --out="$root/evaluation"
+[[ -e "$root/red-circle.mp4" ]] || stage "generate a sample" launch/sample.py \
+  --model="$root/vdit" --prompt="a red circle moving left" --out="$root/red-circle.mp4"
 printf 'total\t%s\n' "$((SECONDS - started))" >>"$timings"
 "$PYTHON" - "$timings" "$root/timings.json" <<'PY'
 import json, sys

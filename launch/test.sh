@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests, from nothing: makes .venv (or $VENV), installs what is missing, calls pytest. Arguments go to pytest.
+# Runs the tests, from nothing: makes .venv (or $VENV), installs what is missing, calls pytest.
+# Arguments go to pytest.
 #
 #     bash launch/test.sh                 everything but the slow tests
 #     bash launch/test.sh -m slow         the slow ones
@@ -9,6 +10,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment test
 cd "$REPOSITORY"
 say "Running the tests ..."
-# pytest takes the last of an option, so the arguments can replace these. A test compiles on one core: a few processes
-# share the files; more of them would take more memory than laptops have.
+# pytest takes the last value of an option, so the arguments can replace these. A test compiles on
+# one core, so a few processes share the files; more would need more memory than laptops have.
 exec "$PYTHON" -m pytest -m "not slow" -n auto --maxprocesses=4 --dist=loadfile "$@"

@@ -13,8 +13,8 @@
 
 # %% [markdown]
 # # Text to video with a quickstart model
-# `bash launch/quickstart.sh` trains the models used here; any other run folder of a VDiT will do as
-# well.
+#
+# `bash launch/quickstart.sh` trains the models used here; the run folder of any VDiT works.
 
 # %%
 import os

@@ -1,4 +1,4 @@
-"""What a process asks of the system before it loads jax."""
+"""What a process asks of the system before jax is loaded."""
 
 import os
 import sys
@@ -7,20 +7,19 @@ TUNABLES = "GLIBC_TUNABLES"
 
 
 def ask_for_huge_pages() -> None:
-    """Begins this process again, once, with memory in pages of 2 MiB; for the first line of a
-    script.
+    """Restart this process, once, with memory in pages of 2 MiB.
 
-    Each run of a compiled program takes its scratch memory anew, and in pages of 4 KiB the kernel
-    spends so long handing it out that a step of a small transformer on CPU takes half as long
-    again. The C library (glibc, Linux) reads the setting when a process begins, and never after.
-    Nothing happens where it is set already, in another system, once jax is loaded, under a
-    debugger, or where no file is run: a notebook or standard input would be lost.
+    Each run of a compiled program allocates its scratch memory again, and with pages of 4 KiB the
+    kernel takes so long to map it that a step of a small transformer on CPU takes half as long
+    again. The C library (glibc, Linux) reads the setting only when a process starts.
+
+    It does nothing where the variable is set, on other systems, after jax is loaded, under a
+    debugger, or where no file is run, because a notebook or standard input would be lost.
     """
     if sys.platform != "linux" or TUNABLES in os.environ or "jax" in sys.modules:
         return
-    if sys.gettrace() is not None or not os.path.isfile(
-        getattr(sys.modules["__main__"], "__file__", "")
-    ):
+    script = getattr(sys.modules["__main__"], "__file__", None) or ""
+    if sys.gettrace() is not None or not os.path.isfile(script):
         return
     os.environ[TUNABLES] = "glibc.malloc.hugetlb=1"
     sys.stdout.flush()

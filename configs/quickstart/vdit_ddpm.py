@@ -3,7 +3,7 @@ rectified flow.
 
 command   python launch/train.py --config=quickstart/vdit_ddpm --workdir=runs/quickstart/vdit_ddpm
 hardware  2 CPU cores, under 2 GB
-time      not measured by itself; network and steps are those of vdit.py
+time      not measured on its own; network and steps are those of vdit.py
 expect    see the table in benchmarks/README.md, which benchmarks/ablation.py makes
 """
 

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and their two forms say the same."""
+"""The notebooks run from top to bottom, and their two forms agree."""
 
 import pathlib
 

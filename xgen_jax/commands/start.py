@@ -6,7 +6,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, NoReturn, TextIO
 
 from absl import app, flags
@@ -67,8 +67,13 @@ def run(
     app.run(call, flags_parser=parse)
 
 
+def values(holders: Iterable[flags.FlagHolder]) -> dict[str, Any]:
+    """The values of flags by name, as a request takes them."""
+    return {holder.name: holder.value for holder in holders}
+
+
 @contextlib.contextmanager
-def result_stream() -> Iterator[TextIO]:
+def result_stream() -> Generator[TextIO]:
     """The real stdout; all other output to stdout, that of C libraries included, goes to stderr."""
     sys.stdout.flush()
     kept = os.dup(1)

@@ -47,7 +47,6 @@ class ByteTextConfig:
     heads: int = 4
     max_bytes: int = 64
     attention: str = "xla"
-    path: ClassVar[None] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Checks the source without running it: lint, format, types. Makes .venv (or $VENV), and installs
+# what is missing.
+#
+#     bash launch/check.sh            reports
+#     bash launch/check.sh --fix      applies what ruff can fix; notes type errors that are gone
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+make_environment dev
+cd "$REPOSITORY"
+if [[ "${1:-}" == --fix ]]; then
+  "$PYTHON" -m ruff check --fix
+  "$PYTHON" -m ruff format
+  "$PYTHON" .ci/check_types.py --update
+else
+  "$PYTHON" -m ruff check
+  "$PYTHON" -m ruff format --check
+  "$PYTHON" .ci/check_types.py
+fi
