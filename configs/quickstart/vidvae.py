@@ -52,6 +52,8 @@ def get_config():
     config.loss.lpips_weights = config_dict.placeholder(str)
     config.data.source.path = config_dict.placeholder(str)
     config.data.source.fps = config_dict.placeholder(float)
+    config.data.source.stride = 1
     config.data.source.require_captions = True
+    config.data.source.flip = False
     config.data.path = config_dict.placeholder(str)  # its name in older releases
     return config
