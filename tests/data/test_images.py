@@ -97,7 +97,7 @@ def test_deep_and_grey_images(tmp_path):
     ("data", "message"),
     [
         (b"", "the file is empty"),
-        (b"GIF89a", "no PNG, JPEG or WebP image"),
+        (b"GIF89a", "not a PNG, JPEG or WebP image"),
         (png(picture())[:-40], "damaged or cut off"),
         (png(picture())[:60] + b"\0\0\0\0" + png(picture())[64:], "damaged or cut off"),
         (jpeg(picture())[:-40], "damaged or cut off"),

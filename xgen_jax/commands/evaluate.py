@@ -52,7 +52,7 @@ def reconstruction_suite(
     Args:
       embedder: run folder of a VidVAE or a REGEN.
       out: folder for the results.
-      data: folder of videos; without it held-out clips of the world of moving shapes.
+      data: folder of videos; without it held-out clips of the moving-shapes dataset.
       count: clips a shape; of a folder at most as many as there are.
       seed: of the synthetic clips or the crops.
       shapes: of the clips, "FRAMESxHEIGHTxWIDTH" each, or "paper" for the paper's three; by default
