@@ -5,6 +5,8 @@ python launch/reconstruct.py --embedder=runs/quickstart/regen --video=clip.mp4 -
     --out=slow.mp4
 """
 
+from typing import Any
+
 import command
 from absl import flags
 
@@ -41,7 +43,8 @@ FLAGS = [
 def main():
     from xgen_jax.commands.reconstruct import ReconstructRequest, reconstruct_file
 
-    return reconstruct_file(ReconstructRequest(**{flag.name: flag.value for flag in FLAGS}))
+    values: dict[str, Any] = {flag.name: flag.value for flag in FLAGS}
+    return reconstruct_file(ReconstructRequest(**values))
 
 
 if __name__ == "__main__":

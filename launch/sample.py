@@ -11,6 +11,7 @@ are kept.
 """
 
 import sys
+from typing import Any
 
 import command
 from absl import flags
@@ -57,7 +58,8 @@ def main():
     for old, new in RENAMED.items():
         if flags.FLAGS[old].present:
             print(f"--{old} is called --{new} now", file=sys.stderr)
-    return sample_files(SampleRequest(**{flag.name: flag.value for flag in FLAGS}))
+    values: dict[str, Any] = {flag.name: flag.value for flag in FLAGS}
+    return sample_files(SampleRequest(**values))
 
 
 if __name__ == "__main__":

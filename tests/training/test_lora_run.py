@@ -139,7 +139,7 @@ def test_folder_file_and_merged_folder_draw_the_same(root):
     half = load_text_to_video(root / "vdit", lora=f"{root / 'straight'}:0.5")
     jax.tree.map(
         lambda x, y, z: np.testing.assert_allclose(x, (y + z) / 2, atol=1e-6),
-        *(model.params["vdit"] for model in (half, base, by_file)),
+        *(model.networks.params["vdit"] for model in (half, base, by_file)),
     )
     arguments = {
         "kind": "lora",

@@ -55,7 +55,7 @@ def slice_devices(topology: str) -> Sequence[Any]:
     """
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except (RuntimeError, NotImplementedError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"cannot compile for the slice {topology!r} ({reason}); slices are written v5p:2x2x1, "

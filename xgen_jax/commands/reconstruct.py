@@ -33,9 +33,9 @@ class ReconstructRequest:
       UserError: missing values, an `out` that cannot be written, an unknown `between`.
     """
 
-    embedder: str | None = None
-    video: str | None = None
-    out: str | None = None
+    embedder: str = ""
+    video: str = ""
+    out: str = ""
     frames: int | None = None
     steps: int | None = None
     speed: float = 1.0

@@ -48,10 +48,10 @@ class SampleRequest:
       UserError: missing or contradicting values.
     """
 
-    model: str | None = None
+    model: str = ""
     prompt: str | None = None
     prompts_file: str | None = None
-    out: str | None = None
+    out: str = ""
     seed: int = 0
     steps: int | None = None
     guidance_scale: float | None = None
@@ -182,15 +182,7 @@ def sample_files(request: SampleRequest) -> dict[str, Any]:
       UserError: a folder of videos with other settings; whatever loading and sampling refuse.
     """
     started = time.monotonic()
-    if request.prompt is not None:
-        paths, prompts = [check_output_file(request.out, request.overwrite)], [request.prompt]
-    else:
-        prompts, folder = read_prompts(request.prompts_file), pathlib.Path(request.out)
-        if folder.exists() and not folder.is_dir():
-            raise UserError(
-                f"--out={request.out} is a file; with --prompts_file it must be a folder"
-            )
-        paths = [folder / f"{number:05d}.mp4" for number in range(1, len(prompts) + 1)]
+    prompts, paths = _prompts_and_paths(request)
     if request.seed + len(prompts) > 2**32:
         raise UserError(
             f"seed={request.seed} must be below 2^32 with the {len(prompts)} lines added to it"
@@ -212,8 +204,8 @@ def sample_files(request: SampleRequest) -> dict[str, Any]:
             settings["lora"] = request.lora
         if condition is not None:
             settings["condition"] = hashlib.sha256(condition.tobytes()).hexdigest()[:16]
-        _create_or_resume(folder, settings, prompts, paths, request.overwrite)
-        _remove_leftovers(folder, {paths[line].stem for line in lines})
+        _create_or_resume(request, settings, prompts, paths)
+        _remove_leftovers(pathlib.Path(request.out), {paths[line].stem for line in lines})
     rows = [BatchRow(prompt, request.seed + line) for line, prompt in enumerate(prompts)]
     _write_videos(generator, batches, rows, paths, condition)
     wall_s = round(time.monotonic() - started, 2)
@@ -226,7 +218,7 @@ def sample_files(request: SampleRequest) -> dict[str, Any]:
             "wall_s": wall_s,
         }
     return {
-        "folder": str(folder),
+        "folder": str(pathlib.Path(request.out)),
         "prompts": len(prompts),
         "generated": len(lines),
         "kept": len(prompts) - len(todo),
@@ -245,6 +237,16 @@ def make_batches(lines: Sequence[int], batch_size: int) -> list[list[int | None]
     """
     queues = [[line for line in lines if line % batch_size == row] for row in range(batch_size)]
     return [list(batch) for batch in itertools.zip_longest(*queues)]
+
+
+def _prompts_and_paths(request: SampleRequest) -> tuple[list[str], list[pathlib.Path]]:
+    if request.prompts_file is None:
+        path = check_output_file(request.out, request.overwrite)
+        return [request.prompt or ""], [path]
+    prompts, folder = read_prompts(request.prompts_file), pathlib.Path(request.out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out={request.out} is a file; with --prompts_file it must be a folder")
+    return prompts, [folder / f"{number:05d}.mp4" for number in range(1, len(prompts) + 1)]
 
 
 def _condition(request: SampleRequest, plan: VideoPlan, model: TextToVideo) -> Video | None:
@@ -301,17 +303,17 @@ def _remove_leftovers(folder: pathlib.Path, stems: set[str]) -> None:
 
 
 def _create_or_resume(
-    folder: pathlib.Path,
+    request: SampleRequest,
     settings: dict[str, Any],
     prompts: list[str],
     paths: list[pathlib.Path],
-    overwrite: bool,
 ) -> None:
     """Write the settings of the videos into the folder; refuse one whose videos have others."""
+    folder = pathlib.Path(request.out)
     file = folder / SETTINGS
     existing = [line for line, path in enumerate(paths) if path.exists()]
     fix = "choose another --out, or replace the videos with --overwrite"
-    if file.exists() and existing and not overwrite:
+    if file.exists() and existing and not request.overwrite:
         there, lines = _read_settings(file, fix)
         differing = differences(there, settings)
         differing += [

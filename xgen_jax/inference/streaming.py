@@ -61,7 +61,7 @@ def encode_stream(
             latents, cache = encode_chunk(embedder, params, waiting[:, : whole - done], cache)
             waiting, done = waiting[:, whole - done :], whole
             yield np.asarray(latents)
-    if first is None:
+    if first is None or waiting is None:
         raise UserError("the stream to encode holds no chunk")
     if waiting.shape[1]:
         embedder.latent_shape((seen, *first.shape[2:4]))  # its error names the nearest lengths
@@ -105,7 +105,7 @@ def decode_stream(
                 embedder, params, jax.device_put(ready, sharding), cache, False, key
             )
             yield np.asarray(video)
-    if first is None or (cache is None and not waiting.shape[1]):
+    if waiting is None or (cache is None and not waiting.shape[1]):
         raise UserError("the stream to decode holds no latents")
     if waiting.shape[1] or embedder.look_ahead:
         video, _ = decode_chunk(
