@@ -142,7 +142,7 @@ def refuse_differences(differing: list[str], what: str, fix: str) -> None:
 
 
 def check_free(folder: pathlib.Path, marker: str, what: str) -> bool:
-    """Whether a folder holds a `marker` file already; False for one that is empty or not there.
+    """Return True if a folder holds a `marker` file, False if it is empty or not there.
 
     Raises:
       UserError: a file in its place, or a folder with something else in it.

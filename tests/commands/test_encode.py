@@ -62,7 +62,7 @@ def latents(tiny_runs, tmp_path_factory):
 
 
 def test_what_is_stored_is_what_the_networks_give(tiny_runs, latents):
-    source, world = LatentSource(latents), SyntheticSource(seed=0, num_clips=100)
+    source, shapes = LatentSource(latents), SyntheticSource(seed=0, num_clips=100)
     embedder, params = load_embedder(tiny_runs / "vidvae")
     assert source.made_by["embedder"] == embedder.fingerprint(params)
     text, text_params = load_text_encoder(tiny_runs / "vdit")
@@ -70,7 +70,7 @@ def test_what_is_stored_is_what_the_networks_give(tiny_runs, latents):
     embed = jax.jit(lambda ids, mask: text.apply(text_params, ids, mask))
     for shape in (SHAPE, (1, 16, 16)):
         for index in (0, 1, 44, 45, 99):
-            clip, stored = world.read(index, None, *shape), source.read(index, None, *shape)
+            clip, stored = shapes.read(index, None, *shape), source.read(index, None, *shape)
             assert stored["caption"] == clip["caption"]
             np.testing.assert_allclose(
                 stored["latents"], encode_one(clip["video"][None])[0], rtol=0, atol=1e-5
@@ -153,11 +153,11 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(
     monkeypatch.setattr(sources, "read_video", broken)
     result = encode(**arguments, out=str(tmp_path / "out"), batch_size=4, dtype="bfloat16")
     assert (result["buckets"], result["left_out"]) == ({"5x16x16": 9}, 3)
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert (
-        "e.mp4" in told
-        and "left out: clip 6 of 5x16x16: cannot read" in told
-        and "c.mp4: damaged" in told
+        "e.mp4" in printed
+        and "left out: clip 6 of 5x16x16: cannot read" in printed
+        and "c.mp4: damaged" in printed
     )
     source = LatentSource(tmp_path / "out")
     clips = [source.read(index, None, *SHAPE)["latents"] for index in range(12)]
@@ -192,7 +192,7 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(
         ({"text_encoder": "VIDVAE"}, "give a text encoder: the folder of a T5 or a vdit run"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_made(tiny_runs, tmp_path, changes, message):
+def test_mistakes_are_named_before_anything_is_made(tiny_runs, tmp_path, changes, message):
     changes = {
         name: str(tiny_runs / "vidvae") if value == "VIDVAE" else value
         for name, value in changes.items()
@@ -313,7 +313,7 @@ def test_statistics_are_measured_where_there_are_none(copied, tmp_path, capsys):
     latents = np.stack([source.read(index, None, *SHAPE)["latents"] for index in range(20)])
     np.testing.assert_allclose(latents.mean((0, 1, 2, 3)), np.zeros(4), atol=1e-4)
     np.testing.assert_allclose(latents.std((0, 1, 2, 3)), np.ones(4), atol=1e-4)
-    # What is there is used, not measured anew.
+    # What is there is used, not measured again.
     before = statistics.read_bytes()
     synthetic(copied, tmp_path / "more", count=3)
     assert statistics.read_bytes() == before

@@ -117,10 +117,10 @@ def test_a_folder_of_videos_and_images_breaks_off_and_ends_with_the_same_bytes(
         and summary["left_out"] == 2
     )
     manifest = json.loads((tmp_path / "straight" / "manifest.json").read_text())
-    told = {
+    left_out = {
         bucket: [row["left_out"] for row in rows] for bucket, rows in manifest["shards"].items()
     }
-    assert told == {"1x16x16": [[], [], [16, 17]], "5x16x16": [[]] * 4, "1x32x32": [[]]}
+    assert left_out == {"1x16x16": [[], [], [16, 17]], "5x16x16": [[]] * 4, "1x32x32": [[]]}
 
     write, written = LatentWriter.write, []
 

@@ -66,16 +66,16 @@ def test_transparency_lies_on_white(tmp_path):
     expected = np.rint(
         picture() * (alpha / 255.0)[..., None] + 255 - alpha[..., None].astype(float)
     )
-    drawn = read(tmp_path, png(np.dstack([picture(), alpha]))).astype(int)
-    assert np.abs(drawn - expected).max() <= 1
-    drawn = read(tmp_path, webp(np.dstack([picture(), alpha]))).astype(int)
-    assert np.abs(drawn - expected).max() <= 1
+    composited = read(tmp_path, png(np.dstack([picture(), alpha]))).astype(int)
+    assert np.abs(composited - expected).max() <= 1
+    composited = read(tmp_path, webp(np.dstack([picture(), alpha]))).astype(int)
+    assert np.abs(composited - expected).max() <= 1
     grey = np.dstack([picture()[..., 0], alpha])
     expected = np.rint(grey[..., 0] * (alpha / 255.0) + 255 - alpha.astype(float))
     assert np.abs(read(tmp_path, png(grey)) - expected[..., None]).max() <= 1
     indices, colours = np.array([[0, 1], [1, 0]], np.uint8), bytes([10, 20, 30, 200, 100, 50])
-    drawn = read(tmp_path, png(indices, palette=colours, transparency=b"\xff\x00"))
-    assert drawn.tolist() == [[[10, 20, 30], [255] * 3], [[255] * 3, [10, 20, 30]]]
+    composited = read(tmp_path, png(indices, palette=colours, transparency=b"\xff\x00"))
+    assert composited.tolist() == [[[10, 20, 30], [255] * 3], [[255] * 3, [10, 20, 30]]]
 
 
 def test_deep_and_grey_images(tmp_path):
@@ -114,7 +114,7 @@ def test_what_is_no_image_is_refused(data, message, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [png, jpeg, webp])
-def test_a_file_that_is_cut_off_is_told_without_decoding(kind, tmp_path):
+def test_a_file_that_is_cut_off_is_found_without_decoding(kind, tmp_path):
     (tmp_path / "image").write_bytes(kind(picture()))
     info = probe_image(tmp_path / "image")
     assert (info.height, info.width, info.frames, info.duration_s) == (24, 40, 1, 1 / IMAGE_FPS)

@@ -136,7 +136,7 @@ def test_a_run_that_broke_off_ends_with_the_same_bytes(tmp_path, break_after):
     assert write(tmp_path / "broken", bad={2}) == 0
 
 
-def test_a_shard_without_its_voucher_does_not_count(tmp_path):
+def test_a_shard_without_its_commit_marker_does_not_count(tmp_path):
     write(tmp_path)
     before = contents(tmp_path)
     (tmp_path / "5x8x8" / "shard-00001-of-00003.json").unlink()
@@ -180,8 +180,8 @@ def test_a_bucket_has_but_its_own_clips(tmp_path):
     assert write(tmp_path / "broken", bad={3, 10}, members=members) == 4
     assert contents(tmp_path / "broken") == contents(tmp_path / "straight")
     for bucket in members:
-        for voucher in (tmp_path / "straight" / bucket).glob("*.json"):
-            assert set(json.loads(voucher.read_text())["left_out"]) <= {"3", "10"}, (
+        for marker in (tmp_path / "straight" / bucket).glob("*.json"):
+            assert set(json.loads(marker.read_text())["left_out"]) <= {"3", "10"}, (
                 "what is elsewhere is no problem"
             )
     source = LatentSource(tmp_path / "straight")

@@ -106,7 +106,7 @@ def test_anti_aliasing_keeps_the_area():
         np.testing.assert_allclose(area, fill * (EXTENTS["large"] * 32) ** 2, rtol=0.02)
 
 
-def test_a_clip_is_drawn_fast():
+def test_a_clip_is_rendered_fast():
     source = SyntheticSource()
     source.read(0, None, 9, 32, 32)
     start = time.perf_counter()

@@ -215,7 +215,7 @@ def test_encode_speaks_json_and_goes_on_after_an_interrupt(tiny_runs, tmp_path):
         ("encode", ("--data=synthetic",), "give --embedder"),
         (
             "encode",
-            ("--embedder=nowhere", "--data=synthetic", "--out=x"),
+            ("--embedder=nowhere", "--data=synthetic", "--count=1", "--out=x"),
             "there is no folder nowhere",
         ),
     ],

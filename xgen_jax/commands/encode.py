@@ -44,7 +44,7 @@ _DECIDING += ("compute_dtype", "fps", "stride", "require_captions")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodeRequest:
-    """Which clips to encode, with what, and into which folder.
+    """A request to encode clips into a folder of latents.
 
     Attributes:
       embedder: run folder of a VidVAE or a REGEN. One without latent statistics (converted weights)
@@ -134,7 +134,7 @@ class EncodeRequest:
 
     def source(self, images: bool) -> Source:
         """Return the clips; of a folder with its images or without."""
-        if self.data == SYNTHETIC:
+        if self.count is not None:  # given for synthetic clips, and for no others
             return SyntheticSource(seed=self.seed, num_clips=self.count)
         return VideoFolderSource(
             self.data,
@@ -232,7 +232,7 @@ class _Clips:
             return str(error)
 
     def batches(
-        self, numbers: Sequence[int], shape: Shape, batch_size: int
+        self, numbers: Sequence[int] | np.ndarray, shape: Shape, batch_size: int
     ) -> Iterator[list[NumberedClip]]:
         """Yield (number, clip) in order, `batch_size` at a time; the next batch is read while the
         caller has this one."""
@@ -253,7 +253,7 @@ class _Clips:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Encoder:
-    """Clips -> records."""
+    """Encodes clips to records, a compiled program for each bucket."""
 
     embedder: Embedder
     params: Params
@@ -297,7 +297,7 @@ def _assign(source: Source, table: Sequence[Bucket]) -> dict[Bucket, np.ndarray 
     members = {b: videos for b, videos in members.items() if videos is None or len(videos)}
     if not members:
         raise UserError(
-            f"{source.path} holds images alone, and no bucket has a single frame; "
+            f"source {source.name!r} has images alone, and no bucket has a single frame; "
             "add 1xHEIGHTxWIDTH to --buckets"
         )
     return members
@@ -306,7 +306,9 @@ def _assign(source: Source, table: Sequence[Bucket]) -> dict[Bucket, np.ndarray 
 def _fit(source: Source, table: Sequence[Bucket], seed: int) -> dict[Bucket, np.ndarray | None]:
     """Every bucket that some videos fit, with their numbers, ascending."""
     fitting = source.fit(table, seed)
-    members = {bucket: videos for bucket, videos in zip(table, fitting, strict=True) if len(videos)}
+    members: dict[Bucket, np.ndarray | None] = {
+        bucket: videos for bucket, videos in zip(table, fitting, strict=True) if len(videos)
+    }
     if not members:
         raise UserError(
             f"not one of {len(source)} videos fits a bucket; they are too small or too short for "

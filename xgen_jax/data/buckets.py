@@ -182,12 +182,11 @@ class Bucket:
 
     @property
     def shape(self) -> Shape:
-        """(frames, height, width)."""
         return self.frames, self.height, self.width
 
     @property
     def name(self) -> str:
-        """The shape as "17x240x424"."""
+        """The shape in words: "17x240x424"."""
         return shape_name(self.shape)
 
 

@@ -1,4 +1,4 @@
-"""What to train on: a source of clips by its kind, buckets, and how batches are prepared."""
+"""The data of a run: a source of clips by its kind, buckets, and the preparation of batches."""
 
 import dataclasses
 import pathlib
@@ -197,7 +197,8 @@ def nest_source(
             continue
         if kind == LatentsConfig.kind:
             raise UserError(
-                f"{key}={value} cannot be changed once clips are latents; give --{key} when encoding"
+                f"{key}={value} cannot be changed once clips are latents; give --{key} when "
+                "encoding"
             )
         if not flat:  # older releases had every key in every configuration, and looked at few
             raise UserError(f"data.source.{key}={value} is for videos; give {PATH_FLAG}")

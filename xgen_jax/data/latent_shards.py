@@ -97,7 +97,7 @@ class LatentWriter:
         members: Mapping[str, np.ndarray] | None = None,
     ):
         self.path = pathlib.Path(path)
-        self.settings = {"version": VERSION, **settings}
+        self.settings: dict[str, Any] = {"version": VERSION, **settings}
         self._members = {name: np.asarray(clips, "<i8") for name, clips in (members or {}).items()}
         if self._members:
             # A release that divides the clips otherwise must not continue the shards of this one.
@@ -176,7 +176,7 @@ class LatentWriter:
                 with _disk_errors(file):
                     writer.close()
             size, digest = temporary.stat().st_size, file_sha256(temporary)
-            entry = {"count": count, "bytes": size, "sha256": digest}
+            entry: dict[str, Any] = {"count": count, "bytes": size, "sha256": digest}
             written = ArrayRecordReader(str(temporary)).num_records()
             if written != count:
                 raise UserError(
@@ -196,7 +196,7 @@ class LatentWriter:
         """
         buckets, longest, problem = {}, [], None
         for bucket in self.settings["buckets"]:
-            rows = []
+            rows: list[dict[str, Any]] = []
             for shard in range(self.shards(bucket)):
                 entry = self.finished(bucket, shard)
                 if entry is None:

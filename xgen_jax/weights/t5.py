@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xgen_jax.errors import UserError
+from xgen_jax.files import read_json
 from xgen_jax.models.t5 import T5Config, T5Encoder
 from xgen_jax.models.t5_tokenizer import T5Tokenizer
 from xgen_jax.typing import Params
@@ -228,11 +229,8 @@ class T5Folder:
 def _config(file: pathlib.Path) -> T5Config:
     if not file.is_file():
         raise UserError(f"{file.parent} holds no config.json: it is not the folder of a T5")
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); fetch it again") from error
-    kind = values.get("model_type") if isinstance(values, dict) else None
+    values = read_json(file, "fetch it again")
+    kind = values.get("model_type")
     if kind not in ("t5", "umt5"):
         raise UserError(f"{file} describes a {kind!r} model; a text encoder is a 't5' or 'umt5'")
     activation = values.get("feed_forward_proj", "relu")

@@ -10,7 +10,6 @@
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ import numpy as np
 from einops import rearrange
 
 from xgen_jax.errors import UserError
+from xgen_jax.files import read_json
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS, VidVAEConfig
 from xgen_jax.typing import Params
@@ -140,15 +140,7 @@ def load_vidvae(
 def read_config(path: pathlib.Path) -> dict[str, Any]:
     """The config.json beside a checkpoint (a file or its folder); empty where there is none."""
     file = (path if path.is_dir() else path.parent) / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file} does not hold a configuration")
-    return value
+    return read_json(file, "fetch it again") if file.is_file() else {}
 
 
 def _leaves(tree: Params) -> list[tuple[str, tuple[int, ...]]]:

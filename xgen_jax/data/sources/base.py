@@ -1,7 +1,6 @@
 """The source of clips that the pipeline asks: an interface, with a default for what most lack."""
 
 import abc
-import pathlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -21,14 +20,12 @@ class Source(abc.ABC):
 
     Attributes:
       name: of the kind of source, for messages.
-      path: the folder it reads; None where there is none.
       made_by: fingerprints of the networks that made the samples: {} for pixels, "embedder" and
         perhaps "text_encoder" for latents.
       bucket_names: the only buckets that `read` takes, as `Bucket.name`; None for any size.
     """
 
     name: ClassVar[str]
-    path: pathlib.Path | None = None
     made_by: Mapping[str, str] = types.MappingProxyType({})
     bucket_names: tuple[str, ...] | None = None
 
@@ -42,7 +39,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read(
-        self, index: int, rng: np.random.Generator | None, frames: int, height: int, width: int
+        self, index: int, rng: np.random.Generator, frames: int, height: int, width: int
     ) -> Sample:
         """Return clip `index` at frames x height x width pixels.
 

@@ -184,7 +184,8 @@ class VideoFolderSource(Source):
         start_s = int(uniforms[0] * starts) / info.fps
         if _is_image(file):
             image = read_image(self.path / file)
-            video = resize_frames(image[None], *cover_size(*image.shape[:2], height, width))
+            size = cover_size(image.shape[0], image.shape[1], height, width)
+            video = resize_frames(image[None], *size)
         else:
             video, _ = read_video(
                 self.path / file, fps=fps, start_s=start_s, frames=frames, cover=(height, width)
