@@ -80,10 +80,10 @@ def test_an_old_key_of_a_config_is_the_new_one_and_says_so(monkeypatch):
     monkeypatch.setattr(
         build,
         "RENAMED",
-        {"loss.caption_drop": "loss.cond_drop_prob", "data.source": "data.source.kind", "a": "b"},
+        {"loss.cond_drop_prob": "loss.cond_drop_prob", "data.source": "data.source.kind", "a": "b"},
     )
     arguments, said = current(
-        "--config.loss.caption_drop=0.2",
+        "--config.loss.cond_drop_prob=0.2",
         "--noconfig.a.c",
         "--config.data.source=latents",
         "--config.data.source.kind=latents",
@@ -97,7 +97,7 @@ def test_an_old_key_of_a_config_is_the_new_one_and_says_so(monkeypatch):
         "--config.loop.steps=3",
     ]
     assert said == [
-        "--config.loss.caption_drop is called --config.loss.cond_drop_prob now",
+        "--config.loss.cond_drop_prob is called --config.loss.cond_drop_prob now",
         "--config.a.c is called --config.b.c now",
         "--config.data.source is called --config.data.source.kind now",
     ]

@@ -29,7 +29,7 @@ def model(tiny_runs):
     """A model trained with masks and micro conditions, with random parameters: a new transformer's
     last layer is zero."""
     loaded = xgen_jax.load(tiny_runs / "vdit")
-    network = dataclasses.replace(loaded.config.model, clip_conditions=True)
+    network = dataclasses.replace(loaded.config.model, micro_cond=True)
     loss = dataclasses.replace(loaded.config.loss, frame_masks=OPEN_SORA)
     random = np.random.default_rng(0)
     shapes = abstract_variables(network, loaded.networks.embedder.latent_channels)

@@ -13,9 +13,15 @@ from xgen_jax.errors import UserError
 # Keys that had another name in a release: old -> new. A config.json of a run and a flag may still
 # use the old one for a release; `rename` says so on stderr.
 # A list on the way stands for each of its items, under both names.
-RENAMED: dict[str, str] = {"data.buckets.keep": "data.buckets.keep_prob"}
+RENAMED: dict[str, str] = {
+    "model.released": "model.opensora_compat",
+    "model.clip_conditions": "model.micro_cond",
+    "loss.caption_drop": "loss.cond_drop_prob",
+    "loss.one_step_share": "loss.one_step_fraction",
+    "data.buckets.keep": "data.buckets.keep_prob",
+}
 # Values that had another name: key (the new name) -> {old: new}.
-RENAMED_VALUES: dict[str, dict[str, str]] = {}
+RENAMED_VALUES: dict[str, dict[str, str]] = {"loss.windows": {"moved": "shifted"}}
 
 # Objectives that named converted weights: old -> the network of them.
 RENAMED_OBJECTIVES = {"vidvae_weights": "vidvae", "vdit_weights": "vdit"}

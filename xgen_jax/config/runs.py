@@ -170,9 +170,9 @@ class REGENRun(HoldsEmbedder, Run):
         make_grid(self.loss.make_process(), self.decode_steps)  # before training, not after
         longest = max(bucket.frames for bucket in self.data.buckets)
         least = 2 * self.model.chunk_frames
-        if self.loss.windows == "moved" and longest < least:
+        if self.loss.windows == "shifted" and longest < least:
             raise UserError(
-                f"loss.windows='moved' is for clips of two chunks, {least} frames or more, and the "
+                f"loss.windows='shifted' is for clips of two chunks, {least} frames or more, and the "
                 f"longest bucket has {longest}: decoding would cross borders that training has not; "
                 "add one, or choose loss.windows='chunk'"
             )

@@ -24,7 +24,7 @@ from xgen_jax.diffusion.samplers import Steps, advance, begin, key_noise, make_s
 from xgen_jax.inference.request import VideoPlan
 from xgen_jax.models.text import TextConditioner
 from xgen_jax.models.vdit import VDiT
-from xgen_jax.models.vdit_config import ClipConditions
+from xgen_jax.models.vdit_config import MicroConditions
 from xgen_jax.parallel.memory import program_bytes
 from xgen_jax.parallel.sharding import BATCH, batch_sharding, on_mesh, tree_shardings
 from xgen_jax.typing import Array, Params, Shape
@@ -81,7 +81,7 @@ def start_segment(program: Program, steps: Steps, seed_B, index_B, segment):
         key_B = jax.vmap(
             lambda key: jax.random.fold_in(jax.random.fold_in(key, _SEGMENT_NOISE), segment)
         )(key_B)
-    x = jax.vmap(lambda key: program.process.terminal(key, program.shape))(key_B)
+    x = jax.vmap(lambda key: program.process.sample_prior(key, program.shape))(key_B)
     if not jax.sharding.get_abstract_mesh().empty:
         x = jax.lax.with_sharding_constraint(x, BATCH)
     return key_B, begin(x, steps, program.sampler)
@@ -99,7 +99,7 @@ def sampling_step(
       step: one step of `samplers.make_steps`.
       params: the transformer's.
       prompts: see `embed_prompts`.
-      micro_cond: (5,), see `clip_conditions`.
+      micro_cond: (5,), see `micro_cond`.
       known: frames that are given, or None.
       key_B: see `start_segment`.
       scale: guidance scale.
@@ -111,8 +111,8 @@ def sampling_step(
 
     def predict(x, time, condition, frame_mask_BT):
         micro = None
-        if program.model.config.clip_conditions:
-            micro = ClipConditions(*(jnp.full(x.shape[:1], value) for value in micro_cond))
+        if program.model.config.micro_cond:
+            micro = MicroConditions(*(jnp.full(x.shape[:1], value) for value in micro_cond))
         return program.model.apply(params, x, time, *condition, micro, frame_mask_BT)
 
     denoise = guided(predict, text, null, scale, program.process, program.guidance)

@@ -27,7 +27,7 @@ from xgen_jax.data.buckets import Bucket, shape_name
 from xgen_jax.data.pipeline import Batch
 from xgen_jax.data.pixels import to_uint8, to_unit_range
 from xgen_jax.data.sources.base import Source
-from xgen_jax.diffusion.frame_masks import draw_noised
+from xgen_jax.diffusion.frame_masks import sample_frame_masks
 from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.guidance import guided
 from xgen_jax.diffusion.process import Process, frame_mean
@@ -36,7 +36,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text import TextConditioner
 from xgen_jax.models.vdit import VDiT, abstract_variables
-from xgen_jax.models.vdit_config import ClipConditions
+from xgen_jax.models.vdit_config import MicroConditions
 from xgen_jax.parallel.sharding import replicated
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.runs.load import load_embedder
@@ -198,16 +198,18 @@ class VDiTTask(Task):
         key_time, key_eps, key_drop = _streams(keys_B)
         clip, frames = arrays.get("micro_cond"), x0.shape[1]
         ratio = c.time_ratio(clip[:, 0], clip[:, 1], frames) if c.shift_by_size else c.time_shift
-        t_B = process.draw_times(key_time, c.time_distribution, ratio)
-        dropped_B = jax.vmap(jax.random.uniform)(key_drop) < c.caption_drop
-        noised_BT = None
+        t_B = process.sample_times(key_time, c.time_distribution, ratio)
+        dropped_B = jax.vmap(jax.random.uniform)(key_drop) < c.cond_drop_prob
+        frame_mask_BT = None
         if c.frame_masks.none < 1:
             # A stream beyond the three, so that those of a run without masks stay what they were.
-            noised_BT = draw_noised(
+            frame_mask_BT = sample_frame_masks(
                 jax.vmap(lambda k: jax.random.fold_in(k, 3))(keys_B), frames, c.frame_masks
             )
-        losses = self._losses(params, arrays, key_eps, t_B, dropped_B, noised_BT)
-        metrics = {name: frame_mean(loss_BT, noised_BT).mean() for name, loss_BT in losses.items()}
+        losses = self._losses(params, arrays, key_eps, t_B, dropped_B, frame_mask_BT)
+        metrics = {
+            name: frame_mean(loss_BT, frame_mask_BT).mean() for name, loss_BT in losses.items()
+        }
         return metrics.pop("loss"), metrics if process.learned_variance else {}
 
     def evaluate(
@@ -253,34 +255,38 @@ class VDiTTask(Task):
             for dropped in (False, True)
         )
 
-        def predict(x, time_B, tokens, noised_BT):
+        def predict(x, time_B, tokens, frame_mask_BT):
             # Guidance evaluates both conditions in one batch.
             clip = jax.tree.map(lambda each: jnp.resize(each, len(x)), self._clip(arrays))
-            return self.model.apply(params["vdit"], x, time_B, *tokens, clip, noised_BT)
+            return self.model.apply(params["vdit"], x, time_B, *tokens, clip, frame_mask_BT)
 
         denoise = guided(predict, text, null, config.guidance_scale, process, config.guidance)
-        noise = jax.vmap(lambda key: process.terminal(key, shape[1:]))(keys_B)
+        noise = jax.vmap(lambda key: process.sample_prior(key, shape[1:]))(keys_B)
         steps = make_steps(config.sampler, grid)
         return sample(denoise, noise, steps, config.sampler, key_noise(keys_B, shape[1:]))
 
     def _losses(
-        self, params: Params, arrays: Arrays, key_B: Array, t_B: Array, dropped_B: Array, noised_BT
+        self,
+        params: Params,
+        arrays: Arrays,
+        key_B: Array,
+        t_B: Array,
+        dropped_B: Array,
+        frame_mask_BT,
     ) -> dict[str, Array]:
         """The process's losses (B, T) of each latent frame at the times t_B."""
         x0, process = arrays["latents"], self.process
         eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(key_B)
         text, mask = self.text.embed(params, arrays["text"], dropped_B)
-        x_t = process.corrupt(x0, eps, t_B, noised_BT)
-        time_B = process.network_time(t_B)
+        x_t = process.corrupt(x0, eps, t_B, frame_mask_BT)
+        time_B = process.timestep(t_B)
         output = self.model.apply(
-            params["vdit"], x_t, time_B, text, mask, self._clip(arrays), noised_BT
+            params["vdit"], x_t, time_B, text, mask, self._clip(arrays), frame_mask_BT
         )
         return process.losses(output, x0, eps, t_B)
 
-    def _clip(self, arrays: Arrays) -> ClipConditions | None:
-        return (
-            ClipConditions(*arrays["micro_cond"].T) if self.model.config.clip_conditions else None
-        )
+    def _clip(self, arrays: Arrays) -> MicroConditions | None:
+        return MicroConditions(*arrays["micro_cond"].T) if self.model.config.micro_cond else None
 
 
 def _streams(keys_B: Array) -> tuple[Array, Array, Array]:
