@@ -51,7 +51,7 @@ OPTIMIZER = OptimizerConfig(
 )
 EMA_DECAY = 0.995
 KL = 2e-4
-REGEN_LOSS = REGENLossConfig(process="flow", prediction="x0", one_step_share=0.5, kl=KL)
+REGEN_LOSS = REGENLossConfig(process="flow", prediction="x0", one_step_fraction=0.5, kl=KL)
 PLAIN_LOSS = VidVAELossConfig(l1=0.0, l2=1.0, lpips=0.0, kl=KL)
 
 
@@ -67,10 +67,10 @@ class Plain(VidVAE):
         self.decoder = Decoder(self.decoder_config or self.config, self.dtype)
         self.head = Head(self.decoder_config or self.config, self.dtype)
 
-    def encode(self, video_BTHWC: Array, history: tuple | None = None):
-        moments, history = self.encoder(video_BTHWC, history)
+    def encode(self, video_BTHWC: Array, cache: tuple | None = None):
+        moments, cache = self.encoder(video_BTHWC, cache)
         mean, raw = jnp.split(moments, 2, axis=-1)
-        return mean, jnp.clip(nn.log_sigmoid(raw), -30.0), history
+        return mean, jnp.clip(nn.log_sigmoid(raw), -30.0), cache
 
 
 def count(tree) -> int:

@@ -56,7 +56,7 @@ from xgen_jax.parallel.mesh import MeshConfig
 from xgen_jax.runs.load import load_embedder
 from xgen_jax.training.fit import train
 
-WINDOWS = ("chunk", "moved")
+WINDOWS = ("chunk", "shifted")
 CHUNKS = 2  # of a clip
 BATCH = {4: 4, 8: 3, 16: 2, 32: 1}  # clips
 HELD_OUT_SEED, HELD_OUT_CLIPS = 11, 24  # 7 is what the decodings were chosen on
@@ -201,7 +201,7 @@ def run(
         loss=REGENLossConfig(
             process="flow",
             prediction="x0",
-            one_step_share=0.5,
+            one_step_fraction=0.5,
             kl=2e-4,
             motion=4.0,
             windows=windows,

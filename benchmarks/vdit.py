@@ -151,7 +151,7 @@ def rows(options, train: bool) -> Iterator[dict[str, Any]]:
         # Ours conditions and predicts what the peers can, and keeps what it needs for the
         # gradients.
         config = dataclasses.replace(
-            PRESETS[name], clip_conditions=False, null_caption_tokens=0, remat="none"
+            PRESETS[name], micro_cond=False, null_caption_tokens=0, remat="none"
         )
         whole = dataclasses.replace(config, attention_layout="full")
         for config, shape in [*((config, shape) for shape in CLIPS[name]), (whole, IMAGES[name])]:

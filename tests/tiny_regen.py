@@ -49,7 +49,7 @@ def random_params(config=TINY, seed=0):
 
 def tiny_embedder(config=TINY, **changes):
     """(embedder, parameters with statistics that are not trivial)."""
-    settings = {"windows": "moved"} | changes
+    settings = {"windows": "shifted"} | changes
     embedder = REGENEmbedder(
         model=REGEN(config), process=RectifiedFlow(prediction="x0"), **settings
     )
@@ -64,7 +64,7 @@ def write_run(path, seed=0, config=TINY, statistics=True) -> pathlib.Path:
             {
                 "objective": "regen",
                 "model": dataclasses.asdict(config),
-                "loss": {"windows": "moved"},
+                "loss": {"windows": "shifted"},
                 "data": {
                     "source": "synthetic",
                     "buckets": [{"frames": 10, "height": 16, "width": 16, "batch_size": 2}],

@@ -32,7 +32,7 @@ def get_config(ratio: str = "8"):
     run = REGENRun(
         model=model,
         loss=REGENLossConfig(
-            process="flow", prediction="x0", one_step_share=0.5, kl=2e-4, motion=4.0
+            process="flow", prediction="x0", one_step_fraction=0.5, kl=2e-4, motion=4.0
         ),
         data=DataConfig(source="synthetic", seed=0, buckets=(bucket,)),
         optimizer=OptimizerConfig(

@@ -32,7 +32,7 @@ def get_config():
         # What a plain background is must be settled while all else is still noise, at times that
         # are hardly trained on without the shift: after 1,200 steps 83% of the backgrounds were
         # right without it, 100% with it.
-        loss=VDiTLossConfig(caption_drop=0.1, time_distribution="logit_normal", time_shift=4.0),
+        loss=VDiTLossConfig(cond_drop_prob=0.1, time_distribution="logit_normal", time_shift=4.0),
         data=DataConfig(
             source="synthetic",
             seed=1,

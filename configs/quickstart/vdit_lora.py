@@ -37,7 +37,7 @@ def get_config():
         lora=LoRAConfig(rank=8, alpha=16.0),
         model=PRESETS["tiny"],
         text=ByteTextConfig(width=96, depth=1, heads=4, max_bytes=64),
-        loss=VDiTLossConfig(caption_drop=0.1, time_distribution="logit_normal", time_shift=4.0),
+        loss=VDiTLossConfig(cond_drop_prob=0.1, time_distribution="logit_normal", time_shift=4.0),
         data=DataConfig(
             source="synthetic",
             style="outline",

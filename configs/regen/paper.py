@@ -17,7 +17,7 @@ or share of images: those here are our own, and so are clips of two chunks with 
 across their border, where the paper's own videos jump (docs/regen.md). At our small scale x0 by
 rectified flow with half of the chunks at t = 1 learns much sooner (the same page, 200 steps):
 
-          --config.loss.process=flow --config.loss.prediction=x0 --config.loss.one_step_share=0.5
+          --config.loss.process=flow --config.loss.prediction=x0 --config.loss.one_step_fraction=0.5
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def get_config(ratio: str = "32"):
     model = dataclasses.replace(PRESETS[f"paper-{ratio}x"], attention="chunked")
     run = REGENRun(
         model=model,
-        loss=REGENLossConfig(process="ddpm", prediction="eps", windows="moved"),
+        loss=REGENLossConfig(process="ddpm", prediction="eps", windows="shifted"),
         data=DataConfig(
             source="video_folder",
             require_captions=False,

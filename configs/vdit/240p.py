@@ -50,7 +50,7 @@ def stage_config(name: str, init_from: str | None, steps: int, devices: str):
         model=dataclasses.replace(PRESETS["VDiT-XL/2"], attention="chunked"),
         text=T5TextConfig(path="weights/t5-v1_1-xxl", length=250),
         loss=VDiTLossConfig(
-            process="ddpm", caption_drop=0.1, time_distribution="uniform", frame_masks=OPEN_SORA
+            process="ddpm", cond_drop_prob=0.1, time_distribution="uniform", frame_masks=OPEN_SORA
         ),
         data=DataConfig(
             source="latents",

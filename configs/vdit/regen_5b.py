@@ -53,7 +53,9 @@ def get_config(devices: str = "64"):
         embedder="runs/regen32",
         model=dataclasses.replace(PRESETS["VDiT-5B/2"], attention="chunked"),
         text=T5TextConfig(path="weights/t5-v1_1-xxl", length=250),
-        loss=VDiTLossConfig(caption_drop=0.1, time_distribution="logit_normal", shift_by_size=True),
+        loss=VDiTLossConfig(
+            cond_drop_prob=0.1, time_distribution="logit_normal", shift_by_size=True
+        ),
         data=DataConfig(source="latents", buckets=buckets, num_threads=16, prefetch=16),
         optimizer=OptimizerConfig(
             learning_rate=1e-4, schedule="constant", warmup_steps=1000, clip_norm=1.0

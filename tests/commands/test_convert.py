@@ -138,7 +138,7 @@ def transformers(tmp_path_factory):
     write_safetensors(root / "pixart.safetensors", {name: tensors[name] for name in shared})
     for kind in ("stdit2", "pixart"):
         summary = convert(kind=kind, source=str(root / f"{kind}.safetensors"), out=str(root / kind))
-        assert (summary["latent_channels"], summary["released"]) == (4, kind == "stdit2")
+        assert (summary["latent_channels"], summary["opensora_compat"]) == (4, kind == "stdit2")
         assert bool(summary["starts_anew"]) == (kind == "pixart")
     return root
 
@@ -163,7 +163,7 @@ def test_a_transformers_folder_holds_what_the_file_does(transformers):
 @pytest.mark.parametrize(
     "source,out,message",
     [
-        ("pixart", "a.safetensors", "only a network with released=True"),
+        ("pixart", "a.safetensors", "only a network with opensora_compat=True"),
         ("stdit2", "a.bin", "must be a file that ends with .safetensors"),
         ("missing", "a.safetensors", "there is no folder"),
     ],

@@ -269,7 +269,7 @@ def test_the_papers_regen_is_the_papers():
     terms = (
         config.loss.process,
         config.loss.prediction,
-        config.loss.one_step_share,
+        config.loss.one_step_fraction,
         config.loss.kl,
         config.loss.lpips,
     )

@@ -14,7 +14,7 @@ from xgen_jax.data.buckets import (
     make_buckets,
 )
 from xgen_jax.data.config import DataConfig
-from xgen_jax.data.pipeline import Pipeline, clip_conditions
+from xgen_jax.data.pipeline import Pipeline, micro_conditions
 from xgen_jax.errors import UserError
 from xgen_jax.models.vidvae_config import PRESETS
 
@@ -187,9 +187,9 @@ def test_a_fitted_pipeline_knows_its_order_by_fingerprint():
 
 def test_conditions_of_a_clip():
     np.testing.assert_array_equal(
-        clip_conditions(17, 240, 424, 8.0), np.float32([240, 424, 240 / 424, 17, 8])
+        micro_conditions(17, 240, 424, 8.0), np.float32([240, 424, 240 / 424, 17, 8])
     )
-    assert clip_conditions(1, 240, 424, 8.0)[-1] == 120
+    assert micro_conditions(1, 240, 424, 8.0)[-1] == 120
 
 
 def test_wrong_tables_are_refused():

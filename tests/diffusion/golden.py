@@ -29,11 +29,11 @@ def linear_model(arrays):
     """(x, time, noised or None) -> W x + b + time / 1000 c [+ noised d], channels last."""
     weight, b, c = (jnp.asarray(arrays[f"in/fake_{name}"]) for name in "Wbc")
 
-    def model(x, time, noised=None):
+    def model(x, time, frame_mask=None):
         y = jnp.tensordot(x, weight.T, 1) + (b + time / 1000 * c)[None, None, None, None]
-        if noised is not None:
+        if frame_mask is not None:
             d = jnp.asarray(arrays["in/fake_d"])
-            y = y + noised[:, :, None, None, None] * d[None, None, None, None]
+            y = y + frame_mask[:, :, None, None, None] * d[None, None, None, None]
         return y
 
     return model

@@ -8,7 +8,7 @@ import pytest
 from golden import assert_golden, last, linear_model, load
 
 from xgen_jax.diffusion.ddpm import DDPM, learned_log_variance, make_tables, respaced_betas
-from xgen_jax.diffusion.frames import ReleasedFrames
+from xgen_jax.diffusion.frames import OpenSoraFrames
 from xgen_jax.diffusion.grids import chain, make_grid, respaced, spaced_steps
 from xgen_jax.diffusion.process import Level, frame_mean
 from xgen_jax.diffusion.samplers import make_steps, sample
@@ -159,22 +159,22 @@ def test_the_bound_does_not_depend_on_the_kind_of_prediction(prediction):
     np.testing.assert_allclose(vb[:4], PROCESS.losses(OUTPUT, X0, NOISE, T_B)["vb"][:4], rtol=2e-3)
 
 
-def run(name, rule, noise=None, frames=None, clip=None, **options):
+def run(name, solver, noise=None, frames=None, clip=None, **options):
     count, _ = SCHEDULES[name]
     process = DDPM(num_steps=count)
     model = linear_model(ARRAYS)
 
-    def denoise(x, level, noised):
-        return process.denoised(model(x, level.network_time, noised), x, level, clip)
+    def denoise(x, level, frame_mask):
+        return process.denoised(model(x, level.timestep, frame_mask), x, level, clip)
 
-    steps = make_steps(rule, make_grid(process, 10, "respaced"), **options)
+    steps = make_steps(solver, make_grid(process, 10, "respaced"), **options)
     z = jnp.asarray(last(ARRAYS["in/z"]))
     table = None if noise is None else jnp.asarray(last(noise))
 
     def draw(step, stream):
         return table[step] if table.ndim == 6 else table[step, 1 - stream]
 
-    return sample(denoise, z, steps, rule, draw, frames, trajectory=True)[1]
+    return sample(denoise, z, steps, solver, draw, frames, trajectory=True)[1]
 
 
 @pytest.mark.parametrize("name", ABOUT["config"]["sample"])
@@ -190,7 +190,7 @@ def test_ancestral_trajectories(name, clip):
         )
         before = jnp.concatenate([last(ARRAYS["in/z"])[None], states[:-1]])
         x0s = [
-            process.denoised(linear_model(ARRAYS)(x, level.network_time), x, level).x0
+            process.denoised(linear_model(ARRAYS)(x, level.timestep), x, level).x0
             for x, level in zip(
                 before, (Level(*(float(field[k]) for field in grid.now)) for k in range(10))
             )
@@ -207,7 +207,7 @@ def test_ddim_trajectories(name, eta):
 
 @pytest.mark.parametrize("name", ABOUT["config"]["sample"])
 def test_released_frame_mask_trajectories(name):
-    frames = ReleasedFrames(strength_BT=jnp.asarray(ARRAYS["in/frame_mask"]), steps=10)
+    frames = OpenSoraFrames(strength_BT=jnp.asarray(ARRAYS["in/frame_mask"]), steps=10)
     states = run(name, "ancestral", ARRAYS[f"in/mask_step_noise_{name}"], frames)
     assert_golden(states, last(ARRAYS[f"out/{name}/ddpm_framemask"]), f"{name}/ddpm_framemask")
 
@@ -220,8 +220,8 @@ def test_ddim_runs_from_data_to_noise_too(name):
     # The reference ends on noise alone, beyond its last step.
     levels.alpha[-1], levels.sigma[-1] = 0.0, 1.0
 
-    def denoise(x, level, noised):
-        return process.denoised(model(x, level.network_time), x, level)
+    def denoise(x, level, frame_mask):
+        return process.denoised(model(x, level.timestep), x, level)
 
     x = sample(
         denoise, jnp.asarray(last(ARRAYS["in/z"])), make_steps("ddim", chain(levels)), "ddim"
@@ -231,13 +231,13 @@ def test_ddim_runs_from_data_to_noise_too(name):
 
 def test_times_are_whole_steps_of_the_distribution():
     process = DDPM(num_steps=4, beta_end=1e-3)
-    t = process.draw_times(jax.random.split(jax.random.key(0), 4000), "uniform")
+    t = process.sample_times(jax.random.split(jax.random.key(0), 4000), "uniform")
     values, counts = np.unique(t, return_counts=True)
     assert values.tolist() == [0.25, 0.5, 0.75, 1.0]
     assert np.abs(counts - 1000).max() < 5 * (4000 * 0.25 * 0.75) ** 0.5
-    assert process.network_time(values).tolist() == [0, 1, 2, 3]
+    assert process.timestep(values).tolist() == [0, 1, 2, 3]
     full = np.arange(1, 1001, dtype=np.float32) / 1000
-    assert np.array_equal(PROCESS.network_time(full), np.arange(1000))
+    assert np.array_equal(PROCESS.timestep(full), np.arange(1000))
     assert np.array_equal(PROCESS.step_of(full), np.arange(1000))
 
 

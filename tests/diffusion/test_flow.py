@@ -64,7 +64,7 @@ def test_an_unknown_prediction_is_refused(names):
 
 
 def test_terminal_is_standard_noise():
-    noise = FLOW.terminal(jax.random.key(0), (4, 10_000))
+    noise = FLOW.sample_prior(jax.random.key(0), (4, 10_000))
     # Five standard errors of 40,000 draws.
     assert abs(float(noise.mean())) < 0.025
     assert abs(float(noise.std()) - 1) < 0.018

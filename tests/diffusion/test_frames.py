@@ -11,7 +11,7 @@ from xgen_jax.diffusion.flow import RectifiedFlow
 from xgen_jax.diffusion.frames import KnownFrames
 from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.process import Denoised, frame_mean
-from xgen_jax.diffusion.samplers import RULES, key_noise, make_steps, sample
+from xgen_jax.diffusion.samplers import SOLVERS, key_noise, make_steps, sample
 
 SHAPE = (4, 2, 2, 3)  # T, H, W, C
 KNOWN = jnp.array([[True, False, False, True], [False, True, False, False]])
@@ -19,10 +19,12 @@ LATENTS = 3.0 + jax.random.normal(jax.random.key(0), (2, *SHAPE))
 NOISE = jax.random.normal(jax.random.key(1), (2, *SHAPE))
 
 
-def draw(process, rule, latents, steps=4, seen=None):
-    def denoise(x, level, noised):
+def draw(process, solver, latents, steps=4, seen=None):
+    def denoise(x, level, frame_mask):
         if seen is not None:
-            jax.debug.callback(lambda x, noised: seen.append((x, noised)), x, noised, ordered=True)
+            jax.debug.callback(
+                lambda x, frame_mask: seen.append((x, frame_mask)), x, frame_mask, ordered=True
+            )
         # Every frame becomes the mean of all, so that what is drawn depends on what is known.
         x0 = jnp.broadcast_to(x.mean(1, keepdims=True), x.shape)
         return Denoised(x0, (x - level.alpha * x0) / jnp.maximum(level.sigma, 1e-3))
@@ -32,8 +34,8 @@ def draw(process, rule, latents, steps=4, seen=None):
     return sample(
         denoise,
         NOISE,
-        make_steps(rule, make_grid(process, steps)),
-        rule,
+        make_steps(solver, make_grid(process, steps)),
+        solver,
         noise,
         frames,
         trajectory=True,
@@ -41,27 +43,27 @@ def draw(process, rule, latents, steps=4, seen=None):
 
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), DDPM()], ids=["flow", "ddpm"])
-@pytest.mark.parametrize("rule", sorted(RULES))
-def test_known_frames_are_exact_at_every_step_and_others_follow_them(rule, process):
-    x, states = draw(process, rule, LATENTS)
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+def test_known_frames_are_exact_at_every_step_and_others_follow_them(solver, process):
+    x, states = draw(process, solver, LATENTS)
     for state in (*states, x):
         assert np.array_equal(state[KNOWN], LATENTS[KNOWN])
     # What the latents hold elsewhere is not looked at.
     elsewhere = jnp.where(KNOWN[:, :, None, None, None], LATENTS, jnp.nan)
-    assert np.array_equal(draw(process, rule, elsewhere)[0], x)
-    other = draw(process, rule, LATENTS + 1.0)[0]
+    assert np.array_equal(draw(process, solver, elsewhere)[0], x)
+    other = draw(process, solver, LATENTS + 1.0)[0]
     assert np.abs(other - x)[~KNOWN].max() > 0.1
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
-def test_the_network_sees_them_clean_and_is_told(rule):
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+def test_the_network_sees_them_clean_and_is_told(solver):
     seen = []
-    draw(RectifiedFlow(), rule, LATENTS, seen=seen)
+    draw(RectifiedFlow(), solver, LATENTS, seen=seen)
     jax.effects_barrier()
-    assert len(seen) == (7 if rule == "heun" else 4)
-    for x, noised in seen:
+    assert len(seen) == (7 if solver == "heun" else 4)
+    for x, frame_mask in seen:
         assert np.array_equal(x[KNOWN], LATENTS[KNOWN])
-        assert np.array_equal(noised, ~KNOWN)
+        assert np.array_equal(frame_mask, ~KNOWN)
 
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), DDPM()], ids=["flow", "ddpm"])

@@ -40,7 +40,7 @@ def test_the_shift_moves_steps_towards_noise():
     np.testing.assert_allclose(
         make_grid(RectifiedFlow(), 8, ratio=3.0).now.t, shift(time_grid(8), 3.0)[:-1]
     )
-    shifted, even = (make_grid(DDPM(), 8, "trailing", ratio=r).now.network_time for r in (3.0, 1.0))
+    shifted, even = (make_grid(DDPM(), 8, "trailing", ratio=r).now.timestep for r in (3.0, 1.0))
     assert shifted[0] == even[0] == 999
     assert (shifted[1:] > even[1:]).all()
     assert np.array_equal(shifted, np.round(shifted))

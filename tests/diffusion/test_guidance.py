@@ -22,8 +22,8 @@ def level(t=0.3, step=0):
     return Level(*(jnp.float32(a) for a in (t, 1 - t, t, 1000 * t)), jnp.int32(step))
 
 
-def predict(x, time, condition, noised=None):
-    del noised
+def predict(x, time, condition, frame_mask=None):
+    del frame_mask
     return x * condition["gain"] + time[:, None] / 1000 + condition["bias"]
 
 
@@ -56,8 +56,8 @@ def test_guidance_is_linear_in_the_scale_and_each_sample_may_have_its_own():
 def test_both_halves_go_through_one_forward():
     shapes = []
 
-    def counting(x, time, condition, noised):
-        shapes.append((x.shape, time.shape, noised.shape))
+    def counting(x, time, condition, frame_mask):
+        shapes.append((x.shape, time.shape, frame_mask.shape))
         return predict(x, time, condition)
 
     guided(counting, CONDITION, NULL, 2.0, FLOW)(X, level(), jnp.ones((3, 5), bool))
@@ -80,8 +80,8 @@ def test_a_learned_variance_is_the_conditions_own():
     process = DDPM()
     here = level()
 
-    def predict(x, time, condition, noised):
-        del x, time, noised
+    def predict(x, time, condition, frame_mask):
+        del x, time, frame_mask
         return condition
 
     condition, null = (jax.random.normal(jax.random.key(i), (2, 3, 4, 4, 8)) for i in range(2))

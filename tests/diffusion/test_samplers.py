@@ -10,16 +10,16 @@ from xgen_jax.diffusion.ddpm import DDPM
 from xgen_jax.diffusion.flow import RectifiedFlow
 from xgen_jax.diffusion.grids import chain, make_grid
 from xgen_jax.diffusion.process import Denoised, Level
-from xgen_jax.diffusion.samplers import RULES, key_noise, make_steps, sample
+from xgen_jax.diffusion.samplers import SOLVERS, key_noise, make_steps, sample
 from xgen_jax.errors import UserError
 
 FLOW = RectifiedFlow()
 MEAN, STD = 1.5, 0.4
 
 
-def gaussian(x, level, noised=None):
+def gaussian(x, level, frame_mask=None):
     """The exact denoiser of data N(MEAN, STD^2): x_t is normal, so E[x0 | x_t] is linear in x_t."""
-    del noised
+    del frame_mask
     gain = level.alpha * STD**2 / (level.alpha**2 * STD**2 + level.sigma**2)
     x0 = MEAN + gain * (x - level.alpha * MEAN)
     # Without dividing by sigma: eps is as linear as x0.
@@ -40,7 +40,7 @@ ORDERS = {"euler": (1, 1), "ddim": (1, 1), "dpm++2m": (2, 1.8), "heun": (2, 2), 
 
 
 def test_every_rule_but_the_random_one_has_an_order():
-    assert ORDERS.keys() | {"ancestral"} == RULES.keys()
+    assert ORDERS.keys() | {"ancestral"} == SOLVERS.keys()
 
 
 class Cosine(DDPM):
@@ -52,14 +52,14 @@ class Cosine(DDPM):
         return super().levels(t)._replace(alpha=np.cos(np.pi / 2 * t), sigma=np.sin(np.pi / 2 * t))
 
 
-def measured_order(rule, process, begin, end, counts=(512, 1024, 2048)):
+def measured_order(solver, process, begin, end, counts=(512, 1024, 2048)):
     errors = []
     with jax.enable_x64(True):
         x = jnp.array([-1.3, 0.4, 2.0])
         for count in counts:
             levels = process.levels(np.linspace(begin, end, count + 1))
             last = [Level(*(field[i] for field in levels)) for i in (0, -1)]
-            error = sample(gaussian, x, make_steps(rule, chain(levels)), rule) - exact(
+            error = sample(gaussian, x, make_steps(solver, chain(levels)), solver) - exact(
                 np.asarray(x), *last
             )
             errors.append(float(jnp.abs(error).max()))
@@ -67,24 +67,24 @@ def measured_order(rule, process, begin, end, counts=(512, 1024, 2048)):
 
 
 @pytest.mark.parametrize("process", [FLOW, Cosine(learned_variance=False)], ids=["flow", "cosine"])
-@pytest.mark.parametrize("rule", sorted(ORDERS))
-def test_rules_converge_to_their_order(rule, process):
+@pytest.mark.parametrize("solver", sorted(ORDERS))
+def test_solvers_converge_to_their_order(solver, process):
     # Fine grids: near the ends the multistep rules take steps in log(alpha / sigma) that halve
     # slowly.
-    for (begin, end), expected in zip(((0.9, 0.1), (1.0, 0.0)), ORDERS[rule]):
-        order, errors = measured_order(rule, process, begin, end)
-        assert abs(order - expected) < 0.15, (rule, begin, order, errors)
+    for (begin, end), expected in zip(((0.9, 0.1), (1.0, 0.0)), ORDERS[solver]):
+        order, errors = measured_order(solver, process, begin, end)
+        assert abs(order - expected) < 0.15, (solver, begin, order, errors)
 
 
 @pytest.mark.parametrize("process,steps", [(FLOW, 24), (DDPM(), 100)], ids=["flow", "ddpm"])
-@pytest.mark.parametrize("rule", sorted(RULES))
-def test_gaussian_data_come_back_from_noise(rule, process, steps):
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+def test_gaussian_data_come_back_from_noise(solver, process, steps):
     count = 10_000
-    steps = {"ancestral": 500, "ddim": 500, "euler": 500}.get(rule, steps)
+    steps = {"ancestral": 500, "ddim": 500, "euler": 500}.get(solver, steps)
     keys = jax.random.split(jax.random.key(7), count)
-    noise = process.terminal(jax.random.key(0), (count,))
-    steps = make_steps(rule, make_grid(process, steps))
-    samples = jax.jit(lambda x, steps: sample(gaussian, x, steps, rule, key_noise(keys, ())))(
+    noise = process.sample_prior(jax.random.key(0), (count,))
+    steps = make_steps(solver, make_grid(process, steps))
+    samples = jax.jit(lambda x, steps: sample(gaussian, x, steps, solver, key_noise(keys, ())))(
         noise, steps
     )
     # Five standard errors of the draws, and a hundredth for the steps.
@@ -95,7 +95,9 @@ def test_gaussian_data_come_back_from_noise(rule, process, steps):
 @pytest.mark.parametrize("process", [FLOW, DDPM()], ids=["flow", "ddpm"])
 def test_euler_is_ddim_without_noise(process):
     x, grid = jnp.array([-1.0, 0.3, 2.0]), make_grid(process, 7, ratio=2.0)
-    euler, ddim = (sample(gaussian, x, make_steps(rule, grid), rule) for rule in ("euler", "ddim"))
+    euler, ddim = (
+        sample(gaussian, x, make_steps(solver, grid), solver) for solver in ("euler", "ddim")
+    )
     np.testing.assert_allclose(euler, ddim, rtol=1e-5)
 
 
@@ -111,7 +113,7 @@ def test_ddim_with_all_its_noise_is_ancestral_sampling(process):
 def test_one_euler_step_from_noise_is_the_prediction_of_data():
     noise = jax.random.normal(jax.random.key(0), (5,))
     x = sample(
-        lambda x, level, noised: Denoised(x * 0 + 2.0, x),
+        lambda x, level, frame_mask: Denoised(x * 0 + 2.0, x),
         noise,
         make_steps("euler", make_grid(FLOW, 1)),
         "euler",
@@ -119,18 +121,18 @@ def test_one_euler_step_from_noise_is_the_prediction_of_data():
     np.testing.assert_allclose(x, np.full(5, 2.0), atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
-def test_constant_data_are_found_in_any_number_of_steps(rule):
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+def test_constant_data_are_found_in_any_number_of_steps(solver):
     # One point of data: x0 is known exactly, and every rule that ends on data must end there.
     x = jnp.array([[0.3, -1.0]])
     noise = key_noise(jax.random.split(jax.random.key(0), 1), (2,))
 
-    def denoise(x, level, noised):
+    def denoise(x, level, frame_mask):
         x0 = jnp.full_like(x, 0.7)
         return Denoised(x0, (x - level.alpha * x0) / level.sigma)
 
     for process, steps in ((FLOW, 1), (FLOW, 2), (FLOW, 5), (DDPM(), 1), (DDPM(), 3)):
-        got = sample(denoise, x, make_steps(rule, make_grid(process, steps)), rule, noise)
+        got = sample(denoise, x, make_steps(solver, make_grid(process, steps)), solver, noise)
         np.testing.assert_allclose(got, 0.7, atol=1e-5, err_msg=f"{process} {steps}")
 
 
@@ -161,7 +163,7 @@ def test_one_program_serves_every_grid_and_scale():
     @jax.jit
     def draw(x, steps, gain):
         traces.append(1)
-        return sample(lambda x, level, noised: gaussian(gain * x, level), x, steps, "unipc")
+        return sample(lambda x, level, frame_mask: gaussian(gain * x, level), x, steps, "unipc")
 
     x = jnp.array([0.5, -0.5])
     grids = (
@@ -181,11 +183,12 @@ def test_a_rule_that_draws_noise_says_so():
 
 
 @pytest.mark.parametrize(
-    "rule,options,message", [("ddim", {"eta": 1.5}, "eta=1.5"), ("unipc", {"order": 4}, "order=4")]
+    "solver,options,message",
+    [("ddim", {"eta": 1.5}, "eta=1.5"), ("unipc", {"order": 4}, "order=4")],
 )
-def test_options_out_of_range_are_refused(rule, options, message):
+def test_options_out_of_range_are_refused(solver, options, message):
     with pytest.raises(UserError, match=message):
-        make_steps(rule, make_grid(FLOW, 2), **options)
+        make_steps(solver, make_grid(FLOW, 2), **options)
 
 
 def test_an_unknown_rule_is_refused():

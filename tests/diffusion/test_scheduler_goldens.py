@@ -64,10 +64,10 @@ def dpm_grid(process, run):
         sigmas = np.minimum(shift(sigmas, kw["flow_shift"]), 1 - 1e-6)
         levels = process.levels(sigmas)
         visited = (sigmas * 1000).astype(int)
-        levels = levels._replace(network_time=visited.astype(float))
+        levels = levels._replace(timestep=visited.astype(float))
     elif kw.get("use_karras_sigmas"):
         levels = karras_levels(process, n)
-        visited = levels.network_time[:-1].astype(int)
+        visited = levels.timestep[:-1].astype(int)
         return visited, chain(levels)
     else:
         if kw.get("timestep_spacing") == "leading":
@@ -85,7 +85,7 @@ def flow_grid(process, run):
     ratio = np.exp(run["mu"]) if "mu" in run else run["kw"]["shift"]
     ends = (1.0, 1e-3) if "mu" in run else shift(np.array([1.0, 1e-3]), ratio)
     levels = process.levels(shift(np.linspace(*ends, run["n"]), ratio))
-    return levels.network_time, chain(join(levels, DATA))
+    return levels.timestep, chain(join(levels, DATA))
 
 
 def grid_of(process, run):
@@ -98,8 +98,8 @@ def trajectory(run):
     process, rule = process_of(run), RULES[run["c"]]
     model = linear_model(ARRAYS)
 
-    def denoise(x, level, noised):
-        return process.denoised(model(x, level.network_time), x, level)
+    def denoise(x, level, frame_mask):
+        return process.denoised(model(x, level.timestep), x, level)
 
     z = jnp.asarray(last(ARRAYS["in/z"]))
     visited, grid = grid_of(process, run)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xgen_jax.diffusion.time import draw_times, shift, shift_ratio, time_grid
+from xgen_jax.diffusion.time import sample_times, shift, shift_ratio, time_grid
 from xgen_jax.errors import UserError
 
 T = jnp.linspace(0.0, 1.0, 11)
@@ -35,7 +35,7 @@ def test_shifts_multiply_and_invert():
 )
 def test_times_have_their_distribution(distribution, ratio):
     t = shift(
-        draw_times(jax.random.split(jax.random.key(0), 20_000), distribution, ratio), 1 / ratio
+        sample_times(jax.random.split(jax.random.key(0), 20_000), distribution, ratio), 1 / ratio
     )
     assert t.min() >= 0
     assert t.max() <= 1
@@ -51,14 +51,14 @@ def test_times_have_their_distribution(distribution, ratio):
 
 def test_a_samples_time_does_not_depend_on_its_batch():
     keys = jax.random.split(jax.random.key(0), 8)
-    whole = draw_times(keys, "logit_normal", 2.0)
-    assert np.array_equal(draw_times(keys[5:], "logit_normal", 2.0), whole[5:])
+    whole = sample_times(keys, "logit_normal", 2.0)
+    assert np.array_equal(sample_times(keys[5:], "logit_normal", 2.0), whole[5:])
     assert len(set(whole.tolist())) == 8
 
 
 def test_an_unknown_distribution_is_refused():
     with pytest.raises(UserError, match="'cosine' is not known"):
-        draw_times(jax.random.split(jax.random.key(0), 2), "cosine")
+        sample_times(jax.random.split(jax.random.key(0), 2), "cosine")
 
 
 def test_the_grid_goes_from_noise_to_data():
@@ -91,6 +91,8 @@ def test_the_ratio_grows_with_the_root_of_area_and_length():
 def test_each_sample_may_have_its_own_shift():
     keys = jax.random.split(jax.random.key(0), 3)
     ratio = jnp.array([1.0, 2.0, 5.0])
-    drawn = draw_times(keys, "logit_normal", ratio)
-    one_by_one = [draw_times(keys[i : i + 1], "logit_normal", float(ratio[i]))[0] for i in range(3)]
+    drawn = sample_times(keys, "logit_normal", ratio)
+    one_by_one = [
+        sample_times(keys[i : i + 1], "logit_normal", float(ratio[i]))[0] for i in range(3)
+    ]
     np.testing.assert_allclose(drawn, one_by_one, rtol=1e-6)

@@ -27,7 +27,7 @@ def model(tiny_runs):
     """With masks and clip conditions, and random all through: a new transformer's last layer is
     zero."""
     loaded = xgen_jax.load(tiny_runs / "vdit")
-    network = dataclasses.replace(loaded.config.model, clip_conditions=True)
+    network = dataclasses.replace(loaded.config.model, micro_cond=True)
     loss = dataclasses.replace(loaded.config.loss, frame_masks=OPEN_SORA)
     random = np.random.default_rng(0)
     shapes = abstract_variables(network, loaded.embedder.latent_channels)

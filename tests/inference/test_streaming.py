@@ -233,23 +233,23 @@ def test_bytes_are_predicted_within_a_fifth_of_what_xla_reports_of_the_program_t
 ):
     embedder, params, *_ = built(FLAT)
     predicted = chunk_bytes(embedder, params, verb, (1, 64, side, side, 3), np.float32, chunk)
-    # In the middle of a stream, with the history that two chunks before it have left.
+    # In the middle of a stream, with the cache that two chunks before it have left.
     f, s = embedder.model.config.time_factor, embedder.model.config.space_factor
-    history = None
+    cache = None
     for n in (1, 1):
         if verb == "encode":
-            x = np.zeros((1, f if history else 1, s * side, s * side, 3), np.float32)
-            history = encode_chunk(embedder, params, x, history)[1]
+            x = np.zeros((1, f if cache else 1, s * side, s * side, 3), np.float32)
+            cache = encode_chunk(embedder, params, x, cache)[1]
         else:
-            history = decode_chunk(
-                embedder, params, np.zeros((1, n, side, side, 3), np.float32), history, False
+            cache = decode_chunk(
+                embedder, params, np.zeros((1, n, side, side, 3), np.float32), cache, False
             )[1]
     if verb == "encode":
         x = np.zeros((1, f * chunk, s * side, s * side, 3), np.float32)
-        program = encode_chunk.lower(embedder, params, x, history)
+        program = encode_chunk.lower(embedder, params, x, cache)
     else:
         x = np.zeros((1, chunk, side, side, 3), np.float32)
-        program = decode_chunk.lower(embedder, params, x, history, False)
+        program = decode_chunk.lower(embedder, params, x, cache, False)
     assert predicted == pytest.approx(program_bytes(program.compile()), rel=0.2)
 
 

@@ -30,7 +30,7 @@ def config(root, runs, **changes):
         "embedder": str(runs / "vidvae"),
         "model": {**TINY_VDIT["model"], "null_caption_tokens": LENGTH},
         "text": {"kind": "t5", "path": str(root / "t5"), "length": LENGTH},
-        "loss": {"caption_drop": 0.5},
+        "loss": {"cond_drop_prob": 0.5},
         "data": {**TINY_DATA, "source": "latents", "path": str(root / "latents")},
         "loop": {**TINY_VDIT["loop"], "steps": 1},
     }

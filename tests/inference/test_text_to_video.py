@@ -12,7 +12,7 @@ from xgen_jax.diffusion.guidance import GuidanceConfig
 from xgen_jax.errors import UserError
 from xgen_jax.inference.text_to_video import load_text_to_video
 from xgen_jax.models.vdit import VDiT
-from xgen_jax.models.vdit_config import ClipConditions
+from xgen_jax.models.vdit_config import MicroConditions
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_sampler_and_guidance_are_the_runs_unless_others_are_asked_for(model):
 def test_ddpm_with_a_learned_variance_and_clip_conditions_draws(model):
     config = dataclasses.replace(
         model.config,
-        model=dataclasses.replace(model.config.model, learned_variance=True, clip_conditions=True),
+        model=dataclasses.replace(model.config.model, learned_variance=True, micro_cond=True),
         loss=dataclasses.replace(model.config.loss, process="ddpm", time_distribution="uniform"),
         sampler="ancestral",
         guidance=GuidanceConfig(channels=3),
@@ -89,7 +89,7 @@ def test_ddpm_with_a_learned_variance_and_clip_conditions_draws(model):
     network = VDiT(config.model)
     shape = (*model.embedder.latent_shape((5, 16, 16)), model.embedder.latent_channels)
     text, mask = np.zeros((1, 4, config.model.text_width), np.float32), np.ones((1, 4), bool)
-    told = ClipConditions(*np.ones((5, 1), np.float32))
+    told = MicroConditions(*np.ones((5, 1), np.float32))
     shapes = jax.eval_shape(
         network.init, jax.random.key(0), np.zeros((1, *shape)), np.zeros(1), text, mask, told
     )

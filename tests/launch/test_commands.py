@@ -82,11 +82,11 @@ def test_a_script_begins_again_with_huge_pages_unless_the_user_chose(tmp_path, r
 
 
 def test_the_samplers_offered_are_those_that_there_are():
-    from xgen_jax.diffusion.samplers import RULES
+    from xgen_jax.diffusion.samplers import SOLVERS
 
     done = call("sample", "--model=x", "--prompt=x", "--out=x.mp4", "--sampler=ode45")
     assert done.returncode != 0
-    assert "|".join(sorted(RULES)) in done.stderr.replace("\n", "").replace(" ", "")
+    assert "|".join(sorted(SOLVERS)) in done.stderr.replace("\n", "").replace(" ", "")
 
 
 def test_train_and_sample_speak_json(tiny_runs, tmp_path):

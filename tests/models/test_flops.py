@@ -10,7 +10,7 @@ import pytest
 
 from xgen_jax.models.flops import vdit_flops
 from xgen_jax.models.vdit import VDiT, abstract_variables
-from xgen_jax.models.vdit_config import PRESETS, ClipConditions
+from xgen_jax.models.vdit_config import PRESETS, MicroConditions
 
 SMALL = dataclasses.replace(
     PRESETS["VDiT-S/2"], width=48, depth=2, heads=4, text_width=32, scan_layers=False
@@ -24,8 +24,8 @@ def program_flops(config, latent_shape, text_tokens):
     shapes = [latent_shape, (batch,), (batch, text_tokens, config.text_width)]
     inputs = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
     clip = (
-        ClipConditions(*[jax.ShapeDtypeStruct((batch,), np.float32)] * 5)
-        if config.clip_conditions
+        MicroConditions(*[jax.ShapeDtypeStruct((batch,), np.float32)] * 5)
+        if config.micro_cond
         else None
     )
     program = jax.jit(lambda v, x, t, text, clip: VDiT(config).apply(v, x, t, text, None, clip))
@@ -50,7 +50,7 @@ def test_the_formula_counts_the_products_of_the_program(layout, patch):
         SMALL,
         attention_layout=layout,
         patch=patch,
-        clip_conditions=False,
+        micro_cond=False,
         remat="none",
         null_caption_tokens=0,
     )

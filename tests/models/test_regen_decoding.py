@@ -46,14 +46,14 @@ def keys(batch=2, seed=9):
     return jax.random.split(jax.random.key(seed), batch)
 
 
-def in_parts(model, params, z, cuts, steps=1, windows="moved"):
+def in_parts(model, params, z, cuts, steps=1, windows="shifted"):
     """Decodes z cut at these latent frames; the last part may be empty."""
     decode = jax.jit(
         functools.partial(decode_chunks, model, params, FLOW, steps), static_argnums=(2, 4)
     )
-    parts, history, edges = [], None, [0, *cuts, z.shape[1]]
+    parts, cache, edges = [], None, [0, *cuts, z.shape[1]]
     for number, (a, b) in enumerate(zip(edges, edges[1:])):
-        video, history = decode(z[:, a:b], history, number == len(cuts), keys(), windows)
+        video, cache = decode(z[:, a:b], cache, number == len(cuts), keys(), windows)
         parts.append(video)
     return np.concatenate(parts, axis=1), [part.shape[1] for part in parts]
 
@@ -144,7 +144,7 @@ def test_a_clip_does_not_depend_on_its_batch():
     model, params, _ = build()
     z = latents_of(2)
     both, _ = in_parts(model, params, z, [])
-    alone, _ = decode_chunks(model, params, FLOW, 1, z[1:], None, True, keys()[1:], "moved")
+    alone, _ = decode_chunks(model, params, FLOW, 1, z[1:], None, True, keys()[1:], "shifted")
     np.testing.assert_allclose(alone[0], both[1], rtol=0, atol=1e-5)
 
 

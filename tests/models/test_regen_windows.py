@@ -34,7 +34,7 @@ def test_across_a_border_frames_are_conditioned_on_both_chunks():
     np.testing.assert_allclose(times_2F[1] * TINY.ratio, [-2, -1, 0, 1, 2], atol=1e-3)
     assert (times_2F[1] != 0).all()
     np.testing.assert_allclose(mix_F, [0.125, 0.375, 0.625, 0.875, 1.0], atol=1e-6)
-    assert look_ahead(TINY, "moved") == HELD + BEYOND == LENGTH // 2 + 1
+    assert look_ahead(TINY, "shifted") == HELD + BEYOND == LENGTH // 2 + 1
 
 
 @pytest.mark.parametrize("ratio, wanted", [(4, [0.25, 0.75]), (16, [0.125, 0.375, 0.625, 0.875])])
@@ -50,11 +50,11 @@ def test_where_windows_meet_one_fades_into_the_other(ratio, wanted):
     np.testing.assert_allclose(border_weights(config, begins + length, first=1) + ends, 1)
     window = border_window(config, beyond)
     assert len(window.frames_F) == length + 2 * beyond and (window.weights_F > 0).all()
-    assert look_ahead(config, "moved") == config.chunk_frames // 2 + beyond
+    assert look_ahead(config, "shifted") == config.chunk_frames // 2 + beyond
 
 
 @pytest.mark.parametrize("between", ["interpolated", "continuous"])
-@pytest.mark.parametrize("windows", ["moved", "chunk"])
+@pytest.mark.parametrize("windows", ["shifted", "chunk"])
 @pytest.mark.parametrize("frames", [1, 5, 6, 15, 16])
 @pytest.mark.parametrize("speed", [1.0, 0.5, 0.4, 0.75, 0.1])
 def test_windows_sample_each_position_once(frames, speed, windows, between):
@@ -71,7 +71,7 @@ def test_windows_sample_each_position_once(frames, speed, windows, between):
         if (after == chunks + 1).all() and (
             np.abs(second - at) < 1e-3
         ).all():  # around a border: of both chunks
-            assert windows == "moved"
+            assert windows == "shifted"
             np.testing.assert_allclose(first, at, atol=1e-5)
             np.testing.assert_allclose(
                 mix, np.clip((at - 5 * after + 0.5) / 4 + 0.5, 0, 1), atol=1e-6
@@ -86,7 +86,7 @@ def test_windows_sample_each_position_once(frames, speed, windows, between):
             seen[index] += 1
     assert sorted(total) == list(range(len(positions)))
     np.testing.assert_allclose(list(total.values()), 1, atol=1e-12)
-    crossed = windows == "moved" and frames >= 10
+    crossed = windows == "shifted" and frames >= 10
     assert max(seen.values()) == (2 if crossed else 1)
 
 

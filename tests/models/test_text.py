@@ -92,9 +92,11 @@ def stored(lengths, places=4):
     return {"text": text, "text_mask": mask, "caption": ["x"] * len(lengths)}
 
 
-@pytest.mark.parametrize("released", [False, True])
-def test_a_dropped_caption_of_a_t5_is_the_networks_null_caption(released):
-    conditioner = T5Conditioner(length=4, width=3, released=released, fingerprint="f" * 16)
+@pytest.mark.parametrize("opensora_compat", [False, True])
+def test_a_dropped_caption_of_a_t5_is_the_networks_null_caption(opensora_compat):
+    conditioner = T5Conditioner(
+        length=4, width=3, opensora_compat=opensora_compat, fingerprint="f" * 16
+    )
     assert conditioner.fingerprints() == {"text_encoder": "f" * 16}
     arrays = conditioner.batch_arrays(stored([2, 3, 0]))
     text, mask = jax.jit(conditioner.embed)(VARIABLES, arrays, np.array([True, False, False]))
@@ -102,7 +104,7 @@ def test_a_dropped_caption_of_a_t5_is_the_networks_null_caption(released):
     np.testing.assert_array_equal(text[1], arrays["text"][1])
     np.testing.assert_array_equal(text[2], NULL)  # an empty caption is the null caption
     whole, two, three = [True] * 4, [True, True, False, False], [True, True, True, False]
-    assert mask.tolist() == [two if released else whole, three, whole]
+    assert mask.tolist() == [two if opensora_compat else whole, three, whole]
     # For the network's own initialisation there is no null caption yet.
     text, mask = conditioner.embed({}, arrays)
     np.testing.assert_array_equal(text, arrays["text"])

@@ -17,16 +17,16 @@ from xgen_jax.models.vdit import (
     null_caption,
     unstack_layers,
 )
-from xgen_jax.models.vdit_config import PRESETS, ClipConditions, VDiTConfig
+from xgen_jax.models.vdit_config import PRESETS, MicroConditions, VDiTConfig
 
 CONFIG = VDiTConfig(width=16, depth=2, heads=2, patch=2, text_width=8, remat="none")
-PAPER = dataclasses.replace(CONFIG, clip_conditions=True, learned_variance=True, position_span=32.0)
+PAPER = dataclasses.replace(CONFIG, micro_cond=True, learned_variance=True, position_span=32.0)
 MODERN = dataclasses.replace(
     PAPER, positions="rope_3d", attention_layout="full", learned_variance=False
 )
-RELEASED = dataclasses.replace(PAPER, released=True)
-FORMS = {"plain": CONFIG, "paper": PAPER, "modern": MODERN, "released": RELEASED}
-CLIP = ClipConditions(
+COMPAT = dataclasses.replace(PAPER, opensora_compat=True)
+FORMS = {"plain": CONFIG, "paper": PAPER, "modern": MODERN, "compat": COMPAT}
+CLIP = MicroConditions(
     *(jnp.array(v, jnp.float32) for v in ([32, 40], [48, 56], [0.66, 0.71], [9, 9], [8, 24]))
 )
 NOISED = jnp.array([[True, False, True], [False, True, True]])
@@ -39,7 +39,7 @@ def setup(config=CONFIG, shape=(2, 3, 4, 6, 3), seed=0):
     x = jax.random.normal(keys[0], shape)
     text = jax.random.normal(keys[1], (2, 5, 8))
     mask = jnp.arange(5)[None] < jnp.array([[3], [5]])
-    inputs = (x, jnp.array([200.0, 700.0]), text, mask, CLIP if config.clip_conditions else None)
+    inputs = (x, jnp.array([200.0, 700.0]), text, mask, CLIP if config.micro_cond else None)
     shapes = jax.eval_shape(VDiT(config).init, keys[2], *inputs)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
@@ -87,42 +87,48 @@ def test_scan_and_recomputation_change_neither_values_nor_gradients(form):
 @pytest.mark.parametrize("form", ["plain", "modern"])
 def test_samples_and_padding_do_not_leak(form):
     config = FORMS[form]
-    params, (x, time, text, mask, clip) = setup(config)
+    params, (x, time, text, mask, micro_cond) = setup(config)
     apply = jax.jit(VDiT(config).apply)
-    y = apply(params, x, time, text, mask, clip)
+    y = apply(params, x, time, text, mask, micro_cond)
 
     padded = text.at[0, 3:].set(100.0)
-    np.testing.assert_allclose(apply(params, x, time, padded, mask, clip), y, atol=1e-5)
-    assert np.abs(apply(params, x, time, text.at[0, 2].add(1.0), mask, clip) - y)[0].max() > 1e-3
+    np.testing.assert_allclose(apply(params, x, time, padded, mask, micro_cond), y, atol=1e-5)
+    assert (
+        np.abs(apply(params, x, time, text.at[0, 2].add(1.0), mask, micro_cond) - y)[0].max() > 1e-3
+    )
 
-    changed = None if clip is None else ClipConditions(*(c.at[1].set(3.0) for c in clip))
+    changed = (
+        None if micro_cond is None else MicroConditions(*(c.at[1].set(3.0) for c in micro_cond))
+    )
     other = apply(
         params, x.at[1].set(7.0), time.at[1].set(0.0), text.at[1].set(-3.0), mask, changed
     )
     np.testing.assert_allclose(other[0], y[0], atol=1e-5)
     assert np.abs(other - y)[1].max() > 1e-2
-    swapped = apply(params, *jax.tree.map(lambda a: a[::-1], (x, time, text, mask, clip)))
+    swapped = apply(params, *jax.tree.map(lambda a: a[::-1], (x, time, text, mask, micro_cond)))
     np.testing.assert_allclose(swapped[::-1], y, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["paper", "modern", "released"])
+@pytest.mark.parametrize("form", ["paper", "modern", "compat"])
 def test_condition_frames_are_modulated_as_at_time_zero(form):
     config = FORMS[form]
-    params, (x, time, text, mask, clip) = setup(config)
+    params, (x, time, text, mask, micro_cond) = setup(config)
     apply = jax.jit(VDiT(config).apply)
-    y = apply(params, x, time, text, mask, clip)
+    y = apply(params, x, time, text, mask, micro_cond)
     np.testing.assert_allclose(
-        apply(params, x, time, text, mask, clip, jnp.ones((2, 3), bool)), y, atol=2e-5
+        apply(params, x, time, text, mask, micro_cond, jnp.ones((2, 3), bool)), y, atol=2e-5
     )
-    clean = apply(params, x, time, text, mask, clip, jnp.zeros((2, 3), bool))
-    if form == "released":  # its last layer sees condition frames otherwise
-        assert np.abs(clean - apply(params, x, 0 * time, text, mask, clip)).max() > 1e-2
+    clean = apply(params, x, time, text, mask, micro_cond, jnp.zeros((2, 3), bool))
+    if form == "compat":  # its last layer sees condition frames otherwise
+        assert np.abs(clean - apply(params, x, 0 * time, text, mask, micro_cond)).max() > 1e-2
     else:
-        np.testing.assert_allclose(clean, apply(params, x, 0 * time, text, mask, clip), atol=2e-5)
-    mixed = apply(params, x, time, text, mask, clip, NOISED)
+        np.testing.assert_allclose(
+            clean, apply(params, x, 0 * time, text, mask, micro_cond), atol=2e-5
+        )
+    mixed = apply(params, x, time, text, mask, micro_cond, NOISED)
     assert np.abs(mixed - y).max() > 1e-2
     # A sample's mask is its own.
-    other = apply(params, x, time, text, mask, clip, NOISED.at[1].set(False))
+    other = apply(params, x, time, text, mask, micro_cond, NOISED.at[1].set(False))
     np.testing.assert_allclose(other[0], mixed[0], atol=2e-5)
 
 
@@ -163,14 +169,14 @@ def test_full_attention_sees_the_order_of_frames_and_places():
         assert np.abs(apply(params, turned(x), *rest) - turned(y)).max() > 1e-3
 
 
-@pytest.mark.parametrize("form,other_depends", [("paper", False), ("released", True)])
+@pytest.mark.parametrize("form,other_depends", [("paper", False), ("compat", True)])
 def test_a_clips_conditions_are_its_own_but_for_the_released_scale(form, other_depends):
     config = FORMS[form]
-    params, (x, time, text, mask, clip) = setup(config)
+    params, (x, time, text, mask, micro_cond) = setup(config)
     apply = jax.jit(VDiT(config).apply)
-    y = apply(params, x, time, text, mask, clip)
-    for name in clip._fields:
-        changed = clip._replace(**{name: getattr(clip, name).at[0].multiply(1.7)})
+    y = apply(params, x, time, text, mask, micro_cond)
+    for name in micro_cond._fields:
+        changed = micro_cond._replace(**{name: getattr(micro_cond, name).at[0].multiply(1.7)})
         difference = np.abs(apply(params, x, time, text, mask, changed) - y).max((1, 2, 3, 4))
         assert difference[0] > 1e-3, name
         scale = other_depends and name in ("height", "width")
@@ -230,7 +236,7 @@ def names(config):
         ({"learned_variance": True}, (), ()),
         ({"time_sinusoid": True}, (), ()),
         (
-            {"clip_conditions": True},
+            {"micro_cond": True},
             ("size_embedder", "aspect_embedder", "frames_embedder", "fps_embedder"),
             (),
         ),
@@ -265,13 +271,13 @@ def test_the_stored_null_caption_is_no_parameter_and_takes_no_gradient():
 
 
 def test_inputs_that_do_not_fit_the_network_are_refused():
-    for config, clip, message in (
-        (PAPER, None, "needs ClipConditions"),
+    for config, micro_cond, message in (
+        (PAPER, None, "needs MicroConditions"),
         (CONFIG, CLIP, "takes None"),
     ):
         _, inputs = setup(config)
         with pytest.raises(UserError, match=message):
-            jax.eval_shape(VDiT(config).init, jax.random.key(0), *inputs[:4], clip)
+            jax.eval_shape(VDiT(config).init, jax.random.key(0), *inputs[:4], micro_cond)
     with pytest.raises(UserError, match="latents of 0x4x4"):
         CONFIG.check_latents((0, 4, 4))
 
@@ -287,8 +293,8 @@ def test_inputs_that_do_not_fit_the_network_are_refused():
         ({"positions": "rope_3d", "heads": 4}, "head dimension of 6 or more, not 4"),
         ({"position_span": 0.0}, "position_span must be above 0"),
         ({"null_caption_tokens": -1}, "null_caption_tokens must be 0 or more"),
-        ({"released": True}, "released=True needs clip_conditions=True, a position_span"),
-        ({"released": True, "attention_layout": "full"}, "attention_layout='factorised'"),
+        ({"opensora_compat": True}, "opensora_compat=True needs micro_cond=True, a position_span"),
+        ({"opensora_compat": True, "attention_layout": "full"}, "attention_layout='factorised'"),
     ],
 )
 def test_a_network_that_cannot_be_built_is_refused(changes, message):

@@ -21,10 +21,10 @@ def normal(shape, seed=0):
 
 
 def in_chunks(layer, x, lengths):
-    """Runs layer(x, history) chunk after chunk and joins the outputs."""
-    outs, history = [], None
+    """Runs layer(x, cache) chunk after chunk and joins the outputs."""
+    outs, cache = [], None
     for start, length in zip(np.cumsum([0, *lengths]), lengths):
-        y, history = layer(x[:, start : start + length], history)
+        y, cache = layer(x[:, start : start + length], cache)
         outs.append(y)
     return outs
 
@@ -38,7 +38,7 @@ def test_convolution_in_chunks_is_the_whole(kernel, stride):
     whole, _ = apply(params, x)
     assert whole.shape[1] == 1 + 6 // stride[0]
     for later in ((2, 2, 2), (6,), (4, 2)):
-        outs = in_chunks(lambda x, history: apply(params, x, history), x, (1, *later))
+        outs = in_chunks(lambda x, cache: apply(params, x, cache), x, (1, *later))
         # The map of lengths: 1 + s*n frames give 1 + n, later chunks of s*n frames give n.
         assert [y.shape[1] for y in outs] == [1, *(n // stride[0] for n in later)]
         np.testing.assert_allclose(np.concatenate(outs, 1), whole, atol=1e-6)
@@ -50,13 +50,13 @@ def test_an_image_is_a_clip_that_stands_still(kernel, stride):
     image = normal((2, 1, 6, 6, 3))
     params = layer.init(jax.random.key(1), image)
     apply = jax.jit(layer.apply)
-    (y, history), (clip, later_history) = (
+    (y, cache), (clip, later_cache) = (
         apply(params, image),
         apply(params, jnp.repeat(image, 1 + 2 * stride[0], 1)),
     )
     assert y.shape[1] == 1 and clip.shape[1] == 3
     np.testing.assert_allclose(jnp.repeat(y, 3, 1), clip, atol=1e-6)
-    assert np.array_equal(history, later_history)
+    assert np.array_equal(cache, later_cache)
 
 
 def test_convolution_looks_back_only():
@@ -72,8 +72,8 @@ def test_convolution_looks_back_only():
 def test_a_time_kernel_of_one_carries_no_history():
     layer = CausalConv3D(4, (1, 3, 3))
     x = normal((1, 2, 4, 4, 3))
-    (y, history), _ = layer.init_with_output(jax.random.key(0), x)
-    assert history is None
+    (y, cache), _ = layer.init_with_output(jax.random.key(0), x)
+    assert cache is None
     assert y.shape == (1, 2, 4, 4, 4)
 
 
@@ -104,7 +104,7 @@ def test_space_to_depth_and_back_is_the_identity(patch):
 
 def test_space_to_depth_in_chunks_is_the_whole_there_and_back():
     x, patch = normal((2, 13, 4, 4, 3)), (4, 2, 2)
-    outs = in_chunks(lambda x, history: causal_space_to_depth(x, patch, history), x, (5, 4, 4))
+    outs = in_chunks(lambda x, cache: causal_space_to_depth(x, patch, cache), x, (5, 4, 4))
     assert np.array_equal(np.concatenate(outs, 1), causal_space_to_depth(x, patch)[0])
     back = [causal_depth_to_space(y, patch, started=i > 0) for i, y in enumerate(outs)]
     assert np.array_equal(np.concatenate(back, 1), x)
@@ -136,10 +136,10 @@ def test_trilinear_doubling_is_interpolation_at_quarters(frames):
 def test_trilinear_doubling_in_chunks_waits_for_one_frame():
     x = np.random.default_rng(0).standard_normal((1, 7, 1, 1, 1)).astype(np.float32)
     whole, _ = trilinear_double(x, None, True)
-    parts, history = [], None
+    parts, cache = [], None
     for begin, end in ((0, 1), (1, 2), (2, 5), (5, 7)):
-        y, history = trilinear_double(x[:, begin:end], history, False)
+        y, cache = trilinear_double(x[:, begin:end], cache, False)
         parts.append(y)
     assert [y.shape[1] for y in parts] == [1, 1, 6, 4]
-    parts.append(trilinear_double(x[:, :0], history, True)[0])
+    parts.append(trilinear_double(x[:, :0], cache, True)[0])
     np.testing.assert_array_equal(np.concatenate(parts, 1), whole)

@@ -143,7 +143,7 @@ def run(**changes):
 
 def test_a_text_encoder_must_fit_the_network(captions):
     conditioner = make_conditioner(run(), fingerprint="f", encoder=captions)
-    assert (conditioner.length, conditioner.width, conditioner.released) == (40, 16, False)
+    assert (conditioner.length, conditioner.width, conditioner.opensora_compat) == (40, 16, False)
     with pytest.raises(UserError, match="null_caption_tokens 40 is not text.length 39"):
         make_conditioner(run(text={"length": 39}))
     with pytest.raises(UserError, match="text_width 24 is not the width 16 of t5"):

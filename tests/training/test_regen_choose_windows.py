@@ -35,7 +35,7 @@ def keys(batch, chunks=CHUNKS, seed=0):
 
 def moved(batch, seed=0):
     frames, told = choose_windows(
-        REGENLossConfig(windows="moved"), keys(batch, seed=seed), *numbered(batch)
+        REGENLossConfig(windows="shifted"), keys(batch, seed=seed), *numbered(batch)
     )
     return np.asarray(frames), np.asarray(told.added_BFHWD)
 
@@ -61,11 +61,11 @@ def test_where_a_window_is_moved_depends_on_its_key_alone():
     (frames, _), (again, _), (others, _) = moved(8), moved(8), moved(8, seed=1)
     np.testing.assert_array_equal(frames, again)
     assert (frames != others).any()
-    one, _ = choose_windows(REGENLossConfig(windows="moved"), keys(8)[:1], *numbered(1))
+    one, _ = choose_windows(REGENLossConfig(windows="shifted"), keys(8)[:1], *numbered(1))
     np.testing.assert_array_equal(one[0], frames[0])
 
 
-@pytest.mark.parametrize("windows, chunks", [("chunk", CHUNKS), ("moved", 1)])
+@pytest.mark.parametrize("windows, chunks", [("chunk", CHUNKS), ("shifted", 1)])
 def test_windows_stay_where_they_are_told_to_and_where_there_is_no_neighbour(windows, chunks):
     given = numbered(2, chunks)
     frames, told = choose_windows(REGENLossConfig(windows=windows), keys(2, chunks), *given)
@@ -75,15 +75,15 @@ def test_windows_stay_where_they_are_told_to_and_where_there_is_no_neighbour(win
 
 def test_tokens_of_two_chunks_are_refused():
     model = REGEN(dataclasses.replace(PRESETS["tiny-4x"], conditioning="in_context"))
-    with pytest.raises(UserError, match="loss.windows='moved' .* choose loss.windows='chunk'"):
-        REGENObjective(model=model, loss_config=REGENLossConfig(windows="moved"))
+    with pytest.raises(UserError, match="loss.windows='shifted' .* choose loss.windows='chunk'"):
+        REGENObjective(model=model, loss_config=REGENLossConfig(windows="shifted"))
 
 
 @pytest.mark.slow
 def test_windows_are_moved_in_the_loss():
     """Of two chunks and an image; all is finite, and not what it is of the chunks alone."""
     objective = REGENObjective(
-        model=REGEN(TINY), loss_config=REGENLossConfig(windows="moved", motion=1.0)
+        model=REGEN(TINY), loss_config=REGENLossConfig(windows="shifted", motion=1.0)
     )
     video = np.random.default_rng(0).integers(0, 256, (2, 2 * FRAMES + 1, 8, 8, 3), np.uint8)
     step_keys = jax.random.split(jax.random.key(3), 2)

@@ -170,7 +170,7 @@ def test_the_loss_and_its_gradient_are_the_formulas():
 
 @pytest.mark.slow
 def test_a_batch_in_parts_gives_the_update_of_the_whole():
-    objective, params, arrays = make(REGENLossConfig(kl=0.3, motion=0.6, one_step_share=0.5))
+    objective, params, arrays = make(REGENLossConfig(kl=0.3, motion=0.6, one_step_fraction=0.5))
 
     def update(accumulate):
         sgd = optax.sgd(1.0)
@@ -192,7 +192,7 @@ def test_terms_are_off_by_default_and_at_t_1_a_step_is_the_prediction():
     objective, params, arrays = make(PLAIN)
     loss, metrics = jax.eval_shape(objective.loss, params, arrays, keys_of(4), jnp.int32(0))
     assert metrics.keys() == {"mse", "psnr_db"}
-    last = dataclasses.replace(PLAIN, one_step_share=1.0, consistency=1.0)
+    last = dataclasses.replace(PLAIN, one_step_fraction=1.0, consistency=1.0)
     objective = dataclasses.replace(objective, loss_config=last)
     loss, metrics = jax.jit(objective.loss)(params, arrays, keys_of(4), jnp.int32(0))
     np.testing.assert_allclose(metrics["consistency"], 0, atol=1e-12)
@@ -246,7 +246,7 @@ def test_half_precision_leaves_the_terms_in_full():
 
 @pytest.mark.slow
 def test_the_loss_falls():
-    objective, params, _ = make(dataclasses.replace(PLAIN, one_step_share=0.5, kl=1e-4))
+    objective, params, _ = make(dataclasses.replace(PLAIN, one_step_fraction=0.5, kl=1e-4))
     source = SyntheticSource(num_clips=4)
     video = np.stack(
         [source.read(i, np.random.default_rng(i), 5, 16, 16)["video"] for i in range(4)]
@@ -275,7 +275,7 @@ def test_the_loss_falls():
         ),
         ({"windows": "clip"}, r"loss\.windows='clip' is not known; choose one of chunk"),
         ({"kl": -1.0}, r"loss\.kl must be 0 or more, not -1\.0"),
-        ({"one_step_share": 1.5}, r"loss\.one_step_share must be in \[0, 1\], not 1\.5"),
+        ({"one_step_fraction": 1.5}, r"loss\.one_step_fraction must be in \[0, 1\], not 1\.5"),
         (
             {"weighting": "velocity", "prediction": "velocity"},
             r"is for prediction='x0', not 'velocity'",

@@ -25,7 +25,7 @@ def values(steps=4, buckets=(CHUNK,), model=None, **changes):
     return {
         "objective": "regen",
         "model": to_dict(MODEL) | (model or {}),
-        "loss": {"kl": 1e-3, "one_step_share": 0.5},
+        "loss": {"kl": 1e-3, "one_step_fraction": 0.5},
         "data": {"source": "synthetic", "num_clips": 100, "buckets": buckets},
         # The rate is 0 at the first step, and does not depend on the number of steps.
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
@@ -95,10 +95,10 @@ def test_a_bucket_that_it_cannot_take_is_refused_before_anything_is_made(tmp_pat
 
 
 def test_windows_across_borders_need_clips_that_have_one():
-    loss = {"windows": "moved"}
+    loss = {"windows": "shifted"}
     assert (
         run_config(values(buckets=(CHUNK, {**CHUNK, "frames": 10}), loss=loss)).loss.windows
-        == "moved"
+        == "shifted"
     )
     with pytest.raises(
         UserError, match="two chunks, 10 frames or more, and the longest bucket has 5"

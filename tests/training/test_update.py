@@ -48,7 +48,7 @@ def objective():
         ),
         embedder=embedder,
         embedder_params=embedder.bundle(params, np.zeros(4), np.ones(4)),
-        loss_config=VDiTLossConfig(caption_drop=0.5),
+        loss_config=VDiTLossConfig(cond_drop_prob=0.5),
     )
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.data.buckets import Bucket
-from xgen_jax.data.pipeline import clip_conditions
-from xgen_jax.diffusion.frame_masks import FrameMaskConfig, draw_noised
+from xgen_jax.data.pipeline import micro_conditions
+from xgen_jax.diffusion.frame_masks import FrameMaskConfig, sample_frame_masks
 from xgen_jax.diffusion.time import shift_ratio
 from xgen_jax.errors import UserError
 from xgen_jax.models.text import ByteConditioner, ByteTextConfig, ByteTextEncoder
@@ -34,7 +34,7 @@ def make_objective(**loss):
         heads=2,
         text_width=8,
         remat="none",
-        clip_conditions=True,
+        micro_cond=True,
         learned_variance=ddpm,
     )
     return VDiTObjective(
@@ -44,7 +44,7 @@ def make_objective(**loss):
         ),
         embedder=None,
         embedder_params=None,
-        loss_config=VDiTLossConfig(**{"caption_drop": 0.5, "frame_masks": MASKS} | loss),
+        loss_config=VDiTLossConfig(**{"cond_drop_prob": 0.5, "frame_masks": MASKS} | loss),
         latent_shape=lambda shape: (1 + (shape[0] - 1) // 4, shape[1] // 8, shape[2] // 8),
     )
 
@@ -53,7 +53,7 @@ def make_objective(**loss):
 def arrays():
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((8, FRAMES, 4, 6, 4), np.float32)
-    clip = np.stack([clip_conditions(17, 32, 48, fps) for fps in range(4, 12)])
+    clip = np.stack([micro_conditions(17, 32, 48, fps) for fps in range(4, 12)])
     return make_objective().arrays(
         {"latents": latents, "caption": [f"clip {i}" for i in range(8)], "clip": clip}
     )
@@ -93,12 +93,12 @@ def test_a_sample_has_its_loss_whatever_the_batch(trained, arrays):
     alone = [part(np.array([i])) for i in range(8)]
     assert np.std(alone) > 1e-3
     np.testing.assert_allclose(np.mean(alone), whole, rtol=1e-5)
-    noised = draw_noised(
+    frame_mask = sample_frame_masks(
         jax.vmap(lambda k: jax.random.fold_in(k, 3))(sample_keys(SEED, jnp.int32(5), SAMPLE_ID)),
         FRAMES,
         MASKS,
     )
-    assert len(np.unique(np.asarray(noised), axis=0)) > 2, (
+    assert len(np.unique(np.asarray(frame_mask), axis=0)) > 2, (
         "the samples must differ in their masks for this to tell"
     )
 
@@ -125,7 +125,7 @@ def test_accumulated_parts_make_the_whole_batchs_update(trained, arrays):
 @pytest.mark.slow
 def test_the_loss_is_that_of_the_noised_frames_and_sees_the_clean_ones(arrays):
     head = FrameMaskConfig(none=0.0, image_head=1.0)
-    objective = make_objective(frame_masks=head, caption_drop=0.0)
+    objective = make_objective(frame_masks=head, cond_drop_prob=0.0)
     params, ids = perturbed(objective, arrays), SAMPLE_ID
 
     @jax.jit
@@ -138,19 +138,19 @@ def test_the_loss_is_that_of_the_noised_frames_and_sees_the_clean_ones(arrays):
     process, keys = objective.process, sample_keys(SEED, jnp.int32(0), ids)
     key_time, key_noise, _ = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0)
     x0 = jnp.asarray(arrays["latents"])
-    t_B = process.draw_times(key_time, "logit_normal")
+    t_B = process.sample_times(key_time, "logit_normal")
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(key_noise)
     x_t = jnp.concatenate([x0[:, :1], process.corrupt(x0, eps, t_B)[:, 1:]], axis=1)
-    noised = jnp.broadcast_to(jnp.arange(FRAMES) > 0, (8, FRAMES))
+    frame_mask = jnp.broadcast_to(jnp.arange(FRAMES) > 0, (8, FRAMES))
     text, mask = objective.text.embed(params, arrays["text"], jnp.zeros(8, bool))
     clip = objective._clip(arrays)
-    output = objective.model.apply(params["vdit"], x_t, 1000 * t_B, text, mask, clip, noised)
+    output = objective.model.apply(params["vdit"], x_t, 1000 * t_B, text, mask, clip, frame_mask)
     wanted = jnp.square(output - (eps - x0))[:, 1:].mean()
     np.testing.assert_allclose(loss(x0), wanted, rtol=1e-5)
     assert abs(float(loss(x0.at[:, 0].multiply(2.0)) - loss(x0))) > 1e-5
 
 
-def test_clip_conditions_reach_the_network(arrays):
+def test_micro_conditions_reach_the_network(arrays):
     objective = make_objective()
     params = perturbed(objective, arrays)
 
@@ -177,8 +177,8 @@ def test_the_shift_follows_the_size_of_the_clip_in_training_as_in_sampling(array
     keys = sample_keys(SEED, jnp.int32(0), SAMPLE_ID)
     flow = make_objective().process
     ratio = by_size.time_ratio(arrays["clip"][:, 0], arrays["clip"][:, 1], FRAMES)
-    small = flow.draw_times(keys, "uniform", ratio)
-    large = flow.draw_times(keys, "uniform", by_size.time_ratio(720.0, 1280.0, 29))
+    small = flow.sample_times(keys, "uniform", ratio)
+    large = flow.sample_times(keys, "uniform", by_size.time_ratio(720.0, 1280.0, 29))
     assert np.all(np.asarray(large) > np.asarray(small))
 
 

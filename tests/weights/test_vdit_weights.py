@@ -16,7 +16,7 @@ from flax import linen as nn
 from xgen_jax.diffusion.guidance import GuidanceConfig, combine
 from xgen_jax.errors import UserError
 from xgen_jax.models.vdit import VDiT, abstract_variables, null_caption, unstack_layers
-from xgen_jax.models.vdit_config import PRESETS, ClipConditions
+from xgen_jax.models.vdit_config import PRESETS, MicroConditions
 from xgen_jax.nn.norms import RMSNorm, layer_norm
 from xgen_jax.nn.positions import rotary, sinusoid, sinusoid_2d
 from xgen_jax.weights.safetensors import read_safetensors
@@ -46,7 +46,7 @@ def stdit2(norm):
 
 def inputs(case):
     """A golden's inputs as our network takes them."""
-    x, text, mask, time, frames, height, width, aspect, fps, noised = (
+    x, text, mask, time, frames, height, width, aspect, fps, frame_mask = (
         ARRAYS.get(f"in/{case}/{name}")
         for name in (
             "x",
@@ -61,14 +61,14 @@ def inputs(case):
             "x_mask",
         )
     )
-    clip = ClipConditions(height, width, aspect, frames, fps)
+    clip = MicroConditions(height, width, aspect, frames, fps)
     return (
         rearrange(x, "b c t h w -> b t h w c"),
         time,
         text[:, 0],
         None if mask is None else mask > 0,
         clip,
-        noised,
+        frame_mask,
     )
 
 
@@ -151,17 +151,17 @@ def test_every_layer_gives_what_that_of_stdit2_gives(case, norm):
 )
 def test_the_null_caption_is_the_stored_one_under_the_prompts_mask(name, norm):
     config, params = stdit2(norm)
-    x, time, text, mask, clip, noised = inputs("cfg")
+    x, time, text, mask, clip, frame_mask = inputs("cfg")
     null = np.broadcast_to(null_caption(params), text.shape)
-    noised = noised if "xmask" in name else None
-    args = jax.tree.map(lambda a: np.concatenate([a, a]), (x, time, text, mask, clip, noised))
+    frame_mask = frame_mask if "xmask" in name else None
+    args = jax.tree.map(lambda a: np.concatenate([a, a]), (x, time, text, mask, clip, frame_mask))
     got = jax.jit(VDiT(config).apply)(params, *args[:2], np.concatenate([text, null]), *args[3:])
     # Channels that guidance leaves alone are each half's own.
     wanted = ARRAYS[f"out/cfg/{norm}/{name}"][:, 3:]
     assert_golden(rearrange(got, "b t h w c -> b c t h w")[:, 3:], f"cfg/{norm}/{name}", wanted)
     # Of the guided output, which both halves carry, ours is the condition's half.
     conditional, unconditional = np.split(got[..., :4], 2)
-    for channels in (3, None) if noised is None else (3,):
+    for channels in (3, None) if frame_mask is None else (3,):
         case = f"cfg/{norm}/{name.replace('3', str(channels), 1)}"
         guided = combine(conditional, unconditional, 7.0, GuidanceConfig(channels=channels))
         assert_golden(
@@ -234,8 +234,8 @@ def test_there_and_back_is_bit_for_bit(norm, tmp_path):
 
 def test_only_the_released_form_goes_back():
     config, params = stdit2("qknorm")
-    with pytest.raises(UserError, match="released=True"):
-        stdit2_tensors(dataclasses.replace(config, released=False), params)
+    with pytest.raises(UserError, match="opensora_compat=True"):
+        stdit2_tensors(dataclasses.replace(config, opensora_compat=False), params)
 
 
 def diffusers_names(tensors):
@@ -313,7 +313,7 @@ def test_an_image_network_fills_what_is_spatial_and_the_rest_starts_anew(style):
         "pixart", {**tensors, "pos_embed": np.zeros((1, 4, 144), np.float32)}, text_tokens=20
     )
     assert set(made.new) == new
-    assert not made.config.released and made.config.qk_norm and made.config.heads == 2
+    assert not made.config.opensora_compat and made.config.qk_norm and made.config.heads == 2
     whole = leaves(stdit2("qknorm")[1])
     for path, leaf in leaves(made.params).items():
         layer = path.rpartition("/")[0] if path.endswith(("kernel", "bias", "scale")) else path
@@ -344,7 +344,7 @@ def test_a_shorter_null_caption_is_cut_and_qk_norm_can_be_left_out():
 
 
 def test_every_tensor_of_the_published_size_has_its_place():
-    config = dataclasses.replace(PRESETS["VDiT-XL/2"], released=True)
+    config = dataclasses.replace(PRESETS["VDiT-XL/2"], opensora_compat=True)
     # 707 tensors, less the frequencies; ours are stacked over 28 blocks.
     per_block = 24 * (config.depth - 1)
     assert len(jax.tree.leaves(abstract_variables(config))) == 706 - per_block

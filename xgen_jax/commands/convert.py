@@ -110,7 +110,7 @@ def _transformer(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> 
         "text_width": model.text_width,
         "null_caption_tokens": model.null_caption_tokens,
         "latent_channels": channels,
-        "released": model.released,
+        "opensora_compat": model.opensora_compat,
         "starts_anew": list(new),
         "fingerprint": fingerprint(model, params),
     }

@@ -19,12 +19,12 @@ from jax.experimental import topologies
 
 from xgen_jax.config.runs import VDiTRun
 from xgen_jax.data.buckets import Bucket, Shape, shape_name
-from xgen_jax.data.pipeline import clip_conditions
+from xgen_jax.data.pipeline import micro_conditions
 from xgen_jax.diffusion.guidance import guided
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.vdit import VDiT
-from xgen_jax.models.vdit_config import ClipConditions
+from xgen_jax.models.vdit_config import MicroConditions
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel.memory import OUT_OF_MEMORY, peak_bytes
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
@@ -100,7 +100,7 @@ def compile_train_step(
             (1, *embedder.latent_shape(bucket.shape), embedder.latent_channels), np.float32
         ),
         "caption": [""],
-        "clip": clip_conditions(*bucket.shape, 8.0)[None],
+        "clip": micro_conditions(*bucket.shape, 8.0)[None],
         "text": np.zeros(
             (1, getattr(config.text, "length", 1), config.model.text_width), np.float32
         ),
@@ -169,12 +169,12 @@ def compile_denoise_step(
     model = VDiT(config.model, np.dtype(dtype))
     process = config.loss.make_process(config.model.learned_variance)
     level = jax.tree.map(lambda a: np.float32(a[-1]), process.levels(np.ones(1)))
-    conditions = clip_conditions(*shape, config.sample_fps)
+    conditions = micro_conditions(*shape, config.sample_fps)
 
-    def predict(params, x, time_B, tokens, noised_BT=None):
-        told = ClipConditions(*(jnp.full(x.shape[:1], each) for each in conditions))
+    def predict(params, x, time_B, tokens, frame_mask_BT=None):
+        told = MicroConditions(*(jnp.full(x.shape[:1], each) for each in conditions))
         return model.apply(
-            params, x, time_B, *tokens, told if config.model.clip_conditions else None, noised_BT
+            params, x, time_B, *tokens, told if config.model.micro_cond else None, frame_mask_BT
         )
 
     def step(params, x, tokens, null):
@@ -185,7 +185,7 @@ def compile_denoise_step(
 
     def init(key):
         time_B = jnp.zeros(1)
-        told = ClipConditions(*jnp.ones((5, 1))) if config.model.clip_conditions else None
+        told = MicroConditions(*jnp.ones((5, 1))) if config.model.micro_cond else None
         first, text, mask = (jnp.zeros((1, *a.shape[1:]), a.dtype) for a in (x, *tokens))
         return model.init(key, first, time_B, text, mask, told)
 

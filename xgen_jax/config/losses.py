@@ -84,8 +84,8 @@ class REGENLossConfig:
       prediction: `x0`, `eps` (the paper's; by `ddpm` alone), `v` or `velocity`.
       weighting: `uniform`: the squared error of what is predicted; `velocity`, where x0 is: as if
         the velocity were, to at most `weight_limit` times the uniform one.
-      time_distribution, time_shift: of the drawn times, see `diffusion.time.draw_times`.
-      one_step_share: share of chunks at t = 1 exactly, whence decoding in one step begins; 0 is the
+      time_distribution, time_shift: of the drawn times, see `diffusion.time.sample_times`.
+      one_step_fraction: share of chunks at t = 1 exactly, whence decoding in one step begins; 0 is the
       paper's.
       windows: which frames are denoised together: `chunk`, each chunk by itself; or `moved`,
         windows of a chunk's length that begin up to half a chunk before or after it, hold frames of
@@ -105,7 +105,7 @@ class REGENLossConfig:
     weight_limit: float = 25.0
     time_distribution: str = "uniform"
     time_shift: float = 1.0
-    one_step_share: float = 0.0
+    one_step_fraction: float = 0.0
     windows: str = "chunk"
     kl: float = 0.0
     motion: float = 0.0
@@ -128,8 +128,10 @@ class REGENLossConfig:
         for name in ("kl", "motion", "lpips", "consistency"):
             if getattr(self, name) < 0:
                 raise UserError(f"loss.{name} must be 0 or more, not {getattr(self, name)}")
-        if not 0 <= self.one_step_share <= 1:
-            raise UserError(f"loss.one_step_share must be in [0, 1], not {self.one_step_share}")
+        if not 0 <= self.one_step_fraction <= 1:
+            raise UserError(
+                f"loss.one_step_fraction must be in [0, 1], not {self.one_step_fraction}"
+            )
         if self.weighting == "velocity" and self.prediction != "x0":
             raise UserError(
                 f"loss.weighting='velocity' is for prediction='x0', not {self.prediction!r}"
@@ -154,7 +156,7 @@ class VDiTLossConfig:
     Attributes:
       process: `flow` or `ddpm`, see `diffusion.processes`; whether a variance is learned is the
       model's to say.
-      caption_drop: share of samples that see the empty caption.
+      cond_drop_prob: share of samples that see the empty caption.
       time_distribution: `uniform` or `logit_normal`.
       time_shift: see `diffusion.time.shift`; sampling uses the same.
       shift_by_size: multiply the shift by what `diffusion.time.shift_ratio` says of a clip's size
@@ -163,7 +165,7 @@ class VDiTLossConfig:
     """
 
     process: str = "flow"
-    caption_drop: float = 0.1
+    cond_drop_prob: float = 0.1
     time_distribution: str = "logit_normal"
     time_shift: float = 1.0
     shift_by_size: bool = False

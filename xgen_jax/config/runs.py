@@ -103,9 +103,9 @@ class REGENRun:
             max(bucket.frames for bucket in self.data.buckets),
             2 * self.model.chunk_frames,
         )
-        if self.loss.windows == "moved" and longest < least:
+        if self.loss.windows == "shifted" and longest < least:
             raise UserError(
-                f"loss.windows='moved' is for clips of two chunks, {least} frames or more, and the longest bucket has "
+                f"loss.windows='shifted' is for clips of two chunks, {least} frames or more, and the longest bucket has "
                 f"{longest}: decoding would cross borders that training has not; add one, or choose "
                 "loss.windows='chunk'"
             )

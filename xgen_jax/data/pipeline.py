@@ -39,7 +39,7 @@ _SCHEDULE, _SHUFFLE, _CLIP = range(
 #   "caption"    list of B strings
 #   "sample_id"  int64 (B,), unique over buckets and epochs: fold it into PRNG keys
 #   "index"      int64 (B,), place in the source
-#   "clip"       float32 (B, 5), what a transformer may be told: see `clip_conditions`
+#   "clip"       float32 (B, 5), what a transformer may be told: see `micro_conditions`
 Batch = dict[str, Any]
 
 
@@ -83,11 +83,11 @@ def slot_counts(weights: list[float]) -> list[int]:
     return [max(1, round(weight / sum(weights) * _MAX_PERIOD)) for weight in weights]
 
 
-def clip_conditions(frames: int, height: int, width: int, fps: float) -> np.ndarray:
+def micro_conditions(frames: int, height: int, width: int, fps: float) -> np.ndarray:
     """float32 (5,): height, width, height / width, frames, frames a second; an image counts as
     IMAGE_FPS.
 
-    The order is that of `models.vdit_config.ClipConditions`. Open-Sora 1.1 trained on width /
+    The order is that of `models.vdit_config.MicroConditions`. Open-Sora 1.1 trained on width /
     height and sampled with height / width; here it is the latter in both.
     """
     return np.array(
@@ -268,7 +268,7 @@ class Pipeline:
                 f"source {self._source.name!r} gave {video.dtype} {video.shape} instead of uint8 {shape}"
             )
         sample_id = extended * len(self._config.buckets) + number
-        conditions = clip_conditions(*bucket.shape, sample.pop("fps", 0.0))
+        conditions = micro_conditions(*bucket.shape, sample.pop("fps", 0.0))
         return {
             **sample,
             "clip": conditions,

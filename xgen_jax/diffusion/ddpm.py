@@ -26,7 +26,7 @@ import numpy as np
 
 from xgen_jax.diffusion import grids
 from xgen_jax.diffusion.process import PREDICTIONS, Level, Process, per_sample
-from xgen_jax.diffusion.time import draw_times
+from xgen_jax.diffusion.time import sample_times
 from xgen_jax.errors import UserError
 from xgen_jax.typing import Array
 
@@ -149,14 +149,14 @@ class DDPM(Process):
         """Times in [0, 1] -> the nearest step 0 .. N - 1, int32."""
         return jnp.clip(jnp.round(t * self.num_steps).astype(jnp.int32) - 1, 0, self.num_steps - 1)
 
-    def network_time(self, t: Array) -> Array:
+    def timestep(self, t: Array) -> Array:
         """The step; the network was trained at whole ones."""
         return jnp.clip(jnp.round(t * self.num_steps) - 1, 0, self.num_steps - 1)
 
-    def draw_times(self, key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
-        """See `diffusion.time.draw_times`; rounded up to whole steps. The process's own
+    def sample_times(self, key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
+        """See `diffusion.time.sample_times`; rounded up to whole steps. The process's own
         distribution is `uniform`."""
-        t_B = draw_times(key_B, distribution, ratio)
+        t_B = sample_times(key_B, distribution, ratio)
         return (
             jnp.clip(jnp.floor(t_B * self.num_steps), 0, self.num_steps - 1) + 1
         ) / self.num_steps

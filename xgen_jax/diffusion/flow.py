@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from xgen_jax.diffusion.process import PREDICTIONS, Level, Process
-from xgen_jax.diffusion.time import draw_times, time_grid
+from xgen_jax.diffusion.time import sample_times, time_grid
 from xgen_jax.errors import UserError
 from xgen_jax.typing import Array
 
@@ -37,13 +37,13 @@ class RectifiedFlow(Process):
         """(1 - t, t)."""
         return 1.0 - t, t
 
-    def network_time(self, t: Array) -> Array:
+    def timestep(self, t: Array) -> Array:
         """1000 t."""
         return 1000.0 * t
 
-    def draw_times(self, key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
-        """See `diffusion.time.draw_times`."""
-        return draw_times(key_B, distribution, ratio)
+    def sample_times(self, key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
+        """See `diffusion.time.sample_times`."""
+        return sample_times(key_B, distribution, ratio)
 
     def levels(self, t: np.ndarray) -> Level:
         """The levels at times (n,), in float64."""

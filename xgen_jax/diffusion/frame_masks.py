@@ -20,7 +20,7 @@ KINDS += ("image_random", "image_head", "image_tail", "image_head_tail")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameMaskConfig:
-    """Shares of clips, which add up to 1, by what of them is the condition.
+    """Fractions of clips, which add up to 1, by what of them is the condition.
 
     Attributes:
       none: nothing.
@@ -40,14 +40,16 @@ class FrameMaskConfig:
     image_head_tail: float = 0.0
 
     def __post_init__(self):
-        if min(self.shares) < 0 or abs(sum(self.shares) - 1.0) > 1e-6:
-            listed = ", ".join(f"{kind} {share}" for kind, share in zip(KINDS, self.shares))
+        if min(self.fractions) < 0 or abs(sum(self.fractions) - 1.0) > 1e-6:
+            listed = ", ".join(
+                f"{kind} {fraction}" for kind, fraction in zip(KINDS, self.fractions)
+            )
             raise UserError(
-                f"the shares of frame masks must be 0 or more and add up to 1: {listed}"
+                f"the fractions of frame masks must be 0 or more and add up to 1: {listed}"
             )
 
     @property
-    def shares(self) -> tuple[float, ...]:
+    def fractions(self) -> tuple[float, ...]:
         """In the order of `KINDS`."""
         return tuple(getattr(self, kind) for kind in KINDS)
 
@@ -65,12 +67,12 @@ OPEN_SORA = FrameMaskConfig(
 )
 
 
-def draw_noised(keys_B: Array, frames: int, config: FrameMaskConfig) -> Array:
+def sample_frame_masks(keys_B: Array, frames: int, config: FrameMaskConfig) -> Array:
     """bool (B, frames), True where a latent frame is noised; a sample's own key decides about it.
 
     A mask that would leave nothing to draw (both ends of two frames, any of one) gives way to none.
     """
-    cuts = jnp.cumsum(jnp.asarray(config.shares, jnp.float32))[:-1]
+    cuts = jnp.cumsum(jnp.asarray(config.fractions, jnp.float32))[:-1]
     place_T = jnp.arange(frames)
 
     def one(key):

@@ -31,7 +31,7 @@ class KnownFrames:
         del now, noise
         return jnp.where(per_sample(self.known_BT, x), self.latents, x)
 
-    def noised(self, now):
+    def frame_mask(self, now):
         """All but the known."""
         del now
         return ~self.known_BT
@@ -44,7 +44,7 @@ class KnownFrames:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReleasedFrames:
+class OpenSoraFrames:
     """Open-Sora 1.1's rule, for the ancestral sampling of its own respaced chain.
 
     A frame of strength s in [0, 1] waits as it is given until step floor(s K) of K (they count down
@@ -68,7 +68,7 @@ class ReleasedFrames:
         begins = per_sample(self._start() == self._left(now), x)
         return jnp.where(begins, now.alpha * x + now.sigma * noise(now.step, FRAME_NOISE), x)
 
-    def noised(self, now):
+    def frame_mask(self, now):
         """Those past their first step: at their first the network still takes them as clean."""
         return self._start() > self._left(now)
 

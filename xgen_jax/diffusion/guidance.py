@@ -107,23 +107,23 @@ def guided(
     def twice(a):
         return None if a is None else jnp.concatenate([a, a])
 
-    def guide(x, level, noised):
-        time = jnp.full((2 * x.shape[0],), level.network_time)
-        conditional, unconditional = jnp.split(predict(twice(x), time, both, twice(noised)), 2)
+    def guide(x, level, frame_mask):
+        time = jnp.full((2 * x.shape[0],), level.timestep)
+        conditional, unconditional = jnp.split(predict(twice(x), time, both, twice(frame_mask)), 2)
         prediction, variance = process.split(conditional)
         prediction = combine(prediction, process.split(unconditional)[0], scale, config)
         return prediction if variance is None else jnp.concatenate([prediction, variance], axis=-1)
 
-    def follow(x, level, noised):
-        return predict(x, jnp.full((x.shape[0],), level.network_time), condition, noised)
+    def follow(x, level, frame_mask):
+        return predict(x, jnp.full((x.shape[0],), level.timestep), condition, frame_mask)
 
-    def denoise(x, level, noised=None):
+    def denoise(x, level, frame_mask=None):
         if config.interval is None:
-            output = guide(x, level, noised)
+            output = guide(x, level, frame_mask)
         else:
             low, high = config.interval
             inside = jnp.logical_and(level.t > low, level.t <= high)
-            output = lax.cond(inside, guide, follow, x, level, noised)
+            output = lax.cond(inside, guide, follow, x, level, frame_mask)
         if config.zero_steps:
             output = jnp.where(level.step < config.zero_steps, 0.0, output)
         return process.denoised(output, x, level, clip)

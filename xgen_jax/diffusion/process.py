@@ -3,13 +3,13 @@ it.
 
     x_t = alpha(t) x0 + sigma(t) eps        t in [0, 1], 0 is data, 1 is noise
 
-A process says what alpha and sigma are (`schedule`), draws noise (`terminal`), puts it on
+A process says what alpha and sigma are (`schedule`), draws noise (`sample_prior`), puts it on
 (`corrupt`) and turns one kind of prediction into another (`convert`). Of x_t and any one of these
 the others follow:
 
     x0    eps    v = alpha eps - sigma x0 (arXiv 2202.00512)    velocity = eps - x0
 
-Beside the verbs it says how its network is spoken to: the time it is given (`network_time`), the
+Beside the verbs it says how its network is spoken to: the time it is given (`timestep`), the
 kind of its prediction and whether a variance comes with it, and the losses of its output, a number
 a frame.
 """
@@ -37,14 +37,14 @@ class Level(NamedTuple):
     Attributes:
       t: in [0, 1].
       alpha, sigma: of x_t = alpha x0 + sigma eps.
-      network_time: what the network is given, in 0 .. 1000.
+      timestep: what the network is given, in 0 .. 1000.
       step: the index of a sampling step that starts here, counted from the first.
     """
 
     t: Array
     alpha: Array
     sigma: Array
-    network_time: Array
+    timestep: Array
     step: Array
 
 
@@ -104,14 +104,14 @@ def _both(value, x_t, alpha, sigma, source):
             return (x_t - sigma * value) / (alpha + sigma), (x_t + alpha * value) / (alpha + sigma)
 
 
-def frame_mean(values_BT: Array, noised_BT: Array | None = None) -> Array:
+def frame_mean(values_BT: Array, frame_mask_BT: Array | None = None) -> Array:
     """Mean over the noised frames of each sample, (B, T) -> (B,); None is all of them.
 
     A sample without a noised frame counts 0, not 0 / 0.
     """
-    if noised_BT is None:
+    if frame_mask_BT is None:
         return values_BT.mean(1)
-    return jnp.where(noised_BT, values_BT, 0).sum(1) / jnp.maximum(noised_BT.sum(1), 1)
+    return jnp.where(frame_mask_BT, values_BT, 0).sum(1) / jnp.maximum(frame_mask_BT.sum(1), 1)
 
 
 class Process(abc.ABC):
@@ -131,12 +131,12 @@ class Process(abc.ABC):
         """(alpha, sigma) at times in [0, 1], of any shape."""
 
     @abc.abstractmethod
-    def network_time(self, t: Array) -> Array:
+    def timestep(self, t: Array) -> Array:
         """Times in [0, 1] -> what the network is given, in 0 .. 1000."""
 
     @abc.abstractmethod
-    def draw_times(self, key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
-        """Training times (B,); see `diffusion.time.draw_times`."""
+    def sample_times(self, key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
+        """Training times (B,); see `diffusion.time.sample_times`."""
 
     @abc.abstractmethod
     def levels(self, t: np.ndarray) -> Level:
@@ -160,7 +160,7 @@ class Process(abc.ABC):
         x0: Array,
         eps: Array,
         t_B: Array,
-        noised_BT: Array | None = None,
+        frame_mask_BT: Array | None = None,
         condition_time: float = 0.0,
     ) -> Array:
         """x_t of a batch (B, T, ...) at times (B,).
@@ -168,12 +168,12 @@ class Process(abc.ABC):
         Args:
           x0, eps: data and standard normal noise.
           t_B: times.
-          noised_BT: False for a condition frame; None is all noised.
+          frame_mask_BT: False for a condition frame; None is all noised.
           condition_time: where condition frames stand: 0 is clean. (Open-Sora 1.1 trains them with
             the noise of DDPM's step 0, which is 1 / 1000.)
         """
-        if noised_BT is not None:
-            t_B = jnp.where(noised_BT, t_B[:, None], condition_time)
+        if frame_mask_BT is not None:
+            t_B = jnp.where(frame_mask_BT, t_B[:, None], condition_time)
         alpha, sigma = self.schedule(per_sample(t_B, x0))
         return alpha * x0 + sigma * eps
 
@@ -181,7 +181,7 @@ class Process(abc.ABC):
         """`convert` at times (B,)."""
         return convert(value, x_t, *self.schedule(per_sample(t_B, x_t)), source, target)
 
-    def terminal(self, key: Array, shape: Shape) -> Array:
+    def sample_prior(self, key: Array, shape: Shape) -> Array:
         """Noise at t = 1: standard normal."""
         return jax.random.normal(key, shape)
 

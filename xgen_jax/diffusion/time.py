@@ -41,7 +41,7 @@ def shift_ratio(
     )
 
 
-def draw_times(key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
+def sample_times(key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
     """Training times (B,), one for each key.
 
     Args:

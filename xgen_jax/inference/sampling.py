@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xgen_jax.config.runs import VDiTRun
-from xgen_jax.data.pipeline import clip_conditions
+from xgen_jax.data.pipeline import micro_conditions
 from xgen_jax.data.pixels import to_uint8
 from xgen_jax.diffusion.frames import KnownFrames
 from xgen_jax.diffusion.grids import make_grid
@@ -31,7 +31,7 @@ from xgen_jax.inference.streaming import plan as plan_chunks
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text import TextConditioner
 from xgen_jax.models.vdit import VDiT
-from xgen_jax.models.vdit_config import ClipConditions
+from xgen_jax.models.vdit_config import MicroConditions
 from xgen_jax.parallel.memory import GB, program_bytes
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import BATCH, batch_sharding, on_mesh, tree_shardings
@@ -82,7 +82,7 @@ def _start(program: _Program, steps, seeds_B, rows_B, piece):
         key_B = jax.vmap(
             lambda key: jax.random.fold_in(jax.random.fold_in(key, _PIECE_NOISE), piece)
         )(key_B)
-    x = jax.vmap(lambda key: program.process.terminal(key, program.shape))(key_B)
+    x = jax.vmap(lambda key: program.process.sample_prior(key, program.shape))(key_B)
     if not jax.sharding.get_abstract_mesh().empty:
         x = jax.lax.with_sharding_constraint(x, BATCH)
     return key_B, begin(x, steps, program.sampler)
@@ -93,12 +93,12 @@ def _advance(program: _Program, carry, here, params, tokens, clip, frames, key_B
     """One step."""
     text, null = tokens
 
-    def predict(x, time, condition, noised):
-        conditions = program.model.config.clip_conditions
+    def predict(x, time, condition, frame_mask):
+        conditions = program.model.config.micro_cond
         told = (
-            ClipConditions(*(jnp.full(x.shape[:1], each) for each in clip)) if conditions else None
+            MicroConditions(*(jnp.full(x.shape[:1], each) for each in clip)) if conditions else None
         )
-        return program.model.apply(params, x, time, *condition, told, noised)
+        return program.model.apply(params, x, time, *condition, told, frame_mask)
 
     denoise = guided(predict, text, null, scale, program.process, program.guidance)
     return advance(denoise, carry, here, program.sampler, key_noise(key_B, program.shape), frames)[
@@ -173,7 +173,7 @@ class Drawer:
         self._scale = np.float32(
             config.guidance_scale if guidance_scale is None else guidance_scale
         )
-        self._clip = clip_conditions(plan.piece_frames, plan.height, plan.width, plan.fps)
+        self._clip = micro_conditions(plan.piece_frames, plan.height, plan.width, plan.fps)
         self._text, self._embedder = text, embedder
         devices = jax.local_devices()
         shared = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)

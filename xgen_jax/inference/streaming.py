@@ -23,10 +23,10 @@ CHUNK = 4  # latent frames at a time where nobody sets a budget
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def encode_chunk(embedder: Embedder, params: Params, video: Array, history):
+def encode_chunk(embedder: Embedder, params: Params, video: Array, cache):
     """`Embedder.encode_chunk`, compiled; of uint8 or float video."""
     video = to_unit_range(video) if video.dtype == jnp.uint8 else video
-    return embedder.encode_chunk(params, video, history)
+    return embedder.encode_chunk(params, video, cache)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=3)
@@ -34,12 +34,12 @@ def decode_chunk(
     embedder: Embedder,
     params: Params,
     latents: Array,
-    history,
+    cache,
     last: bool,
     key: Array | None = None,
 ):
     """`Embedder.decode_chunk`, compiled; another key compiles nothing."""
-    return embedder.decode_chunk(params, latents, history, last, key)
+    return embedder.decode_chunk(params, latents, cache, last, key)
 
 
 def encode_stream(
@@ -62,7 +62,7 @@ def encode_stream(
         or not in range, a clip of a length or size that the model cannot take, a model that depends
         on the whole clip.
     """
-    history, first, waiting, seen, done = None, None, None, 0, 0
+    cache, first, waiting, seen, done = None, None, None, 0, 0
     for chunk in chunks:
         chunk = np.asarray(chunk)
         check_video(chunk)
@@ -74,14 +74,14 @@ def encode_stream(
         waiting = chunk if waiting is None else np.concatenate([waiting, chunk], axis=1)
         settled = embedder.frames(embedder.whole_latents(seen))
         if settled > done:
-            latents, history = encode_chunk(embedder, params, waiting[:, : settled - done], history)
+            latents, cache = encode_chunk(embedder, params, waiting[:, : settled - done], cache)
             waiting, done = waiting[:, settled - done :], settled
             yield np.asarray(latents)
     if first is None:
         raise UserError("the stream to encode holds no chunk")
     if waiting.shape[1]:
         embedder.latent_shape((seen, *first.shape[2:4]))  # tells the nearest lengths
-        yield np.asarray(encode_chunk(embedder, params, waiting, history)[0])
+        yield np.asarray(encode_chunk(embedder, params, waiting, cache)[0])
 
 
 def decode_stream(
@@ -107,7 +107,7 @@ def decode_stream(
     Raises:
       UserError: as `encode_stream`.
     """
-    history, first, waiting = None, None, None
+    cache, first, waiting = None, None, None
     for chunk in chunks:
         chunk = np.asarray(chunk)
         _check_latents(embedder, chunk)
@@ -117,15 +117,15 @@ def decode_stream(
         ready = waiting.shape[1] // embedder.unit * embedder.unit
         if ready:
             ready, waiting = waiting[:, :ready], waiting[:, ready:]
-            video, history = decode_chunk(
-                embedder, params, jax.device_put(ready, sharding), history, False, key
+            video, cache = decode_chunk(
+                embedder, params, jax.device_put(ready, sharding), cache, False, key
             )
             yield np.asarray(video)
-    if first is None or (history is None and not waiting.shape[1]):
+    if first is None or (cache is None and not waiting.shape[1]):
         raise UserError("the stream to decode holds no latents")
     if waiting.shape[1] or embedder.look_ahead:
         video, _ = decode_chunk(
-            embedder, params, jax.device_put(waiting, sharding), history, True, key
+            embedder, params, jax.device_put(waiting, sharding), cache, True, key
         )
         if video.shape[1]:
             yield np.asarray(video)
@@ -240,17 +240,17 @@ def chunk_bytes(
         shape = (batch, frames, h * s, w * s, 3) if verb == "encode" else (batch, n, h, w, c)
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    def program(history, x, last):
+    def program(cache, x, last):
         if verb == "encode":
-            return encode_chunk.lower(embedder, params, x, history)
-        return decode_chunk.lower(embedder, params, x, history, last)
+            return encode_chunk.lower(embedder, params, x, cache)
+        return decode_chunk.lower(embedder, params, x, cache, last)
 
     if whole:
         return program_bytes(program(None, of(chunk, embedder.frames(chunk)), True).compile())
     # Two units, for a decoder that looks ahead remembers a frame only after the first.
-    history = program(None, of(2 * unit, embedder.frames(2 * unit)), False).out_info[1]
+    cache = program(None, of(2 * unit, embedder.frames(2 * unit)), False).out_info[1]
     frames = embedder.frames(unit + chunk) - embedder.frames(unit)
-    return program_bytes(program(history, of(chunk, frames), False).compile())
+    return program_bytes(program(cache, of(chunk, frames), False).compile())
 
 
 def plan(

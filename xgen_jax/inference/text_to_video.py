@@ -77,7 +77,7 @@ class TextToVideo:
           steps: sampling steps; None takes the run's.
           guidance_scale: 1 is no guidance, more follows the prompt more closely; None takes the
           run's.
-          sampler: a name in `diffusion.samplers.RULES`.
+          sampler: a name in `diffusion.samplers.SOLVERS`.
           frames: length, one that the embedder can take.
           size: (height, width) in pixels, multiples of what the embedder needs.
           fps: frames a second, which some networks are told; None takes the run's.

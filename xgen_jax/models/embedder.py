@@ -102,10 +102,10 @@ class Embedder(abc.ABC):
         return fingerprint(self.model.config, params)
 
     @abc.abstractmethod
-    def encode_chunk(self, params: Params, video_BTHWC: Array, history=None) -> tuple[Array, Any]:
-        """Video in [-1, 1] -> (normalised latents (B, t, h, w, c), history): the posterior's mean.
+    def encode_chunk(self, params: Params, video_BTHWC: Array, cache=None) -> tuple[Array, Any]:
+        """Video in [-1, 1] -> (normalised latents (B, t, h, w, c), cache): the posterior's mean.
 
-        `history` is None for the first chunk and then what the call before gave. A chunk is
+        `cache` is None for the first chunk and then what the call before gave. A chunk is
         `frames` of whole units; the last may have what else `latent_shape` allows.
         """
 
@@ -114,11 +114,11 @@ class Embedder(abc.ABC):
         self,
         params: Params,
         latents_BTHWC: Array,
-        history=None,
+        cache=None,
         last: bool = True,
         key: Array | None = None,
     ) -> tuple[Array, Any]:
-        """Normalised latents -> (video (B, T, H, W, 3), about [-1, 1], history).
+        """Normalised latents -> (video (B, T, H, W, 3), about [-1, 1], cache).
 
         Unless it is the `last`, a chunk is of whole units, and its video ends `look_ahead` frames
         early. The last may be empty. `key` is for generative decoders: one for all clips, or one a
@@ -170,23 +170,23 @@ class VidVAEEmbedder(Embedder):
         """See `VidVAEConfig.depends_on_whole_clip`."""
         return self.model.config.depends_on_whole_clip
 
-    def encode_chunk(self, params: Params, video_BTHWC: Array, history=None) -> tuple[Array, Any]:
+    def encode_chunk(self, params: Params, video_BTHWC: Array, cache=None) -> tuple[Array, Any]:
         """See `Embedder`. The first chunk has 1 + f*n frames, others have f*n."""
-        mean, _, history = self.model.apply(params["model"], video_BTHWC, history, method="encode")
-        return _normalised(params, mean), history
+        mean, _, cache = self.model.apply(params["model"], video_BTHWC, cache, method="encode")
+        return _normalised(params, mean), cache
 
     def decode_chunk(
         self,
         params: Params,
         latents_BTHWC: Array,
-        history=None,
+        cache=None,
         last: bool = True,
         key: Array | None = None,
     ) -> tuple[Array, Any]:
         """See `Embedder`; `key` is not used."""
         del key
         return self.model.apply(
-            params["model"], _scaled(params, latents_BTHWC), history, last, method="decode"
+            params["model"], _scaled(params, latents_BTHWC), cache, last, method="decode"
         )
 
 
@@ -235,7 +235,7 @@ class REGENEmbedder(Embedder):
         """It does not."""
         return ""
 
-    def encode_chunk(self, params: Params, video_BTHWC: Array, history=None) -> tuple[Array, Any]:
+    def encode_chunk(self, params: Params, video_BTHWC: Array, cache=None) -> tuple[Array, Any]:
         """See `Embedder`. Chunks know nothing of one another; a single frame at the end is an
         image."""
         batch, length = video_BTHWC.shape[0], self.model.config.chunk_frames
@@ -258,7 +258,7 @@ class REGENEmbedder(Embedder):
         self,
         params: Params,
         latents_BTHWC: Array,
-        history=None,
+        cache=None,
         last: bool = True,
         key: Array | None = None,
     ) -> tuple[Array, Any]:
@@ -279,7 +279,7 @@ class REGENEmbedder(Embedder):
             self.process,
             self.steps,
             z,
-            history,
+            cache,
             last,
             keys_B,
             self.windows,

@@ -54,9 +54,9 @@ def sample_frames(
     # Near t = 1 a small error of eps is a large one of x0, which pixels bound.
     clip = 1.0 if process.prediction == "eps" else None
 
-    def denoise(x, level: Level, noised) -> Denoised:
-        del noised
-        time_B = jnp.full(x.shape[:1], level.network_time)
+    def denoise(x, level: Level, frame_mask) -> Denoised:
+        del frame_mask
+        time_B = jnp.full(x.shape[:1], level.timestep)
         output = model.apply(params, x, time_B, conditioning, method="denoise")
         return process.denoised(output, x, level, clip)
 
@@ -69,7 +69,7 @@ def decode_chunks(
     process: Process,
     steps: int,
     z_BtHWC: Array,
-    history: tuple[Array, Array] | None,
+    cache: tuple[Array, Array] | None,
     last: bool,
     key_B: Array,
     windows: str,
@@ -82,7 +82,7 @@ def decode_chunks(
       model, params, process, steps: see `sample_frames`.
       z_BtHWC: as the encoder gives them, two latent frames a chunk. With `last` there may be one
         more, of an image, or none at all.
-      history: None at the start of a clip, then what the call before returned: the last chunk's
+      cache: None at the start of a clip, then what the call before returned: the last chunk's
         latents, if any, and its samples of the frames where the next window overlaps.
       last: whether the clip ends here; otherwise the last `look_ahead` frames come with the next
         call.
@@ -90,7 +90,7 @@ def decode_chunks(
       windows: a name in `regen_windows.WINDOWS`, as the decoder was trained.
 
     Returns:
-      (video (B, F, H, W, 3), about [-1, 1], history).
+      (video (B, F, H, W, 3), about [-1, 1], cache).
     """
     config = model.config
     batch, length, side = z_BtHWC.shape[0], config.chunk_frames, config.space_factor
@@ -98,8 +98,8 @@ def decode_chunks(
     height, width = side * z_BtHWC.shape[2], side * z_BtHWC.shape[3]
     z = z_BtHWC[:, : 2 * n].reshape(batch, n, 2, *z_BtHWC.shape[2:])
     none = jnp.zeros((batch, 0, height, width, 3))
-    is_start = history is None
-    before, shared = (z[:, :0], none) if is_start else history
+    is_start = cache is None
+    before, shared = (z[:, :0], none) if is_start else cache
 
     def sample_windows(conditioning):
         """Sample windows of each clip, (B N, F, ...), and join them: (B, N F, H, W, 3)."""

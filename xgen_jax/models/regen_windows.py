@@ -7,7 +7,7 @@ windows there are; decoding, training and resampling in time all ask it.
 `windows="chunk"`: a window is a chunk. The clip then jumps at the borders of chunks: frames on
 either side come of different latents and never attend to each other.
 
-`windows="moved"`: windows go from the middle of a chunk to the middle of the next. Frames before
+`windows="shifted"`: windows go from the middle of a chunk to the middle of the next. Frames before
 the first middle and after the last come from the window of their own chunk. A single frame at the
 end (an image) is a window by itself.
 
@@ -39,7 +39,7 @@ from xgen_jax.models.regen import REGEN, Conditioning
 from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.typing import Array, Params
 
-WINDOWS = ("chunk", "moved")
+WINDOWS = ("chunk", "shifted")
 # How frames between two frames of a clip are conditioned; see `own_times`.
 BETWEEN = ("interpolated", "continuous")
 # The content latent takes no part at time 0 exactly (see `models.regen`). In a window across a
@@ -85,7 +85,7 @@ def look_ahead(config: REGENConfig, windows: str) -> int:
 
     They wait for the next chunk: half a chunk, and the overlap, where windows cross borders.
     """
-    return config.chunk_frames // 2 + overlap(config) if windows == "moved" else 0
+    return config.chunk_frames // 2 + overlap(config) if windows == "shifted" else 0
 
 
 def border_times(config: REGENConfig, positions_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +199,7 @@ def plan_windows(
                 fields = (chunks_2F, times_2F, mix_F, weights_F)
                 planned.append(Window(part, *(field[..., part] for field in fields)))
 
-    borders = range(frames // length - 1 if windows == "moved" else 0)
+    borders = range(frames // length - 1 if windows == "shifted" else 0)
     weights_of = [border_weights(config, positions_F, first) for first in borders]
     own_weights_F = np.round(1.0 - sum(weights_of, np.zeros(count)), 9)
     own = own_times(config, frames, positions_F, between)

@@ -250,20 +250,20 @@ class T5Conditioner:
 
     The null caption is the transformer's own constant, `null_caption(params["vdit"])` (length,
     width). All of it is attended to, so that the unconditional prediction is the same for every
-    prompt; with `released` it gets the mask of the prompt that it stands in for, as STDiT2's
+    prompt; with `opensora_compat` it gets the mask of the prompt that it stands in for, as STDiT2's
     weights were trained. A caption without tokens, such as an empty one, is the null caption.
 
     Attributes:
       length: tokens of every row, padding included.
       width: of the tokens.
-      released: see above.
+      opensora_compat: see above.
       fingerprint: of the T5.
       encoder: computes embeddings that are not in a batch; None where all are stored.
     """
 
     length: int
     width: int
-    released: bool = False
+    opensora_compat: bool = False
     fingerprint: str = ""
     # Not compared: no part of what is compiled.
     encoder: CaptionEncoder | None = dataclasses.field(default=None, compare=False)
@@ -328,7 +328,7 @@ class T5Conditioner:
             return text, mask | empty_B[:, None]
         dropped_B = dropped_B | empty_B
         text = jnp.where(dropped_B[:, None, None], null_caption(params["vdit"])[None], text)
-        whole_B = empty_B if self.released else dropped_B
+        whole_B = empty_B if self.opensora_compat else dropped_B
         return text, mask | whole_B[:, None]
 
     def _require_encoder(self) -> CaptionEncoder:

@@ -9,7 +9,7 @@ one, of the diffusion time and the clip's length and frame rate (adaLN-single, P
 
 Frames given as conditions are clean: they are modulated as at time 0.
 
-`released=True` computes as the public STDiT2 did (Open-Sora 1.1), with the same parameters. It
+`opensora_compat=True` computes as the public STDiT2 did (Open-Sora 1.1), with the same parameters. It
 differs in three places:
 - `nn.attention`: queries and keys are rotated before they are normalised, not after;
 - `_patch_scales`: the positions' scale comes from the pixels of the batch's first clip and a rounded side
@@ -28,7 +28,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.vdit_config import ClipConditions, VDiTConfig
+from xgen_jax.models.vdit_config import MicroConditions, VDiTConfig
 from xgen_jax.nn.attention import CrossAttention, SelfAttention
 from xgen_jax.nn.embeddings import (
     NORMAL,
@@ -77,7 +77,7 @@ class Block(nn.Module):
 
         shift_s, scale_s, gate_s, shift_m, scale_m, gate_m = rows(t6_BF6D, "scale_shift_table")
         kwargs = {"implementation": c.attention, "dtype": self.dtype}
-        self_kwargs = {"qk_norm": c.qk_norm, "rotate_first": c.released, **kwargs}
+        self_kwargs = {"qk_norm": c.qk_norm, "rotate_first": c.opensora_compat, **kwargs}
 
         h = modulate(layer_norm(x_BTSD), shift_s, scale_s)
         if c.attention_layout == "full":
@@ -117,10 +117,10 @@ class Modulation(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, h_BFD: Array, noised_BT: Array | None) -> Array:
+    def __call__(self, h_BFD: Array, frame_mask_BT: Array | None) -> Array:
         features = self.parts * h_BFD.shape[-1]
         dense = join_scope(self, nn.Dense(features, dtype=self.dtype, kernel_init=NORMAL))
-        m = select_frames(dense(nn.silu(h_BFD)), noised_BT)
+        m = select_frames(dense(nn.silu(h_BFD)), frame_mask_BT)
         return rearrange(m, "b f (n d) -> b f n d", n=self.parts)
 
 
@@ -131,13 +131,15 @@ class SizeEmbedder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, clip: ClipConditions) -> Array:
+    def __call__(self, micro_cond: MicroConditions) -> Array:
         third = self.features // 3
         if self.features % 3:  # the aspect takes the rest; sides of a round number can be sharded
             third -= third % min(16, third)
-        sides = jnp.stack([clip.height, clip.width], axis=1)
+        sides = jnp.stack([micro_cond.height, micro_cond.width], axis=1)
         sides = scalar_embedder(self, third, "size_embedder")(sides)
-        aspect = scalar_embedder(self, self.features - 2 * third, "aspect_embedder")(clip.aspect)
+        aspect = scalar_embedder(self, self.features - 2 * third, "aspect_embedder")(
+            micro_cond.aspect
+        )
         return jnp.concatenate([rearrange(sides, "b n d -> b (n d)"), aspect], axis=-1)[:, None]
 
 
@@ -148,9 +150,9 @@ class TemporalEmbedder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, clip: ClipConditions) -> Array:
-        frames = scalar_embedder(self, self.features, "frames_embedder")(clip.frames)
-        fps = scalar_embedder(self, self.features, "fps_embedder")(clip.fps)
+    def __call__(self, micro_cond: MicroConditions) -> Array:
+        frames = scalar_embedder(self, self.features, "frames_embedder")(micro_cond.frames)
+        fps = scalar_embedder(self, self.features, "fps_embedder")(micro_cond.fps)
         return (frames + fps)[:, None]
 
 
@@ -172,7 +174,7 @@ class FinalLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTSD: Array, t_BFD: Array, in_space_BFD: Array, noised_BT: Array | None
+        self, x_BTSD: Array, t_BFD: Array, in_space_BFD: Array, frame_mask_BT: Array | None
     ) -> Array:
         width = x_BTSD.shape[-1]
         init = nn.initializers.normal(width**-0.5)
@@ -183,13 +185,13 @@ class FinalLayer(nn.Module):
             shift, scale = (m[:, :, None, :] for m in rows)
             return modulate(layer_norm(x_BTSD), shift, scale)
 
-        if not self.config.released:
-            x_BTSD = modulated(x_BTSD, select_frames(in_space_BFD, noised_BT))
+        if not self.config.opensora_compat:
+            x_BTSD = modulated(x_BTSD, select_frames(in_space_BFD, frame_mask_BT))
         else:
             x_BTSD = modulated(x_BTSD, t_BFD[:, :1])
-            if noised_BT is not None:
+            if frame_mask_BT is not None:
                 again = modulated(x_BTSD, in_space_BFD[:, 1:])
-                x_BTSD = jnp.where(noised_BT[:, :, None, None], x_BTSD, again)
+                x_BTSD = jnp.where(frame_mask_BT[:, :, None, None], x_BTSD, again)
         return nn.Dense(self.features, dtype=self.dtype, kernel_init=ZEROS, name="final")(x_BTSD)
 
 
@@ -211,8 +213,8 @@ class VDiT(nn.Module):
         time_B: Array,
         text_BLD: Array,
         mask_BL: Array | None = None,
-        clip: ClipConditions | None = None,
-        noised_BT: Array | None = None,
+        micro_cond: MicroConditions | None = None,
+        frame_mask_BT: Array | None = None,
     ) -> Array:
         """Predict, from noisy latents, what the diffusion process asks for.
 
@@ -221,8 +223,8 @@ class VDiT(nn.Module):
           time_B: diffusion time in 0..1000.
           text_BLD: text tokens; D is `text_width`.
           mask_BL: True where a token counts, at least one a row; None for all.
-          clip: what the clip is, for a network with `clip_conditions`; None for one without.
-          noised_BT: False where a latent frame is given clean, as a condition; None where all are
+          micro_cond: what the clip is, for a network with `micro_cond`; None for one without.
+          frame_mask_BT: False where a latent frame is given clean, as a condition; None where all are
             noised.
 
         Returns:
@@ -232,7 +234,7 @@ class VDiT(nn.Module):
           UserError: conditions that the network does not take, or lacks; empty latents.
         """
         c, (_, frames, rows, columns, channels) = self.config, x_BTHWC.shape
-        _check_inputs(c, x_BTHWC, clip)
+        _check_inputs(c, x_BTHWC, micro_cond)
         height, width = -(-rows // c.patch), -(-columns // c.patch)  # in patches
         join = functools.partial(join_scope, self)
         self._store_null_caption()
@@ -241,27 +243,27 @@ class VDiT(nn.Module):
         x = _pad(x_BTHWC, height * c.patch - rows, width * c.patch - columns)
         x = rearrange(patchify(x, c.patch), "b t h w d -> b t (h w) d")
         x = nn.Dense(c.width, dtype=self.dtype, kernel_init=XAVIER, name="x_embedder")(x)
-        scales = _patch_scales(c, height, width, clip)
+        scales = _patch_scales(c, height, width, micro_cond)
         x = _add_positions(c, x, height, width, scales)
         x = nn.with_logical_constraint(x, ("batch", "time", "space", "width"))
 
         # Conditions, (B, F, D): F = 2 is [the diffusion time, time 0] where frames are given clean.
-        zero = () if noised_BT is None else (jnp.zeros_like(time_B),)
+        zero = () if frame_mask_BT is None else (jnp.zeros_like(time_B),)
         t_embedder = join(TimestepEmbedder(c.width, dtype=self.dtype, name="t_embedder"))
         t = t_embedder(jnp.stack([time_B, *zero], axis=1))
         in_space = in_time = t
-        if clip is not None:
-            size = join(SizeEmbedder(c.width, self.dtype))(clip)
-            temporal = join(TemporalEmbedder(c.width, self.dtype))(clip)
+        if micro_cond is not None:
+            size = join(SizeEmbedder(c.width, self.dtype))(micro_cond)
+            temporal = join(TemporalEmbedder(c.width, self.dtype))(micro_cond)
             in_space, in_time = t + size, t + temporal
             if c.attention_layout == "full":
                 in_space = t + size + temporal
 
         # One modulation for all blocks, of each frame, (B, T or 1, 6 or 3, D): adaLN-single.
-        t6 = Modulation(6, self.dtype, name="t_block")(in_space, noised_BT)
+        t6 = Modulation(6, self.dtype, name="t_block")(in_space, frame_mask_BT)
         t3 = None
         if c.attention_layout == "factorised":
-            t3 = Modulation(3, self.dtype, name="t_block_temporal")(in_time, noised_BT)
+            t3 = Modulation(3, self.dtype, name="t_block_temporal")(in_time, frame_mask_BT)
         project = join(CaptionProjection(c.width, dtype=self.dtype, name="y_embedder"))
         text = project(text_BLD)  # (B, L, D)
 
@@ -270,7 +272,7 @@ class VDiT(nn.Module):
         x = join(blocks)(x, t6, t3, text, mask_BL, positions)  # (B, T, S, D)
 
         features = c.patch**2 * c.out_channels(channels)
-        x = join(FinalLayer(c, features, self.dtype))(x, t, in_space, noised_BT)
+        x = join(FinalLayer(c, features, self.dtype))(x, t, in_space, frame_mask_BT)
         x = unpatchify(rearrange(x, "b t (h w) d -> b t h w d", h=height), c.patch)
         return x[:, :, :rows, :columns].astype(jnp.float32)
 
@@ -283,12 +285,12 @@ class VDiT(nn.Module):
             self.variable("constants", "null_caption", lambda: init(self.make_rng("params"), shape))
 
 
-def _check_inputs(c: VDiTConfig, x_BTHWC: Array, clip: ClipConditions | None) -> None:
+def _check_inputs(c: VDiTConfig, x_BTHWC: Array, micro_cond: MicroConditions | None) -> None:
     c.check_latents(x_BTHWC.shape[1:4])
-    if c.clip_conditions and clip is None:
-        raise UserError("a network with clip_conditions needs ClipConditions")
-    if not c.clip_conditions and clip is not None:
-        raise UserError("a network without clip_conditions takes None for them")
+    if c.micro_cond and micro_cond is None:
+        raise UserError("a network with micro_cond needs MicroConditions")
+    if not c.micro_cond and micro_cond is not None:
+        raise UserError("a network without micro_cond takes None for them")
 
 
 def _pad(x_BTHWC: Array, bottom: int, right: int) -> Array:
@@ -298,27 +300,29 @@ def _pad(x_BTHWC: Array, bottom: int, right: int) -> Array:
     return jnp.pad(x_BTHWC, ((0, 0), (0, 0), (0, bottom), (0, right), (0, 0)))
 
 
-def select_frames(m_BFD: Array, noised_BT: Array | None) -> Array:
+def select_frames(m_BFD: Array, frame_mask_BT: Array | None) -> Array:
     """Pick each frame's conditions.
 
     Args:
       m_BFD: at the diffusion time, (B, 1, D), or at [the diffusion time, time 0], (B, 2, D).
-      noised_BT: True for a frame at the diffusion time; None where all are, and F = 1.
+      frame_mask_BT: True for a frame at the diffusion time; None where all are, and F = 1.
 
     Returns:
       (B, T, D), or m_BFD itself, (B, 1, D), for all frames.
     """
-    if noised_BT is None:
+    if frame_mask_BT is None:
         return m_BFD
-    return jnp.where(noised_BT[:, :, None], m_BFD[:, :1], m_BFD[:, 1:])
+    return jnp.where(frame_mask_BT[:, :, None], m_BFD[:, :1], m_BFD[:, 1:])
 
 
-def _patch_scales(c: VDiTConfig, height: int, width: int, clip: ClipConditions | None):
+def _patch_scales(c: VDiTConfig, height: int, width: int, micro_cond: MicroConditions | None):
     """The distance of two neighbouring patches in the units of the positions, (down, across)."""
-    if c.released:
+    if c.opensora_compat:
         # By the pixels of the batch's first clip and a rounded side of the grid: near, but not,
         # position_span over the whole grid.
-        scale = jnp.sqrt(clip.height[0] * clip.width[0]) / (RELEASED_PATCH_PX * c.position_span)
+        scale = jnp.sqrt(micro_cond.height[0] * micro_cond.width[0]) / (
+            RELEASED_PATCH_PX * c.position_span
+        )
         side = round(np.sqrt(height * width))
         return side / scale / height, side / scale / width
     if c.position_span is None:
@@ -366,13 +370,13 @@ def abstract_inputs(config: VDiTConfig, channels: int = 4) -> tuple:
     def of(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    clip = ClipConditions(*[of(1)] * 5) if config.clip_conditions else None
+    micro_cond = MicroConditions(*[of(1)] * 5) if config.micro_cond else None
     return (
         of(1, 1, config.patch, config.patch, channels),
         of(1),
         of(1, 1, config.text_width),
         None,
-        clip,
+        micro_cond,
     )
 
 

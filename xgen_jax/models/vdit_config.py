@@ -28,7 +28,7 @@ CHOICES = {
 }
 
 
-class ClipConditions(NamedTuple):
+class MicroConditions(NamedTuple):
     """What a clip is, beside its text, each (B,) float.
 
     Attributes:
@@ -59,8 +59,8 @@ class VDiTConfig:
       null_caption_tokens: length L of the stored null caption, (L, text_width) in the collection
         `constants`, that stands for a dropped caption; 0 where the text encoder knows one of its
         own.
-      clip_conditions: whether the network is told height, width, aspect, frames and frame rate
-      (`ClipConditions`).
+      micro_cond: whether the network is told height, width, aspect, frames and frame rate
+      (`MicroConditions`).
       learned_variance: twice the output channels: the prediction, then its variance (DDPM, arXiv
       2102.09672).
       positions: `sinusoid_2d`, added to the tokens once, with rotary positions in time; or
@@ -74,7 +74,7 @@ class VDiTConfig:
       time_sinusoid: also add sinusoids of the frame index to the tokens, as the paper's
       introduction has it.
       qk_norm: normalise queries and keys of the self-attentions.
-      released: compute as the public STDiT2 (Open-Sora 1.1) did, which its weights need; see
+      opensora_compat: compute as the public STDiT2 (Open-Sora 1.1) did, which its weights need; see
       `models.vdit`.
       scan_layers: one scanned block (compiles once) or `depth` separate ones (for debugging).
       remat: `none`, or `full` to recompute each block in the backward pass.
@@ -88,7 +88,7 @@ class VDiTConfig:
     text_width: int = 4096
     null_caption_tokens: int = 0
     mlp_ratio: int = 4
-    clip_conditions: bool = False
+    micro_cond: bool = False
     learned_variance: bool = False
     positions: str = "sinusoid_2d"
     position_span: float | None = None
@@ -96,7 +96,7 @@ class VDiTConfig:
     qk_norm: bool = True
     text_norm: bool = False
     time_sinusoid: bool = False
-    released: bool = False
+    opensora_compat: bool = False
     scan_layers: bool = True
     remat: str = "full"
     attention: str = "xla"
@@ -122,11 +122,11 @@ class VDiTConfig:
             raise UserError(
                 f"null_caption_tokens must be 0 or more, not {self.null_caption_tokens}"
             )
-        if self.released:
+        if self.opensora_compat:
             needed = {
                 "positions": "sinusoid_2d",
                 "attention_layout": "factorised",
-                "clip_conditions": True,
+                "micro_cond": True,
                 "text_norm": False,
                 "time_sinusoid": False,
             }
@@ -137,7 +137,7 @@ class VDiTConfig:
                 wrong.append("a position_span (32.0 for the public weights)")
             if wrong:
                 raise UserError(
-                    f"released=True needs {', '.join(wrong)}: the public network has nothing else"
+                    f"opensora_compat=True needs {', '.join(wrong)}: the public network has nothing else"
                 )
 
     def out_channels(self, channels: int) -> int:
@@ -154,7 +154,7 @@ class VDiTConfig:
 
 # What the paper's network and its smaller relations share.
 _PAPER = VDiTConfig(
-    null_caption_tokens=250, clip_conditions=True, learned_variance=True, position_span=32.0
+    null_caption_tokens=250, micro_cond=True, learned_variance=True, position_span=32.0
 )
 # The form of later networks: full attention, rotary positions everywhere, and flow matching, which
 # has no variance.

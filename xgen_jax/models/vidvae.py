@@ -2,7 +2,7 @@
 
 A residual pyramid as in Stable Diffusion's VAE with every convolution causal in time, and time
 reduction after the spatial one. 1 + f*n frames become 1 + n latent frames (f = 4 in the paper).
-Every layer that mixes frames carries a history, so `encode` and `decode` may be called chunk after
+Every layer that mixes frames carries a cache, so `encode` and `decode` may be called chunk after
 chunk: 1 + f*n frames first, then f*n at a time. What the variants of released weights do otherwise,
 `VidVAEConfig` says: some look ahead by a few frames, and then give as many frames later, some
 depend on a whole clip, and then refuse chunks.
@@ -37,10 +37,10 @@ from xgen_jax.typing import Array
 
 
 class _Carry:
-    """Hands each layer its part of a history, in order, and gathers the new one."""
+    """Hands each layer its part of a cache, in order, and gathers the new one."""
 
-    def __init__(self, history: tuple | None):
-        self._old, self._new = history, []
+    def __init__(self, cache: tuple | None):
+        self._old, self._new = cache, []
 
     def __call__(self, layer: Callable, x: Array, *arguments) -> Array:
         old = None if self._old is None else self._old[len(self._new)]
@@ -49,7 +49,7 @@ class _Carry:
         return x
 
     @property
-    def history(self) -> tuple:
+    def cache(self) -> tuple:
         return tuple(self._new)
 
 
@@ -73,8 +73,8 @@ class ResidualBlock(nn.Module):
     flat: bool = False  # each frame by itself
 
     @nn.compact
-    def __call__(self, x, history=None):
-        carry, norm, kernels = _Carry(history), self.config.norm, self.config.kernels
+    def __call__(self, x, cache=None):
+        carry, norm, kernels = _Carry(cache), self.config.norm, self.config.kernels
         if self.flat:
             norm, kernels = {"group": "group_per_frame"}.get(norm, norm), map(_flat, kernels)
         h = x
@@ -83,7 +83,7 @@ class ResidualBlock(nn.Module):
             h = carry(CausalConv3D(self.features, kernel, dtype=self.dtype, name=f"conv{i}"), h)
         if x.shape[-1] != self.features:
             x, _ = CausalConv3D(self.features, (1, 1, 1), dtype=self.dtype, name="shortcut")(x)
-        return _placed(x + h), carry.history
+        return _placed(x + h), carry.cache
 
 
 class MidAttention(nn.Module):
@@ -124,14 +124,14 @@ class Mid(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, history=None):
-        carry = _Carry(history)
+    def __call__(self, x, cache=None):
+        carry = _Carry(cache)
         x = carry(ResidualBlock(self.config, self.features, self.dtype, name="block1"), x)
         if self.config.mid_attention and x.shape[1]:
             h = video_norm(self.config.norm, self.features, self.dtype, "norm")(x)
             x = _placed(x + MidAttention(self.config, self.dtype, name="attention")(h))
         x = carry(ResidualBlock(self.config, self.features, self.dtype, name="block2"), x)
-        return x, carry.history
+        return x, carry.cache
 
 
 class TimeMix(nn.Module):
@@ -153,8 +153,8 @@ class EncoderLevel(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, history=None):
-        c, level, carry = self.config, self.level, _Carry(history)
+    def __call__(self, x, cache=None):
+        c, level, carry = self.config, self.level, _Carry(cache)
         for block in range(c.blocks):
             flat = level < c.flat_levels
             x = carry(
@@ -164,16 +164,16 @@ class EncoderLevel(nn.Module):
             x, _ = CausalConv3D(x.shape[-1], (1, 3, 3), (1, 2, 2), dtype=self.dtype, name="down")(x)
         if c.time_reduction[level]:
             x = carry(self._halve_time, x)
-        return _placed(x), carry.history
+        return _placed(x), carry.cache
 
-    def _halve_time(self, x, history):
-        pooled, new = causal_average_pool(x, history)
+    def _halve_time(self, x, cache):
+        pooled, new = causal_average_pool(x, cache)
         if self.config.time_down == "convolution":
-            # Sees the very frames that the pool sees, so one history serves both.
+            # Sees the very frames that the pool sees, so one cache serves both.
             conv = CausalConv3D(
                 x.shape[-1], (3, 3, 3), (2, 1, 1), dtype=self.dtype, name="time_conv"
             )
-            pooled = TimeMix(name="time_mix")(pooled, conv(x, history)[0])
+            pooled = TimeMix(name="time_mix")(pooled, conv(x, cache)[0])
         return pooled, new
 
 
@@ -186,8 +186,8 @@ class DecoderLevel(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, history, last):
-        c, level, carry = self.config, self.level, _Carry(history)
+    def __call__(self, x, cache, last):
+        c, level, carry = self.config, self.level, _Carry(cache)
         if c.space_reduction[level]:
             up = CausalConv3D(x.shape[-1], (1, 3, 3), dtype=self.dtype, name="up")
             x, _ = up(_placed(nearest_upsample(x)))
@@ -195,10 +195,10 @@ class DecoderLevel(nn.Module):
             x = carry(self._double_time, x, last)
         for block in range(c.blocks + 1):
             x = carry(ResidualBlock(c, c.channels[level], self.dtype, name=f"block{block}"), x)
-        return x, carry.history
+        return x, carry.cache
 
-    def _double_time(self, x, history, last):
-        own, of_conv = (None, None) if history is None else history
+    def _double_time(self, x, cache, last):
+        own, of_conv = (None, None) if cache is None else cache
         if self.config.time_up == "trilinear":
             x, own = trilinear_double(x, own, last)
         else:
@@ -216,8 +216,8 @@ class Encoder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, history=None):
-        c, carry = self.config, _Carry(history)
+    def __call__(self, x, cache=None):
+        c, carry = self.config, _Carry(cache)
         level_class = nn.remat(EncoderLevel) if c.remat == "level" else EncoderLevel
         x = carry(lambda x, h: causal_space_to_depth(x, c.stem, h), x.astype(self.dtype))
         if c.stem_hidden:
@@ -231,7 +231,7 @@ class Encoder(nn.Module):
         x = carry(Mid(c, c.channels[-1], self.dtype, name="mid"), x)
         x = nn.swish(video_norm(c.norm, x.shape[-1], self.dtype, "norm_out")(x))
         x = carry(CausalConv3D(2 * c.latent_channels, dtype=self.dtype, name="conv_out"), x)
-        return nn.Dense(2 * c.latent_channels, dtype=jnp.float32, name="quant")(x), carry.history
+        return nn.Dense(2 * c.latent_channels, dtype=jnp.float32, name="quant")(x), carry.cache
 
 
 class Decoder(nn.Module):
@@ -242,8 +242,8 @@ class Decoder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, z, history=None, last=True):
-        c, carry = self.config, _Carry(history)
+    def __call__(self, z, cache=None, last=True):
+        c, carry = self.config, _Carry(cache)
         level_class = (
             nn.remat(DecoderLevel, static_argnums=(3,)) if c.remat == "level" else DecoderLevel
         )
@@ -254,7 +254,7 @@ class Decoder(nn.Module):
         x = carry(Mid(c, c.channels[-1], self.dtype, name="mid"), x)
         for level in reversed(range(len(c.channels))):
             x = carry(level_class(c, level, self.dtype, name=f"level{level}"), x, last)
-        return x, carry.history
+        return x, carry.cache
 
 
 class Head(nn.Module):
@@ -264,7 +264,7 @@ class Head(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, history=None):
+    def __call__(self, x, cache=None):
         c = self.config
         x = nn.swish(video_norm(c.norm, x.shape[-1], self.dtype, "norm")(x))
         if c.stem_hidden:
@@ -272,8 +272,8 @@ class Head(nn.Module):
         conv = CausalConv3D(
             3 * math.prod(c.stem), c.pixel_kernel, dtype=self.dtype, name="conv_out"
         )
-        x, new = conv(x, None if history is None else history[0])
-        return causal_depth_to_space(x, c.stem, started=history is not None).astype(jnp.float32), (
+        x, new = conv(x, None if cache is None else cache[0])
+        return causal_depth_to_space(x, c.stem, started=cache is not None).astype(jnp.float32), (
             new,
         )
 
@@ -282,7 +282,7 @@ class VidVAE(nn.Module):
     """The autoencoder. `dtype` is the compute dtype; parameters, moments and the output video are
     float32.
 
-    `history` is None for the first chunk of a clip and then what the call before returned. With
+    `cache` is None for the first chunk of a clip and then what the call before returned. With
     `last=False` `decode` gives the frames that are settled; the last `config.look_ahead` come with
     a later chunk, which may be empty.
 
@@ -298,28 +298,28 @@ class VidVAE(nn.Module):
         self.decoder = Decoder(self.config, self.dtype)
         self.head = Head(self.config, self.dtype)
 
-    def encode(self, video_BTHWC: Array, history: tuple | None = None):
-        """Video in [-1, 1] -> (mean, log-variance, history), the first two (B, t, h, w, c)."""
-        self._check_chunk(history is not None)
-        moments, history = self.encoder(video_BTHWC, history)
+    def encode(self, video_BTHWC: Array, cache: tuple | None = None):
+        """Video in [-1, 1] -> (mean, log-variance, cache), the first two (B, t, h, w, c)."""
+        self._check_chunk(cache is not None)
+        moments, cache = self.encoder(video_BTHWC, cache)
         mean, logvar = jnp.split(moments, 2, axis=-1)
-        return mean, jnp.clip(logvar, -30.0, 20.0), history
+        return mean, jnp.clip(logvar, -30.0, 20.0), cache
 
-    def decode(self, z_BTHWC: Array, history: tuple | None = None, last: bool = True):
-        """Latents -> (video (B, T, H, W, 3), history)."""
-        of_features, of_head = (None, None) if history is None else history
+    def decode(self, z_BTHWC: Array, cache: tuple | None = None, last: bool = True):
+        """Latents -> (video (B, T, H, W, 3), cache)."""
+        of_features, of_head = (None, None) if cache is None else cache
         features, of_features = self.decode_features(z_BTHWC, of_features, last)
-        video, of_head = self.draw(features, of_head)
+        video, of_head = self.decode_pixels(features, of_head)
         return video, (of_features, of_head)
 
-    def decode_features(self, z_BTHWC: Array, history: tuple | None = None, last: bool = True):
-        """The decoder up to its last convolution: latents -> (features, history)."""
-        self._check_chunk(history is not None or not last)
-        return self.decoder(z_BTHWC, history, last)
+    def decode_features(self, z_BTHWC: Array, cache: tuple | None = None, last: bool = True):
+        """The decoder up to its last convolution: latents -> (features, cache)."""
+        self._check_chunk(cache is not None or not last)
+        return self.decoder(z_BTHWC, cache, last)
 
-    def draw(self, features_BTHWC: Array, history: tuple | None = None):
-        """The decoder's last convolution: features -> (video, history)."""
-        return self.head(features_BTHWC, history)
+    def decode_pixels(self, features_BTHWC: Array, cache: tuple | None = None):
+        """The decoder's last convolution: features -> (video, cache)."""
+        return self.head(features_BTHWC, cache)
 
     def _check_chunk(self, chunked: bool):
         if chunked and self.config.depends_on_whole_clip:

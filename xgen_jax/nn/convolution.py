@@ -1,8 +1,8 @@
-"""Causal convolution and pooling in time, as functions of (input, history).
+"""Causal convolution and pooling in time, as functions of (input, cache).
 
 A causal layer with time kernel k and stride s sees, for output frame j, the input frames up to j*s.
-At the start of a clip (`history=None`) the first frame stands in for the k-1 frames before it, so 1
-+ s*n frames give 1 + n; later chunks of s*n frames give n. The new history is the last k-s frames
+At the start of a clip (`cache=None`) the first frame stands in for the k-1 frames before it, so 1
++ s*n frames give 1 + n; later chunks of s*n frames give n. The new cache is the last k-s frames
 of the layer's input. Whole-clip, chunked and streaming evaluation are thereby one code path
 (xGen-VideoSyn-1, arXiv 2408.12590, section 3.1; the first-frame rule is that of Open-Sora-Plan's
 CausalVAE).
@@ -18,23 +18,23 @@ from xgen_jax.typing import Array
 
 
 def extend_in_time(
-    x_BTHWC: Array, history: Array | None, kernel: int, stride: int = 1
+    x_BTHWC: Array, cache: Array | None, kernel: int, stride: int = 1
 ) -> tuple[Array, Array]:
-    """Puts the history before a chunk.
+    """Puts the cache before a chunk.
 
     Args:
       x_BTHWC: the chunk.
-      history: the last `kernel - stride` input frames of the chunk before, or None at the start of
+      cache: the last `kernel - stride` input frames of the chunk before, or None at the start of
       a clip.
       kernel: frames the layer looks at.
       stride: frames it moves on by.
 
     Returns:
-      The extended chunk, and the history for the next one.
+      The extended chunk, and the cache for the next one.
     """
-    if history is None:
-        history = jnp.repeat(x_BTHWC[:, :1], kernel - 1, axis=1)
-    x_BTHWC = jnp.concatenate([history.astype(x_BTHWC.dtype), x_BTHWC], axis=1)
+    if cache is None:
+        cache = jnp.repeat(x_BTHWC[:, :1], kernel - 1, axis=1)
+    x_BTHWC = jnp.concatenate([cache.astype(x_BTHWC.dtype), x_BTHWC], axis=1)
     return x_BTHWC, x_BTHWC[:, x_BTHWC.shape[1] - (kernel - stride) :]
 
 
@@ -43,7 +43,7 @@ class CausalConv3D(nn.Module):
 
     Attributes:
       features: output channels.
-      kernel: taps in (T, H, W); a time kernel of 1 mixes no frames and carries no history.
+      kernel: taps in (T, H, W); a time kernel of 1 mixes no frames and carries no cache.
       stride: steps in (T, H, W). With stride 2 in space the padding is right and bottom only, as in
       Stable Diffusion's VAE.
     """
@@ -55,7 +55,7 @@ class CausalConv3D(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BTHWC: Array, history: Array | None = None) -> tuple[Array, Array | None]:
+    def __call__(self, x_BTHWC: Array, cache: Array | None = None) -> tuple[Array, Array | None]:
         init = (
             nn.initializers.zeros
             if self.zero_init
@@ -65,27 +65,27 @@ class CausalConv3D(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x_BTHWC, stride = x_BTHWC.astype(self.dtype), self.stride
         if self.kernel[0] > 1:
-            extended, new_history = extend_in_time(x_BTHWC, history, self.kernel[0], stride[0])
-            if history is None and x_BTHWC.shape[1] == 1:
+            extended, new_cache = extend_in_time(x_BTHWC, cache, self.kernel[0], stride[0])
+            if cache is None and x_BTHWC.shape[1] == 1:
                 # An image meets the sum of the taps in time: the same, at a fraction of the work.
                 kernel, stride = kernel.sum(0, keepdims=True), (1, *stride[1:])
             else:
                 x_BTHWC = extended
-            history = new_history
+            cache = new_cache
         padding = [
             (k // 2, k // 2) if s == 1 else (0, k - s) for k, s in zip(self.kernel[1:], stride[1:])
         ]
         y = convolve(x_BTHWC, kernel.astype(self.dtype), stride, padding)
-        return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape), history
+        return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape), cache
 
 
-def causal_average_pool(x_BTHWC: Array, history: Array | None = None) -> tuple[Array, Array]:
+def causal_average_pool(x_BTHWC: Array, cache: Array | None = None) -> tuple[Array, Array]:
     """Halves the frame rate, without weights: means of three frames (arXiv 2408.12590, section
     3.1)."""
-    x_BTHWC, history = extend_in_time(x_BTHWC, history, kernel=3, stride=2)
+    x_BTHWC, cache = extend_in_time(x_BTHWC, cache, kernel=3, stride=2)
     frames = (x_BTHWC.shape[1] - 3) // 2 + 1
     taps = [lax.slice_in_dim(x_BTHWC, tap, tap + 2 * frames - 1, 2, axis=1) for tap in range(3)]
-    return (taps[0] + taps[1] + taps[2]) / 3, history
+    return (taps[0] + taps[1] + taps[2]) / 3, cache
 
 
 def causal_repeat(x_BTHWC: Array, started: bool) -> Array:
@@ -95,7 +95,7 @@ def causal_repeat(x_BTHWC: Array, started: bool) -> Array:
     return y if started else y[:, 1:]
 
 
-def trilinear_double(x_BTHWC: Array, history: tuple | None, last: bool) -> tuple[Array, tuple]:
+def trilinear_double(x_BTHWC: Array, cache: tuple | None, last: bool) -> tuple[Array, tuple]:
     """Doubles the frame rate by linear interpolation, as Open-Sora-Plan's released decoders do;
     looks one frame ahead.
 
@@ -105,26 +105,26 @@ def trilinear_double(x_BTHWC: Array, history: tuple | None, last: bool) -> tuple
 
     Args:
       x_BTHWC: the chunk; none of its frames need be there when it is the last.
-      history: None at the start of a clip, () after its first frame, then (the last frame,).
+      cache: None at the start of a clip, () after its first frame, then (the last frame,).
       last: whether no chunk follows.
 
     Returns:
-      The frames that are settled, and the history for the next chunk.
+      The frames that are settled, and the cache for the next chunk.
     """
     settled = []
-    if history is None:
-        settled, x_BTHWC, history = [x_BTHWC[:, :1]], x_BTHWC[:, 1:], ()
+    if cache is None:
+        settled, x_BTHWC, cache = [x_BTHWC[:, :1]], x_BTHWC[:, 1:], ()
     if x_BTHWC.shape[1]:
         # The frame before the first of these is that frame itself.
-        settled += [] if history else [x_BTHWC[:, :1]]
-        x = jnp.concatenate([*history, x_BTHWC], axis=1)
+        settled += [] if cache else [x_BTHWC[:, :1]]
+        x = jnp.concatenate([*cache, x_BTHWC], axis=1)
         before, after = x[:, :-1], x[:, 1:]
         pairs = jnp.stack([0.75 * before + 0.25 * after, 0.25 * before + 0.75 * after], axis=2)
         settled.append(pairs.reshape(x.shape[0], -1, *x.shape[2:]))
-        history = (x_BTHWC[:, -1:],)
+        cache = (x_BTHWC[:, -1:],)
     if last:
-        settled += history
-    return jnp.concatenate([x_BTHWC[:, :0], *settled], axis=1), history
+        settled += cache
+    return jnp.concatenate([x_BTHWC[:, :0], *settled], axis=1), cache
 
 
 def nearest_upsample(x_BTHWC: Array) -> Array:
@@ -133,16 +133,16 @@ def nearest_upsample(x_BTHWC: Array) -> Array:
 
 
 def causal_space_to_depth(
-    x_BTHWC: Array, patch: Kernel, history: Array | None = None
+    x_BTHWC: Array, patch: Kernel, cache: Array | None = None
 ) -> tuple[Array, Array]:
     """Cuts a chunk in (pt, ph, pw) patches: (B, T, H, W, C) -> (B, t, H/ph, W/pw, pt*ph*pw*C).
 
     As for every causal layer of stride pt, the first frame of a clip fills the patch before it: 1 +
     pt*n frames give 1 + n.
     """
-    x_BTHWC, history = extend_in_time(x_BTHWC, history, kernel=patch[0], stride=patch[0])
+    x_BTHWC, cache = extend_in_time(x_BTHWC, cache, kernel=patch[0], stride=patch[0])
     pattern = "b (t r) (h p) (w q) c -> b t h w (r p q c)"
-    return rearrange(x_BTHWC, pattern, **dict(zip("rpq", patch))), history
+    return rearrange(x_BTHWC, pattern, **dict(zip("rpq", patch))), cache
 
 
 def causal_depth_to_space(x_BTHWC: Array, patch: Kernel, started: bool) -> Array:

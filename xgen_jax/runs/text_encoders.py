@@ -311,7 +311,7 @@ def make_conditioner(
     return T5Conditioner(
         length=text.length,
         width=model.text_width,
-        released=model.released,
+        opensora_compat=model.opensora_compat,
         fingerprint=fingerprint,
         encoder=encoder,
     )

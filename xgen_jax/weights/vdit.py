@@ -1,7 +1,7 @@
 """VDiT from the weights of others, and back.
 
 - `stdit2`: Open-Sora 1.1's STDiT2 (hpcai-tech/OpenSora-STDiT-v2-stage2 and -stage3), a whole
-  network; sizes are read from the tensors, and `released=True` is set, as the weights were trained
+  network; sizes are read from the tensors, and `opensora_compat=True` is set, as the weights were trained
   so. `stdit2_tensors` is the way back.
 - `pixart`: PixArt-alpha (arXiv 2310.00426), an image network that fills everything spatial, in its
   own names or those of diffusers' PixArtTransformer2DModel. What it does not have starts anew:
@@ -166,9 +166,9 @@ def stdit2_tensors(config: VDiTConfig, params: Params) -> dict[str, np.ndarray]:
     Raises:
       UserError: a network in the modern form, which STDiT2's code would compute otherwise.
     """
-    if not config.released or not config.scan_layers or config.mlp_ratio != 4:
+    if not config.opensora_compat or not config.scan_layers or config.mlp_ratio != 4:
         raise UserError(
-            "only a network with released=True, scan_layers=True and mlp_ratio=4 computes as STDiT2 does"
+            "only a network with opensora_compat=True, scan_layers=True and mlp_ratio=4 computes as STDiT2 does"
         )
     tensors = {FREQUENCIES: _frequencies(config)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -225,7 +225,7 @@ def _source(path: str, shape: tuple[int, ...], config: VDiTConfig, style: str) -
     count = len(_parts(layer, style))
 
     def one(*parts):
-        if layer == "null_caption" and len(parts[0]) != shape[0] and not config.released:
+        if layer == "null_caption" and len(parts[0]) != shape[0] and not config.opensora_compat:
             return np.concatenate(
                 [parts[0], np.repeat(parts[0][-1:], max(0, shape[0] - len(parts[0])), 0)]
             )[: shape[0]]
@@ -303,11 +303,11 @@ def _sizes(
         text_width=text[1] if len(text) == 2 else 4096,
         null_caption_tokens=caption[0] if caption else 0,
         mlp_ratio=hidden[0] // width if hidden else 4,
-        clip_conditions=True,
+        micro_cond=True,
         learned_variance=not out or out[0] != side**2 * channels,
         position_span=config.get("input_sq_size", INPUT_SIDE_PX) / RELEASED_PATCH_PX,
         qk_norm=any(name.endswith("attn.q_norm.weight") for name in tensors),
-        released=kind == "stdit2",
+        opensora_compat=kind == "stdit2",
     )
     return model, channels
 

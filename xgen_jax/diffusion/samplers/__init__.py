@@ -27,7 +27,7 @@ from xgen_jax.diffusion.samplers import ancestral, ddim, dpm_solver, euler, heun
 from xgen_jax.errors import UserError
 from xgen_jax.typing import Array, Shape
 
-RULES = {
+SOLVERS = {
     "ancestral": ancestral,
     "ddim": ddim,
     "dpm++2m": dpm_solver,
@@ -55,33 +55,35 @@ class Frames(Protocol):
     def before(self, x: Array, now: Level, noise: Noise) -> Array:
         """The state that a step begins from."""
 
-    def noised(self, now: Level) -> Array:
+    def frame_mask(self, now: Level) -> Array:
         """(B, T) for the network: False for a clean frame."""
 
     def after(self, x_before: Array, x: Array, now: Level) -> Array:
         """The state that a step ends with."""
 
 
-def check_rule(rule: str) -> None:
-    """Raises UserError for a name that is not in `RULES`."""
-    if rule not in RULES:
-        raise UserError(f"sampler {rule!r} is not known; choose one of {', '.join(sorted(RULES))}")
+def check_solver(solver: str) -> None:
+    """Raises UserError for a name that is not in `SOLVERS`."""
+    if solver not in SOLVERS:
+        raise UserError(
+            f"sampler {solver!r} is not known; choose one of {', '.join(sorted(SOLVERS))}"
+        )
 
 
-def make_steps(rule: str, grid: Grid, **options) -> Steps:
+def make_steps(solver: str, grid: Grid, **options) -> Steps:
     """The arrays by which a rule goes along a grid.
 
     Args:
-      rule: a name in `RULES`.
+      solver: a name in `SOLVERS`.
       grid: see `diffusion.grids`.
       options: of the rule: `eta` (ddim), `order` (unipc).
 
     Raises:
       UserError: an unknown rule.
     """
-    check_rule(rule)
+    check_solver(solver)
     with np.errstate(divide="ignore", invalid="ignore"):
-        coefficients = RULES[rule].coefficients(grid, **options)
+        coefficients = SOLVERS[solver].coefficients(grid, **options)
     return Steps(grid.now, grid.after, coefficients)
 
 
@@ -112,7 +114,7 @@ def sample(
     denoise: Denoise,
     x: Array,
     steps: Steps,
-    rule: str,
+    solver: str,
     noise: Noise = no_noise,
     frames: Frames | None = None,
     trajectory: bool = False,
@@ -123,7 +125,7 @@ def sample(
       denoise: (x, level of scalars, noised (B, T) or None) -> `Denoised`.
       x: the state at the first level, usually noise.
       steps: see `make_steps`; of the same rule.
-      rule: a name in `RULES`.
+      solver: a name in `SOLVERS`.
       noise: (step, stream) -> as x; see `key_noise`.
       frames: None where all are drawn.
       trajectory: also return the state after each step.
@@ -131,22 +133,24 @@ def sample(
     Returns:
       The state at the last level, as x; with `trajectory` also (steps, ...).
     """
-    carry, states = advance(denoise, begin(x, steps, rule), steps, rule, noise, frames, trajectory)
+    carry, states = advance(
+        denoise, begin(x, steps, solver), steps, solver, noise, frames, trajectory
+    )
     return (carry[0], states) if trajectory else carry[0]
 
 
-def begin(x: Array, steps: Steps, rule: str) -> tuple[Array, Any]:
+def begin(x: Array, steps: Steps, solver: str) -> tuple[Array, Any]:
     """What `advance` carries from step to step: the state, and the rule's memory. Arguments as of
     `sample`."""
-    check_rule(rule)
-    return x, RULES[rule].init(x, _in_precision(steps, x).coefficients)
+    check_solver(solver)
+    return x, SOLVERS[solver].init(x, _in_precision(steps, x).coefficients)
 
 
 def advance(
     denoise: Denoise,
     carry: tuple[Array, Any],
     steps: Steps,
-    rule: str,
+    solver: str,
     noise: Noise = no_noise,
     frames: Frames | None = None,
     trajectory: bool = False,
@@ -160,12 +164,12 @@ def advance(
     Returns:
       (carry, the state after each step with `trajectory`, else None).
     """
-    step_rule = RULES[rule]
+    solver_module = SOLVERS[solver]
 
     def body(carry, here):
         x, memory = carry
         if frames is None:
-            x, memory = step_rule.step(
+            x, memory = solver_module.step(
                 lambda x, level: denoise(x, level, None), x, memory, here, noise
             )
         else:
@@ -175,9 +179,9 @@ def advance(
                 return frames.after(start, x, here.now)
 
             def denoise_held(x, level):  # a rule may ask at a state of its own making
-                return denoise(held(x), level, frames.noised(here.now))
+                return denoise(held(x), level, frames.frame_mask(here.now))
 
-            x, memory = step_rule.step(denoise_held, start, memory, here, noise)
+            x, memory = solver_module.step(denoise_held, start, memory, here, noise)
             x = held(x)
         return (x, memory), x if trajectory else None
 

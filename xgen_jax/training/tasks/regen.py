@@ -109,9 +109,9 @@ class REGENObjective(VideoObjective):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.loss_config.windows == "moved" and self.model.config.conditioning == "in_context":
+        if self.loss_config.windows == "shifted" and self.model.config.conditioning == "in_context":
             raise UserError(
-                "loss.windows='moved' has frames of two chunks in a window, and with model.conditioning='in_context' "
+                "loss.windows='shifted' has frames of two chunks in a window, and with model.conditioning='in_context' "
                 "nothing says whose the latents are; choose loss.windows='chunk', or 'content_aware'"
             )
 
@@ -169,17 +169,17 @@ class REGENObjective(VideoObjective):
         z = z.reshape(*frames_BNFHWC.shape[:2], *z.shape[1:])
         times_F = frame_times(self.model.config, frames_BNFHWC.shape[2])
         conditioning, shifted = condition_chunks(self.model, regen, z, times_F), None
-        if c.windows == "moved" and frames_BNFHWC.shape[1] > 1:
+        if c.windows == "shifted" and frames_BNFHWC.shape[1] > 1:
             shifted = condition_shifted(self.model, regen, z, conditioning.added_BFHWD)
         frames_BNFHWC, conditioning = choose_windows(
             c, keys_BN, frames_BNFHWC, conditioning, shifted
         )
 
         x0 = _fold(frames_BNFHWC)
-        t_B = process.draw_times(_stream(keys_BN, _TIME), c.time_distribution, c.time_shift)
-        if c.one_step_share:
+        t_B = process.sample_times(_stream(keys_BN, _TIME), c.time_distribution, c.time_shift)
+        if c.one_step_fraction:
             t_B = jnp.where(
-                jax.vmap(jax.random.uniform)(_stream(keys_BN, _ONE_STEP)) < c.one_step_share,
+                jax.vmap(jax.random.uniform)(_stream(keys_BN, _ONE_STEP)) < c.one_step_fraction,
                 1.0,
                 t_B,
             )
@@ -188,7 +188,7 @@ class REGENObjective(VideoObjective):
         def predict(t_B):
             """(the network's output, the x0 that it says)."""
             x_t = process.corrupt(x0, eps, t_B)
-            time_B = process.network_time(t_B)
+            time_B = process.timestep(t_B)
             output = self.model.apply(regen, x_t, time_B, conditioning, method="denoise")
             return output, process.convert(output, x_t, t_B, c.prediction, "x0")
 

@@ -24,12 +24,12 @@ from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pixels import to_unit_range
-from xgen_jax.diffusion.frame_masks import draw_noised
+from xgen_jax.diffusion.frame_masks import sample_frame_masks
 from xgen_jax.diffusion.process import Process, frame_mean
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text import TextConditioner
 from xgen_jax.models.vdit import VDiT
-from xgen_jax.models.vdit_config import ClipConditions
+from xgen_jax.models.vdit_config import MicroConditions
 from xgen_jax.training.optimizer import make_optimizer
 from xgen_jax.typing import Array, Params, Shape
 
@@ -120,25 +120,27 @@ class VDiTObjective:
         )
         clip, frames = arrays.get("clip"), x0.shape[1]
         ratio = c.time_ratio(clip[:, 0], clip[:, 1], frames) if c.shift_by_size else c.time_shift
-        t_B = process.draw_times(key_time, c.time_distribution, ratio)
+        t_B = process.sample_times(key_time, c.time_distribution, ratio)
         eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(key_noise)
-        dropped_B = jax.vmap(jax.random.uniform)(key_drop) < c.caption_drop
-        noised_BT = None
+        dropped_B = jax.vmap(jax.random.uniform)(key_drop) < c.cond_drop_prob
+        frame_mask_BT = None
         if c.frame_masks.none < 1:
             # The fourth of the keys above, so that those of a run without masks stay what they
             # were.
-            noised_BT = draw_noised(
+            frame_mask_BT = sample_frame_masks(
                 jax.vmap(lambda k: jax.random.fold_in(k, 3))(keys_B), frames, c.frame_masks
             )
         text, mask = self.text.embed(params, arrays["text"], dropped_B)
-        x_t = process.corrupt(x0, eps, t_B, noised_BT)
-        time_B = process.network_time(t_B)
+        x_t = process.corrupt(x0, eps, t_B, frame_mask_BT)
+        time_B = process.timestep(t_B)
         output = self.model.apply(
-            params["vdit"], x_t, time_B, text, mask, self._clip(arrays), noised_BT
+            params["vdit"], x_t, time_B, text, mask, self._clip(arrays), frame_mask_BT
         )
         losses = process.losses(output, x0, eps, t_B)
-        metrics = {name: frame_mean(loss_BT, noised_BT).mean() for name, loss_BT in losses.items()}
+        metrics = {
+            name: frame_mean(loss_BT, frame_mask_BT).mean() for name, loss_BT in losses.items()
+        }
         return metrics.pop("loss"), metrics if process.learned_variance else {}
 
-    def _clip(self, arrays) -> ClipConditions | None:
-        return ClipConditions(*arrays["clip"].T) if self.model.config.clip_conditions else None
+    def _clip(self, arrays) -> MicroConditions | None:
+        return MicroConditions(*arrays["clip"].T) if self.model.config.micro_cond else None

@@ -86,7 +86,7 @@ class VidVAEObjective(VideoObjective):
         )
 
         def draw(vidvae, features):
-            return self.model.apply(vidvae, features, method="draw")[0]
+            return self.model.apply(vidvae, features, method="decode_pixels")[0]
 
         reconstruction = draw(vidvae, features)
         kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
