@@ -12,9 +12,14 @@ from xgen_jax.errors import UserError
 
 # Keys that had another name in a release: old -> new. A config.json of a run and a flag may still
 # use the old one for a release; `rename` says so on stderr.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "model.released": "model.opensora_compat",
+    "model.clip_conditions": "model.micro_cond",
+    "loss.caption_drop": "loss.cond_drop_prob",
+    "loss.one_step_share": "loss.one_step_fraction",
+}
 # Values that had another name: key (the new name) -> {old: new}.
-RENAMED_VALUES: dict[str, dict[str, str]] = {}
+RENAMED_VALUES: dict[str, dict[str, str]] = {"loss.windows": {"moved": "shifted"}}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""What a frozen network is, in sixteen hex digits: latents and embeddings on disk are worth nothing
-without it.
+"""The identity of a frozen network in sixteen hex digits.
 
-A fingerprint is computed from what was loaded and never kept beside it, so that a network trained
-anew in the same folder is another one.
+Latents and embeddings on disk are of use only with the network that made them. A fingerprint is
+computed from what was loaded and never stored with it, so that a network trained again in the same
+folder is another one.
 """
 
 import dataclasses
@@ -16,19 +16,23 @@ import numpy as np
 from xgen_jax.typing import Params
 
 EXECUTION = ("attention", "remat", "scan_layers")  # how a network is computed, not what it is
+# Fields and values that were renamed, new -> old. They are hashed under their old names for ever:
+# latents and adapters on disk know a network by its fingerprint.
+OLD_FIELDS = {"opensora_compat": "released", "micro_cond": "clip_conditions"}
+OLD_VALUES: dict[str, dict[str, str]] = {}  # by field (its new name)
 
 
 def fingerprint(config: Any, params: Params) -> str:
-    """The first 16 hex digits of a SHA-256 over the configuration and every parameter: path, dtype,
-    shape and bytes.
+    """Return the first 16 hex digits of a SHA-256 over a configuration and every parameter.
 
     Args:
-      config: a dataclass that JSON can hold. Fields that stand at their default are left out, so
-        that a field added later does not make another network of it, and so are `EXECUTION` fields;
-        those of dataclasses in it as well.
-      params: a tree of arrays; 1 GB takes about a second.
+      config: a dataclass that JSON can hold. Left out, also in dataclasses within it, are
+        `EXECUTION` fields, and fields at their default: a field added later does not change the
+        fingerprints of older networks.
+      params: a tree of arrays, of which path, dtype, shape and bytes count; 1 GB takes about a
+        second.
     """
-    digest = hashlib.sha256(json.dumps(_told(config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode())
     leaves = {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -40,10 +44,16 @@ def fingerprint(config: Any, params: Params) -> str:
     return digest.hexdigest()[:16]
 
 
-def _told(value: Any) -> Any:
-    """Of a dataclass the fields that say which network it is, any other value as it is."""
+def _identity(value: Any) -> Any:
+    """Return a dataclass's fields that say which network it is, any other value as it is."""
     if not dataclasses.is_dataclass(value):
         return value
-    fields = [field for field in dataclasses.fields(value) if field.name not in EXECUTION]
-    told = ((field, _told(getattr(value, field.name))) for field in fields)
-    return {field.name: each for field, each in told if each != _told(field.default)}
+    identity = {}
+    for field in dataclasses.fields(value):
+        held = _identity(getattr(value, field.name))
+        if field.name in EXECUTION or held == _identity(field.default):
+            continue
+        if isinstance(held, str):
+            held = OLD_VALUES.get(field.name, {}).get(held, held)
+        identity[OLD_FIELDS.get(field.name, field.name)] = held
+    return identity
