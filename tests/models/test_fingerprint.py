@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from xgen_jax.models.fingerprint import fingerprint
+from xgen_jax.models.fingerprint import OLD_FIELDS, fingerprint
+from xgen_jax.models.vdit_config import VDiTConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,3 +82,17 @@ def test_a_nested_configuration_counts_in_every_field_but_those_at_their_default
         fingerprint(Outer(inner), tree()) for inner in (Config(width=5), Later(invented="yes"))
     }
     assert len({plain, *others, fingerprint(Outer(Config(), 3), tree())}) == 4
+
+
+def test_renamed_fields_are_hashed_under_their_old_names():
+    # The fingerprint as it was when the fields were called released and clip_conditions.
+    config = VDiTConfig(
+        width=16,
+        depth=2,
+        heads=2,
+        position_span=32.0,
+        opensora_compat=True,
+        micro_cond=True,
+    )
+    assert set(OLD_FIELDS) == {"opensora_compat", "micro_cond"}
+    assert fingerprint(config, {"a": np.arange(6, dtype=np.float32)}) == "a5143b0d40651972"
