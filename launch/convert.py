@@ -36,9 +36,10 @@ FLAGS = [
 
 
 def main():
-    from xgen_jax.commands.convert import convert
+    from xgen_jax.commands.convert import ConvertRequest, convert
 
-    return convert(**command.values(FLAGS))
+    given = {name: value for name, value in command.values(FLAGS).items() if value is not None}
+    return convert(ConvertRequest(**given))
 
 
 if __name__ == "__main__":

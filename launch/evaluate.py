@@ -14,9 +14,9 @@ pixels.
 import command
 from absl import flags
 
-SUITE = flags.DEFINE_enum("suite", None, ["reconstruction", "captions", "report"], "What to do.")
 text, integer = flags.DEFINE_string, flags.DEFINE_integer
 FLAGS = [
+    text("suite", None, "What to do: reconstruction, captions or report."),
     text("embedder", None, "Run folder of a trained VidVAE or REGEN (reconstruction)."),
     text("model", None, "Run folder of a trained VDiT (captions)."),
     text("data", None, "Folder of videos; by default held-out synthetic clips (reconstruction)."),
@@ -34,23 +34,13 @@ FLAGS = [
         "lpips", None, "LPIPS weights of VGG16 or AlexNet, FILE.safetensors or TRUNK,HEADS."
     ),
 ]
-RECONSTRUCTION = ("embedder", "data", "out", "count", "seed", "shapes", "lpips", "steps")
-CAPTIONS = ("model", "out", "count", "seed", "steps", "guidance_scale")
 
 
 def main():
-    from xgen_jax.commands import evaluate as suites
-    from xgen_jax.evaluation.report import write_report
+    from xgen_jax.commands.evaluate import EvaluateRequest, evaluate
 
-    values = command.values(FLAGS)
-    match SUITE.value:
-        case "reconstruction":
-            return suites.reconstruction_suite(**{name: values[name] for name in RECONSTRUCTION})
-        case "captions":
-            return suites.captions_suite(**{name: values[name] for name in CAPTIONS})
-        case "report":
-            return {"report": str(write_report(suites.require("out", values["out"])))}
-    return suites.require("suite", None)
+    given = {name: value for name, value in command.values(FLAGS).items() if value is not None}
+    return evaluate(EvaluateRequest(**given))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import xgen_jax
-from xgen_jax.commands.convert import convert
+from xgen_jax import convert, evaluate
 from xgen_jax.commands.encode import EncodeRequest, encode_dataset
-from xgen_jax.commands.evaluate import reconstruction_suite
 from xgen_jax.commands.reconstruct import ReconstructRequest, reconstruct_file
 from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config, to_dict
@@ -75,7 +74,7 @@ def test_it_reconstructs_a_video_file(folder):
 
 def test_it_has_no_sizes_and_no_statistics_until_somebody_gives_them(folder):
     with pytest.raises(UserError, match="no sizes of their own: give --shapes"):
-        reconstruction_suite(embedder=folder / "vae", out=folder / "evaluation")
+        evaluate("reconstruction", embedder=folder / "vae", out=folder / "evaluation")
     with pytest.raises(UserError, match="its weights were converted. launch/encode.py"):
         load_embedder(folder / "vae")
     request = EncodeRequest(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from xgen_jax.commands.evaluate import captions_suite, reconstruction_suite
+from xgen_jax import evaluate
 from xgen_jax.commands.reconstruct import ReconstructRequest, reconstruct_file
 from xgen_jax.data.pixels import to_float
 from xgen_jax.data.video import read_video
@@ -58,7 +58,7 @@ def test_reconstruct_file_takes_any_real_mp4(tiny_runs, tmp_path):
 
 def test_reconstruction_suite_on_synthetic_and_real_clips(tiny_runs, tmp_path):
     embedder = str(tiny_runs / "vidvae")
-    result = reconstruction_suite(embedder=embedder, out=str(tmp_path), count=3)
+    result = evaluate("reconstruction", embedder=embedder, out=str(tmp_path), count=3)
     written = json.loads((tmp_path / "reconstruction" / "reconstruction.json").read_text())
     (entry,) = written["shapes"]
     assert entry["shape"] == "5x16x16" and list(result["shapes"]) == [
@@ -78,8 +78,12 @@ def test_reconstruction_suite_on_synthetic_and_real_clips(tiny_runs, tmp_path):
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos" / "a.mp4", moving_crops(9, 40, 50), fps=8)
     (tmp_path / "videos" / "empty.mp4").touch()
-    result = reconstruction_suite(
-        embedder=embedder, out=str(tmp_path / "real"), data=str(tmp_path / "videos"), count=5
+    result = evaluate(
+        "reconstruction",
+        embedder=embedder,
+        out=str(tmp_path / "real"),
+        data=str(tmp_path / "videos"),
+        count=5,
     )
     assert result["shapes"]["5x16x16"]["clips"] == 1
     assert (
@@ -98,8 +102,8 @@ def test_reconstruction_suite_at_several_shapes_with_lpips(tiny_runs, tmp_path, 
     ]
     shapes = ["1x32x16", "9x16x32"]
     embedder = str(tiny_runs / "vidvae")
-    result = reconstruction_suite(
-        embedder=embedder, out=str(tmp_path), count=2, shapes=shapes, lpips=files
+    result = evaluate(
+        "reconstruction", embedder=embedder, out=str(tmp_path), count=2, shapes=shapes, lpips=files
     )
     folder = tmp_path / "reconstruction"
     written = json.loads((folder / "reconstruction.json").read_text())
@@ -140,7 +144,7 @@ def released_names(params):
 
 
 def test_captions_suite_reads_every_sample(tiny_runs, tmp_path):
-    result = captions_suite(model=str(tiny_runs / "vdit"), out=str(tmp_path), count=4)
+    result = evaluate("captions", model=str(tiny_runs / "vdit"), out=str(tmp_path), count=4)
     written = json.loads((tmp_path / "captions" / "captions.json").read_text())
     assert result["prompts"] == 4
     assert written["settings"]["steps"] == 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_regen import TINY, tiny_embedder, write_run
 
-from xgen_jax.commands.evaluate import reconstruction_suite
+from xgen_jax import evaluate
 from xgen_jax.commands.reconstruct import ReconstructRequest, reconstruct_file
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
@@ -130,7 +130,7 @@ def test_a_file_is_shown_beside_the_original_slowed_by_repetition(run, tmp_path)
 
 @pytest.mark.slow
 def test_a_run_is_scored_with_so_many_evaluations(run, tmp_path):
-    result = reconstruction_suite(embedder=str(run), out=str(tmp_path), count=1, steps=2)
+    result = evaluate("reconstruction", embedder=str(run), out=str(tmp_path), count=1, steps=2)
     assert result["shapes"]["10x16x16"]["clips"] == 1
     assert (
         json.loads((tmp_path / "reconstruction" / "reconstruction.json").read_text())[

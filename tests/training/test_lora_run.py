@@ -10,7 +10,7 @@ import pytest
 from run_states import contents, state_of
 
 import xgen_jax
-from xgen_jax.commands.convert import convert
+from xgen_jax import convert
 from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.pipeline import Pipeline

@@ -1,6 +1,7 @@
 """Foreign weights become a folder that commands take, and a transformer a foreign file, for
 `launch/convert.py`."""
 
+import dataclasses
 import pathlib
 import time
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 
 from xgen_jax.config.runs import VDiTWeights, VidVAEWeights
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.runs.adapters import with_adapter
 from xgen_jax.runs.folder import RunFolder, describe_machine
@@ -21,56 +22,65 @@ EXPORT, LORA = "stdit2-export", "lora"
 KINDS = (*vidvae.KINDS, *vdit.KINDS, EXPORT, LORA)
 
 
-def convert(
-    *,
-    kind: str | None,
-    source: str | None,
-    out: str | None,
-    base: str | None = None,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Writes foreign weights as a folder: an autoencoder's for --embedder, a transformer's for
-    init_from. Or merges an
-    adapter into its base: a transformer's folder as any.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertRequest:
+    """The flags of `launch/convert.py`.
 
-    Latent statistics are not converted: `launch/encode.py` measures them where they are needed.
-
-    Args:
+    Attributes:
       kind: `sd-vae` or `osp-vae`, see `weights.vidvae`; `stdit2` or `pixart`, see `weights.vdit`;
         `stdit2-export`, the way back; or `lora`, see `weights.lora`.
       source: the safetensors file, or the folder that holds it and its config.json; to export, a
-        vdit run or weights in the released form. FILE:SCALE weighs what an adapter does.
+        vdit run or weights in STDiT2's form. FILE:SCALE weighs an adapter.
       out: the folder to write; to export, the file.
-      base: of an adapter, the vdit run or the converted weights that it was trained on; else None.
+      base: of an adapter, the vdit run or the converted weights that it was trained on.
       overwrite: remove the run or the weights that are in the folder, or the file.
+
+    Raises:
+      UserError: flags that are missing, not known, or contradict each other.
+    """
+
+    kind: str = ""
+    source: str = ""
+    out: str = ""
+    base: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self):
+        for name in ("kind", "source", "out"):
+            if not getattr(self, name):
+                known = f", one of {', '.join(KINDS)}" if name == "kind" else ""
+                raise UserError(f"give --{name}{known}")
+        choose("kind", self.kind, KINDS)
+        if (self.base is None) == (self.kind == LORA):
+            raise UserError(
+                f"--kind={LORA} needs --base=FOLDER, which the adapter was trained on; no other "
+                "kind takes it"
+            )
+
+
+def convert(request: ConvertRequest) -> dict[str, Any]:
+    """Write foreign weights as a folder: an autoencoder's for --embedder, a transformer's for
+    init_from. Or merge an adapter into its base, or write a transformer as a foreign file.
+
+    Latent statistics are not converted: `launch/encode.py` measures them where they are needed.
 
     Returns:
       A summary: kind, parameters, the network's sizes, fingerprint, seconds.
 
     Raises:
-      UserError: arguments that are missing or not known, a file that cannot be read, tensors that
-        do not fit, a folder that holds something else.
+      UserError: a file that cannot be read, tensors that do not fit, a folder that holds something
+        else.
     """
     started = time.monotonic()
-    for name, value in (("kind", kind), ("source", source), ("out", out)):
-        if not value:
-            raise UserError(
-                f"give --{name}" + (f", one of {', '.join(KINDS)}" if name == "kind" else "")
-            )
-    if kind not in KINDS:
-        raise UserError(f"kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
-    if (base is None) == (kind == LORA):
-        raise UserError(
-            f"--kind={LORA} needs --base=FOLDER, which the adapter was trained on; no other kind takes it"
-        )
-    if kind == LORA:
-        summary = _merge(source, base, out, overwrite)
+    kind, source, out = request.kind, request.source, request.out
+    if request.base is not None:
+        summary = _merge(source, request.base, out, request.overwrite)
     elif kind == EXPORT:
-        summary = _export(source, out, overwrite)
+        summary = _export(source, out, request.overwrite)
     elif kind in vidvae.KINDS:
-        summary = _autoencoder(kind, pathlib.Path(source), out, overwrite)
+        summary = _autoencoder(kind, pathlib.Path(source), out, request.overwrite)
     else:
-        summary = _transformer(kind, pathlib.Path(source), out, overwrite)
+        summary = _transformer(kind, pathlib.Path(source), out, request.overwrite)
     return {**summary, "wall_s": round(time.monotonic() - started, 1)}
 
 

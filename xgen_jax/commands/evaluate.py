@@ -1,11 +1,11 @@
-"""Whole evaluations, from folders to folders: what `launch/evaluate.py` and `launch/reconstruct.py`
-do."""
+"""Score a trained model, from folders to folders: `launch/evaluate.py`."""
 
+import dataclasses
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,69 +14,92 @@ from xgen_jax.data.sources.base import Source
 from xgen_jax.data.sources.synthetic import SyntheticSource, held_out_prompts
 from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.data.video_writer import write_video
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.evaluation.captions import evaluate_captions
 from xgen_jax.evaluation.perceptual import load_lpips_distance
 from xgen_jax.evaluation.reconstruction import evaluate_reconstruction, side_by_side
 from xgen_jax.evaluation.reconstruction_table import expand_shapes, table
+from xgen_jax.evaluation.report import write_report
 from xgen_jax.files import write_json, write_text
 from xgen_jax.inference.reconstruct import load_reconstructor
 from xgen_jax.inference.text_to_video import load_text_to_video
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.typing import Video
 
-SHOWN = 64  # videos kept beside the figures
+SHOWN = 64  # videos kept with the figures
 
 
-def require(name: str, value: Any) -> Any:
-    """A flag's value; UserError where it was not given."""
-    if value is None:
-        raise UserError(f"give --{name}")
-    return value
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """The flags of `launch/evaluate.py`.
 
-
-def reconstruction_suite(
-    *,
-    embedder: str | None,
-    out: str | None,
-    data: str | None = None,
-    count: int = 64,
-    seed: int = 0,
-    shapes: Sequence[str] | None = None,
-    lpips: Sequence[str] | None = None,
-    steps: int | None = None,
-) -> dict[str, Any]:
-    """Scores reconstructions of clips; writes reconstruction.json, .md and SHAPE/NNN.mp4 into
-    OUT/reconstruction.
-
-    Args:
-      embedder: run folder of a VidVAE or a REGEN.
-      out: folder for the results.
-      data: folder of videos; without it held-out clips of the moving-shapes dataset.
-      count: clips a shape; of a folder at most as many as there are.
-      seed: of the synthetic clips or the crops.
-      shapes: of the clips, "FRAMESxHEIGHTxWIDTH" each, or "paper" for the paper's three; by default
-        the shape trained on.
+    Attributes:
+      suite: `reconstruction`, `captions` or `report`.
+      out: folder for the results; for `report` the folder of a quickstart.
+      embedder: run folder of a VidVAE or a REGEN (reconstruction).
+      model: run folder of a VDiT (captions).
+      data: folder of videos (reconstruction); held-out clips of the moving-shapes dataset by
+        default.
+      count: number of prompts, or of clips a shape; of a folder at most as many as there are.
+      seed: of the clips, crops, prompts and noise.
+      steps: of sampling, or of a REGEN's decoder; the run's by default.
+      guidance_scale: the run's by default (captions).
+      shapes: of the clips, "FRAMESxHEIGHTxWIDTH" each, or "paper" for the paper's three; the shape
+        trained on by default (reconstruction).
       lpips: safetensors files of LPIPS (see `weights.lpips`); without them it is left out.
-      steps: see `load_reconstructor`.
-
-    Returns:
-      The means by shape, and the paths of the JSON and the table.
 
     Raises:
-      UserError: missing arguments, a shape that is none, weights or videos that cannot be read.
+      UserError: an unknown suite, or one without the flags that it needs.
     """
-    folder = _results(require("out", out), "reconstruction")
-    run = RunFolder(require("embedder", embedder))
-    wanted = expand_shapes(shapes) if shapes else run.shapes("shapes")[:1]
-    distance = load_lpips_distance(lpips) if lpips else None
-    if data is None:
+
+    suite: str = ""
+    out: str = ""
+    embedder: str = ""
+    model: str = ""
+    data: str | None = None
+    count: int = 64
+    seed: int = 0
+    steps: int | None = None
+    guidance_scale: float | None = None
+    shapes: Sequence[str] | None = None
+    lpips: Sequence[str] | None = None
+
+    def __post_init__(self):
+        choose("suite", self.suite, SUITES)
+        needed, _ = SUITES[self.suite]
+        if missing := [name for name in (*needed, "out") if not getattr(self, name)]:
+            raise UserError(f"give {', '.join(f'--{name}' for name in missing)}")
+
+
+def evaluate(request: EvaluateRequest) -> dict[str, Any]:
+    """Score a trained model, and keep the videos it was scored on.
+
+    `reconstruction` writes reconstruction.json, .md and SHAPE/NNN.mp4 into OUT/reconstruction;
+    `captions` samples held-out prompts and writes captions.json and NNN.mp4 into OUT/captions (see
+    `evaluation.captions` for the verifier); `report` writes the page of a quickstart's folder.
+
+    Returns:
+      The scores, and the paths of the files.
+
+    Raises:
+      UserError: no such run, videos or weights that cannot be read, a shape that is none.
+    """
+    _, suite = SUITES[request.suite]
+    return suite(request)
+
+
+def _reconstruction(request: EvaluateRequest) -> dict[str, Any]:
+    folder = _results(request.out, "reconstruction")
+    run, count, seed = RunFolder(request.embedder), request.count, request.seed
+    wanted = expand_shapes(request.shapes) if request.shapes else run.shapes("shapes")[:1]
+    distance = load_lpips_distance(request.lpips) if request.lpips else None
+    if request.data is None:
         # Another seed than any run trains on, and combinations that none has seen.
         source = SyntheticSource(seed=10_000 + seed, split="held_out", num_clips=count)
     else:
-        source = VideoFolderSource(data, require_captions=False)
+        source = VideoFolderSource(request.data, require_captions=False)
         count = min(count, len(source))
-    reconstruct = load_reconstructor(embedder, steps=steps)
+    reconstruct = load_reconstructor(request.embedder, steps=request.steps)
     entries, conventions = [], {}
     for shape in wanted:
         name = "x".join(map(str, shape))
@@ -90,7 +113,7 @@ def reconstruction_suite(
     print(text, file=sys.stderr)
     facts = {
         "source": source.name,
-        "embedder": str(embedder),
+        "embedder": str(request.embedder),
         "seed": seed,
         **reconstruct.embedder.settings,
     }
@@ -115,8 +138,8 @@ def reconstruction_suite(
 def _clips(
     source: Source, count: int, seed: int, shape: tuple[int, int, int]
 ) -> Iterator[tuple[str, Video]]:
-    """Names and clips. A file is named by its path, so that the worst can be looked at; a drawn
-    clip by its caption."""
+    """Yield names and clips: a file is named by its path, so that the worst can be looked at, a
+    synthetic clip by its caption."""
     for index in range(count):
         clip = source.read(index, np.random.default_rng((seed, index)), *shape)
         yield (
@@ -126,7 +149,7 @@ def _clips(
 
 
 class _Progress:
-    """Called with each clip: keeps the first ones as videos, and says how far things are."""
+    """Keeps the first clips as videos, and prints the progress; called with each clip."""
 
     def __init__(self, folder: pathlib.Path, count: int):
         self.folder, self.count, self.done = folder, count, 0
@@ -143,47 +166,33 @@ class _Progress:
         )
 
 
-def captions_suite(
-    *,
-    model: str | None,
-    out: str | None,
-    count: int = 64,
-    seed: int = 0,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-) -> dict[str, Any]:
-    """Draws held-out prompts and reads what came out; writes OUT/captions/{captions.json, NNN.mp4}.
-
-    The guidance scale and the steps are the run's where they are not given. See
-    `evaluation.captions` for the verifier.
-    """
-    folder = _results(require("out", out), "captions")
-    loaded = load_text_to_video(require("model", model))
+def _captions(request: EvaluateRequest) -> dict[str, Any]:
+    folder = _results(request.out, "captions")
+    loaded, seed = load_text_to_video(request.model), request.seed
+    options = {"steps": request.steps, "guidance_scale": request.guidance_scale}
     started = time.monotonic()
 
     def generate(prompts: list[str], seed: int) -> list[Video]:
         def progress(done, total):
             print(f"{done}/{total} videos", file=sys.stderr)
 
-        return list(
-            loaded(prompts, seed, steps=steps, guidance_scale=guidance_scale, progress=progress)
-        )
+        return list(loaded(prompts, seed, progress=progress, **options))
 
-    report = evaluate_captions(generate, prompts=held_out_prompts(count, seed), seed=seed)
+    report = evaluate_captions(generate, prompts=held_out_prompts(request.count, seed), seed=seed)
     for number, (sample, video) in enumerate(zip(report.scores["samples"], report.videos)):
         if number < SHOWN:
             sample["file"] = f"{number:03d}.mp4"
             write_video(folder / sample["file"], video, loaded.fps)
-    settings = {
-        "steps": steps or loaded.config.sample_steps,
-        "guidance_scale": loaded.config.guidance_scale
-        if guidance_scale is None
-        else guidance_scale,
+    defaults = {
+        "steps": loaded.config.sample_steps,
+        "guidance_scale": loaded.config.guidance_scale,
         "sampler": loaded.config.sampler,
         "seed": seed,
     }
+    settings = defaults | {name: value for name, value in options.items() if value is not None}
     write_json(
-        folder / "captions.json", {**report.scores, "settings": settings, "model": str(model)}
+        folder / "captions.json",
+        {**report.scores, "settings": settings, "model": str(request.model)},
     )
     return {
         "suite": "captions",
@@ -201,3 +210,15 @@ def _results(out: str | os.PathLike, name: str) -> pathlib.Path:
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be made ({error.strerror})") from error
     return folder
+
+
+def _report(request: EvaluateRequest) -> dict[str, Any]:
+    return {"suite": "report", "report": str(write_report(request.out))}
+
+
+# By name the flags that a suite needs, and what it does.
+SUITES: dict[str, tuple[tuple[str, ...], Callable[[EvaluateRequest], dict[str, Any]]]] = {
+    "reconstruction": (("embedder",), _reconstruction),
+    "captions": (("model",), _captions),
+    "report": ((), _report),
+}
