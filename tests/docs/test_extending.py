@@ -3,12 +3,21 @@
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import xgen_jax
 from xgen_jax.commands.train import train
 from xgen_jax.config.runs import Run
+from xgen_jax.data.buckets import Bucket
+from xgen_jax.data.config import DataConfig, SyntheticConfig
+from xgen_jax.data.pipeline import Pipeline
+from xgen_jax.diffusion.flow import RectifiedFlow
+from xgen_jax.diffusion.grids import chain
+from xgen_jax.diffusion.process import Denoised
+from xgen_jax.diffusion.samplers import SOLVERS, make_steps, sample
 from xgen_jax.testing import VDIT, VIDVAE, tiny_run
 from xgen_jax.training.tasks import TASKS
 
@@ -19,14 +28,42 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "extending.md"
 def names():
     """All that the page defines."""
     names: dict = {"__name__": "extending"}
-    tasks, runs = dict(TASKS), dict(Run.known)
+    tables = [(table, dict(table)) for table in (TASKS, Run.known, SOLVERS)]
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S):
         exec(compile(block, str(PAGE), "exec"), names)
     yield names
-    TASKS.clear()
-    TASKS.update(tasks)
-    Run.known.clear()
-    Run.known.update(runs)
+    for table, before in tables:
+        table.clear()
+        table.update(before)
+
+
+def test_a_new_sampler_converges_to_its_order(names):
+    def constant_velocity_field(x, level):  # x0 = sin(tau), eps = 0: a flow that bends
+        tau = level.sigma / (level.alpha + level.sigma)
+        return Denoised(jnp.sin(tau) * jnp.ones_like(x), jnp.zeros_like(x))
+
+    errors = []
+    with jax.enable_x64(True):
+        for count in (32, 64, 128):
+            levels = RectifiedFlow().levels(np.linspace(1.0, 0.0, count + 1))
+            steps = make_steps("ab2", chain(levels))
+            x = sample(
+                lambda x, at, mask: constant_velocity_field(x, at), jnp.ones(1), steps, "ab2"
+            )
+            errors.append(abs(float(x[0]) - (1 + 1 - np.cos(1))))  # 1 + integral of sin from 0 to 1
+    order = -np.polyfit(np.log([32, 64, 128]), np.log(errors), 1)[0]
+    assert order == pytest.approx(2, abs=0.15)
+
+
+def test_a_new_source_feeds_a_pipeline(names):
+    data = DataConfig(
+        source=SyntheticConfig(),
+        buckets=(Bucket(frames=5, height=8, width=8, batch_size=2),),
+    )
+    batch = Pipeline(names["Gradients"](10), data).batch(0)
+    assert batch["video"].shape == (2, 5, 8, 8, 3)
+    rates = [int(caption.split()[-1]) for caption in batch["caption"]]
+    assert batch["video"][:, -1, 0, 0, 0].tolist() == [int(25.5 * rate) for rate in rates]
 
 
 @pytest.fixture(scope="module")

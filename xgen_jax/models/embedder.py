@@ -41,6 +41,16 @@ class Embedder(abc.ABC):
             "std": jnp.asarray(std, jnp.float32),
         }
 
+    @staticmethod
+    def normalise(params: Params, latents_BTHWC: Array) -> Array:
+        """Bring latents to mean 0 and variance 1 a channel, by the statistics in `params`."""
+        return (latents_BTHWC - _channels(params["mean"])) / _channels(params["std"])
+
+    @staticmethod
+    def denormalise(params: Params, latents_BTHWC: Array) -> Array:
+        """The inverse of `normalise`."""
+        return latents_BTHWC * _channels(params["std"]) + _channels(params["mean"])
+
     @property
     def latent_channels(self) -> int:
         """Channels of the latents."""
@@ -196,7 +206,7 @@ class VidVAEEmbedder(Embedder):
     def encode_chunk(self, params: Params, video_BTHWC: Array, cache=None) -> tuple[Array, Any]:
         """See `Embedder`. The first chunk has 1 + f*n frames, others have f*n."""
         mean, _, cache = self.model.apply(params["model"], video_BTHWC, cache, method="encode")
-        return _normalised(params, mean), cache
+        return self.normalise(params, mean), cache
 
     def decode_chunk(
         self,
@@ -209,7 +219,7 @@ class VidVAEEmbedder(Embedder):
         """See `Embedder`; `key` is not used."""
         del key
         return self.model.apply(
-            params["model"], _scaled(params, latents_BTHWC), cache, last, method="decode"
+            params["model"], self.denormalise(params, latents_BTHWC), cache, last, method="decode"
         )
 
 
@@ -283,7 +293,7 @@ class REGENEmbedder(Embedder):
         if tail:
             mean, _ = self.model.apply(params["model"], video_BTHWC[:, -1:], method="encode")
             parts.append(mean)
-        return _normalised(params, jnp.concatenate(parts, axis=1)), ()
+        return self.normalise(params, jnp.concatenate(parts, axis=1)), ()
 
     def decode_chunk(
         self,
@@ -303,7 +313,7 @@ class REGENEmbedder(Embedder):
                 f"{latents_BTHWC.shape[1]} latent frames are no whole chunks, which are two each, content and motion; "
                 "a single one, an image, can only be the last of a clip"
             )
-        z, keys_B = _scaled(params, latents_BTHWC), _clip_keys(key, len(latents_BTHWC))
+        z, keys_B = self.denormalise(params, latents_BTHWC), _clip_keys(key, len(latents_BTHWC))
         return regen_decoding.decode_chunks(
             self.model,
             params["model"],
@@ -325,21 +335,13 @@ class REGENEmbedder(Embedder):
     ) -> Array:
         """See `regen_decoding.decode_at`; of normalised latents, and with `key` as of
         `decode_chunk`."""
-        z = _scaled(params, latents_BNtHWC.reshape(-1, *latents_BNtHWC.shape[2:])).reshape(
+        z = self.denormalise(params, latents_BNtHWC.reshape(-1, *latents_BNtHWC.shape[2:])).reshape(
             latents_BNtHWC.shape
         )
         keys_B = _clip_keys(key, len(z))
         return regen_decoding.decode_at(
             self.model, params["model"], self.process, self.steps, z, window, keys_B
         )
-
-
-def _normalised(params: Params, latents: Array) -> Array:
-    return (latents - _channels(params["mean"])) / _channels(params["std"])
-
-
-def _scaled(params: Params, latents: Array) -> Array:
-    return latents * _channels(params["std"]) + _channels(params["mean"])
 
 
 def _channels(x: Array) -> Array:
