@@ -43,19 +43,11 @@ EXTRAS = {
     "test": TEST,
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
-    # TPU's compiler, to see on any CPU host whether a run will fit on a slice
+    # TPU's compiler, to check on a CPU host whether a run fits on a slice
     # (xgen_jax/commands/plan.py).
     "plan": ["libtpu>=0.0.42,<0.1"],
-    # What curation, scoring and the demo page need beyond the core.
-    "curation": [
-        "scenedetect-headless>=0.7.2,<0.8",
-        "opencv-python-headless>=4.12,<6",
-        "pyarrow>=21",
-    ],
-    "eval": ["scipy>=1.14,<2"],
-    # The peers in benchmarks/.
+    # What benchmarks/ compares with.
     "bench": ["torch>=2.13,<2.14", "diffusers>=0.42.1,<0.43"],
-    "demo": ["gradio>=5,<7"],
     "dev": TEST + ["ruff==0.17.5", "pyrefly==1.5.0", "pre-commit>=4,<5"],
 }
 
