@@ -51,7 +51,5 @@ class RectifiedFlow(Process):
     def grid_times(self, steps: int, spacing: str | None = None, ratio: float = 1.0) -> np.ndarray:
         """Return sampling times, see `diffusion.time.time_grid`; the only spacing is `even`."""
         if spacing not in (None, "even"):
-            raise UserError(
-                f"spacing={spacing!r} is not one of rectified flow's: it has only 'even'"
-            )
+            raise UserError(f"spacing={spacing!r} is not rectified flow's, which has only 'even'")
         return time_grid(steps, ratio)
