@@ -105,11 +105,16 @@ def test_a_mistake_is_named(vidvae, place, key, value, message):
 @pytest.mark.parametrize(
     "place,key,value,message",
     [
-        ((), "sampler", "euller", "sampler 'euller' is not known; choose one of ancestral, ddim, "),
-        ((), "sample_spacing", "trailing", "spacing 'trailing' is not known to rectified flow"),
+        (
+            (),
+            "sampler",
+            "euller",
+            r"sampler='euller' is not known \(did you mean 'euler'\?\); choose one of",
+        ),
+        ((), "sample_spacing", "trailing", "spacing='trailing' is not rectified flow's"),
         ((), "sample_steps", 0, "steps=0 must be at least 1"),
         (("guidance",), "interval", (0.9, 0.1), "two rising times"),
-        (("loss",), "process", "edm", "process 'edm' is not known; choose one of flow, ddpm"),
+        (("loss",), "process", "edm", "process='edm' is not known; choose one of flow, ddpm"),
     ],
 )
 def test_what_could_not_be_sampled_is_not_trained(place, key, value, message):

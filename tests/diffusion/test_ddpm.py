@@ -267,9 +267,9 @@ def test_zero_snr_ends_on_noise_alone():
     "options,message",
     [
         ({"zero_snr": True}, "zero_snr needs prediction 'v' or 'x0'"),
-        ({"betas": "cosine"}, "betas 'cosine' is not known; choose one of linear, scaled_linear"),
-        ({"prediction": "score"}, "prediction 'score' is not known"),
-        ({"loss": "hybrid"}, "loss 'hybrid' is not known"),
+        ({"betas": "cosine"}, "betas='cosine' is not known; choose one of linear, scaled_linear"),
+        ({"prediction": "score"}, "prediction='score' is not known"),
+        ({"loss": "hybrid"}, "loss='hybrid' is not known"),
         ({"num_steps": 1}, "num_steps=1 must be 2 or more"),
         ({"num_steps": 10}, "must rise within 0 .. 1"),
     ],

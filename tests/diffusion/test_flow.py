@@ -58,7 +58,7 @@ def test_conversions_there_and_back(source, target):
 def test_an_unknown_prediction_is_refused(names):
     x0, eps = pair()
     with pytest.raises(
-        UserError, match="prediction 'score' is not known; choose one of x0, eps, v, velocity"
+        UserError, match="prediction='score' is not known; choose one of x0, eps, v, velocity"
     ):
         FLOW.convert(x0, eps, jnp.full(3, 0.5), *names)
 

@@ -59,13 +59,13 @@ def test_more_steps_than_there_are_or_none_are_refused(steps):
 
 
 def test_what_is_not_known_is_refused():
-    with pytest.raises(UserError, match="spacing 'cosine' is not known; choose one of respaced"):
+    with pytest.raises(UserError, match="spacing='cosine' is not known; choose one of respaced"):
         make_grid(DDPM(), 4, "cosine")
-    with pytest.raises(UserError, match="spacing 'leading' is not known to rectified flow"):
+    with pytest.raises(UserError, match="spacing='leading' is not rectified flow's"):
         make_grid(RectifiedFlow(), 4, "leading")
     with pytest.raises(UserError, match="fewer than steps=900; take fewer"):
         make_grid(DDPM(), 900, ratio=5.0)
-    with pytest.raises(UserError, match="process 'edm' is not known; choose one of flow, ddpm"):
+    with pytest.raises(UserError, match="process='edm' is not known; choose one of flow, ddpm"):
         make_process("edm")
     with pytest.raises(UserError, match="a process of finitely many steps"):
         karras_levels(RectifiedFlow(), 4)

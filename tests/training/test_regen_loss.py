@@ -267,8 +267,8 @@ def test_the_loss_falls():
             {"prediction": "eps"},
             r"'eps' with loss\.process='flow' cannot be decoded: at t = 1 .*Choose 'x0'",
         ),
-        ({"process": "edm"}, "process 'edm' is not known; choose one of flow, ddpm"),
-        ({"prediction": "score"}, "prediction 'score' is not known"),
+        ({"process": "edm"}, "process='edm' is not known; choose one of flow, ddpm"),
+        ({"prediction": "score"}, "prediction='score' is not known"),
         (
             {"weighting": "snr"},
             r"loss\.weighting='snr' is not known; choose one of uniform, velocity",

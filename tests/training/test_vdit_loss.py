@@ -192,7 +192,7 @@ def test_shapes_of_another_bucket(arrays):
 
 
 def test_processes_that_do_not_go_with_the_network_are_refused():
-    with pytest.raises(UserError, match="process 'vdm' is not known"):
+    with pytest.raises(UserError, match="process='vdm' is not known"):
         VDiTLossConfig(process="vdm")
     objective = make_objective(process="ddpm")
     with pytest.raises(UserError, match="no variance to learn"):

@@ -1,18 +1,19 @@
 """Denoising diffusion with a learned variance (arXiv 2006.11239; arXiv 2102.09672), as Open-Sora
 1.1 trains its STDiT2.
 
-    abar_i = prod_{j <= i} (1 - beta_j)        x_t = sqrt(abar_i) x0 + sqrt(1 - abar_i) eps,    t = (i + 1) / N
+    abar_i = prod_{j <= i} (1 - beta_j)
+    x_t    = sqrt(abar_i) x0 + sqrt(1 - abar_i) eps,    t = (i + 1) / N
 
-t = 0 is data, t = 1 the last of the N steps. The network predicts eps, and beside it a number v in
-[-1, 1] that places the log variance of the step back between its two bounds (arXiv 2102.09672,
+t = 0 is data, t = 1 the last of the N steps. The network predicts eps, and with it a number v in
+[-1, 1] that places the log variance of the reverse step between its two bounds (arXiv 2102.09672,
 equation 15):
 
     log variance = (1 + v) / 2 log beta_i + (1 - v) / 2 log posterior variance_i
     loss         = | eps' - eps |^2 + VLB(v), the mean in the VLB detached
 
-All tables are made in float64 and rounded last. The released Open-Sora makes them in float32, which
-puts its posterior mean at step 0 off by 1.7e-4 and its VLB there by up to 1e-2 bits; that is not
-reproduced.
+All tables are computed in float64 and rounded last. Open-Sora's own code computes them in float32,
+which puts its posterior mean at step 0 off by 1.7e-4 and its VLB there by up to 1e-2 bits; that is
+not reproduced.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ import numpy as np
 from xgen_jax.diffusion import grids
 from xgen_jax.diffusion.process import PREDICTIONS, Level, Process, per_sample
 from xgen_jax.diffusion.time import sample_times
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.typing import Array
 
 BETAS = ("linear", "scaled_linear")
@@ -36,7 +37,7 @@ _TINY = 1e-30  # in place of abar = 0, where its logarithm is wanted
 
 
 class Tables(NamedTuple):
-    """Of a chain of steps; float64 (N,), entry i belongs to step i."""
+    """Tables of a chain of N steps; float64 (N,), entry i belongs to step i."""
 
     betas: np.ndarray
     alphas_cumprod: np.ndarray
@@ -49,22 +50,22 @@ class Tables(NamedTuple):
 
     @property
     def log_betas(self) -> np.ndarray:
-        """The upper bound of the log variance."""
+        """Return the upper bound of the log variance."""
         return np.log(self.betas)
 
     @property
     def sqrt_recipm1_alphas_cumprod(self) -> np.ndarray:
-        """sigma / alpha."""
+        """Return sigma / alpha of each step."""
         return np.sqrt(1.0 / self.alphas_cumprod - 1.0)
 
 
 def make_tables(betas: np.ndarray) -> Tables:
-    """The tables of a chain with these betas (N,)."""
+    """Return the tables of a chain with these betas (N,)."""
     betas = np.asarray(betas, np.float64)
     abar = np.cumprod(1.0 - betas)
     prev = np.append(1.0, abar[:-1])
     variance = betas * (1.0 - prev) / (1.0 - abar)
-    # The variance of step 0 is 0, which has no logarithm: its neighbour's stands in.
+    # The variance of step 0 is 0, which has no logarithm: step 1's is used instead.
     clipped = np.log(np.append(variance[1], variance[1:])) if len(betas) > 1 else np.log(betas)
     return Tables(
         betas,
@@ -79,24 +80,28 @@ def make_tables(betas: np.ndarray) -> Tables:
 
 
 def respaced_betas(alphas_cumprod: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Betas (n,) of the chain that visits only these steps, ascending, of one with alphas_cumprod
-    (N,)."""
+    """Return the betas (n,) of a chain that visits only some steps of another.
+
+    Args:
+      alphas_cumprod: (N,) of the full chain.
+      steps: those to visit, ascending.
+    """
     kept = np.asarray(alphas_cumprod, np.float64)[steps]
     return 1.0 - kept / np.append(1.0, kept[:-1])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDPM(Process):
-    """See the module.
+    """The process, see the module.
 
     Attributes:
       num_steps: N.
       betas: `linear` between the ends, or `scaled_linear`: linear between their roots, squared.
       beta_start, beta_end: the ends for 1000 steps; other counts scale them by 1000 / N.
       zero_snr: stretch the chain so that its last step is noise alone (arXiv 2305.08891, algorithm
-        1). Needs prediction="v" or "x0": eps says nothing of the data there.
-      loss: `mse`; `mse+vb` with the VLB in bits a number, as released; `mse+rescaled_vb`, VLB times
-        N / 1000; `vb`, VLB times N alone. Without a learned variance it is always `mse`.
+        1). Needs prediction="v" or "x0": eps does not determine x0 there.
+      loss: `mse`; `mse+vb` with the VLB in bits per dimension (Open-Sora's); `mse+rescaled_vb`, VLB
+        times N / 1000; `vb`, only VLB times N. Without a learned variance it is always `mse`.
     """
 
     num_steps: int = 1000
@@ -110,33 +115,33 @@ class DDPM(Process):
 
     def __post_init__(self):
         for name, known in (("betas", BETAS), ("prediction", PREDICTIONS), ("loss", LOSSES)):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"{name} {getattr(self, name)!r} is not known; choose one of {', '.join(known)}"
-                )
+            choose(name, getattr(self, name), known)
         if self.num_steps < 2:
             raise UserError(f"num_steps={self.num_steps} must be 2 or more")
         scale = 1000 / self.num_steps
         if not 0 < self.beta_start * scale <= self.beta_end * scale < 1:
             raise UserError(
-                f"beta_start={self.beta_start} and beta_end={self.beta_end}, times {scale:g} for {self.num_steps}"
-                " steps, must rise within 0 .. 1"
+                f"beta_start={self.beta_start} and beta_end={self.beta_end}, times {scale:g} for "
+                f"{self.num_steps} steps, must rise within 0 .. 1"
             )
         if self.zero_snr and self.prediction == "eps":
             raise UserError(
-                "zero_snr needs prediction 'v' or 'x0': eps says nothing of the data where all is noise"
+                "zero_snr needs prediction 'v' or 'x0': "
+                "where all is noise, eps does not determine x0"
             )
 
     @property
     def tables(self) -> Tables:
-        """Of all N steps."""
+        """Return the tables of all N steps."""
         return _tables(
             dataclasses.replace(self, prediction="v", learned_variance=False, loss="mse")
         )
 
     def schedule(self, t: Array) -> tuple[Array, Array]:
-        """(sqrt(abar), sqrt(1 - abar)); between steps log abar is linear in t, and abar = 1 at t =
-        0."""
+        """Return (sqrt(abar), sqrt(1 - abar)).
+
+        Between steps log abar is linear in t; abar = 1 at t = 0.
+        """
         log_abar = jnp.interp(
             t * self.num_steps, np.arange(self.num_steps + 1), jnp.asarray(self._log_abar())
         )
@@ -146,23 +151,25 @@ class DDPM(Process):
         return np.append(0.0, np.log(np.maximum(self.tables.alphas_cumprod, _TINY)))
 
     def step_of(self, t: Array) -> Array:
-        """Times in [0, 1] -> the nearest step 0 .. N - 1, int32."""
+        """Return the steps, int32 in 0 .. N - 1, nearest to times in [0, 1]."""
         return jnp.clip(jnp.round(t * self.num_steps).astype(jnp.int32) - 1, 0, self.num_steps - 1)
 
     def timestep(self, t: Array) -> Array:
-        """The step; the network was trained at whole ones."""
+        """Return the step, rounded: the network was trained at whole steps."""
         return jnp.clip(jnp.round(t * self.num_steps) - 1, 0, self.num_steps - 1)
 
     def sample_times(self, key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
-        """See `diffusion.time.sample_times`; rounded up to whole steps. The process's own
-        distribution is `uniform`."""
+        """Sample training times, see `diffusion.time.sample_times`, rounded up to whole steps.
+
+        The DDPM papers' distribution is `uniform`.
+        """
         t_B = sample_times(key_B, distribution, ratio)
         return (
             jnp.clip(jnp.floor(t_B * self.num_steps), 0, self.num_steps - 1) + 1
         ) / self.num_steps
 
     def levels(self, t: np.ndarray) -> Level:
-        """The levels at times (n,), in float64; those of whole steps are the tables' own."""
+        """Return the levels at times (n,), in float64; those of whole steps are the tables'."""
         t = np.asarray(t, np.float64)
         place = t * self.num_steps
         whole = np.round(place).astype(int)
@@ -175,21 +182,22 @@ class DDPM(Process):
         )
 
     def grid_times(self, steps: int, spacing: str | None = None, ratio: float = 1.0) -> np.ndarray:
-        """Times (steps + 1,) of the steps visited, shifted and rounded to whole ones, and 0. See
-        `grids.SPACINGS`.
+        """Return the times (steps + 1,) of the visited steps, and 0; see `Process.grid_times`.
 
-        By default `trailing`, which begins with the last step and comes down to data by an even
-        stride. `respaced`, the
-        released one, visits step 0 as well: after a stride of tens of steps that is a jump in
-        log(alpha / sigma) which DPM-Solver++(2M) and UniPC do not survive. (24 steps leave normal
-        data of deviation 0.4 wider by 23%, and narrower by 5% with `trailing`.)
+        The spacings are `grids.SPACINGS`. The default `trailing` begins with the last step and
+        comes down to data by an even stride. `respaced`, Open-Sora's, visits step 0 as well: after
+        a stride of tens of steps that is a jump in log(alpha / sigma) at which DPM-Solver++(2M) and
+        UniPC diverge. (24 steps leave normal data of deviation 0.4 wider by 23%, and narrower by 5%
+        with `trailing`.)
         """
         visited = grids.spaced_steps(self.num_steps, steps, spacing or "trailing", ratio)
         return np.append((visited + 1) / self.num_steps, 0.0)
 
     def losses(self, output: Array, x0: Array, eps: Array, t_B: Array) -> dict[str, Array]:
-        """{"loss", "mse", and where a variance is learned "vb" in bits}, each (B, T); see
-        `Process.losses`."""
+        """Return {"loss", "mse", and for a learned variance "vb" in bits}, each (B, T).
+
+        See `Process.losses`.
+        """
         losses = super().losses(output, x0, eps, t_B)
         if not self.learned_variance or self.loss == "mse":
             return losses
@@ -204,8 +212,11 @@ class DDPM(Process):
         return {"loss": loss_BT, "mse": losses["mse"], "vb": vb_BT}
 
     def _variational_bound(self, output, x0, eps, t_B):
-        """Bits a number, (B, T): KL of the step back to the true one; at step 0 the likelihood of
-        8-bit data."""
+        """Return the variational bound in bits per dimension, (B, T).
+
+        It is the KL divergence from the true reverse step; at step 0 the negative log likelihood of
+        8-bit data.
+        """
         prediction, variance = self.split(output)
         tables, i_B = self.tables, self.step_of(t_B)
 
@@ -216,8 +227,7 @@ class DDPM(Process):
             jnp.sqrt(at(tables.alphas_cumprod)),
             jnp.sqrt(at(1.0 - tables.alphas_cumprod)),
         )
-        # The mean is a matter of the MSE; with x_t the same on both sides only x0 tells the two
-        # means apart.
+        # The MSE trains the mean. Both means have x_t in common: they differ by x0 only.
         prediction = prediction if self.loss == "vb" else jax.lax.stop_gradient(prediction)
         error_x0 = self._x0_error(prediction, x0, eps, alpha, sigma)
         error = at(tables.posterior_mean_coef1) * error_x0
@@ -229,7 +239,7 @@ class DDPM(Process):
         return jnp.where(per_sample(i_B, x0) == 0, nll, kl).mean((2, 3, 4)) / math.log(2.0)
 
     def _x0_error(self, prediction, x0, eps, alpha, sigma):
-        """x0 less the predicted x0, without the cancellation of two means that share x_t."""
+        """Return x0 minus the predicted x0, without cancellation between the means."""
         match self.prediction:
             case "x0":
                 return x0 - prediction
@@ -242,14 +252,13 @@ class DDPM(Process):
 
 
 def learned_log_variance(variance: Array, upper: Array, lower: Array) -> Array:
-    """The log variance between its bounds, by v in [-1, 1] (arXiv 2102.09672, equation 15)."""
-    share = (variance + 1.0) / 2.0
-    return share * upper + (1.0 - share) * lower
+    """Interpolate the log variance by v in [-1, 1] (arXiv 2102.09672, equation 15)."""
+    fraction = (variance + 1.0) / 2.0
+    return fraction * upper + (1.0 - fraction) * lower
 
 
 def _log_likelihood_8_bit(x0, error, log_std):
-    """Log probability of x0 in [-1, 1] in 255 steps, under a normal distribution around x0 -
-    error."""
+    """Return the log probability of 8-bit x0 in [-1, 1] under a normal around x0 - error."""
     inverse = jnp.exp(-log_std)
     above = _normal_cdf(inverse * (error + 1.0 / 255.0))
     below = _normal_cdf(inverse * (error - 1.0 / 255.0))
@@ -260,7 +269,7 @@ def _log_likelihood_8_bit(x0, error, log_std):
 
 
 def _normal_cdf(x):
-    """The tanh approximation of the references."""
+    """Approximate the CDF by tanh, as the reference implementations do."""
     return 0.5 * (1.0 + jnp.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
 

@@ -12,48 +12,44 @@ import numpy as np
 
 from xgen_jax.diffusion.process import PREDICTIONS, Level, Process
 from xgen_jax.diffusion.time import sample_times, time_grid
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.typing import Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RectifiedFlow(Process):
-    """See the module. The network is given 1000 t."""
+    """The process, see the module; its timestep is 1000 t."""
 
     prediction: str = "velocity"
     learned_variance: bool = False
 
     def __post_init__(self):
-        if self.prediction not in PREDICTIONS:
-            raise UserError(
-                f"prediction {self.prediction!r} is not known; choose one of {', '.join(PREDICTIONS)}"
-            )
+        choose("prediction", self.prediction, PREDICTIONS)
         if self.learned_variance:
             raise UserError(
-                "rectified flow has no variance to learn; set learned_variance=False, or process='ddpm'"
+                "rectified flow has no variance to learn; set learned_variance=False, "
+                "or process='ddpm'"
             )
 
     def schedule(self, t: Array) -> tuple[Array, Array]:
-        """(1 - t, t)."""
+        """Return (1 - t, t)."""
         return 1.0 - t, t
 
     def timestep(self, t: Array) -> Array:
-        """1000 t."""
+        """Return 1000 t."""
         return 1000.0 * t
 
     def sample_times(self, key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
-        """See `diffusion.time.sample_times`."""
+        """Sample training times, see `diffusion.time.sample_times`."""
         return sample_times(key_B, distribution, ratio)
 
     def levels(self, t: np.ndarray) -> Level:
-        """The levels at times (n,), in float64."""
+        """Return the levels at times (n,), in float64."""
         t = np.asarray(t, np.float64)
         return Level(t, 1.0 - t, t, 1000.0 * t, np.arange(len(t)))
 
     def grid_times(self, steps: int, spacing: str | None = None, ratio: float = 1.0) -> np.ndarray:
-        """See `diffusion.time.time_grid`; the one spacing is `even`."""
+        """Return sampling times, see `diffusion.time.time_grid`; the only spacing is `even`."""
         if spacing not in (None, "even"):
-            raise UserError(
-                f"spacing {spacing!r} is not known to rectified flow; it has 'even' alone"
-            )
+            raise UserError(f"spacing={spacing!r} is not rectified flow's, which has only 'even'")
         return time_grid(steps, ratio)

@@ -1,9 +1,9 @@
-"""Which latent frames of a training clip are noised; the others are its condition, clean and at
-time 0.
+"""Frame masks: some latent frames of a training clip stay clean, as the condition of the others.
 
-So one model learns to draw a clip from text, from its first or last frames, from both, or from
-frames within it (Open- Sora 1.1's report, section on masks; that project is the template of arXiv
-2408.12590, section 3.2).
+One model learns in this way to sample a clip from text, from its first or last frames, from both,
+or from frames within it (Open-Sora 1.1's report, section on masks; that project is the template of
+arXiv 2408.12590, section 3.2). In a frame mask, True means that the frame is noised; a clean frame
+is modulated as at time 0.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ KINDS += ("image_random", "image_head", "image_tail", "image_head_tail")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameMaskConfig:
-    """Fractions of clips, which add up to 1, by what of them is the condition.
+    """Fractions of clips, which add up to 1, by the frames that are their condition.
 
     Attributes:
-      none: nothing.
-      quarter_...: up to a quarter of the frames, one at least: at a random place, at the head, at
-        the tail, or so many at both ends.
+      none: no frame.
+      quarter_...: 1 to a quarter of the frames: at a random place, at the head, at the tail, or as
+        many at each end.
       image_...: a single frame there.
     """
 
@@ -50,7 +50,7 @@ class FrameMaskConfig:
 
     @property
     def fractions(self) -> tuple[float, ...]:
-        """In the order of `KINDS`."""
+        """Return the fractions in the order of `KINDS`."""
         return tuple(getattr(self, kind) for kind in KINDS)
 
 
@@ -68,9 +68,10 @@ OPEN_SORA = FrameMaskConfig(
 
 
 def sample_frame_masks(keys_B: Array, frames: int, config: FrameMaskConfig) -> Array:
-    """bool (B, frames), True where a latent frame is noised; a sample's own key decides about it.
+    """Sample frame masks, bool (B, frames), True where a latent frame is noised.
 
-    A mask that would leave nothing to draw (both ends of two frames, any of one) gives way to none.
+    A mask depends on its sample's key only. One that would leave no frame to sample (both ends of
+    two frames, any of one) is replaced by none.
     """
     cuts = jnp.cumsum(jnp.asarray(config.fractions, jnp.float32))[:-1]
     place_T = jnp.arange(frames)

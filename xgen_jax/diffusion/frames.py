@@ -1,7 +1,7 @@
-"""Frames that are given, not drawn: an image's or a video's latents as the condition of the rest.
+"""Sampling with given frames: an image's or a video's latents as the condition of the rest.
 
-Both are the `frames` of `samplers.sample`. The network is told which frames are noised and
-modulates the others as at time 0.
+Both classes are the `frames` of `samplers.sample`. The network gets a frame mask, True where a
+frame is noised, and modulates the others as at time 0.
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ class KnownFrames:
     known_BT: Array
 
     def before(self, x, now, noise):
-        """Known frames, then what is being drawn."""
+        """Put the known frames into the state."""
         del now, noise
         return jnp.where(per_sample(self.known_BT, x), self.latents, x)
 
     def frame_mask(self, now):
-        """All but the known."""
+        """Return True for all frames but the known."""
         del now
         return ~self.known_BT
 
     def after(self, x_before, x, now):
-        """Known frames as before the step, which were as given."""
+        """Keep known frames as they were before the step, that is, as given."""
         del now
         return jnp.where(per_sample(self.known_BT, x), x_before, x)
 
@@ -45,12 +45,12 @@ class KnownFrames:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OpenSoraFrames:
-    """Open-Sora 1.1's rule, for the ancestral sampling of its own respaced chain.
+    """Open-Sora 1.1's given frames, for the ancestral sampling of its own respaced chain.
 
-    A frame of strength s in [0, 1] waits as it is given until step floor(s K) of K (they count down
-    to 0), gets that step's noise, and is then drawn like any other: 1 is drawn from noise, and what
-    lies between is edited. So a frame of strength 0 gets the noise of step 0 and the last
-    denoising, and comes out nearly but not exactly as it went in.
+    A frame of strength s in [0, 1] stays as given until step floor(s K) of K (they count down to
+    0), gets that step's noise, and is then sampled like any other. Strength 1 samples from noise,
+    strengths between edit the frame. A frame of strength 0 gets the noise of step 0 and the last
+    denoising: it comes out nearly, but not exactly, as given.
 
     Attributes:
       strength_BT: float in [0, 1].
@@ -64,16 +64,16 @@ class OpenSoraFrames:
         return jnp.floor(self.strength_BT * self.steps).astype(jnp.int32)
 
     def before(self, x, now, noise):
-        """Noises the frames whose step this is."""
+        """Add noise to the frames that begin at this step."""
         begins = per_sample(self._start() == self._left(now), x)
         return jnp.where(begins, now.alpha * x + now.sigma * noise(now.step, FRAME_NOISE), x)
 
     def frame_mask(self, now):
-        """Those past their first step: at their first the network still takes them as clean."""
+        """Return True past a frame's first step: at the first the network takes it as clean."""
         return self._start() > self._left(now)
 
     def after(self, x_before, x, now):
-        """Frames whose time has not come stay."""
+        """Keep the frames that have not begun yet."""
         return jnp.where(per_sample(self._start() < self._left(now), x), x_before, x)
 
     def _left(self, now):

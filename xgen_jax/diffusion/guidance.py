@@ -1,5 +1,4 @@
-"""Classifier-free guidance (arXiv 2207.12598): null + scale (condition - null), both halves in one
-forward."""
+"""Classifier-free guidance (arXiv 2207.12598): null + scale (condition - null), in one forward."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,24 +12,24 @@ from xgen_jax.diffusion.process import Denoised, Level, Process
 from xgen_jax.errors import UserError
 from xgen_jax.typing import Array
 
-# (x (B, ...), network time (B,), condition, noised (B, T) or None) -> the network's output (B, ...)
+# (x (B, ...), timestep (B,), condition, frame mask (B, T) or None) -> network output (B, ...)
 Predict = Callable[[Array, Array, Any, Array | None], Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuidanceConfig:
-    """How guidance is given; the scale itself is an argument of `guided`.
+    """Variants of guidance; the scale itself is an argument of `guided`.
 
     Attributes:
-      channels: only the first so many channels of the prediction are guided, the rest is the
-        condition's own (Open-Sora 1.1 guides 3 of 4); None is all. A learned variance is never
-        guided.
-      interval: times (from, to] that are guided (arXiv 2404.07724); outside the condition alone is
+      channels: number of channels of the prediction, from the first, that are guided; the others
+        are the conditional prediction's (Open-Sora 1.1 guides 3 of 4). None guides all. A learned
+        variance is never guided.
+      interval: times (from, to] that are guided (arXiv 2404.07724); outside, only the condition is
         evaluated, at half the cost.
       zero_star: scale the null prediction to fit the condition's best before guiding (arXiv
       2503.18886, section 3.1).
-      zero_steps: the first so many steps are not taken at all (section 3.2 there). For rectified
-      flow.
+      zero_steps: number of first steps whose velocity is set to zero (section 3.2 there). For
+        rectified flow.
     """
 
     channels: int | None = None
@@ -49,21 +48,22 @@ class GuidanceConfig:
             raise UserError(f"zero_steps={self.zero_steps} must be 0 or more")
 
     def check(self, process: Process) -> None:
-        """Raises UserError for what a process cannot do."""
+        """Raise UserError for guidance that the process cannot do."""
         if self.zero_steps and process.prediction != "velocity":
             raise UserError(
-                f"zero_steps={self.zero_steps} is for velocities, and this process predicts {process.prediction}"
+                f"zero_steps={self.zero_steps} is for velocities, and this process predicts "
+                f"{process.prediction}"
             )
 
 
 def combine(
     conditional: Array, null: Array, scale: float | Array, config: GuidanceConfig = GuidanceConfig()
 ) -> Array:
-    """The guided prediction of two, (B, ..., C) each, without their variance.
+    """Combine two predictions, (B, ..., C) each and without variance, to the guided one.
 
     Args:
-      conditional: of the condition.
-      null: of the empty condition.
+      conditional: with the condition.
+      null: with the empty condition.
       scale: 1 is no guidance; a number or (B,).
       config: see there.
     """
@@ -90,7 +90,7 @@ def guided(
     config: GuidanceConfig = GuidanceConfig(),
     clip: float | None = None,
 ) -> Callable[[Array, Level, Array | None], Denoised]:
-    """Makes a denoise function for `samplers.sample` out of a conditional network.
+    """Make a denoise function for `samplers.sample` from a conditional network.
 
     Args:
       predict: see `Predict`; called with 2B rows, condition first, where guidance is given.
@@ -99,7 +99,7 @@ def guided(
       scale: 1 is no guidance; a number or (B,).
       process: turns outputs into x0 and eps.
       config: see there.
-      clip: bound of |x0|; None leaves it.
+      clip: bound of |x0|; None for none.
     """
     config.check(process)
     both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), condition, null)

@@ -1,17 +1,15 @@
-"""What every diffusion process has in common: a path from data to noise, and the four verbs upon
-it.
+"""The interface of a diffusion process: a path from data to noise, and four verbs.
 
     x_t = alpha(t) x0 + sigma(t) eps        t in [0, 1], 0 is data, 1 is noise
 
-A process says what alpha and sigma are (`schedule`), draws noise (`sample_prior`), puts it on
-(`corrupt`) and turns one kind of prediction into another (`convert`). Of x_t and any one of these
-the others follow:
+A process defines alpha and sigma (`schedule`), samples noise (`sample_prior`), adds it (`corrupt`)
+and converts one kind of prediction to another (`convert`). x_t and any one of these determine the
+others:
 
     x0    eps    v = alpha eps - sigma x0 (arXiv 2202.00512)    velocity = eps - x0
 
-Beside the verbs it says how its network is spoken to: the time it is given (`timestep`), the
-kind of its prediction and whether a variance comes with it, and the losses of its output, a number
-a frame.
+It also defines the interface to its network: the `timestep` the network gets, the kind of its
+prediction, whether a variance comes with it, and the losses of its output per frame.
 """
 
 import abc
@@ -21,23 +19,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xgen_jax.errors import UserError
+from xgen_jax.errors import choose
 from xgen_jax.typing import Array, Shape
 
 PREDICTIONS = ("x0", "eps", "v", "velocity")
-# The streams of noise while sampling: what a step rule draws, and what frames are noised with
-# again.
+# Streams of noise while sampling: a solver's own, and that which frames are noised with again.
 STEP_NOISE, FRAME_NOISE = 0, 1
 
 
 class Level(NamedTuple):
-    """Times of a process with what step rules and networks need of them; scalars, or arrays of one
-    entry a time.
+    """Times of a process, as solvers and networks need them; scalars, or arrays, an entry a time.
 
     Attributes:
       t: in [0, 1].
       alpha, sigma: of x_t = alpha x0 + sigma eps.
-      timestep: what the network is given, in 0 .. 1000.
+      timestep: the network's input, in 0 .. 1000.
       step: the index of a sampling step that starts here, counted from the first.
     """
 
@@ -49,11 +45,12 @@ class Level(NamedTuple):
 
 
 class Denoised(NamedTuple):
-    """A network's prediction at (x_t, t), whichever kind it was made as.
+    """A network's prediction at (x_t, t), converted from whichever kind it has.
 
     Attributes:
       x0, eps: as x_t in shape, with x_t = alpha x0 + sigma eps.
-      variance: learned share of the log variance in [-1, 1] (see `DDPM`), or None.
+      variance: learned place of the log variance between its bounds, in [-1, 1] (see `DDPM`), or
+        None.
     """
 
     x0: Array
@@ -62,28 +59,24 @@ class Denoised(NamedTuple):
 
 
 def per_sample(t_B: Array, x: Array) -> Array:
-    """(B,) or (B, T) -> the same with ones behind, to the rank of x."""
+    """Append dimensions of 1 to (B,) or (B, T), up to the rank of x."""
     return jnp.reshape(t_B, t_B.shape + (1,) * (x.ndim - t_B.ndim))
 
 
 def convert(
     value: Array, x_t: Array, alpha: Array, sigma: Array, source: str, target: str
 ) -> Array:
-    """Turns a prediction of one kind into another at the same x_t = alpha x0 + sigma eps.
+    """Convert a prediction of one kind to another at the same x_t = alpha x0 + sigma eps.
 
     Args:
-      value: the prediction, as x_t in shape.
+      value: the prediction, in the shape of x_t.
       x_t: the corrupted batch.
-      alpha, sigma: of its rank, or scalars; x0 from eps needs alpha > 0, eps from x0 needs sigma >
-      0.
-      source: a name in `PREDICTIONS`.
-      target: likewise.
+      alpha, sigma: of its rank, or scalars; x0 from eps needs alpha > 0, eps from x0 needs
+        sigma > 0.
+      source, target: names in `PREDICTIONS`.
     """
     for name in (source, target):
-        if name not in PREDICTIONS:
-            raise UserError(
-                f"prediction {name!r} is not known; choose one of {', '.join(PREDICTIONS)}"
-            )
+        choose("prediction", name, PREDICTIONS)
     if source == target:
         return value
     x0, eps = _both(value, x_t, alpha, sigma, source)
@@ -91,7 +84,7 @@ def convert(
 
 
 def _both(value, x_t, alpha, sigma, source):
-    """(x0, eps) out of a prediction of any kind."""
+    """Return (x0, eps) from a prediction of any kind."""
     match source:
         case "x0":
             return value, (x_t - alpha * value) / sigma
@@ -105,9 +98,11 @@ def _both(value, x_t, alpha, sigma, source):
 
 
 def frame_mean(values_BT: Array, frame_mask_BT: Array | None = None) -> Array:
-    """Mean over the noised frames of each sample, (B, T) -> (B,); None is all of them.
+    """Average over the noised frames of each sample, (B, T) -> (B,).
 
-    A sample without a noised frame counts 0, not 0 / 0.
+    Args:
+      values_BT: a number a frame.
+      frame_mask_BT: True for a noised frame; None for all. A sample without one gives 0, not 0 / 0.
     """
     if frame_mask_BT is None:
         return values_BT.mean(1)
@@ -115,11 +110,10 @@ def frame_mean(values_BT: Array, frame_mask_BT: Array | None = None) -> Array:
 
 
 class Process(abc.ABC):
-    """A path from data to noise. Processes are frozen dataclasses: they can be compared, and be
-    static to `jax.jit`.
+    """A path from data to noise; a frozen dataclass, so that it can be static to `jax.jit`.
 
     Attributes:
-      prediction: what the network predicts, a name in `PREDICTIONS`.
+      prediction: kind of the network's prediction, a name in `PREDICTIONS`.
       learned_variance: whether the network's output is [prediction | variance] along the channels.
     """
 
@@ -128,31 +122,31 @@ class Process(abc.ABC):
 
     @abc.abstractmethod
     def schedule(self, t: Array) -> tuple[Array, Array]:
-        """(alpha, sigma) at times in [0, 1], of any shape."""
+        """Return (alpha, sigma) at times in [0, 1], of any shape."""
 
     @abc.abstractmethod
     def timestep(self, t: Array) -> Array:
-        """Times in [0, 1] -> what the network is given, in 0 .. 1000."""
+        """Return the network's input, in 0 .. 1000, at times in [0, 1]."""
 
     @abc.abstractmethod
     def sample_times(self, key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
-        """Training times (B,); see `diffusion.time.sample_times`."""
+        """Sample training times (B,); see `diffusion.time.sample_times`."""
 
     @abc.abstractmethod
     def levels(self, t: np.ndarray) -> Level:
-        """The levels at times (n,), on the host in float64. For grids of sampling steps."""
+        """Return the levels at times (n,), on the host in float64, for sampling grids."""
 
     @abc.abstractmethod
     def grid_times(self, steps: int, spacing: str | None = None, ratio: float = 1.0) -> np.ndarray:
-        """Sampling times (steps + 1,) from noise down to data.
+        """Return sampling times (steps + 1,) from noise down to data.
 
         Args:
           steps: 1 or more.
-          spacing: a name that the process knows; None is its own default.
+          spacing: a name that the process knows; None for its default.
           ratio: see `diffusion.time.shift`.
 
         Raises:
-          UserError: too few steps or too many, or a spacing that it does not know.
+          UserError: too few steps or too many, or an unknown spacing.
         """
 
     def corrupt(
@@ -163,14 +157,14 @@ class Process(abc.ABC):
         frame_mask_BT: Array | None = None,
         condition_time: float = 0.0,
     ) -> Array:
-        """x_t of a batch (B, T, ...) at times (B,).
+        """Return x_t of a batch (B, T, ...) at times (B,).
 
         Args:
           x0, eps: data and standard normal noise.
           t_B: times.
-          frame_mask_BT: False for a condition frame; None is all noised.
-          condition_time: where condition frames stand: 0 is clean. (Open-Sora 1.1 trains them with
-            the noise of DDPM's step 0, which is 1 / 1000.)
+          frame_mask_BT: True for a noised frame, False for a condition; None noises all.
+          condition_time: time of condition frames: 0 is clean. (Open-Sora 1.1 trains them with the
+            noise of DDPM's step 0, which is 1 / 1000.)
         """
         if frame_mask_BT is not None:
             t_B = jnp.where(frame_mask_BT, t_B[:, None], condition_time)
@@ -178,15 +172,15 @@ class Process(abc.ABC):
         return alpha * x0 + sigma * eps
 
     def convert(self, value: Array, x_t: Array, t_B: Array, source: str, target: str) -> Array:
-        """`convert` at times (B,)."""
+        """Convert predictions at times (B,); see the function `convert`."""
         return convert(value, x_t, *self.schedule(per_sample(t_B, x_t)), source, target)
 
     def sample_prior(self, key: Array, shape: Shape) -> Array:
-        """Noise at t = 1: standard normal."""
+        """Sample x_t at t = 1: standard normal noise."""
         return jax.random.normal(key, shape)
 
     def split(self, output: Array) -> tuple[Array, Array | None]:
-        """A network's output -> (prediction, variance or None)."""
+        """Split a network's output into (prediction, variance or None)."""
         if not self.learned_variance:
             return output, None
         prediction, variance = jnp.split(output, 2, axis=-1)
@@ -195,13 +189,13 @@ class Process(abc.ABC):
     def denoised(
         self, output: Array, x_t: Array, level: Level, clip: float | None = None
     ) -> Denoised:
-        """What a network's output at (x_t, level) says.
+        """Convert a network's output at (x_t, level) to x0 and eps.
 
         Args:
           output: (B, ..., C), or (B, ..., 2C) where a variance is learned.
           x_t: (B, ..., C).
           level: of scalars.
-          clip: bound of |x0|; None leaves it. eps follows the clipped x0.
+          clip: bound of |x0|, or None; eps follows from the clipped x0.
         """
         prediction, variance = self.split(output)
         x0, eps = _both(prediction, x_t, level.alpha, level.sigma, self.prediction)
@@ -211,7 +205,7 @@ class Process(abc.ABC):
         return Denoised(x0, eps, variance)
 
     def losses(self, output: Array, x0: Array, eps: Array, t_B: Array) -> dict[str, Array]:
-        """What training minimises, a number a frame.
+        """Return the training losses, a number a frame.
 
         Args:
           output: of the network, (B, T, H, W, C), or 2C channels where a variance is learned.
@@ -219,7 +213,7 @@ class Process(abc.ABC):
           t_B: times.
 
         Returns:
-          {"loss": (B, T), and its parts by name}; `frame_mean` makes (B,) of each.
+          {"loss": (B, T), and its parts by name}; `frame_mean` averages each to (B,).
         """
         alpha, sigma = self.schedule(per_sample(t_B, x0))
         targets = {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "velocity": eps - x0}

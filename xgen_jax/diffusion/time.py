@@ -4,13 +4,14 @@
 import jax
 import numpy as np
 
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.typing import Array
+
+DISTRIBUTIONS = ("uniform", "logit_normal")
 
 
 def shift(t: Array, ratio: float | Array) -> Array:
-    """Moves times towards noise for larger videos: r t / (1 + (r - 1) t); ratio 1 leaves them as
-    they are."""
+    """Shift times towards noise: r t / (1 + (r - 1) t), the identity for r = 1."""
     return ratio * t / (1.0 + (ratio - 1.0) * t)
 
 
@@ -23,12 +24,11 @@ def shift_ratio(
     base_pixels: float = 512.0 * 512.0,
     base_latent_frames: float = 1.0,
 ) -> float | Array:
-    """The ratio of `shift` by a video's size and length: scale sqrt(area / base) sqrt(latent frames
-    / base).
+    """Return the ratio of `shift` for a video: scale sqrt(area / base) sqrt(latent frames / base).
 
-    A larger or longer video has the same content in more, more alike numbers, which noise hides
-    less: it needs more noise for the same doubt (arXiv 2403.03206, section 5.3.2; this form is
-    Open-Sora 1.2's). Numbers or arrays.
+    A larger or longer video has the same content in more values, which are more alike: it takes
+    more noise to hide it as well (arXiv 2403.03206, section 5.3.2; this form is Open-Sora 1.2's).
+    Numbers or arrays.
 
     Args:
       height_px, width_px: of the video, before it is encoded.
@@ -42,7 +42,7 @@ def shift_ratio(
 
 
 def sample_times(key_B: Array, distribution: str, ratio: float | Array = 1.0) -> Array:
-    """Training times (B,), one for each key.
+    """Sample training times (B,), one for each key.
 
     Args:
       key_B: one key a sample, so that a sample's time does not depend on the batch around it.
@@ -50,21 +50,19 @@ def sample_times(key_B: Array, distribution: str, ratio: float | Array = 1.0) ->
       3.1).
       ratio: see `shift`; one for all or (B,).
     """
-    match distribution:
-        case "uniform":
-            t_B = jax.vmap(jax.random.uniform)(key_B)
-        case "logit_normal":
-            t_B = jax.nn.sigmoid(jax.vmap(jax.random.normal)(key_B))
-        case _:
-            raise UserError(
-                f"time distribution {distribution!r} is not known; choose 'uniform' or 'logit_normal'"
-            )
+    choose("time_distribution", distribution, DISTRIBUTIONS)
+    if distribution == "uniform":
+        t_B = jax.vmap(jax.random.uniform)(key_B)
+    else:
+        t_B = jax.nn.sigmoid(jax.vmap(jax.random.normal)(key_B))
     return shift(t_B, ratio)
 
 
 def time_grid(steps: int, ratio: float = 1.0) -> np.ndarray:
-    """Sampling times (steps + 1,) from 1 (noise) down to 0 (data), evenly spaced before the shift;
-    float64."""
+    """Return sampling times, float64 (steps + 1,), from 1 (noise) to 0 (data).
+
+    They are evenly spaced before the shift.
+    """
     if steps < 1:
         raise UserError(f"steps={steps} must be at least 1")
     return shift(np.linspace(1.0, 0.0, steps + 1), ratio)

@@ -1,16 +1,16 @@
-"""Sampling = time grid x step rule x denoise function, run by one `lax.scan` that knows neither
-model nor schedule.
+"""Sampling = time grid x solver x denoise function, run by one `lax.scan`.
 
-A step rule is three functions in a file of its own, which states the order to which it converges:
+The scan knows neither model nor schedule. A solver is three functions in a file of its own, which
+states the order to which it converges:
 
-    coefficients(grid, **options) -> {name: (steps,)}     on the host, in float64, with all the schedule's mathematics
-    init(x, coefficients) -> memory                       what it keeps from step to step, a pytree
-    step(denoise, x, memory, here, noise) -> (x, memory)  sums of arrays by the coefficients of
-    `here`
+    coefficients(grid, **options)           {name: (steps,)}, on the host in float64: all of the
+                                            schedule's mathematics
+    init(x, coefficients)                   memory from step to step, a pytree
+    step(denoise, x, memory, here, noise)   (x, memory): sums of arrays with the coefficients `here`
 
-so that a warm-up at the start, a lower order at the end or a noiseless last step are other numbers,
-not other programs: one compiled program serves every grid of as many steps, every seed and every
-guidance scale. A rule is defined by (alpha, sigma) alone and runs on any process.
+A warm-up at the start, a lower order at the end or a noiseless last step are other coefficients,
+not another program: one compiled program serves all grids of as many steps, all seeds and guidance
+scales. A solver depends on (alpha, sigma) only and runs on any process.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from jax import lax
 from xgen_jax.diffusion.grids import Grid
 from xgen_jax.diffusion.process import Denoised, Level
 from xgen_jax.diffusion.samplers import ancestral, ddim, dpm_solver, euler, heun, unipc
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.typing import Array, Shape
 
 SOLVERS = {
@@ -41,8 +41,7 @@ Noise = Callable[[Array, int], Array]
 
 
 class Steps(NamedTuple):
-    """All that a scan needs of a rule on a grid: arrays, the first axis steps. Arguments of a
-    compiled program."""
+    """A solver's arrays along a grid, with leading axis steps; arguments of a compiled program."""
 
     now: Level
     after: Level
@@ -50,36 +49,33 @@ class Steps(NamedTuple):
 
 
 class Frames(Protocol):
-    """Which frames are known while sampling; see `diffusion.frames`."""
+    """Frames that are given while sampling; see `diffusion.frames`."""
 
     def before(self, x: Array, now: Level, noise: Noise) -> Array:
-        """The state that a step begins from."""
+        """Return the state from which a step begins."""
 
     def frame_mask(self, now: Level) -> Array:
-        """(B, T) for the network: False for a clean frame."""
+        """Return the network's frame mask (B, T): True for a noised frame, False if clean."""
 
     def after(self, x_before: Array, x: Array, now: Level) -> Array:
-        """The state that a step ends with."""
+        """Return the state with which a step ends."""
 
 
 def check_solver(solver: str) -> None:
-    """Raises UserError for a name that is not in `SOLVERS`."""
-    if solver not in SOLVERS:
-        raise UserError(
-            f"sampler {solver!r} is not known; choose one of {', '.join(sorted(SOLVERS))}"
-        )
+    """Raise UserError for a name that is not in `SOLVERS`."""
+    choose("sampler", solver, sorted(SOLVERS))
 
 
 def make_steps(solver: str, grid: Grid, **options) -> Steps:
-    """The arrays by which a rule goes along a grid.
+    """Return the arrays with which a solver goes along a grid.
 
     Args:
       solver: a name in `SOLVERS`.
       grid: see `diffusion.grids`.
-      options: of the rule: `eta` (ddim), `order` (unipc).
+      options: of the solver: `eta` (ddim), `order` (unipc).
 
     Raises:
-      UserError: an unknown rule.
+      UserError: an unknown solver.
     """
     check_solver(solver)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -88,8 +84,9 @@ def make_steps(solver: str, grid: Grid, **options) -> Steps:
 
 
 def key_noise(key_B: Array, shape: Shape) -> Noise:
-    """Noise of a batch by absolute step: a sample's does not depend on its batch, nor on where
-    sampling was resumed.
+    """Return noise of a batch by absolute step.
+
+    A sample's noise depends neither on its batch nor on where sampling was resumed.
 
     Args:
       key_B: a key for each sample.
@@ -106,8 +103,8 @@ def key_noise(key_B: Array, shape: Shape) -> Noise:
 
 
 def no_noise(step: Array, stream: int) -> Array:
-    """For rules that draw none."""
-    raise UserError("this sampler draws noise: give `sample` a noise function, see `key_noise`")
+    """Refuse: the noise of solvers that need none."""
+    raise UserError("this sampler needs noise: give `sample` a noise function, see `key_noise`")
 
 
 def sample(
@@ -119,19 +116,19 @@ def sample(
     frames: Frames | None = None,
     trajectory: bool = False,
 ) -> Array | tuple[Array, Array]:
-    """Carries x from the first level to the last.
+    """Integrate x from the first level to the last.
 
     Args:
-      denoise: (x, level of scalars, noised (B, T) or None) -> `Denoised`.
+      denoise: (x, level of scalars, frame mask (B, T) or None) -> `Denoised`.
       x: the state at the first level, usually noise.
-      steps: see `make_steps`; of the same rule.
+      steps: see `make_steps`; of the same solver.
       solver: a name in `SOLVERS`.
       noise: (step, stream) -> as x; see `key_noise`.
-      frames: None where all are drawn.
+      frames: given frames; None where all are sampled.
       trajectory: also return the state after each step.
 
     Returns:
-      The state at the last level, as x; with `trajectory` also (steps, ...).
+      The state at the last level; with `trajectory` (state, the states (steps, ...)).
     """
     carry, states = advance(
         denoise, begin(x, steps, solver), steps, solver, noise, frames, trajectory
@@ -140,8 +137,10 @@ def sample(
 
 
 def begin(x: Array, steps: Steps, solver: str) -> tuple[Array, Any]:
-    """What `advance` carries from step to step: the state, and the rule's memory. Arguments as of
-    `sample`."""
+    """Return the first carry of `advance`: (state, the solver's memory).
+
+    Arguments as of `sample`.
+    """
     check_solver(solver)
     return x, SOLVERS[solver].init(x, _in_precision(steps, x).coefficients)
 
@@ -155,10 +154,10 @@ def advance(
     frames: Frames | None = None,
     trajectory: bool = False,
 ) -> tuple[tuple[Array, Any], Array | None]:
-    """Some of the steps: `sample` in parts, so that what waits for it can be told how far it is.
+    """Take some of the steps: `sample` in parts, for progress and interruption.
 
     Args:
-      carry: of `begin`, or of the steps before.
+      carry: from `begin`, or from the steps before.
       steps: those to take, in order; the others are as of `sample`.
 
     Returns:
@@ -178,7 +177,7 @@ def advance(
             def held(x):
                 return frames.after(start, x, here.now)
 
-            def denoise_held(x, level):  # a rule may ask at a state of its own making
+            def denoise_held(x, level):  # a solver may ask at another state than the step's
                 return denoise(held(x), level, frames.frame_mask(here.now))
 
             x, memory = solver_module.step(denoise_held, start, memory, here, noise)
@@ -189,7 +188,7 @@ def advance(
 
 
 def _in_precision(steps: Steps, x: Array) -> Steps:
-    """In x's own precision: coefficients are float64 on the host."""
+    """Cast coefficients, float64 on the host, to the precision of x."""
     return jax.tree.map(
         lambda a: jnp.asarray(a, x.dtype if np.issubdtype(a.dtype, np.floating) else None), steps
     )

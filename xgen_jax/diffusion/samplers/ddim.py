@@ -1,4 +1,4 @@
-"""DDIM (arXiv 2010.02502, equation 12), first order; without noise (eta = 0) the rule of Euler.
+"""DDIM (arXiv 2010.02502, equation 12), first order; without noise (eta = 0) Euler's method.
 
     x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s noise        s = eta times the ancestral deviation
 
@@ -13,7 +13,7 @@ from xgen_jax.errors import UserError
 
 
 def coefficients(grid, eta: float = 0.0):
-    """Of x0, eps and noise."""
+    """Return the coefficients of x0, eps and noise."""
     if not 0.0 <= eta <= 1.0:
         raise UserError(f"eta={eta} must be within 0 .. 1")
     variance = eta**2 * ancestral.posterior(grid)[0] if eta else np.zeros_like(grid.now.t)
@@ -25,13 +25,13 @@ def coefficients(grid, eta: float = 0.0):
 
 
 def init(x, coefficients):
-    """No memory."""
+    """Return (): the solver keeps no memory."""
     del x, coefficients
     return ()
 
 
 def step(denoise, x, memory, here, noise):
-    """One step from `here.now` to `here.after`."""
+    """Take one step, from `here.now` to `here.after`."""
     d, c = denoise(x, here.now), here.coefficients
     x = c["x0"] * d.x0 + c["eps"] * d.eps
     if c["noise"] is not None:

@@ -13,18 +13,18 @@ import numpy as np
 
 
 def log_ratio(level) -> np.ndarray:
-    """lambda = log(alpha / sigma); infinite at both ends."""
+    """Return lambda = log(alpha / sigma); infinite at both ends."""
     return np.log(level.alpha) - np.log(level.sigma)
 
 
 def coefficients(grid):
-    """Of x, x0 and the x0 before."""
+    """Return the coefficients of x, x0 and the x0 of the step before."""
     now, after = grid.now, grid.after
     h = log_ratio(after) - log_ratio(now)
     before = np.append(np.nan, h[:-1])
-    # Of no use are: no step before, one that began in pure noise, and a step that ends on data.
+    # No extrapolation at the first step, after one from pure noise, nor in one that ends on data.
     extrapolation = np.where(np.isfinite(before) & np.isfinite(h), 0.5 * h / before, 0.0)
-    # e^-h without logarithms, which have none at the ends.
+    # e^-h without logarithms, which are infinite at the ends.
     weight = after.alpha * (1.0 - (now.alpha * after.sigma) / (after.alpha * now.sigma))
     return {
         "x": after.sigma / now.sigma,
@@ -34,13 +34,13 @@ def coefficients(grid):
 
 
 def init(x, coefficients):
-    """The prediction of the step before; of no weight in the first step."""
+    """Return zeros for the x0 of the step before, which the first step does not use."""
     del coefficients
     return x * 0
 
 
 def step(denoise, x, memory, here, noise):
-    """One step from `here.now` to `here.after`."""
+    """Take one step, from `here.now` to `here.after`."""
     del noise
     x0, c = denoise(x, here.now).x0, here.coefficients
     return c["x"] * x + c["x0"] * x0 + c["x0_before"] * memory, x0

@@ -1,8 +1,9 @@
-"""Heun's rule (arXiv 2206.00364, algorithm 1 without churn), second order, two evaluations a step
-and one in the last.
+"""Heun's method (arXiv 2206.00364, algorithm 1 without churn), second order.
 
-In the coordinates of `euler`: the mean of the slopes at both ends of a step. Where a step ends on
-data the network has nothing to say of eps, and the step is Euler's; one such step leaves the order
+It takes two evaluations a step, and one in the last.
+
+In the coordinates of `euler`, a step goes along the mean of the slopes at both its ends. Where it
+ends on data, eps is not determined there, and the step is Euler's; one such step leaves the order
 at two.
 """
 
@@ -15,7 +16,7 @@ coefficients, init = euler.coefficients, euler.init
 
 
 def step(denoise, x, memory, here, noise):
-    """One step from `here.now` to `here.after`."""
+    """Take one step, from `here.now` to `here.after`."""
     del noise
     c = here.coefficients
     first = denoise(x, here.now)

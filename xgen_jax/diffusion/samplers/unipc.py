@@ -1,9 +1,8 @@
-"""UniPC (arXiv 2302.04867, algorithms 5 and 6, data prediction, B(h) = e^h - 1), one evaluation a
-step.
+"""UniPC (arXiv 2302.04867, algorithms 5 and 6, data prediction, B(h) = e^h - 1).
 
-A multistep predictor of order p (UniP); when the network has been asked at its result, the same
-evaluation also corrects that result (UniC), which is worth another order. At p = 2, the default,
-the order is three between two noise levels and two down to data, whose last step is infinite in
+It takes one evaluation a step. A multistep predictor has order p (UniP); the evaluation at its
+result also corrects that result (UniC), which adds one order. At p = 2, the default, the order is
+three between two noise levels, and two down to data, where the last step is infinite in
 lambda = log(alpha / sigma) and of first order.
 
 With h the step, r_k = (lambda_{-k} - lambda) / h of the evaluations before, and D_k = (x0_{-k} -
@@ -25,7 +24,7 @@ from xgen_jax.errors import UserError
 
 
 def _weights(r, h):
-    """rho (n,) for evaluations at r (n,), of a step h > 0: matches phi_1 .. phi_n."""
+    """Return rho (n,) for evaluations at r (n,) and a step h > 0: matches phi_1 .. phi_n."""
     phi = math.expm1(-h)
     b, phi_k, factorial = [], phi / -h - 1.0, 1
     for k in range(1, len(r) + 1):
@@ -36,8 +35,10 @@ def _weights(r, h):
 
 
 def _update(now, after, r, rho, length):
-    """Coefficients of x, of x0 at `now` and of the `length` evaluations at r; of which the last may
-    be ahead."""
+    """Return the coefficients of x, of x0 at `now`, and of the x0 at each r, padded to `length`.
+
+    The last r may lie ahead.
+    """
     factor = now[0] * after[1] / (after[0] * now[1])  # e^-h
     weight = after[0] * (1.0 - factor)
     history = np.zeros(length)
@@ -46,8 +47,11 @@ def _update(now, after, r, rho, length):
 
 
 def coefficients(grid, order: int = 2):
-    """Of the predictor (p_*) and of the corrector (c_*) of the step before; (steps,), histories
-    (order - 1, steps)."""
+    """Return the coefficients of the predictor (p_*) and of the corrector (c_*).
+
+    The corrector is that of the step before. Arrays are (steps,), those of past evaluations
+    (steps, order - 1) and (steps, order).
+    """
     if order not in (1, 2, 3):
         raise UserError(f"UniPC's order={order} must be 1, 2 or 3")
     now, after = grid.now, grid.after
@@ -80,8 +84,7 @@ def coefficients(grid, order: int = 2):
 
 
 def _corrector(grid, begin, h, used, order):
-    """Of the state that the last step of `begin` began from, x0 there and before, and x0 where it
-    ended."""
+    """Return the coefficients of the last step's start, its x0, those before, and x0 at its end."""
     now, after, i = grid.now, grid.after, len(begin) - 1
     r = [(begin[i - k] - begin[i]) / h for k in range(1, used)] + [1.0]
     rho = [0.5] if used == 1 else _weights(r, h)
@@ -93,14 +96,13 @@ def _corrector(grid, begin, h, used, order):
 
 
 def init(x, coefficients):
-    """The state that the step before began from, and predictions of the steps before, newest
-    first."""
+    """Return zeros for the start of the step before, and the past x0, newest first."""
     order = coefficients["c_x0"].shape[-1]
     return x * 0, jnp.zeros((order, *x.shape), x.dtype)
 
 
 def step(denoise, x, memory, here, noise):
-    """Corrects x by the evaluation at x, then steps on from there."""
+    """Correct x by the evaluation at x, then take one step."""
     del noise
     c, (x_before, x0s_before) = here.coefficients, memory
     x0 = denoise(x, here.now).x0
