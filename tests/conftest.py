@@ -2,18 +2,21 @@
 (pyproject.toml)."""
 
 import os
+import pathlib
 
 # Tests compile much and compute little: without LLVM's optimisations they take half the time.
 FLAGS = " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + FLAGS
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Processes and calls share what they compile.
+CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax  # noqa: E402  (the flags above must be set first)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-import pathlib  # noqa: E402
 
 import pytest  # noqa: E402
 
