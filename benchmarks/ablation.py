@@ -1,14 +1,14 @@
-"""What processes, samplers, steps and guidance do to samples of the tiny model; one JSON line a row
-on stdout.
+"""Effect of process, sampler, steps and guidance on samples of the tiny model; one JSON line per
+row on stdout.
 
 python benchmarks/ablation.py [--rows=steps,guidance] [--root=runs/quickstart] [--count=128]
 [--seed=11]
 
-Trains whatever of the quickstart's three models is not in the folder yet (about twenty minutes on
-two cores), draws held-out prompts and has the caption verifier read them. `steps`: both processes
-with Euler and DPM-Solver++(2M) in 4 to 32 steps at guidance 3. `guidance`: both in 16 steps of
-DPM-Solver++(2M). `all` is the share of videos with all five attributes right. Tables of both come
-on stderr.
+Trains those of the quickstart's three models that are not in the folder yet (about twenty minutes
+on two cores), samples held-out prompts, and scores the samples with the caption verifier. `steps`:
+both processes with Euler and DPM-Solver++(2M) in 4 to 32 steps at guidance 3. `guidance`: both in
+16 steps of DPM-Solver++(2M). `all` is the fraction of videos with all five attributes right. Tables
+of both go to stderr.
 """
 
 import argparse
@@ -35,17 +35,17 @@ SCALES = (1.0, 2.0, 3.0, 5.0, 7.0)
 
 
 def trained(root: str, name: str) -> pathlib.Path:
-    """The folder of a quickstart's run, trained to its end."""
+    """Train a run of the quickstart to its end, and return its folder."""
     folder = pathlib.Path(root) / name
     config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
     if "embedder" in config:
         config.embedder = str(trained(root, "vidvae"))
-    train(run_config(config.to_dict()), folder)  # at once where it is finished
+    train(run_config(config.to_dict()), folder)  # returns at once if it is finished
     return folder
 
 
 def score(model, options, **settings) -> dict[str, float]:
-    """Draws and reads; the share of videos with each attribute right, and with all."""
+    """Sample the prompts: the fraction of videos with each attribute right, and with all."""
 
     def generate(prompts, seed):
         return list(model(prompts, seed, **settings))
@@ -57,7 +57,7 @@ def score(model, options, **settings) -> dict[str, float]:
 def rows(
     options, group: str, cells: list[tuple[dict[str, Any], str, str]]
 ) -> Iterator[dict[str, Any]]:
-    """A row for each process and cell (settings, row, column), and the table."""
+    """Make a row for each process and cell (settings, row, column), and print the table."""
     table = {}
     for process, name in PROCESSES.items():
         model = load_text_to_video(trained(options.root, name))
@@ -107,8 +107,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", default="runs/quickstart", help="folder of the quickstart's runs")
-    parser.add_argument("--count", default=128, type=at_least_one, help="prompts a row")
-    parser.add_argument("--seed", default=11, type=int, help="of prompts and noise")
+    parser.add_argument("--count", default=128, type=at_least_one, help="prompts per row")
+    parser.add_argument("--seed", default=11, type=int, help="seed of prompts and noise")
     print_rows(parser, {"steps": steps, "guidance": guidance})
 
 

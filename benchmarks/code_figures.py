@@ -1,8 +1,8 @@
-"""Figures of the code itself: how often a mechanism, a question or a word occurs.
+"""Figures of the code itself: counts of mechanisms, branches on a kind, and words.
 
     python benchmarks/code_figures.py [--repo DIR]
 
-One JSON line a figure on stdout. Counts are of the package unless they say "repository".
+One JSON line per figure on stdout. Counts are of the package unless they say "repository".
 """
 
 import argparse
@@ -23,7 +23,7 @@ WORDS = {
     "doubt": r"\bdoubts?\b",
     "settle, claim, pace, placed": r"\b(settle[sd]?|claim(s|ed)?|pace|placed)\b",
 }
-QUESTIONS = (
+KIND_CHECKS = (
     r"\.objective\s*(==|!=|in\b|not in\b)",
     r"\.objective\.(startswith|endswith)",
     r"\.kind\s*(==|!=)",
@@ -34,13 +34,13 @@ QUESTIONS = (
 
 
 def python_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The Python files below a folder, without environments and build results."""
+    """List the Python files below a folder, without environments and build results."""
     skipped = {".venv", "build", "__pycache__", ".git"}
     return [p for p in sorted(folder.rglob("*.py")) if not skipped & set(p.parts)]
 
 
 def imports(path: pathlib.Path) -> set[str]:
-    """Dotted names that a file imports."""
+    """Collect the dotted names that a file imports."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -51,8 +51,8 @@ def imports(path: pathlib.Path) -> set[str]:
     return names
 
 
-def circles(package: pathlib.Path) -> int:
-    """Pairs of files that import each other, directly or through others."""
+def import_cycles(package: pathlib.Path) -> int:
+    """Count pairs of files that import each other, directly or through others."""
     root = package.parent
     modules = {
         ".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): p
@@ -72,7 +72,7 @@ def circles(package: pathlib.Path) -> int:
 
 
 def figures(repo: pathlib.Path) -> dict[str, float]:
-    """Every figure by name."""
+    """Compute every figure, by name."""
     package = repo / "xgen_jax"
     files = python_files(package)
     text = "\n".join(path.read_text() for path in files)
@@ -81,8 +81,8 @@ def figures(repo: pathlib.Path) -> dict[str, float]:
     lines = [line for line in text.splitlines() if line.strip()]
     training = {
         f"{path}: {name}"
-        for room in ("inference", "evaluation")
-        for path in python_files(package / room)
+        for module in ("inference", "evaluation")
+        for path in python_files(package / module)
         for name in imports(path)
         if name.startswith("xgen_jax.training.") and name.split(".")[-1][0].isupper() is False
     }
@@ -93,9 +93,9 @@ def figures(repo: pathlib.Path) -> dict[str, float]:
         "files of training/": len(python_files(package / "training")),
         "imports of training by inference and evaluation": len(training),
         "places that ask what kind something is": sum(
-            len(re.findall(question, text)) for question in QUESTIONS
+            len(re.findall(check, text)) for check in KIND_CHECKS
         ),
-        "circles of files": circles(package),
+        "circles of files": import_cycles(package),
         "os.replace": text.count("os.replace("),
         '"there -> here" refusals': text.count("there -> here"),
         '"is not known; choose"': len(re.findall(r"is not known[^\n]{0,40}; choose", text)),
@@ -110,10 +110,10 @@ def figures(repo: pathlib.Path) -> dict[str, float]:
         "files under 40 lines, __init__ left out": sum(
             len(p.read_text().splitlines()) < 40 for p in files if p.name != "__init__.py"
         ),
-        **{f"word: {name}": len(re.findall(rule, text)) for name, rule in WORDS.items()},
+        **{f"word: {name}": len(re.findall(pattern, text)) for name, pattern in WORDS.items()},
         **{
-            f"word, repository: {name}": len(re.findall(rule, whole))
-            for name, rule in WORDS.items()
+            f"word, repository: {name}": len(re.findall(pattern, whole))
+            for name, pattern in WORDS.items()
         },
     }
 

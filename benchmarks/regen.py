@@ -1,17 +1,17 @@
-"""REGEN beside a plain convolutional decoder, above its training size, and its speed; one JSON line
-a row on stdout.
+"""REGEN against a plain convolutional decoder, above its training size, and its speed; one JSON
+line per row on stdout.
 
 python benchmarks/regen.py [--rows=decoder,time,size,speed] [--data=shapes,footage]
     [--videos=FOLDER] [--root=runs/regen_benchmark] [--steps=400] [--batch=8] [--side=32]
     [--ratios=4,8,16] [--clips=128]
 
-`decoder`: at 4x, 8x and 16x, both decoders behind the same encoder with the same latents (two of 8
-channels, 8x8 in space, for each chunk of k + 1 frames), about equal decoder parameters, batches,
-steps and optimiser. `time`: what one clip of those takes. `size`: REGEN's content-aware
-conditioning beside latents in context with fixed embeddings, trained at one size, decoded at that
-and at twice that. `speed`: time and memory to decode in one step, beside VidVAE decoders of about
-equal parameters; the peer is the VidVAE. Trainings and rows are kept in the folder `root`: what is
-there is not done again. Tables come on stderr.
+`decoder`: at 4x, 8x and 16x, both decoders with the same encoder and latents (two latent frames of
+8 channels, 8x8 in space, for each chunk of k + 1 frames), about equal decoder parameters, and the
+same batches, steps and optimiser. `time`: the time to decode one of these clips. `size`: REGEN's
+content-aware conditioning against latents in context with fixed embeddings, trained at one size,
+decoded at that size and at twice that. `speed`: time and memory to decode in one step, against
+VidVAE decoders of about equal parameters; the peer is the VidVAE. Trainings and rows are kept in
+the folder `root`, and are not repeated. Tables go to stderr.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rows import at_least_one, device_name, in_turn, print_rows  # isort: skip  (it sets the environment)
+from rows import at_least_one, device_name, print_rows, time_alternating  # isort: skip  (it sets the environment)
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from regen_training import (
     decoder_parameters,
     make_decode,
     nearest,
-    plain_beside,
+    plain_decoder,
     reconstructions,
     trained,
 )
@@ -47,7 +47,7 @@ from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel.memory import program_bytes
 
 DATA = ("shapes", "footage")
-STEPS = (1, 4, 16)  # of drawing
+STEPS = (1, 4, 16)  # of the decoder
 SCORES = ("psnr_db", "ssim", "sharpness")
 COLUMNS = (*SCORES, frechet.NAME)
 
@@ -64,8 +64,8 @@ def recipe(options) -> Recipe:
 
 
 def scores(case: Case, options, side: int, steps: int | None) -> dict[str, Any]:
-    """Trains the case where it is not yet, reconstructs unseen clips at a size and compares."""
-    r, root, model = recipe(options), pathlib.Path(options.root), case.objective.model
+    """Train the case if needed, reconstruct unseen clips at a size, and score them."""
+    r, root, model = recipe(options), pathlib.Path(options.root), case.task.model
     params, facts = trained(case, r, root)
     clips = r.test_clips(case.data, case.config.chunk_frames, side)
     decoded = reconstructions(model, params, clips, steps)
@@ -89,7 +89,7 @@ def scores(case: Case, options, side: int, steps: int | None) -> dict[str, Any]:
 
 
 def kept(options, what: str, make) -> dict[str, Any]:
-    """The row of that name out of `root`, or a new one, put there."""
+    """Return the row of that name from `root`, or make it and store it there."""
     path = pathlib.Path(options.root) / f"rows-{options.steps}.jsonl"
     settings = {
         "batch": options.batch,
@@ -111,7 +111,7 @@ def kept(options, what: str, make) -> dict[str, Any]:
 
 
 def show(title: str, rows: Iterable[tuple[str, dict[str, Any]]], columns: Iterable[str]) -> None:
-    """A table in Markdown on stderr."""
+    """Print a table in Markdown on stderr."""
     columns = list(columns)
     print(
         f"\n{title}\n\n| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}", file=sys.stderr
@@ -124,11 +124,10 @@ def show(title: str, rows: Iterable[tuple[str, dict[str, Any]]], columns: Iterab
 
 
 # --- against a plain decoder
-# ----------------------------------------------------------------------------------------
 
 
 def compiled_decode(model: REGEN | VidVAE, shape: tuple[int, ...], steps: int | None):
-    """(the compiled decoder of clips of a shape, its arguments), with random parameters."""
+    """Compile the decoder for clips of a shape: (program, its arguments), random parameters."""
     config = model.config
     encoder = config.encoder if isinstance(model, REGEN) else config
     least = jnp.zeros(
@@ -145,7 +144,7 @@ def compiled_decode(model: REGEN | VidVAE, shape: tuple[int, ...], steps: int | 
 
 
 def decoder(options) -> Iterator[dict[str, Any]]:
-    """Both decoders at each ratio, REGEN's in several numbers of steps."""
+    """Compare both decoders at each ratio, REGEN's with several numbers of steps."""
     for data in options.data.split(","):
         table = []
         for ratio in map(int, options.ratios.split(",")):
@@ -162,35 +161,35 @@ def decoder(options) -> Iterator[dict[str, Any]]:
 
 
 def time(options) -> Iterator[dict[str, Any]]:
-    """How long both take to decode a clip of one chunk, in turn: with random parameters, for that
-    changes nothing."""
+    """Time both decoders on a clip of one chunk, alternating. Parameters are random, which does not
+    change the time."""
     table = []
     for ratio in map(int, options.ratios.split(",")):
         config, programs = PRESETS[f"tiny-{ratio}x"], {}
         shape = (1, config.chunk_frames, options.side, options.side, 3)
         for label, name, steps in decoders(ratio):
-            model = plain_beside(config) if name == "plain" else REGEN(config)
+            model = plain_decoder(config) if name == "plain" else REGEN(config)
             compiled, arguments = compiled_decode(model, shape, steps)
             programs[label] = lambda c=compiled, a=arguments: jax.block_until_ready(c(*a))
-        for label, times in zip(programs, in_turn(list(programs.values()), options.repeats)):
+        spent = time_alternating(list(programs.values()), options.repeats)
+        for label, times in zip(programs, spent):
             table.append((label, times))
             yield {"what": f"time, {label}", "device": device_name(), "shape": list(shape), **times}
     show("time of a clip", table, ("time_s", "cpu_s"))
 
 
 def decoders(ratio: int) -> Iterator[tuple[str, str, int | None]]:
-    """(label, decoder, steps) of all that is compared at a ratio."""
+    """Yield (label, decoder, steps) of each decoder to compare at a ratio."""
     yield f"{ratio}x, plain", "plain", None
     for steps in STEPS:
         yield f"{ratio}x, REGEN, {steps} step{'s' * (steps > 1)}", "content_aware", steps
 
 
 # --- above the training size
-# ----------------------------------------------------------------------------------------
 
 
 def size(options) -> Iterator[dict[str, Any]]:
-    """Both conditionings at the size trained at and at twice that, in one step."""
+    """Compare both conditionings at the training size and at twice that, in one step."""
     ratio = int(options.ratios.split(",")[0])
     for data in options.data.split(","):
         table = []
@@ -209,12 +208,11 @@ def size(options) -> Iterator[dict[str, Any]]:
 
 
 # --- speed
-# ----------------------------------------------------------------------------------------------------------
 
 
-def pyramid_beside(config: REGENConfig) -> VidVAE:
-    """A VidVAE that convolves at every resolution, as the paper's does, with about as many decoder
-    parameters.
+def pyramid_decoder(config: REGENConfig) -> VidVAE:
+    """Make a VidVAE that convolves at every resolution, as the paper's does, with about as many
+    decoder parameters as a REGEN.
 
     Its levels double in width twice and halve time where REGEN's encoder of the larger presets
     does.
@@ -238,21 +236,21 @@ def pyramid_beside(config: REGENConfig) -> VidVAE:
 
 
 def speed(options) -> Iterator[dict[str, Any]]:
-    """One clip of one chunk in one step, beside a plain decoder on patches (tiny) and one at every
-    resolution."""
+    """Time one clip of one chunk in one step, against a plain decoder on patches (tiny) and one at
+    every resolution."""
     table = []
     for preset, side in zip(
         options.presets.split(","), map(int, options.sides.split(",")), strict=True
     ):
         config = PRESETS[preset]
         shape = (1, config.chunk_frames, side, side, 3)
-        peers = {"pyramid": pyramid_beside(config)}
+        peers = {"pyramid": pyramid_decoder(config)}
         if config.encoder.stem[0] > 1:
-            peers["patches"] = plain_beside(config)
+            peers["patches"] = plain_decoder(config)
         models = {"REGEN": REGEN(config), **peers}
         programs = {name: compiled_decode(model, shape, 1) for name, model in models.items()}
         runs = [lambda c=c, a=a: jax.block_until_ready(c(*a)) for c, a in programs.values()]
-        times = dict(zip(programs, in_turn(runs, options.repeats)))
+        times = dict(zip(programs, time_alternating(runs, options.repeats)))
         for name in peers:
             row = {
                 "what": f"speed, {preset}, beside {name}",
@@ -272,7 +270,7 @@ def speed(options) -> Iterator[dict[str, Any]]:
             table.append((f"{preset}, {side}x{side}, {name}", row))
             yield row
     columns = ("ns_per_pixel", "peer_ns_per_pixel", "ratio", "peak_bytes", "peer_peak_bytes")
-    show("speed, one step, beside VidVAE decoders", table, columns)
+    show("speed, one step, against VidVAE decoders", table, columns)
 
 
 def channels_of(model: VidVAE) -> list[int]:
@@ -290,15 +288,21 @@ def main() -> None:
     parser.add_argument("--data", default="shapes", help="of " + ", ".join(DATA))
     parser.add_argument("--videos", help="folder of real videos, for --data=footage")
     parser.add_argument(
-        "--ratios", default="4,8,16", help="temporal compressions; of `size` the first"
+        "--ratios", default="4,8,16", help="temporal compressions; `size` uses the first"
     )
-    parser.add_argument("--steps", default=400, type=at_least_one, help="updates a training")
-    parser.add_argument("--batch", default=8, type=at_least_one, help="clips a training batch")
-    parser.add_argument("--side", default=32, type=at_least_one, help="of clips in pixels")
-    parser.add_argument("--clips", default=128, type=at_least_one, help="test clips a row")
-    parser.add_argument("--seed", default=0, type=int, help="of data, initialisation and noise")
-    parser.add_argument("--presets", default="tiny-4x,tiny-8x,tiny-16x,small-4x", help="of `speed`")
-    parser.add_argument("--sides", default="64,64,64,64", help="of `speed`, one a preset")
+    parser.add_argument("--steps", default=400, type=at_least_one, help="updates per training")
+    parser.add_argument("--batch", default=8, type=at_least_one, help="clips per training batch")
+    parser.add_argument("--side", default=32, type=at_least_one, help="side of clips in pixels")
+    parser.add_argument("--clips", default=128, type=at_least_one, help="test clips per row")
+    parser.add_argument(
+        "--seed", default=0, type=int, help="seed of data, initialisation and noise"
+    )
+    parser.add_argument(
+        "--presets", default="tiny-4x,tiny-8x,tiny-16x,small-4x", help="presets for `speed`"
+    )
+    parser.add_argument(
+        "--sides", default="64,64,64,64", help="sides of clips for `speed`, one per preset"
+    )
     parser.add_argument("--repeats", default=10, type=at_least_one, help="runs that are timed")
     print_rows(parser, {"decoder": decoder, "time": time, "size": size, "speed": speed})
 

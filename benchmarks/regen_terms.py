@@ -1,16 +1,16 @@
-"""What REGEN's loss is made of, one change at a time, at the tiny preset; one JSON line a row on
+"""Terms of REGEN's loss, one change at a time, with the tiny preset; one JSON line per row on
 stdout.
 
 python benchmarks/regen_terms.py [--rows=terms] [--only='chosen;kl 0'] [--ratio=8]
     [--root=runs/regen_terms] [--steps=400] [--batch=8] [--clips=64] [--lpips=FILE]
 python benchmarks/regen_terms.py --rows=bound
---embedders=runs/quickstart/regen,runs/quickstart/vidvae [--prompts=512]
+    --embedders=runs/quickstart/regen,runs/quickstart/vidvae [--prompts=512]
 
-`terms` trains configs/quickstart/regen.py for a short time with each change of the loss, on the
-world of moving shapes at 32x32, and reconstructs unseen clips with 1, 4 and 16 evaluations.
-`chosen` is the configuration as it is; the others say what differs. A training that is in the
-folder is not done again. With --lpips, the safetensors of LPIPS, there are rows with that term as
-well, at 64x64. The table comes on stderr. `bound` has the caption verifier read reconstructions.
+`terms` trains configs/quickstart/regen.py for a short time with each change of the loss, on moving
+shapes at 32x32, and reconstructs unseen clips with 1, 4 and 16 evaluations. `chosen` is the config
+as it is; the other names say what differs. A training that is in the folder is not repeated. With
+--lpips, the safetensors of LPIPS, there are also rows with that term, at 64x64. The table goes to
+stderr. `bound` scores reconstructions with the caption verifier.
 """
 
 import argparse
@@ -36,19 +36,19 @@ from xgen_jax.runs.folder import RunFolder
 
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / "configs" / "quickstart" / "regen.py"
 DECODE_STEPS = (1, 4, 16)
-UNSEEN = 10_000  # seed of a world that no training has
-# In eps the errors of x0 near t = 1 are hundredfold: no other term is weighed against them.
+UNSEEN = 10_000  # seed of clips that no training has
+# With eps the errors of x0 near t = 1 are a hundred times as large: no other term counts.
 EPS = {"process": "ddpm", "prediction": "eps", "motion": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "chosen": {},
     "motion 0": {"motion": 0.0},
-    "no share at t = 1": {"one_step_fraction": 0.0},
+    "none at t = 1": {"one_step_fraction": 0.0},
     "consistency 0.5": {"consistency": 0.5},
-    "no share, consistency 0.5": {"one_step_fraction": 0.0, "consistency": 0.5},
+    "none at t = 1, consistency 0.5": {"one_step_fraction": 0.0, "consistency": 0.5},
     "kl 0": {"kl": 0.0},
     "velocity": {"prediction": "velocity"},
     "ddpm, eps": EPS,
-    "ddpm, eps, no share, kl 0 (the paper's)": {**EPS, "one_step_fraction": 0.0, "kl": 0.0},
+    "ddpm, eps, none at t = 1, kl 0 (the paper's)": {**EPS, "one_step_fraction": 0.0, "kl": 0.0},
     "all at t = 1": {"one_step_fraction": 1.0},
     "velocity's weights": {"weighting": "velocity"},
     "ddpm, x0": {"process": "ddpm"},
@@ -58,7 +58,7 @@ PERCEPTUAL = {"lpips 0": {}, "lpips 0.05": {"lpips": 0.05}}
 
 
 def variants(options) -> dict[str, dict[str, Any]]:
-    """The changes to train with."""
+    """Select the changes to train with."""
     known = VARIANTS | (PERCEPTUAL if options.lpips else {})
     wanted = options.only.split(";") if options.only else list(known)
     unknown = [name for name in wanted if name not in known]
@@ -68,7 +68,7 @@ def variants(options) -> dict[str, dict[str, Any]]:
 
 
 def trained(options, name: str, changes: dict[str, Any]) -> pathlib.Path:
-    """The folder of a run with these changes of the loss."""
+    """Train a run with these changes of the loss, and return its folder."""
     values = runpy.run_path(str(CONFIG))["get_config"](str(options.ratio)).to_dict()
     values["loss"] |= changes
     side = 32
@@ -81,19 +81,19 @@ def trained(options, name: str, changes: dict[str, Any]) -> pathlib.Path:
     values["loop"] |= {"steps": options.steps, "checkpoint_every": options.steps}
     label = "".join(c if c.isalnum() else "_" for c in name)
     folder = pathlib.Path(options.root) / f"{options.ratio}x_{options.steps}_{label}"
-    train(run_config(values), folder)  # at once where it is finished
+    train(run_config(values), folder)  # returns at once if it is finished
     return folder
 
 
 def unseen(count: int, frames: int, side: int) -> tuple[list[np.ndarray], list[dict[str, str]]]:
-    """Clips of combinations that no training has, and what they show."""
-    world = SyntheticSource(seed=UNSEEN, split="held_out", num_clips=count)
-    clips = [world.read(i, None, frames, side, side)["video"] for i in range(count)]
-    return clips, [world.scene(i)[0].attributes for i in range(count)]
+    """Read clips of combinations that no training has, and their attributes."""
+    source = SyntheticSource(seed=UNSEEN, split="held_out", num_clips=count)
+    clips = [source.read(i, None, frames, side, side)["video"] for i in range(count)]
+    return clips, [source.scene(i)[0].attributes for i in range(count)]
 
 
 def terms(options) -> Iterator[dict[str, Any]]:
-    """A row for each change, and the table."""
+    """Make a row for each change, and print the table."""
     table = {}
     for name, changes in variants(options).items():
         started = time.process_time()
@@ -133,8 +133,8 @@ def terms(options) -> Iterator[dict[str, Any]]:
 
 
 def bound(options) -> Iterator[dict[str, Any]]:
-    """What the caption verifier reads off clips as they are, and off reconstructions of them: the
-    most that a transformer on these latents can be expected to get right.
+    """Score clips and their reconstructions with the caption verifier: an upper bound for a
+    transformer on these latents.
     """
     for folder in options.embedders.split(","):
         config = RunFolder(folder).config()
@@ -142,8 +142,8 @@ def bound(options) -> Iterator[dict[str, Any]]:
         clips, shown = unseen(options.prompts, frames, height)
         for steps in DECODE_STEPS if config.objective == "regen" else (None,):
             reconstruct = load_reconstructor(folder, steps=steps)
-            drawn = [reconstruct(clip) for clip in clips]
-            following = iter(drawn)
+            decoded = [reconstruct(clip) for clip in clips]
+            following = iter(decoded)
             numbered = ((str(i), clip) for i, clip in enumerate(clips))
             means = evaluate_reconstruction(
                 lambda _, following=following: next(following), numbered
@@ -154,7 +154,7 @@ def bound(options) -> Iterator[dict[str, Any]]:
                 "clips": options.prompts,
                 "shape": list(clips[0].shape),
                 **{name: means[name] for name in ("psnr_db", "ssim", "sharpness")},
-                "accuracy": score(drawn, shown),
+                "accuracy": score(decoded, shown),
                 "accuracy_of_originals": score(clips, shown)["all"],
             }
 
@@ -168,16 +168,18 @@ def main() -> None:
         "--only", default=None, help="changes to train with, separated by ';'; all by default"
     )
     parser.add_argument("--ratio", default=8, type=int, choices=(4, 8, 16, 32))
-    parser.add_argument("--steps", default=400, type=at_least_one, help="of each training")
+    parser.add_argument("--steps", default=400, type=at_least_one, help="steps of each training")
     parser.add_argument("--batch", default=8, type=at_least_one)
-    parser.add_argument("--clips", default=64, type=at_least_one, help="unseen ones to reconstruct")
+    parser.add_argument(
+        "--clips", default=64, type=at_least_one, help="unseen clips to reconstruct"
+    )
     parser.add_argument(
         "--lpips", default=None, help="safetensors of LPIPS with VGG16, as FILE or TRUNK,HEADS"
     )
     parser.add_argument(
-        "--embedders", default="runs/quickstart/regen", help="folders of `bound`, separated by ','"
+        "--embedders", default="runs/quickstart/regen", help="folders for `bound`, separated by ','"
     )
-    parser.add_argument("--prompts", default=512, type=at_least_one, help="clips of `bound`")
+    parser.add_argument("--prompts", default=512, type=at_least_one, help="clips for `bound`")
     print_rows(parser, {"terms": terms, "bound": bound})
 
 

@@ -1,10 +1,10 @@
-"""What `regen.py` trains and on what: a REGEN or a plain convolutional decoder behind the same
+"""Models and data that `regen.py` trains: a REGEN or a plain convolutional decoder with the same
 encoder, in minutes.
 
-The plain one is a VidVAE whose encoder is the REGEN's own and whose decoder mirrors it, at another
-width: the one that brings it nearest to the parameters of the REGEN's expansion and decoder. Both
-are trained on the same batches, for the same steps, by the same optimiser; what differs is the
-loss: squared error of the reconstruction, or of x0 under noise.
+The plain one is a VidVAE with REGEN's encoder. Its decoder mirrors the encoder, at the width that
+brings its number of parameters nearest to that of REGEN's expansion and decoder. Both are trained
+on the same batches, for the same steps, with the same optimiser; only the loss differs: the squared
+error of the reconstruction, or of x0 under noise.
 """
 
 import bisect
@@ -57,8 +57,8 @@ PLAIN_LOSS = VidVAELossConfig(l1=0.0, l2=1.0, lpips=0.0, kl=KL)
 
 
 class Plain(VidVAE):
-    """A VidVAE whose decoder has a configuration of its own, and whose posterior is never wider
-    than the prior, as REGEN's is not: the same encoder, to the last layer.
+    """A VidVAE with a separate configuration of its decoder, and a posterior that is never wider
+    than the prior, like REGEN's: the encoders are the same, including the last layer.
     """
 
     decoder_config: VidVAEConfig | None = None
@@ -75,12 +75,12 @@ class Plain(VidVAE):
 
 
 def count(tree) -> int:
-    """Numbers in a tree of arrays or shapes."""
+    """Count the numbers in a tree of arrays or shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def decoder_parameters(model: REGEN | VidVAE) -> int:
-    """Parameters of all that decodes."""
+    """Count the parameters that decode."""
     config = model.config.encoder if isinstance(model, REGEN) else model.config
     chunk = jax.ShapeDtypeStruct(
         (1, config.time_factor + 1, config.space_factor, config.space_factor, 3), jnp.float32
@@ -93,9 +93,9 @@ def decoder_parameters(model: REGEN | VidVAE) -> int:
 
 
 @functools.cache
-def plain_beside(config: REGENConfig) -> Plain:
-    """The plain decoder whose width, of multiples of 8, brings it nearest to the parameters of a
-    REGEN's."""
+def plain_decoder(config: REGENConfig) -> Plain:
+    """Make the plain decoder whose width, a multiple of 8, brings its number of parameters nearest
+    to that of a REGEN's."""
     encoder, wanted = config.encoder, decoder_parameters(REGEN(config))
 
     def at_width(width: int) -> Plain:
@@ -111,19 +111,17 @@ def plain_beside(config: REGENConfig) -> Plain:
 
 
 def nearest(at_width: Callable[[int], VidVAE], widths: Sequence[int], wanted: int) -> VidVAE:
-    """Of models that have the more decoder parameters the wider they are, the one whose number is
-    nearest."""
+    """Select the width whose number of decoder parameters is nearest; it grows with the width."""
     at = bisect.bisect(widths, wanted, key=lambda width: decoder_parameters(at_width(width)))
     candidates = [at_width(width) for width in widths[max(0, at - 1) : at + 1]]
     return min(candidates, key=lambda model: abs(decoder_parameters(model) - wanted))
 
 
 class Footage(Source):
-    """A source of crops of the videos in a folder, each shrunk once until its shorter side is twice
-    a crop's.
+    """Crops of the videos in a folder, each shrunk once until its shorter side is twice a crop's.
 
-    The first two thirds of each video are for training, the last third is for testing: no frame is
-    in both.
+    The first two thirds of each video are for training, the last third for testing: no frame is in
+    both.
     """
 
     name = "footage"
@@ -145,12 +143,12 @@ class Footage(Source):
                 digest.update(video.tobytes())
         if not self.videos:
             raise UserError(
-                f"no video in {folder} has {3 * frames} frames, a third of which are kept for testing"
+                f"no video in {folder} has {3 * frames} frames, a third of them for testing"
             )
         self._fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
-        return 1_000_000  # as many as wanted: a clip is drawn out of a video
+        return 1_000_000  # no limit: a clip is a random part of a video
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -166,7 +164,7 @@ class Footage(Source):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How long and on what. `videos` is of `footage`; `side` in pixels."""
+    """Length and data of a training. `videos` is the folder of `footage`; `side` is in pixels."""
 
     steps: int
     batch_size: int
@@ -176,7 +174,7 @@ class Recipe:
     videos: str | None = None
 
     def source(self, data: str, split: str, frames: int):
-        """Clips to train on or to test on."""
+        """Make the source of clips to train on or to test on."""
         if data == "footage":
             return Footage(self.videos, split, frames, self.side)
         return SyntheticSource(
@@ -185,7 +183,7 @@ class Recipe:
         )
 
     def test_clips(self, data: str, frames: int, side: int) -> list[Video]:
-        """The same clips for every model, unseen in training."""
+        """Read the test clips, the same for every model."""
         source = self.source(data, "test", frames)
         rngs = (np.random.default_rng((self.seed, index)) for index in range(self.clips))
         return [
@@ -204,28 +202,28 @@ class Case:
 
     @property
     def name(self) -> str:
-        """For files and rows."""
+        """The name in files and rows."""
         return f"{self.data}-{self.ratio}x-{self.decoder}"
 
     @property
     def config(self) -> REGENConfig:
-        """Of the REGEN, or of that which the plain decoder stands beside."""
+        """The configuration of the REGEN, or of the one that the plain decoder is compared with."""
         conditioning = "content_aware" if self.decoder == "plain" else self.decoder
         return dataclasses.replace(PRESETS[f"tiny-{self.ratio}x"], conditioning=conditioning)
 
     @property
-    def objective(self) -> Task:
-        """What is trained."""
+    def task(self) -> Task:
+        """The task that is trained."""
         if self.decoder == "plain":
-            return vidvae_task(model=plain_beside(self.config), loss_config=PLAIN_LOSS)
+            return vidvae_task(model=plain_decoder(self.config), loss_config=PLAIN_LOSS)
         return regen_task(model=REGEN(self.config), loss_config=REGEN_LOSS)
 
     def facts(self, recipe: Recipe) -> dict[str, Any]:
-        """All that decides what a training gives, as JSON."""
-        objective = self.objective
+        """List everything that determines the result of a training, as JSON."""
+        task = self.task
         facts = {
-            "decoder_parameters": decoder_parameters(objective.model),
-            "loss": dataclasses.asdict(objective.loss_config),
+            "decoder_parameters": decoder_parameters(task.model),
+            "loss": dataclasses.asdict(task.loss_config),
             "optimizer": dataclasses.asdict(OPTIMIZER),
             "model": dataclasses.asdict(self.config),
             "recipe": {
@@ -236,8 +234,8 @@ class Case:
 
 
 def make_decode(model: REGEN | VidVAE, steps: int | None):
-    """(parameters, latents (B, t, h, w, c), clips' numbers (B,)) -> video about [-1, 1]; the plain
-    one has no steps."""
+    """Make (parameters, latents (B, t, h, w, c), clip numbers (B,)) -> video about [-1, 1]; the
+    plain decoder has no steps."""
     if isinstance(model, VidVAE):
         return jax.jit(lambda params, z, numbers: model.apply(params, z, method="decode")[0])
 
@@ -250,51 +248,49 @@ def make_decode(model: REGEN | VidVAE, steps: int | None):
 
 
 def trained(case: Case, recipe: Recipe, root: pathlib.Path) -> tuple[Params, dict[str, Any]]:
-    """The averaged parameters of a case and its facts, with `train_s`; trained where the folder has
-    them not yet.
+    """Return the EMA parameters of a case and its facts, with `train_s`; train it if the folder
+    does not have it yet.
 
     Raises:
-      UserError: the folder has them of another recipe; a loss that is not finite.
+      UserError: the folder has a training with another recipe; a loss that is not finite.
     """
     files = {
         suffix: root / f"{case.name}-{recipe.steps}.{suffix}" for suffix in ("json", "msgpack")
     }
     facts, frames = case.facts(recipe), case.config.chunk_frames
-    objective, bucket = (
-        case.objective,
-        Bucket(frames=frames, height=recipe.side, width=recipe.side, batch_size=recipe.batch_size),
+    task = case.task
+    bucket = Bucket(
+        frames=frames, height=recipe.side, width=recipe.side, batch_size=recipe.batch_size
     )
     if files["json"].exists():
         stored = read_json(files["json"])
         refuse_differences(
             differences({name: stored.get(name) for name in facts}, facts),
-            f"{files['json']} is of another recipe",
+            f"{files['json']} has another recipe",
             "choose another --root",
         )
         return serialization.msgpack_restore(files["msgpack"].read_bytes()), stored
     root.mkdir(parents=True, exist_ok=True)
     data = DataConfig(source=SyntheticConfig(), seed=recipe.seed, buckets=(bucket,), num_threads=1)
     pipeline = Pipeline(recipe.source(case.data, "train", frames), data)
-    optimizer = objective.optimizer(OPTIMIZER, recipe.steps)
-    arrays = objective.batch_arrays(pipeline.batch(0))
-    state = jax.jit(lambda key: init_state(objective, optimizer, key, arrays))(
+    optimizer = task.optimizer(OPTIMIZER, recipe.steps)
+    arrays = task.batch_arrays(pipeline.batch(0))
+    state = jax.jit(lambda key: init_state(task, optimizer, key, arrays))(
         jax.random.key(recipe.seed)
     )
     ids = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.uint32)
-    update = jax.jit(make_update(objective, optimizer, recipe.seed, EMA_DECAY), donate_argnums=0)
+    update = jax.jit(make_update(task, optimizer, recipe.seed, EMA_DECAY), donate_argnums=0)
     update = update.lower(state, arrays, ids).compile()
     started, started_cpu = time.perf_counter(), time.process_time()
     with pipeline.iterate() as batches:
         for step, batch in batches:
             state, metrics = update(
-                state, objective.batch_arrays(batch), batch["sample_id"].astype(np.uint32)
+                state, task.batch_arrays(batch), batch["sample_id"].astype(np.uint32)
             )
             if step % 50 == 49 or step + 1 == recipe.steps:
                 psnr_db, spent_s = float(metrics["psnr_db"]), time.perf_counter() - started
-                print(
-                    f"{case.name} step {step + 1}/{recipe.steps}  {psnr_db:.2f} dB  {spent_s:.0f} s",
-                    file=sys.stderr,
-                )
+                progress = f"{step + 1}/{recipe.steps}  {psnr_db:.2f} dB  {spent_s:.0f} s"
+                print(f"{case.name} step {progress}", file=sys.stderr)
                 if not np.isfinite(float(metrics["loss"])):
                     raise UserError(f"{case.name}: the loss is not finite at step {step + 1}")
             if step + 1 == recipe.steps:
@@ -313,7 +309,7 @@ def trained(case: Case, recipe: Recipe, root: pathlib.Path) -> tuple[Params, dic
 def reconstructions(
     model: REGEN | VidVAE, params: Params, clips: list[Video], steps: int | None
 ) -> list[Video]:
-    """Each clip, one chunk, encoded to the posterior's mean and decoded; clip i out of noise i."""
+    """Encode each clip of one chunk to the posterior's mean, and decode it; clip i from noise i."""
     encode = jax.jit(
         lambda params, video: model.apply(params, to_unit_range(video), method="encode")[0]
     )

@@ -1,11 +1,12 @@
-"""What every benchmark shares: the machine's name, timing beside a peer, and one JSON line a row on
-stdout.
+"""Shared by all benchmarks: the name of the machine, timing against a peer, and one JSON line per
+row on stdout.
 
-All else goes to stderr. Ours and the peer run in one process, in turn, so that whatever else keeps
-the machine busy slows both. The peer is the fastest of several in a trial: memory layouts, and on a
-GPU `torch.compile`. `time_s` is the shortest run and `median_s` the middle one; `cpu_s` is the
-least CPU time of a run, the steadier figure on a shared machine; `ratio` is the peer's time over
-ours: above 1 we are the faster. Without torch and diffusers (extra `bench`) the rows have no peer.
+All other output goes to stderr. Our code and the peer run in one process, alternating, so that
+other load on the machine slows both. The peer is the fastest of several in a trial: memory layouts,
+and on a GPU `torch.compile`. `time_s` is the shortest run and `median_s` the median; `cpu_s` is the
+minimum CPU time of a run, the more stable figure on a shared machine; `ratio` is the peer's time
+divided by ours: above 1 we are faster. Without torch and diffusers (extra `bench`) the rows have no
+peer.
 """
 
 import argparse
@@ -48,7 +49,7 @@ THREADS = len(os.sched_getaffinity(0))
 
 @functools.cache
 def device_name() -> str:
-    """The accelerator's name, or the processor's with its cores."""
+    """Name the accelerator, or the processor with its number of cores."""
     if ON_GPU:
         return jax.devices()[0].device_kind
     name = platform.processor() or platform.machine()
@@ -65,15 +66,15 @@ def device_name() -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A function of no arguments that does with torch what ours does, and waits for the result."""
+    """A function without arguments that does the same with torch, and waits for the result."""
 
     name: str
     run: Callable[[], Any]
     parameters: int | None = None
 
 
-def in_turn(functions: list[Callable[[], Any]], repeats: int) -> list[dict[str, float]]:
-    """Runs the functions one after the other, `repeats` times after a run that does not count."""
+def time_alternating(functions: list[Callable[[], Any]], repeats: int) -> list[dict[str, float]]:
+    """Time functions, alternating, `repeats` times after one warm-up run."""
     walls, cpus = [[] for _ in functions], [[] for _ in functions]
     for repeat in range(-1, repeats):
         for function, wall, cpu in zip(functions, walls, cpus):
@@ -89,22 +90,21 @@ def in_turn(functions: list[Callable[[], Any]], repeats: int) -> list[dict[str, 
 
 
 def fastest(peers: list[Peer]) -> Peer | None:
-    """Of several ways to do the same, the one that is done first in a trial."""
+    """Select the fastest of several equivalent peers in a trial."""
     if len(peers) < 2:
         return peers[0] if peers else None
-    times = [time["time_s"] for time in in_turn([peer.run for peer in peers], repeats=1)]
+    times = [time["time_s"] for time in time_alternating([peer.run for peer in peers], repeats=1)]
     return peers[times.index(min(times))]
 
 
 def row(what, shape, dtype, function, arguments, peers, repeats, parameters=None) -> dict[str, Any]:
-    """Compiles and times function(*arguments) on (clips, frames, ...), and the fastest of the peers
-    beside it."""
+    """Compile and time function(*arguments) on (clips, frames, ...), and the fastest peer."""
     start = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
     compile_s = time.perf_counter() - start
     best = fastest(peers)
     runs = [lambda: jax.block_until_ready(compiled(*arguments)), *([best.run] if best else [])]
-    ours, *theirs = in_turn(runs, repeats)
+    ours, *theirs = time_alternating(runs, repeats)
     their = theirs[0] if theirs else dict.fromkeys(ours)
     return {
         "what": what,
@@ -125,7 +125,7 @@ def row(what, shape, dtype, function, arguments, peers, repeats, parameters=None
 
 
 def dtypes() -> list[Any]:
-    """float32 everywhere; bfloat16 where the hardware has it."""
+    """List the dtypes to time: float32, and bfloat16 where the hardware has it."""
     return [jnp.float32, jnp.bfloat16] if ON_GPU else [jnp.float32]
 
 
@@ -143,7 +143,7 @@ def wait() -> None:
 
 
 def variants(module) -> list[tuple[str, Any]]:
-    """The module as it is, and on a GPU compiled too."""
+    """List the module as it is and, on a GPU, compiled."""
     return [
         ("", module),
         *([(", torch.compile", torch.compile(module))] if torch_device() == "cuda" else []),
@@ -170,8 +170,7 @@ def print_rows(
     parser: argparse.ArgumentParser,
     groups: Mapping[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]],
 ) -> None:
-    """Parses the arguments, with --rows for the groups wanted, and prints the rows of each as they
-    come."""
+    """Parse the arguments, with --rows for the groups to run, and print each row when ready."""
     parser.add_argument(
         "--rows", default=",".join(groups), help="groups of rows, of " + ", ".join(groups)
     )
@@ -183,7 +182,7 @@ def print_rows(
     if torch:
         torch.set_num_threads(THREADS)
     stdout = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):  # whatever libraries print is no row
+    with contextlib.redirect_stdout(sys.stderr):  # output of libraries is not a row
         for name in wanted:
             for row in groups[name](options):
                 print(json.dumps(row), file=stdout, flush=True)

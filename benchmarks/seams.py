@@ -1,27 +1,29 @@
-"""Seams of REGEN at the borders of its chunks, by how it was trained and how it draws; one JSON
-line a row on stdout.
+"""Seams of REGEN at the borders of its chunks, by training and by decoding; one JSON line per row
+on stdout.
 
 python benchmarks/seams.py [--rows=shapes] [--ratios=16,32] [--root=runs/seams] [--train_steps=600]
 python benchmarks/seams.py --rows=footage --videos=FOLDER [--size=64]
 
-Trains whatever is not in the folder yet, REGEN's tiny preset at each ratio with windows of one
-chunk each and with windows that are moved across borders (`loss.windows`), and reconstructs clips
-it has not seen in several ways:
+Trains REGEN's tiny preset at each ratio, with windows of one chunk each and with windows shifted
+across borders (`loss.windows`), unless the folder has that training; then reconstructs unseen clips
+in several ways:
 
-    own noise   plain chunks, one after the other, each frame out of noise of its own
-    aligned     plain chunks, all frames out of the same noise, as below
-    straddling  windows from the middle of a chunk to the middle of the next alone: the same cost
-    faded       those, what their frames are told fading from one chunk to the next, so many frames either side
-    extended    chunks drawn so many frames beyond their borders by extrapolated times, cross-faded in pixels
-    overlapping faded ones, each drawn so many frames beyond both its ends, where they are
-    cross-faded in pixels
-    library     as the embedder decodes: the last of these, half a chunk, where it was trained on moved windows; else
-                aligned
+    own noise       plain chunks, one by one, separate noise for each frame
+    aligned         plain chunks, one noise for all frames, as in the rows below
+    straddling      windows from the middle of a chunk to the middle of the next: the same cost
+    faded N         the same, with conditioning that fades from one chunk to the next over N frames
+                    on each side of the border
+    extended N      chunks decoded N frames beyond their borders at extrapolated times, cross-faded
+                    in pixels
+    overlapping N   faded windows, each decoded N frames beyond both its ends, cross-faded there in
+                    pixels
+    library         as the embedder decodes: the last of these, faded over half a chunk, if it was
+                    trained on shifted windows; else aligned
 
-`shapes`: clips of the moving shapes. `footage`: each video of a folder, but for its end, shrunk to
-twice the size; its end is measured, in the middle and the four corners. `border` is the seam ratio,
-`others` the median and `worst_other` the largest over the other pairs of frames of a chunk (see
-`evaluation/seams.py`). A table comes on stderr.
+`shapes`: clips of moving shapes. `footage`: trains on each video of a folder without its end,
+shrunk to twice the size; measures on the end, in the middle and the four corners. `border` is the
+seam ratio, `others` the median and `worst_other` the largest over the other pairs of frames of a
+chunk (see `evaluation/seams.py`). A table goes to stderr.
 """
 
 import argparse
@@ -59,16 +61,16 @@ from xgen_jax.runs.load import load_embedder
 WINDOWS = ("chunk", "shifted")
 CHUNKS = 2  # of a clip
 BATCH = {4: 4, 8: 3, 16: 2, 32: 1}  # clips
-HELD_OUT_SEED, HELD_OUT_CLIPS = 11, 24  # 7 is what the decodings were chosen on
+HELD_OUT_SEED, HELD_OUT_CLIPS = 11, 24  # the decodings were chosen on seed 7
 
 
 class Window(NamedTuple):
-    """Frames drawn together.
+    """Frames that are decoded together.
 
     Attributes:
-      positions_F: in the clip.
-      chunks_FN: how much of what a frame is told is of each chunk; sums to 1.
-      weights_F: in the picture; those of all windows of a frame sum to 1.
+      positions_F: of the frames in the clip.
+      chunks_FN: weight of each chunk in the conditioning of a frame; sums to 1.
+      weights_F: of this window in the pixels of a frame; sums to 1 over all its windows.
     """
 
     positions_F: np.ndarray
@@ -76,9 +78,9 @@ class Window(NamedTuple):
     weights_F: np.ndarray
 
 
-def owned(positions: np.ndarray, n: int, length: int, fade: float = 0.0) -> np.ndarray:
-    """The chunk that each frame is of, one-hot (F, n); with `fade`, linear from so many frames
-    before a border to so many after.
+def chunk_weights(positions: np.ndarray, n: int, length: int, fade: float = 0.0) -> np.ndarray:
+    """Weights of the n chunks for each frame, (F, n): one-hot, or linear from `fade` frames before
+    a border to `fade` frames after it.
     """
     borders = length * np.arange(1, n)
     over = positions[:, None] + 0.5 - borders[None]
@@ -88,14 +90,14 @@ def owned(positions: np.ndarray, n: int, length: int, fade: float = 0.0) -> np.n
 
 
 def aligned(n: int, length: int) -> list[Window]:
-    """One window a chunk."""
+    """Make one window per chunk."""
     clip = np.arange(n * length).reshape(n, length)
-    return [Window(at, owned(at, n, length), np.ones(length)) for at in clip]
+    return [Window(at, chunk_weights(at, n, length), np.ones(length)) for at in clip]
 
 
 def straddling(n: int, length: int, fade: float = 0.0, overlap: int = 0) -> list[Window]:
-    """From middle to middle; the ends are of aligned windows. With `overlap` each goes on for so
-    many frames beyond either middle, where the two are cross-faded in pixels.
+    """Make windows from middle to middle, and aligned windows at both ends. With `overlap`, each
+    extends that many frames beyond its middles, where the two are cross-faded in pixels.
     """
     clip, middle = n * length, length - length // 2
     starts = np.arange(middle, clip - length, length)
@@ -103,7 +105,7 @@ def straddling(n: int, length: int, fade: float = 0.0, overlap: int = 0) -> list
     cuts = [0, middle, *(starts + length), clip]
 
     def weight(inside):
-        """Of frames so far inside a window, the middles of frames counted."""
+        """Weight of frames by the distance of their middles from the end of the window."""
         return np.clip(inside / (2 * overlap or 1e-9) + 0.5, 0, 1)
 
     windows = []
@@ -112,24 +114,24 @@ def straddling(n: int, length: int, fade: float = 0.0, overlap: int = 0) -> list
     ):
         from_begin = weight(at + 0.5 - begin) if begin else np.ones(len(at))
         to_end = weight(end - at - 0.5) if end < clip else np.ones(len(at))
-        told = owned(at, n, length, fade if begin and end < clip else 0.0)
-        windows.append(Window(at, told, np.minimum(from_begin, to_end)))
+        chunks = chunk_weights(at, n, length, fade if begin and end < clip else 0.0)
+        windows.append(Window(at, chunks, np.minimum(from_begin, to_end)))
     return windows
 
 
 def extended(n: int, length: int, fade: int) -> list[Window]:
-    """Each chunk's own function of time, drawn `fade` frames beyond its borders."""
+    """Make windows of one chunk each, extended by `fade` frames beyond its borders."""
     windows = []
     for i in range(n):
         at = np.arange(max(0, i * length - fade), min(n * length, (i + 1) * length + fade))
-        told = np.zeros((len(at), n))
-        told[:, i] = 1
-        windows.append(Window(at, told, owned(at, n, length, fade)[:, i]))
+        chunks = np.zeros((len(at), n))
+        chunks[:, i] = 1
+        windows.append(Window(at, chunks, chunk_weights(at, n, length, fade)[:, i]))
     return windows
 
 
 def ways(config) -> dict[str, list[Window]]:
-    """The decodings compared with the library's."""
+    """List the decodings to compare with the library's."""
     n, length = CHUNKS, config.chunk_frames
     quarter, half = length // 4, length // 2
     return {
@@ -148,26 +150,25 @@ def ways(config) -> dict[str, list[Window]]:
 def reconstruct(
     embedder, params, videos: np.ndarray, windows: list[Window], own_noise: bool = False
 ) -> np.ndarray:
-    """uint8 clips (B, T, H, W, 3) -> the same, drawn in these windows."""
+    """Reconstruct uint8 clips (B, T, H, W, 3) in these windows."""
     model, total = embedder.model, np.zeros(videos.shape, np.float64)
     encoded = jax.jit(embedder.encode)(params, to_float(videos))
     z = encoded * params["std"][None, None, None, None] + params["mean"][None, None, None, None]
     z_NB = jnp.moveaxis(z.reshape(len(videos), -1, 2, *z.shape[2:]), 1, 0)
 
     @jax.jit
-    def drawn(params, z_NB, positions_F, chunks_FN):
+    def decode(params, z_NB, positions_F, chunks_FN):
         frames, of_both = len(positions_F), chunks_FN.max(1) < 1
 
-        def tell(z_B, number):
+        def expand(z_B, number):
             since = positions_F - number * model.config.chunk_frames
-            since = jnp.where(
-                (since == 0) & of_both, 1e-3, since
-            )  # at 0 itself the content latent is not told of
+            # At 0 itself the SIREN replaces the content latent.
+            since = jnp.where((since == 0) & of_both, 1e-3, since)
             times_BF = jnp.broadcast_to((since / model.config.ratio)[None], (len(videos), frames))
             return model.apply(params, z_B, times_BF, method="expand").added_BFHWD
 
-        told_NBF = jax.vmap(tell)(z_NB, jnp.arange(len(z_NB)))
-        told = jnp.einsum("fn,nbfhwd->bfhwd", chunks_FN, told_NBF)
+        cond_NBF = jax.vmap(expand)(z_NB, jnp.arange(len(z_NB)))
+        cond = jnp.einsum("fn,nbfhwd->bfhwd", chunks_FN, cond_NBF)
         key = jax.random.key(0)
         keys_F = jax.vmap(lambda number: jax.random.fold_in(key, number * own_noise))(
             positions_F.astype(jnp.int32)
@@ -175,11 +176,11 @@ def reconstruct(
         noise = frame_noise(keys_F, 1, *videos.shape[2:4])[None, :, 0]
         noise = jnp.broadcast_to(noise, (len(videos), *noise.shape[1:]))
         return sample_frames(
-            model, params, embedder.process, embedder.steps, Conditioning(told), noise
+            model, params, embedder.process, embedder.steps, Conditioning(cond), noise
         )
 
     for positions_F, chunks_FN, weights_F in windows:
-        frames = drawn(
+        frames = decode(
             params["model"],
             z_NB,
             jnp.asarray(positions_F, jnp.float32),
@@ -197,7 +198,7 @@ def run(
     height: int,
     width: int,
 ) -> REGENRun:
-    """The run that a row is of."""
+    """Make the configuration of a row's run."""
     config = PRESETS[f"tiny-{ratio}x"]
     frames = CHUNKS * config.chunk_frames
     bucket = Bucket(frames=frames, height=height, width=width, batch_size=BATCH[ratio])
@@ -232,26 +233,25 @@ def run(
 def rows(
     options, kind: str, ratio: int, data: SyntheticConfig | VideoFolderConfig, videos: np.ndarray
 ) -> Iterator[dict[str, Any]]:
-    """Each way to train and to draw, measured on the clips."""
+    """Measure each way to train and to decode on the clips."""
     config = PRESETS[f"tiny-{ratio}x"]
     for windows in options.windows.split(","):
         folder = pathlib.Path(options.root) / f"{kind}_{ratio}x_{windows}"
-        train(
-            run(ratio, windows, options, data, *videos.shape[2:4]), folder
-        )  # at once where it is finished
+        # Returns at once if it is finished.
+        train(run(ratio, windows, options, data, *videos.shape[2:4]), folder)
         embedder, params = load_embedder(folder)
-        length, drawings = config.chunk_frames, {}
+        length, decodings = config.chunk_frames, {}
         for name, plan in ways(config).items():
             total = sum(len(window.positions_F) for window in plan)
-            drawings[name] = (
+            decodings[name] = (
                 reconstruct(embedder, params, videos, plan, name == "own noise"),
                 total,
             )
         latents = jax.jit(embedder.encode)(params, to_float(videos))
         total = CHUNKS * length + (embedder.look_ahead > 0) * (length + 2 * overlap(config))
-        drawings["library"] = (to_uint8(jax.jit(embedder.decode)(params, latents)), total)
-        for name, (drawn, total) in drawings.items():
-            pairs = list(zip(videos, drawn))
+        decodings["library"] = (to_uint8(jax.jit(embedder.decode)(params, latents)), total)
+        for name, (decoded, total) in decodings.items():
+            pairs = list(zip(videos, decoded))
             seams = measure_seams(pairs, length)
             scores = [compare(*pair) for pair in pairs]
             line = {
@@ -259,7 +259,7 @@ def rows(
                 "device": device_name(),
                 "train_steps": options.train_steps,
                 "shape": list(videos.shape[:4]),
-                "frames_drawn": total / videos.shape[1],
+                "frames_decoded": total / videos.shape[1],
                 "border": seams.border,
                 "others": seams.others,
                 "worst_other": seams.worst_other,
@@ -267,9 +267,10 @@ def rows(
                 "sharpness": float(np.mean([score["sharpness"] for score in scores])),
                 "ratios": seams.ratios,
             }
+            ratios = (f"{line[name]:.2f}" for name in ("border", "others", "worst_other"))
+            rest = f"{line['sharpness']:.2f} | {line['frames_decoded']:.1f}"
             print(
-                f"| {line['what']} | {line['border']:.2f} | {line['others']:.2f} | {line['worst_other']:.2f} | "
-                f"{line['psnr_db']:.2f} dB | {line['sharpness']:.2f} | {line['frames_drawn']:.1f} |",
+                f"| {line['what']} | {' | '.join(ratios)} | {line['psnr_db']:.2f} dB | {rest} |",
                 file=sys.stderr,
             )
             yield line
@@ -296,7 +297,7 @@ def footage(options) -> Iterator[dict[str, Any]]:
             video, fps = read_video(source.path / file, cover=(2 * side, 2 * side))
             if len(video) < 2 * frames:
                 print(
-                    f"{file}: {len(video)} frames are too few at {ratio}x; left out",
+                    f"{file}: {len(video)} frames are too few at {ratio}x; skipped",
                     file=sys.stderr,
                 )
                 continue
@@ -317,17 +318,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ratios", default="16,32", help="temporal ratios, of 4, 8, 16, 32")
+    parser.add_argument("--ratios", default="16,32", help="temporal ratios: 4, 8, 16, 32")
     parser.add_argument(
         "--windows",
         default=",".join(WINDOWS),
-        help="windows to train with, of " + ", ".join(WINDOWS),
+        help="windows to train with: " + ", ".join(WINDOWS),
     )
     parser.add_argument("--root", default="runs/seams", help="folder of the runs")
-    parser.add_argument("--train_steps", default=600, type=at_least_one, help="updates a run")
-    parser.add_argument("--videos", help="folder of videos, for the footage")
+    parser.add_argument("--train_steps", default=600, type=at_least_one, help="updates per run")
+    parser.add_argument("--videos", help="folder of videos, for `footage`")
     parser.add_argument(
-        "--size", default=64, type=at_least_one, help="side of its crops, a multiple of 8"
+        "--size",
+        default=64,
+        type=at_least_one,
+        help="side of the crops of `footage`, a multiple of 8",
     )
     print_rows(parser, {"shapes": shapes, "footage": footage})
 

@@ -1,14 +1,14 @@
-"""What a REGEN draws between the frames that it was given, beside the truth; one JSON line a row on
-stdout.
+"""Frames that a REGEN decodes between its input frames, compared with the truth; one JSON line per
+row on stdout.
 
 python benchmarks/slow_motion.py --embedder=FOLDER [--chunks=2] [--clips=24] [--steps=N]
 
-The world of moving shapes can be drawn at any rate. Clips of held-out combinations are drawn at
-twice the rate, every other frame is encoded, and the clip is decoded at half the speed: all its
-moments have a true frame then. Beside what the decoder draws between two frames, told either way
-(see `inference/resample_time.py`), stand the reconstruction's frame before, shown again
-(`repeated`), and the mean of both neighbours (`blended`). PSNR is taken over the whole frame and,
-as most of it does not move, over the pixels that differ between the two true neighbours
+Moving shapes can be rendered at any rate. Clips of held-out combinations are rendered at twice the
+rate, every other frame is encoded, and the clip is decoded at half the speed, so that each moment
+has a true frame. The frames decoded between two others, with either conditioning (see
+`inference/resample_time.py`), are compared with the previous frame of the reconstruction
+(`repeated`) and the mean of both neighbours (`blended`). PSNR is taken over the whole frame and,
+because most of it does not move, over the pixels that differ between the two true neighbours
 (`moving_psnr_db`). `own` are the frames that were encoded; `within` the moments between two frames
 of a chunk, `border` those between two chunks.
 """
@@ -31,12 +31,12 @@ HELD_OUT_SEED, SIDE = 7, 32
 
 
 def squared_errors(truth: np.ndarray, got: np.ndarray) -> np.ndarray:
-    """Of each pixel, (T, H, W)."""
+    """Squared error of each pixel, (T, H, W)."""
     return np.square(truth.astype(np.float64) - got).mean(-1)
 
 
 def psnr_db(errors: list[np.ndarray]) -> float:
-    """Of the mean squared error over all that is listed."""
+    """PSNR of the mean squared error over all listed arrays."""
     return float(
         10
         * np.log10(DATA_RANGE**2 / np.concatenate([error.reshape(-1) for error in errors]).mean())
@@ -47,7 +47,7 @@ def moments(options) -> Iterator[dict[str, Any]]:
     reconstruct = load_reconstructor(options.embedder, steps=options.steps)
     if not isinstance(reconstruct.embedder, REGENEmbedder):
         raise SystemExit(
-            f"{options.embedder} holds a VidVAE, which draws nothing between its frames"
+            f"{options.embedder} holds a VidVAE, which decodes nothing between its frames"
         )
     length = reconstruct.embedder.model.config.chunk_frames
     frames, source = options.chunks * length, SyntheticSource(seed=HELD_OUT_SEED, split="held_out")
@@ -69,9 +69,9 @@ def moments(options) -> Iterator[dict[str, Any]]:
             for where, at in (("within", ~border), ("border", border)):
                 errors.setdefault((where, way), []).append((error[at], error[at][moving[at]]))
         error = squared_errors(truth[::2], own)
-        errors.setdefault(("own", "as ever"), []).append((error, error[:-1][moving]))
+        errors.setdefault(("own", "plain"), []).append((error, error[:-1][moving]))
     for (where, way), pairs in errors.items():
-        whole, moved = zip(*pairs)
+        whole, moving = zip(*pairs)
         if sum(error.size for error in whole):
             yield {
                 "what": f"{where}, {way}",
@@ -80,7 +80,7 @@ def moments(options) -> Iterator[dict[str, Any]]:
                 "decode_steps": reconstruct.embedder.steps,
                 "shape": [options.clips, frames, SIDE, SIDE],
                 "psnr_db": psnr_db(whole),
-                "moving_psnr_db": psnr_db(moved),
+                "moving_psnr_db": psnr_db(moving),
             }
 
 
@@ -91,8 +91,8 @@ def main() -> None:
     parser.add_argument(
         "--embedder", required=True, help="run folder of a REGEN that was trained on moving shapes"
     )
-    parser.add_argument("--chunks", default=2, type=at_least_one, help="of a clip")
-    parser.add_argument("--clips", default=24, type=at_least_one, help="how many")
+    parser.add_argument("--chunks", default=2, type=at_least_one, help="chunks of a clip")
+    parser.add_argument("--clips", default=24, type=at_least_one, help="number of clips")
     parser.add_argument(
         "--steps", type=at_least_one, help="evaluations of the decoder; the run's by default"
     )

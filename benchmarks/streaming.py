@@ -1,15 +1,15 @@
-"""Memory of streaming at growing lengths, and how far divide-and-merge is from the whole clip; one
-JSON line a row.
+"""Memory of streaming at growing lengths, and the error of divide-and-merge against the whole clip;
+one JSON line per row.
 
 python benchmarks/streaming.py [--rows=memory,merge] [--embedder=DIR]
 
-`memory`: a clip that is made, encoded and decoded four latent frames at a time. `chunk_bytes` is
-what XLA reports for the decoder's program, `whole_bytes` the same for the whole clip at once,
-`peak_bytes` what the process took at most beyond what it had before. `merge`: relative error of
-latents and of decoded frames against the whole clip's, for streaming and for the paper's
-divide-and-merge. Without --embedder, networks of the paper's form at a quarter of its
-widths with random weights: as they come, and tail-initialised, where each kernel has its last tap
-in time only.
+`memory`: a clip is made, encoded and decoded four latent frames at a time. `chunk_bytes` is what
+XLA reports for the decoder's program, `whole_bytes` the same for the whole clip at once,
+`peak_bytes` the peak memory of the process beyond what it had before. `merge`: relative error of
+latents and of decoded frames against those of the whole clip, for streaming and for the paper's
+divide-and-merge. Without --embedder, the networks have the paper's form at a quarter of its widths,
+with random weights: as initialised, and tail-initialised, where only the last tap in time of each
+kernel is not zero.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SEGMENTS = (5, 9, 17)  # frames; the paper's first
 
 
 def networks(options) -> Iterator[tuple[VidVAEEmbedder, Any, str]]:
-    """The embedders to measure, their parameters and names."""
+    """Yield the embedders to measure, their parameters and names."""
     if options.embedder:
         yield *load_embedder(options.embedder, require_statistics=False), options.embedder
         return
@@ -60,7 +60,7 @@ def networks(options) -> Iterator[tuple[VidVAEEmbedder, Any, str]]:
 
 
 def frames_of(start: int, count: int) -> np.ndarray:
-    """A part of a clip without end, uint8 (1, count, SIDE, SIDE, 3), made when it is asked for."""
+    """Make a part of an endless clip, uint8 (1, count, SIDE, SIDE, 3)."""
     t, y, x = (
         np.arange(start, start + count)[:, None, None, None],
         np.arange(SIDE)[:, None, None],
@@ -71,11 +71,11 @@ def frames_of(start: int, count: int) -> np.ndarray:
 
 
 class Peak:
-    """The most memory taken at once, in bytes, since it was made."""
+    """Peak memory of the process, in bytes, since this object was made."""
 
     def __init__(self):
         if ON_GPU:
-            raise SystemExit("on a GPU run one length a process: its peak cannot be reset")
+            raise SystemExit("on a GPU run one length per process: its peak cannot be reset")
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # resets the high-water mark
         self._before = self._read("VmRSS")
@@ -89,7 +89,7 @@ class Peak:
 
 
 def memory(options) -> Iterator[dict[str, Any]]:
-    """Streams clips of growing length."""
+    """Stream clips of growing length."""
     embedder, params, name = next(networks(options))
     f = embedder.model.config.time_factor
 
@@ -105,7 +105,7 @@ def memory(options) -> Iterator[dict[str, Any]]:
             count, total = count + video.shape[1], total + float(np.abs(video).sum())
         return count, total
 
-    run(LENGTHS[0]), run(1 + 2 * f * CHUNK)  # compiles what all lengths use
+    run(LENGTHS[0]), run(1 + 2 * f * CHUNK)  # compile the programs of all lengths
     for frames in LENGTHS:
         peak, start = Peak(), time.perf_counter()
         count, _ = run(frames)
@@ -126,12 +126,12 @@ def memory(options) -> Iterator[dict[str, Any]]:
 
 
 def relative(x: np.ndarray, whole: np.ndarray) -> float:
-    """Root-mean-square difference over the whole's deviation."""
+    """Root-mean-square difference divided by the standard deviation of the whole clip."""
     return float(np.sqrt(np.square(x - whole).mean()) / whole.std())
 
 
 def merge(options) -> Iterator[dict[str, Any]]:
-    """Streaming and divide-and-merge beside the whole clip."""
+    """Compare streaming and divide-and-merge with the whole clip."""
     source = SyntheticSource(seed=1, split="held_out", num_clips=1)
     video = source.read(0, np.random.default_rng(0), 33, SIDE, SIDE)["video"][None]
     as_float = video.astype(np.float32) / 127.5 - 1

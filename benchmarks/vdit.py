@@ -1,14 +1,14 @@
-"""Speed and memory of VDiT beside PyTorch's transformers of the same sizes; one JSON line a row on
+"""Speed and memory of VDiT against PyTorch transformers of the same sizes; one JSON line per row on
 stdout.
 
 python benchmarks/vdit.py [--presets=tiny,VDiT-S/2] [--rows=forward,train] [--repeats=10]
 
-Each preset runs twice: as it is, beside diffusers' `LatteTransformer3DModel` (attention in space
-and in time), and on images with one attention a block, beside `PixArtTransformer2DModel`, which
-then does the same work. Latte has an MLP after its attention in time too, and no text there:
-`flops` and `peer_flops` say how much each computes, and `ratio_per_flop` is the ratio of the speeds
-at which it is done. `mfu` is the share of the device's peak, where that is known; remat is not
-counted as work.
+Each preset runs twice: as it is, against diffusers' `LatteTransformer3DModel` (attention in space
+and in time), and on images with one attention per block, against `PixArtTransformer2DModel`, which
+then does the same work. Latte also has an MLP after its attention in time, and no text there:
+`flops` and `peer_flops` are the operations of each, and `ratio_per_flop` is the ratio of operations
+per second. `mfu` is the fraction of the device's peak, where that is known; remat does not count as
+work.
 """
 
 import argparse
@@ -47,7 +47,7 @@ CLIPS = {
     "VDiT-XL/2": [(1, 17, 60, 108, 4)],
 }
 IMAGES = {"tiny": (16, 1, 16, 16, 4), "VDiT-S/2": (4, 1, 32, 32, 4), "VDiT-XL/2": (8, 1, 64, 64, 4)}
-# Dense bfloat16 operations a second, by the makers' data sheets.
+# Dense bfloat16 operations per second, from the vendors' data sheets.
 PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
@@ -60,7 +60,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(dtype) -> float | None:
-    """Of the device at hand in bfloat16, None where it is not known."""
+    """Return the peak of this device in bfloat16, None if it is not known."""
     if dtype != jnp.bfloat16:
         return None
     names = [name for name in PEAK_FLOPS if device_name().startswith(name)]
@@ -68,7 +68,7 @@ def peak_flops(dtype) -> float | None:
 
 
 def sizes(config: VDiTConfig, latent_shape) -> dict[str, Any]:
-    """The arguments that both peers take."""
+    """Make the arguments that both peers take."""
     *_, height, _, channels = latent_shape
     return {
         "num_attention_heads": config.heads,
@@ -84,7 +84,7 @@ def sizes(config: VDiTConfig, latent_shape) -> dict[str, Any]:
 
 
 def latte(config: VDiTConfig, latent_shape):
-    """Attention in space with text and MLP, then attention in time with an MLP, `depth` times."""
+    """Make Latte: attention in space with text and MLP, then in time with MLP, `depth` times."""
     from diffusers import LatteTransformer3DModel
 
     return LatteTransformer3DModel(
@@ -98,7 +98,7 @@ def latte(config: VDiTConfig, latent_shape):
 
 
 def pixart(config: VDiTConfig, latent_shape):
-    """PixArt-alpha: attention, attention to text, MLP."""
+    """Make PixArt-alpha: attention, attention to text, MLP."""
     from diffusers import PixArtTransformer2DModel
 
     return PixArtTransformer2DModel(**sizes(config, latent_shape), use_additional_conditions=False)
@@ -107,7 +107,7 @@ def pixart(config: VDiTConfig, latent_shape):
 def torch_peers(
     config: VDiTConfig, latent_shape, dtype, train: bool
 ) -> tuple[list[Peer], float | None]:
-    """The peers and how many operations they take."""
+    """Make the peers, and count their operations."""
     if not has_diffusers():
         return [], None
     from torch.utils.flop_counter import FlopCounterMode
@@ -146,10 +146,9 @@ def torch_peers(
 
 
 def rows(options, train: bool) -> Iterator[dict[str, Any]]:
-    """One pass, or the gradients of all parameters, on clips and on images."""
+    """Time one pass, or the gradients of all parameters, on clips and on images."""
     for name in options.presets.split(","):
-        # Ours conditions and predicts what the peers can, and keeps what it needs for the
-        # gradients.
+        # As the peers: no micro-conditions, no null caption, no recomputation for gradients.
         config = dataclasses.replace(
             PRESETS[name], micro_cond=False, null_caption_tokens=0, remat="none"
         )
@@ -160,7 +159,7 @@ def rows(options, train: bool) -> Iterator[dict[str, Any]]:
 
 
 def vdit_row(name, config: VDiTConfig, shape, dtype, train: bool, repeats: int) -> dict[str, Any]:
-    """One row."""
+    """Make one row."""
     network = VDiT(
         dataclasses.replace(config, attention="cudnn" if dtype == jnp.bfloat16 else "xla"), dtype
     )
@@ -177,7 +176,8 @@ def vdit_row(name, config: VDiTConfig, shape, dtype, train: bool, repeats: int) 
         return jax.value_and_grad(lambda v: jnp.square(forward(v, *arguments)).mean())(variables)
 
     peers, peer_flops = torch_peers(config, shape, dtype, train)
-    what = f"{name} {'image' if shape[1] == 1 else 'clip'}, {'forward+backward' if train else 'forward'}"
+    kind = "image" if shape[1] == 1 else "clip"
+    what = f"{name} {kind}, {'forward+backward' if train else 'forward'}"
     arguments = (variables, x, time, text, mask)
     out = row(
         what,
@@ -211,12 +211,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--presets", default="tiny,VDiT-S/2", help="networks, of " + ", ".join(CLIPS)
-    )
-    parser.add_argument(
-        "--repeats", default=10, type=at_least_one, help="runs a row that are counted"
-    )
+    parser.add_argument("--presets", default="tiny,VDiT-S/2", help="networks: " + ", ".join(CLIPS))
+    parser.add_argument("--repeats", default=10, type=at_least_one, help="timed runs per row")
     print_rows(parser, GROUPS)
 
 

@@ -1,4 +1,4 @@
-"""Speed and memory of VidVAE beside PyTorch's modules of the same widths; one JSON line a row on
+"""Speed and memory of VidVAE against PyTorch modules of the same widths; one JSON line per row on
 stdout.
 
 python benchmarks/vidvae.py [--rows=conv,model] [--preset=small|paper] [--repeats=10]
@@ -31,19 +31,18 @@ from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.nn.convolution import CausalConv3D
 
-# (batch, frames, height, width, channels in and out), stride 1, 3x3x3: two that stand in the issue
-# and two of the paper's network.
+# (batch, frames, height, width, channels in and out), stride 1, 3x3x3: two small ones, and
+# two of the paper's network.
 CONVOLUTIONS = {
     "A": (1, 9, 64, 64, 64),
     "B": (1, 17, 128, 128, 32),
     "paper level 0": (1, 5, 64, 64, 128),
     "paper level 3": (1, 5, 32, 32, 512),
 }
-# Two clips: with one, torch's choice of a kernel falls on its slow one wherever a layer's input is
-# small.
+# Two clips: with one, torch chooses a slow kernel wherever the input of a layer is small.
 MODELS = {
-    # The paper's network at a quarter of its widths, and whole: configuration, then the shapes of
-    # video and image.
+    # The paper's network at a quarter of its widths, and at its full widths: configuration, then
+    # the shapes of video and image.
     "small": (
         dataclasses.replace(PRESETS["paper"], channels=(32, 64, 128, 128)),
         (2, 9, 64, 64, 3),
@@ -54,11 +53,10 @@ MODELS = {
 
 
 # --- the convolution
-# ------------------------------------------------------------------------------------------------
 
 
 def torch_convolutions(shape, dtype, backward: bool) -> Iterator[Peer]:
-    """conv3d in channels_last_3d, its fastest layout, with the first frame repeated in front."""
+    """Make conv3d in channels_last_3d, its fastest layout, with the first frame repeated before."""
     batch, frames, height, width, channels = shape
     layout = {
         "dtype": torch_dtype(dtype),
@@ -84,7 +82,7 @@ def torch_convolutions(shape, dtype, backward: bool) -> Iterator[Peer]:
 
 
 def conv(options) -> Iterator[dict[str, Any]]:
-    """One causal 3x3x3 convolution, from (input, no history) to output, and its gradients."""
+    """Time one causal 3x3x3 convolution without a cache, and its gradients."""
     for name, shape in CONVOLUTIONS.items():
         for dtype in dtypes():
             layer = CausalConv3D(shape[-1], dtype=dtype)
@@ -109,11 +107,10 @@ def conv(options) -> Iterator[dict[str, Any]]:
 
 
 # --- the whole model
-# ------------------------------------------------------------------------------------------------
 
 
 def in_layout(value, channels_last: bool):
-    """A module or tensor with its kernels or pixels laid out channels first or last."""
+    """Lay out the kernels of a module, or a tensor, channels first or last."""
     if isinstance(value, torch.nn.Module):
         for parameter in value.parameters():
             parameter.data = in_layout(parameter.data, channels_last)
@@ -123,13 +120,13 @@ def in_layout(value, channels_last: bool):
 
 
 def video_peer(config):
-    """EasyAnimate's autoencoder, diffusers' nearest: 3D-causal, 3x3x3 throughout, group norm a
-    frame, 4x8x8.
+    """Make EasyAnimate's autoencoder, the nearest in diffusers: 3D-causal, 3x3x3 throughout, group
+    norm per frame, 4x8x8.
 
-    Time is halved and doubled at the same levels. It strides where the paper pools, has one
-    residual block more in each middle and no attention there; the parameter counts stand in the
-    rows. As published it convolves three frames at a time and encodes four, which takes about five
-    times as long on CPU; here all frames after the first go at once.
+    Time is halved and doubled at the same levels. It has strides where the paper pools, one more
+    residual block in each middle, and no attention there; the rows have the parameter counts. As
+    published it convolves three frames at a time and encodes four, which takes about five times as
+    long on CPU; here all frames after the first are processed at once.
     """
     from diffusers import AutoencoderKLMagvit
 
@@ -137,7 +134,7 @@ def video_peer(config):
         "SpatialTemporalDownBlock3D" if halved else "SpatialDownBlock3D"
         for halved in config.time_reduction
     ]
-    # Ours doubles before a level, the peer's after one.
+    # Ours doubles before a level, the peer after one.
     up = [
         f"Spatial{'Temporal' * doubled}UpBlock3D"
         for doubled in (*reversed(config.expansion[:-1]), False)
@@ -167,8 +164,7 @@ def video_peer(config):
 
 
 def image_peer(config):
-    """Stable Diffusion's autoencoder, the two-dimensional network that the paper's is inflated
-    from."""
+    """Make Stable Diffusion's autoencoder, the 2D network that the paper's is inflated from."""
     from diffusers import AutoencoderKL
 
     levels = len(config.channels)
@@ -182,7 +178,7 @@ def image_peer(config):
 
 
 def torch_models(config, shape, latent_shape, dtype) -> dict[str, list[Peer]]:
-    """What is timed -> the peers that do it."""
+    """Make the peers of each row: what is timed -> its peers."""
     options = {"dtype": torch_dtype(dtype), "device": torch_device()}
     peers = {"encode": [], "decode": [], "forward": [], "forward+backward": []}
     for channels_last in (False, True):
@@ -226,8 +222,8 @@ def torch_models(config, shape, latent_shape, dtype) -> dict[str, list[Peer]]:
 
 
 def model(options) -> Iterator[dict[str, Any]]:
-    """Encode, decode, both, and both with the gradients of all parameters, for a clip and for a
-    batch of images."""
+    """Time encode, decode, both, and both with the gradients of all parameters, for clips and for
+    images."""
     config, *shapes = MODELS[options.preset]
     for shape in shapes:
         latent_shape = config.latent_shape(shape)
@@ -282,11 +278,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--preset", default="small", choices=MODELS, help="which network the group `model` runs"
+        "--preset", default="small", choices=MODELS, help="network of the group `model`"
     )
-    parser.add_argument(
-        "--repeats", default=10, type=at_least_one, help="runs a row that are counted"
-    )
+    parser.add_argument("--repeats", default=10, type=at_least_one, help="timed runs per row")
     print_rows(parser, GROUPS)
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Checks the source without running it: lint, format, types. Makes .venv (or $VENV), and installs
+# Check the source without running it: lint, format, types. Makes .venv (or $VENV), and installs
 # what is missing.
 #
-#     bash launch/check.sh            reports
-#     bash launch/check.sh --fix      applies what ruff can fix; notes type errors that are gone
+#     bash launch/check.sh            report
+#     bash launch/check.sh --fix      apply the fixes of ruff; lower the counts of type errors
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment dev

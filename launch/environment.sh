@@ -1,11 +1,10 @@
-# Makes the Python environment that the other scripts of this folder run in. Source it, from any
-# folder:
+# Make the Python environment of the other scripts in this folder. Source it, from any folder:
 #
 #     source launch/environment.sh
 #     make_environment test      # extras of setup.py to install, comma separated; optional
 #
-# Afterwards PYTHON is the environment's interpreter. The environment is .venv in the repository, or
-# the folder named by VENV. It is installed into once, and again when setup.py or the extras change.
+# It sets PYTHON to the interpreter of the environment, which is .venv in the repository or the
+# folder in VENV. Packages are installed once, and again when setup.py or the extras change.
 
 REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${VENV:-$REPOSITORY/.venv}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job, from nothing: environment, video autoencoder, text-to-video transformer, a sample,
-# scores and a report.
+# From a clean clone to a report: environment, video autoencoder, text-to-video transformer, scores
+# and a sample.
 #
 #     bash launch/quickstart.sh [folder]        default folder: runs/quickstart
 #
@@ -16,14 +16,14 @@ mkdir -p "$root"
 timings="$root/.timings"
 touch "$timings"
 
-# stage NAME COMMAND...: announces and runs a stage, and notes how long it took (of an interrupted
-# stage, the last part).
+# stage NAME COMMAND...: runs a stage and writes its time to the timings (of an interrupted stage,
+# that of the last part).
 stage() {
-  local name="$1" begun=$SECONDS
+  local name="$1" stage_started=$SECONDS
   shift
   say "" "== $name"
   "$PYTHON" "$@" >&2
-  printf '%s\t%s\n' "$name" "$((SECONDS - begun))" >>"$timings"
+  printf '%s\t%s\n' "$name" "$((SECONDS - stage_started))" >>"$timings"
 }
 
 printf 'environment\t%s\n' "$((SECONDS - started))" >>"$timings"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests, from nothing: makes .venv (or $VENV), installs what is missing, calls pytest.
+# Run the tests. Makes .venv (or $VENV), installs what is missing, and calls pytest.
 # Arguments go to pytest.
 #
 #     bash launch/test.sh                 everything but the slow tests

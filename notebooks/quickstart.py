@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Text to video with a quickstart model
 #
-# `bash launch/quickstart.sh` trains the models used here; the run folder of any VDiT works.
+# `bash launch/quickstart.sh` trains the model used here; the run folder of any VDiT works.
 
 # %%
 import os
@@ -32,7 +32,7 @@ print(video.shape, video.dtype)
 xgen_jax.show(video)
 
 # %% [markdown]
-# The same prompt from other noise, and another prompt from the same noise:
+# The same prompt with other noise, and another prompt with the same noise:
 
 # %%
 xgen_jax.show(model("a red circle moving left", seed=1))

@@ -33,7 +33,7 @@ def benchmark(monkeypatch):
 @pytest.mark.parametrize("preset", ["tiny-4x", "tiny-16x"])
 def test_the_plain_decoder_has_the_same_encoder_and_as_many_parameters(benchmark, preset):
     config = PRESETS[preset]
-    regen, plain = REGEN(config), benchmark.plain_beside(config)
+    regen, plain = REGEN(config), benchmark.plain_decoder(config)
     wanted, got = benchmark.decoder_parameters(regen), benchmark.decoder_parameters(plain)
     assert abs(got - wanted) < 0.03 * wanted
     chunk = jnp.zeros((1, config.chunk_frames, 16, 16, 3))
@@ -46,7 +46,7 @@ def test_the_plain_decoder_has_the_same_encoder_and_as_many_parameters(benchmark
 
 def test_of_the_same_parameters_both_encoders_give_the_same_posterior(benchmark):
     config = PRESETS["tiny-4x"]
-    regen, plain = REGEN(config), benchmark.plain_beside(config)
+    regen, plain = REGEN(config), benchmark.plain_decoder(config)
     chunk = jax.random.uniform(jax.random.key(0), (1, 5, 16, 16, 3), minval=-1)
     params = jax.jit(regen.init)(jax.random.key(1), chunk, jnp.zeros(1))
     params = {"params": {"encoder": params["params"]["encoder"]}}
