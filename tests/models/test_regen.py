@@ -235,7 +235,7 @@ def test_the_papers_decoder_has_the_papers_size():
         ),
         (
             {"encoder": dataclasses.replace(TINY.encoder, norm="group")},
-            "must see the first frame alone",
+            "must see only the first frame",
         ),
     ],
 )

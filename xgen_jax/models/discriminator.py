@@ -1,14 +1,14 @@
-"""A 3D PatchGAN: tells patches of real clips from patches of reconstructions.
+"""A 3D PatchGAN: classifies patches of clips as real or reconstructed.
 
-Convolutions of 3x3x3 with padding 1 and leaky rectifiers (slope 0.2), normalised but for the first
-and the last, as Open-Sora-Plan v1.1 trains its video autoencoder with (PatchGAN: arXiv 1611.07004,
-section 3.2.2). The first strides by 2 in time and space, and so does the second; from the third to
-the one before the last two only space is halved. One logit stands for each patch that is left.
+It is Open-Sora-Plan v1.1's for training its video autoencoder (PatchGAN: arXiv 1611.07004, section
+3.2.2): convolutions of 3x3x3 with padding 1 and leaky rectifiers (slope 0.2), with norms except in
+the first and last layer. The first two layers stride by 2 in time and space, the others before the
+last two by 2 in space. Each remaining patch has one logit.
 
 The reference normalises over the batch. Here each sample is normalised by itself, in groups of
-channels: running statistics would be state outside the parameters, a batch of one clip has none
-worth keeping, and a sample's logits would hang on what else is in the batch or on the device. The
-parameters are as many.
+channels: running statistics would be state outside the parameters, those of a batch of one clip
+would be poor, and a sample's logits would depend on the rest of the batch. The parameter count is
+the same.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class DiscriminatorConfig:
                 )
 
     def features(self) -> list[tuple[int, Kernel]]:
-        """(channels, stride) of each layer before the logits."""
+        """Return (channels, stride) of each layer before the logits."""
         strides: list[Kernel] = [
             (2, 2, 2) if layer < 2 else (1, 2, 2) for layer in range(self.layers)
         ]
@@ -52,8 +52,7 @@ class DiscriminatorConfig:
 
 
 class Convolution3D(nn.Module):
-    """3x3x3 with zeros around the clip in space and time, which looks both ways; in and out (B, T,
-    H, W, C)."""
+    """Convolve (B, T, H, W, C) with 3x3x3 taps, zero padding in space and time; not causal."""
 
     features: int
     stride: Kernel
@@ -74,10 +73,9 @@ class Convolution3D(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Video (B, T, H, W, 3) in [-1, 1], of one frame or more -> float32 logits (B, t, h, w), high
-    where it looks real.
+    """Classify video (B, T, H, W, 3) in [-1, 1]: logits (B, t, h, w), high where it looks real.
 
-    `dtype` is the compute dtype; parameters, statistics and logits are float32.
+    `dtype` is to compute in; parameters, statistics and logits are float32.
     """
 
     config: DiscriminatorConfig

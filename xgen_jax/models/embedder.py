@@ -1,9 +1,8 @@
-"""An embedder is two verbs: encode video to latents, decode latents to video. VDiT knows nothing
-else of it.
+"""Embedders, the video autoencoders that VDiT works on: encode video to latents, decode them.
 
-Latents leave `encode` with zero mean and unit variance a channel; the statistics travel with the
-parameters, in one place. A clip may go through either verb in chunks of whole units: a latent frame
-of a VidVAE, two of a REGEN.
+Latents are normalised to zero mean and unit variance per channel; the statistics are kept with the
+parameters. A clip may be encoded and decoded in chunks of whole units: one latent frame of a
+VidVAE, two of a REGEN.
 """
 
 import abc
@@ -25,16 +24,19 @@ from xgen_jax.typing import Array, Params, Shape
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Embedder(abc.ABC):
-    """What `VidVAEEmbedder` and `REGENEmbedder` have in common; static to `jax.jit`.
+    """A video autoencoder; a static argument of `jax.jit`.
 
-    Its parameters are {"model": of the model, "mean": (c,), "std": (c,)} (see `bundle`).
+    Its parameters are {"model": of the network, "mean": (c,), "std": (c,)}, see `bundle`.
+
+    Attributes:
+      model: the network, a flax module with a `config`.
     """
 
-    model: Any
+    model: VidVAE | REGEN
 
     @staticmethod
     def bundle(params: Params, mean: np.ndarray, std: np.ndarray) -> Params:
-        """Puts the model's parameters and the latent statistics in one tree."""
+        """Join the network's parameters and the latent statistics to an embedder's parameters."""
         return {
             "model": params,
             "mean": jnp.asarray(mean, jnp.float32),
@@ -62,48 +64,60 @@ class Embedder(abc.ABC):
         return self.model.config.space_factor
 
     def latent_shape(self, video_shape: Shape) -> Shape:
-        """See `VidVAEConfig.latent_shape` and `REGENConfig.latent_shape`."""
+        """Return the shape of a clip's latents.
+
+        Args:
+          video_shape: (T, H, W), or (B, T, H, W, 3).
+
+        Returns:
+          (t, h, w), or (B, t, h, w, c).
+
+        Raises:
+          UserError: a length or size that cannot be encoded; the message gives the nearest.
+        """
         return self.model.config.latent_shape(video_shape)
 
     def frames(self, latent_frames: int) -> int:
-        """Frames of a clip of so many latent frames, from its start; 0 of 0."""
+        """Return the frames of a clip of `latent_frames`, from its start; 0 of 0."""
         return self.model.config.frames(latent_frames)
 
     def padded_frames(self, frames: int) -> int:
-        """The least length that can be encoded and is not below `frames`."""
+        """Return the least length, `frames` or more, that can be encoded."""
         return self.model.config.padded_frames(frames)
 
     @property
     @abc.abstractmethod
     def unit(self) -> int:
-        """Latent frames that belong together: chunks are multiples of it, but for the end of a
-        clip."""
+        """Latent frames that belong together; chunks are multiples, except at a clip's end."""
 
     @abc.abstractmethod
     def whole_latents(self, frames: int) -> int:
-        """Latent frames, in whole units, of so many frames from the start of a clip that may go
-        on."""
+        """Return the latent frames, in whole units, that the first `frames` of a clip give.
+
+        The clip may go on after them.
+        """
 
     @property
     @abc.abstractmethod
     def look_ahead(self) -> int:
-        """Frames by which decoding chunk after chunk lags behind."""
+        """Frames by which decoding chunk after chunk lags behind the latents."""
 
     @property
     @abc.abstractmethod
     def halo(self) -> int | None:
-        """Latent rows (columns) around one that it depends on, see `VidVAEConfig.halo`; None for
-        all of them."""
+        """Latent rows and columns around one that it depends on; None for all.
+
+        See `VidVAEConfig.halo`.
+        """
 
     @property
     @abc.abstractmethod
     def depends_on_whole_clip(self) -> str:
-        """Why there are no chunks, empty where there are; see
-        `VidVAEConfig.depends_on_whole_clip`."""
+        """Reason why a clip cannot be cut into chunks; empty where it can."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decoding depends on beside parameters, latents and key, as JSON has it."""
+        """Settings, besides parameters, latents and key, on which decoding depends, for JSON."""
         return {}
 
     def with_steps(self, steps: int) -> Self:
@@ -130,16 +144,24 @@ class Embedder(abc.ABC):
             )
 
     def fingerprint(self, params: Params) -> str:
-        """16 hex digits of configuration, parameters and latent statistics; how they are computed
-        is left out."""
+        """Return the fingerprint of configuration, parameters and latent statistics.
+
+        See `models.fingerprint`.
+        """
         return fingerprint(self.model.config, params)
 
     @abc.abstractmethod
     def encode_chunk(self, params: Params, video_BTHWC: Array, cache=None) -> tuple[Array, Any]:
-        """Video in [-1, 1] -> (normalised latents (B, t, h, w, c), cache): the posterior's mean.
+        """Encode a chunk of a clip to the posterior's mean.
 
-        `cache` is None for the first chunk and then what the call before gave. A chunk is
-        `frames` of whole units; the last may have what else `latent_shape` allows.
+        Args:
+          params: see `bundle`.
+          video_BTHWC: in [-1, 1]; `frames` of whole units, the last chunk any length that
+            `latent_shape` allows.
+          cache: None for the first chunk, then what the call before returned.
+
+        Returns:
+          (normalised latents (B, t, h, w, c), cache).
         """
 
     @abc.abstractmethod
@@ -151,41 +173,49 @@ class Embedder(abc.ABC):
         last: bool = True,
         key: Array | None = None,
     ) -> tuple[Array, Any]:
-        """Normalised latents -> (video (B, T, H, W, 3), about [-1, 1], cache).
+        """Decode a chunk of a clip.
 
-        Unless it is the `last`, a chunk is of whole units, and its video ends `look_ahead` frames
-        early. The last may be empty. `key` is for generative decoders: one for all clips, or one a
-        clip (B,); None is that of seed 0.
+        Args:
+          params: see `bundle`.
+          latents_BTHWC: normalised; whole units, unless the chunk is the last, which may be empty.
+          cache: None for the first chunk, then what the call before returned.
+          last: whether the clip ends here; otherwise the video ends `look_ahead` frames early.
+          key: for generative decoders: one for all clips, or one a clip (B,); None is seed 0.
+
+        Returns:
+          (video (B, T, H, W, 3), about [-1, 1], cache).
         """
 
     def encode(self, params: Params, video_BTHWC: Array) -> Array:
-        """A whole clip in [-1, 1] -> normalised latents (B, t, h, w, c).
+        """Encode whole clips in [-1, 1] to normalised latents (B, t, h, w, c).
 
         Raises:
-          UserError: a length or size that the model cannot take.
+          UserError: a length or size that cannot be encoded.
         """
         self.latent_shape(video_BTHWC.shape)
         return self.encode_chunk(params, video_BTHWC)[0]
 
     def decode(self, params: Params, latents_BTHWC: Array, key: Array | None = None) -> Array:
-        """Normalised latents of a whole clip -> video (B, T, H, W, 3), about [-1, 1]; `key` as of
-        `decode_chunk`."""
+        """Decode normalised latents of whole clips to video (B, T, H, W, 3), about [-1, 1].
+
+        `key` as of `decode_chunk`.
+        """
         return self.decode_chunk(params, latents_BTHWC, key=key)[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VidVAEEmbedder(Embedder):
-    """VidVAE as an embedder: decoding draws nothing at random."""
+    """VidVAE as an embedder; decoding is deterministic."""
 
     model: VidVAE
 
     @property
     def unit(self) -> int:
-        """Each latent frame may come alone."""
+        """1: any number of latent frames is a chunk."""
         return 1
 
     def whole_latents(self, frames: int) -> int:
-        """The first frame is a latent frame by itself."""
+        """See `Embedder`; the first frame is a latent frame by itself."""
         return 1 + (frames - 1) // self.model.config.time_factor
 
     @property
@@ -225,12 +255,13 @@ class VidVAEEmbedder(Embedder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class REGENEmbedder(Embedder):
-    """REGEN as an embedder: decoding draws frames out of noise.
+    """REGEN as an embedder; decoding samples frames from noise.
 
     Attributes:
-      process: of the diffusion that its decoder was trained for.
-      steps: evaluations of the decoder a window.
-      windows: those that its decoder was trained on, see `regen_windows.WINDOWS`.
+      model: the network.
+      process: diffusion process that its decoder was trained for.
+      steps: evaluations of the decoder per window.
+      windows: windows that its decoder was trained on, see `models.regen_windows`.
     """
 
     model: REGEN
@@ -240,12 +271,11 @@ class REGENEmbedder(Embedder):
 
     @property
     def unit(self) -> int:
-        """Content and motion latent of a chunk."""
+        """2: content and motion latent of a chunk."""
         return 2
 
     def whole_latents(self, frames: int) -> int:
-        """Two of each whole chunk; a frame that is left may be an image, or the first of another
-        chunk."""
+        """See `Embedder`; a frame left over may be an image or begin another chunk."""
         return 2 * (frames // self.model.config.chunk_frames)
 
     @property
@@ -255,17 +285,17 @@ class REGENEmbedder(Embedder):
 
     @property
     def halo(self) -> int | None:
-        """The decoder attends everywhere."""
+        """None: the decoder attends everywhere."""
         return None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The evaluations."""
+        """{"decode_steps": evaluations per window}."""
         return {"decode_steps": self.steps}
 
     @property
     def depends_on_whole_clip(self) -> str:
-        """It does not."""
+        """Empty: chunks are encoded one by one."""
         return ""
 
     def with_steps(self, steps: int) -> Self:
@@ -277,12 +307,11 @@ class REGENEmbedder(Embedder):
         """Any speed; `resample_time.moments` checks the range."""
 
     def encode_chunk(self, params: Params, video_BTHWC: Array, cache=None) -> tuple[Array, Any]:
-        """See `Embedder`. Chunks know nothing of one another; a single frame at the end is an
-        image."""
+        """See `Embedder`. Chunks are independent; a single frame at the end is an image."""
         batch, length = video_BTHWC.shape[0], self.model.config.chunk_frames
         chunks, tail = divmod(video_BTHWC.shape[1], length)
         if tail > 1:
-            self.latent_shape(video_BTHWC.shape)  # tells the nearest lengths
+            self.latent_shape(video_BTHWC.shape)  # raises, with the nearest lengths
         parts = []
         if chunks:
             folded = video_BTHWC[:, : chunks * length].reshape(
@@ -310,8 +339,8 @@ class REGENEmbedder(Embedder):
         """
         if not last and latents_BTHWC.shape[1] % 2:
             raise UserError(
-                f"{latents_BTHWC.shape[1]} latent frames are no whole chunks, which are two each, content and motion; "
-                "a single one, an image, can only be the last of a clip"
+                f"{latents_BTHWC.shape[1]} latent frames are no whole chunks, which are two each, "
+                "content and motion; a single one, an image, can only be the last of a clip"
             )
         z, keys_B = self.denormalise(params, latents_BTHWC), _clip_keys(key, len(latents_BTHWC))
         return regen_decoding.decode_chunks(
@@ -333,8 +362,10 @@ class REGENEmbedder(Embedder):
         window: regen_windows.Window,
         key: Array | None = None,
     ) -> Array:
-        """See `regen_decoding.decode_at`; of normalised latents, and with `key` as of
-        `decode_chunk`."""
+        """Decode one window of normalised latents; see `regen_decoding.decode_at`.
+
+        `key` as of `decode_chunk`.
+        """
         z = self.denormalise(params, latents_BNtHWC.reshape(-1, *latents_BNtHWC.shape[2:])).reshape(
             latents_BNtHWC.shape
         )
@@ -349,7 +380,6 @@ def _channels(x: Array) -> Array:
 
 
 def _clip_keys(key: Array | None, batch: int) -> Array:
-    """A key a clip: what a clip is drawn from does not depend on the others, or on its place among
-    them."""
+    """Return a key a clip, so that a clip's noise does not depend on its batch."""
     key = jax.random.key(0) if key is None else key
     return key if key.ndim else jnp.broadcast_to(key, (batch,))

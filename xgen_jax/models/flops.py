@@ -1,8 +1,7 @@
 """Floating-point operations of a network, by formula.
 
-Counted are matrix products, a multiplication with its addition as two; so attention's two products
-are in, its softmax, norms, modulations and activations are not. What remat computes anew is not
-counted either: it is no use to the model.
+Only matrix products count, a multiply-add as two operations; so attention's two products do, and
+its softmax, norms, modulations and activations do not. Recomputation by remat does not count.
 """
 
 from xgen_jax.models.vdit_config import VDiTConfig
@@ -12,7 +11,7 @@ from xgen_jax.typing import Shape
 def vdit_flops(
     config: VDiTConfig, latent_shape: Shape, text_tokens: int, train: bool = False
 ) -> float:
-    """Operations of one forward pass of a VDiT, or of a training step.
+    """Return the operations of one forward pass of a VDiT, or of a training step.
 
     With D the width, N the tokens of a clip, S those of a frame, T frames and L text tokens, a
     block takes
@@ -21,9 +20,8 @@ def vdit_flops(
         N (4 D^2 + 4 D L) + 4 L D^2    for attention to the text
         4 N D^2 mlp_ratio     for the MLP
 
-    and around the blocks are the patches, the text's projection and the networks of the diffusion
-    time. Those of the clip's conditions, some rows of them, are left out. A backward pass takes
-    twice the forward's.
+    To the blocks come the patches, the text's projection and the networks of the diffusion time.
+    Those of micro-conditioning, a few rows, are left out. A backward pass takes twice the forward.
 
     Args:
       config: of the network.

@@ -1,8 +1,7 @@
-"""Mean and standard deviation of each latent channel: what brings an embedder's latents to zero
-mean and unit variance.
+"""Mean and standard deviation of each latent channel, by which an embedder normalises its latents.
 
-Measured once, at the end of training or by `commands.encode` for converted weights, and kept with
-the embedder.
+They are measured once, at the end of training or by `commands.encode` for converted weights, and
+stored with the embedder.
 """
 
 from collections.abc import Iterable
@@ -22,13 +21,15 @@ _SMALLEST_STD = 1e-6  # a channel that does not vary is divided by this instead 
 def latent_statistics(
     embedder: Embedder, model_params: Params, videos: Iterable[np.ndarray]
 ) -> dict[str, Any]:
-    """{"mean": (c,), "std": (c,), "values": how many a channel} over the posterior means of some
-    videos.
+    """Measure the statistics of the posterior means of videos.
 
     Args:
-      embedder: whose latents; of a REGEN content and motion count alike.
+      embedder: makes the latents; those of a REGEN's content and motion count alike.
       model_params: of its model.
       videos: batches, uint8 (B, T, H, W, 3).
+
+    Returns:
+      {"mean": (c,), "std": (c,), "values": their number per channel}.
 
     Raises:
       UserError: a latent that is not finite, or no video at all.

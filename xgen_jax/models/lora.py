@@ -1,12 +1,10 @@
-"""LoRA: the matrices of a frozen network, each moved by a product of two thin ones (arXiv
-2106.09685, section 4.1).
+"""LoRA: low-rank adapters of a frozen network's kernels (arXiv 2106.09685, section 4.1).
 
-    W' = W + alpha / rank * A B,    A (in, rank) random, B (rank, out) zero: before the first step W' is W
+    W' = W + alpha / rank * A B,    A (in, rank) random, B (rank, out) zero, so that at first W' = W
 
 An adapter is {path of a kernel: {"a": A, "b": B}}. Its kernels are chosen by patterns over their
-paths, as specs are in `parallel.sharding`, and the network is applied to the sum, so that no
-network knows of adapters. That costs memory for the sums, and in training for their gradients, of
-the kernels chosen.
+paths, as specs are in `parallel.sharding`. The network is applied to the merged kernels and knows
+nothing of adapters. This costs memory for the merged kernels and, in training, their gradients.
 """
 
 import dataclasses
@@ -22,20 +20,21 @@ from xgen_jax.errors import UserError
 from xgen_jax.parallel.sharding import path_name
 from xgen_jax.typing import Array, Params, Shape
 
-# Attention and MLP of a transformer's blocks, stacked or apart.
+# Attention and MLP of a transformer's blocks, stacked or not.
 BLOCKS = (r"^vdit/.*attention\w*/(qkv|q|kv|proj)/kernel$", r"^vdit/.*mlp/fc[12]/kernel$")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """Which kernels move, and in how many directions.
+    """Kernels to adapt, and the rank and scale of their adapters.
 
     Attributes:
       rank: of the products, at most the smaller side of every kernel chosen. Queries, keys and
         values that lie in one kernel share it.
       alpha: the products are multiplied by alpha / rank.
-      rules: patterns to be found in a kernel's path, "vdit/params/blocks/block/mlp/fc1/kernel"; one
-        of them is enough, and each must find some. By default attention and MLP of all blocks.
+      rules: patterns to search in kernels' paths ("vdit/params/blocks/block/mlp/fc1/kernel"). A
+        kernel that any of them finds is adapted; each must find one. By default attention and MLP
+        of all blocks.
     """
 
     rank: int = 16
@@ -58,22 +57,22 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
-        """What A B is multiplied by."""
+        """Factor of A B."""
         return self.alpha / self.rank
 
 
 def adapter_shapes(
     config: LoRAConfig, params: Params
 ) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """The shapes of an adapter.
+    """Return the shapes of an adapter.
 
     Args:
       config: its rank and rules.
-      params: of the base, arrays or shapes: {"vdit": ...} and what was trained along with it.
+      params: of the base, arrays or shapes: {"vdit": ...} and what was trained with it.
 
     Returns:
-      {path: {"a": (..., in, rank), "b": (..., rank, out)}}, float32. The leading dim is that of
-      scanned layers. Of a convolution, `in` is all of its taps.
+      {path: {"a": (..., in, rank), "b": (..., rank, out)}}, float32; the leading dim is that of
+      scanned layers, and `in` of a convolution includes its taps.
 
     Raises:
       UserError: a rule that finds no kernel, or a rank above a kernel's smaller side.
@@ -86,7 +85,8 @@ def adapter_shapes(
         if not any(re.search(rule, name) for name in kernels):
             near = ", ".join(_nearest(rule, kernels))
             raise UserError(
-                f"lora.rules has {rule!r}, which finds none of {len(kernels)} kernels; the nearest: {near}"
+                f"lora.rules has {rule!r}, which finds none of {len(kernels)} kernels; "
+                f"the nearest: {near}"
             )
     shapes = {}
     for name, shape in kernels.items():
@@ -106,8 +106,10 @@ def adapter_shapes(
 
 
 def init_adapter(config: LoRAConfig, params: Params, key: Array) -> Params:
-    """An adapter that moves nothing yet: A normal with deviation in^-0.5, B zero. Of `params`
-    shapes are enough."""
+    """Return an adapter that changes nothing yet: A normal with deviation in^-0.5, B zero.
+
+    `params` may be shapes.
+    """
 
     def one(key, pair):
         a, b = pair["a"], pair["b"]
@@ -121,8 +123,9 @@ def init_adapter(config: LoRAConfig, params: Params, key: Array) -> Params:
 
 
 def merge(params: Params, adapter: Params, scale: float | Array) -> Params:
-    """W + scale A B for the kernels that the adapter names, and the other parameters as they are.
-    With -scale it takes the adapter out again, up to rounding.
+    """Return parameters with W + scale A B for the kernels that the adapter names.
+
+    With -scale it removes the adapter again, up to rounding.
 
     Raises:
       KeyError: a path that `params` lacks.
@@ -137,14 +140,14 @@ def merge(params: Params, adapter: Params, scale: float | Array) -> Params:
         product = jnp.matmul(adapter[name]["a"], adapter[name]["b"], precision="highest")
         return w + scale * product.reshape(w.shape)
 
-    moved = jax.tree_util.tree_map_with_path(one, params)
+    merged = jax.tree_util.tree_map_with_path(one, params)
     if left:
         raise KeyError(f"no such kernels: {sorted(left)}")
-    return moved
+    return merged
 
 
 def _nearest(rule: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """The names whose ends, as deep as the rule, look most like it."""
+    """Return the names whose ends, as deep as the rule, are most like it."""
     depth = rule.count("/") + 1
 
     def likeness(name):
@@ -154,6 +157,6 @@ def _nearest(rule: str, names: Iterable[str], count: int = 3) -> list[str]:
 
 
 def _matrix(name: str, shape: Shape) -> tuple[Shape, int, int]:
-    """A kernel as matrices: (leading dim of scanned layers or nothing, rows, columns)."""
+    """Return a kernel's shape as matrices: (leading dim of scanned layers or (), rows, columns)."""
     stacked = shape[:1] if "blocks" in name.split("/") else ()
     return stacked, math.prod(shape[len(stacked) : -1]), shape[-1]

@@ -17,8 +17,8 @@ from xgen_jax.errors import UserError
 from xgen_jax.nn.conv3d import gathered_convolution
 from xgen_jax.typing import Array
 
-EPS = 1e-10  # outside the root, as in the released code
-# ImageNet's mean and standard deviation, moved to images in [-1, 1].
+EPS = 1e-10  # outside the root, as in the authors' code
+# ImageNet's mean and standard deviation, for images in [-1, 1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
@@ -49,7 +49,7 @@ TRUNKS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LPIPSConfig:
-    """Which classifier, and the channels of each of its five slices."""
+    """A classifier, and the channels of each of its five slices."""
 
     trunk: str = "vgg16"
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
@@ -64,7 +64,7 @@ class LPIPSConfig:
 
     @property
     def least_side(self) -> int:
-        """Pixels of the smallest side that leaves the last slice something to see."""
+        """Pixels of the smallest side that is not empty at the last slice."""
         return {"vgg16": 16, "alexnet": 31}[self.trunk]
 
 
@@ -100,8 +100,8 @@ class LPIPS(nn.Module):
         least = self.config.least_side
         if x_BHWC.ndim != 4 or x_BHWC.shape[-1] != 3 or min(x_BHWC.shape[1:3]) < least:
             raise UserError(
-                f"LPIPS with {self.config.trunk} takes images (B, H, W, 3) of at least {least}x{least}, "
-                f"not {x_BHWC.shape}"
+                f"LPIPS with {self.config.trunk} takes images (B, H, W, 3) of at least "
+                f"{least}x{least}, not {x_BHWC.shape}"
             )
         shift, scale = (jnp.array(c, jnp.float32).reshape(1, 1, 1, 3) for c in (SHIFT, SCALE))
         x, taps = (x_BHWC.astype(jnp.float32) - shift) / scale, []
@@ -114,12 +114,12 @@ class LPIPS(nn.Module):
         return taps
 
     def by_slice(self, x_BHWC: Array, y_BHWC: Array) -> Array:
-        """The five terms of the distance, (B, 5)."""
+        """Return the five terms of the distance, (B, 5)."""
         if x_BHWC.shape != y_BHWC.shape:
             raise UserError(
                 f"LPIPS compares images of one shape, not {x_BHWC.shape} and {y_BHWC.shape}"
             )
-        # One pass each, not one for both: the pass of a fixed original then needs no backward pass.
+        # One pass each, not one for both, so that a fixed original needs no backward pass.
         pairs = zip(self.features(x_BHWC), self.features(y_BHWC), self.heads)
         terms = [jnp.square(_unit(f) - _unit(g)).mean((1, 2)) @ head for f, g, head in pairs]
         return jnp.stack(terms, axis=-1)
@@ -140,8 +140,10 @@ class LPIPS(nn.Module):
 
 
 def _unit(f_BHWC: Array) -> Array:
-    """Features over their norm; where all are zero, which after a ReLU is not rare, zero with a
-    gradient of zero."""
+    """Normalise features over channels.
+
+    Where all are zero, which after a ReLU is not rare, result and gradient are zero.
+    """
     squares = jnp.square(f_BHWC).sum(-1, keepdims=True)
     some = squares > 0
     norm = jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1.0)), 0.0)

@@ -1,10 +1,9 @@
-r"""Cleaning of captions and prompts, as the text-to-image models on T5 do it since DeepFloyd's IF
-(PixArt-alpha and Open-Sora took their rules over): lower case, no markup, no addresses, no file
-names, no catalogue numbers.
+r"""Cleaning of captions and prompts for T5.
 
-Those apply their rules twice at inference, for the rules are no fixed point: what one leaves
-another may catch. Here they are applied until nothing changes, so a cleaned caption is a fixed
-point, and cleaning once is cleaning for good.
+The rules are DeepFloyd IF's, which PixArt-alpha and Open-Sora took over: lower case, no markup, no
+addresses, no file names, no catalogue numbers. These projects apply them twice at inference,
+because what one rule leaves another may catch. Here they are applied until nothing changes, so that
+cleaning is idempotent.
 """
 
 import html
@@ -91,11 +90,11 @@ _MOST_JOINED = 3  # hyphens and underscores; a caption with more was a name-of-a
 
 
 def clean_prompt(prompt: str, ideographs: bool = False) -> str:
-    """A caption or prompt as it goes to T5: a fixed point of the rules; it may be empty.
+    """Clean a caption or prompt for T5: a fixed point of the rules; it may be empty.
 
     Args:
-      prompt: any text; control characters and halves of characters are no error, they go.
-      ideographs: keep Chinese characters, for encoders that know them (UMT5); T5 v1.1 does not.
+      prompt: any text; control characters and unpaired surrogates are removed.
+      ideographs: keep Chinese characters, for encoders that know them (UMT5; not T5 v1.1).
     """
     before = None
     while prompt != before:
@@ -118,8 +117,7 @@ def _apply(text: str, ideographs: bool) -> str:
 
 
 def _without_control(text: str) -> str:
-    """Line breaks and other control characters become spaces; invisible marks and halves of
-    characters go."""
+    """Replace line breaks and control characters by spaces; remove invisible and half ones."""
     kinds = {"Cc": " ", "Cf": "", "Cs": "", "Zl": " ", "Zp": " "}
     return "".join(kinds.get(unicodedata.category(c), c) for c in text)
 

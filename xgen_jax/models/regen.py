@@ -1,17 +1,16 @@
-"""REGEN: two latent frames a chunk of video, and a diffusion transformer that draws it again (arXiv
-2503.08665).
+"""REGEN: a video autoencoder with two latent frames a chunk and a generative decoder.
 
-The encoder, causal in time, turns k + 1 frames into a content latent z_c, which sees the first
-frame alone, and a motion latent z_m. To decode, the latents are expanded to any times t of the
-chunk, at each place (x, y) of their grid:
+The decoder is a diffusion transformer (arXiv 2503.08665). The encoder, causal in time, turns k + 1
+frames into a content latent z_c, which sees only the first frame, and a motion latent z_m. To
+decode, the latents are expanded at any times t of the chunk, at each place (x, y) of their grid:
 
     z_e(x, y, t) = M_s [ z_c(x, y), M_t(t | z_m(x, y)) ]
 
-M_t is a SIREN that z_m modulates, M_s linear; at t = 0 M_t's value stands in for z_c as well, so
-that an image, which has one latent alone, and the first frame of a video are expanded alike. z_e is
-added to the tokens of the noisy frames, a token a place and a frame. The transformer has no other
-embedding of position: which token belongs where, the content says, and any size can be decoded. It
-attends in space and time at once, over a window of about a chunk.
+M_t is a SIREN modulated by z_m, M_s is linear. At t = 0 the value of M_t replaces z_c as well, so
+that an image, which has only one latent, and the first frame of a video are expanded by the same
+function. z_e is added to the tokens of the noisy frames, one token per place and frame. The
+transformer has no other embedding of position: the content tells tokens apart, and any size can be
+decoded. It attends in space and time at once, over a window of about a chunk.
 """
 
 from typing import NamedTuple
@@ -42,11 +41,11 @@ from xgen_jax.typing import Array, Params
 
 
 class Conditioning(NamedTuple):
-    """What the decoder is told of frames.
+    """The decoder's conditioning of a window of frames.
 
     Attributes:
-      added_BFHWD: for each token, added to it.
-      tokens_BND: beside them, to attend to; None for a content-aware model.
+      added_BFHWD: added to each token of the frames.
+      tokens_BND: further tokens to attend to; None for a content-aware model.
     """
 
     added_BFHWD: Array
@@ -54,44 +53,39 @@ class Conditioning(NamedTuple):
 
 
 class LatentExpansion(nn.Module):
-    """Latents of a chunk and times -> `Conditioning`; see the module."""
+    """Expand a chunk's latents (B, 2 or 1, h, w, c) at times (B, F): z_e of the module."""
 
     config: REGENConfig
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, z_BtHWC: Array, times_BF: Array) -> Conditioning:
-        c, (height, width) = self.config, z_BtHWC.shape[2:4]
-        if c.conditioning == "in_context":
-            z = nn.Dense(c.width, dtype=self.dtype, kernel_init=XAVIER, name="latent_embedder")(
-                z_BtHWC
-            )
-            place = (
-                sinusoid_2d(height, width, c.width)
-                .reshape(height, width, c.width)
-                .astype(self.dtype)
-            )
-            kind = self.param("kind", NORMAL, (2, c.width)).astype(self.dtype)
-            # The motion latent is the second of a chunk; an image has the content latent alone.
-            z = z + place[None, None] + kind[None, : z.shape[1], None, None]
-            at = sinusoid(times_BF * c.ratio, c.width).astype(self.dtype)[:, :, None, None]
-            return Conditioning(at + place[None, None], rearrange(z, "b t h w d -> b (t h w) d"))
-        motion = ModulatedSIREN(
-            c.siren_features,
-            c.siren_hidden,
-            c.siren_depth,
-            c.siren_bands,
-            dtype=self.dtype,
-            name="siren",
-        )(times_BF, z_BtHWC[:, -1])
-        content = nn.Dense(c.siren_features, dtype=self.dtype, name="content")(z_BtHWC[:, 0])[
-            :, None
-        ]
+        if self.config.conditioning == "in_context":
+            return self._as_tokens(z_BtHWC, times_BF)
+        c = self.config
+        content_BHWD = nn.Dense(c.siren_features, dtype=self.dtype, name="content")(z_BtHWC[:, 0])
+        sizes = (c.siren_features, c.siren_hidden, c.siren_depth, c.siren_bands)
+        siren = ModulatedSIREN(*sizes, dtype=self.dtype, name="siren")
+        motion_BFHWD = siren(times_BF, z_BtHWC[:, -1])
         first = (times_BF == 0)[:, :, None, None, None]
-        expanded = jnp.concatenate([jnp.where(first, motion, content), motion], axis=-1)
-        return Conditioning(
-            nn.Dense(c.width, dtype=self.dtype, kernel_init=XAVIER, name="project")(expanded)
-        )
+        content_BFHWD = jnp.where(first, motion_BFHWD, content_BHWD[:, None])
+        expanded = jnp.concatenate([content_BFHWD, motion_BFHWD], axis=-1)
+        project = nn.Dense(c.width, dtype=self.dtype, kernel_init=XAVIER, name="project")
+        return Conditioning(project(expanded))
+
+    def _as_tokens(self, z_BtHWC: Array, times_BF: Array) -> Conditioning:
+        """Make tokens of the latents (in-context conditioning), with fixed embeddings for all."""
+        c, (height, width) = self.config, z_BtHWC.shape[2:4]
+        embedder = nn.Dense(c.width, dtype=self.dtype, kernel_init=XAVIER, name="latent_embedder")
+        place_HWD = sinusoid_2d(height, width, c.width).reshape(height, width, c.width)
+        place_HWD = place_HWD.astype(self.dtype)
+        # The motion latent is a chunk's second; an image has only the content latent.
+        kind = self.param("kind", NORMAL, (2, c.width)).astype(self.dtype)
+        kind = kind[None, : z_BtHWC.shape[1], None, None]
+        z = embedder(z_BtHWC) + place_HWD[None, None] + kind
+        time = sinusoid(times_BF * c.ratio, c.width).astype(self.dtype)[:, :, None, None]
+        tokens_BND = rearrange(z, "b t h w d -> b (t h w) d")
+        return Conditioning(time + place_HWD[None, None], tokens_BND)
 
 
 class Block(nn.Module):
@@ -112,8 +106,11 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Predict, from noisy frames (B, F, H, W, 3), a diffusion timestep (B,) in 0 .. 1000 and a
-    `Conditioning`, what the process asks for: float32, as the frames."""
+    """Predict, from the noisy frames of a window, what the diffusion process asks for.
+
+    Noisy frames (B, F, H, W, 3), a timestep (B,) in 0 .. 1000 and a `Conditioning` -> float32, in
+    the shape of the frames.
+    """
 
     config: REGENConfig
     dtype: jnp.dtype
@@ -144,8 +141,10 @@ class Decoder(nn.Module):
 
 
 class REGEN(nn.Module):
-    """The embedder's three networks. `dtype` is the compute dtype; parameters, moments and
-    predictions are float32."""
+    """Encoder, latent expansion and decoder.
+
+    `dtype` is to compute in; parameters, moments and predictions are float32.
+    """
 
     config: REGENConfig
     dtype: jnp.dtype = jnp.float32
@@ -156,30 +155,31 @@ class REGEN(nn.Module):
         self.decoder = Decoder(self.config, self.dtype)
 
     def encode(self, chunk_BTHWC: Array) -> tuple[Array, Array]:
-        """A chunk of k + 1 frames, or an image, in [-1, 1] -> (mean, log-variance) of (B, 2, h, w,
-        c), or (B, 1, ...).
+        """Encode a chunk of k + 1 frames, or an image, in [-1, 1].
 
-        [:, 0] is the content latent, [:, 1] the motion latent.
+        Returns:
+          (mean, log-variance), each (B, 2, h, w, c), content latent and motion latent; (B, 1, ...)
+          of an image.
         """
         moments, _ = self.encoder(chunk_BTHWC)
         mean, raw = jnp.split(moments, 2, axis=-1)
-        # The posterior is never wider than the prior. Without that bound its noise drowns the
-        # latents while the decoder does not yet listen to them, and then it never learns to: three
-        # of three runs went so.
+        # The posterior is never wider than the prior. Without this bound its noise swamps the
+        # latents before the decoder has learnt to use them, and it never does (3 of 3 runs).
         return mean, jnp.clip(nn.log_sigmoid(raw), -30.0)
 
     def expand(self, z_BtHWC: Array, times_BF: Array) -> Conditioning:
-        """Latents of a chunk, (B, 2 or 1, h, w, c), at times (B, F): frame i of k + 1 is at i / k,
-        an image at 0."""
+        """Expand a chunk's latents (B, 2 or 1, h, w, c) at times (B, F).
+
+        Frame i of k + 1 is at time i / k, an image at 0.
+        """
         return self.expansion(z_BtHWC.astype(self.dtype), times_BF)
 
     def denoise(self, x_BFHWC: Array, time_B: Array, conditioning: Conditioning) -> Array:
-        """Noisy frames of a window, the diffusion time in 0..1000 and what is known of them -> a
-        prediction."""
+        """Predict from noisy frames (B, F, H, W, 3) of a window; see `Decoder`."""
         return self.decoder(x_BFHWC.astype(self.dtype), time_B, conditioning)
 
     def __call__(self, chunk_BTHWC: Array, time_B: Array) -> Array:
-        """Encodes, and makes one prediction at the chunk itself: for initialisation."""
+        """Encode a chunk and predict from it, unnoised: for initialisation."""
         z, _ = self.encode(chunk_BTHWC)
         times_BF = jnp.broadcast_to(
             frame_times(self.config, chunk_BTHWC.shape[1])[None], chunk_BTHWC.shape[:2]
@@ -188,12 +188,12 @@ class REGEN(nn.Module):
 
 
 def frame_times(config: REGENConfig, frames: int) -> Array:
-    """The times (frames,) of a chunk's own frames: 0, 1 / k, ..., 1."""
+    """Return the times (frames,) of a chunk's own frames: 0, 1 / k, ..., 1."""
     return jnp.arange(frames, dtype=jnp.float32) / config.ratio
 
 
 def abstract_variables(config: REGENConfig) -> Params:
-    """Shapes of a REGEN's variables: nothing is computed."""
+    """Return the shapes of a REGEN's variables, without computing anything."""
     side = config.space_factor
     chunk = jax.ShapeDtypeStruct((1, config.chunk_frames, side, side, 3), jnp.float32)
     return jax.eval_shape(
@@ -202,6 +202,6 @@ def abstract_variables(config: REGENConfig) -> Params:
 
 
 def count_parameters(config: REGENConfig) -> dict[str, int]:
-    """Parameters of the `encoder`, the `expansion` and the `decoder`."""
+    """Count the parameters of `encoder`, `expansion` and `decoder`."""
     params = abstract_variables(config)["params"]
     return {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in params.items()}

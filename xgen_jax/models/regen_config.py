@@ -1,13 +1,13 @@
 """The sizes and variants of a REGEN, and its presets (arXiv 2503.08665).
 
-The paper prints 8 channels, 8x8 in space, chunks of k + 1 frames for k = 4, 8, 16 and 32, and of
-the decoder 24 blocks of width 2048 with 16 heads; of the encoder and the SIREN it prints no size.
-Those here are ours.
+The paper gives 8 channels, 8x8 in space, chunks of k + 1 frames for k = 4, 8, 16 and 32, and a
+decoder of 24 blocks of width 2048 with 16 heads. It gives no sizes of encoder and SIREN; those here
+are ours.
 """
 
 import dataclasses
 
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.typing import Shape
 
@@ -22,16 +22,16 @@ class REGENConfig:
     """Sizes and variants of a REGEN.
 
     Attributes:
-      encoder: the encoder is a VidVAE's, whose decoder is not built: one with a temporal ratio of k
-        makes two latent frames of k + 1. Its factor in space is the decoder's patch, so that a
-        token belongs to one place of the latent.
+      encoder: a VidVAE of which only the encoder is built: with a temporal ratio of k it makes two
+        latent frames of k + 1. Its factor in space is the decoder's patch, so that a token belongs
+        to one place of the latent.
       width, depth, heads, mlp_ratio: of the decoder.
       siren_hidden, siren_depth: see `nn.siren.ModulatedSIREN`.
-      siren_features: channels of its result, and of the content latent beside it.
-      conditioning: `content_aware`: the expanded latents are added to the tokens, and nothing else
-        tells a token its place; or `in_context`, the paper's ablation: the latents are tokens as
-        well, and all have fixed embeddings.
-      attention, remat, scan_layers: how it is computed, see `VDiTConfig`.
+      siren_features: channels of its result, and of the projected content latent.
+      conditioning: `content_aware`: the expanded latents are added to the tokens, which have no
+        other embedding of position; or `in_context`, the paper's ablation: the latents are tokens
+        as well, and all have fixed embeddings.
+      attention, remat, scan_layers: see `VDiTConfig`.
     """
 
     encoder: VidVAEConfig
@@ -49,39 +49,36 @@ class REGENConfig:
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(
-                    f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}"
-                )
+            choose(name, getattr(self, name), choices)
         if self.width % self.heads:
             raise UserError(f"width {self.width} must be a multiple of the {self.heads} heads")
         for name in ("depth", "siren_hidden", "siren_depth", "siren_features"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
         if self.ratio < 2:
-            raise UserError("the encoder must reduce time: a motion latent of no frame is none")
+            raise UserError("the encoder must reduce time: time_factor 1 leaves no motion latent")
         if self.encoder.depends_on_whole_clip:
             raise UserError(
-                f"the content latent must see the first frame alone: {self.encoder.depends_on_whole_clip}"
+                "the content latent must see only the first frame: "
+                f"{self.encoder.depends_on_whole_clip}"
             )
 
     @property
     def ratio(self) -> int:
-        """k: frames of a motion latent."""
+        """k, the frames of a motion latent."""
         return self.encoder.time_factor
 
     @property
     def chunk_frames(self) -> int:
-        """k + 1: frames of a chunk, which becomes two latent frames."""
+        """k + 1, the frames of a chunk, which becomes two latent frames."""
         return self.ratio + 1
 
     @property
     def siren_bands(self) -> int:
-        """Of the SIREN's Fourier features: the fastest turns once in four frames.
+        """Number of the SIREN's Fourier frequencies; the fastest has a period of four frames.
 
-        Of one that turned in two frames the sine would be 0 at every frame, of one that turned in
-        one the cosine would
-        be 1 as well: training would see nothing of what they do between frames.
+        At a period of two frames the sine would be 0 at every frame, and at one the cosine would be
+        1 as well: training would not constrain them between frames.
         """
         return max(1, self.ratio.bit_length() - 1)
 
@@ -96,10 +93,10 @@ class REGENConfig:
         return self.encoder.space_factor
 
     def latent_shape(self, video_shape: Shape) -> Shape:
-        """(T, H, W) or (B, T, H, W, 3) of a clip -> (t, h, w) or (B, t, h, w, c) of its latents.
+        """Return the shape of a clip's latents: (t, h, w) of (T, H, W), or with batch and channels.
 
-        A clip is whole chunks, two latent frames each, and at most one frame more, an image: one
-        latent frame.
+        A clip is whole chunks, two latent frames each, and at most one frame more, an image, which
+        is one latent frame.
 
         Raises:
           UserError: a length or size that the model cannot take; the message names the nearest ones
@@ -113,23 +110,23 @@ class REGENConfig:
             below = max(1, chunks * self.chunk_frames + 1)
             above = (chunks + 1) * self.chunk_frames
             raise UserError(
-                f"{frames} frames cannot be encoded: lengths are {self.chunk_frames}n and {self.chunk_frames}n + 1; "
-                f"the nearest are {below}, {above}"
+                f"{frames} frames cannot be encoded: lengths are {self.chunk_frames}n and "
+                f"{self.chunk_frames}n + 1; the nearest are {below}, {above}"
             )
         return 2 * chunks + tail, *self.encoder.latent_shape((1, height, width))[1:]
 
     def frames(self, latent_frames: int) -> int:
-        """Frames of a clip of so many latent frames: the inverse of `latent_shape`."""
+        """Return the frames of a clip of `latent_frames`: the inverse of `latent_shape`."""
         return latent_frames // 2 * self.chunk_frames + latent_frames % 2
 
     def padded_frames(self, frames: int) -> int:
-        """The least length that can be encoded and is not below `frames`."""
+        """Return the least length, `frames` or more, that can be encoded."""
         chunks, tail = divmod(frames, self.chunk_frames)
         return frames if tail < 2 else (chunks + 1) * self.chunk_frames
 
 
 def _tiny_encoder(ratio: int) -> VidVAEConfig:
-    """8x8 patches of four frames, and a level for each further halving of time."""
+    """Return an encoder of 4x8x8 patches, and a level for each further halving of time."""
     halvings = (ratio // 4).bit_length() - 1
     return VidVAEConfig(
         channels=(96,) * (1 + halvings),
@@ -146,7 +143,7 @@ def _tiny_encoder(ratio: int) -> VidVAEConfig:
 
 
 def _encoder(channels: tuple[int, ...], ratio: int) -> VidVAEConfig:
-    """A pyramid of 8x8 in space that halves time at its last levels, where that costs least."""
+    """Return a pyramid, 8x8 in space, that halves time at its last levels, where it is cheapest."""
     halvings, levels = ratio.bit_length() - 1, len(channels)
     return VidVAEConfig(
         channels=channels,

@@ -26,10 +26,10 @@ from xgen_jax.typing import Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Config:
-    """Sizes of an encoder.
+    """Sizes of a T5 encoder.
 
     Attributes:
-      vocabulary: rows of the embedding; the tokenizer's pieces, sentinels and padding.
+      vocabulary: rows of the embedding: the tokenizer's pieces, sentinels and padding.
       width, hidden: of the tokens, and of the feed-forward layer.
       depth, heads, head_dim: heads x head_dim need not be the width.
       buckets, max_distance: of the relative positions, both directions together.
@@ -55,11 +55,12 @@ class T5Config:
                 raise UserError(f"a T5's {field.name} must be above 0, not {value}")
         if self.buckets % 4 or self.max_distance <= self.buckets // 4:
             raise UserError(
-                f"{self.buckets} buckets up to {self.max_distance}: give a multiple of 4, and a distance above"
+                f"buckets={self.buckets} must be a multiple of 4, and max_distance="
+                f"{self.max_distance} above a quarter of it"
             )
 
 
-# T5 v1.1's sizes as released; XXL is the text encoder of Imagen, PixArt-alpha, Open-Sora and, it
+# T5 v1.1's published sizes; XXL is the text encoder of Imagen, PixArt-alpha, Open-Sora and, it
 # seems, xGen.
 PRESETS = {
     "small": T5Config(width=512, hidden=1024, depth=8, heads=6),
@@ -74,12 +75,11 @@ PRESETS = {
 def position_buckets(
     distance: np.ndarray, buckets: int = 32, max_distance: int = 128
 ) -> np.ndarray:
-    """The bucket of each distance, key - query: the upper half of them is for keys behind the
-    query.
+    """Return the bucket of each distance, key - query.
 
-    Of a half, half are exact distances, half logarithmic up to `max_distance`; the last holds all
-    beyond. The logarithm is taken in float32, as it was where the weights were trained, which
-    decides at borders.
+    The upper half of the buckets is for keys after the query. Half of each half are exact
+    distances, half logarithmic up to `max_distance`; the last holds all beyond. The logarithm is
+    float32, as in training, which decides at borders.
     """
     half = buckets // 2
     exact = half // 2
@@ -94,7 +94,7 @@ def position_buckets(
 
 
 class PositionBias(nn.Module):
-    """(heads, queries, keys) float32 from the table of buckets."""
+    """Look up the relative position bias, float32 (heads, queries, keys)."""
 
     config: T5Config
 
@@ -109,8 +109,7 @@ class PositionBias(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and gated feed-forward layer, each behind its norm. The residual stream is
-    float32."""
+    """Self-attention and gated feed-forward layer, each after its norm; float32 residuals."""
 
     config: T5Config
     dtype: jnp.dtype
@@ -147,12 +146,10 @@ class Block(nn.Module):
 
 
 class T5Encoder(nn.Module):
-    """ids int32 (B, L) and mask bool (B, L), True where there is a token -> (B, L, width) in
-    `dtype`.
+    """Encode ids int32 (B, L) with mask bool (B, L), True for a token, to (B, L, width) in `dtype`.
 
-    A row needs at least one True. What stands at the places behind the mask is of no use.
-    Parameters may be bfloat16 whatever is computed in; norms, softmax and the residual stream are
-    float32.
+    A row needs at least one True; outputs at masked places are meaningless. Parameters may be
+    bfloat16 with any `dtype`; norms, softmax and the residual stream are float32.
     """
 
     config: T5Config
@@ -163,7 +160,7 @@ class T5Encoder(nn.Module):
         c = self.config
         mask_BL = jnp.ones(ids_BL.shape, bool) if mask_BL is None else mask_BL.astype(bool)
         table = self.param("embedding", nn.initializers.normal(1.0), (c.vocabulary, c.width))
-        # Rows are taken before they are cast: a float32 copy of the table would be half a gigabyte.
+        # Rows are taken before the cast: a float32 copy of the table would be half a gigabyte.
         x = table[ids_BL].astype(jnp.float32)
         length = ids_BL.shape[1]
         bias = None if c.bias_per_block else PositionBias(c, name="relative_bias")(length, length)

@@ -1,6 +1,6 @@
 """T5's tokenizer: a sentencepiece model (spiece.model), captions to ids that end with </s>.
 
-The one place that knows sentencepiece. Ids 0, 1, 2 are <pad>, </s> and <unk>.
+Only this module imports sentencepiece. Ids 0, 1, 2 are <pad>, </s> and <unk>.
 """
 
 import os
@@ -15,7 +15,7 @@ PAD, END = 0, 1
 
 
 class T5Tokenizer:
-    """Text to the ids that T5 was trained on.
+    """Turn texts into the ids that T5 was trained on.
 
     Args:
       path: a spiece.model.
@@ -45,12 +45,11 @@ class T5Tokenizer:
 
     @property
     def size(self) -> int:
-        """Pieces; the model's vocabulary may have more rows, for sentinels and padding."""
+        """Number of pieces; the model's vocabulary may be larger, for sentinels and padding."""
         return self._pieces.vocab_size()
 
     def __call__(self, texts: list[str], length: int) -> tuple[list[np.ndarray], list[int]]:
-        """Ids of each text, </s> last, at most `length` of them; and of each how many tokens were
-        cut off."""
+        """Return the ids of each text, at most `length` with </s> last, and how many were cut."""
         rows, cut = [], []
         for ids in self._pieces.encode(list(texts), out_type=int):
             cut.append(max(0, len(ids) + 1 - length))
@@ -59,7 +58,7 @@ class T5Tokenizer:
 
 
 def pad_ids(rows: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids, none longer than `length` -> ids int32 (B, length) and mask bool (B, length)."""
+    """Pad rows of ids to ids int32 (B, length) and mask bool (B, length)."""
     ids, mask = np.full((len(rows), length), PAD, np.int32), np.zeros((len(rows), length), bool)
     for place, row in enumerate(rows):
         ids[place, : len(row)], mask[place, : len(row)] = row, True

@@ -239,7 +239,7 @@ class ByteConditioner:
         return {"ids": ids, "mask": mask}
 
     def batch_arrays(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Return the arrays of a batch's captions; embeddings stored in it are another encoder's."""
+        """Return the arrays of a batch's captions; stored embeddings are another encoder's."""
         return self.arrays(batch["caption"])
 
     def init(self, key: Array, arrays: dict[str, Array]) -> Params:

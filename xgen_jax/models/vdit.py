@@ -1,22 +1,21 @@
 """VDiT: xGen-VideoSyn-1's video diffusion transformer (arXiv 2408.12590, section 3.2).
 
-Latents are cut in 1 x p x p patches. A block attends in space within each latent frame, in time at
-each place (rotary positions), to the text (cross-attention), and ends with an MLP; or it attends in
-space and time at once. Spatial attention and MLP are modulated by one network of the diffusion time
-and the clip's size shared by all blocks plus a table of each block, temporal attention by a second
-one, of the diffusion time and the clip's length and frame rate (adaLN-single, PixArt-alpha, arXiv
-2310.00426). Blocks run as one `lax.scan` over stacked parameters.
+Latents are cut into 1 x p x p patches. A block attends in space within each latent frame, in time
+at each place (rotary positions), and to the text (cross-attention), and ends with an MLP; or it
+attends in space and time at once. Modulation is adaLN-single (PixArt-alpha, arXiv 2310.00426): one
+network, shared by all blocks, of the diffusion time and the clip's size modulates spatial attention
+and MLP; a second one, of the diffusion time and the clip's length and frame rate, modulates
+temporal attention; each block adds a table. Blocks run as one `lax.scan` over stacked parameters.
 
 Frames given as conditions are clean: they are modulated as at time 0.
 
-`opensora_compat=True` computes as the public STDiT2 did (Open-Sora 1.1), with the same parameters. It
-differs in three places:
+`opensora_compat=True` computes as the public STDiT2 did (Open-Sora 1.1), with the same parameters.
+It differs in three places:
 - `nn.attention`: queries and keys are rotated before they are normalised, not after;
-- `_patch_scales`: the positions' scale comes from the pixels of the batch's first clip and a rounded side
-of the grid;
-- `FinalLayer`: it sees the time without the clip's size, but for condition frames:
-  these it modulates as the noised ones, and then normalises and modulates once more, at time 0 and
-  with the size.
+- `_patch_scales`: the positions' scale comes from the pixels of the batch's first clip and a
+  rounded side of the grid;
+- `FinalLayer`: modulation is of the time without the clip's size. Condition frames are modulated
+  like noised ones first, and then normalised and modulated again, at time 0 and with the size.
 """
 
 import functools
@@ -50,7 +49,7 @@ RELEASED_PATCH_PX = 16  # a side of the public network's patch: 2 latent cells o
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:
-    """x * (1 + scale) + shift."""
+    """Return x * (1 + scale) + shift."""
     return x * (1 + scale) + shift
 
 
@@ -196,10 +195,10 @@ class FinalLayer(nn.Module):
 
 
 class VDiT(nn.Module):
-    """The network.
+    """The transformer: noisy latents, timestep and text to a prediction.
 
     Attributes:
-      config: its sizes and variants.
+      config: sizes and variants.
       dtype: to compute in; parameters are float32.
     """
 
@@ -220,12 +219,12 @@ class VDiT(nn.Module):
 
         Args:
           x_BTHWC: noisy latents; any height and width.
-          time_B: diffusion time in 0..1000.
+          time_B: diffusion timestep in 0 .. 1000.
           text_BLD: text tokens; D is `text_width`.
           mask_BL: True where a token counts, at least one a row; None for all.
-          micro_cond: what the clip is, for a network with `micro_cond`; None for one without.
-          frame_mask_BT: False where a latent frame is given clean, as a condition; None where all are
-            noised.
+          micro_cond: the clip's size, length and rate, for a network with `micro_cond`, else None.
+          frame_mask_BT: True where a latent frame is noised, False where it is given clean, as a
+            condition; None where all are noised.
 
         Returns:
           (B, T, H, W, `out_channels(C)`), float32.
@@ -301,7 +300,7 @@ def _pad(x_BTHWC: Array, bottom: int, right: int) -> Array:
 
 
 def select_frames(m_BFD: Array, frame_mask_BT: Array | None) -> Array:
-    """Pick each frame's conditions.
+    """Select each frame's conditions by its mask.
 
     Args:
       m_BFD: at the diffusion time, (B, 1, D), or at [the diffusion time, time 0], (B, 2, D).
@@ -316,7 +315,7 @@ def select_frames(m_BFD: Array, frame_mask_BT: Array | None) -> Array:
 
 
 def _patch_scales(c: VDiTConfig, height: int, width: int, micro_cond: MicroConditions | None):
-    """The distance of two neighbouring patches in the units of the positions, (down, across)."""
+    """Return the distance of neighbouring patches in the units of positions, (down, across)."""
     if c.opensora_compat:
         # By the pixels of the batch's first clip and a rounded side of the grid: near, but not,
         # position_span over the whole grid.
@@ -344,7 +343,7 @@ def _add_positions(c: VDiTConfig, x_BTSD: Array, height: int, width: int, scales
 def _rotations(
     c: VDiTConfig, frames: int, height: int, width: int, scales
 ) -> dict[str, Array | None]:
-    """The rotary positions, (tokens, axes), of each self-attention; None for no rotation."""
+    """Return the rotary positions, (tokens, axes), of each self-attention; None for none."""
     time_T = jnp.arange(frames, dtype=jnp.float32)
     axes, space_S2 = [jnp.repeat(time_T, height * width)[:, None]], None
     if c.positions == "rope_3d":
@@ -360,12 +359,12 @@ def _rotations(
 
 
 def null_caption(params: Params) -> Array:
-    """The stored null caption (L, text_width) of a VDiT's variables; no gradient reaches it."""
+    """Return the stored null caption (L, text_width); no gradient reaches it."""
     return jax.lax.stop_gradient(params["constants"]["null_caption"])
 
 
 def abstract_inputs(config: VDiTConfig, channels: int = 4) -> tuple:
-    """Shapes of the smallest inputs of a VDiT on latents of so many channels."""
+    """Return the shapes of the smallest inputs of a VDiT on latents of `channels`."""
 
     def of(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -381,19 +380,19 @@ def abstract_inputs(config: VDiTConfig, channels: int = 4) -> tuple:
 
 
 def abstract_variables(config: VDiTConfig, channels: int = 4) -> Params:
-    """Shapes of a VDiT's variables: nothing is computed."""
+    """Return the shapes of a VDiT's variables, without computing anything."""
     return jax.eval_shape(VDiT(config).init, jax.random.key(0), *abstract_inputs(config, channels))
 
 
 def count_parameters(config: VDiTConfig, channels: int = 4) -> int:
-    """Trainable parameters of a VDiT on latents of so many channels."""
+    """Count the trainable parameters of a VDiT on latents of `channels`."""
     return sum(
         leaf.size for leaf in jax.tree.leaves(abstract_variables(config, channels)["params"])
     )
 
 
 def unstack_layers(params: Params, depth: int) -> Params:
-    """Variables of a scanned VDiT -> those of the same model with `scan_layers=False`."""
+    """Turn a scanned VDiT's variables into those of the same model with `scan_layers=False`."""
     others, params = params, dict(params["params"])
     stacked = params.pop("blocks")
     for layer in range(depth):

@@ -18,7 +18,7 @@ prints 731M, in units of 1024^2.
 import dataclasses
 from typing import NamedTuple
 
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.typing import Array, Shape
 
 CHOICES = {
@@ -29,13 +29,13 @@ CHOICES = {
 
 
 class MicroConditions(NamedTuple):
-    """What a clip is, beside its text, each (B,) float.
+    """Micro-conditioning: a clip's size, length and rate, each (B,) float (SDXL, arXiv 2307.01952).
 
     Attributes:
       height, width: in pixels.
       aspect: height / width.
-      frames: in pixel frames; 1 for an image.
-      fps: frames a second; Open-Sora gave images 120.
+      frames: number of pixel frames; 1 for an image.
+      fps: frames a second; Open-Sora gives images 120.
     """
 
     height: Array
@@ -54,25 +54,23 @@ class VDiTConfig:
       depth: blocks.
       heads: attention heads.
       patch: side of a patch in latent cells; latents that patches do not tile are padded with
-      zeros, and cropped.
+        zeros, and the output is cropped.
       text_width: width of the text tokens.
       null_caption_tokens: length L of the stored null caption, (L, text_width) in the collection
-        `constants`, that stands for a dropped caption; 0 where the text encoder knows one of its
-        own.
-      micro_cond: whether the network is told height, width, aspect, frames and frame rate
-      (`MicroConditions`).
+        `constants`, that stands in for a dropped caption; 0 where the text encoder has its own.
+      micro_cond: condition on height, width, aspect, frames and frame rate (`MicroConditions`).
       learned_variance: twice the output channels: the prediction, then its variance (DDPM, arXiv
-      2102.09672).
+        2102.09672).
       positions: `sinusoid_2d`, added to the tokens once, with rotary positions in time; or
         `rope_3d`, rotary positions in time, rows and columns.
-      position_span: what rows and columns count up to, whatever the size, so that an object has its
+      position_span: range of row and column positions at any size, so that an object has the same
         place at any resolution; None counts patches.
       attention_layout: `factorised`, attention in space and then in time; or `full`, one attention
-      over both.
-      text_norm: normalise what goes into cross-attention, and its queries and keys; the paper's
-      ancestry does not.
-      time_sinusoid: also add sinusoids of the frame index to the tokens, as the paper's
-      introduction has it.
+        over both.
+      text_norm: normalise the input of cross-attention, and its queries and keys; the paper's
+        predecessors do not.
+      time_sinusoid: also add sinusoids of the frame index to the tokens, as in the paper's
+        introduction.
       qk_norm: normalise queries and keys of the self-attentions.
       opensora_compat: compute as the public STDiT2 (Open-Sora 1.1) did, which its weights need; see
       `models.vdit`.
@@ -103,18 +101,15 @@ class VDiTConfig:
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(
-                    f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}"
-                )
+            choose(name, getattr(self, name), choices)
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise UserError(
                 f"width {self.width} over {self.heads} heads must give an even head dimension"
             )
         if self.positions == "rope_3d" and self.width // self.heads < 6:
             raise UserError(
-                f"positions='rope_3d' needs a head dimension of 6 or more, not {self.width // self.heads}: each of "
-                "three axes turns pairs of channels"
+                f"positions='rope_3d' needs a head dimension of 6 or more, not "
+                f"{self.width // self.heads}: each of three axes rotates pairs of channels"
             )
         if self.position_span is not None and self.position_span <= 0:
             raise UserError(f"position_span must be above 0, or None, not {self.position_span}")
@@ -137,22 +132,22 @@ class VDiTConfig:
                 wrong.append("a position_span (32.0 for the public weights)")
             if wrong:
                 raise UserError(
-                    f"opensora_compat=True needs {', '.join(wrong)}: the public network has nothing else"
+                    f"opensora_compat=True needs {', '.join(wrong)}, as the public network has"
                 )
 
     def out_channels(self, channels: int) -> int:
-        """Channels of the output for latents of so many."""
+        """Return the channels of the output for latents of `channels`."""
         return channels * (2 if self.learned_variance else 1)
 
     def check_latents(self, latent_shape: Shape) -> None:
-        """Refuses a (t, h, w) with nothing in it; every other size can be patched."""
+        """Raise UserError for an empty (t, h, w); every other size can be cut into patches."""
         if min(latent_shape) < 1:
             raise UserError(
                 f"latents of {'x'.join(map(str, latent_shape))} (t x h x w) hold nothing to work on"
             )
 
 
-# What the paper's network and its smaller relations share.
+# The form of the paper's network, and of its smaller relatives.
 _PAPER = VDiTConfig(
     null_caption_tokens=250, micro_cond=True, learned_variance=True, position_span=32.0
 )

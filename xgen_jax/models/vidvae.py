@@ -1,14 +1,14 @@
 """VidVAE: xGen-VideoSyn-1's 3D-causal video autoencoder (arXiv 2408.12590, section 3.1).
 
-A residual pyramid as in Stable Diffusion's VAE with every convolution causal in time, and time
+A residual pyramid as in Stable Diffusion's VAE, with every convolution causal in time, and time
 reduction after the spatial one. 1 + f*n frames become 1 + n latent frames (f = 4 in the paper).
-Every layer that mixes frames carries a cache, so `encode` and `decode` may be called chunk after
-chunk: 1 + f*n frames first, then f*n at a time. What the variants of released weights do otherwise,
-`VidVAEConfig` says: some look ahead by a few frames, and then give as many frames later, some
-depend on a whole clip, and then refuse chunks.
+Every layer that mixes frames takes a cache of the frames before, so `encode` and `decode` may be
+called chunk after chunk: 1 + f*n frames first, then f*n at a time. Variants for published weights
+(`VidVAEConfig`) may look ahead by a few frames, which then come a chunk later, or depend on a whole
+clip, and then refuse chunks.
 
-The tiny preset puts a space-to-depth stem in front and works at low resolution throughout: on two
-CPU cores it trains far faster than a full-resolution pyramid of the same size.
+The tiny preset has a space-to-depth stem and works at low resolution throughout: on two CPU cores
+it trains far faster than a full-resolution pyramid of the same size.
 """
 
 import math
@@ -37,7 +37,7 @@ from xgen_jax.typing import Array
 
 
 class _Carry:
-    """Hands each layer its part of a cache, in order, and gathers the new one."""
+    """Pass each layer its part of a cache, in order, and collect the new one."""
 
     def __init__(self, cache: tuple | None):
         self._old, self._new = cache, []
@@ -58,14 +58,12 @@ def _flat(kernel: Kernel) -> Kernel:
 
 
 def _placed(x_BTHWC: Array) -> Array:
-    """Where an activation lives: with height or width over devices neighbours exchange rows,
-    nothing is gathered."""
+    """Constrain an activation's sharding; over height or width, neighbours exchange rows."""
     return nn.with_logical_constraint(x_BTHWC, ("batch", "time", "height", "columns", "width"))
 
 
 class ResidualBlock(nn.Module):
-    """Norm, swish, convolution, twice, beside the identity (or a 1x1x1 convolution where the width
-    changes)."""
+    """Norm, swish, convolution, twice, plus the identity (1x1x1 where the width changes)."""
 
     config: VidVAEConfig
     features: int
@@ -89,7 +87,7 @@ class ResidualBlock(nn.Module):
 
 
 class MidAttention(nn.Module):
-    """Attention with one head, within each frame; or in the layout of the released weights."""
+    """Attention with one head, within each frame; or in Open-Sora-Plan's layout."""
 
     config: VidVAEConfig
     dtype: jnp.dtype
@@ -139,18 +137,16 @@ class Mid(nn.Module):
 
 
 class TimeMix(nn.Module):
-    """A share of x and the rest of y; the share is learnt, 0.88 at first (Open-Sora-Plan v1.1's mix
-    factor)."""
+    """Mix x and y by a learnt weight of x, 0.88 at first (Open-Sora-Plan v1.1's mix factor)."""
 
     @nn.compact
     def __call__(self, x, y):
-        share = nn.sigmoid(self.param("mix", nn.initializers.constant(2.0), ())).astype(x.dtype)
-        return share * x + (1 - share) * y
+        weight = nn.sigmoid(self.param("mix", nn.initializers.constant(2.0), ())).astype(x.dtype)
+        return weight * x + (1 - weight) * y
 
 
 class EncoderLevel(nn.Module):
-    """Residual blocks, then half the height and width, then half the frame rate, as the
-    configuration says."""
+    """Residual blocks, then half the height and width, then half the frame rate, by config."""
 
     config: VidVAEConfig
     level: int
@@ -173,7 +169,7 @@ class EncoderLevel(nn.Module):
     def _halve_time(self, x, cache):
         pooled, new = causal_average_pool(x, cache)
         if self.config.time_down == "convolution":
-            # Sees the very frames that the pool sees, so one cache serves both.
+            # It sees the same frames as the pool, so one cache serves both.
             conv = CausalConv3D(
                 x.shape[-1], (3, 3, 3), (2, 1, 1), dtype=self.dtype, name="time_conv"
             )
@@ -182,8 +178,7 @@ class EncoderLevel(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """The mirror of an encoder's level: what that halved after its blocks is doubled here before
-    them."""
+    """The mirror of an encoder's level: doubles before its blocks what that halved after them."""
 
     config: VidVAEConfig
     level: int
@@ -214,7 +209,7 @@ class DecoderLevel(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Video (B, T, H, W, 3) in [-1, 1] -> mean and log-variance side by side, (B, t, h, w, 2c)."""
+    """Encode video (B, T, H, W, 3) in [-1, 1] to [mean | log-variance], (B, t, h, w, 2c)."""
 
     config: VidVAEConfig
     dtype: jnp.dtype
@@ -239,8 +234,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (B, t, h, w, c) -> features (B, T/pt, H/ph, W/pw, C) of the first level, for the head
-    to draw."""
+    """Decode latents (B, t, h, w, c) to features (B, T/pt, H/ph, W/pw, C) for the `Head`."""
 
     config: VidVAEConfig
     dtype: jnp.dtype
@@ -262,7 +256,7 @@ class Decoder(nn.Module):
 
 
 class Head(nn.Module):
-    """Features -> video (B, T, H, W, 3), about [-1, 1], not clipped."""
+    """Turn features into video (B, T, H, W, 3), about [-1, 1], not clipped."""
 
     config: VidVAEConfig
     dtype: jnp.dtype
@@ -283,12 +277,11 @@ class Head(nn.Module):
 
 
 class VidVAE(nn.Module):
-    """The autoencoder. `dtype` is the compute dtype; parameters, moments and the output video are
-    float32.
+    """The autoencoder; `dtype` is to compute in, parameters, moments and video are float32.
 
     `cache` is None for the first chunk of a clip and then what the call before returned. With
-    `last=False` `decode` gives the frames that are settled; the last `config.look_ahead` come with
-    a later chunk, which may be empty.
+    `last=False`, `decode` gives only final frames; the last `config.look_ahead` come with a later
+    chunk, which may be empty.
 
     Raises:
       UserError: chunks of a model that depends on the whole clip.
@@ -303,26 +296,26 @@ class VidVAE(nn.Module):
         self.head = Head(self.config, self.dtype)
 
     def encode(self, video_BTHWC: Array, cache: tuple | None = None):
-        """Video in [-1, 1] -> (mean, log-variance, cache), the first two (B, t, h, w, c)."""
+        """Encode video in [-1, 1] to (mean, log-variance, cache), the first two (B, t, h, w, c)."""
         self._check_chunk(cache is not None)
         moments, cache = self.encoder(video_BTHWC, cache)
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0), cache
 
     def decode(self, z_BTHWC: Array, cache: tuple | None = None, last: bool = True):
-        """Latents -> (video (B, T, H, W, 3), cache)."""
+        """Decode latents to (video (B, T, H, W, 3), cache)."""
         of_features, of_head = (None, None) if cache is None else cache
         features, of_features = self.decode_features(z_BTHWC, of_features, last)
         video, of_head = self.decode_pixels(features, of_head)
         return video, (of_features, of_head)
 
     def decode_features(self, z_BTHWC: Array, cache: tuple | None = None, last: bool = True):
-        """The decoder up to its last convolution: latents -> (features, cache)."""
+        """Decode latents to (features, cache), all but the last convolution."""
         self._check_chunk(cache is not None or not last)
         return self.decoder(z_BTHWC, cache, last)
 
     def decode_pixels(self, features_BTHWC: Array, cache: tuple | None = None):
-        """The decoder's last convolution: features -> (video, cache)."""
+        """Decode features to (video, cache): the last convolution, `Head`."""
         return self.head(features_BTHWC, cache)
 
     def _check_chunk(self, chunked: bool):
@@ -332,8 +325,7 @@ class VidVAE(nn.Module):
             )
 
     def __call__(self, video_BTHWC: Array, noise_BTHWC: Array | None = None):
-        """Encodes, samples (or takes the mean where `noise` is None) and decodes: (video, mean,
-        log-variance)."""
+        """Encode, sample (without noise take the mean) and decode: (video, mean, log-variance)."""
         mean, logvar, _ = self.encode(video_BTHWC)
         z = mean if noise_BTHWC is None else mean + jnp.exp(0.5 * logvar) * noise_BTHWC
         return self.decode(z)[0], mean, logvar

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.nn.convolution import Kernel
 from xgen_jax.nn.norms import VIDEO_NORMS
 from xgen_jax.typing import Shape
@@ -26,24 +26,24 @@ class VidVAEConfig:
       time_reduction: for each level, whether the encoder halves the frame rate after it.
       time_expansion: for each level, whether the decoder doubles the frame rate before it; None for
         the mirror of `time_reduction`.
-      time_down: `average_pool` (the paper's), or `convolution`: that beside a convolution, in a
-      learnt proportion.
-      time_up: `causal`, repetition, or `trilinear` (released weights), which looks ahead.
-      time_up_convolution: what `time_up` gives beside a convolution of it, in a learnt proportion.
+      time_down: `average_pool` (the paper's), or `convolution`: a learnt mix of that and a
+        convolution.
+      time_up: `causal`, repetition, or `trilinear` (Open-Sora-Plan's weights), which looks ahead.
+      time_up_convolution: a learnt mix of the result of `time_up` and a convolution of it.
       flat_levels: how many of the encoder's first levels mix no frames.
       latent_channels: channels of the latent.
       blocks: residual blocks a level in the encoder; the decoder has one more.
       stem: (T, H, W) of the patches in front of the pyramid; (1, 1, 1) for none.
       stem_hidden: width of a hidden layer between a patch and the pyramid, at both ends; 0 for
         none. A patch holds more values than a narrow pyramid has channels, and a linear map of few
-        channels cannot draw its edges.
+        channels cannot reproduce its edges.
       mid_attention: attention at the lowest resolution.
       attention_layout: `per_frame`, or `released`: as Open-Sora-Plan's first public weights were
         trained, a reshape that mixes channels and frames of the whole clip (right for one frame).
       kernels: taps (T, H, W) of the two convolutions of a residual block.
       norm: `group_per_frame` (strictly causal, valid for Stable Diffusion's weights), `group` (over
-      time as well:
-        released weights) or `rms` (a pixel by itself: exact under any cut of space as well).
+        time as well, as Open-Sora-Plan's weights need), or `rms` (per pixel: exact under any cut of
+        space as well).
       norm_groups: groups of channels of the first two, or as many as divide a layer's channels.
       attention: the implementation, see `xgen_jax.nn.attention`.
       remat: `level` recomputes each level in the backward pass instead of keeping what it computed.
@@ -71,10 +71,7 @@ class VidVAEConfig:
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(
-                    f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}"
-                )
+            choose(name, getattr(self, name), choices)
         if self.norm_groups < 1:
             raise UserError(f"norm_groups must be 1 or more, not {self.norm_groups}")
         if self.stem[1] != self.stem[2]:
@@ -85,17 +82,18 @@ class VidVAEConfig:
         ]
         if len(set(levels)) > 1:
             raise UserError(
-                "channels, space_reduction, time_reduction and time_expansion need one entry a level, but have "
-                f"{levels[0]}, {levels[1]}, {levels[2]} and {levels[3]}"
+                "channels, space_reduction, time_reduction and time_expansion need one entry a "
+                f"level, but have {levels[0]}, {levels[1]}, {levels[2]} and {levels[3]}"
             )
         if sum(self.expansion) != sum(self.time_reduction):
             raise UserError(
-                f"the encoder halves the frame rate {sum(self.time_reduction)} times, but the decoder doubles it "
-                f"{sum(self.expansion)} times"
+                f"the encoder halves the frame rate {sum(self.time_reduction)} times, but the "
+                f"decoder doubles it {sum(self.expansion)} times"
             )
         if not 0 <= self.flat_levels <= len(self.channels):
             raise UserError(
-                f"flat_levels must be 0 to {len(self.channels)}, the number of levels, not {self.flat_levels}"
+                f"flat_levels must be 0 to {len(self.channels)}, the number of levels, "
+                f"not {self.flat_levels}"
             )
 
     @property
@@ -105,8 +103,7 @@ class VidVAEConfig:
 
     @property
     def pixel_kernel(self) -> Kernel:
-        """Taps of the first and the last convolution: behind a stem a patch is its own
-        neighbourhood."""
+        """Taps of the first and the last convolution; 1x1x1 with a stem, whose patches are wide."""
         return (3, 3, 3) if self.stem == (1, 1, 1) else (1, 1, 1)
 
     @property
@@ -116,31 +113,35 @@ class VidVAEConfig:
 
     @property
     def time_factor(self) -> int:
-        """Frames of one latent frame, but for the first."""
+        """Frames of one latent frame, except the first."""
         return self.stem[0] * 2 ** sum(self.time_reduction)
 
     @property
     def look_ahead(self) -> int:
-        """Frames by which the decoder looks ahead: so many come one chunk later when decoding chunk
-        after chunk."""
+        """Frames by which the decoder looks ahead.
+
+        They come one chunk later when decoding chunk after chunk.
+        """
         return self.stem[0] * (2 ** sum(self.expansion) - 1) if self.time_up == "trilinear" else 0
 
     @property
     def depends_on_whole_clip(self) -> str:
-        """Why the model cannot work chunk after chunk; empty where it can."""
+        """Reason why the model cannot work chunk after chunk; empty where it can."""
         if self.norm == "group":
-            return "norm='group' takes its statistics over the whole clip; norm='group_per_frame' would not"
+            return (
+                "norm='group' takes its statistics over the whole clip; "
+                "norm='group_per_frame' would not"
+            )
         if self.mid_attention and self.attention_layout == "released":
             return "attention_layout='released' mixes all frames of a clip; 'per_frame' would not"
         return ""
 
     @property
     def halo(self) -> int | None:
-        """Latent rows (columns) above and below that a latent or a pixel depends on, at most; None
-        for all of them.
+        """Latent rows or columns on each side that a latent or a pixel depends on; None for all.
 
-        Only where each pixel is normalised by itself and nothing attends may a frame be cut and
-        stay what it is.
+        A frame can be cut without a change of result only where norms are per pixel and nothing
+        attends.
         """
         if self.norm != "rms" or self.mid_attention:
             return None
@@ -156,7 +157,7 @@ class VidVAEConfig:
         )
 
     def latent_shape(self, video_shape: Shape) -> Shape:
-        """(T, H, W) or (B, T, H, W, 3) of a clip -> (t, h, w) or (B, t, h, w, c) of its latents.
+        """Return the shape of a clip's latents: (t, h, w) of (T, H, W), or with batch and channels.
 
         Raises:
           UserError: a length or size that the model cannot take; the message names the nearest ones
@@ -169,26 +170,28 @@ class VidVAEConfig:
         if frames < 1 or (frames - 1) % f:
             below = max(1, (frames - 1) // f * f + 1)
             raise UserError(
-                f"{frames} frames cannot be encoded: lengths are 1 + {f}n; the nearest are {below}, {below + f}"
+                f"{frames} frames cannot be encoded: lengths are 1 + {f}n; "
+                f"the nearest are {below}, {below + f}"
             )
         for name, side in (("height", height), ("width", width)):
             if side < s or side % s:
                 below = max(s, side // s * s)
                 raise UserError(
-                    f"{name} {side} is not a multiple of {s}; the nearest are {below} and {below + s}"
+                    f"{name} {side} is not a multiple of {s}; "
+                    f"the nearest are {below} and {below + s}"
                 )
         return 1 + (frames - 1) // f, height // s, width // s
 
     def frames(self, latent_frames: int) -> int:
-        """Frames of a clip of so many latent frames: the inverse of `latent_shape`."""
+        """Return the frames of a clip of `latent_frames`: the inverse of `latent_shape`."""
         return 1 + self.time_factor * (latent_frames - 1) if latent_frames else 0
 
     def padded_frames(self, frames: int) -> int:
-        """The least length that can be encoded and is not below `frames`."""
+        """Return the least length, `frames` or more, that can be encoded."""
         return frames + -(frames - 1) % self.time_factor
 
 
-# As released, in the three ways in which that differs from the paper preset.
+# Open-Sora-Plan's published form, which differs from the paper preset in three ways.
 _OSP = VidVAEConfig(
     time_expansion=(False, True, True, False),
     time_up="trilinear",

@@ -1,10 +1,10 @@
 """Causal convolution and pooling in time, as functions of (input, cache).
 
 A causal layer with time kernel k and stride s sees, for output frame j, the input frames up to j*s.
-At the start of a clip (`cache=None`) the first frame stands in for the k-1 frames before it, so 1
-+ s*n frames give 1 + n; later chunks of s*n frames give n. The new cache is the last k-s frames
-of the layer's input. Whole-clip, chunked and streaming evaluation are thereby one code path
-(xGen-VideoSyn-1, arXiv 2408.12590, section 3.1; the first-frame rule is that of Open-Sora-Plan's
+At the start of a clip (`cache=None`) the first frame is repeated for the k-1 frames before it, so
+1 + s*n frames give 1 + n; later chunks of s*n frames give n. The new cache is the last k-s frames
+of the layer's input. Whole-clip, chunked and streaming evaluation are therefore one code path
+(xGen-VideoSyn-1, arXiv 2408.12590, section 3.1; the first frame is repeated as in Open-Sora-Plan's
 CausalVAE).
 """
 
@@ -20,14 +20,14 @@ from xgen_jax.typing import Array
 def extend_in_time(
     x_BTHWC: Array, cache: Array | None, kernel: int, stride: int = 1
 ) -> tuple[Array, Array]:
-    """Puts the cache before a chunk.
+    """Prepend the cache to a chunk.
 
     Args:
       x_BTHWC: the chunk.
-      cache: the last `kernel - stride` input frames of the chunk before, or None at the start of
-      a clip.
-      kernel: frames the layer looks at.
-      stride: frames it moves on by.
+      cache: the last `kernel - stride` input frames of the chunk before, or None at the start of a
+        clip.
+      kernel: frames that the layer sees.
+      stride: frames from one output to the next.
 
     Returns:
       The extended chunk, and the cache for the next one.
@@ -43,7 +43,7 @@ class CausalConv3D(nn.Module):
 
     Attributes:
       features: output channels.
-      kernel: taps in (T, H, W); a time kernel of 1 mixes no frames and carries no cache.
+      kernel: taps in (T, H, W); a time kernel of 1 mixes no frames and needs no cache.
       stride: steps in (T, H, W). With stride 2 in space the padding is right and bottom only, as in
       Stable Diffusion's VAE.
     """
@@ -67,7 +67,7 @@ class CausalConv3D(nn.Module):
         if self.kernel[0] > 1:
             extended, new_cache = extend_in_time(x_BTHWC, cache, self.kernel[0], stride[0])
             if cache is None and x_BTHWC.shape[1] == 1:
-                # An image meets the sum of the taps in time: the same, at a fraction of the work.
+                # An image needs only the sum of the taps in time, at a fraction of the work.
                 kernel, stride = kernel.sum(0, keepdims=True), (1, *stride[1:])
             else:
                 x_BTHWC = extended
@@ -80,8 +80,7 @@ class CausalConv3D(nn.Module):
 
 
 def causal_average_pool(x_BTHWC: Array, cache: Array | None = None) -> tuple[Array, Array]:
-    """Halves the frame rate, without weights: means of three frames (arXiv 2408.12590, section
-    3.1)."""
+    """Halve the frame rate by means of three frames (arXiv 2408.12590, section 3.1)."""
     x_BTHWC, cache = extend_in_time(x_BTHWC, cache, kernel=3, stride=2)
     frames = (x_BTHWC.shape[1] - 3) // 2 + 1
     taps = [lax.slice_in_dim(x_BTHWC, tap, tap + 2 * frames - 1, 2, axis=1) for tap in range(3)]
@@ -89,56 +88,54 @@ def causal_average_pool(x_BTHWC: Array, cache: Array | None = None) -> tuple[Arr
 
 
 def causal_repeat(x_BTHWC: Array, started: bool) -> Array:
-    """Doubles the frame rate by repetition; the first frame of a clip stays one frame (`started`
-    False)."""
+    """Double the frame rate by repetition; at a clip's start (`started` False) not of frame 0."""
     y = jnp.repeat(x_BTHWC, 2, axis=1)
     return y if started else y[:, 1:]
 
 
 def trilinear_double(x_BTHWC: Array, cache: tuple | None, last: bool) -> tuple[Array, tuple]:
-    """Doubles the frame rate by linear interpolation, as Open-Sora-Plan's released decoders do;
-    looks one frame ahead.
+    """Double the frame rate by linear interpolation, as Open-Sora-Plan's decoders do.
 
-    The first frame of a clip stays one; frame i of the others becomes two, at i - 1/4 and i + 1/4;
-    the ends hold. The second of them waits for frame i + 1, so what a chunk gives ends one frame
-    early unless it is the `last`.
+    It looks one frame ahead. The first frame of a clip stays one; every other frame i becomes two,
+    at i - 1/4 and i + 1/4, clamped at the ends. The second waits for frame i + 1, so a chunk's
+    output ends one frame early unless it is the `last`.
 
     Args:
-      x_BTHWC: the chunk; none of its frames need be there when it is the last.
+      x_BTHWC: the chunk; the last may be empty.
       cache: None at the start of a clip, () after its first frame, then (the last frame,).
       last: whether no chunk follows.
 
     Returns:
-      The frames that are settled, and the cache for the next chunk.
+      The final frames, and the cache for the next chunk.
     """
-    settled = []
+    done = []
     if cache is None:
-        settled, x_BTHWC, cache = [x_BTHWC[:, :1]], x_BTHWC[:, 1:], ()
+        done, x_BTHWC, cache = [x_BTHWC[:, :1]], x_BTHWC[:, 1:], ()
     if x_BTHWC.shape[1]:
-        # The frame before the first of these is that frame itself.
-        settled += [] if cache else [x_BTHWC[:, :1]]
+        # The frame before the first of these counts as equal to it.
+        done += [] if cache else [x_BTHWC[:, :1]]
         x = jnp.concatenate([*cache, x_BTHWC], axis=1)
         before, after = x[:, :-1], x[:, 1:]
         pairs = jnp.stack([0.75 * before + 0.25 * after, 0.25 * before + 0.75 * after], axis=2)
-        settled.append(pairs.reshape(x.shape[0], -1, *x.shape[2:]))
+        done.append(pairs.reshape(x.shape[0], -1, *x.shape[2:]))
         cache = (x_BTHWC[:, -1:],)
     if last:
-        settled += cache
-    return jnp.concatenate([x_BTHWC[:, :0], *settled], axis=1), cache
+        done += cache
+    return jnp.concatenate([x_BTHWC[:, :0], *done], axis=1), cache
 
 
 def nearest_upsample(x_BTHWC: Array) -> Array:
-    """Doubles height and width by repetition."""
+    """Double height and width by repetition."""
     return jnp.repeat(jnp.repeat(x_BTHWC, 2, axis=2), 2, axis=3)
 
 
 def causal_space_to_depth(
     x_BTHWC: Array, patch: Kernel, cache: Array | None = None
 ) -> tuple[Array, Array]:
-    """Cuts a chunk in (pt, ph, pw) patches: (B, T, H, W, C) -> (B, t, H/ph, W/pw, pt*ph*pw*C).
+    """Cut a chunk into (pt, ph, pw) patches: (B, T, H, W, C) -> (B, t, H/ph, W/pw, pt*ph*pw*C).
 
-    As for every causal layer of stride pt, the first frame of a clip fills the patch before it: 1 +
-    pt*n frames give 1 + n.
+    As in every causal layer of stride pt, the first frame of a clip fills a patch by itself:
+    1 + pt*n frames give 1 + n.
     """
     x_BTHWC, cache = extend_in_time(x_BTHWC, cache, kernel=patch[0], stride=patch[0])
     pattern = "b (t r) (h p) (w q) c -> b t h w (r p q c)"
@@ -146,8 +143,7 @@ def causal_space_to_depth(
 
 
 def causal_depth_to_space(x_BTHWC: Array, patch: Kernel, started: bool) -> Array:
-    """The inverse of `causal_space_to_depth`; of a clip's first patch (`started` False) only the
-    last frame is kept."""
+    """Invert `causal_space_to_depth`; of a clip's first patch (`started` False) keep one frame."""
     pattern = "b t h w (r p q c) -> b (t r) (h p) (w q) c"
     y = rearrange(x_BTHWC, pattern, **dict(zip("rpq", patch)))
     return y if started else y[:, patch[0] - 1 :]

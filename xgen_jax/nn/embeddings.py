@@ -1,4 +1,4 @@
-"""What a transformer is conditioned on, as tokens of its width: scalars, captions, patches.
+"""Embeddings of a transformer's inputs: scalars, captions and patches.
 
 A module called `t_embedder` keeps its layers as `t_embedder1` and `t_embedder2` in the scope of the
 network that uses it (see `join_scope`): parameter trees are flat, as checkpoints and

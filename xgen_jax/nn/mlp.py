@@ -8,7 +8,7 @@ from xgen_jax.typing import Array
 
 
 class MLP(nn.Module):
-    """Dense, GELU (tanh form), Dense."""
+    """Dense to `hidden`, GELU (tanh form), Dense back; (..., D) -> (..., D)."""
 
     hidden: int
     zero_init: bool = False

@@ -1,4 +1,4 @@
-"""Normalisations. Statistics are taken in float32 whatever the compute dtype."""
+"""Normalisations, with float32 statistics whatever the compute dtype."""
 
 import math
 
@@ -6,19 +6,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from xgen_jax.errors import UserError
+from xgen_jax.errors import choose
 from xgen_jax.typing import Array
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation of a video.
+    """Group normalisation of a video (B, T, H, W, C).
 
     Attributes:
       groups: groups of channels.
-      over_time: statistics over a whole clip, as Open-Sora-Plan's released weights were trained:
-        every frame then depends on all others. Otherwise each frame is normalised by itself, which
-        is strictly causal and, as one frame is all that an image has, valid for Stable Diffusion's
-        2D weights.
+      over_time: take statistics over a whole clip, as Open-Sora-Plan's weights were trained: every
+        frame then depends on all others. Otherwise each frame is normalised by itself, which is
+        strictly causal, and equal for images, hence valid for Stable Diffusion's 2D weights.
     """
 
     groups: int = 32
@@ -45,8 +44,10 @@ class GroupNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation over channels: per pixel or token, so exact under any cut of
-    space or time."""
+    """Root-mean-square normalisation over channels, (..., C).
+
+    It is per pixel or token, so exact under any cut of space or time.
+    """
 
     epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
@@ -60,8 +61,7 @@ class RMSNorm(nn.Module):
 
 
 def layer_norm(x: Array, epsilon: float = 1e-6) -> Array:
-    """Layer normalisation without weights, as adaLN blocks use it (arXiv 2212.09748, section
-    3.2)."""
+    """Normalise over channels without weights, as adaLN blocks do (arXiv 2212.09748, 3.2)."""
     y = x.astype(jnp.float32)
     y = y - y.mean(-1, keepdims=True)
     return (y * lax.rsqrt((y * y).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)
@@ -73,14 +73,12 @@ VIDEO_NORMS = ("group_per_frame", "group", "rms")
 def video_norm(
     kind: str, channels: int, dtype: jnp.dtype, name: str, groups: int = 32
 ) -> nn.Module:
-    """The normalisation a video autoencoder asks for by kind, as a submodule called `name`.
+    """Return a video autoencoder's norm by its kind, one of `VIDEO_NORMS`, as submodule `name`.
 
-    `group_per_frame` and `group` (over time) take so many groups, Stable Diffusion's 32 by default,
-    or as many as divide the channels.
+    `group_per_frame` and `group` (over time) take `groups`, Stable Diffusion's 32 by default, or
+    the largest common divisor of them and the channels.
     """
-    if kind not in VIDEO_NORMS:
-        raise UserError(f"norm={kind!r} is not known; choose one of {', '.join(VIDEO_NORMS)}")
-    if kind == "rms":
+    if choose("norm", kind, VIDEO_NORMS) == "rms":
         return RMSNorm(dtype=dtype, name=name)
     return GroupNorm(
         groups=math.gcd(groups, channels), over_time=kind == "group", dtype=dtype, name=name

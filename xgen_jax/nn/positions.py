@@ -1,5 +1,4 @@
-"""Positions: rotary embedding in time, sinusoids in space (arXiv 2408.12590, section 3.2) and of
-scalars."""
+"""Positions: rotary embeddings, and sinusoids of grids and scalars (arXiv 2408.12590, 3.2)."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,13 +7,13 @@ from xgen_jax.typing import Array
 
 
 def rotary(x_BNKC: Array, positions: Array, base: float = 10_000.0) -> Array:
-    """Rotates interleaved channel pairs by position times frequency (RoFormer, arXiv 2104.09864).
+    """Rotate interleaved channel pairs by position times frequency (RoFormer, arXiv 2104.09864).
 
     Args:
       x_BNKC: queries or keys; C must be even.
-      positions: (N,) the position of each token, any real unit (latent frames here); or (N, A) its
+      positions: (N,), the real position of each token (in latent frames here); or (N, A), its
         positions along A axes, among which the channels are divided: 2 floor(C / 2A) for each, and
-        what is left over to the first.
+        the remainder to the first.
       base: the longest wavelength is about 2*pi*base positions.
     """
     channels = x_BNKC.shape[-1]
@@ -34,7 +33,7 @@ def rotary(x_BNKC: Array, positions: Array, base: float = 10_000.0) -> Array:
 
 
 def sinusoid(x: Array, dim: int, max_period: float = 10_000.0) -> Array:
-    """Cosines, then sines, of a scalar at `dim`/2 geometric frequencies: (...,) -> (..., dim)."""
+    """Return cosines, then sines, at `dim`/2 geometric frequencies: (...,) -> (..., dim)."""
     half = dim // 2
     frequencies = jnp.exp(-np.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = jnp.asarray(x, jnp.float32)[..., None] * frequencies.reshape(
@@ -50,16 +49,16 @@ def sinusoid_2d(
     max_period: float = 10_000.0,
     scales: tuple[float | Array, float | Array] = (1.0, 1.0),
 ) -> Array:
-    """Fixed embedding of a grid, (height*width, dim): the first half encodes the column, the second
-    the row.
+    """Return the fixed embedding of a grid, (height*width, dim).
 
-    `scales` is what one step counts for, down and across.
+    The first half of the channels encodes the column, the second the row. `scales` are the
+    distances of neighbours, down and across.
     """
     quarter = dim // 4
     frequencies = max_period ** -(np.arange(quarter) / quarter)
 
     def axis(count, scale):
-        # Known numbers are computed in double precision, while compiling; traced ones in float32.
+        # Python numbers are computed in double precision while tracing, traced ones in float32.
         xp, f = (
             (np, frequencies)
             if isinstance(scale, (int, float))

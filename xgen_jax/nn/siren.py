@@ -1,14 +1,13 @@
-"""SIREN (arXiv 2006.09661): a function of a coordinate made of sines, here one for each place of a
-grid.
+"""SIREN (arXiv 2006.09661): a network of sines as a function of a coordinate, per place of a grid.
 
-    h_0 = Fourier features of t        h_{i+1} = sin(W_i h_i + b_i)        y = W (scale * h_n + shift) + b
+    h_0 = Fourier features of t    h_{i+1} = sin(W_i h_i + b_i)    y = W (scale * h_n + shift) + b
 
 The weights are shared; scale and shift come from a code at each place, so that every place has a
-temporal function of its own (REGEN, arXiv 2503.08665, section 3; how the code modulates is not
-printed). The code stays outside of the
-sines: within, a large code wraps around, and an encoder that is trained along and seeks large codes
-is lost (see docs/regen.md for the measurement). The coordinate is continuous: between the times
-seen in training the function interpolates, beyond them it goes on.
+temporal function of its own (REGEN, arXiv 2503.08665, section 3, which does not say how the code
+modulates). The code stays outside of the sines: inside, a large code wraps around, and an encoder
+that is trained jointly and moves to large codes does not recover (docs/regen.md measures it). The
+coordinate is continuous: the function interpolates between the times seen in training, and
+extrapolates beyond them.
 """
 
 import jax.numpy as jnp
@@ -19,8 +18,10 @@ from xgen_jax.typing import Array
 
 
 def fourier_features(t: Array, bands: int) -> Array:
-    """t and its sines and cosines at pi, 2 pi, ... 2^(bands - 1) pi: (...,) -> (..., 1 + 2
-    bands)."""
+    """Return t, and sines and cosines of pi t, 2 pi t, ... 2^(bands - 1) pi t.
+
+    (...,) -> (..., 1 + 2 bands).
+    """
     t = jnp.asarray(t, jnp.float32)[..., None]
     angles = t * jnp.asarray(np.pi * 2.0 ** np.arange(bands), jnp.float32).reshape(
         (1,) * (t.ndim - 1) + (-1,)
@@ -29,12 +30,12 @@ def fourier_features(t: Array, bands: int) -> Array:
 
 
 class ModulatedSIREN(nn.Module):
-    """One function of time for each place.
+    """A function of time for each place of a grid.
 
     Attributes:
       features: channels of the result.
       hidden: width of the sine layers.
-      depth: how many of them, 1 or more.
+      depth: number of sine layers, 1 or more.
       bands: see `fourier_features`.
     """
 
@@ -46,10 +47,10 @@ class ModulatedSIREN(nn.Module):
 
     @nn.compact
     def __call__(self, times_BF: Array, code_BHWC: Array) -> Array:
-        """Times (B, F) and codes (B, H, W, C) -> (B, F, H, W, features)."""
+        """Evaluate at times (B, F) with codes (B, H, W, C): (B, F, H, W, features)."""
         h = fourier_features(times_BF, self.bands).astype(self.dtype)
         for layer in range(self.depth):
-            # The variance of a sine of a uniform angle is 1/2: sqrt(6 / n) keeps the angles' at 1
+            # A sine of a uniform angle has variance 1/2: sqrt(6 / n) keeps that of the angles at 1
             # (section 3.2).
             bound = np.sqrt(6.0 / h.shape[-1])
             h = jnp.sin(
@@ -68,7 +69,7 @@ class ModulatedSIREN(nn.Module):
 
 
 def _symmetric(bound: float):
-    """Uniform in -bound .. bound."""
+    """Return an initialiser, uniform in -bound .. bound."""
 
     def init(key, shape, dtype=jnp.float32):
         return nn.initializers.uniform(2 * bound)(key, shape, dtype) - jnp.asarray(bound, dtype)

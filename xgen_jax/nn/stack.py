@@ -8,7 +8,7 @@ from xgen_jax.typing import Array
 
 
 class Layer(nn.Module):
-    """One block in the form that `nn.scan` wants: (x, *context) -> (x, None).
+    """A block with the signature that `nn.scan` needs: (x, *context) -> (x, None).
 
     Attributes: see `Stack`.
     """
