@@ -31,7 +31,7 @@ GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The golden's random 2D autoencoder as a file, converted, and a video beside it."""
+    """The golden's random 2D autoencoder as a file, converted, and a video next to it."""
     root = tmp_path_factory.mktemp("converted")
     with np.load(GOLDENS / "sd_vae_inflation.npz") as file:
         tensors = {
@@ -98,7 +98,7 @@ def test_it_has_no_sizes_and_no_statistics_until_somebody_gives_them(folder):
             "give --kind, one of sd-vae, osp-vae, stdit2, pixart, stdit2-export, lora",
         ),
         ({"source": None}, "give --source"),
-        ({"kind": "vqgan"}, "kind 'vqgan' is not known"),
+        ({"kind": "vqgan"}, "kind='vqgan' is not known"),
         ({"source": "weights.ckpt"}, "there is no weights.ckpt"),
     ],
 )

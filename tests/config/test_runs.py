@@ -89,7 +89,8 @@ def test_a_configuration_goes_through_json_and_back(path):
             (),
             "objective",
             "vqvae",
-            r"objective='vqvae' is not known \(did you mean 'vidvae'\?\); choose one of vidvae, regen, vdit",
+            r"objective='vqvae' is not known \(did you mean 'vidvae'\?\); choose one of vidvae, "
+            r"regen, vdit",
         ),
     ],
 )

@@ -239,8 +239,9 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
     def command(workdir):
         values = vidvae(steps=200, loop={"checkpoint_every": 5})
         code = (
-            "import json, sys; from xgen_jax.config.runs import run_config; "
-            "from xgen_jax.commands.train import train; train(run_config(json.loads(sys.argv[1])), sys.argv[2])"
+            "import json, sys; from xgen_jax.config.runs import run_config; from "
+            "xgen_jax.commands.train import train; train(run_config(json.loads(sys.argv[1])), "
+            "sys.argv[2])"
         )
         return subprocess.Popen(
             [sys.executable, "-c", code, json.dumps(values), str(workdir)],

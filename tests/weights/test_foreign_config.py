@@ -283,7 +283,8 @@ def test_all_that_is_refused_is_listed_with_what_would_do():
             origin="vae.safetensors",
         )
     assert str(error.value) == (
-        "the config.json of vae.safetensors describes a network that is not known here, or is not of its tensors\n"
+        "the config.json of vae.safetensors describes a network that is not known here, or is "
+        "not of its tensors\n"
         "  act_fn='relu': must be 'silu' or 'swish'\n"
         "  latent_channels=16: must be 4"
     )

@@ -361,7 +361,8 @@ def test_everything_that_does_not_fit_is_listed():
         "some.safetensors does not fit",
         "missing, 2:",
         "t_block.1.bias, for params/t_block/bias (864,)",
-        "blocks.1.attn_temp.proj.weight, for params/blocks/block/attention_time/proj/kernel (2, 144, 144)",
+        "blocks.1.attn_temp.proj.weight, for params/blocks/block/attention_time/proj/kernel (2, "
+        "144, 144)",
         "extra, 1:\n  blocks.0.extra.weight (2, 3)",
         "mis-shaped, 1:\n  blocks.0.mlp.fc2.weight (144, 6) and blocks.1.mlp.fc2.weight (144, 576)",
     ):

@@ -208,9 +208,11 @@ def test_everything_that_does_not_fit_is_listed():
         "some.safetensors does not fit",
         "missing, 2:",
         "encoder.conv_in.bias, for params/encoder/conv_in/bias (32,)",
-        "decoder.up_blocks.2.resnets.1.conv2.weight, for params/decoder/level1/block1/conv2/kernel (3, 3, 3, 64, 64)",
+        "decoder.up_blocks.2.resnets.1.conv2.weight, for "
+        "params/decoder/level1/block1/conv2/kernel (3, 3, 3, 64, 64)",
         "extra, 1:\n  decoder.extra.weight (2, 3)",
-        "mis-shaped, 1:\n  encoder.conv_out.weight (6, 64, 3, 3): becomes (3, 3, 3, 64, 6), wanted (3, 3, 3, 64, 8)",
+        "mis-shaped, 1:\n  encoder.conv_out.weight (6, 64, 3, 3): becomes (3, 3, 3, 64, 6), "
+        "wanted (3, 3, 3, 64, 8)",
     ):
         assert part in str(error.value), part
 

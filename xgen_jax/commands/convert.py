@@ -1,5 +1,4 @@
-"""Foreign weights become a folder that commands take, and a transformer a foreign file, for
-`launch/convert.py`."""
+"""Convert foreign weights to a folder that commands take, and back: `launch/convert.py`."""
 
 import pathlib
 import time
@@ -8,7 +7,7 @@ from typing import Any
 import jax
 
 from xgen_jax.config.runs import VDiTWeights, VidVAEWeights
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.runs.adapters import with_adapter
 from xgen_jax.runs.folder import RunFolder, describe_machine
@@ -29,17 +28,17 @@ def convert(
     base: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Writes foreign weights as a folder: an autoencoder's for --embedder, a transformer's for
-    init_from. Or merges an
-    adapter into its base: a transformer's folder as any.
+    """Convert weights between our folders and other projects' files.
 
-    Latent statistics are not converted: `launch/encode.py` measures them where they are needed.
+    An autoencoder's folder is for --embedder, a transformer's for init_from. Kind `lora` merges an
+    adapter into its base, which gives a transformer's folder. Latent statistics are not converted:
+    `launch/encode.py` measures them where they are needed.
 
     Args:
       kind: `sd-vae` or `osp-vae`, see `weights.vidvae`; `stdit2` or `pixart`, see `weights.vdit`;
         `stdit2-export`, the way back; or `lora`, see `weights.lora`.
       source: the safetensors file, or the folder that holds it and its config.json; to export, a
-        vdit run or weights in the released form. FILE:SCALE weighs what an adapter does.
+        vdit run or converted weights with model.opensora_compat. FILE:SCALE scales an adapter.
       out: the folder to write; to export, the file.
       base: of an adapter, the vdit run or the converted weights that it was trained on; else None.
       overwrite: remove the run or the weights that are in the folder, or the file.
@@ -57,11 +56,11 @@ def convert(
             raise UserError(
                 f"give --{name}" + (f", one of {', '.join(KINDS)}" if name == "kind" else "")
             )
-    if kind not in KINDS:
-        raise UserError(f"kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
+    choose("kind", kind, KINDS)
     if (base is None) == (kind == LORA):
         raise UserError(
-            f"--kind={LORA} needs --base=FOLDER, which the adapter was trained on; no other kind takes it"
+            f"--kind={LORA} needs --base=FOLDER, which the adapter was trained on; no other kind "
+            f"takes it"
         )
     if kind == LORA:
         summary = _merge(source, base, out, overwrite)
@@ -121,10 +120,11 @@ def _merge(source: str, base: str, out: str, overwrite: bool) -> dict[str, Any]:
     config, base_params = load_transformer(base)
     if RunFolder(out).checkpoints().steps() and not overwrite:
         raise UserError(
-            f"--out={out} holds a model already; choose a new folder, or replace it with --overwrite"
+            f"--out={out} holds a model already; choose a new folder, or replace it with "
+            f"--overwrite"
         )
     params = with_adapter(base_params, config.model, source)
-    # It is not the base's run, and must not be taken for it.
+    # A derived configuration, so that the result is not taken for the base's run.
     config = config.derived(str(folder.path.resolve()), LORA)
     fingerprints = folder.checkpoints().restore_data()["fingerprints"]
     written, parameters = _write(out, config, params, overwrite, fingerprints, adapter=source)
@@ -145,8 +145,10 @@ def _write(
     fingerprints: dict[str, str] | None = None,
     **about: str,
 ) -> tuple[RunFolder, int]:
-    """Writes weights as a folder, with what else run.json is to say of them: (it, its
-    parameters)."""
+    """Write weights as a folder; return it and the number of its parameters.
+
+    `about`: further entries of run.json.
+    """
     folder = RunFolder(out)
     folder.create_or_resume(config, overwrite)
     checkpoints = folder.checkpoints()

@@ -1,5 +1,4 @@
-"""Whole evaluations, from folders to folders: what `launch/evaluate.py` and `launch/reconstruct.py`
-do."""
+"""Evaluations of runs, from folders to folders: `launch/evaluate.py`."""
 
 import os
 import pathlib
@@ -25,11 +24,11 @@ from xgen_jax.inference.text_to_video import load_text_to_video
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.typing import Video
 
-SHOWN = 64  # videos kept beside the figures
+SHOWN = 64  # videos saved with the figures
 
 
 def require(name: str, value: Any) -> Any:
-    """A flag's value; UserError where it was not given."""
+    """Return a flag's value; UserError if it was not given."""
     if value is None:
         raise UserError(f"give --{name}")
     return value
@@ -46,7 +45,7 @@ def reconstruction_suite(
     lpips: Sequence[str] | None = None,
     steps: int | None = None,
 ) -> dict[str, Any]:
-    """Scores reconstructions of clips; writes reconstruction.json, .md and SHAPE/NNN.mp4 into
+    """Score reconstructions of clips; write reconstruction.json, .md and SHAPE/NNN.mp4 into
     OUT/reconstruction.
 
     Args:
@@ -115,8 +114,7 @@ def reconstruction_suite(
 def _clips(
     source: Source, count: int, seed: int, shape: tuple[int, int, int]
 ) -> Iterator[tuple[str, Video]]:
-    """Names and clips. A file is named by its path, so that the worst can be looked at; a drawn
-    clip by its caption."""
+    """Yield names and clips: a file's path, so that the worst can be looked at, and the caption."""
     for index in range(count):
         clip = source.read(index, np.random.default_rng((seed, index)), *shape)
         yield (
@@ -126,7 +124,7 @@ def _clips(
 
 
 class _Progress:
-    """Called with each clip: keeps the first ones as videos, and says how far things are."""
+    """A visitor of each clip that saves the first ones as videos and prints progress."""
 
     def __init__(self, folder: pathlib.Path, count: int):
         self.folder, self.count, self.done = folder, count, 0
@@ -152,10 +150,22 @@ def captions_suite(
     steps: int | None = None,
     guidance_scale: float | None = None,
 ) -> dict[str, Any]:
-    """Draws held-out prompts and reads what came out; writes OUT/captions/{captions.json, NNN.mp4}.
+    """Generate videos of held-out prompts and verify them, see `evaluation.captions`.
 
-    The guidance scale and the steps are the run's where they are not given. See
-    `evaluation.captions` for the verifier.
+    Writes OUT/captions/{captions.json, NNN.mp4}.
+
+    Args:
+      model: run folder of a VDiT.
+      out: folder for the results.
+      count: number of prompts.
+      seed: of the prompts and the noise.
+      steps, guidance_scale: the run's own by default.
+
+    Returns:
+      The accuracy by attribute, and the path of the JSON.
+
+    Raises:
+      UserError: missing arguments; whatever loading and sampling refuse.
     """
     folder = _results(require("out", out), "captions")
     loaded = load_text_to_video(require("model", model))

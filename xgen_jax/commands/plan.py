@@ -92,7 +92,8 @@ def compile_train_step(
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if bucket.batch_size % shards:
         raise UserError(
-            f"bucket {bucket.name}: a batch of {bucket.batch_size} over {shards} devices of {topology}"
+            f"bucket {bucket.name}: a batch of {bucket.batch_size} over {shards} devices of "
+            f"{topology}"
         )
     text = make_conditioner(config, np.dtype(config.loop.compute_dtype))
     task = VDiTTask.on_latents(config, embedder.latent_shape, text)

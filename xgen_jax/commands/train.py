@@ -35,8 +35,8 @@ def train(config: Run, workdir: str | os.PathLike, overwrite: bool = False) -> d
     """
     if not isinstance(config, Run):
         raise UserError(
-            f"converted weights are no run; train a {config.family} run that starts from them, with "
-            "init_from=FOLDER"
+            f"converted weights are no run; train a {config.family} run that starts from them, "
+            "with init_from=FOLDER"
         )
     run = RunFolder(workdir)
     run.check(config, overwrite)

@@ -116,14 +116,15 @@ class REGENLossConfig:
     def __post_init__(self):
         if self.process == "flow" and self.prediction == "eps":
             raise UserError(
-                "loss.prediction='eps' with loss.process='flow' cannot be decoded: at t = 1 eps says nothing of the "
-                "data. Choose 'x0' or 'velocity', or loss.process='ddpm'"
+                "loss.prediction='eps' with loss.process='flow' cannot be decoded: at t = 1 eps "
+                "says nothing of the data. Choose 'x0' or 'velocity', or loss.process='ddpm'"
             )
         self.make_process()
         for name, known in (("weighting", WEIGHTINGS), ("windows", WINDOWS)):
             if getattr(self, name) not in known:
                 raise UserError(
-                    f"loss.{name}={getattr(self, name)!r} is not known; choose one of {', '.join(known)}"
+                    f"loss.{name}={getattr(self, name)!r} is not known; choose one of "
+                    f"{', '.join(known)}"
                 )
         for name in ("kl", "motion", "lpips", "consistency"):
             if getattr(self, name) < 0:

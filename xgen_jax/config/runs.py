@@ -71,7 +71,8 @@ class LoopConfig:
             raise UserError(f"loop.evaluate_every must be 0 or more, not {self.evaluate_every}")
         if self.profile_steps and not 0 <= self.profile_steps[0] <= self.profile_steps[1]:
             raise UserError(
-                f"loop.profile_steps={self.profile_steps} must be a first and a last step, e.g. 10,12"
+                f"loop.profile_steps={self.profile_steps} must be a first and a last step, e.g. "
+                f"10,12"
             )
         choose("loop.compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
 
@@ -172,9 +173,9 @@ class REGENRun(HoldsEmbedder, Run):
         least = 2 * self.model.chunk_frames
         if self.loss.windows == "shifted" and longest < least:
             raise UserError(
-                f"loss.windows='shifted' is for clips of two chunks, {least} frames or more, and the "
-                f"longest bucket has {longest}: decoding would cross borders that training has not; "
-                "add one, or choose loss.windows='chunk'"
+                f"loss.windows='shifted' is for clips of two chunks, {least} frames or more, and "
+                f"the longest bucket has {longest}: decoding would cross borders that training "
+                "has not; add one, or choose loss.windows='chunk'"
             )
 
     def make_embedder(self, dtype: Any = np.float32) -> Embedder:

@@ -269,8 +269,8 @@ def _check_latents(embedder: Embedder, latents: np.ndarray) -> None:
     if not np.isfinite(latents).all():
         where = np.argwhere(~np.isfinite(latents))[0].tolist()
         raise UserError(
-            "latents have values that are not finite, the first at "
-            f"(batch, frame, y, x, channel) {where}"
+            "latents have values that are not finite, the first at (batch, frame, y, x, channel) "
+            f"{where}"
         )
 
 

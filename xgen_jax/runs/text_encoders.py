@@ -140,8 +140,8 @@ class T5Captions:
                 self._told.add(prompt)
                 shown = prompt if len(prompt) < 60 else prompt[:57] + "..."
                 print(
-                    f"the prompt {shown!r} has {self.length + tokens} tokens; the last {tokens} are cut off, "
-                    f"for the model takes {self.length}",
+                    f"the prompt {shown!r} has {self.length + tokens} tokens; the last {tokens} "
+                    f"are cut off, for the model takes {self.length}",
                     file=sys.stderr,
                 )
 
@@ -296,8 +296,8 @@ def make_conditioner(
         return ByteConditioner(encoder=ByteTextEncoder(text, dtype))
     if model.null_caption_tokens != text.length:
         raise UserError(
-            f"model.null_caption_tokens {model.null_caption_tokens} is not text.length {text.length}: a T5's null "
-            "caption is the network's, and as long as its captions"
+            f"model.null_caption_tokens {model.null_caption_tokens} is not text.length "
+            f"{text.length}: a T5's null caption is the network's, and as long as its captions"
         )
     if encoder and encoder.width != model.text_width:
         raise UserError(
@@ -351,8 +351,8 @@ def load_conditioner(
         )
     if pathlib.Path(path).is_dir() and (here := T5Folder(path).fingerprint) != made_by:
         raise UserError(
-            f"{latents} holds embeddings of the text encoder {made_by}, and the run's text encoder {path} is {here}: "
-            f"{again}, or name the text encoder that made the embeddings"
+            f"{latents} holds embeddings of the text encoder {made_by}, and the run's text "
+            f"encoder {path} is {here}: {again}, or name the text encoder that made the embeddings"
         )
     length, width = (
         manifest.get("text_length", 0),
@@ -360,7 +360,8 @@ def load_conditioner(
     )
     if length > text.length or width != config.model.text_width:
         raise UserError(
-            f"{latents} holds text embeddings of up to {length} tokens of width {width}; the run takes text.length "
-            f"{text.length} and model.text_width {config.model.text_width}: {again}, or change the run's"
+            f"{latents} holds text embeddings of up to {length} tokens of width {width}; the run "
+            f"takes text.length {text.length} and model.text_width {config.model.text_width}: "
+            f"{again}, or change the run's"
         )
     return make_conditioner(config, dtype, made_by)

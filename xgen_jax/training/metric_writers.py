@@ -366,8 +366,8 @@ def _lines(path: pathlib.Path, text: bytes) -> list[tuple[bytes, dict[str, Any]]
             if number == len(lines):
                 break
             raise UserError(
-                f"{path}, line {number}: {line[:80]!r} is not a JSON object with a step; remove the line, or move the "
-                "file away to begin a new one"
+                f"{path}, line {number}: {line[:80]!r} is not a JSON object with a step; remove "
+                "the line, or move the file away to begin a new one"
             ) from None
         parsed.append((line, row))
     return parsed

@@ -22,7 +22,8 @@ def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Sch
             after = optax.linear_schedule(peak, 0.0, rest)
         case _:
             raise UserError(
-                f"schedule {config.schedule!r} is not known; choose 'constant', 'cosine' or 'linear'"
+                f"schedule {config.schedule!r} is not known; choose 'constant', 'cosine' or "
+                f"'linear'"
             )
     warmup = optax.linear_schedule(0.0, peak, max(1, config.warmup_steps))
     return optax.join_schedules([warmup, after], [config.warmup_steps])

@@ -54,12 +54,14 @@ def check_config(
     if wrong:
         rows = "".join(f"\n  {row}" for row in wrong)
         raise UserError(
-            f"the config.json of {origin} describes a network that is not known here, or is not of its tensors{rows}"
+            f"the config.json of {origin} describes a network that is not known here, or is not "
+            f"of its tensors{rows}"
         )
     unknown = sorted(config.keys() - {*allowed, *used, *harmless, *ABOUT_THE_FILE})
     if unknown:
         print(
-            f"{origin}: these keys of its config.json are not known and are ignored: {', '.join(unknown)}",
+            f"{origin}: these keys of its config.json are not known and are ignored: "
+            f"{', '.join(unknown)}",
             file=sys.stderr,
         )
 

@@ -77,8 +77,8 @@ def read_adapter(path: str | os.PathLike, params: Params, base: str) -> tuple[Lo
         raise UserError(f"{path} has version {version} of {ENTRY}; this release reads {VERSION}")
     if made_for != base:
         raise UserError(
-            f"{path} is an adapter of the base {made_for}, and the model at hand is {base}: give the run that it was "
-            "trained on (init_from in its config.json), as it was then"
+            f"{path} is an adapter of the base {made_for}, and the model at hand is {base}: give "
+            "the run that it was trained on (init_from in its config.json), as it was then"
         )
     try:
         config = LoRAConfig(

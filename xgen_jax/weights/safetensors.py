@@ -238,12 +238,14 @@ def _locate(path: pathlib.Path) -> pathlib.Path:
 
 def _pickle_refused(path: pathlib.Path) -> UserError:
     return UserError(
-        f"{path} is a pickle, or named like one: opening one runs whatever code its maker put in, so only safetensors "
+        f"{path} is a pickle, or named like one: opening one runs whatever code its maker put "
+        f"in, so only safetensors "
         "are read. Look for the same weights as safetensors, or convert them once, with PyTorch:\n"
         "  import torch; from safetensors.torch import save_file\n"
         f'  tensors = torch.load("{path.name}", map_location="cpu", weights_only=True)\n'
         '  tensors = tensors.get("state_dict", tensors)\n'
-        f'  save_file({{name: x.clone().contiguous() for name, x in tensors.items()}}, "{path.stem}{SUFFIX}")'
+        f"  save_file({{name: x.clone().contiguous() for name, x in tensors.items()}}, "
+        f'"{path.stem}{SUFFIX}")'
     )
 
 

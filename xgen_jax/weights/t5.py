@@ -103,7 +103,8 @@ class T5Folder:
         self.path = pathlib.Path(path)
         if not self.path.is_dir():
             raise UserError(
-                f"there is no folder {self.path}; give the T5's, with config.json, weights and {TOKENIZER}"
+                f"there is no folder {self.path}; give the T5's, with config.json, weights and "
+                f"{TOKENIZER}"
             )
 
     @functools.cached_property
@@ -123,8 +124,8 @@ class T5Folder:
         tokenizer = T5Tokenizer(file)
         if tokenizer.size > self.config.vocabulary:
             raise UserError(
-                f"{file} has {tokenizer.size} pieces, and the network's vocabulary is {self.config.vocabulary}: it is "
-                "the tokenizer of another model"
+                f"{file} has {tokenizer.size} pieces, and the network's vocabulary is "
+                f"{self.config.vocabulary}: it is the tokenizer of another model"
             )
         return tokenizer
 
@@ -185,7 +186,8 @@ class T5Folder:
             value = tensor.T if path.endswith("kernel") else tensor
             if value.shape != arrays[path][part].shape:
                 misshaped.append(
-                    f"{name} {tensor.shape}: becomes {value.shape}, wanted {arrays[path][part].shape}"
+                    f"{name} {tensor.shape}: becomes {value.shape}, wanted "
+                    f"{arrays[path][part].shape}"
                 )
                 continue
             if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
@@ -222,7 +224,8 @@ class T5Folder:
             if (folder / TOKENIZER).is_file():
                 return folder / TOKENIZER
         raise UserError(
-            f"{self.path} holds no {TOKENIZER}, the tokenizer: fetch it from where the weights are from"
+            f"{self.path} holds no {TOKENIZER}, the tokenizer: fetch it from where the weights "
+            f"are from"
         )
 
 

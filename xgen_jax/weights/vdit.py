@@ -158,7 +158,8 @@ def load_vdit(
     )
     if kind == "stdit2" and not any(".attn_temp." in name for name in tensors):
         raise UserError(
-            f"{origin} is no STDiT2: no tensor's name has attn_temp; PixArt-alpha's are --kind=pixart"
+            f"{origin} is no STDiT2: no tensor's name has attn_temp; PixArt-alpha's are "
+            f"--kind=pixart"
         )
     if kind == "pixart" and any(".attn_temp." in name for name in tensors):
         raise UserError(
@@ -194,7 +195,8 @@ def stdit2_tensors(config: VDiTConfig, params: Params) -> dict[str, np.ndarray]:
     """
     if not config.opensora_compat or not config.scan_layers or config.mlp_ratio != 4:
         raise UserError(
-            "only a network with opensora_compat=True, scan_layers=True and mlp_ratio=4 computes as STDiT2 does"
+            "only a network with opensora_compat=True, scan_layers=True and mlp_ratio=4 computes "
+            "as STDiT2 does"
         )
     tensors = {FREQUENCIES: _frequencies(config)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -306,7 +308,8 @@ def _sizes(
     if len(patch) not in (4, 5):
         some = ", ".join(sorted(tensors)[:3]) or "no tensors"
         raise UserError(
-            f"{origin} is no {kind}: it has no {_names('x_embedder', 'kernel', 1, style)[0]} ({some})"
+            f"{origin} is no {kind}: it has no {_names('x_embedder', 'kernel', 1, style)[0]} "
+            f"({some})"
         )
     width, channels, side = patch[0], patch[1], patch[-1]
     blocks = (re.match(rf"{BLOCKS[style]}\.(\d+)\.", name) for name in tensors)
@@ -423,6 +426,6 @@ def _check_frequencies(tensors: Mapping[str, np.ndarray], config: VDiTConfig, or
         found.shape != ours.shape or not np.allclose(found, ours, rtol=1e-5, atol=0)
     ):
         raise UserError(
-            f"{origin} turns positions by other frequencies ({FREQUENCIES} {found.shape}) than {ours.shape[0]} from 1 "
-            f"down to {ours[-1]:.3g}, those of {config.heads} heads"
+            f"{origin} turns positions by other frequencies ({FREQUENCIES} {found.shape}) than "
+            f"{ours.shape[0]} from 1 down to {ours[-1]:.3g}, those of {config.heads} heads"
         )

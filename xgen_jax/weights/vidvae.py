@@ -121,7 +121,8 @@ def load_vidvae(
     else:
         if style != "ldm":
             raise UserError(
-                f"{origin} has diffusers' names, which Open-Sora-Plan's weights have not; try --kind=sd-vae"
+                f"{origin} has diffusers' names, which Open-Sora-Plan's weights have not; try "
+                f"--kind=sd-vae"
             )
         base = _osp_config(tensors, config)
     model_config = _sizes(base, tensors, style, origin)
@@ -160,7 +161,8 @@ def _style(tensors: Mapping[str, np.ndarray], origin: str) -> str:
         return "ldm"
     some = ", ".join(sorted(tensors)[:3]) or "no tensors"
     raise UserError(
-        f"{origin} is no autoencoder of this kind: it has no encoder.down.* or encoder.down_blocks.* ({some})"
+        f"{origin} is no autoencoder of this kind: it has no encoder.down.* or "
+        f"encoder.down_blocks.* ({some})"
     )
 
 
@@ -250,7 +252,8 @@ def _sizes(
     latent, there = _tensor(tensors, "decoder.conv_in", "weight")
     if len(widths) != len(base.channels) or not blocks or not there or tensors[latent].ndim < 2:
         raise UserError(
-            f"{origin} has {len(widths)} levels of {blocks} blocks; wanted {len(base.channels)} levels"
+            f"{origin} has {len(widths)} levels of {blocks} blocks; wanted {len(base.channels)} "
+            f"levels"
         )
     return dataclasses.replace(
         base, channels=tuple(widths), blocks=blocks, latent_channels=tensors[latent].shape[1]
@@ -277,7 +280,8 @@ def _osp_config(tensors: Mapping[str, np.ndarray], config: dict[str, Any]) -> Vi
     layouts = {config.get(f"{side}_attention", "AttnBlock3D") for side in ("encoder", "decoder")}
     if len(layouts) != 1 or not layouts <= OSP_ATTENTION.keys():
         raise UserError(
-            f"attention {sorted(layouts)} of the checkpoint is not known; known: {', '.join(OSP_ATTENTION)}"
+            f"attention {sorted(layouts)} of the checkpoint is not known; known: "
+            f"{', '.join(OSP_ATTENTION)}"
         )
     return dataclasses.replace(
         default,

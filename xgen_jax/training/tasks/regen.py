@@ -103,8 +103,9 @@ class REGENTask(EmbedderTask):
         super().__post_init__()
         if self.loss_config.windows == "shifted" and self.model.config.conditioning == "in_context":
             raise UserError(
-                "loss.windows='shifted' has frames of two chunks in a window, and with model.conditioning='in_context' "
-                "nothing says whose the latents are; choose loss.windows='chunk', or 'content_aware'"
+                "loss.windows='shifted' has frames of two chunks in a window, and with "
+                "model.conditioning='in_context' nothing says whose the latents are; choose "
+                "loss.windows='chunk', or 'content_aware'"
             )
 
     @property
