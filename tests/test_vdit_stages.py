@@ -260,7 +260,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(embedder, latents, tmp
     odd = dataclasses.replace(VIDEO, batch_size=4)
     data: DataConfig = dataclasses.replace(config.data, buckets=(odd,))
     with pytest.raises(
-        UserError, match="bucket 9x24x16: a batch of 4 cannot be shared equally by 8 devices"
+        UserError, match="bucket 9x24x16: a batch of 4 cannot be split equally over 8 devices"
     ):
         train(dataclasses.replace(config, data=data), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -34,7 +34,7 @@ SENTENCES = [
 
 
 def spiece(size: int = 30, **changes) -> bytes:
-    """A sentencepiece model with T5's ids; the same bytes each time."""
+    """Train a SentencePiece model with T5's ids; the same bytes each time."""
     out = io.BytesIO()
     options = {
         "pad_id": 0,

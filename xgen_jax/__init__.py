@@ -12,7 +12,7 @@ __all__ = ["load", "show"]
 
 
 def load(path):
-    """Loads a run folder as a callable.
+    """Load a run folder as a callable.
 
     Args:
       path: the folder of a VDiT run (gives a `TextToVideo`: prompt -> video) or of a VidVAE or
@@ -32,7 +32,7 @@ def load(path):
 
 
 def show(video, fps: float = 8.0, path: str = "video.mp4"):
-    """Shows a video inline in a notebook, or writes it to `path`; see `xgen_jax.inference.show`."""
+    """Show a video inline in a notebook, or write it to `path`; see `xgen_jax.inference.show`."""
     from xgen_jax.inference.show import show as show_video
 
     return show_video(video, fps, path)

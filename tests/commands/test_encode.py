@@ -256,7 +256,7 @@ def test_an_embedder_trained_further_is_another_one(copied, latents, tmp_path):
 
 
 def test_a_refused_resume_leaves_the_folder_untouched(copied):
-    """What may change between two calls (here the number of steps) is not written down either."""
+    """A key that may change between two calls (here the number of steps) is not written either."""
     checkpoints = Checkpoints(copied / "vidvae" / "checkpoints")
     state, data = checkpoints.restore_part(()), checkpoints.restore_data()
     checkpoints.save(
@@ -289,8 +289,8 @@ def test_latents_are_not_for_training_an_autoencoder(latents, tmp_path):
 
 
 def test_statistics_are_measured_where_there_are_none(copied, tmp_path, capsys):
-    """As converted weights have none: they reconstruct without, encoding measures them, training
-    asks for them."""
+    """Converted weights have none: they reconstruct without; encoding measures them, training asks
+    for them."""
     statistics = copied / "vidvae" / "latent_statistics.json"
     trained = json.loads(statistics.read_text())
     statistics.unlink()

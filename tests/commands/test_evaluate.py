@@ -125,7 +125,7 @@ def test_reconstruction_suite_at_several_shapes_with_lpips(tiny_runs, tmp_path, 
 
 
 def released_names(params):
-    """Our parameters by the names of torchvision's trunk and of the released heads."""
+    """Our parameters by the names of torchvision's trunk and of the public heads."""
     places = (("1_1", 0), ("1_2", 2), ("2_1", 5), ("2_2", 7), ("3_1", 10), ("3_2", 12), ("3_3", 14))
     places += (("4_1", 17), ("4_2", 19), ("4_3", 21), ("5_1", 24), ("5_2", 26), ("5_3", 28))
     trunk = {
@@ -144,6 +144,6 @@ def test_captions_suite_reads_every_sample(tiny_runs, tmp_path):
     written = json.loads((tmp_path / "captions" / "captions.json").read_text())
     assert result["prompts"] == 4
     assert written["settings"]["steps"] == 2
-    # A model of two steps draws noise: the verifier must not find what was asked for.
+    # A model of two steps generates noise: the verifier must not find the attributes asked for.
     assert result["all"] < 0.5
     assert all((tmp_path / "captions" / sample["file"]).is_file() for sample in written["samples"])

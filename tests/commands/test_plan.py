@@ -104,7 +104,7 @@ def test_steps_are_compiled_for_a_slice_and_a_large_one_does_not_fit():
 
 def test_a_batch_that_devices_cannot_share_is_refused(monkeypatch):
     monkeypatch.setattr(plan, "slice_devices", lambda topology: jax.devices()[:4])
-    with pytest.raises(UserError, match="clips=6 cannot be shared by the 4 devices of v5e:2x2"):
+    with pytest.raises(UserError, match="clips=6 cannot be split over the 4 devices of v5e:2x2"):
         plan.compile_denoise_step(
             run_config(VALUES), "v5e:2x2", PRESETS["paper"], (9, 64, 64), clips=6
         )

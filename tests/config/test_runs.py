@@ -1,4 +1,4 @@
-"""Configurations: there and back through JSON, and mistakes named so that they can be mended."""
+"""Configurations: to JSON and back, and mistakes named so that they can be fixed."""
 
 import copy
 import dataclasses

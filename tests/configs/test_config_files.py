@@ -1,4 +1,4 @@
-"""Every config file: each of its keys can be set by a flag, those without a value included."""
+"""Config files: each key can be set by a flag, also those without a value."""
 
 import dataclasses
 import pathlib

@@ -99,7 +99,8 @@ def test_a_clip_goes_to_the_largest_it_fills_and_the_longest_it_has_frames_for()
 
 def test_what_is_not_kept_falls_to_the_next_resolution_and_not_to_a_shorter_level():
     chosen = fit(np.tile([9, 64, 64], (4000, 1)), BUCKETS, 0)
-    # 64x64 keeps none of 9 frames, 32x32 half of them; the five-frame buckets get no clip of nine.
+    # keep_prob of 9 frames is 0 at 64x64 and 0.5 at 32x32; the five-frame buckets get no clip of
+    # nine.
     fraction = {number: float(np.mean(chosen == number)) for number in (-1, *range(len(BUCKETS)))}
     assert fraction[1] == fraction[3] == fraction[4] == fraction[5] == fraction[0] == 0
     assert abs(fraction[2] - 0.5) < 0.03

@@ -74,7 +74,7 @@ def test_what_older_releases_wrote_is_nested():
     ],
 )
 def test_a_path_decides_the_kind(folders, name, kind):
-    """Not so in older releases, which trained on shapes without a word."""
+    """A path is enough; older releases trained on moving shapes without a warning."""
     path = str(folders / name)
     assert source({**FLAT, "path": path})["kind"] == kind
     assert source({"path": path}) == {"kind": kind, "path": path}
@@ -91,7 +91,7 @@ def test_a_kind_that_is_named_is_not_looked_up(folders):
 
 
 def test_keys_of_other_kinds_may_be_listed():
-    """As configuration files do, for flags to set them."""
+    """Configuration files list them, so that flags can set them."""
     every = {"path": None, "fps": None, "require_captions": False, "stride": 1, "flip": False}
     shapes = {"split": "train", "num_clips": 3, "style": "outline"}
     assert source({"source": {"kind": "synthetic", **shapes, **every}}) == {

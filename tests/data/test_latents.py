@@ -261,8 +261,8 @@ def test_damage_is_found_and_the_file_named(tmp_path):
     assert [line.split("/")[-1] for line in verify(tmp_path)] == [
         "shard-00001-of-00003.arrayrecord is missing"
     ]
-    # Flipped bits keep the size: the record's own checksum finds them when it is read, `verify`
-    # before.
+    # Flipped bits do not change the size: the record's own checksum finds them when it is read,
+    # `verify` before.
     shard.write_bytes(good[:200] + bytes(byte ^ 255 for byte in good[200:264]) + good[264:])
     source = LatentSource(tmp_path)
     assert "SHA-256 differs" in next(verify(tmp_path))

@@ -18,7 +18,7 @@ from xgen_jax.errors import UserError
 
 
 def counting_video(frames, height=32, width=48):
-    """Frame i is grey of level 8 i, so a decoded frame tells its own number."""
+    """Frame i is grey of level 8 i, so a decoded frame shows its own number."""
     return np.broadcast_to(
         (8 * np.arange(frames, dtype=np.uint8))[:, None, None, None], (frames, height, width, 3)
     )

@@ -83,8 +83,8 @@ def test_the_shape_stays_inside_and_moves_where_it_should(height, width):
         way = {"x": (columns[-1] - columns[0]) / width, "y": (rows[-1] - rows[0]) / height}
         axis, sign = {"left": "x-", "right": "x+", "up": "y-", "down": "y+"}[scene.direction]
         along = way.pop(axis) * (1 if sign == "+" else -1)
-        room = 1 - EXTENTS[scene.size] - 0.04
-        assert 0.54 < along / room < 0.81
+        space = 1 - EXTENTS[scene.size] - 0.04
+        assert 0.54 < along / space < 0.81
         assert abs(way.popitem()[1]) < 0.01
 
 

@@ -17,7 +17,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "extending.md"
 
 @pytest.fixture(scope="module")
 def names():
-    """All that the page defines."""
+    """Run the page's code and return the names that it defines."""
     names: dict = {"__name__": "extending"}
     tasks, runs = dict(TASKS), dict(Run.known)
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S):

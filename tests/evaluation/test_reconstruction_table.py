@@ -1,4 +1,4 @@
-"""Clip shapes as they are written, and the table that puts the paper's figures beside ours."""
+"""Clip shapes as they are written, and the table of the paper's figures next to ours."""
 
 import pytest
 

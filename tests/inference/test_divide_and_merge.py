@@ -17,7 +17,7 @@ def test_division_does_not_change_a_function_of_single_frames(frames, segment, m
     )
 
 
-def test_the_earlier_of_two_duplicates_is_kept_or_both_are_averaged():
+def test_drop_takes_the_earlier_duplicate_and_mean_the_mean():
     seen = []
 
     def number(x):
@@ -32,7 +32,8 @@ def test_the_earlier_of_two_duplicates_is_kept_or_both_are_averaged():
 
 
 @pytest.mark.parametrize(
-    "segment,merge,message", [(5, "blend", "merge='blend' is not known"), (1, "drop", "share none")]
+    "segment,merge,message",
+    [(5, "blend", "merge='blend' is not known"), (1, "drop", "cannot overlap")],
 )
 def test_bad_segments_and_merges_are_refused(segment, merge, message):
     with pytest.raises(UserError, match=message):

@@ -169,7 +169,7 @@ def test_residency_changes_nothing(model):
 def test_mistakes_are_named(model, capsys):
     with pytest.raises(UserError, match="a condition is a uint8 video"):
         latents(model, condition=VIDEO.astype(np.float32), frames=9)
-    with pytest.raises(UserError, match="has no room for a condition"):
+    with pytest.raises(UserError, match="is too short for a condition"):
         latents(model, condition=VIDEO, frames=1)
     with pytest.raises(UserError, match="batch_size=0"):
         model.generator(model.plan(), 0)

@@ -140,7 +140,7 @@ def test_a_file_of_prompts_loads_the_t5_once(root, tmp_path, monkeypatch, capsys
     assert sample("out")["generated"] == 2
     assert len(loads) == 1
     printed = capsys.readouterr().err
-    assert printed.count("are cut off, for the model takes 24") == 1
+    assert printed.count("are cut off: the model takes 24") == 1
     (tmp_path / "out" / "00002.mp4").unlink()
     assert sample("out")["generated"] == 1
     assert len(loads) == 1

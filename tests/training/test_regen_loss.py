@@ -96,13 +96,13 @@ def one_chunk_as_written(objective, regen_params, x0_FHWC, key):
     }
     mean, logvar = apply(regen_params, x0, method="encode")
     z = mean + jnp.exp(logvar / 2) * jax.random.normal(stream["posterior"], mean.shape[1:])[None]
-    told = apply(regen_params, z, frame_times(MODEL, x0.shape[1])[None], method="expand")
+    cond = apply(regen_params, z, frame_times(MODEL, x0.shape[1])[None], method="expand")
     u = jax.random.uniform(stream["time"])
     t = 2 * u / (1 + u)
     eps = jax.random.normal(stream["noise"], x0.shape[1:])[None]
 
     def predicted(t):
-        return apply(regen_params, (1 - t) * x0 + t * eps, 1000 * t[None], told, method="denoise")
+        return apply(regen_params, (1 - t) * x0 + t * eps, 1000 * t[None], cond, method="denoise")
 
     at_t, at_1 = predicted(t), predicted(jnp.float32(1))
     loss = jnp.minimum(1 / t**2, c.weight_limit) * jnp.square(at_t - x0).mean()
@@ -116,7 +116,7 @@ def one_chunk_as_written(objective, regen_params, x0_FHWC, key):
 
 
 def assert_close(one, other, tolerance):
-    """All within `tolerance` of the tree's largest value."""
+    """Check that all leaves agree within `tolerance` of the tree's largest value."""
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(other))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance * largest, rtol=0), one, other
@@ -125,8 +125,7 @@ def assert_close(one, other, tolerance):
 
 @pytest.mark.slow
 def test_the_loss_and_its_gradient_are_the_formulas():
-    """Of clips of two chunks and an image: chunks know nothing of one another, and frames count
-    alike."""
+    """Two chunks and an image: chunks are independent, and all frames have equal weight."""
     objective, params, arrays = make(ALL, frames=11, batch=2)
     keys, video = keys_of(2), np.float32(arrays["video"] / 127.5 - 1.0)
 

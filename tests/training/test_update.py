@@ -1,5 +1,5 @@
-"""One update: the same on eight devices as on one, for a batch as for its halves; none at all if it
-is not finite."""
+"""An update: the same on eight devices as on one, for a batch as for its halves; skipped if it is
+not finite."""
 
 import jax
 import jax.numpy as jnp

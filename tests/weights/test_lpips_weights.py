@@ -10,7 +10,7 @@ from xgen_jax.weights.lpips import load_lpips
 from xgen_jax.weights.safetensors import write_safetensors
 
 WIDTHS = (2, 3, 4, 4, 5)
-# Layers with a kernel, by the released numbering: (slice, index, kernel side).
+# Layers with a kernel, in the public numbering: (slice, index, kernel side).
 LAYERS = {
     "vgg16": [
         (number, index, 3)

@@ -35,7 +35,7 @@ PIXART["x_embedder.proj.weight"] = PIXART["x_embedder.proj.weight"][:, :, 0]
 
 @functools.cache
 def stdit2(norm):
-    """The golden's network."""
+    """The STDiT2 of the golden: (kind of norm) -> network."""
     tensors = (
         TENSORS if norm == "qknorm" else {n: x for n, x in TENSORS.items() if "_norm." not in n}
     )
@@ -223,7 +223,7 @@ def test_there_and_back_is_bit_for_bit(norm, tmp_path):
     wanted = {n: x for n, x in TENSORS.items() if norm == "qknorm" or "_norm." not in n}
     assert tensors.keys() == wanted.keys()
     for name, tensor in tensors.items():
-        if name == "rope.freqs":  # fixed, and computed anew
+        if name == "rope.freqs":  # fixed, and computed by ours
             np.testing.assert_allclose(tensor, wanted[name], rtol=1e-6)
         else:
             np.testing.assert_array_equal(tensor, wanted[name], err_msg=name)
@@ -376,7 +376,12 @@ def without(*parts):
 @pytest.mark.parametrize(
     "kind,tensors,config,message",
     [
-        ("stdit3", TENSORS, None, "kind 'stdit3' is not known; choose one of stdit2, pixart"),
+        (
+            "stdit3",
+            TENSORS,
+            None,
+            r"kind='stdit3' is not known \(did you mean 'stdit2'\?\); choose one of stdit2, pixart",
+        ),
         ("stdit2", PIXART, None, "no STDiT2.*--kind=pixart"),
         ("pixart", TENSORS, None, "a network of videos.*--kind=stdit2"),
         ("pixart", {"a": np.zeros(1)}, None, r"no pixart: it has no x_embedder.proj.weight \(a\)"),

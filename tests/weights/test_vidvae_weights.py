@@ -35,7 +35,7 @@ PLACES = {"p01": (True, True, False, False), "p12": (False, True, True, False)}
 
 
 def osp(layout, norm, place="p01"):
-    """The golden's variant."""
+    """The variant of the golden's CausalVAE with a layout, norm and place of the time levels."""
     names = {"bug": "AttnBlock3D", "fix": "AttnBlock3DFix"}
     config = {
         "encoder_attention": names[layout],
@@ -160,7 +160,7 @@ def test_every_frame_of_a_static_video_is_encoded_and_decoded_as_by_the_2d_model
 @pytest.mark.parametrize("clip", ["v5", pytest.param("v9", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm,layout", [("group", "released"), ("group_per_frame", "per_frame")])
 def test_an_inflated_model_on_a_moving_video(clip, norm, layout):
-    # An image tells nothing of the order of the taps in time; this does.
+    # An image does not show the order of the taps in time; this does.
     config, params = load_vidvae("sd-vae", SD_TENSORS)
     model = VidVAE(
         dataclasses.replace(config, norm=norm, attention_layout=layout, time_up="trilinear")
@@ -172,7 +172,7 @@ def test_an_inflated_model_on_a_moving_video(clip, norm, layout):
 
 
 def same(tensors, config=None, kind="sd-vae", expected=None):
-    """Whether tensors under other names make the model that the golden's make."""
+    """Check that tensors under other names make the model of the golden's tensors."""
     _, wanted = expected or load_vidvae(kind, SD_TENSORS)
     _, got = load_vidvae(kind, tensors, config)
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
@@ -220,7 +220,7 @@ def test_everything_that_does_not_fit_is_listed():
 @pytest.mark.parametrize(
     "kind,tensors,config,message",
     [
-        ("sd", SD_TENSORS, None, "kind 'sd' is not known; choose one of sd-vae, osp-vae"),
+        ("sd", SD_TENSORS, None, "kind='sd' is not known; choose one of sd-vae, osp-vae"),
         (
             "sd-vae",
             {"a": np.zeros(1)},

@@ -39,7 +39,7 @@ class LoopConfig:
       seed: of initialisation, noise, diffusion times and dropped captions.
       ema_decay: of the exponential moving average of the parameters, which is what samples and
         reconstructions use.
-      compute_dtype: `bfloat16` or `float32`; parameters, their average and losses are float32.
+      compute_dtype: `bfloat16` or `float32`; parameters, EMA and losses are float32.
       checkpoint_every: steps between checkpoints; the last step is always saved.
       keep_checkpoints: number of checkpoints kept, the newest ones.
       log_every: steps between rows of metrics.
@@ -84,7 +84,7 @@ class HoldsEmbedder:
     model: Any
 
     def make_embedder(self, dtype: Any = np.float32) -> Embedder:
-        """The embedder of the folder's network, computing in `dtype`."""
+        """Make the embedder of the folder's network, computing in `dtype`."""
         raise NotImplementedError
 
 
@@ -131,16 +131,17 @@ class Run:
 
     @property
     def family(self) -> str:
-        """The family of networks, which is also the name of the network's sub-tree of parameters."""
+        """Family of networks, and name of the network's sub-tree of parameters."""
         return self.objective
 
     @property
     def adapter(self) -> LoRAConfig | None:
-        """The adapter that is trained in place of the parameters, if any."""
+        """Adapter that is trained in place of the parameters, if any."""
         return None
 
     def derived(self, origin: str, kind: str) -> "Run":
-        """The configuration of parameters that were made from those of this run in `origin`."""
+        """Return the configuration of parameters that were made from those of this run in
+        `origin`."""
         del kind
         return dataclasses.replace(self, init_from=origin)
 
@@ -175,7 +176,7 @@ class REGENRun(HoldsEmbedder, Run):
             raise UserError(
                 f"loss.windows='shifted' is for clips of two chunks, {least} frames or more, and "
                 f"the longest bucket has {longest}: decoding would cross borders that training "
-                "has not; add one, or choose loss.windows='chunk'"
+                "has not; add a longer bucket, or choose loss.windows='chunk'"
             )
 
     def make_embedder(self, dtype: Any = np.float32) -> Embedder:
@@ -260,17 +261,17 @@ class Weights:
 
     @property
     def adapter(self) -> LoRAConfig | None:
-        """Converted weights have none."""
+        """None: converted weights have no adapter."""
         return None
 
     def derived(self, origin: str, kind: str) -> "Weights":
-        """The configuration of weights that were made from these in `origin`."""
+        """Return the configuration of weights that were made from these in `origin`."""
         return dataclasses.replace(self, kind=kind, source=origin)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VidVAEWeights(HoldsVidVAE, Weights):
-    """An embedder's weights."""
+    """Weights of a video autoencoder."""
 
     network: str = "vidvae"
     model: VidVAEConfig
@@ -278,7 +279,7 @@ class VidVAEWeights(HoldsVidVAE, Weights):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VDiTWeights(HoldsTransformer, Weights):
-    """A transformer's weights, to start a run from (`init_from`).
+    """Weights of a text-to-video transformer, to start a run from (`init_from`).
 
     Attributes:
       latent_channels: of the latents that it works on.
@@ -289,7 +290,7 @@ class VDiTWeights(HoldsTransformer, Weights):
     latent_channels: int
 
 
-# What may change between two calls of the same run without making it another run.
+# Keys that may change between two calls of the same run.
 FREE_KEYS = {
     "loop.steps",
     "loop.checkpoint_every",

@@ -13,7 +13,7 @@ the frame, then over R, G and B. Tools that pad the frame and average the whole 
 less. MSE is on the [-1, 1] scale, which is the one consistent with the xGen-VideoSyn-1 paper's
 table 3 (arXiv 2408.12590).
 
-PSNR and MSE reward blur: their optimum is the mean of all that might be there. Sharpness detects it,
+PSNR and MSE reward blur: their optimum is the mean of all that might be there. Sharpness shows it,
 
     sharpness = mean |grad Y(reconstruction)| / mean |grad Y(original)|
     Y = 0.299 R + 0.587 G + 0.114 B
