@@ -18,7 +18,7 @@ def state_of(workdir, step=None):
 
 
 def assert_same(one, other):
-    """Two trees have the same arrays, bit for bit."""
+    """Check that two trees have the same arrays, bit for bit."""
     assert jax.tree.structure(one) == jax.tree.structure(other)
     assert jax.tree.leaves(one)
     jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -1,4 +1,4 @@
-"""Dependencies point downward only; the levels are DESIGN's, lowest first."""
+"""Dependencies point downward only: levels of the package's modules, lowest first."""
 
 import ast
 import pathlib

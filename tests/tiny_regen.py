@@ -57,7 +57,7 @@ def tiny_embedder(config=TINY, **changes):
 
 
 def write_run(path, seed=0, config=TINY, statistics=True) -> pathlib.Path:
-    """A finished run with random parameters."""
+    """Write the folder of a finished run with random parameters."""
     folder = RunFolder(path)
     folder.create_or_resume(
         run_config(

@@ -1,5 +1,4 @@
-"""Converted weights are an embedder's folder: every command takes it, and it says of itself where
-it comes from."""
+"""Converted weights are a folder that every command takes, and that names its source."""
 
 import dataclasses
 import json
@@ -126,8 +125,7 @@ def test_another_folder_is_not_overwritten(folder, tiny_runs):
 
 @pytest.fixture(scope="module")
 def transformers(tmp_path_factory):
-    """The golden's random STDiT2 as a file, and what a PixArt-alpha would have of it; both
-    converted."""
+    """The golden's random STDiT2 as a file, and its part of a PixArt-alpha; both converted."""
     root = tmp_path_factory.mktemp("transformers")
     with np.load(GOLDENS / "stdit2.npz") as file:
         tensors = {

@@ -1,5 +1,4 @@
-"""Encoding a data set: what is on disk is what training would have made, and only runs of that
-embedder may read it."""
+"""Encoding a data set: latents equal those of training, and only runs of that embedder read them."""
 
 import json
 import shutil
@@ -52,7 +51,7 @@ def synthetic(root, out, **changes):
 
 @pytest.fixture(scope="module")
 def latents(tiny_runs, tmp_path_factory):
-    """The clips that tiny_runs trained on, and as many one-frame images, captions embedded."""
+    """Latents of the clips that tiny_runs trained on, and of as many images, captions embedded."""
     out = tmp_path_factory.mktemp("latents") / "out"
     more = {"buckets": "5x16x16, 1x16x16", "text_encoder": str(tiny_runs / "vdit")}
     result = synthetic(tiny_runs, out, count=100, shard_size=45, **more)
@@ -204,7 +203,7 @@ def test_mistakes_are_named_before_anything_is_made(tiny_runs, tmp_path, changes
 
 @pytest.fixture
 def copied(tiny_runs, tmp_path):
-    """The two runs where they may be changed."""
+    """Copies of the two runs, which may be changed."""
     for name in ("vidvae", "vdit"):
         shutil.copytree(tiny_runs / name, tmp_path / name)
     config = (tmp_path / "vdit" / "config.json").read_text().replace(str(tiny_runs), str(tmp_path))

@@ -1,5 +1,4 @@
-"""Encoding for a stage: each video lies in the bucket that it fits, and training on the folder
-finds it there."""
+"""Encoding for a stage: each video goes to the bucket that it fits, and training finds it there."""
 
 import json
 import shutil
@@ -32,7 +31,7 @@ def encode(**arguments):
 
 @pytest.fixture
 def stage(monkeypatch):
-    """A stage of 16 and 32 pixels a side."""
+    """Set up a stage of 16 and 32 pixels a side."""
     monkeypatch.setitem(buckets.SIDES, "small", 16)
     monkeypatch.setitem(buckets.SIDES, "large", 32)
     monkeypatch.setitem(buckets.STAGES, "tiny", TABLE)

@@ -1,5 +1,4 @@
-"""Latents on disk: written exactly once however often the work breaks off, and read only if they
-are what was meant."""
+"""Latents on disk: written exactly once, also after interruptions; read only if they are intact."""
 
 import concurrent.futures
 import dataclasses
@@ -42,8 +41,7 @@ def sample(bucket, index, text=False):
 
 
 def write(path, bad=(), break_after=None, text=False, members=None, **changes):
-    """Writes what is not there; `bad` clips cannot be read; after `break_after` clips a user stops
-    it."""
+    """Write the missing shards; `bad` clips cannot be read; stop after `break_after` clips."""
     writer = LatentWriter(path, {**SETTINGS, **changes}, members)
     count = 0
 

@@ -14,7 +14,7 @@ from xgen_jax.errors import UserError
 
 
 class NoiseSource(Source):
-    """Clips of noise from the generator that is given, so equal pixels mean equal generators."""
+    """Clips of noise from the given generator, so that equal pixels mean equal generators."""
 
     name = "noise"
 

@@ -261,7 +261,7 @@ def test_an_outline_has_a_hole_and_the_rest_as_it_was(shape):
     assert 0.02 < 1 - kept.mean() < 0.2 and kept[(filled == ground).all(-1)].all()
 
 
-def test_fingerprint_tells_settings_apart():
+def test_the_fingerprint_depends_on_every_setting():
     same = {
         SyntheticSource(seed=1).fingerprint(),
         SyntheticSource(seed=1, split="train").fingerprint(),

@@ -1,4 +1,4 @@
-"""The code in docs/extending.md runs, and what it adds works without another change."""
+"""The code in docs/extending.md runs, and its additions work without another change."""
 
 import pathlib
 import re

@@ -122,7 +122,7 @@ def box_blur(video):
     return np.rint(np.mean(shifted, axis=0)).astype(np.uint8)
 
 
-def test_sharpness_tells_blur():
+def test_sharpness_detects_blur():
     video = noise((2, 40, 48, 3))
     np.testing.assert_array_equal(reconstruction.sharpness_frames(video, video), 1.0)
     blurred = box_blur(video)
@@ -158,7 +158,7 @@ def test_sharpness_of_flat_frames_is_finite():
 
 
 class MeanDifference:
-    """Stands for a learned distance."""
+    """A stand-in for a learned distance."""
 
     name, convention = "lpips_vgg", "a stand-in"
 

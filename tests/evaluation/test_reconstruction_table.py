@@ -31,7 +31,7 @@ def test_what_is_no_shape(shape):
         expand_shapes(["9x32x32", shape])
 
 
-def test_the_papers_row_stands_beside_its_shapes():
+def test_the_papers_figures_are_next_to_its_shapes():
     lines = table([entry("17x512x512", lpips_alex=0.25), entry("9x32x32")]).splitlines()
     assert lines[0] == (
         "| frames x height x width | clips | PSNR, dB | SSIM | MSE | sharpness | LPIPS, AlexNet "

@@ -1,5 +1,4 @@
-"""Conditions of videos: the last frames of a video file at the right rate, an image, cropped as in
-training."""
+"""Conditions of videos: an image or the last frames of a file, at the rate and crop of training."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,4 @@
-"""Divide-and-merge: which frames are duplicates and how they are merged; a function without memory
-is not changed."""
+"""Divide-and-merge: duplicates and their merge; a function without memory is not changed."""
 
 import numpy as np
 import pytest

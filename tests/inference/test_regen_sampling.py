@@ -39,7 +39,7 @@ pytestmark = pytest.mark.slow  # an embedder and a transformer are trained
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """regen/, the latents/ it made, and vdit/, trained on those."""
+    """A folder with regen/, its latents/, and vdit/, trained on those."""
     root = tmp_path_factory.mktemp("regen")
     write_run(root / "regen")
     arguments = {"data": "synthetic", "count": 4, "buckets": "10x16x16,1x16x16", "batch_size": 2}

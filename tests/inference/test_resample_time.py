@@ -1,4 +1,4 @@
-"""Another speed: moments between the frames, and the frames themselves as they always are."""
+"""Decoding at another speed: moments between the frames, and the unchanged frames themselves."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def test_moments_go_from_the_first_frame_to_the_last():
 
 @pytest.fixture(scope="module")
 def built():
-    """(embedder, params, latents of two chunks and an image, the frames as decoding has them)."""
+    """(embedder, params, latents of two chunks and an image, their decoded frames)."""
     embedder, params = tiny_embedder()
     latents = np.random.default_rng(0).standard_normal((1, 5, 2, 2, 4)).astype(np.float32)
     return embedder, params, latents, decode(embedder, params, latents, key=jax.random.key(3))
@@ -53,7 +53,7 @@ def test_the_clips_own_frames_stay_what_they_are(built, speed, every, between):
     assert all(np.abs(slow[:, i] - slow[:, i + 1]).max() > 1e-2 for i in range(10 * every))
 
 
-def test_latents_that_are_tokens_are_drawn_at_any_time_too():
+def test_latents_that_are_tokens_are_decoded_at_any_time_too():
     embedder, params = tiny_embedder(
         dataclasses.replace(TINY, conditioning="in_context"), windows="chunk"
     )
@@ -71,7 +71,7 @@ def test_twice_as_fast_is_every_other_frame(built):
     )
 
 
-def test_times_far_beyond_a_chunk_are_told_of(built, monkeypatch, capsys):
+def test_times_far_beyond_a_chunk_give_a_warning(built, monkeypatch, capsys):
     embedder, params, latents, _ = built
     monkeypatch.setattr(
         resample_time,
@@ -118,7 +118,7 @@ def test_any_length_and_size_comes_back_whole(run):
 
 
 @pytest.mark.slow
-def test_a_file_is_shown_beside_the_original_slowed_by_repetition(run, tmp_path):
+def test_a_file_is_shown_next_to_the_original_slowed_by_repetition(run, tmp_path):
     video = np.random.default_rng(2).integers(0, 256, (6, 16, 16, 3), np.uint8)
     write_video(tmp_path / "clip.mp4", video, fps=8)
     arguments = {"embedder": run, "video": tmp_path / "clip.mp4", "out": str(tmp_path / "slow.mp4")}
@@ -129,7 +129,7 @@ def test_a_file_is_shown_beside_the_original_slowed_by_repetition(run, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_run_is_scored_with_so_many_evaluations(run, tmp_path):
+def test_a_run_is_scored_with_n_evaluations(run, tmp_path):
     result = reconstruction_suite(embedder=str(run), out=str(tmp_path), count=1, steps=2)
     assert result["shapes"]["10x16x16"]["clips"] == 1
     assert (

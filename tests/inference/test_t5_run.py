@@ -60,8 +60,10 @@ def encode(root, runs, **changes):
 
 @pytest.fixture(scope="module")
 def root(tiny_runs, tmp_path_factory):
-    """t5/, its embeddings in latents/, and run/ trained on them for a step. Tests must not change
-    it."""
+    """A folder with t5/, its embeddings in latents/, and run/ trained on them for a step.
+
+    Tests must not change it.
+    """
     root = tmp_path_factory.mktemp("t5run")
     tiny_t5.write(root / "t5")
     encode(root, tiny_runs)

@@ -103,7 +103,7 @@ def test_what_is_cached_needs_no_weights(folder, tmp_path, loads):
     assert kept[0].read_bytes() in (whole, whole[:50])
 
 
-def test_a_cache_that_cannot_be_written_is_told_of_once(folder, tmp_path, capsys):
+def test_a_cache_that_cannot_be_written_gives_one_warning(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     rows = T5Captions(folder, 40, cache=tmp_path / "file")(["a red circle", "a blue square"])
     assert len(rows) == 2

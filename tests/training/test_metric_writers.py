@@ -1,4 +1,4 @@
-"""Metric writers: what is on disk after interruptions, and what a person sees."""
+"""Metric writers: files after interruptions, and the progress that a person sees."""
 
 import io
 import json

@@ -67,7 +67,7 @@ def test_the_shift_of_a_window_depends_on_its_key_only():
 
 
 @pytest.mark.parametrize("windows, chunks", [("chunk", CHUNKS), ("shifted", 1)])
-def test_windows_stay_where_they_are_told_to_and_where_there_is_no_neighbour(windows, chunks):
+def test_windows_are_not_shifted_by_choice_or_without_a_neighbour(windows, chunks):
     given = numbered(2, chunks)
     frames, cond = choose_windows(REGENLossConfig(windows=windows), keys(2, chunks), *given)
     np.testing.assert_array_equal(frames, given[0])

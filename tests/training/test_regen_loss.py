@@ -1,5 +1,4 @@
-"""REGEN's loss: its formula and gradient, chunks by themselves, a batch in parts, each term's
-switch."""
+"""REGEN's loss: its formula and gradient, independent chunks, a batch in parts, its terms."""
 
 import dataclasses
 
@@ -54,7 +53,7 @@ PLAIN = REGENLossConfig()
 
 
 class Distance(nn.Module):
-    """Stands for LPIPS: any module (frames, frames) -> (B,) with parameters that are held fixed."""
+    """A stand-in for LPIPS: any module (frames, frames) -> (B,) with fixed parameters."""
 
     @nn.compact
     def __call__(self, x_BHWC, y_BHWC):
@@ -87,7 +86,7 @@ def keys_of(batch, step=3):
 
 
 def one_chunk_as_written(objective, regen_params, x0_FHWC, key):
-    """The loss of a chunk, the way the formulas read."""
+    """Compute the loss of a chunk as the formulas are written."""
     c, apply = objective.loss_config, objective.model.apply
     x0 = x0_FHWC[None]
     stream = {
@@ -220,8 +219,7 @@ def test_weighted_by_velocity_an_error_of_x0_is_that_of_the_velocity(process):
 
 
 def test_the_papers_loss_is_the_squared_error_of_the_noise():
-    """A network that starts with zeros has the noise's own square for its loss, at any size of the
-    error in x0."""
+    """The loss of a network that starts with zeros is the squared noise, for any error of x0."""
     objective, _, arrays = make(REGENLossConfig(process="ddpm", prediction="eps"), batch=8)
     params = jax.jit(lambda key: objective.init(key, None))(jax.random.key(1))
     keys = keys_of(8)

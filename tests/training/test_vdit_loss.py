@@ -1,5 +1,5 @@
-"""The transformer's loss: masks, clip conditions and processes; a sample's loss is its own,
-whatever the batch."""
+"""The transformer's loss: masks, micro-conditions and processes; samples of a batch are
+independent."""
 
 import dataclasses
 

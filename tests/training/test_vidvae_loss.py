@@ -1,5 +1,5 @@
-"""The autoencoder's loss: its formula, its gradient in one pass, two groups apart, and a game that
-is alive."""
+"""The autoencoder's loss: its formula, its gradient in one pass, two separate groups that both
+learn."""
 
 import dataclasses
 
@@ -52,7 +52,7 @@ SEED = 0
 
 
 class Distance(nn.Module):
-    """Stands for LPIPS: any module (frames, frames) -> (B,) with parameters that are held fixed."""
+    """A stand-in for LPIPS: any module (frames, frames) -> (B,) with fixed parameters."""
 
     @nn.compact
     def __call__(self, x_BHWC, y_BHWC):
@@ -87,8 +87,8 @@ def adversarial():
 
 
 def as_written(objective, params, arrays, keys):
-    """(reconstruction + KL, generator's adversarial loss, discriminator's), the way the formulas
-    read."""
+    """Compute (reconstruction + KL, generator's, discriminator's loss) as the formulas are
+    written."""
     c, video = objective.loss_config, to_unit_range(arrays["video"])
     noise = jax.vmap(
         lambda key: jax.random.normal(key, objective.model.config.latent_shape(video.shape)[1:])
@@ -149,8 +149,8 @@ def test_the_gradient_of_one_pass_is_that_of_the_loss_as_written(adversarial):
 
 
 def test_no_groups_loss_moves_the_other():
-    """Exactly: the discriminator's loss has no gradient into the clips, the generator's none into
-    the discriminator."""
+    """The discriminator's loss has no gradient for the clips, the generator's none for the
+    discriminator."""
     config = dataclasses.replace(ADVERSARIAL, start_step=0, r1=0.2)
     model = Discriminator(config.discriminator)
     video, y, cotangent = jax.random.normal(jax.random.key(0), (3, 2, 1, 16, 16, 3))
@@ -159,7 +159,7 @@ def test_no_groups_loss_moves_the_other():
     @jax.jit
     def gradients(params, video, y, cotangent):
         def pull(loss_, gan, metrics):
-            """The gradient of a weighted sum of these outputs by every input."""
+            """Compute the gradient of a weighted sum of these outputs by every input."""
 
             def total(params, video, y, cotangent):
                 loss, gan_cotangent, values = adversarial_terms(

@@ -1,5 +1,5 @@
-"""Runs of the autoencoder with all its terms: images and videos mixed, resumed, started from
-another, stopped."""
+"""Runs of the autoencoder with all its terms: images and videos mixed, resumed, warm-started,
+stopped."""
 
 import shutil
 

@@ -1,5 +1,4 @@
-"""A foreign config.json: what changes the network is honoured or refused by name, the rest is known
-or named."""
+"""A foreign config.json: keys that change the network are used or refused, unknown ones named."""
 
 import json
 import pathlib
@@ -306,7 +305,7 @@ def test_groups_of_norms_are_the_checkpoints():
 
 
 @pytest.mark.parametrize("groups", [16, 32])
-def test_a_norm_of_so_many_groups_is_its_formula(groups):
+def test_a_norm_of_n_groups_is_its_formula(groups):
     x = jax.random.normal(jax.random.key(0), (1, 1, 4, 4, 64))
     norm = video_norm("group_per_frame", 64, jnp.float32, None, groups)
     grouped = np.asarray(x).reshape(16, groups, 64 // groups)

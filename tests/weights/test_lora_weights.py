@@ -1,4 +1,4 @@
-"""Adapters on disk: the very bits come back, and only to the base that they belong to."""
+"""Adapters on disk: read back bit for bit, and only for their own base."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""LPIPS from files: both forms, both trunks, and every tensor that is amiss named."""
+"""LPIPS from files: both forms, both trunks, and errors that name every wrong tensor."""
 
 import jax
 import numpy as np
@@ -70,7 +70,7 @@ def test_both_forms_give_the_same_network(trunk, tmp_path):
     np.testing.assert_array_equal(kernel[1, 2, 0], weight[:, 0, 1, 2])
 
 
-def test_every_tensor_amiss_is_listed(tmp_path):
+def test_every_wrong_tensor_is_listed(tmp_path):
     layers, heads = trunk_and_heads("vgg16", "lpips")
     tensors = {**layers, **heads}
     del tensors["net.slice2.5.bias"], tensors["lin3.model.1.weight"]
@@ -97,7 +97,7 @@ def test_every_tensor_amiss_is_listed(tmp_path):
     )
 
 
-def test_another_network_is_told_at_once(tmp_path):
+def test_another_network_is_refused_first(tmp_path):
     path = write_safetensors(
         tmp_path / "vae.safetensors", {"encoder.conv_in.weight": np.zeros((2, 3, 3, 3))}
     )

@@ -204,7 +204,7 @@ def test_tensors_go_where_the_table_says():
     assert params["scale"] == 0.5 and params["scale"].shape == ()
 
 
-def test_one_error_lists_all_that_is_amiss():
+def test_one_error_lists_all_wrong_tensors():
     tensors = foreign()
     del tensors["q"], tensors["v"]
     tensors |= {

@@ -148,7 +148,7 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path, changes, message):
         T5Folder(tiny_t5.write(tmp_path / "t5", **changes)).load()
 
 
-def test_a_folder_that_is_not_whole_is_told_of(tmp_path):
+def test_an_incomplete_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"there is no folder .*; give the T5's"):
         T5Folder(tmp_path / "none")
     path = tiny_t5.write(tmp_path / "t5")

@@ -1,5 +1,5 @@
-"""The public STDiT2 and PixArt-alpha become a VDiT, which computes what STDiT2 does, and goes back
-bit for bit."""
+"""Conversion of the public STDiT2 and PixArt-alpha: outputs equal the reference's, and STDiT2
+converts back bit for bit."""
 
 import dataclasses
 import functools
@@ -301,7 +301,7 @@ def leaves(tree):
 
 
 @pytest.mark.parametrize("style", ["original", "diffusers", "without sizes"])
-def test_an_image_network_fills_what_is_spatial_and_the_rest_starts_anew(style):
+def test_an_image_network_gives_the_spatial_layers_and_the_rest_is_initialised(style):
     tensors, new = PIXART, set(FRESH)
     if style == "diffusers":
         tensors = diffusers_names(PIXART)

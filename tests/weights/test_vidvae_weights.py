@@ -1,5 +1,4 @@
-"""Foreign autoencoders give what their own code gives, for images, videos of every length and odd
-sizes."""
+"""Foreign autoencoders: outputs equal those of their own code, for images, lengths and odd sizes."""
 
 import dataclasses
 import json
@@ -241,7 +240,7 @@ def test_what_is_not_known_is_refused(kind, tensors, config, message):
         load_vidvae(kind, tensors, config)
 
 
-def test_version_1_1_is_told_by_its_tensors():
+def test_version_1_1_is_recognised_by_its_tensors():
     """Its mixes of pool and convolution, and its first levels that mix no frames."""
     rng, tensors = np.random.default_rng(0), {}
     for name, tensor in OSP_TENSORS.items():

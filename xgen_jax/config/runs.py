@@ -230,7 +230,7 @@ class VDiTRun(HoldsTransformer, Run):
 
     @property
     def adapter(self) -> LoRAConfig | None:
-        """See `Run`."""
+        """Adapter that is trained in place of the parameters, if any."""
         return self.lora
 
 
@@ -256,7 +256,7 @@ class Weights:
 
     @property
     def family(self) -> str:
-        """See `Run`."""
+        """Family of networks, and name of the network's sub-tree of parameters."""
         return self.network
 
     @property

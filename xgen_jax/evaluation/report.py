@@ -321,13 +321,13 @@ def _accuracy(captions: dict | None) -> str:
         rows.append((label, f"{value:.1%}", _bar(value), low_high))
     note = (
         '<p class="note">The interval is the 95% one for this many prompts (Wilson); it does not '
+        "hold the spread between training runs.</p>"
     )
-    note += "hold the spread between training runs.</p>"
     return _table(("attribute", "right", "", "95% interval"), rows) + note
 
 
 def wilson_interval(fraction: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a proportion in `count` trials; in [0, 1], not empty at 0 or 1 either."""
+    """Compute Wilson's interval of a proportion in `count` trials; in [0, 1], never empty."""
     centre = (fraction + z * z / (2 * count)) / (1 + z * z / count)
     half = (
         z

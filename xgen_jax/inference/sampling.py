@@ -218,7 +218,7 @@ class VideoSampler:
         """
         if len(batch) != self.batch_size:
             raise ValueError(f"{len(batch)} rows for a batch of {self.batch_size}")
-        arrays = self._shared(self.text.arrays([row.prompt for row in batch]))
+        arrays = self._on_devices(self.text.arrays([row.prompt for row in batch]))
         seed_B, index_B = self.seeds(batch)
         with on_mesh(self.mesh):
             prompts = embed_prompts(self.text, params, arrays, index_B)
@@ -236,7 +236,7 @@ class VideoSampler:
     def seeds(self, batch: Sequence[BatchRow]) -> tuple[Array, Array]:
         """Return the seeds and indices (B,) of a batch, on the devices."""
         seeds, indices = zip(*((row.seed, row.index) for row in batch))
-        return self._shared((np.asarray(seeds, np.uint32), np.asarray(indices, np.uint32)))
+        return self._on_devices((np.asarray(seeds, np.uint32), np.asarray(indices, np.uint32)))
 
     def known_condition(self, latents: np.ndarray) -> KnownFrames:
         """Make latents (1, t, h, w, c) known at the start of every video of a batch."""
@@ -245,7 +245,7 @@ class VideoSampler:
         missing = self.plan.segment_shape[0] - count
         padded = np.pad(latents, ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0)))
         with on_mesh(self.mesh):
-            return known_head(self._shared(np.repeat(padded, self.batch_size, axis=0)), count)
+            return known_head(self._on_devices(np.repeat(padded, self.batch_size, axis=0)), count)
 
     def lower_step(self, params: Params) -> jax.stages.Lowered:
         """Lower `sampling_step` for the mesh, from shapes alone.
@@ -254,7 +254,7 @@ class VideoSampler:
           params: {"vdit", and what the text conditioner trained}, arrays or shapes.
         """
         rows = jax.ShapeDtypeStruct((self.batch_size,), np.uint32)
-        shared = functools.partial(_shared_shapes, len(self.program.shape) + 1, self.mesh)
+        shared = functools.partial(_batch_shapes, len(self.program.shape) + 1, self.mesh)
         with on_mesh(self.mesh):
             start = functools.partial(start_segment, self.program, self.steps)
             key_B, carry = jax.eval_shape(start, rows, rows, None)
@@ -311,7 +311,7 @@ class VideoSampler:
     def _step(self, number: int) -> Steps:
         return jax.tree.map(lambda a: a[number : number + 1], self.steps)
 
-    def _shared(self, tree: Any) -> Any:
+    def _on_devices(self, tree: Any) -> Any:
         """Put arrays of a batch on the devices, each with its part."""
         return jax.device_put(tree, batch_sharding(self.mesh))
 
@@ -330,7 +330,7 @@ def _shapes(tree, shardings):
     )
 
 
-def _shared_shapes(dims: int, mesh: Mesh, tree):
+def _batch_shapes(dims: int, mesh: Mesh, tree):
     """Return the shapes of a batch; arrays of more than `dims` dims have the others before it."""
 
     def sharding(a):  # the memory of a multi-step sampler is (order, B, ...)

@@ -25,7 +25,7 @@ RESERVED = ("step", "nonfinite")
 
 
 class MetricWriter(Protocol):
-    """One of the writers behind `MetricWriters`."""
+    """Protocol of the writers behind `MetricWriters`, which documents the methods."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -242,7 +242,7 @@ class JsonlWriter:
         self._file.flush()
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing: progress is not recorded."""
+        """Do nothing: progress is not recorded."""
 
     def image(self, step: int, name: str, path: pathlib.Path) -> None:
         """Do nothing: the file is in the run's folder."""
@@ -289,7 +289,7 @@ class TensorBoardWriter:
             self._writer.add_scalar(name, _number(value), int(step))
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing: progress is not recorded."""
+        """Do nothing: progress is not recorded."""
 
     def image(self, step: int, name: str, path: pathlib.Path) -> None:
         """Add an image file as it is, so that a GIF moves."""

@@ -171,7 +171,7 @@ def load_vdit(
         _check_frequencies(tensors, model, origin)
     abstract = abstract_variables(model, channels)
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
-    absent = [path for path in leaves if kind == "pixart" and _starts_anew(path, tensors, style)]
+    absent = [path for path in leaves if kind == "pixart" and _is_new(path, tensors, style)]
     fresh = _fresh(model, channels, absent, seed)
     sources = {
         path: ((), lambda path=path: fresh[path])
@@ -273,7 +273,7 @@ def _source(path: str, shape: tuple[int, ...], config: VDiTConfig, style: str) -
     return tuple(names), transform
 
 
-def _starts_anew(path: str, tensors: Mapping[str, np.ndarray], style: str) -> bool:
+def _is_new(path: str, tensors: Mapping[str, np.ndarray], style: str) -> bool:
     """Return whether an image network's checkpoint lacks one of our parameters, and may."""
     layer, suffix = _layer(path)
     if NEW.search(layer):

@@ -1,6 +1,6 @@
 """VDiT's task: a diffusion process on an embedder's latents, with captions dropped for guidance.
 
-    loss = mean over the noised frames of process.losses(network(x_t, t, text, micro_cond), x0, eps)
+    loss = mean over the noisy frames of process.losses(network(x_t, t, text, micro_cond), x0, eps)
 
 which is | v - (eps - x0) |^2 of rectified flow (arXiv 2403.03206, section 2), or the eps loss of
 DDPM with its bound on the learned variance (arXiv 2102.09672). Frames that are a clip's condition
