@@ -1,4 +1,4 @@
-"""What a run has left on disk, for tests of exact resume."""
+"""Contents of a run's folder, for tests of exact resume."""
 
 import pathlib
 
@@ -9,8 +9,7 @@ from xgen_jax.runs.checkpoint import Checkpoints
 
 
 def state_of(workdir, step=None):
-    """All arrays of a run's newest checkpoint, without a model: the sub-trees as they are on
-    disk."""
+    """Load all arrays of a run's newest checkpoint, without a model: the sub-trees on disk."""
     checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints")
     return {
         name: checkpoints.restore_part((name,), step)
@@ -19,14 +18,14 @@ def state_of(workdir, step=None):
 
 
 def assert_same(one, other):
-    """Two trees have the same arrays, bit for bit."""
+    """Check that two trees have the same arrays, bit for bit."""
     assert jax.tree.structure(one) == jax.tree.structure(other)
     assert jax.tree.leaves(one)
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def contents(folder):
-    """Every file below a folder, by its path there."""
+    """Read all files below a folder, by relative path."""
     return {
         path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and settings that must be the same."""
+"""Files that are whole or missing, and settings that must be the same."""
 
 import os
 
@@ -33,7 +33,7 @@ def test_an_error_of_the_system_names_the_file(tmp_path):
         files.write_text(tmp_path / "file" / "a.txt", "")
 
 
-def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+def test_only_leftovers_of_killed_writers_are_removed(tmp_path):
     for name in (".a.0123abcd.tmp.txt", ".a.txt.0123abcd.tmp", ".b.0123abcd.tmp.txt", "a.txt"):
         (tmp_path / name).write_text("")
     files.remove_temporaries(tmp_path / "a.txt")

@@ -1,4 +1,4 @@
-"""Dependencies point downward only; the levels are DESIGN's, lowest first."""
+"""Dependencies point downward only: levels of the package's modules, lowest first."""
 
 import ast
 import pathlib
@@ -63,7 +63,7 @@ def modules(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room(parts):
+def package_of(parts):
     return parts[0].removesuffix(".py") if parts and parts[0] != "__init__.py" else ""
 
 
@@ -73,8 +73,8 @@ FILES = sorted((ROOT / "xgen_jax").rglob("*.py"))
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_downward(path):
     relative = path.relative_to(ROOT / "xgen_jax")
-    here = room(relative.parts)
-    assert here in LEVELS, f"{here} is not a room of the design"
+    here = package_of(relative.parts)
+    assert here in LEVELS, f"{here} is not a package of the layout"
     for name in modules(path):
         top = name.split(".")[0]
         assert top not in EVERYWHERE_FORBIDDEN, f"{name}"

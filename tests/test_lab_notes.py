@@ -1,5 +1,4 @@
-"""The lab note of every configuration: how to run it, on what, how long it takes, and what comes
-out."""
+"""Lab notes of all configurations: command, hardware, time and result."""
 
 import ast
 import pathlib

@@ -1,5 +1,5 @@
-"""The three training stages: their buckets are the embedder's, and each builds, shards and takes a
-step when shrunk."""
+"""The three training stages: their buckets fit the embedder; each builds, shards and takes a step
+when shrunk."""
 
 import dataclasses
 import importlib.util
@@ -171,9 +171,9 @@ def ema(workdir):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_is_shared_by_eight_devices(name, embedder):
-    """At full size, by shapes alone: parameters, average and both moments, a device has an eighth
-    of nearly all."""
+def test_a_stage_is_split_over_eight_devices(name, embedder):
+    """At full size, by shapes only: a device has an eighth of nearly all of parameters, EMA and
+    both moments."""
     config = stage(name, "8")
     text = make_conditioner(config)
     objective = VDiTTask.on_latents(config, PRESETS["paper"].latent_shape, text)
@@ -201,7 +201,7 @@ def test_a_stage_is_shared_by_eight_devices(name, embedder):
 
 
 def steps_of(name, embedder, latents, init_from, monkeypatch, capsys):
-    """Trains a shrunk stage for two steps; returns its folder."""
+    """Train a shrunk stage for two steps; return its folder."""
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1024)  # everything here is small
     workdir = embedder.parent / name
     config = shrunk(name, embedder, latents, init_from)
@@ -255,12 +255,12 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_made(embedder, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused(embedder, latents, tmp_path):
+def test_a_batch_that_cannot_be_split_over_the_devices_is_refused(embedder, latents, tmp_path):
     config = shrunk("480p", embedder, latents, None)
     odd = dataclasses.replace(VIDEO, batch_size=4)
     data: DataConfig = dataclasses.replace(config.data, buckets=(odd,))
     with pytest.raises(
-        UserError, match="bucket 9x24x16: a batch of 4 cannot be shared equally by 8 devices"
+        UserError, match="bucket 9x24x16: a batch of 4 cannot be split equally over 8 devices"
     ):
         train(dataclasses.replace(config, data=data), tmp_path / "run")
     assert not (tmp_path / "run").exists()

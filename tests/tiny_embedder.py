@@ -1,4 +1,4 @@
-"""The smallest network that makes latents as the paper's embedder does."""
+"""The smallest network whose latents have the shape of the paper's embedder."""
 
 from xgen_jax.models.vidvae_config import VidVAEConfig
 

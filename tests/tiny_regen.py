@@ -39,7 +39,7 @@ STATISTICS = {"mean": [-0.1, 0.0, 0.1, 0.2], "std": [0.5, 1.0, 1.5, 2.0]}
 
 
 def random_params(config=TINY, seed=0):
-    """Every parameter at random: those of a network that was not trained start at zero in part."""
+    """Make all parameters random: some of an untrained network are zero."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: 0.3 * rng.standard_normal(leaf.shape).astype(leaf.dtype),
@@ -57,7 +57,7 @@ def tiny_embedder(config=TINY, **changes):
 
 
 def write_run(path, seed=0, config=TINY, statistics=True) -> pathlib.Path:
-    """A finished run with random parameters."""
+    """Write the folder of a finished run with random parameters."""
     folder = RunFolder(path)
     folder.create_or_resume(
         run_config(

@@ -34,7 +34,7 @@ SENTENCES = [
 
 
 def spiece(size: int = 30, **changes) -> bytes:
-    """A sentencepiece model with T5's ids; the same bytes each time."""
+    """Train a SentencePiece model with T5's ids; the same bytes each time."""
     out = io.BytesIO()
     options = {
         "pad_id": 0,
@@ -55,7 +55,7 @@ def spiece(size: int = 30, **changes) -> bytes:
 
 
 def tensors(seed: int = 0, config=CONFIG) -> dict[str, np.ndarray]:
-    """A state dict of an encoder, random."""
+    """Make a random state dict of an encoder."""
     rng, c = np.random.default_rng(seed), config
     inner = c["num_heads"] * c["d_kv"]
 
@@ -81,7 +81,7 @@ def tensors(seed: int = 0, config=CONFIG) -> dict[str, np.ndarray]:
 
 
 def write(folder: pathlib.Path, seed: int = 0, config=CONFIG, **changes) -> pathlib.Path:
-    """Writes the folder of such a T5. `changes` replace or add tensors; None leaves one out."""
+    """Write the folder of such a T5. `changes` replace or add tensors; None leaves one out."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "spiece.model").write_bytes(spiece())

@@ -1,4 +1,4 @@
-"""What a process asks of the system before jax is loaded."""
+"""Settings of the process that must be in place before jax is loaded."""
 
 import os
 import sys
@@ -13,8 +13,8 @@ def ask_for_huge_pages() -> None:
     kernel takes so long to map it that a step of a small transformer on CPU takes half as long
     again. The C library (glibc, Linux) reads the setting only when a process starts.
 
-    It does nothing where the variable is set, on other systems, after jax is loaded, under a
-    debugger, or where no file is run, because a notebook or standard input would be lost.
+    Does nothing if the variable is set, on other systems, after jax is loaded, under a debugger, or
+    if no file is run, because a notebook or standard input would be lost.
     """
     if sys.platform != "linux" or TUNABLES in os.environ or "jax" in sys.modules:
         return

@@ -1,4 +1,4 @@
-"""Tiny models and runs that tests, notebooks and benchmarks share; seconds on a CPU."""
+"""Tiny models and runs for tests, notebooks and benchmarks; seconds on a CPU."""
 
 import copy
 from typing import Any
@@ -80,13 +80,13 @@ def warm_start(config: Run) -> Any:
 
 
 def regen_task(model: REGEN, loss_config: REGENLossConfig, **fields: Any) -> REGENTask:
-    """A REGEN's task around a model; `fields` are others of `EmbedderTask`."""
+    """Make a REGEN's task around a model; `fields` are others of `EmbedderTask`."""
     process, windows = loss_config.make_process(), loss_config.windows
     embedder = REGENEmbedder(model=model, process=process, windows=windows)
     return REGENTask(embedder=embedder, loss_config=loss_config, **fields)
 
 
 def vidvae_task(model: VidVAE, loss_config: VidVAELossConfig, **fields: Any) -> VidVAETask:
-    """A VidVAE's task around a model; `fields` are others of `EmbedderTask`."""
+    """Make a VidVAE's task around a model; `fields` are others of `EmbedderTask`."""
     embedder = VidVAEEmbedder(model=model)
     return VidVAETask(embedder=embedder, loss_config=loss_config, **fields)

@@ -1,5 +1,4 @@
-"""REGEN's benchmark: what it compares is alike where it says so, its rows are kept, and its footage
-is never shared."""
+"""REGEN's benchmark: comparable cases, rows on disk, and separate footage for training and test."""
 
 import argparse
 import importlib.util

@@ -1,4 +1,4 @@
-"""The benchmark prints rows and nothing else, each with the fields its readers count on."""
+"""The benchmark prints rows only, each with the fields that its readers need."""
 
 import importlib.util
 import json

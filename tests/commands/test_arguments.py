@@ -1,4 +1,4 @@
-"""A command line with names of configs and old names, as the command then sees it."""
+"""Command lines with names of configs, and old names of flags and keys."""
 
 import pathlib
 

@@ -1,5 +1,4 @@
-"""Converted weights are an embedder's folder: every command takes it, and it says of itself where
-it comes from."""
+"""Converted weights are a folder that every command takes, and that names its source."""
 
 import dataclasses
 import json
@@ -30,7 +29,7 @@ GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The golden's random 2D autoencoder as a file, converted, and a video beside it."""
+    """The golden's random 2D autoencoder as a file, converted, and a video next to it."""
     root = tmp_path_factory.mktemp("converted")
     with np.load(GOLDENS / "sd_vae_inflation.npz") as file:
         tensors = {
@@ -97,7 +96,7 @@ def test_it_has_no_sizes_and_no_statistics_until_somebody_gives_them(folder):
             "give --kind, one of sd-vae, osp-vae, stdit2, pixart, stdit2-export, lora",
         ),
         ({"source": None}, "give --source"),
-        ({"kind": "vqgan"}, "kind 'vqgan' is not known"),
+        ({"kind": "vqgan"}, "kind='vqgan' is not known"),
         ({"source": "weights.ckpt"}, "there is no weights.ckpt"),
     ],
 )
@@ -125,8 +124,7 @@ def test_another_folder_is_not_overwritten(folder, tiny_runs):
 
 @pytest.fixture(scope="module")
 def transformers(tmp_path_factory):
-    """The golden's random STDiT2 as a file, and what a PixArt-alpha would have of it; both
-    converted."""
+    """The golden's random STDiT2 as a file, and its part of a PixArt-alpha; both converted."""
     root = tmp_path_factory.mktemp("transformers")
     with np.load(GOLDENS / "stdit2.npz") as file:
         tensors = {

@@ -1,5 +1,4 @@
-"""Encoding a data set: what is on disk is what training would have made, and only runs of that
-embedder may read it."""
+"""Encoding a data set: latents equal those of training, and only runs of that embedder read them."""
 
 import json
 import shutil
@@ -52,7 +51,7 @@ def synthetic(root, out, **changes):
 
 @pytest.fixture(scope="module")
 def latents(tiny_runs, tmp_path_factory):
-    """The clips that tiny_runs trained on, and as many one-frame images, captions embedded."""
+    """Latents of the clips that tiny_runs trained on, and of as many images, captions embedded."""
     out = tmp_path_factory.mktemp("latents") / "out"
     more = {"buckets": "5x16x16, 1x16x16", "text_encoder": str(tiny_runs / "vdit")}
     result = synthetic(tiny_runs, out, count=100, shard_size=45, **more)
@@ -204,7 +203,7 @@ def test_mistakes_are_named_before_anything_is_made(tiny_runs, tmp_path, changes
 
 @pytest.fixture
 def copied(tiny_runs, tmp_path):
-    """The two runs where they may be changed."""
+    """Copies of the two runs, which may be changed."""
     for name in ("vidvae", "vdit"):
         shutil.copytree(tiny_runs / name, tmp_path / name)
     config = (tmp_path / "vdit" / "config.json").read_text().replace(str(tiny_runs), str(tmp_path))
@@ -256,7 +255,7 @@ def test_an_embedder_trained_further_is_another_one(copied, latents, tmp_path):
 
 
 def test_a_refused_resume_leaves_the_folder_untouched(copied):
-    """What may change between two calls (here the number of steps) is not written down either."""
+    """A key that may change between two calls (here the number of steps) is not written either."""
     checkpoints = Checkpoints(copied / "vidvae" / "checkpoints")
     state, data = checkpoints.restore_part(()), checkpoints.restore_data()
     checkpoints.save(
@@ -289,8 +288,8 @@ def test_latents_are_not_for_training_an_autoencoder(latents, tmp_path):
 
 
 def test_statistics_are_measured_where_there_are_none(copied, tmp_path, capsys):
-    """As converted weights have none: they reconstruct without, encoding measures them, training
-    asks for them."""
+    """Converted weights have none: they reconstruct without; encoding measures them, training asks
+    for them."""
     statistics = copied / "vidvae" / "latent_statistics.json"
     trained = json.loads(statistics.read_text())
     statistics.unlink()

@@ -1,5 +1,4 @@
-"""Encoding for a stage: each video lies in the bucket that it fits, and training on the folder
-finds it there."""
+"""Encoding for a stage: each video goes to the bucket that it fits, and training finds it there."""
 
 import json
 import shutil
@@ -32,7 +31,7 @@ def encode(**arguments):
 
 @pytest.fixture
 def stage(monkeypatch):
-    """A stage of 16 and 32 pixels a side."""
+    """Set up a stage of 16 and 32 pixels a side."""
     monkeypatch.setitem(buckets.SIDES, "small", 16)
     monkeypatch.setitem(buckets.SIDES, "large", 32)
     monkeypatch.setitem(buckets.STAGES, "tiny", TABLE)
@@ -99,7 +98,7 @@ def test_a_folder_of_videos_and_images_breaks_off_and_ends_with_the_same_bytes(
     shutil.copytree(videos, tmp_path / "data")
     for name, side in {"0": 16, "a2": 40, "c2": 18, "f": 16, "g": 8}.items():
         (tmp_path / "data" / f"{name}.png").write_bytes(png(np.full((side, side, 3), 99, np.uint8)))
-    # Its header is fine, but it cannot be decoded: the one problem that there is to tell.
+    # Its header is fine, but it cannot be decoded: the one problem to report.
     broken = bytearray((tmp_path / "data" / "f.png").read_bytes())
     broken[-30:-20] = bytes(10)
     (tmp_path / "data" / "f.png").write_bytes(broken)

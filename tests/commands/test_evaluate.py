@@ -1,5 +1,4 @@
-"""Whole evaluations, on real mp4 files too: odd sizes and lengths, a folder with bad files in
-it."""
+"""Whole evaluations, also of mp4 files: odd sizes and lengths, a folder with bad files in it."""
 
 import json
 
@@ -19,7 +18,7 @@ from xgen_jax.weights.safetensors import write_safetensors
 
 
 def moving_crops(frames, height, width):
-    """A crop wandering over a smooth picture with edges, in the manner of footage."""
+    """A crop that moves over a smooth picture with edges, like footage."""
     y, x = np.mgrid[0 : height + frames, 0 : width + frames].astype(np.float32)
     waves = [
         127 + 90 * np.sin(x / a + y / b) * np.cos(y / a) for a, b in ((7, 11), (5, 13), (9, 6))
@@ -98,7 +97,7 @@ def test_reconstruction_suite_at_several_shapes_with_lpips(tiny_runs, tmp_path, 
     params = jax.jit(model.init)(jax.random.key(0), image, image)["params"]
     files = [
         str(write_safetensors(tmp_path / f"{part}.safetensors", x))
-        for part, x in released_names(params).items()
+        for part, x in public_names(params).items()
     ]
     shapes = ["1x32x16", "9x16x32"]
     embedder = str(tiny_runs / "vidvae")
@@ -128,8 +127,8 @@ def test_reconstruction_suite_at_several_shapes_with_lpips(tiny_runs, tmp_path, 
     np.testing.assert_allclose(distance(video, video[::-1]), direct, rtol=1e-5, atol=1e-9)
 
 
-def released_names(params):
-    """Our parameters by the names of torchvision's trunk and of the released heads."""
+def public_names(params):
+    """Our parameters by the names of torchvision's trunk and of the public heads."""
     places = (("1_1", 0), ("1_2", 2), ("2_1", 5), ("2_2", 7), ("3_1", 10), ("3_2", 12), ("3_3", 14))
     places += (("4_1", 17), ("4_2", 19), ("4_3", 21), ("5_1", 24), ("5_2", 26), ("5_3", 28))
     trunk = {
@@ -148,6 +147,6 @@ def test_captions_suite_reads_every_sample(tiny_runs, tmp_path):
     written = json.loads((tmp_path / "captions" / "captions.json").read_text())
     assert result["prompts"] == 4
     assert written["settings"]["steps"] == 2
-    # A model of two steps draws noise: the verifier must not find what was asked for.
+    # A model of two steps generates noise: the verifier must not find the attributes asked for.
     assert result["all"] < 0.5
     assert all((tmp_path / "captions" / sample["file"]).is_file() for sample in written["samples"])

@@ -1,5 +1,4 @@
-"""Train and sampling steps compiled for a TPU slice that is not there, with libtpu in its own
-process."""
+"""Train and sampling steps compiled for a TPU slice without hardware; libtpu in its own process."""
 
 import dataclasses
 import importlib.util
@@ -102,9 +101,9 @@ def test_steps_are_compiled_for_a_slice_and_a_large_one_does_not_fit():
     assert short["parameters"] == small["parameters"]
 
 
-def test_a_batch_that_devices_cannot_share_is_refused(monkeypatch):
+def test_a_batch_that_cannot_be_split_over_the_devices_is_refused(monkeypatch):
     monkeypatch.setattr(plan, "slice_devices", lambda topology: jax.devices()[:4])
-    with pytest.raises(UserError, match="clips=6 cannot be shared by the 4 devices of v5e:2x2"):
+    with pytest.raises(UserError, match="clips=6 cannot be split over the 4 devices of v5e:2x2"):
         plan.compile_denoise_step(
             run_config(VALUES), "v5e:2x2", PRESETS["paper"], (9, 64, 64), clips=6
         )

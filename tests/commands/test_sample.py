@@ -1,4 +1,4 @@
-"""Prompts to files: existing videos are kept, an interrupted run continues, mistakes are named."""
+"""Prompts to files: existing videos stay, an interrupted run continues, mistakes are named."""
 
 import json
 

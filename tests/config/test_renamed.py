@@ -1,4 +1,4 @@
-"""Keys and values of older releases still name what they named."""
+"""Old names of keys and values, in runs on disk and in fingerprints."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Configurations: there and back through JSON, and mistakes named so that they can be mended."""
+"""Configurations: to JSON and back, and mistakes named so that they can be fixed."""
 
 import copy
 import dataclasses
@@ -89,7 +89,8 @@ def test_a_configuration_goes_through_json_and_back(path):
             (),
             "objective",
             "vqvae",
-            r"objective='vqvae' is not known \(did you mean 'vidvae'\?\); choose one of vidvae, regen, vdit",
+            r"objective='vqvae' is not known \(did you mean 'vidvae'\?\); choose one of vidvae, "
+            r"regen, vdit",
         ),
     ],
 )
@@ -150,7 +151,7 @@ def test_whole_numbers_stand_for_floats_and_none_for_what_may_be_none(vidvae):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_a_folder_given_by_a_flag_decides_what_is_trained_on(path, tmp_path):
-    """The keys of every kind that a flag may set are there; an old flag means the same."""
+    """Flags can set the keys of every kind; an old flag means the same."""
     given = values(path)
     kind = given["data"]["source"]["kind"]
     given["data"]["source"]["path"] = str(tmp_path)
@@ -187,7 +188,7 @@ def test_differing_keys_ignores_the_free_ones_and_names_the_others(vidvae):
 
 
 def shrunk(values, embedder):
-    """The same run made tiny: every part and every kind of bucket stays, one step."""
+    """Shrink a run to one step of tiny networks; every part and every kind of bucket stays."""
     values = copy.deepcopy(values)
     values["loop"] |= {"steps": 1, "log_every": 1}
     values["mesh"] = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
@@ -309,7 +310,7 @@ def test_the_papers_regen_is_the_papers():
 
 @pytest.mark.parametrize("ratio", [8, 16])
 def test_the_quickstarts_regen_and_its_transformer_are_of_one_ratio(ratio):
-    """The folders that the lab notes name, one chunk a clip."""
+    """Folders are those in the lab notes; a clip is one chunk."""
     regen, vdit = (
         run_config(values(ROOT / "quickstart" / f"{n}.py", str(ratio)))
         for n in ("regen", "vdit_regen")

@@ -1,4 +1,4 @@
-"""Every config file: each of its keys can be set by a flag, those without a value included."""
+"""Config files: each key can be set by a flag, also those without a value."""
 
 import dataclasses
 import pathlib
@@ -28,7 +28,7 @@ def name(path):
 
 
 def parse(path, *arguments):
-    """The config of a command line, as a command sees it."""
+    """Parse a command line to its config, as a command does."""
     argv = ["command", f"--config={path}", *arguments]
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
@@ -37,7 +37,7 @@ def parse(path, *arguments):
 
 
 def keys(config, prefix=""):
-    """The dotted keys of a config, each with its value and type."""
+    """Yield the dotted keys of a config, each with its value and type."""
     for key, value in config.items():
         if hasattr(value, "items"):
             yield from keys(value, f"{prefix}{key}.")
@@ -46,7 +46,7 @@ def keys(config, prefix=""):
 
 
 def example(key, kind, run):
-    """A value that a key without one can take."""
+    """Return a value that a key without one can take."""
     match key.split("."):
         case ["guidance", "interval"]:
             return (0.2, 0.8)
@@ -62,7 +62,7 @@ def example(key, kind, run):
 
 
 def needed(kind, config, parts, group="config"):
-    """The flags without which a key's group, or its kind, is not there."""
+    """Return the flags that a key's group, or its kind, needs."""
     first, *rest = parts
     if not rest:
         return []

@@ -1,4 +1,4 @@
-"""Bucket tables, and which clip goes to which bucket."""
+"""Bucket tables, and the assignment of clips to buckets."""
 
 import numpy as np
 import pytest
@@ -97,9 +97,10 @@ def test_a_clip_goes_to_the_largest_it_fills_and_the_longest_it_has_frames_for()
     assert fit(np.array(extents), BUCKETS[:5], 0).tolist() == [0, 3, 3, 3, 1, -1, -1]
 
 
-def test_what_is_not_kept_falls_to_the_next_resolution_and_not_to_a_shorter_level():
+def test_a_dropped_clip_falls_to_the_next_resolution_and_not_to_a_shorter_level():
     chosen = fit(np.tile([9, 64, 64], (4000, 1)), BUCKETS, 0)
-    # 64x64 keeps none of 9 frames, 32x32 half of them; the five-frame buckets get no clip of nine.
+    # keep_prob of 9 frames is 0 at 64x64 and 0.5 at 32x32; the five-frame buckets get no clip of
+    # nine.
     fraction = {number: float(np.mean(chosen == number)) for number in (-1, *range(len(BUCKETS)))}
     assert fraction[1] == fraction[3] == fraction[4] == fraction[5] == fraction[0] == 0
     assert abs(fraction[2] - 0.5) < 0.03
@@ -112,7 +113,7 @@ def test_a_wide_clip_goes_to_the_wide_bucket_of_its_resolution():
     assert abs(np.mean(chosen == 5) - 0.25) < 0.03
 
 
-def test_draws_follow_from_the_seed_and_not_from_later_clips():
+def test_random_numbers_follow_from_the_seed_and_not_from_later_clips():
     extents = np.tile([9, 64, 64], (100, 1))
     assert np.array_equal(fit(extents, BUCKETS, 3), fit(extents, BUCKETS, 3))
     assert np.array_equal(fit(extents, BUCKETS, 3)[:50], fit(extents[:50], BUCKETS, 3))

@@ -1,5 +1,4 @@
-"""The source of a configuration: by its kind, by what lies in its folder, and as older releases
-wrote it."""
+"""The source of a configuration: by its kind, by the contents of its folder, by old keys."""
 
 import json
 
@@ -26,7 +25,7 @@ FLAT = {
 
 @pytest.fixture
 def folders(tmp_path):
-    """videos/, latents/ and started/, whose encoding has not ended; and a folder that is none."""
+    """Folders videos/, latents/ and started/, whose encoding has not ended; and a missing one."""
     for name in ("videos", "latents", "started", "other"):
         (tmp_path / name).mkdir()
     (tmp_path / "latents" / "manifest.json").write_text(json.dumps({"shard_size": 4}))
@@ -74,7 +73,7 @@ def test_what_older_releases_wrote_is_nested():
     ],
 )
 def test_a_path_decides_the_kind(folders, name, kind):
-    """Not so in older releases, which trained on shapes without a word."""
+    """A path is enough; older releases trained on moving shapes without a warning."""
     path = str(folders / name)
     assert source({**FLAT, "path": path})["kind"] == kind
     assert source({"path": path}) == {"kind": kind, "path": path}
@@ -84,14 +83,14 @@ def test_a_path_decides_the_kind(folders, name, kind):
 
 
 def test_a_kind_that_is_named_is_not_looked_up(folders):
-    """A run is read where its data are not, or are others by now."""
+    """A run can be read without its data, or with other data in their place."""
     for kind in ("video_folder", "latents"):
         for name in ("videos", "latents", "nowhere"):
             assert source({"source": {"kind": kind, "path": str(folders / name)}})["kind"] == kind
 
 
 def test_keys_of_other_kinds_may_be_listed():
-    """As configuration files do, for flags to set them."""
+    """Configuration files list them, so that flags can set them."""
     every = {"path": None, "fps": None, "require_captions": False, "stride": 1, "flip": False}
     shapes = {"split": "train", "num_clips": 3, "style": "outline"}
     assert source({"source": {"kind": "synthetic", **shapes, **every}}) == {

@@ -1,5 +1,4 @@
-"""Images as people see them: orientation, transparency, depth; refusals that name the file and the
-reason."""
+"""Images as displayed: orientation, transparency, depth; refusals name the file and the reason."""
 
 import numpy as np
 import pytest

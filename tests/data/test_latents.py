@@ -1,5 +1,4 @@
-"""Latents on disk: written exactly once however often the work breaks off, and read only if they
-are what was meant."""
+"""Latents on disk: written exactly once, also after interruptions; read only if they are intact."""
 
 import concurrent.futures
 import dataclasses
@@ -42,8 +41,7 @@ def sample(bucket, index, text=False):
 
 
 def write(path, bad=(), break_after=None, text=False, members=None, **changes):
-    """Writes what is not there; `bad` clips cannot be read; after `break_after` clips a user stops
-    it."""
+    """Write the missing shards; `bad` clips cannot be read; stop after `break_after` clips."""
     writer = LatentWriter(path, {**SETTINGS, **changes}, members)
     count = 0
 
@@ -261,8 +259,8 @@ def test_damage_is_found_and_the_file_named(tmp_path):
     assert [line.split("/")[-1] for line in verify(tmp_path)] == [
         "shard-00001-of-00003.arrayrecord is missing"
     ]
-    # Flipped bits keep the size: the record's own checksum finds them when it is read, `verify`
-    # before.
+    # Flipped bits do not change the size: the record's own checksum finds them when it is read,
+    # `verify` before.
     shard.write_bytes(good[:200] + bytes(byte ^ 255 for byte in good[200:264]) + good[264:])
     source = LatentSource(tmp_path)
     assert "SHA-256 differs" in next(verify(tmp_path))

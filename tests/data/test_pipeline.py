@@ -14,7 +14,7 @@ from xgen_jax.errors import UserError
 
 
 class NoiseSource(Source):
-    """Clips of noise from the generator that is given, so equal pixels mean equal generators."""
+    """Clips of noise from the given generator, so that equal pixels mean equal generators."""
 
     name = "noise"
 
@@ -185,7 +185,7 @@ def test_a_fingerprint_is_what_earlier_releases_gave():
 
 
 def test_wrong_configurations_are_refused():
-    with pytest.raises(UserError, match="batch_size 4 cannot be shared equally by 3 processes"):
+    with pytest.raises(UserError, match="batch_size 4 cannot be split equally over 3 processes"):
         Pipeline(NoiseSource(), config(), process_count=3)
     with pytest.raises(UserError, match="has 7 clips, fewer than one batch of 8"):
         Pipeline(NoiseSource(7), config())

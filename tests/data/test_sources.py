@@ -1,5 +1,4 @@
-"""A folder of videos: what is used, what is left out and said so, and that reading is a function of
-(index, rng)."""
+"""A folder of videos: usable files, a report of the others, reading as a function of (index, rng)."""
 
 import hashlib
 import json
@@ -18,7 +17,7 @@ from xgen_jax.errors import UserError
 
 
 def counting_video(frames, height=32, width=48):
-    """Frame i is grey of level 8 i, so a decoded frame tells its own number."""
+    """Frame i is grey of level 8 i, so a decoded frame shows its own number."""
     return np.broadcast_to(
         (8 * np.arange(frames, dtype=np.uint8))[:, None, None, None], (frames, height, width, 3)
     )
@@ -222,7 +221,7 @@ def test_a_configuration_makes_its_source(tmp_path):
 
 
 def make_images(folder, names, height=24, width=40):
-    """Grey images of level 10 times their number; JPEG files are stored lying on their side."""
+    """Make grey images of level 10 times their number; JPEG files are stored rotated."""
     for number, name in enumerate(names, 1):
         image = np.full((height, width, 3), 10 * number, np.uint8)
         data = (

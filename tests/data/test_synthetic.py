@@ -83,8 +83,8 @@ def test_the_shape_stays_inside_and_moves_where_it_should(height, width):
         way = {"x": (columns[-1] - columns[0]) / width, "y": (rows[-1] - rows[0]) / height}
         axis, sign = {"left": "x-", "right": "x+", "up": "y-", "down": "y+"}[scene.direction]
         along = way.pop(axis) * (1 if sign == "+" else -1)
-        room = 1 - EXTENTS[scene.size] - 0.04
-        assert 0.54 < along / room < 0.81
+        space = 1 - EXTENTS[scene.size] - 0.04
+        assert 0.54 < along / space < 0.81
         assert abs(way.popitem()[1]) < 0.01
 
 
@@ -261,7 +261,7 @@ def test_an_outline_has_a_hole_and_the_rest_as_it_was(shape):
     assert 0.02 < 1 - kept.mean() < 0.2 and kept[(filled == ground).all(-1)].all()
 
 
-def test_fingerprint_tells_settings_apart():
+def test_the_fingerprint_depends_on_every_setting():
     same = {
         SyntheticSource(seed=1).fingerprint(),
         SyntheticSource(seed=1, split="train").fingerprint(),

@@ -1,5 +1,4 @@
-"""Video files: what is written is what is read, at the times asked for, and every bad file is
-refused in words."""
+"""Video files: reading inverts writing, frames have the times asked for, bad files are refused."""
 
 import os
 import resource
@@ -26,7 +25,7 @@ def moving_crop(frames, height, width, step=2):
 
 
 def which(frames, video):
-    """The index of the nearest frame of `video` for each of `frames`, in their common window."""
+    """Return the index of the nearest frame of `video` for each of `frames`."""
     height, width = video.shape[1:3]
     return [
         int(np.argmin([np.abs(f[:height, :width] - v).mean() for v in video.astype(int)]))
@@ -39,7 +38,7 @@ def psnr(a, b):
 
 
 def encode(path, video, codec, times, time_base, format=None, options=None, rotation=0):
-    """Writes frames at the given ticks, unlike `write_video` with any codec and variable rate."""
+    """Write frames at the given ticks, unlike `write_video` with any codec and variable rate."""
     with av.open(str(path), "w", format=format) as out:
         stream = out.add_stream(codec, rate=Fraction(25), options=options or {})
         stream.height, stream.width = video.shape[1:3]

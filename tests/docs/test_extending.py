@@ -1,4 +1,4 @@
-"""The code in docs/extending.md runs, and what it adds works without another change."""
+"""The code in docs/extending.md runs, and its additions work without another change."""
 
 import pathlib
 import re
@@ -26,7 +26,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "extending.md"
 
 @pytest.fixture(scope="module")
 def names():
-    """All that the page defines."""
+    """Run the page's code and return the names that it defines."""
     names: dict = {"__name__": "extending"}
     tables = [(table, dict(table)) for table in (TASKS, Run.known, SOLVERS)]
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S):

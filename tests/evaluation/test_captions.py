@@ -1,4 +1,4 @@
-"""The caption verifier: right on the world's own clips, still right through blur and noise, and not
+"""The caption verifier: right on the dataset's own clips, also through blur and noise, and not
 easily fooled."""
 
 import functools

@@ -1,4 +1,4 @@
-"""The Frechet distance against SciPy's, and what the random features of clips must see."""
+"""The Frechet distance against SciPy's, and the sensitivity of random features of clips."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""Reconstruction metrics against scikit-image's values, and the identities they must keep."""
+"""Reconstruction metrics against scikit-image's values, and their identities."""
 
 import json
 import math
@@ -115,20 +115,20 @@ def test_evaluation_means_rows_and_worst_clips():
 
 
 def box_blur(video):
-    """Each pixel the mean of its 3x3 neighbourhood, edges repeated."""
+    """Mean of each pixel's 3x3 neighbourhood, edges repeated."""
     padded = np.pad(video.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     height, width = video.shape[1:3]
     shifted = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
     return np.rint(np.mean(shifted, axis=0)).astype(np.uint8)
 
 
-def test_sharpness_tells_blur():
+def test_sharpness_detects_blur():
     video = noise((2, 40, 48, 3))
     np.testing.assert_array_equal(reconstruction.sharpness_frames(video, video), 1.0)
     blurred = box_blur(video)
     again = box_blur(blurred)
     once, twice = (reconstruction.sharpness_frames(video, x) for x in (blurred, again))
-    # Of white noise, neighbouring 3x3 means share 6 of 9 pixels: they differ by sqrt(6)/9 of a
+    # Of white noise, neighbouring 3x3 means overlap by 6 of 9 pixels: they differ by sqrt(6)/9 of a
     # deviation, not sqrt(2).
     np.testing.assert_allclose(once, np.sqrt(6) / 9 / np.sqrt(2), atol=0.02)
     assert (twice < 0.7 * once).all()
@@ -158,7 +158,7 @@ def test_sharpness_of_flat_frames_is_finite():
 
 
 class MeanDifference:
-    """Stands for a learned distance."""
+    """A stand-in for a learned distance."""
 
     name, convention = "lpips_vgg", "a stand-in"
 

@@ -1,4 +1,4 @@
-"""Clip shapes as they are written, and the table that puts the paper's figures beside ours."""
+"""Clip shapes as they are written, and the table of the paper's figures next to ours."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_what_is_no_shape(shape):
         expand_shapes(["9x32x32", shape])
 
 
-def test_the_papers_row_stands_beside_its_shapes():
+def test_the_papers_figures_are_next_to_its_shapes():
     lines = table([entry("17x512x512", lpips_alex=0.25), entry("9x32x32")]).splitlines()
     assert lines[0] == (
         "| frames x height x width | clips | PSNR, dB | SSIM | MSE | sharpness | LPIPS, AlexNet "
@@ -39,7 +39,8 @@ def test_the_papers_row_stands_beside_its_shapes():
     )
     assert (
         lines[2]
-        == "| 17x512x512 | 8 | 30.12 | 0.9000 | 0.00400 | 0.810 | 0.2500 | 33.83 / 0.935 / 0.00281 |"
+        == "| 17x512x512 | 8 | 30.12 | 0.9000 | 0.00400 | 0.810 | 0.2500 | 33.83 / 0.935 / "
+        "0.00281 |"
     )
     assert lines[3] == "| 9x32x32 | 8 | 30.12 | 0.9000 | 0.00400 | 0.810 | – | – |"
     assert len({line.count("|") for line in lines[:4]}) == 1

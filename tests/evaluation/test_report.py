@@ -1,4 +1,4 @@
-"""The report page: what it says, what it leaves out, that it asks nothing of the network."""
+"""The report page: its contents, its omissions, and that it loads nothing from the network."""
 
 import html.parser
 import json
@@ -17,7 +17,7 @@ VOID = {"meta", "line", "rect", "polyline"}
 
 
 class Page(html.parser.HTMLParser):
-    """Checks nesting while it reads, and keeps tags, attributes and text."""
+    """Check nesting while reading; collect tags, attributes and text."""
 
     def __init__(self, text):
         super().__init__()
@@ -169,7 +169,7 @@ def test_page_says_what_the_runs_did(root):
         "log scale",
     ):
         assert wanted in page.text, wanted
-    assert "1 not finite, not drawn" in page.text
+    assert "1 not finite, not shown" in page.text
     assert "--guidance_scale=3.0" in page.text and "bash launch/quickstart.sh" in page.text
     assert (
         len(page.all("video")) == 5 and len(page.all("svg")) == 4 and len(page.all("details")) == 2
@@ -224,7 +224,7 @@ def test_half_empty_files_do_not_break_the_page(tmp_path):
     assert "fewer than two finite values" in page.text
 
 
-def test_only_files_beside_the_json_are_embedded(root):
+def test_only_files_in_the_folder_of_the_json_are_embedded(root):
     (root / "secret.mp4").write_bytes(b"secret")
     path = root / "evaluation" / "captions" / "captions.json"
     captions = json.loads(path.read_text())
@@ -284,7 +284,7 @@ def test_running_mean_is_exact_at_the_start_and_averages_at_the_end():
 @pytest.mark.parametrize(
     "y", [[1.0] * 30, [0.0] * 30, [-1.0, 1.0] * 15, list(range(30)), [math.inf] + [3.0] * 29]
 )
-def test_any_curve_can_be_drawn(y):
-    drawn = chart.line_chart(range(30), y, "a <label>")
-    assert "nan" not in drawn and "a &lt;label&gt;" in drawn
-    assert Page(drawn).all("polyline")
+def test_any_curve_can_be_plotted(y):
+    svg = chart.line_chart(range(30), y, "a <label>")
+    assert "nan" not in svg and "a &lt;label&gt;" in svg
+    assert Page(svg).all("polyline")

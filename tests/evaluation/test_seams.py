@@ -30,7 +30,7 @@ def test_a_jump_counts_at_the_border_alone():
     assert (seams.border, seams.others, seams.worst_other) == (2.5, 1.0, 1.0)
 
 
-def test_a_jump_moved_into_the_chunk_is_told():
+def test_a_jump_moved_into_the_chunk_is_detected():
     original = ramp(np.arange(12) * 2)
     moved = ramp(np.arange(12) * 2 + 4 * ((np.arange(12) + 2) // 4))
     seams = measure_seams([(original, moved)], 4)

@@ -1,5 +1,4 @@
-"""Conditions of videos: the last frames of a video file at the right rate, an image, cropped as in
-training."""
+"""Conditions of videos: an image or the last frames of a file, at the rate and crop of training."""
 
 import numpy as np
 import pytest
@@ -33,7 +32,7 @@ def plan(overlap=2, segment=5, fps=8.0):
 
 
 def levels(frames):
-    """Which grey each frame is, in steps of eight."""
+    """Grey level of each frame, in steps of eight."""
     return np.rint(frames.reshape(len(frames), -1).mean(1) / 8).astype(int).tolist()
 
 
@@ -88,5 +87,5 @@ def test_mistakes_are_named(video, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             fit_condition(frames, plan(), EMBEDDER)
-    with pytest.raises(UserError, match="no room for a condition"):
+    with pytest.raises(UserError, match="too short for a condition"):
         fit_condition(np.zeros((1, 32, 48, 3), np.uint8), plan(segment=1), EMBEDDER)

@@ -1,5 +1,4 @@
-"""Divide-and-merge: which frames are duplicates and how they are merged; a function without memory
-is not changed."""
+"""Divide-and-merge: duplicates and their merge; a function without memory is not changed."""
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ def test_division_does_not_change_a_function_of_single_frames(frames, segment, m
     )
 
 
-def test_the_earlier_of_two_duplicates_is_kept_or_both_are_averaged():
+def test_drop_takes_the_earlier_duplicate_and_mean_the_mean():
     seen = []
 
     def number(x):
@@ -32,7 +31,8 @@ def test_the_earlier_of_two_duplicates_is_kept_or_both_are_averaged():
 
 
 @pytest.mark.parametrize(
-    "segment,merge,message", [(5, "blend", "merge='blend' is not known"), (1, "drop", "share none")]
+    "segment,merge,message",
+    [(5, "blend", "merge='blend' is not known"), (1, "drop", "cannot overlap")],
 )
 def test_bad_segments_and_merges_are_refused(segment, merge, message):
     with pytest.raises(UserError, match=message):

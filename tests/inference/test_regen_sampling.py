@@ -1,5 +1,4 @@
-"""From a REGEN's run to videos: encoded, trained on, generated in segments of whole chunks, each
-video from its own key."""
+"""A REGEN's run end to end: encode, train, generate segments of whole chunks; one key a video."""
 
 import dataclasses
 
@@ -40,7 +39,7 @@ pytestmark = pytest.mark.slow  # an embedder and a transformer are trained
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """regen/, the latents/ it made, and vdit/, trained on those."""
+    """A folder with regen/, its latents/, and vdit/, trained on those."""
     root = tmp_path_factory.mktemp("regen")
     write_run(root / "regen")
     arguments = {"data": "synthetic", "count": 4, "buckets": "10x16x16,1x16x16", "batch_size": 2}
@@ -135,7 +134,7 @@ def test_a_condition_video_is_cut_to_whole_chunks(model):
     for frames, overlap, taken in ((8, 2, 5), (8, 4, 5), (4, 2, 1), (1, 2, 1)):
         plan = dataclasses.replace(whole, overlap=overlap)
         assert len(fit_condition(VIDEO[:frames], plan, embedder)) == taken
-    # One chunk has room for an image only.
+    # One chunk can take an image only.
     assert len(fit_condition(VIDEO, plan_of(model, frames=5), embedder)) == 1
 
 

@@ -129,7 +129,7 @@ def test_a_file_is_shown_beside_the_original_slowed_by_repetition(run, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_run_is_scored_with_so_many_evaluations(run, tmp_path):
+def test_a_run_is_scored_with_n_evaluations(run, tmp_path):
     result = evaluate("reconstruction", embedder=str(run), out=str(tmp_path), count=1, steps=2)
     assert result["shapes"]["10x16x16"]["clips"] == 1
     assert (

@@ -108,7 +108,7 @@ def test_empty_rows_do_not_change_the_others(model):
     np.testing.assert_array_equal(part[[0, 2]], full[[0, 2]])
 
 
-def test_devices_share_a_batch_and_change_nothing(model):
+def test_a_batch_split_over_devices_gives_the_same(model):
     generator = model.generator(plan(model, frames=9), 4)
     (first, second) = generator.latents([BatchRow(PROMPT, seed) for seed in (5, 6, 7, 8)])
     assert len(first.sharding.device_set) == 4 and not first.is_fully_replicated
@@ -169,7 +169,7 @@ def test_residency_changes_nothing(model):
 def test_mistakes_are_named(model, capsys):
     with pytest.raises(UserError, match="a condition is a uint8 video"):
         latents(model, condition=VIDEO.astype(np.float32), frames=9)
-    with pytest.raises(UserError, match="has no room for a condition"):
+    with pytest.raises(UserError, match="is too short for a condition"):
         latents(model, condition=VIDEO, frames=1)
     with pytest.raises(UserError, match="batch_size=0"):
         model.generator(model.plan(), 0)

@@ -1,4 +1,4 @@
-"""Chunks, rows and budgets: however a clip is cut, it gives what the whole clip gives."""
+"""Chunks, rows and budgets: a clip cut in any way gives the result of the whole clip."""
 
 import dataclasses
 import functools

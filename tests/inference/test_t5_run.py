@@ -60,8 +60,10 @@ def encode(root, runs, **changes):
 
 @pytest.fixture(scope="module")
 def root(tiny_runs, tmp_path_factory):
-    """t5/, its embeddings in latents/, and run/ trained on them for a step. Tests must not change
-    it."""
+    """A folder with t5/, its embeddings in latents/, and run/ trained on them for a step.
+
+    Tests must not change it.
+    """
     root = tmp_path_factory.mktemp("t5run")
     tiny_t5.write(root / "t5")
     encode(root, tiny_runs)
@@ -140,7 +142,7 @@ def test_a_file_of_prompts_loads_the_t5_once(root, tmp_path, monkeypatch, capsys
     assert sample("out")["generated"] == 2
     assert len(loads) == 1
     printed = capsys.readouterr().err
-    assert printed.count("are cut off, for the model takes 24") == 1
+    assert printed.count("are cut off: the model takes 24") == 1
     (tmp_path / "out" / "00002.mp4").unlink()
     assert sample("out")["generated"] == 1
     assert len(loads) == 1

@@ -24,7 +24,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def call(tmp_path_factory):
-    """Runs `python ARGUMENTS...` with the package as pip installs it, and returns its stdout."""
+    """Run `python ARGUMENTS...` with the package as pip installs it, and returns its stdout."""
     folder = tmp_path_factory.mktemp("installed")
     for part in PARTS:
         if (ROOT / part).is_dir():

@@ -1,4 +1,4 @@
-"""Flags of launch/sample.py."""
+"""Old names of flags of launch/sample.py."""
 
 from test_commands import call
 

@@ -1,4 +1,4 @@
-"""Every objective on a mesh: its loss and gradients are one device's, whatever is sharded."""
+"""Loss and gradients of all objectives on a mesh equal those on one device."""
 
 import dataclasses
 
@@ -170,12 +170,12 @@ def test_lpips_of_frames_over_devices_is_one_devices(monkeypatch):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     frames = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
     with sharding.on_mesh(mesh):
-        placed = (
+        sharded = (
             jax.device_put(params, sharding.tree_shardings(params, mesh)),
             *jax.device_put((x, y), frames),
         )
         got = jax.jit(jax.value_and_grad(lambda *arguments: distance(*arguments), argnums=1))(
-            *placed
+            *sharded
         )
     assert_close(jax.device_get(got), expected)
 
@@ -205,9 +205,9 @@ def test_a_convolution_does_not_depend_on_which_channels_of_its_kernel_are_shard
     spec[dim] = "fsdp"
     channels = NamedSharding(mesh, PartitionSpec(*spec))
     with sharding.on_mesh(mesh):
-        placed = jax.device_put(x, sharding.batch_sharding(mesh)), jax.device_put(kernel, channels)
+        sharded = jax.device_put(x, sharding.batch_sharding(mesh)), jax.device_put(kernel, channels)
         function = jax.value_and_grad(lambda *arguments: loss(*arguments), argnums=(0, 1))
         got = jax.jit(function, out_shardings=(None, (sharding.batch_sharding(mesh), channels)))(
-            *placed
+            *sharded
         )
     assert_close(jax.device_get(got), expected)

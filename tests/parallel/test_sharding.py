@@ -1,5 +1,4 @@
-"""Shardings of presets, tiny and large: as the golden has them, and such that every sharded dim
-divides.
+"""Shardings of presets, tiny and large: those of the golden, with every sharded dim divisible.
 
 After a wanted change of the rules, with XGEN_JAX_WRITE_GOLDENS=1 in the environment, this file
 rewrites its golden.

@@ -1,4 +1,4 @@
-"""Checkpoints: bit for bit what was saved, on any layout, and never half of one."""
+"""Checkpoints: restored bit for bit, on any layout, and never half written."""
 
 import gc
 import pathlib
@@ -23,8 +23,7 @@ DATA = {"step": 7, "fingerprint": "a.b.c"}
 
 @pytest.fixture(autouse=True)
 def collect_here():
-    """Lets them complain in the test that made them, under the filter above, not in another
-    file's."""
+    """Collect garbage, so that its warnings come in this test, under the filter above."""
     yield
     gc.collect()
 
@@ -92,7 +91,7 @@ def test_saving_does_not_wait_for_the_caller_to_leave_the_arrays_alone(tmp_path)
     assert_equal(checkpoints.restore(abstract(state()))[0], state(7))
 
 
-def test_only_the_newest_are_kept(tmp_path):
+def test_all_but_the_newest_are_removed(tmp_path):
     assert saved(tmp_path, 1, 2, 3, 10, keep=2).steps() == [3, 10]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "3"]
 
@@ -103,7 +102,7 @@ def test_one_sub_tree_is_restored_alone(tmp_path):
     assert_equal(checkpoints.restore_part(("params", "a")), state().params["a"])
 
 
-def test_a_checkpoint_is_laid_out_anew_on_other_devices(tmp_path):
+def test_a_checkpoint_is_resharded_on_other_devices(tmp_path):
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
 
     def spread(x):

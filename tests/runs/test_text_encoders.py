@@ -1,4 +1,4 @@
-"""A frozen T5 at hand: rows of captions alone, loaded when needed, kept on disk; what does not fit
+"""A frozen T5: rows of captions alone, loaded when needed, cached on disk; what does not fit
 is refused."""
 
 import jax
@@ -27,7 +27,7 @@ def captions(folder):
 
 @pytest.fixture
 def loads(monkeypatch):
-    """Each time that weights are loaded."""
+    """A list that gets the path of every load of weights."""
     calls, load = [], T5Folder.load
     monkeypatch.setattr(
         T5Folder, "load", lambda self, *a, **k: calls.append(self.path) or load(self, *a, **k)
@@ -57,10 +57,9 @@ def test_rows_are_what_the_encoder_gives_alone(folder, captions):
 def test_a_prompt_is_cut_aloud(folder, capsys):
     captions = T5Captions(folder, 20)
     captions.check([LONG, "a red circle"])
-    told = capsys.readouterr().err
+    err = capsys.readouterr().err
     assert (
-        "has 64 tokens; the last 44 are cut off, for the model takes 20" in told
-        and told.count("\n") == 1
+        "has 64 tokens; the last 44 are cut off: the model takes 20" in err and err.count("\n") == 1
     )
     captions.check([LONG])
     assert not capsys.readouterr().err
@@ -85,7 +84,7 @@ def test_what_is_cached_needs_no_weights(folder, tmp_path, loads):
     for one, other in zip(again(["A red  circle", "a blue square"]), wanted):
         np.testing.assert_array_equal(one, other)
     assert len(loads) == 1
-    # Another length, precision or network has files of its own; a damaged file is made anew.
+    # Another length, precision or network has files of its own; a damaged file is made again.
     T5Captions(folder, 41, cache=tmp_path / "cache")(["a red circle"])
     T5Captions(folder, 40, np.dtype("bfloat16"), cache=tmp_path / "cache")(["a red circle"])
     T5Captions(tiny_t5.write(tmp_path / "other", seed=1), 40, cache=tmp_path / "cache")(
@@ -104,11 +103,11 @@ def test_what_is_cached_needs_no_weights(folder, tmp_path, loads):
     assert kept[0].read_bytes() in (whole, whole[:50])
 
 
-def test_a_cache_that_cannot_be_written_is_told_of_once(folder, tmp_path, capsys):
+def test_a_cache_that_cannot_be_written_gives_one_warning(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     rows = T5Captions(folder, 40, cache=tmp_path / "file")(["a red circle", "a blue square"])
     assert len(rows) == 2
-    assert capsys.readouterr().err.count("text embeddings are not kept: ") == 1
+    assert capsys.readouterr().err.count("text embeddings are not cached: ") == 1
 
 
 def test_a_folder_is_known_for_what_it_holds(folder, tmp_path):

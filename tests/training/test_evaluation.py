@@ -1,5 +1,4 @@
-"""Evaluation inside the loop: held-out figures in the metrics, a preview, a trace; the run itself
-stays what it is without."""
+"""Evaluation inside the loop: held-out figures, a preview, a trace; training is unchanged."""
 
 import numpy as np
 import pytest

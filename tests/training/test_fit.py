@@ -1,5 +1,4 @@
-"""The loop: a run that was stopped ends as one that was not, and mistakes stop before anything is
-lost."""
+"""The loop: an interrupted run ends as an uninterrupted one, and mistakes are found in time."""
 
 import json
 import os
@@ -157,7 +156,7 @@ def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run_and_overwriting_starts_anew(straight, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_overwriting_starts_again(straight, tmp_path):
     absurd = vidvae(optimizer={"learning_rate": 1e30, "warmup_steps": 0})
     with pytest.raises(
         NonFiniteLoss, match=r"step \d+: loss .*bucket 5x16x16, samples \[\d+, \d+\]"
@@ -239,8 +238,9 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
     def command(workdir):
         values = vidvae(steps=200, loop={"checkpoint_every": 5})
         code = (
-            "import json, sys; from xgen_jax.config.runs import run_config; "
-            "from xgen_jax.commands.train import train; train(run_config(json.loads(sys.argv[1])), sys.argv[2])"
+            "import json, sys; from xgen_jax.config.runs import run_config; from "
+            "xgen_jax.commands.train import train; train(run_config(json.loads(sys.argv[1])), "
+            "sys.argv[2])"
         )
         return subprocess.Popen(
             [sys.executable, "-c", code, json.dumps(values), str(workdir)],
@@ -249,7 +249,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
         )
 
     def reached(workdir):
-        """The step of the last whole line of metrics."""
+        """Return the step of the last whole line of metrics."""
         path = workdir / "metrics.jsonl"
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         return json.loads(lines[-1])["step"] if lines else 0

@@ -1,5 +1,5 @@
-"""A run that would train on noise is refused before its first step: parameters that belong to
-another embedder, captions that the text encoder cannot take, data that its path does not hold."""
+"""Runs that would train on noise are refused before the first step: parameters of another
+embedder, captions that the text encoder cannot take, data of another kind than their path's."""
 
 import json
 

@@ -1,5 +1,5 @@
-"""Runs that train an adapter: the base stays as it is, a stopped run ends as one that was not, all
-find it again."""
+"""Runs that train an adapter: the base is unchanged, an interrupted run ends as an uninterrupted
+one, and commands load the result."""
 
 import dataclasses
 import shutil
@@ -130,7 +130,7 @@ def test_the_file_is_the_average_with_the_bases_fingerprint(root):
     jax.tree.map(np.testing.assert_array_equal, adapter, state_of(root / "straight")["ema"]["lora"])
 
 
-def test_folder_file_and_merged_folder_draw_the_same(root):
+def test_folder_file_and_merged_folder_sample_the_same(root):
     wanted = xgen_jax.load(root / "straight")(PROMPT)
     base = load_text_to_video(root / "vdit")
     by_file = load_text_to_video(root / "vdit", lora=f"{root / 'straight' / ADAPTER}")
@@ -203,7 +203,7 @@ def test_another_base_is_refused_with_both_fingerprints(root, tmp_path):
             attempt()
 
 
-def test_runs_moved_together_find_the_base_beside_them(root, tmp_path):
+def test_runs_moved_together_find_the_base_next_to_them(root, tmp_path):
     for name in ("vidvae", "vdit", "straight"):
         shutil.copytree(root / name, tmp_path / name)
     config = dataclasses.replace(
@@ -264,8 +264,8 @@ def test_arguments_of_merging_that_cannot_be_right_are_refused(
 
 
 @pytest.mark.slow
-def test_devices_share_the_base_and_the_adapter(root, monkeypatch):
-    """Six steps on eight devices, and everything that can be split is, end as on one."""
+def test_the_base_and_the_adapter_are_split_over_devices(root, monkeypatch):
+    """Six steps on eight devices, with all that can be sharded sharded, end as on one."""
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 0)
     config = run_config(values(root, mesh={"fsdp": 2, "tensor": 4}))
     train(config, root / "eight_devices")

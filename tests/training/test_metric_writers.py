@@ -1,4 +1,4 @@
-"""Metric writers: what is on disk after interruptions, and what a person sees."""
+"""Metric writers: files after interruptions, and the progress that a person sees."""
 
 import io
 import json
@@ -50,9 +50,9 @@ def test_live_bar_stays_on_one_line_narrower_than_the_terminal(monkeypatch):
     stream, clock = Terminal(), Clock()
     writer = metrics.ConsoleWriter(10, stream=stream, clock=clock)
     run(writer, clock, range(1, 11))
-    drawn = stream.getvalue()
-    assert "\n" not in drawn
-    frames = drawn.replace("\x1b[K", "").split("\r")[1:]
+    printed = stream.getvalue()
+    assert "\n" not in printed
+    frames = printed.replace("\x1b[K", "").split("\r")[1:]
     assert len(frames) == 10 and max(map(len, frames)) < 70
     assert "─" in frames[0] and "─" not in frames[-1] and "━" in frames[-1]
     assert frames[4].endswith("5/10  loss 0.2  2 steps/s  2.5 s left")
@@ -159,7 +159,7 @@ def test_a_failed_replacement_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_a_spoilt_line_in_the_middle_is_the_users_to_mend(tmp_path):
+def test_a_spoilt_line_in_the_middle_is_the_users_to_repair(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nhello\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"line 2: b'hello'"):

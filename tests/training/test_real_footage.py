@@ -52,9 +52,9 @@ def test_both_models_train_on_a_folder_of_videos(footage, tmp_path, capsys):
     result = train(run_config(config), tmp_path / "vdit")
     assert result["step"] == 2
     assert np.isfinite(result["loss"])
-    told = capsys.readouterr().err
-    assert "broken.mp4" in told
-    assert "c.mp4" in told  # has no caption
+    err = capsys.readouterr().err
+    assert "broken.mp4" in err
+    assert "c.mp4" in err  # has no caption
 
 
 def test_a_folder_without_a_usable_video_is_refused_before_anything_is_written(tmp_path):

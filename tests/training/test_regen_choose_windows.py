@@ -1,4 +1,4 @@
-"""Which frames REGEN is trained to denoise together: windows moved across the borders of chunks."""
+"""Windows of frames that REGEN is trained on, shifted across the borders of chunks."""
 
 import dataclasses
 
@@ -19,35 +19,35 @@ CHUNKS, FRAMES, ACROSS = 3, 5, 1000
 
 
 def numbered(batch, chunks=CHUNKS):
-    """Clips whose frames, and what is told of them, are their numbers in the batch."""
+    """Clips whose frames, and whose conditioning, are their numbers in the batch."""
     numbers = jnp.arange(batch * chunks * FRAMES, dtype=jnp.float32)
     frames = jnp.broadcast_to(
         numbers.reshape(batch, chunks, FRAMES, 1, 1, 1), (batch, chunks, FRAMES, 2, 2, 3)
     )
-    told = jnp.broadcast_to(
+    cond = jnp.broadcast_to(
         numbers.reshape(batch * chunks, FRAMES, 1, 1, 1), (batch * chunks, FRAMES, 1, 1, 6)
     )
-    return frames, Conditioning(told), told.reshape(batch, chunks * FRAMES, 1, 1, 6) + ACROSS
+    return frames, Conditioning(cond), cond.reshape(batch, chunks * FRAMES, 1, 1, 6) + ACROSS
 
 
 def keys(batch, chunks=CHUNKS, seed=0):
     return jax.random.split(jax.random.key(seed), (batch, chunks))
 
 
-def moved(batch, seed=0):
-    frames, told = choose_windows(
+def shifted(batch, seed=0):
+    frames, cond = choose_windows(
         REGENLossConfig(windows="shifted"), keys(batch, seed=seed), *numbered(batch)
     )
-    return np.asarray(frames), np.asarray(told.added_BFHWD)
+    return np.asarray(frames), np.asarray(cond.added_BFHWD)
 
 
-def test_a_moved_window_holds_a_chunks_length_of_neighbours_with_what_is_told_of_each():
-    frames, told = moved(40)
+def test_a_shifted_window_has_a_chunks_length_of_neighbours_with_their_conditioning():
+    frames, cond = shifted(40)
     assert frames.shape == (40, CHUNKS, FRAMES, 2, 2, 3)
     numbers = frames[..., 0, 0, 0]
     across = numbers[:, :, :1] % FRAMES != 0
     np.testing.assert_array_equal(
-        told[..., 0, 0, 0].reshape(numbers.shape), numbers + ACROSS * across
+        cond[..., 0, 0, 0].reshape(numbers.shape), numbers + ACROSS * across
     )
     assert across.any() and not across.all()
     np.testing.assert_array_equal(np.diff(numbers, axis=2), 1)
@@ -58,8 +58,8 @@ def test_a_moved_window_holds_a_chunks_length_of_neighbours_with_what_is_told_of
     assert sorted(set(first[:, 2])) == [8, 9, 10]
 
 
-def test_where_a_window_is_moved_depends_on_its_key_alone():
-    (frames, _), (again, _), (others, _) = moved(8), moved(8), moved(8, seed=1)
+def test_the_shift_of_a_window_depends_on_its_key_only():
+    (frames, _), (again, _), (others, _) = shifted(8), shifted(8), shifted(8, seed=1)
     np.testing.assert_array_equal(frames, again)
     assert (frames != others).any()
     one, _ = choose_windows(REGENLossConfig(windows="shifted"), keys(8)[:1], *numbered(1))
@@ -67,11 +67,11 @@ def test_where_a_window_is_moved_depends_on_its_key_alone():
 
 
 @pytest.mark.parametrize("windows, chunks", [("chunk", CHUNKS), ("shifted", 1)])
-def test_windows_stay_where_they_are_told_to_and_where_there_is_no_neighbour(windows, chunks):
+def test_windows_are_not_shifted_by_choice_or_without_a_neighbour(windows, chunks):
     given = numbered(2, chunks)
-    frames, told = choose_windows(REGENLossConfig(windows=windows), keys(2, chunks), *given)
+    frames, cond = choose_windows(REGENLossConfig(windows=windows), keys(2, chunks), *given)
     np.testing.assert_array_equal(frames, given[0])
-    np.testing.assert_array_equal(told.added_BFHWD, given[1].added_BFHWD)
+    np.testing.assert_array_equal(cond.added_BFHWD, given[1].added_BFHWD)
 
 
 def test_tokens_of_two_chunks_are_refused():
@@ -81,8 +81,8 @@ def test_tokens_of_two_chunks_are_refused():
 
 
 @pytest.mark.slow
-def test_windows_are_moved_in_the_loss():
-    """Of two chunks and an image; all is finite, and not what it is of the chunks alone."""
+def test_windows_are_shifted_in_the_loss():
+    """Two chunks and an image: the loss is finite, and differs from that of the chunks alone."""
     objective = regen_task(
         model=REGEN(TINY), loss_config=REGENLossConfig(windows="shifted", motion=1.0)
     )

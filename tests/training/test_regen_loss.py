@@ -1,5 +1,4 @@
-"""REGEN's loss: its formula and gradient, chunks by themselves, a batch in parts, each term's
-switch."""
+"""REGEN's loss: its formula and gradient, independent chunks, a batch in parts, its terms."""
 
 import dataclasses
 
@@ -54,7 +53,7 @@ PLAIN = REGENLossConfig()
 
 
 class Distance(nn.Module):
-    """Stands for LPIPS: any module (frames, frames) -> (B,) with parameters that are held fixed."""
+    """A stand-in for LPIPS: any module (frames, frames) -> (B,) with fixed parameters."""
 
     @nn.compact
     def __call__(self, x_BHWC, y_BHWC):
@@ -87,7 +86,7 @@ def keys_of(batch, step=3):
 
 
 def one_chunk_as_written(objective, regen_params, x0_FHWC, key):
-    """The loss of a chunk, the way the formulas read."""
+    """Compute the loss of a chunk as the formulas are written."""
     c, apply = objective.loss_config, objective.model.apply
     x0 = x0_FHWC[None]
     stream = {
@@ -96,13 +95,13 @@ def one_chunk_as_written(objective, regen_params, x0_FHWC, key):
     }
     mean, logvar = apply(regen_params, x0, method="encode")
     z = mean + jnp.exp(logvar / 2) * jax.random.normal(stream["posterior"], mean.shape[1:])[None]
-    told = apply(regen_params, z, frame_times(MODEL, x0.shape[1])[None], method="expand")
+    cond = apply(regen_params, z, frame_times(MODEL, x0.shape[1])[None], method="expand")
     u = jax.random.uniform(stream["time"])
     t = 2 * u / (1 + u)
     eps = jax.random.normal(stream["noise"], x0.shape[1:])[None]
 
     def predicted(t):
-        return apply(regen_params, (1 - t) * x0 + t * eps, 1000 * t[None], told, method="denoise")
+        return apply(regen_params, (1 - t) * x0 + t * eps, 1000 * t[None], cond, method="denoise")
 
     at_t, at_1 = predicted(t), predicted(jnp.float32(1))
     loss = jnp.minimum(1 / t**2, c.weight_limit) * jnp.square(at_t - x0).mean()
@@ -116,7 +115,7 @@ def one_chunk_as_written(objective, regen_params, x0_FHWC, key):
 
 
 def assert_close(one, other, tolerance):
-    """All within `tolerance` of the tree's largest value."""
+    """Check that all leaves agree within `tolerance` of the tree's largest value."""
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(other))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance * largest, rtol=0), one, other
@@ -125,8 +124,7 @@ def assert_close(one, other, tolerance):
 
 @pytest.mark.slow
 def test_the_loss_and_its_gradient_are_the_formulas():
-    """Of clips of two chunks and an image: chunks know nothing of one another, and frames count
-    alike."""
+    """Two chunks and an image: chunks are independent, and all frames have equal weight."""
     objective, params, arrays = make(ALL, frames=11, batch=2)
     keys, video = keys_of(2), np.float32(arrays["video"] / 127.5 - 1.0)
 
@@ -221,8 +219,7 @@ def test_weighted_by_velocity_an_error_of_x0_is_that_of_the_velocity(process):
 
 
 def test_the_papers_loss_is_the_squared_error_of_the_noise():
-    """A network that starts with zeros has the noise's own square for its loss, at any size of the
-    error in x0."""
+    """The loss of a network that starts with zeros is the squared noise, for any error of x0."""
     objective, _, arrays = make(REGENLossConfig(process="ddpm", prediction="eps"), batch=8)
     params = jax.jit(lambda key: objective.init(key, None))(jax.random.key(1))
     keys = keys_of(8)

@@ -1,5 +1,5 @@
-"""Runs of REGEN: images and videos mixed, resumed, started from another, refused before anything is
-made."""
+"""Runs of REGEN: images and videos mixed, resumed, warm-started, refused before anything is
+written."""
 
 import shutil
 
@@ -63,7 +63,7 @@ def test_images_and_videos_train_together_and_resume_bit_for_bit(mixed, tmp_path
 
 @pytest.mark.slow
 def test_a_finished_run_is_an_embedder_of_unit_latents(mixed):
-    """The statistics are of content and motion latents together, over the very clips of its first
+    """The statistics are of content and motion latents together, over the clips of its first
     steps."""
     embedder, params = load_embedder(mixed[0])
     data = run_config(values(**mixed[1])).data

@@ -1,4 +1,4 @@
-"""The table of tasks is the only place that knows what kinds of runs there are."""
+"""The table of tasks is the only dispatch on the kind of a run."""
 
 import pathlib
 import re

@@ -1,5 +1,5 @@
-"""One update: the same on eight devices as on one, for a batch as for its halves; none at all if it
-is not finite."""
+"""An update: the same on eight devices as on one, for a batch as for its halves; skipped if it is
+not finite."""
 
 import jax
 import jax.numpy as jnp
@@ -226,8 +226,7 @@ def test_muon_takes_convolutions_as_matrices_into_their_output_channels():
 
 
 def test_muon_holds_no_second_moment_of_stacked_kernels(state, optimizer):
-    """The labels are not only right, the optimiser heeds them: Adam's moments exist for the rest
-    alone."""
+    """The optimiser uses the labels: Adam's moments exist for the other parameters only."""
     moments = [
         sharding.path_name(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(optimizer.init(state.params))

@@ -1,5 +1,5 @@
-"""The transformer's loss: masks, clip conditions and processes; a sample's loss is its own,
-whatever the batch."""
+"""The transformer's loss: masks, micro-conditions and processes; samples of a batch are
+independent."""
 
 import dataclasses
 
@@ -99,7 +99,7 @@ def test_a_sample_has_its_loss_whatever_the_batch(trained, arrays):
         MASKS,
     )
     assert len(np.unique(np.asarray(frame_mask), axis=0)) > 2, (
-        "the samples must differ in their masks for this to tell"
+        "the samples must differ in their masks for this test"
     )
 
 
@@ -123,7 +123,7 @@ def test_accumulated_parts_make_the_whole_batchs_update(trained, arrays):
 
 
 @pytest.mark.slow
-def test_the_loss_is_that_of_the_noised_frames_and_sees_the_clean_ones(arrays):
+def test_the_loss_is_that_of_the_noisy_frames_and_sees_the_clean_ones(arrays):
     head = FrameMaskConfig(none=0.0, image_head=1.0)
     objective = make_objective(frame_masks=head, cond_drop_prob=0.0)
     params, ids = perturbed(objective, arrays), SAMPLE_ID

@@ -1,5 +1,5 @@
-"""The autoencoder's loss: its formula, its gradient in one pass, two groups apart, and a game that
-is alive."""
+"""The autoencoder's loss: its formula, its gradient in one pass, two separate groups that both
+learn."""
 
 import dataclasses
 
@@ -30,9 +30,9 @@ from xgen_jax.training.tasks.adversarial import (
 )
 
 MODEL = VidVAEConfig(
-    channels=(
-        8,
-    ),  # at four the RMS of a pixel's few channels comes so near zero that rounding shows in the fourth place
+    # At four the RMS of a pixel's few channels comes so near zero that rounding shows in the
+    # fourth place.
+    channels=(8,),
     space_reduction=(False,),
     time_reduction=(False,),
     latent_channels=2,
@@ -52,7 +52,7 @@ SEED = 0
 
 
 class Distance(nn.Module):
-    """Stands for LPIPS: any module (frames, frames) -> (B,) with parameters that are held fixed."""
+    """A stand-in for LPIPS: any module (frames, frames) -> (B,) with fixed parameters."""
 
     @nn.compact
     def __call__(self, x_BHWC, y_BHWC):
@@ -87,8 +87,8 @@ def adversarial():
 
 
 def as_written(objective, params, arrays, keys):
-    """(reconstruction + KL, generator's adversarial loss, discriminator's), the way the formulas
-    read."""
+    """Compute (reconstruction + KL, generator's, discriminator's loss) as the formulas are
+    written."""
     c, video = objective.loss_config, to_unit_range(arrays["video"])
     noise = jax.vmap(
         lambda key: jax.random.normal(key, objective.model.config.latent_shape(video.shape)[1:])
@@ -113,7 +113,7 @@ def kernel_of(tree):
 
 
 def assert_close(one, other, tolerance):
-    """All within `tolerance` of the tree's largest value."""
+    """Check that all leaves agree within `tolerance` of the tree's largest value."""
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(other))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance * largest, rtol=0), one, other
@@ -126,7 +126,7 @@ def test_the_gradient_of_one_pass_is_that_of_the_loss_as_written(adversarial):
 
     @jax.jit
     def by_hand(params):
-        """Every term's gradient by itself."""
+        """Compute the gradient of each term separately."""
         terms = jnp.stack(as_written(objective, params, arrays, keys))
         gradients = jax.jacrev(lambda p: jnp.stack(as_written(objective, p, arrays, keys)))(params)
         rec, gan = (jnp.linalg.norm(kernel_of(gradients)[i].ravel()) for i in (0, 2))
@@ -149,8 +149,8 @@ def test_the_gradient_of_one_pass_is_that_of_the_loss_as_written(adversarial):
 
 
 def test_no_groups_loss_moves_the_other():
-    """Exactly: the discriminator's loss has no gradient into the clips, the generator's none into
-    the discriminator."""
+    """The discriminator's loss has no gradient for the clips, the generator's none for the
+    discriminator."""
     config = dataclasses.replace(ADVERSARIAL, start_step=0, r1=0.2)
     model = Discriminator(config.discriminator)
     video, y, cotangent = jax.random.normal(jax.random.key(0), (3, 2, 1, 16, 16, 3))
@@ -159,7 +159,7 @@ def test_no_groups_loss_moves_the_other():
     @jax.jit
     def gradients(params, video, y, cotangent):
         def pull(loss_, gan, metrics):
-            """The gradient of a weighted sum of these outputs by every input."""
+            """Compute the gradient of a weighted sum of these outputs by every input."""
 
             def total(params, video, y, cotangent):
                 loss, gan_cotangent, values = adversarial_terms(
@@ -304,7 +304,7 @@ def sgd_update(objective, params, arrays, accumulate):
 
 @pytest.mark.slow
 def test_a_batch_in_parts_gives_the_update_of_the_whole():
-    """With a fixed weight every term is a mean over samples; the noise is each sample's own."""
+    """With a fixed weight, all terms are means over samples; each sample has its own noise."""
     objective, params, arrays = make(
         adversarial=dataclasses.replace(ADVERSARIAL, start_step=0, adaptive=False)
     )
@@ -321,7 +321,7 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole():
     np.testing.assert_allclose(parts_metrics["loss"], whole_metrics["loss"], rtol=1e-6)
 
 
-def test_only_the_autoencoder_is_averaged_and_each_group_has_its_optimizer():
+def test_only_the_autoencoder_has_an_ema_and_each_group_has_its_optimizer():
     objective, params, arrays = make()
     optimizer = objective.optimizer(OptimizerConfig(name="muon", warmup_steps=0), 10)
     state = jax.eval_shape(
@@ -355,7 +355,7 @@ def test_a_groups_gradient_does_not_scale_the_others_and_the_late_one_waits():
 
 @pytest.fixture(scope="module")
 def clips():
-    """Real clips (of the world of moving shapes) and their blurred reconstructions, by an
+    """Real clips (of the moving-shapes dataset) and their blurred reconstructions, by an
     autoencoder at its start."""
     source = SyntheticSource(num_clips=8)
     video = np.stack(
@@ -366,7 +366,7 @@ def clips():
 
 @pytest.mark.parametrize("moving", ["discriminator", "vidvae"])
 def test_each_side_of_the_game_answers_the_other(clips, moving):
-    """With one side frozen the other's loss falls: no dead game."""
+    """The loss of one side falls while the other is frozen."""
     config = dataclasses.replace(ADVERSARIAL, start_step=0, adaptive=False, weight=1.0)
     objective, params, _ = make(adversarial=config, lpips=0.0)
     rates = {
@@ -379,11 +379,11 @@ def test_each_side_of_the_game_answers_the_other(clips, moving):
         ema=objective.ema_params(params),
         opt_state=optimizer.init(params),
     )
-    update, history = jax.jit(make_update(objective, optimizer, SEED, 0.9)), []
+    update, rows = jax.jit(make_update(objective, optimizer, SEED, 0.9)), []
     for _ in range(60):
         state, metrics = update(state, clips, np.arange(8, dtype=np.uint32))
-        history.append({name: float(value) for name, value in metrics.items()})
-    first, last = history[0], history[-1]
+        rows.append({name: float(value) for name, value in metrics.items()})
+    first, last = rows[0], rows[-1]
     assert first["disc_loss"] == pytest.approx(2.0, abs=0.2)
     if moving == "discriminator":
         assert last["disc_loss"] < 1.0

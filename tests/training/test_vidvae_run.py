@@ -1,5 +1,5 @@
-"""Runs of the autoencoder with all its terms: images and videos mixed, resumed, started from
-another, stopped."""
+"""Runs of the autoencoder with all its terms: images and videos mixed, resumed, warm-started,
+stopped."""
 
 import shutil
 
@@ -61,7 +61,7 @@ def run(workdir, **changes):
 
 @pytest.fixture(scope="module")
 def lpips(tmp_path_factory):
-    """A narrow LPIPS with random weights, as a file in the released form."""
+    """A narrow LPIPS with random weights, as a file in the form of the public weights."""
     model = LPIPS(LPIPSConfig(widths=(2, 2, 2, 2, 2)))
     image = np.zeros((1, 16, 16, 3), np.float32)
     params = jax.jit(model.init)(jax.random.key(0), image, image)["params"]
@@ -151,7 +151,10 @@ def test_a_run_starts_from_another_embedder_and_needs_it_no_more_then(mixed, tmp
 
 
 def test_a_start_of_other_shapes_is_refused_before_anything_is_made(mixed, tmp_path):
-    message = r"(?s)init_from=.*has other parameters.*\n  model\.latent_channels: 2 -> 3\n.* of \d+ differ, .*/kernel first"
+    message = (
+        r"(?s)init_from=.*has other parameters.*\n  model\.latent_channels: 2 -> 3\n"
+        r".* of \d+ differ, .*/kernel first"
+    )
     with pytest.raises(UserError, match=message):
         run(tmp_path / "run", init_from=str(mixed[0]), model={"latent_channels": 3})
     assert not (tmp_path / "run").exists()

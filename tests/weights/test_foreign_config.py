@@ -1,5 +1,4 @@
-"""A foreign config.json: what changes the network is honoured or refused by name, the rest is known
-or named."""
+"""A foreign config.json: keys that change the network are used or refused, unknown ones named."""
 
 import json
 import pathlib
@@ -283,7 +282,8 @@ def test_all_that_is_refused_is_listed_with_what_would_do():
             origin="vae.safetensors",
         )
     assert str(error.value) == (
-        "the config.json of vae.safetensors describes a network that is not known here, or is not of its tensors\n"
+        "the config.json of vae.safetensors describes a network that is not known here, or is "
+        "not of its tensors\n"
         "  act_fn='relu': must be 'silu' or 'swish'\n"
         "  latent_channels=16: must be 4"
     )
@@ -305,7 +305,7 @@ def test_groups_of_norms_are_the_checkpoints():
 
 
 @pytest.mark.parametrize("groups", [16, 32])
-def test_a_norm_of_so_many_groups_is_its_formula(groups):
+def test_a_norm_of_n_groups_is_its_formula(groups):
     x = jax.random.normal(jax.random.key(0), (1, 1, 4, 4, 64))
     norm = video_norm("group_per_frame", 64, jnp.float32, None, groups)
     grouped = np.asarray(x).reshape(16, groups, 64 // groups)

@@ -1,4 +1,4 @@
-"""Adapters on disk: the very bits come back, and only to the base that they belong to."""
+"""Adapters on disk: read back bit for bit, and only for their own base."""
 
 import json
 
@@ -57,7 +57,7 @@ def test_another_base_is_refused_with_both_fingerprints(adapter, tmp_path):
     path = write_adapter(tmp_path / "adapter.safetensors", adapter, CONFIG, "0123456789abcdef")
     with pytest.raises(
         UserError,
-        match="is an adapter of the base 0123456789abcdef, and the model at hand is fedcba98",
+        match="is an adapter of the base 0123456789abcdef, and this model is fedcba98",
     ):
         read_adapter(path, BASE, "fedcba9876543210")
 

@@ -1,4 +1,4 @@
-"""LPIPS from files: both forms, both trunks, and every tensor that is amiss named."""
+"""LPIPS from files: both forms, both trunks, and errors that name every wrong tensor."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from xgen_jax.weights.lpips import load_lpips
 from xgen_jax.weights.safetensors import write_safetensors
 
 WIDTHS = (2, 3, 4, 4, 5)
-# Layers with a kernel, by the released numbering: (slice, index, kernel side).
+# Layers with a kernel, in the public numbering: (slice, index, kernel side).
 LAYERS = {
     "vgg16": [
         (number, index, 3)
@@ -70,7 +70,7 @@ def test_both_forms_give_the_same_network(trunk, tmp_path):
     np.testing.assert_array_equal(kernel[1, 2, 0], weight[:, 0, 1, 2])
 
 
-def test_every_tensor_amiss_is_listed(tmp_path):
+def test_every_wrong_tensor_is_listed(tmp_path):
     layers, heads = trunk_and_heads("vgg16", "lpips")
     tensors = {**layers, **heads}
     del tensors["net.slice2.5.bias"], tensors["lin3.model.1.weight"]
@@ -89,14 +89,15 @@ def test_every_tensor_amiss_is_listed(tmp_path):
         "extra, 1:\n"
         "  net.slice6.30.weight (5, 5, 3, 3)\n"
         "mis-shaped, 2:\n"
-        "  net.slice3.12.weight (4, 2, 3, 3): becomes (3, 3, 2, 4), wanted (3, 3, 4, 4) for params/conv3_2/kernel\n"
+        "  net.slice3.12.weight (4, 2, 3, 3): becomes (3, 3, 2, 4), wanted (3, 3, 4, 4) for "
+        "params/conv3_2/kernel\n"
         "  lin0.model.1.weight (2, 1): becomes (2, 1), wanted (2,) for params/head1\n"
         "not finite, 1:\n"
         "  net.slice1.0.bias"
     )
 
 
-def test_another_network_is_told_at_once(tmp_path):
+def test_another_network_is_refused_first(tmp_path):
     path = write_safetensors(
         tmp_path / "vae.safetensors", {"encoder.conv_in.weight": np.zeros((2, 3, 3, 3))}
     )

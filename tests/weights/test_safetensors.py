@@ -150,7 +150,7 @@ def test_folders_and_shards(tmp_path):
     with pytest.raises(UserError, match="are not there: m-3.safetensors"):
         read_safetensors(tmp_path)
     use({"a": "../m-1.safetensors"})
-    with pytest.raises(UserError, match="do not lie beside it"):
+    with pytest.raises(UserError, match="names files outside its folder"):
         read_safetensors(tmp_path)
     for text, message in {
         "{": "is not JSON .*; fetch it again",
@@ -204,7 +204,7 @@ def test_tensors_go_where_the_table_says():
     assert params["scale"] == 0.5 and params["scale"].shape == ()
 
 
-def test_one_error_lists_all_that_is_amiss():
+def test_one_error_lists_all_wrong_tensors():
     tensors = foreign()
     del tensors["q"], tensors["v"]
     tensors |= {

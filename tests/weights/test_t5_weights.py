@@ -1,5 +1,4 @@
-"""A T5 folder: the reference's weights arrive where they belong, and a folder that will not do is
-told of."""
+"""A T5 folder: the reference's weights are read to their places, an unfit folder is refused."""
 
 import json
 import pathlib
@@ -55,14 +54,14 @@ def test_the_references_folder_gives_the_references_values(tmp_path, kind):
 
 
 def test_a_parameter_is_placed_as_soon_as_it_is_whole(tmp_path):
-    folder, placed = T5Folder(tiny_t5.write(tmp_path / "t5")), []
+    folder, paths = T5Folder(tiny_t5.write(tmp_path / "t5")), []
 
     def place(path, array):
-        placed.append(path)
+        paths.append(path)
         return jnp.asarray(array) * 2
 
     twice, once = folder.load(jnp.float32, place), folder.load(jnp.float32)
-    assert len(placed) == len(set(placed)) == len(jax.tree.leaves(once)) == 9
+    assert len(paths) == len(set(paths)) == len(jax.tree.leaves(once)) == 9
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), twice, once)
 
 
@@ -149,7 +148,7 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path, changes, message):
         T5Folder(tiny_t5.write(tmp_path / "t5", **changes)).load()
 
 
-def test_a_folder_that_is_not_whole_is_told_of(tmp_path):
+def test_an_incomplete_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"there is no folder .*; give the T5's"):
         T5Folder(tmp_path / "none")
     path = tiny_t5.write(tmp_path / "t5")
@@ -185,7 +184,7 @@ def test_a_folder_that_is_not_whole_is_told_of(tmp_path):
         ({"num_heads": 0}, "heads must be above 0"),
         (
             {"vocab_size": 25},
-            "pieces, and the network's vocabulary is 25: it is the tokenizer of another model",
+            "tokens, and the network's vocabulary is 25: it is the tokenizer of another model",
         ),
     ],
 )
@@ -200,7 +199,7 @@ def test_another_network_is_refused(tmp_path, changes, message):
 
 
 def test_transformers_gives_the_same(tmp_path):
-    """Of the folder as it is, ids included; runs where transformers and torch are installed."""
+    """The folder as it is, ids included; skipped without transformers and torch."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     path = tiny_t5.write(tmp_path / "t5")
     folder = T5Folder(path)

@@ -1,5 +1,5 @@
-"""The public STDiT2 and PixArt-alpha become a VDiT, which computes what STDiT2 does, and goes back
-bit for bit."""
+"""Conversion of the public STDiT2 and PixArt-alpha: outputs equal the reference's, and STDiT2
+converts back bit for bit."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ PIXART["x_embedder.proj.weight"] = PIXART["x_embedder.proj.weight"][:, :, 0]
 
 @functools.cache
 def stdit2(norm):
-    """The golden's network."""
+    """The STDiT2 of the golden: (kind of norm) -> network."""
     tensors = (
         TENSORS if norm == "qknorm" else {n: x for n, x in TENSORS.items() if "_norm." not in n}
     )
@@ -223,7 +223,7 @@ def test_there_and_back_is_bit_for_bit(norm, tmp_path):
     wanted = {n: x for n, x in TENSORS.items() if norm == "qknorm" or "_norm." not in n}
     assert tensors.keys() == wanted.keys()
     for name, tensor in tensors.items():
-        if name == "rope.freqs":  # fixed, and computed anew
+        if name == "rope.freqs":  # fixed, and computed by ours
             np.testing.assert_allclose(tensor, wanted[name], rtol=1e-6)
         else:
             np.testing.assert_array_equal(tensor, wanted[name], err_msg=name)
@@ -301,7 +301,7 @@ def leaves(tree):
 
 
 @pytest.mark.parametrize("style", ["original", "diffusers", "without sizes"])
-def test_an_image_network_fills_what_is_spatial_and_the_rest_starts_anew(style):
+def test_an_image_network_gives_the_spatial_layers_and_the_rest_is_initialised(style):
     tensors, new = PIXART, set(FRESH)
     if style == "diffusers":
         tensors = diffusers_names(PIXART)
@@ -361,7 +361,8 @@ def test_everything_that_does_not_fit_is_listed():
         "some.safetensors does not fit",
         "missing, 2:",
         "t_block.1.bias, for params/t_block/bias (864,)",
-        "blocks.1.attn_temp.proj.weight, for params/blocks/block/attention_time/proj/kernel (2, 144, 144)",
+        "blocks.1.attn_temp.proj.weight, for params/blocks/block/attention_time/proj/kernel (2, "
+        "144, 144)",
         "extra, 1:\n  blocks.0.extra.weight (2, 3)",
         "mis-shaped, 1:\n  blocks.0.mlp.fc2.weight (144, 6) and blocks.1.mlp.fc2.weight (144, 576)",
     ):
@@ -375,7 +376,12 @@ def without(*parts):
 @pytest.mark.parametrize(
     "kind,tensors,config,message",
     [
-        ("stdit3", TENSORS, None, "kind 'stdit3' is not known; choose one of stdit2, pixart"),
+        (
+            "stdit3",
+            TENSORS,
+            None,
+            r"kind='stdit3' is not known \(did you mean 'stdit2'\?\); choose one of stdit2, pixart",
+        ),
         ("stdit2", PIXART, None, "no STDiT2.*--kind=pixart"),
         ("pixart", TENSORS, None, "a network of videos.*--kind=stdit2"),
         ("pixart", {"a": np.zeros(1)}, None, r"no pixart: it has no x_embedder.proj.weight \(a\)"),

@@ -1,5 +1,4 @@
-"""Foreign autoencoders give what their own code gives, for images, videos of every length and odd
-sizes."""
+"""Foreign autoencoders: outputs equal those of their own code, for images, lengths and odd sizes."""
 
 import dataclasses
 import json
@@ -35,7 +34,7 @@ PLACES = {"p01": (True, True, False, False), "p12": (False, True, True, False)}
 
 
 def osp(layout, norm, place="p01"):
-    """The golden's variant."""
+    """The variant of the golden's CausalVAE with a layout, norm and place of the time levels."""
     names = {"bug": "AttnBlock3D", "fix": "AttnBlock3DFix"}
     config = {
         "encoder_attention": names[layout],
@@ -160,7 +159,7 @@ def test_every_frame_of_a_static_video_is_encoded_and_decoded_as_by_the_2d_model
 @pytest.mark.parametrize("clip", ["v5", pytest.param("v9", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm,layout", [("group", "released"), ("group_per_frame", "per_frame")])
 def test_an_inflated_model_on_a_moving_video(clip, norm, layout):
-    # An image tells nothing of the order of the taps in time; this does.
+    # An image does not show the order of the taps in time; this does.
     config, params = load_vidvae("sd-vae", SD_TENSORS)
     model = VidVAE(
         dataclasses.replace(config, norm=norm, attention_layout=layout, time_up="trilinear")
@@ -172,7 +171,7 @@ def test_an_inflated_model_on_a_moving_video(clip, norm, layout):
 
 
 def same(tensors, config=None, kind="sd-vae", expected=None):
-    """Whether tensors under other names make the model that the golden's make."""
+    """Check that tensors under other names make the model of the golden's tensors."""
     _, wanted = expected or load_vidvae(kind, SD_TENSORS)
     _, got = load_vidvae(kind, tensors, config)
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
@@ -208,9 +207,11 @@ def test_everything_that_does_not_fit_is_listed():
         "some.safetensors does not fit",
         "missing, 2:",
         "encoder.conv_in.bias, for params/encoder/conv_in/bias (32,)",
-        "decoder.up_blocks.2.resnets.1.conv2.weight, for params/decoder/level1/block1/conv2/kernel (3, 3, 3, 64, 64)",
+        "decoder.up_blocks.2.resnets.1.conv2.weight, for "
+        "params/decoder/level1/block1/conv2/kernel (3, 3, 3, 64, 64)",
         "extra, 1:\n  decoder.extra.weight (2, 3)",
-        "mis-shaped, 1:\n  encoder.conv_out.weight (6, 64, 3, 3): becomes (3, 3, 3, 64, 6), wanted (3, 3, 3, 64, 8)",
+        "mis-shaped, 1:\n  encoder.conv_out.weight (6, 64, 3, 3): becomes (3, 3, 3, 64, 6), "
+        "wanted (3, 3, 3, 64, 8)",
     ):
         assert part in str(error.value), part
 
@@ -218,7 +219,7 @@ def test_everything_that_does_not_fit_is_listed():
 @pytest.mark.parametrize(
     "kind,tensors,config,message",
     [
-        ("sd", SD_TENSORS, None, "kind 'sd' is not known; choose one of sd-vae, osp-vae"),
+        ("sd", SD_TENSORS, None, "kind='sd' is not known; choose one of sd-vae, osp-vae"),
         (
             "sd-vae",
             {"a": np.zeros(1)},
@@ -239,7 +240,7 @@ def test_what_is_not_known_is_refused(kind, tensors, config, message):
         load_vidvae(kind, tensors, config)
 
 
-def test_version_1_1_is_told_by_its_tensors():
+def test_version_1_1_is_recognised_by_its_tensors():
     """Its mixes of pool and convolution, and its first levels that mix no frames."""
     rng, tensors = np.random.default_rng(0), {}
     for name, tensor in OSP_TENSORS.items():

@@ -1,1 +1,1 @@
-"""What each command does, importable."""
+"""The functions behind the commands of launch/, importable."""

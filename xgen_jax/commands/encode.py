@@ -34,7 +34,7 @@ from xgen_jax.typing import Params
 SYNTHETIC = "synthetic"
 COMPUTE_DTYPES = ("float32", "bfloat16")
 STATISTICS_CLIPS = 256
-# In place of a clip that cannot be read stands the reason.
+# A clip's number, and the clip or the reason why it cannot be read.
 NumberedClip = tuple[int, dict[str, Any] | str]
 _SHOWN = 10
 # Values that decide the bytes, besides the networks, the source and the buckets.
@@ -54,7 +54,7 @@ class EncodeRequest:
       buckets: clip shapes, "9x32x32,1x32x32" (frames x height x width in pixels); by default those
         that the embedder was trained on. Every video is encoded in every shape, every image in
         those of one frame.
-      stage: instead of shapes, a table of `data.buckets.STAGES`: a clip is encoded in the one
+      stage: in place of shapes, a table of `data.buckets.STAGES`: a clip is encoded in the one
         bucket that it fits, for training with data.fit.
       aspects: of the stage's buckets, "9:16,1:1,16:9" (height:width) by default.
       clips_per_video: of each shape, at random places.
@@ -147,7 +147,7 @@ class EncodeRequest:
 
 
 def encode_dataset(request: EncodeRequest) -> dict[str, Any]:
-    """Encode the clips that are asked for; called again, write the shards that are missing.
+    """Encode the requested clips; called again, write only the missing shards.
 
     Returns:
       The summary: folder, fingerprint of the embedder, clips by bucket, shards, clips left out.
@@ -218,12 +218,12 @@ class _Clips:
         return len(self.source) * self.clips_per_video
 
     def numbers(self, videos: np.ndarray) -> np.ndarray:
-        """The clips of some videos."""
+        """Return the numbers of the clips of some videos."""
         first = videos * self.clips_per_video
         return (first[:, None] + np.arange(self.clips_per_video)).reshape(-1)
 
     def read(self, number: int, shape: Shape) -> dict[str, Any] | str:
-        """A clip, or the reason why it cannot be read."""
+        """Return a clip, or the reason why it cannot be read."""
         video, clip = divmod(number, self.clips_per_video)
         rng = np.random.default_rng((self.seed, video, clip, *shape))
         try:
@@ -292,7 +292,7 @@ class _Encoder:
 
 
 def _assign(source: Source, table: Sequence[Bucket]) -> dict[Bucket, np.ndarray | None]:
-    """Every bucket that gets videos, with their numbers, ascending; None for all of them."""
+    """Return the buckets that get videos, with their numbers, ascending; None for all videos."""
     members = {bucket: source.clips_for(bucket) for bucket in table}
     members = {b: videos for b, videos in members.items() if videos is None or len(videos)}
     if not members:
@@ -304,7 +304,7 @@ def _assign(source: Source, table: Sequence[Bucket]) -> dict[Bucket, np.ndarray 
 
 
 def _fit(source: Source, table: Sequence[Bucket], seed: int) -> dict[Bucket, np.ndarray | None]:
-    """Every bucket that some videos fit, with their numbers, ascending."""
+    """Return the buckets that some videos fit, with their numbers, ascending."""
     fitting = source.fit(table, seed)
     members: dict[Bucket, np.ndarray | None] = {
         bucket: videos for bucket, videos in zip(table, fitting, strict=True) if len(videos)
@@ -330,8 +330,10 @@ def _with_statistics(
     members: dict[Bucket, np.ndarray],
     buckets: list[Bucket],
 ) -> Params:
-    """The parameters with the embedder's latent statistics; if it has none, they are measured on
-    the bucket of most clips and stored in its folder."""
+    """Return the parameters with the embedder's latent statistics.
+
+    If its folder has none, measure them on the bucket with the most clips and store them there.
+    """
     folder = RunFolder(request.embedder)
     if (folder.path / LATENT_STATISTICS).exists():
         return params
@@ -360,7 +362,7 @@ def _with_statistics(
 def _write_shards(
     writer: LatentWriter, buckets: list[Bucket], clips: _Clips, encoder: _Encoder, batch_size: int
 ) -> int:
-    """Write the shards that are missing; return the number of those that are not."""
+    """Write the missing shards; return the number of those that were there."""
     shards = [(bucket, shard) for bucket in buckets for shard in range(writer.shards(bucket.name))]
     missing = [each for each in shards if not writer.finished(each[0].name, each[1])]
     total = sum(writer.count(bucket.name) for bucket in buckets)
@@ -385,7 +387,7 @@ def _write_shards(
 
 
 def _report_left_out(writer: LatentWriter) -> int:
-    """Print the first clips that could not be read; return the number of all."""
+    """Print the first clips that could not be read; return their number."""
     lines = [
         f"clip {clip} of {bucket}: {why}"
         for bucket in writer.settings["buckets"]

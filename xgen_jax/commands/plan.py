@@ -1,5 +1,4 @@
-"""Compile a run's train step or sampling step for a TPU slice, on any CPU host, to see whether it
-fits.
+"""Compile a run's train or sampling step for a TPU slice, on any CPU host: does it fit?
 
 Needs libtpu (`pip install xgen_jax[plan]`), which has the TPU compiler and refuses a program that
 exceeds a chip's memory. Two processes of a host that load libtpu need ALLOW_MULTIPLE_LIBTPU_LOAD=1
@@ -45,7 +44,7 @@ LIMITS_GIB = {
 
 
 def slice_devices(topology: str) -> Sequence[Any]:
-    """Return the devices of a TPU slice that need not be there.
+    """Return the devices of a TPU slice, without the hardware.
 
     Args:
       topology: generation and chips along each axis, e.g. "v5p:4x4x4".
@@ -83,7 +82,7 @@ def compile_train_step(
       fits, compile_s; and why, if it does not fit.
 
     Raises:
-      UserError: no such slice, a bucket that the embedder cannot take or the mesh cannot share, no
+      UserError: no such slice, a bucket that the embedder cannot take or the mesh cannot split, no
         libtpu.
     """
     check_buckets(config, embedder.latent_shape)
@@ -92,7 +91,8 @@ def compile_train_step(
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if bucket.batch_size % shards:
         raise UserError(
-            f"bucket {bucket.name}: a batch of {bucket.batch_size} over {shards} devices of {topology}"
+            f"bucket {bucket.name}: a batch of {bucket.batch_size} over {shards} devices of "
+            f"{topology}"
         )
     text = make_conditioner(config, np.dtype(config.loop.compute_dtype))
     task = VDiTTask.on_latents(config, embedder.latent_shape, text)
@@ -135,8 +135,8 @@ def compile_denoise_step(
 ) -> dict[str, Any]:
     """Compile a sampling step for a slice: the program that `VideoSampler` runs.
 
-    The devices share a batch, each with all parameters of the transformer in float32. The condition
-    and the null caption are one batch of the network.
+    A batch is split over the devices, each with all parameters of the transformer in float32. The
+    condition and the null caption are one batch of the network.
 
     Args:
       config: of the run.
@@ -150,14 +150,14 @@ def compile_denoise_step(
       See `compile_train_step`; `bucket` is the shape of a video.
 
     Raises:
-      UserError: no such slice, a shape that the embedder cannot take, a number of videos that the
-        devices cannot share, no libtpu.
+      UserError: no such slice, a shape that the embedder cannot take, a number of videos that
+        cannot be split over the devices, no libtpu.
     """
     frames, height, width = shape
     latents = (*embedder.latent_shape(shape), embedder.latent_channels)
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1), slice_devices(topology))
     if clips < 1 or clips % mesh.size:
-        raise UserError(f"clips={clips} cannot be shared by the {mesh.size} devices of {topology}")
+        raise UserError(f"clips={clips} cannot be split over the {mesh.size} devices of {topology}")
     text = make_conditioner(config, np.dtype(dtype))
     plan = VideoPlan(
         frames=frames,
@@ -215,8 +215,8 @@ def _report(
 
 
 def largest_bucket(config: VDiTRun, embedder: VidVAEConfig | REGENConfig) -> Bucket:
-    """Return the bucket of most latent cells a batch that is trained on; of equal ones, that of the
-    longest clips."""
+    """Return the trained bucket with most latent cells a batch; of equal ones, that of the longest
+    clips."""
 
     def cells(bucket):
         return bucket.batch_size * int(np.prod(embedder.latent_shape(bucket.shape))), bucket.frames

@@ -39,7 +39,7 @@ class SampleRequest:
       steps, guidance_scale, sampler, frames, fps, segment_frames, overlap: see `VideoRequest`.
       size: "HEIGHTxWIDTH" in pixels.
       condition_image, condition_video: files that each video begins with, see `read_condition`.
-      batch_size: prompts at once; by default as many as keep the devices busy.
+      batch_size: prompts at once; by default enough to occupy the devices.
       overwrite: replace videos that exist.
       embedder, text_encoder, lora, text_cache, compute_dtype, attention, offload,
         memory_budget_gb: see `load_text_to_video`.
@@ -89,7 +89,7 @@ class SampleRequest:
         self.video()
 
     def video(self) -> VideoRequest:
-        """The videos that are asked for."""
+        """Return the description of the videos."""
         return VideoRequest(
             frames=self.frames,
             size=None if self.size is None else parse_size(self.size),
@@ -102,7 +102,7 @@ class SampleRequest:
         )
 
     def load(self) -> TextToVideo:
-        """Load the model."""
+        """Load the model with the networks and settings of the request."""
         return load_text_to_video(
             self.model,
             self.embedder,
@@ -167,9 +167,9 @@ def sample_files(request: SampleRequest) -> dict[str, Any]:
     """Generate a video for one prompt as a file, or for each line of a file in a folder.
 
     In a folder, the video of line n is "{n:05d}.mp4" and has the seed of the request + n - 1,
-    whatever else is in its batch. Videos that exist are kept, so an interrupted run continues where
-    it stopped, and ends with the same bytes on the same devices with the same batch size. Several
-    processes (`jax.process_count()`) share the batches, and must share the folder.
+    whatever else is in its batch. Videos that exist are left as they are, so an interrupted run
+    continues where it stopped, and ends with the same bytes on the same devices with the same batch
+    size. Several processes (`jax.process_count()`) split the batches, and need a common folder.
 
     Args:
       request: see `SampleRequest`.
@@ -230,7 +230,7 @@ def make_batches(lines: Sequence[int], batch_size: int) -> list[list[int | None]
     """Arrange lines, counted from 0, in batches: line n is always row n % batch_size.
 
     The result of a row does not depend on the other rows, but its last bits may depend on which row
-    it is. So a file gets the same bytes whatever existed when its run began.
+    it is. So a file gets the same bytes, whatever existed when its run began.
 
     Returns:
       Batches of `batch_size` lines; None is an empty row.
@@ -308,7 +308,7 @@ def _create_or_resume(
     prompts: list[str],
     paths: list[pathlib.Path],
 ) -> None:
-    """Write the settings of the videos into the folder; refuse one whose videos have others."""
+    """Write the videos' settings into the folder; refuse a folder of videos with other settings."""
     folder = pathlib.Path(request.out)
     file = folder / SETTINGS
     existing = [line for line, path in enumerate(paths) if path.exists()]

@@ -68,13 +68,13 @@ def run(
 
 
 def values(holders: Iterable[flags.FlagHolder]) -> dict[str, Any]:
-    """The values of flags by name, as a request takes them."""
+    """Return the values of flags by name, as a request takes them."""
     return {holder.name: holder.value for holder in holders}
 
 
 @contextlib.contextmanager
 def result_stream() -> Generator[TextIO]:
-    """The real stdout; all other output to stdout, that of C libraries included, goes to stderr."""
+    """Give the real stdout; other output to stdout, also of C libraries, goes to stderr inside."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -86,11 +86,11 @@ def result_stream() -> Generator[TextIO]:
 
 
 def _set_environment() -> None:
-    """What jax reads when it is imported, unless the user has set it."""
+    """Set the variables that jax reads when it is imported, unless the user has set them."""
     cache = pathlib.Path.home() / ".cache" / "xgen_jax" / "compiled"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no notes of XLA's that are for developers
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no notes for developers of XLA
 
 
 def _say(text: str) -> None:
@@ -98,7 +98,7 @@ def _say(text: str) -> None:
 
 
 def _explain(error: BaseException) -> str:
-    """What was wrong with the flags."""
+    """Return what was wrong with the flags, in words."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)

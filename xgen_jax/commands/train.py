@@ -1,4 +1,4 @@
-"""Trains a model, or goes on training it: what `launch/train.py` does."""
+"""Train a model, or continue its training: `launch/train.py`."""
 
 import os
 import sys
@@ -18,11 +18,11 @@ from xgen_jax.training.tasks import build_task
 
 
 def train(config: Run, workdir: str | os.PathLike, overwrite: bool = False) -> dict[str, Any]:
-    """Train the run of a configuration in a folder, or go on training it.
+    """Train the run of a configuration in a folder, or continue it.
 
     Args:
       config: see `config.runs.run_config`.
-      workdir: the run folder. If it holds this very run, training goes on from its newest
+      workdir: the run folder. If it holds this same run, training continues from its newest
         checkpoint, bit for bit as if never interrupted (on the same devices).
       overwrite: remove the run that is in the folder.
 
@@ -35,8 +35,8 @@ def train(config: Run, workdir: str | os.PathLike, overwrite: bool = False) -> d
     """
     if not isinstance(config, Run):
         raise UserError(
-            f"converted weights are no run; train a {config.family} run that starts from them, with "
-            "init_from=FOLDER"
+            f"converted weights are no run; train a {config.family} run that starts from them, "
+            "with init_from=FOLDER"
         )
     run = RunFolder(workdir)
     run.check(config, overwrite)

@@ -1,5 +1,5 @@
-"""Nested frozen dataclasses out of plain dicts; a key that no part knows is an error which names
-the nearest one."""
+"""Build nested frozen dataclasses from plain dicts; an unknown key is an error that names the
+nearest known one."""
 
 import dataclasses
 import difflib
@@ -8,11 +8,11 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 
-# Keys that had another name in a release: old -> new. A config.json of a run and a flag may still
-# use the old one for a release; `rename` says so on stderr.
-# A list on the way stands for each of its items, under both names.
+# Keys that had another name in the last release: old -> new. A run's config.json and a flag may
+# use the old one for a release; `rename` prints the new one. A list in a path stands for each of
+# its items.
 RENAMED: dict[str, str] = {
     "model.released": "model.opensora_compat",
     "model.clip_conditions": "model.micro_cond",
@@ -101,13 +101,10 @@ def build(kind: Any, value: Any, where: str) -> Any:
 
 
 def _of_kind(kinds: list[type], value, where: str) -> type:
-    """Of several groups of keys, the one whose default `kind` the value names; the first where it
-    names none."""
+    """Choose the class whose default `kind` the value names; the first if it names none."""
     by_name = {kind.kind: kind for kind in kinds}
     name = value.get("kind", kinds[0].kind) if isinstance(value, dict) else kinds[0].kind
-    if name not in by_name:
-        raise UserError(f"{where}.kind={name!r} is not known; choose one of {', '.join(by_name)}")
-    return by_name[name]
+    return by_name[choose(f"{where}.kind", name, by_name)]
 
 
 def rename(values: dict[str, Any], say: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -154,9 +151,9 @@ def _copied(values):
 
 
 def _groups(values: dict[str, Any], path: list[str], make: bool = False) -> list[dict[str, Any]]:
-    """The groups of keys at a path: none, one, or one for each item of a list on the way.
+    """Return the groups of keys at a path: none, one, or one for each item of a list in the path.
 
-    Where there is none, it is made if asked for.
+    With `make`, a missing group is made.
     """
     groups = [values]
     for name in path:

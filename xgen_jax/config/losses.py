@@ -7,7 +7,7 @@ from xgen_jax.diffusion.frame_masks import FrameMaskConfig
 from xgen_jax.diffusion.process import Process
 from xgen_jax.diffusion.processes import make_process
 from xgen_jax.diffusion.time import shift_ratio
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.models.discriminator import DiscriminatorConfig
 from xgen_jax.models.regen_windows import WINDOWS
 from xgen_jax.typing import Array
@@ -15,19 +15,19 @@ from xgen_jax.typing import Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdversarialConfig:
-    """What the discriminator is and how much it says.
+    """Discriminator of a reconstruction loss, and the weight of its term.
 
     Attributes:
       weight: of the generator's adversarial loss; 0 for no discriminator at all.
-      start_step: updates before the discriminator sets in, its training and its optimiser's
-      schedule included.
+      start_step: updates before the discriminator starts, its training and its optimiser's
+        schedule included.
       adaptive: whether the weight follows the ratio of the gradients at the last convolution.
       clamp: that ratio's upper bound.
       r1: weight of the penalty on the discriminator's gradient at real clips (arXiv 1801.04406,
         equation 9), here the mean over the values of a clip of the squared gradient of its summed
         logits; 0 for none. It costs a second derivative of the discriminator.
       discriminator: its sizes.
-      optimizer: its own; it is clipped by itself, too.
+      optimizer: of the discriminator; its gradient is clipped separately.
     """
 
     weight: float = 0.0
@@ -54,7 +54,7 @@ class VidVAELossConfig:
     Attributes:
       l1, l2, lpips, kl: the weights.
       lpips_weights: safetensors of LPIPS with VGG16, as FILE or TRUNK,HEADS; needed unless `lpips`
-      is 0.
+        is 0.
       adversarial: off by default.
     """
 
@@ -76,27 +76,28 @@ WEIGHTINGS = ("uniform", "velocity")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class REGENLossConfig:
-    """What the decoder predicts, at which times, and the terms beside it; means over values of
-    video in [-1, 1].
+    """Prediction of the decoder, its times, and the weights of further terms.
+
+    Each term is a mean over values of video in [-1, 1].
 
     Attributes:
       process: `flow` or `ddpm`, see `diffusion.processes`; no variance is learned.
       prediction: `x0`, `eps` (the paper's; by `ddpm` alone), `v` or `velocity`.
-      weighting: `uniform`: the squared error of what is predicted; `velocity`, where x0 is: as if
-        the velocity were, to at most `weight_limit` times the uniform one.
-      time_distribution, time_shift: of the drawn times, see `diffusion.time.sample_times`.
-      one_step_fraction: share of chunks at t = 1 exactly, whence decoding in one step begins; 0 is the
-      paper's.
-      windows: which frames are denoised together: `chunk`, each chunk by itself; or `moved`,
-        windows of a chunk's length that begin up to half a chunk before or after it, hold frames of
-        its neighbour in the clip then, and are told of both, as decoding draws across borders (see
-        `models.regen_windows`). Clips of one chunk have none.
-      kl: weight of KL(q(z|x) || N(0, 1)); at 0 (the paper's, who name none) latents are the
-      posterior's mean.
+      weighting: `uniform` for the squared error of the prediction; `velocity`, for a prediction of
+        x0, for that of the velocity, at most `weight_limit` times the uniform one.
+      time_distribution, time_shift: of the sampled times, see `diffusion.time.sample_times`.
+      one_step_fraction: fraction of chunks at t = 1 exactly, from which decoding in one step
+        starts; 0 in the paper.
+      windows: frames that are denoised together: `chunk`, each chunk by itself; or `shifted`,
+        windows of a chunk's length that begin up to half a chunk before or after it. These contain
+        frames of the neighbouring chunk and are conditioned on both chunks, as in decoding across
+        borders (see `models.regen_windows`). Clips of one chunk have none.
+      kl: weight of KL(q(z|x) || N(0, 1)); at 0 (the paper names none) latents are the posterior's
+        mean.
       motion: weight of the squared error of frame differences.
       lpips: weight of LPIPS of the predicted x0, a mean over frames.
       lpips_weights: see `VidVAELossConfig`.
-      consistency: weight of the distance between x0 predicted at t = 1 and at the drawn time.
+      consistency: weight of the distance between x0 predicted at t = 1 and at the sampled time.
     """
 
     process: str = "flow"
@@ -116,15 +117,12 @@ class REGENLossConfig:
     def __post_init__(self):
         if self.process == "flow" and self.prediction == "eps":
             raise UserError(
-                "loss.prediction='eps' with loss.process='flow' cannot be decoded: at t = 1 eps says nothing of the "
-                "data. Choose 'x0' or 'velocity', or loss.process='ddpm'"
+                "loss.prediction='eps' with loss.process='flow' cannot be decoded: at t = 1 eps "
+                "says nothing of the data. Choose 'x0' or 'velocity', or loss.process='ddpm'"
             )
         self.make_process()
-        for name, known in (("weighting", WEIGHTINGS), ("windows", WINDOWS)):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"loss.{name}={getattr(self, name)!r} is not known; choose one of {', '.join(known)}"
-                )
+        choose("loss.weighting", self.weighting, WEIGHTINGS)
+        choose("loss.windows", self.windows, WINDOWS)
         for name in ("kl", "motion", "lpips", "consistency"):
             if getattr(self, name) < 0:
                 raise UserError(f"loss.{name} must be 0 or more, not {getattr(self, name)}")
@@ -140,7 +138,7 @@ class REGENLossConfig:
             raise UserError(f"loss.weight_limit must be 1 or more, not {self.weight_limit}")
 
     def make_process(self) -> Process:
-        """What corrupts the frames, in training and in decoding.
+        """Make the diffusion process of the frames, for training and decoding.
 
         Raises:
           UserError: a process or a prediction that is not known.
@@ -151,17 +149,16 @@ class REGENLossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VDiTLossConfig:
-    """How clips are noised and captions dropped.
+    """Noise on the clips, and dropped captions.
 
     Attributes:
-      process: `flow` or `ddpm`, see `diffusion.processes`; whether a variance is learned is the
-      model's to say.
-      cond_drop_prob: share of samples that see the empty caption.
+      process: `flow` or `ddpm`, see `diffusion.processes`; the model decides whether a variance is
+        learned.
+      cond_drop_prob: probability that a sample gets the empty caption.
       time_distribution: `uniform` or `logit_normal`.
       time_shift: see `diffusion.time.shift`; sampling uses the same.
-      shift_by_size: multiply the shift by what `diffusion.time.shift_ratio` says of a clip's size
-      and length.
-      frame_masks: what of a clip is its condition now and then.
+      shift_by_size: multiply the shift by `diffusion.time.shift_ratio` of a clip's size and length.
+      frame_masks: probabilities that frames of a clip are given as its condition.
     """
 
     process: str = "flow"
@@ -175,13 +172,17 @@ class VDiTLossConfig:
         self.make_process()
 
     def make_process(self, learned_variance: bool = False) -> Process:
-        """Raises UserError where its name is not known, or where it has no variance to learn."""
+        """Make the diffusion process of the latents.
+
+        Raises:
+          UserError: a process that is not known, or that has no variance to learn.
+        """
         return make_process(self.process, learned_variance=learned_variance)
 
     def time_ratio(
         self, height_px: float | Array, width_px: float | Array, latent_frames: int
     ) -> float | Array:
-        """The ratio of `diffusion.time.shift` for a clip, in training and in sampling."""
+        """Return the ratio of `diffusion.time.shift` for a clip, in training and in sampling."""
         if not self.shift_by_size:
             return self.time_shift
         return shift_ratio(height_px, width_px, latent_frames, scale=self.time_shift)

@@ -1,18 +1,18 @@
-"""How parameters move."""
+"""The optimiser and its schedule."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How parameters move.
+    """Optimiser, learning rate schedule and gradient clipping.
 
     Attributes:
       name: `adamw`, or `muon` (arXiv 2502.16982) on kernels with AdamW on all else.
       learning_rate: peak rate; for `muon` that of the kernels.
-      adam_learning_rate: peak rate of what Muon does not take.
+      adam_learning_rate: for `muon`, peak rate of all other parameters.
       schedule: after the warm-up `constant`, or `cosine` or `linear` down to zero at the run's last
-      step.
+        step.
       warmup_steps: linear from zero.
       clip_norm: global gradient norm, 0 for no clipping.
     """

@@ -39,7 +39,7 @@ class LoopConfig:
       seed: of initialisation, noise, diffusion times and dropped captions.
       ema_decay: of the exponential moving average of the parameters, which is what samples and
         reconstructions use.
-      compute_dtype: `bfloat16` or `float32`; parameters, their average and losses are float32.
+      compute_dtype: `bfloat16` or `float32`; parameters, EMA and losses are float32.
       checkpoint_every: steps between checkpoints; the last step is always saved.
       keep_checkpoints: number of checkpoints kept, the newest ones.
       log_every: steps between rows of metrics.
@@ -71,7 +71,8 @@ class LoopConfig:
             raise UserError(f"loop.evaluate_every must be 0 or more, not {self.evaluate_every}")
         if self.profile_steps and not 0 <= self.profile_steps[0] <= self.profile_steps[1]:
             raise UserError(
-                f"loop.profile_steps={self.profile_steps} must be a first and a last step, e.g. 10,12"
+                f"loop.profile_steps={self.profile_steps} must be a first and a last step, e.g. "
+                f"10,12"
             )
         choose("loop.compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
 
@@ -83,7 +84,7 @@ class HoldsEmbedder:
     model: Any
 
     def make_embedder(self, dtype: Any = np.float32) -> Embedder:
-        """The embedder of the folder's network, computing in `dtype`."""
+        """Make the embedder of the folder's network, computing in `dtype`."""
         raise NotImplementedError
 
 
@@ -130,16 +131,17 @@ class Run:
 
     @property
     def family(self) -> str:
-        """The family of networks, which is also the name of the network's sub-tree of parameters."""
+        """Family of networks, and name of the network's sub-tree of parameters."""
         return self.objective
 
     @property
     def adapter(self) -> LoRAConfig | None:
-        """The adapter that is trained in place of the parameters, if any."""
+        """Adapter that is trained in place of the parameters, if any."""
         return None
 
     def derived(self, origin: str, kind: str) -> "Run":
-        """The configuration of parameters that were made from those of this run in `origin`."""
+        """Return the configuration of parameters that were made from those of this run in
+        `origin`."""
         del kind
         return dataclasses.replace(self, init_from=origin)
 
@@ -172,9 +174,9 @@ class REGENRun(HoldsEmbedder, Run):
         least = 2 * self.model.chunk_frames
         if self.loss.windows == "shifted" and longest < least:
             raise UserError(
-                f"loss.windows='shifted' is for clips of two chunks, {least} frames or more, and the "
-                f"longest bucket has {longest}: decoding would cross borders that training has not; "
-                "add one, or choose loss.windows='chunk'"
+                f"loss.windows='shifted' is for clips of two chunks, {least} frames or more, and "
+                f"the longest bucket has {longest}: decoding would cross borders that training "
+                "has not; add a longer bucket, or choose loss.windows='chunk'"
             )
 
     def make_embedder(self, dtype: Any = np.float32) -> Embedder:
@@ -228,7 +230,7 @@ class VDiTRun(HoldsTransformer, Run):
 
     @property
     def adapter(self) -> LoRAConfig | None:
-        """See `Run`."""
+        """Adapter that is trained in place of the parameters, if any."""
         return self.lora
 
 
@@ -254,22 +256,22 @@ class Weights:
 
     @property
     def family(self) -> str:
-        """See `Run`."""
+        """Family of networks, and name of the network's sub-tree of parameters."""
         return self.network
 
     @property
     def adapter(self) -> LoRAConfig | None:
-        """Converted weights have none."""
+        """None: converted weights have no adapter."""
         return None
 
     def derived(self, origin: str, kind: str) -> "Weights":
-        """The configuration of weights that were made from these in `origin`."""
+        """Return the configuration of weights that were made from these in `origin`."""
         return dataclasses.replace(self, kind=kind, source=origin)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VidVAEWeights(HoldsVidVAE, Weights):
-    """An embedder's weights."""
+    """Weights of a video autoencoder."""
 
     network: str = "vidvae"
     model: VidVAEConfig
@@ -277,7 +279,7 @@ class VidVAEWeights(HoldsVidVAE, Weights):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VDiTWeights(HoldsTransformer, Weights):
-    """A transformer's weights, to start a run from (`init_from`).
+    """Weights of a text-to-video transformer, to start a run from (`init_from`).
 
     Attributes:
       latent_channels: of the latents that it works on.
@@ -288,7 +290,7 @@ class VDiTWeights(HoldsTransformer, Weights):
     latent_channels: int
 
 
-# What may change between two calls of the same run without making it another run.
+# Keys that may change between two calls of the same run.
 FREE_KEYS = {
     "loop.steps",
     "loop.checkpoint_every",

@@ -103,8 +103,8 @@ class Pipeline:
       problems: buckets that are left out for lack of clips, in words; only where clips are fitted.
 
     Raises:
-      UserError: a batch that the processes cannot share equally, fewer clips than one batch, or
-        clips that cannot be fitted.
+      UserError: a batch that cannot be split equally over the processes, fewer clips than one
+        batch, or clips that cannot be fitted.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Pipeline:
         for bucket in config.buckets:
             if bucket.batch_size % process_count:
                 raise UserError(
-                    f"batch_size {bucket.batch_size} cannot be shared equally by {process_count} "
+                    f"batch_size {bucket.batch_size} cannot be split equally over {process_count} "
                     f"processes; make it a multiple of {process_count}"
                 )
         self._source, self._config = source, config
@@ -244,7 +244,7 @@ class Pipeline:
         """Endless (place in the stream, one of the bucket's clips), shuffled again in each epoch,
         without replacement."""
         seed = np.random.SeedSequence((self._config.seed, _SHUFFLE, number)).generate_state(1)[0]
-        # Grain hands the shuffled index on modulo the epoch; the place keeps the epoch, and costs
+        # Grain gives the shuffled index modulo the epoch; the place includes the epoch, and costs
         # nothing.
         return (
             grain.MapDataset.range(self._clips(number))
@@ -314,7 +314,7 @@ class BatchIterator(Iterator[tuple[int, Batch]]):
     def __init__(self, dataset: grain.MapDataset, start_step: int, num_threads: int, prefetch: int):
         if start_step < 0:
             raise UserError(f"start_step must be 0 or more, not {start_step}")
-        # The default of Grain would keep 500 batches ready, which is tens of gigabytes.
+        # Grain's default of 500 batches ready would be tens of gigabytes.
         options = grain.ReadOptions(
             num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
         )

@@ -176,8 +176,7 @@ class VideoWriter:
         if self._container is None:
             self._open()
         for frame in frames:
-            # Without a time of its own every frame lands at zero and the file claims thousands of
-            # fps.
+            # Without its own time every frame would be at zero, and the header at thousands of fps.
             frame.pts, frame.time_base = self._place, 1 / self._rate
             self._place += 1
             self._container.mux(self._stream.encode(frame))

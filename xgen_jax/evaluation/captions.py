@@ -1,11 +1,9 @@
-"""Does a video show what its caption says? A rule-based reader of the synthetic world, from pixels
-alone, no model.
+"""Caption verifier of the moving-shapes dataset: reads a video's attributes from its pixels.
 
-The background is the border's median, the shape is what stands out from it, and each attribute is
-measured on that soft
-mask: colour by the nearest of the palette, shape by the template of equal area that fits best, size
-by that template's extent, direction by the way of the centroid. Blur and noise, such as an
-autoencoder or a sampler leaves, are expected.
+It uses no model. The background is the border's median, the shape is what stands out from it, and
+each attribute is measured on that soft mask: colour by the nearest of the palette, shape by the
+template of equal area that fits best, size by that template's extent, direction by the path of the
+centroid. It tolerates the blur and noise that an autoencoder or a sampler leaves.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,29 +22,43 @@ from xgen_jax.data.sources.synthetic import (
 )
 from xgen_jax.errors import UserError
 
-_LEAST_CONTRAST = 50.0  # levels between shape and background below which nothing is there; the palette's least is 124
-_LEAST_TRAVEL = 0.08  # of the frame; the world's least is 0.25
+# Least difference of shape and background, in levels; the palette's least is 124.
+_LEAST_CONTRAST = 50.0
+_LEAST_TRAVEL = 0.08  # of the frame; the dataset's least is 0.25
 _LEAST_PRESENCE = 0.5  # of the frames must show the shape
-_FARTHEST_COLOR = 100.0  # levels from a named colour, beyond which it is none of them; the palette's least gap is 124
-_WORST_MISFIT = 0.35  # squared difference between mask and template over the mask's area; heavy blur reaches 0.2
+# Largest distance to a named colour, in levels; the palette's least gap is 124.
+_FARTHEST_COLOR = 100.0
+# Largest squared difference of mask and template over the mask's area; heavy blur reaches 0.2.
+_WORST_MISFIT = 0.35
 _SIZE_BORDER = float(np.sqrt(EXTENTS["small"] * EXTENTS["large"]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionReport:
-    """`scores` is ready for JSON; `videos` (uint8 (T, H, W, 3) each) are in the order of
-    `scores["samples"]`."""
+    """Scores of generated videos, and the videos.
+
+    Attributes:
+      scores: ready for JSON; see `evaluate_captions`.
+      videos: uint8 (T, H, W, 3) each, in the order of `scores["samples"]`.
+    """
 
     scores: dict
     videos: list[np.ndarray]
 
 
 def read_attributes(video: np.ndarray) -> dict[str, str]:
-    """What a video of the synthetic world shows, by the names of `ATTRIBUTES`.
+    """Read the attributes of a video of the moving-shapes dataset.
 
-    `video`: uint8 (T, H, W, 3). What cannot be told is left out: the direction of what hardly moves
-    (or of a still), a colour far from the palette, an outline unlike any shape, and all but the
-    background when nothing stands out in most frames. Raises UserError for another kind of array.
+    Args:
+      video: uint8 (T, H, W, 3).
+
+    Returns:
+      {attribute: value}, by the names of `ATTRIBUTES`. What is uncertain is left out: the direction
+      of a shape that hardly moves (or of a still), a colour far from the palette, an outline unlike
+      any shape, and all but the background when nothing stands out in most frames.
+
+    Raises:
+      UserError: another kind of array.
     """
     _check_video(video)
     video = video.astype(np.float32)
@@ -57,17 +69,34 @@ def read_attributes(video: np.ndarray) -> dict[str, str]:
 
 
 def verdict(video: np.ndarray, wanted: Mapping[str, str]) -> dict[str, bool]:
-    """Whether each wanted attribute is shown, and "all" of them. Raises UserError for an unknown or
-    empty wish."""
+    """Compare a video with the attributes wanted of it.
+
+    Args:
+      video: uint8 (T, H, W, 3).
+      wanted: {attribute: value}, at least one.
+
+    Returns:
+      {attribute: whether it is shown}, and "all": whether all are.
+
+    Raises:
+      UserError: an unknown attribute, or none.
+    """
     return _compare(read_attributes(video), wanted)
 
 
 def score(videos: Sequence[np.ndarray], wanted: Sequence[Mapping[str, str]]) -> dict[str, float]:
-    """Share of videos, in [0, 1], that show each attribute, over those where it was wanted, and
-    "all" that was wanted.
+    """Compute the fraction of videos that show each attribute, of those where it was wanted.
 
-    Attributes nobody wanted are absent. Raises UserError when the two sequences differ in length or
-    are empty.
+    Args:
+      videos: uint8 (T, H, W, 3) each.
+      wanted: {attribute: value} of each video.
+
+    Returns:
+      {attribute: fraction in [0, 1]}, and "all": the fraction that show all that was wanted.
+      Attributes that no video was to show are absent.
+
+    Raises:
+      UserError: the two sequences differ in length or are empty.
     """
     if len(videos) != len(wanted):
         raise UserError(
@@ -82,12 +111,19 @@ def evaluate_captions(
     prompts: Sequence[tuple[str, Mapping[str, str]]],
     seed: int,
 ) -> CaptionReport:
-    """Generates one video a prompt and reads it.
+    """Generate one video a prompt and read its attributes.
 
-    `generate(texts, seed)` returns uint8 (T, H, W, 3) videos in the order of the texts; `prompts`
-    are (text, attributes wanted). The report's scores are {"prompts": count, "seed", "accuracy":
-    {attribute or "all": share}, "samples": [{"prompt", "wanted", "read", "correct"}]}. Raises
-    UserError without prompts or with another number of videos.
+    Args:
+      generate: (texts, seed) -> uint8 (T, H, W, 3) videos in the order of the texts.
+      prompts: (text, attributes wanted) each.
+      seed: passed to `generate`.
+
+    Returns:
+      A report; its scores are {"prompts": count, "seed", "accuracy": {attribute or "all":
+      fraction}, "samples": [{"prompt", "wanted", "read", "correct"}]}.
+
+    Raises:
+      UserError: no prompts, or another number of videos than of prompts.
     """
     texts = [text for text, _ in prompts]
     videos = [np.asarray(video) for video in generate(texts, seed)] if texts else []
@@ -109,7 +145,8 @@ def _compare(read: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, bo
     check_attributes(wanted)
     if not wanted:
         raise UserError(
-            f"no attribute is wanted, so nothing can be right; name at least one of {', '.join(ATTRIBUTES)}"
+            f"no attribute is wanted, so nothing can be right; name at least one of "
+            f"{', '.join(ATTRIBUTES)}"
         )
     correct = {name: read.get(name) == wanted[name] for name in ATTRIBUTES if name in wanted}
     return {**correct, "all": all(correct.values())}
@@ -130,22 +167,22 @@ def _check_video(video: np.ndarray) -> None:
 
 
 def _background(video: np.ndarray) -> np.ndarray:
-    """Median colour (3,) of the frames' outermost pixels: a shape touches at most two of the four
-    sides."""
+    """Median colour (3,) of the frames' outermost pixels."""
+    # A shape touches at most two of the four sides.
     sides = (video[:, 0], video[:, -1], video[:, :, 0], video[:, :, -1])
     return np.median(np.concatenate([side.reshape(-1, 3) for side in sides]), axis=0)
 
 
 def _nearest(color: np.ndarray, names: Mapping[str, tuple[int, int, int]]) -> str | None:
-    """The name of the nearest colour, None when none is near."""
+    """Name of the nearest colour; None if none is near."""
     distances = {name: float(np.linalg.norm(color - np.array(rgb))) for name, rgb in names.items()}
     name = min(distances, key=distances.__getitem__)
     return name if distances[name] < _FARTHEST_COLOR else None
 
 
 def _read_shape(difference: np.ndarray, ground: np.ndarray) -> dict[str, str | None]:
-    """Colour, shape, size and direction of what stands out; empty when nothing does, None for what
-    cannot be told."""
+    """Colour, shape, size and direction of what stands out; empty if nothing does, None for what is
+    uncertain."""
     found = _segment(difference)
     if found is None:
         return {}
@@ -169,7 +206,7 @@ def _read_shape(difference: np.ndarray, ground: np.ndarray) -> dict[str, str | N
 
 def _segment(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Soft mask (T, H, W) in [0, 1] of what stands out, and its contrast (3,) with the background;
-    None for nothing.
+    None if nothing does.
 
     `difference`: (T, H, W, 3), the video less its background.
     """
@@ -179,14 +216,13 @@ def _segment(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     if level < _LEAST_CONTRAST:
         return None
     contrast = np.median(difference[distance >= 0.8 * level], axis=0)
-    if (
-        np.linalg.norm(contrast) < _LEAST_CONTRAST
-    ):  # strong differences that cancel: texture, not a shape
+    # Strong differences that cancel are texture, not a shape.
+    if np.linalg.norm(contrast) < _LEAST_CONTRAST:
         return None
-    share = difference @ contrast / (contrast @ contrast)
+    cover = difference @ contrast / (contrast @ contrast)
     # Steeper than the true cover: noise on either side is cut off, and the half-way outline stays
     # where it is.
-    return np.clip((share - 0.25) * 2, 0, 1), contrast
+    return np.clip((cover - 0.25) * 2, 0, 1), contrast
 
 
 def _centroids(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -215,11 +251,8 @@ def _centroid(
 def _fit_template(
     mask: np.ndarray, area: float, x: np.ndarray, y: np.ndarray
 ) -> tuple[str | None, float]:
-    """The shape that differs least from the mask when laid on its centroid with its area, and its
-    extent in pixels.
-
-    The shape is None when even the best fits badly.
-    """
+    """Shape that differs least from the mask at its centroid and of its area, and its extent in
+    pixels. The shape is None if even the best fits badly."""
     _, height, width = mask.shape
     best: tuple[str | None, float, float] = (None, np.inf, 0.0)
     for shape, fill in FILL.items():
@@ -237,8 +270,7 @@ def _fit_template(
 
 
 def _direction(times: np.ndarray, x: np.ndarray, y: np.ndarray, frames: int) -> str | None:
-    """The side towards which a straight line through the centroids leads, None when it hardly leads
-    anywhere.
+    """Side towards which a straight line through the centroids leads; None if it hardly moves.
 
     `times`: indices of the frames; `x`, `y`: centroids as fractions of the frame.
     """

@@ -13,32 +13,32 @@ import numpy as np
 
 WIDTH, HEIGHT = 460, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 40
-MAX_POINTS = 500  # more than the pixels of the drawing would only make the page larger
-LOG_RATIO = 10.0  # values spanning more than this are drawn on a log scale
+MAX_POINTS = 500  # more than the chart's pixels would only make the page larger
+LOG_RATIO = 10.0  # values spanning more than this get a log scale
 
 
 def line_chart(
     x: Sequence[float], y: Sequence[float], label: str, log: bool = True, x_label: str = "step"
 ) -> str:
-    """One curve.
+    """Plot one curve as SVG.
 
     Args:
       x: positions, increasing; finite.
       y: values, as many; NaN and infinities are left out and counted below the curve.
-      label: what is drawn, with its unit.
+      label: name of the values, with their unit.
       log: whether to use a log scale where the values are positive and span more than a factor of
-      ten.
-      x_label: what x is.
+        ten.
+      x_label: name of the positions.
 
     Returns:
-      an `<svg>` element, or a paragraph saying that there is nothing to draw.
+      An `<svg>` element, or a paragraph that says that there is nothing to plot.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     finite = np.isfinite(y)
     dropped = int((~finite).sum())
     x, y = x[finite], y[finite]
     if len(x) < 2:
-        return f'<p class="missing">{html.escape(label)}: fewer than two finite values to draw.</p>'
+        return f'<p class="missing">{html.escape(label)}: fewer than two finite values to plot.</p>'
     smooth = running_mean(y, max(1, len(y) // 25))
     # A spike of the first steps or of one bad batch would flatten everything else: the range is
     # that of nearly all.
@@ -63,7 +63,8 @@ def line_chart(
         if bottom <= scale(tick) <= top:
             height = up(tick)
             parts.append(
-                f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>'
+                f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" '
+                f'y2="{height:.1f}"/>'
             )
             parts.append(
                 f'<text x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{short(tick)}</text>'
@@ -71,35 +72,39 @@ def line_chart(
     for tick in linear_ticks(x[0], x[-1], 5):
         if x[0] <= tick <= x[-1]:
             parts.append(
-                f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{short(tick)}</text>'
+                f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" '
+                f'text-anchor="middle">{short(tick)}</text>'
             )
-    # Every k-th raw value, not a mean of k: the spread of the raw values is what the faint curve is
-    # there to show.
+    # Every k-th raw value, not a mean of k: the faint curve shows the spread of the raw values.
     every = -(-len(x) // MAX_POINTS)
-    keep = np.union1d(np.arange(0, len(x), every), [len(x) - 1])
+    shown = np.union1d(np.arange(0, len(x), every), [len(x) - 1])
     for name, values in (("raw", np.clip(y, low, high)), ("smooth", smooth)):
-        points = " ".join(f"{across(x[i]):.1f},{up(values[i]):.1f}" for i in keep)
+        points = " ".join(f"{across(x[i]):.1f},{up(values[i]):.1f}" for i in shown)
         parts.append(f'<polyline class="{name}" points="{points}"/>')
     note = f"{label}{', log scale' if log else ''}"
     if dropped:
-        note += f"; {dropped} not finite, not drawn"
-    described = f"{note}: {short(smooth[0])} at {x_label} {x[0]:g}, {short(smooth[-1])} at {x_label} {x[-1]:g}"
+        note += f"; {dropped} not finite, not shown"
+    first, last = (f"{short(smooth[i])} at {x_label} {x[i]:g}" for i in (0, -1))
+    described = f"{note}: {first}, {last}"
     middle = (LEFT + WIDTH - RIGHT) / 2
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(described)}">'
-        f'<rect class="frame" x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"/>'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{html.escape(described)}">'
+        f'<rect class="frame" x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" '
+        f'height="{HEIGHT - TOP - BOTTOM}"/>'
         + "".join(parts)
-        + f'<text x="{middle:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(x_label)}</text>'
+        + f'<text x="{middle:.0f}" y="{HEIGHT - 6}" '
+        f'text-anchor="middle">{html.escape(x_label)}</text>'
         + f'<text class="label" x="{LEFT}" y="{TOP - 10}">{html.escape(note)}</text></svg>'
     )
 
 
 def running_mean(y: np.ndarray, radius: int) -> np.ndarray:
-    """Mean over up to `radius` neighbours on each side.
+    """Mean over up to `radius` neighbours on each side, of y (N,).
 
-    Near the start as many on both sides, fewer and fewer: training curves are steep there and a
-    lopsided window would be off. Near the end, where they are flat, all there are on the left: the
-    last value is then a mean too, not one noisy step.
+    Near the start the window shrinks on both sides: training curves are steep there, and a lopsided
+    window would be off. Near the end, where they are flat, only its right side shrinks: the last
+    value is then a mean too, not one noisy step.
     """
     total = np.concatenate([[0.0], np.cumsum(y)])
     index = np.arange(len(y))
@@ -127,7 +132,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A tick's number: 0.05, 250, 5k, 2M."""
+    """Format a tick's number: 0.05, 250, 5k, 2M."""
     for factor, suffix in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
             return f"{value / factor:.3g}{suffix}"

@@ -4,14 +4,13 @@ taken as Gaussians.
     d^2 = |m_x - m_y|^2 + tr S_x + tr S_y - 2 tr (S_x S_y)^(1/2)
 
 With centred features X = A sqrt(N - 1) and Y likewise, S_x = A^T A, S_y = B^T B, and the last trace
-is the sum of the singular values of A B^T. No root of a covariance is taken, so it is exact where
-one has no full rank as well (fewer clips than features), and never complex.
+is the sum of the singular values of A B^T. No root of a covariance is taken, so the distance is
+never complex, and is exact without full rank too (fewer clips than features).
 
 FVD (arXiv 1812.01717) takes the features from an I3D network trained on Kinetics. Without its
-weights there is `random_features`: a small convolutional network of random filters that nothing has
-trained. It tells blur, noise and wrong motion from what is natural, and sees no objects: its
-distance is called `frechet_random_features`, can only be compared with itself on the same clips,
-and is no FVD.
+weights there is `random_features`: a small convolutional network of random filters. It detects
+blur, noise and wrong motion, but no objects: its distance is called `frechet_random_features`, can
+only be compared with itself on the same clips, and is no FVD.
 """
 
 import functools
@@ -31,13 +30,14 @@ SEED = 2503
 WIDTHS = (16, 32, 32)  # channels after each 3x3x3 convolution, which halves height and width
 FEATURES = 2 * WIDTHS[-1]
 CONVENTION = (
-    f"Frechet distance (unbiased covariances) of {FEATURES} features a clip: mean and standard deviation, over its "
-    f"frames and places, of the last of {len(WIDTHS)} random 3x3x3 convolutions (leaky ReLU, NumPy seed {SEED}); no FVD"
+    f"Frechet distance (unbiased covariances) of {FEATURES} features a clip: mean and standard "
+    f"deviation, over its frames and places, of the last of {len(WIDTHS)} random 3x3x3 "
+    f"convolutions (leaky ReLU, NumPy seed {SEED}); no FVD"
 )
 
 
 def frechet_distance(x_ND: np.ndarray, y_ND: np.ndarray) -> float:
-    """d^2 between two sets of features, with unbiased covariances, in float64.
+    """Compute d^2 between two sets of features, with unbiased covariances, in float64.
 
     Args:
       x_ND, y_ND: a row a sample, two rows or more; their numbers may differ.
@@ -52,7 +52,8 @@ def frechet_distance(x_ND: np.ndarray, y_ND: np.ndarray) -> float:
     for features in (x, y):
         if features.ndim != 2 or len(features) < 2:
             raise UserError(
-                f"a Frechet distance needs (N, D) features of 2 samples or more, not {features.shape}"
+                f"a Frechet distance needs (N, D) features of 2 samples or more, not "
+                f"{features.shape}"
             )
         if not np.isfinite(features).all():
             raise UserError("a Frechet distance needs finite features")
@@ -60,7 +61,7 @@ def frechet_distance(x_ND: np.ndarray, y_ND: np.ndarray) -> float:
         raise UserError(
             f"the two sets have {x.shape[1]} and {y.shape[1]} features; they must be the same"
         )
-    # QR keeps A^T A, and makes the product D x D however many samples there are.
+    # QR preserves A^T A, and makes the product D x D for any number of samples.
     a, b = (np.linalg.qr((z - z.mean(0)) / np.sqrt(len(z) - 1), mode="r") for z in (x, y))
     cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
     return float(
@@ -70,7 +71,7 @@ def frechet_distance(x_ND: np.ndarray, y_ND: np.ndarray) -> float:
 
 @functools.cache
 def _filters() -> tuple[np.ndarray, ...]:
-    """Normal, of such a variance that the activations keep theirs (arXiv 1502.01852)."""
+    """Random kernels (3, 3, 3, in, out), He-initialised (arXiv 1502.01852)."""
     rng, shapes = np.random.default_rng(SEED), zip((3, *WIDTHS[:-1]), WIDTHS)
     return tuple(
         (rng.standard_normal((3, 3, 3, i, o)) * np.sqrt(2 / (27 * i))).astype(np.float32)
@@ -92,8 +93,7 @@ def _features(filters: tuple[Array, ...], video_BTHWC: Array) -> Array:
 
 
 def random_features(clips: Iterable[Video]) -> np.ndarray:
-    """Features of clips, for `frechet_distance`; the same wherever and whenever they are computed,
-    to rounding.
+    """Compute features of clips for `frechet_distance`; the same on every machine, to rounding.
 
     Args:
       clips: uint8 (T, H, W, 3), one after another.

@@ -18,7 +18,7 @@ NAMES = {"vgg16": "lpips_vgg", "alexnet": "lpips_alex"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LPIPSDistance:
-    """A `reconstruction.FrameDistance`. Made by `load_lpips_distance`."""
+    """LPIPS as a `reconstruction.FrameDistance`; see `load_lpips_distance`."""
 
     model: LPIPS
     params: Params
@@ -30,9 +30,12 @@ class LPIPSDistance:
 
     @property
     def convention(self) -> str:
-        """What the figure means."""
+        """Definition of the figure, for reports."""
         trunk = {"vgg16": "VGG16", "alexnet": "AlexNet"}[self.model.config.trunk]
-        return f"LPIPS v0.1 with {trunk}, frames at their own size, mean over frames, then over clips; 0 is equal"
+        return (
+            f"LPIPS v0.1 with {trunk}, frames at their own size, mean over frames, then over "
+            "clips; 0 is equal"
+        )
 
     def __call__(self, a: Video, b: Video) -> np.ndarray:
         """Distance of each pair of frames.
@@ -60,6 +63,6 @@ def _distance(model: LPIPS, params: Params, x_BHWC, y_BHWC):
 
 
 def load_lpips_distance(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> LPIPSDistance:
-    """Loads the weights; see `weights.lpips.load_lpips` for the files and the errors."""
+    """Load the weights; see `weights.lpips.load_lpips` for the files and the errors."""
     model, params = load_lpips(paths)
     return LPIPSDistance(model=model, params=jax.device_put(params))

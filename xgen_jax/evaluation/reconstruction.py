@@ -1,11 +1,11 @@
-"""How close a reconstruction is to the original: PSNR, SSIM, MSE and sharpness of uint8 videos, in
-NumPy.
+"""Reconstruction metrics of uint8 videos, in NumPy: PSNR, SSIM, MSE and sharpness.
 
 What a viewer sees is compared: both videos are uint8, so a model's floats are rounded and clipped
 first.
 
-    PSNR = 10 log10(255^2 / MSE) SSIM = (2 m_a m_b + C1) (2 s_ab + C2) / ((m_a^2 + m_b^2 + C1)
-    (s_a^2 + s_b^2 + C2)),  C = (K 255)^2
+    PSNR = 10 log10(255^2 / MSE)
+    SSIM = (2 m_a m_b + C1) (2 s_ab + C2) / ((m_a^2 + m_b^2 + C1) (s_a^2 + s_b^2 + C2))
+    C = (K 255)^2
 
 SSIM as in Wang et al. 2004 (doi:10.1109/TIP.2003.819861): moments under an 11x11 Gaussian window of
 sigma 1.5, population covariance, K = 0.01 and 0.03, mean over the windows that lie wholly inside
@@ -13,13 +13,13 @@ the frame, then over R, G and B. Tools that pad the frame and average the whole 
 less. MSE is on the [-1, 1] scale, which is the one consistent with the xGen-VideoSyn-1 paper's
 table 3 (arXiv 2408.12590).
 
-PSNR and MSE reward blur: the mean of all that might be there is their optimum. Sharpness tells it,
+PSNR and MSE reward blur: their optimum is the mean of all that might be there. Sharpness shows it,
 
-    sharpness = mean |grad Y(reconstruction)| / mean |grad Y(original)|,  Y = 0.299 R + 0.587 G +
-    0.114 B
+    sharpness = mean |grad Y(reconstruction)| / mean |grad Y(original)|
+    Y = 0.299 R + 0.587 G + 0.114 B
 
-with differences of neighbouring pixels for the gradient: 1 is natural, below it is blurred, above
-it noisy.
+with differences of neighbouring pixels for the gradient: 1 is natural, less is blurred, more is
+noisy.
 """
 
 import math
@@ -39,32 +39,32 @@ K1, K2 = 0.01, 0.03
 PSNR_CAP_DB = 100.0
 MSE_TO_UNIT = (2.0 / DATA_RANGE) ** 2  # from the 0..255 scale to [-1, 1]
 MEANS = ("psnr_db", "psnr_of_mean_mse_db", "ssim", "mse", "sharpness")
-LUMA = (
-    299,
-    587,
-    114,
-)  # thousandths, of ITU-R BT.601; whole numbers, for then a flat frame is exactly flat
-# A flat frame, such as a fade to black, has no finite ratio where the reconstruction is not flat as
-# well.
+# ITU-R BT.601 in thousandths: with whole numbers a flat frame has a gradient of exactly 0.
+LUMA = (299, 587, 114)
+# A flat frame, such as a fade to black, has no finite ratio unless the reconstruction is flat too.
 SHARPNESS_CAP = 4.0
 
 CONVENTIONS = {
-    "psnr_db": f"uint8, range 255, per frame, capped at {PSNR_CAP_DB:g} dB, mean over frames, then over clips",
+    "psnr_db": f"uint8, range 255, per frame, capped at {PSNR_CAP_DB:g} dB, mean over frames, "
+    f"then over clips",
     "psnr_of_mean_mse_db": "PSNR of a clip's mean MSE, then mean over clips",
-    "ssim": "uint8 RGB, 11x11 Gaussian, sigma 1.5, K 0.01 and 0.03, valid region, mean over channels and frames",
+    "ssim": "uint8 RGB, 11x11 Gaussian, sigma 1.5, K 0.01 and 0.03, valid region, mean over "
+    "channels and frames",
     "mse": "on the [-1, 1] scale",
-    "sharpness": "mean gradient magnitude of the luma, reconstruction over original, per frame (at most "
-    f"{SHARPNESS_CAP:g}; 1 where both are flat), mean over frames, then over clips; 1 is natural, below is blurred",
+    "sharpness": "mean gradient magnitude of the luma, reconstruction over original, per frame "
+    f"(at most {SHARPNESS_CAP:g}; 1 where both are flat), mean over frames, then over clips; 1 is "
+    "natural, below is blurred",
 }
 
 Video = np.ndarray  # uint8 (T, H, W, 3); not from xgen_jax.typing, which would import JAX
 
 
 class FrameDistance(Protocol):
-    """A learned distance of two uint8 videos (T, H, W, 3), frame by frame: (T,), 0 where they are
-    equal.
+    """Learned distance of two uint8 videos (T, H, W, 3), frame by frame: (T,), 0 where equal.
 
-    `name` is its key in the results, `convention` what that name means.
+    Attributes:
+      name: key in the results.
+      convention: definition of the figure, for reports.
     """
 
     name: str
@@ -74,7 +74,7 @@ class FrameDistance(Protocol):
 
 
 def psnr_frames(a: Video, b: Video) -> np.ndarray:
-    """Peak signal-to-noise ratio of each frame.
+    """Compute the peak signal-to-noise ratio of each frame.
 
     Args:
       a, b: uint8 (T, H, W, 3).
@@ -89,7 +89,7 @@ def psnr_frames(a: Video, b: Video) -> np.ndarray:
 
 
 def ssim_frames(a: Video, b: Video) -> np.ndarray:
-    """Structural similarity of each frame, in the convention of the module's docstring.
+    """Compute the structural similarity of each frame, as the module's docstring defines it.
 
     Args:
       a, b: uint8 (T, H, W, 3), H and W at least 11.
@@ -103,7 +103,8 @@ def ssim_frames(a: Video, b: Video) -> np.ndarray:
     _check(a, b)
     if min(a.shape[1:3]) < WINDOW:
         raise UserError(
-            f"SSIM needs frames of at least {WINDOW}x{WINDOW} pixels, its window; these are {a.shape[1]}x{a.shape[2]}"
+            f"SSIM needs frames of at least {WINDOW}x{WINDOW} pixels, its window; these are "
+            f"{a.shape[1]}x{a.shape[2]}"
         )
     # Frame by frame: the five moment maps of one frame stay in the cache where a whole clip's would
     # not.
@@ -111,8 +112,7 @@ def ssim_frames(a: Video, b: Video) -> np.ndarray:
 
 
 def sharpness_frames(original: Video, reconstruction: Video) -> np.ndarray:
-    """How much of the original's gradient each frame of the reconstruction has; see the module's
-    docstring.
+    """Compute the sharpness of each frame, as the module's docstring defines it.
 
     Args:
       original, reconstruction: uint8 (T, H, W, 3), H and W at least 2.
@@ -138,7 +138,7 @@ def sharpness_frames(original: Video, reconstruction: Video) -> np.ndarray:
 def compare(
     original: Video, reconstruction: Video, lpips: FrameDistance | None = None
 ) -> dict[str, Any]:
-    """All metrics of one clip.
+    """Compute all metrics of one clip.
 
     Args:
       original, reconstruction: uint8 (T, H, W, 3), H and W at least 11.
@@ -148,7 +148,7 @@ def compare(
       `psnr_db` (mean over frames, a frame counting for at most 100 dB: identical frames have no
       finite PSNR), `psnr_of_mean_mse_db` (the PSNR of the clip's mean MSE, capped likewise; never
       above `psnr_db` without the cap), `ssim` (mean over frames), `mse` (mean, [-1, 1] scale),
-      `sharpness` (mean over frames), `identical_frames` (how many), and the lists `psnr_db_frames`,
+      `sharpness` (mean over frames), `identical_frames` (count), and the lists `psnr_db_frames`,
       `ssim_frames`, `mse_frames`, `sharpness_frames`; with `lpips` its mean and list under its
       name. All finite.
 
@@ -184,19 +184,19 @@ def evaluate_reconstruction(
     worst: int = 5,
     lpips: FrameDistance | None = None,
 ) -> dict[str, Any]:
-    """Reconstructs every clip and compares; one clip is in memory at a time.
+    """Reconstruct every clip and score it; one clip is in memory at a time.
 
     Args:
       reconstruct: video -> video of the same shape, both uint8 (T, H, W, 3).
       clips: (name, video) pairs, at least one.
       visit: called with each clip's row, original and reconstruction, to save them or to show
         progress; it may add entries to the row, such as the `file` it wrote.
-      worst: how many of the clips with the lowest PSNR to list.
+      worst: number of clips with the lowest PSNR to list.
       lpips: a learned distance to report as well, under its name.
 
     Returns:
-      `clips` (how many), `mean` (of each metric, over clips), `worst` (names, worst first),
-      `conventions` (what the metrics' names mean) and `videos`, one row a clip: `name`, `frames`,
+      `clips` (count), `mean` (of each metric, over clips), `worst` (names, worst first),
+      `conventions` (definitions of the metrics) and `videos`, one row a clip: `name`, `frames`,
       `height`, `width` and all of `compare`.
 
     Raises:
@@ -229,12 +229,12 @@ def evaluate_reconstruction(
 
 
 def side_by_side(original: Video, reconstruction: Video, separator: int = 2) -> Video:
-    """The original on the left, a thin grey line, the reconstruction on the right.
+    """Join two videos: the original on the left, a grey line, the reconstruction on the right.
 
     Args:
       original, reconstruction: uint8 (T, H, W, 3).
       separator: width of the line in pixels, even, since the common video formats need an even
-      width.
+        width.
 
     Returns:
       uint8 (T, H, 2 W + separator, 3).
@@ -261,9 +261,8 @@ def _check(a: Video, b: Video) -> None:
 
 
 def _mse_frames(a: Video, b: Video) -> np.ndarray:
-    """Mean squared difference of each frame on the 0..255 scale, float64 (T,); exact before the
-    division."""
-    _check(a, b)
+    """Mean squared difference of each frame on the 0..255 scale, float64 (T,)."""
+    _check(a, b)  # whole numbers below: the sums are exact
     return np.array([np.square(x.astype(np.int64) - y).mean() for x, y in zip(a, b, strict=True)])
 
 

@@ -1,4 +1,4 @@
-"""Scores of reconstructions at several clip shapes as a Markdown table, the paper's beside ours."""
+"""Scores of reconstructions at several clip shapes as a Markdown table, next to the paper's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +13,9 @@ PAPER = {
     "65x256x256": (29.68, 0.879, 0.00780),
 }
 PAPER_NOTE = (
-    "The paper's column is VidVAE in table 3 of arXiv 2408.12590: means over 1,000 clips of Kinetics and OpenVid-1M. "
-    "The clips here are others, so the two columns are not a comparison of models."
+    "The paper's column is VidVAE in table 3 of arXiv 2408.12590: means over 1,000 clips of "
+    "Kinetics and OpenVid-1M. The clips here are others, so the two columns are not a comparison "
+    "of models."
 )
 COLUMNS = {
     "psnr_db": ("PSNR, dB", ".2f"),
@@ -27,7 +28,7 @@ COLUMNS = {
 
 
 def expand_shapes(shapes: Sequence[str]) -> list[Shape]:
-    """As `parse_shapes`, where "paper" stands for the paper's three."""
+    """Parse clip shapes with `parse_shapes`; "paper" stands for the paper's three."""
     return parse_shapes(
         [
             one
@@ -38,7 +39,7 @@ def expand_shapes(shapes: Sequence[str]) -> list[Shape]:
 
 
 def table(entries: Sequence[dict[str, Any]]) -> str:
-    """Markdown of what `evaluate_reconstruction` gave for each shape.
+    """Format the results of `evaluate_reconstruction` as Markdown.
 
     Args:
       entries: one a shape: `shape` ("9x32x32"), `clips`, `mean`, `worst`.
@@ -62,8 +63,8 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
             for key, (_, form) in columns.items()
         ]
         theirs = PAPER.get(entry["shape"])
-        beside = ["–" if theirs is None else "{:.2f} / {:.3f} / {:.5f}".format(*theirs)] * paper
-        rows.append([entry["shape"], str(entry["clips"]), *cells, *beside])
+        paper_cell = ["–" if theirs is None else "{:.2f} / {:.3f} / {:.5f}".format(*theirs)] * paper
+        rows.append([entry["shape"], str(entry["clips"]), *cells, *paper_cell])
     lines = [f"| {' | '.join(row)} |" for row in rows]
     if paper:
         lines += ["", PAPER_NOTE]

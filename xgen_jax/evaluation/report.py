@@ -1,10 +1,9 @@
-"""One HTML page of a finished (or half finished) quickstart: figures, curves, videos, verdicts,
-configuration.
+"""HTML report of a quickstart, finished or not: figures, curves, videos, verdicts, configuration.
 
-The page is a single file that asks nothing of the network: videos are embedded, curves are inline
-SVG, there are no scripts, and a content security policy in its head holds it to that. It is written
-from what lies on disk under the root folder, so it can be made again at any time, and a part that
-is missing is said to be missing.
+The page is a single file that loads nothing from the network: videos are embedded, curves are
+inline SVG, there are no scripts, and a content security policy in its head enforces that. It is
+written from the files under the root folder, so it can be made again at any time; what is missing
+there is marked as missing.
 
     ROOT/{vidvae,vdit}/{config.json,run.json,metrics.jsonl}
     ROOT/evaluation/reconstruction/reconstruction.json and the videos it names
@@ -36,16 +35,17 @@ CURVES = {
     "steps_per_s": ("speed, steps/s", False),
 }
 MAX_SAMPLES = 64
-MAX_IN_SIGHT = 28  # the rest is folded away, so that what follows is found without much scrolling
+MAX_IN_SIGHT = 28  # the rest is folded away, so that the next section is near
 MAX_RECONSTRUCTIONS = 12
-VIDEO_BUDGET = 2_000_000  # bytes of all embedded videos before base64, which adds a third: the page stays below 3 MB
+# Bytes of all embedded videos before base64, which adds a third: the page stays below 3 MB.
+VIDEO_BUDGET = 2_000_000
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
 
 escape = html.escape
 
 
 def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) -> pathlib.Path:
-    """Writes the page, atomically.
+    """Write the page, atomically.
 
     Args:
       root: the quickstart's folder.
@@ -68,7 +68,8 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
     if not any(runs.values()) and reconstruction is None and captions is None:
         wanted = ", ".join(f"{stage}/metrics.jsonl" for stage in STAGES)
         raise UserError(
-            f"{root} holds no run: expected a quickstart's folder, with {wanted} or an evaluation in it"
+            f"{root} holds no run: expected a quickstart's folder, with {wanted} or an "
+            f"evaluation in it"
         )
 
     videos = _Videos(VIDEO_BUDGET)
@@ -76,7 +77,8 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>xgen_jax report: {escape(root.resolve().name)}</title><style>{STYLE}</style></head><body><main>",
+        "<title>xgen_jax report: "
+        f"{escape(root.resolve().name)}</title><style>{STYLE}</style></head><body><main>",
         _header(root, runs),
         _tiles(reconstruction, captions, timings),
         _section("Samples", _samples(captions, root / "evaluation" / "captions", videos)),
@@ -104,7 +106,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _read_run(folder: pathlib.Path) -> dict[str, Any]:
-    """Those of config, run and metrics that there are."""
+    """Read config, run and metrics, as far as they exist."""
     found = {"config": _read_json(folder / "config.json"), "run": _read_json(folder / "run.json")}
     if (folder / "metrics.jsonl").is_file():
         found["metrics"] = read_jsonl(folder / "metrics.jsonl")
@@ -118,10 +120,10 @@ class _Videos:
         self.left = budget
 
     def element(self, folder: pathlib.Path, file: Any, label: str) -> str | None:
-        """The element, a remark if the file is not there, or None if the page is full."""
+        """Return the element, a remark if the file is not there, or None if the page is full."""
         path = (folder / str(file)).resolve()
-        # Only what lies beside the JSON that names it: a page that is passed on must not carry
-        # other files along.
+        # Only files in the folder of the JSON that names them: a page that is passed on must not
+        # contain others.
         if not file or not path.is_relative_to(folder.resolve()) or not path.is_file():
             return f'<p class="missing">{escape(str(file))} is not there.</p>'
         if path.stat().st_size > self.left:
@@ -129,7 +131,10 @@ class _Videos:
         data = path.read_bytes()
         self.left -= len(data)
         source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
-        return f'<video src="{source}" aria-label="{escape(label)}" autoplay loop muted playsinline></video>'
+        return (
+            f'<video src="{source}" aria-label="{escape(label)}" autoplay loop muted playsinline>'
+            "</video>"
+        )
 
     def cards(
         self,
@@ -140,7 +145,7 @@ class _Videos:
         kind: str,
         remark: str,
     ) -> str:
-        """A grid of the first rows, with a line that says how many of how many."""
+        """Return a grid of the first rows, with a line that counts them."""
         cards = []
         for row in rows[:most]:
             video = self.element(
@@ -155,14 +160,15 @@ class _Videos:
             else f"All {len(rows)}"
         )
         in_sight, folded = cards[:MAX_IN_SIGHT], cards[MAX_IN_SIGHT:]
-        grid = f'<p class="note">{shown} {kind}{remark}.</p><div class="cards {kind}">{"".join(in_sight)}</div>'
+        grid = f'<p class="note">{shown} {kind}{remark}.</p>'
+        grid += f'<div class="cards {kind}">{"".join(in_sight)}</div>'
         if folded:
             more = f'<div class="cards {kind}">{"".join(folded)}</div>'
             grid += f"<details><summary>{len(folded)} more {kind}</summary>{more}</details>"
         return grid
 
 
-# Pieces.
+# Building blocks.
 
 
 def _section(title: str, body: str) -> str:
@@ -174,7 +180,7 @@ def _missing(text: str) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Cells are HTML."""
+    """Table of cells that are HTML already."""
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return (
@@ -193,7 +199,8 @@ def _figure(value: Any, form: str) -> str:
 
 
 def _bar(fraction: float) -> str:
-    return f'<span class="bar"><span style="width:{100 * min(max(fraction, 0), 1):.1f}%"></span></span>'
+    width = 100 * min(max(fraction, 0), 1)
+    return f'<span class="bar"><span style="width:{width:.1f}%"></span></span>'
 
 
 def _is_time(name: str) -> bool:
@@ -201,7 +208,7 @@ def _is_time(name: str) -> bool:
 
 
 def _value(name: str, value: Any) -> str:
-    """A fact of a run, by its name's unit."""
+    """Format a fact of a run, by the unit in its name."""
     number = _number(value)
     if number is not None and _is_time(name):
         return duration(number)
@@ -219,9 +226,9 @@ def _header(root: pathlib.Path, runs: Mapping[str, dict[str, Any]]) -> str:
     )
     where = f" Trained on {escape(' and '.join(machines))}." if machines else ""
     return (
-        f"<header><p>xgen_jax</p><h1>{escape(root.resolve().name)}</h1>"
-        f"<p>From raw videos to a text-to-video model: what was trained, how well it does, and how to do it again."
-        f"{where}</p></header>"
+        f"<header><p>xgen_jax</p><h1>{escape(root.resolve().name)}</h1><p>From raw videos to a "
+        "text-to-video model: what was trained, how well it does, and how to do it "
+        f"again.{where}</p></header>"
     )
 
 
@@ -235,7 +242,8 @@ def _tiles(reconstruction: dict | None, captions: dict | None, timings: dict | N
     tiles = []
     if reconstruction:
         mean = reconstruction.get("mean", {})
-        remark = f"SSIM {_figure(mean.get('ssim'), '.3f')}, mean of {_figure(reconstruction.get('clips'), ',')} clips"
+        clips = _figure(reconstruction.get("clips"), ",")
+        remark = f"SSIM {_figure(mean.get('ssim'), '.3f')}, mean of {clips} clips"
         tiles.append(("Reconstruction, PSNR", _figure(mean.get("psnr_db"), ".1f") + " dB", remark))
     else:
         tiles.append(("Reconstruction, PSNR", "–", "not evaluated yet"))
@@ -311,14 +319,15 @@ def _accuracy(captions: dict | None) -> str:
             low_high = "{:.0%} to {:.0%}".format(*wilson_interval(value, prompts))
         label = "<strong>all of them</strong>" if name == "all" else escape(str(name))
         rows.append((label, f"{value:.1%}", _bar(value), low_high))
-    note = '<p class="note">The interval is the 95% one for this many prompts (Wilson); it does not hold the spread '
-    note += "between training runs.</p>"
+    note = (
+        '<p class="note">The interval is the 95% one for this many prompts (Wilson); it does not '
+        "hold the spread between training runs.</p>"
+    )
     return _table(("attribute", "right", "", "95% interval"), rows) + note
 
 
 def wilson_interval(fraction: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a proportion seen in `count` trials; inside [0, 1], and of some width
-    even at 0 and 1."""
+    """Compute Wilson's interval of a proportion in `count` trials; in [0, 1], never empty."""
     centre = (fraction + z * z / (2 * count)) / (1 + z * z / count)
     half = (
         z
@@ -407,7 +416,8 @@ def _configuration(runs: Mapping[str, dict[str, Any]]) -> str:
             for k, v in _flat(config)
         ]
         parts.append(
-            f"<details><summary>{title}: {len(rows)} settings</summary>{_table(('name', 'value'), rows)}</details>"
+            f"<details><summary>{title}: {len(rows)} "
+            f"settings</summary>{_table(('name', 'value'), rows)}</details>"
         )
     return "".join(parts)
 
@@ -455,4 +465,7 @@ python launch/sample.py --model={folder}/vdit --out=sample.mp4 {flags} \\
 # one more reconstruction
 python launch/reconstruct.py --embedder={folder}/vidvae --video=FILE --out=reconstruction.mp4
 """
-    return f"<p>From a checkout of the repository, at the versions above:</p><pre>{escape(commands)}</pre>"
+    return (
+        "<p>From a checkout of the repository, at the versions above:</p>"
+        f"<pre>{escape(commands)}</pre>"
+    )

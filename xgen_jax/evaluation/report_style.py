@@ -1,12 +1,15 @@
 """The report page's style sheet: one column of text, grids that fold on a phone, light and dark."""
 
 STYLE = """
-:root { color-scheme: light dark; --ground: #fbfbfa; --card: #fff; --ink: #1c1e21; --soft: #62676e; --line: #e2e3e5;
+:root { color-scheme: light dark; --ground: #fbfbfa; --card: #fff; --ink: #1c1e21;
+  --soft: #62676e; --line: #e2e3e5;
   --accent: #2563c9; --right: #1a7a3c; --wrong: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --ground: #16181b; --card: #1e2125; --ink: #e7e9eb; --soft: #9aa1a9;
+@media (prefers-color-scheme: dark) { :root { --ground: #16181b; --card: #1e2125; --ink: #e7e9eb;
+  --soft: #9aa1a9;
   --line: #33383e; --accent: #76a9f5; --right: #5cc27f; --wrong: #f28b82; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+body { margin: 0; background: var(--ground); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 1180px; margin: 0 auto; padding: 32px 20px 64px; }
 header p { margin: 0; color: var(--soft); max-width: 70ch; }
 h1 { margin: 2px 0 6px; font-size: 32px; line-height: 1.2; overflow-wrap: anywhere; }
@@ -16,8 +19,10 @@ section { margin-top: 40px; padding-top: 24px; border-top: 1px solid var(--line)
 p { margin: 0 0 8px; }
 .note { color: var(--soft); font-size: 14px; }
 .missing { color: var(--soft); font-style: italic; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 14px; margin-top: 26px; }
-.tiles div, figure, .charts > div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 14px;
+  margin-top: 26px; }
+.tiles div, figure, .charts > div { background: var(--card); border: 1px solid var(--line);
+  border-radius: 10px; }
 .tiles div { padding: 16px 18px; }
 .tiles p { margin: 0; color: var(--soft); font-size: 14px; }
 .tiles strong { display: block; font-size: 34px; line-height: 1.3; font-weight: 650;
@@ -31,7 +36,8 @@ figcaption p { margin: 0 0 4px; }
 figcaption ul { margin: 0; padding: 0; list-style: none; font-size: 13px; }
 figcaption .right { display: inline-block; margin-right: 8px; color: var(--right); }
 figcaption .wrong { color: var(--wrong); font-weight: 600; }
-.charts { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
+.charts { display: grid; gap: 14px;
+  grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
 .charts > div { padding: 4px 8px 4px 0; }
 .chart { display: block; width: 100%; height: auto; font-size: 12px; fill: var(--soft); }
 .chart .label { fill: var(--ink); font-size: 13px; font-weight: 600; }
@@ -42,9 +48,11 @@ figcaption .wrong { color: var(--wrong); font-weight: 600; }
 .chart .smooth { stroke-width: 2; }
 .wide { overflow-x: auto; margin-bottom: 12px; }
 table { border-collapse: collapse; font-size: 15px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 22px 5px 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th, td { padding: 5px 22px 5px 0; border-bottom: 1px solid var(--line); text-align: left;
+  vertical-align: top; }
 th { color: var(--soft); font-weight: 500; font-size: 14px; }
-.bar { display: inline-block; width: 140px; height: 10px; border-radius: 5px; background: var(--line);
+.bar { display: inline-block; width: 140px; height: 10px; border-radius: 5px;
+  background: var(--line);
   overflow: hidden; }
 .bar span { display: block; height: 100%; background: var(--accent); }
 details { margin-bottom: 8px; }

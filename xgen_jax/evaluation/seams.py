@@ -1,13 +1,13 @@
-"""Seams: does a reconstruction jump where one chunk of frames ends and the next begins? uint8
-videos, in NumPy.
+"""Seams: jumps of a reconstruction where one chunk of frames ends and the next begins.
 
-    d_i = mean |frame_i - frame_{i-1}|        ratio(p) = sum of d_i of reconstructions / sum of d_i of originals,
+    d_i = mean |frame_i - frame_{i-1}|
+    ratio(p) = sum of d_i of reconstructions / sum of d_i of originals,
 
 both sums over all clips and all i with i = p modulo the frames of a chunk. 1 is as much change as
-the original has. ratio(0) is the seam ratio, taken across the chunks' borders; the others tell what
-a pair of frames within a chunk has, and where a decoder has moved its seams to. What a viewer sees
-is compared, so a model's floats are rounded and clipped first. Of the published videos of REGEN the
-seam ratio is 1.29 at 16x and 1.81 at 32x, the median of the others 0.84.
+the original has. ratio(0) is the seam ratio, taken across the chunks' borders; the others show the
+change between frames within a chunk, and where a decoder has moved its seams to. Videos are uint8:
+what a viewer sees is compared, so a model's floats are rounded and clipped first. In the published
+videos of REGEN the seam ratio is 1.29 at 16x and 1.81 at 32x, the median of the others 0.84.
 """
 
 import dataclasses
@@ -25,31 +25,40 @@ class Seams:
     """Ratios of frame differences, reconstruction over original.
 
     Attributes:
-      ratios: one for each place in a chunk; the first is that of a chunk's first frame to the frame
-      before.
+      ratios: one for each place in a chunk; the first is that of a chunk's first frame to the
+        frame before.
     """
 
     ratios: tuple[float, ...]
 
     @property
     def border(self) -> float:
-        """The seam ratio: across the borders of chunks."""
+        """Seam ratio: across the borders of chunks."""
         return self.ratios[0]
 
     @property
     def others(self) -> float:
-        """The median over the other places."""
+        """Median ratio over the other places."""
         return float(np.median(self.ratios[1:]))
 
     @property
     def worst_other(self) -> float:
-        """The largest of the other places."""
+        """Largest ratio of the other places."""
         return max(self.ratios[1:])
 
 
 def frame_differences(video: Video) -> np.ndarray:
-    """Mean absolute difference of each frame to the one before: uint8 (T, H, W, 3) -> float64 (T -
-    1,) in 0..255."""
+    """Compute the mean absolute difference of each frame to the one before.
+
+    Args:
+      video: uint8 (T, H, W, 3).
+
+    Returns:
+      float64 (T - 1,) in 0..255.
+
+    Raises:
+      UserError: another kind of array.
+    """
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
         raise UserError(f"expected a uint8 video (T, H, W, 3), got {video.dtype} {video.shape}")
     frames = video.astype(np.int16)
@@ -57,7 +66,7 @@ def frame_differences(video: Video) -> np.ndarray:
 
 
 def measure_seams(pairs: Iterable[tuple[Video, Video]], chunk_frames: int) -> Seams:
-    """The ratios of all clips together.
+    """Measure the ratios of all clips together.
 
     Args:
       pairs: (original, reconstruction) of each clip, uint8 (T, H, W, 3) of one shape; clips may
@@ -76,7 +85,8 @@ def measure_seams(pairs: Iterable[tuple[Video, Video]], chunk_frames: int) -> Se
     for original, reconstruction in pairs:
         if original.shape != reconstruction.shape:
             raise UserError(
-                f"the videos differ in shape (T, H, W, 3): {original.shape} and {reconstruction.shape}"
+                f"the videos differ in shape (T, H, W, 3): {original.shape} and "
+                f"{reconstruction.shape}"
             )
         places = np.arange(1, original.shape[0]) % chunk_frames
         np.add.at(wanted, places, frame_differences(original))
@@ -84,7 +94,7 @@ def measure_seams(pairs: Iterable[tuple[Video, Video]], chunk_frames: int) -> Se
     still = np.flatnonzero(wanted == 0)
     if still.size:
         raise UserError(
-            f"no original changes at place {still[0]} of its chunks of {chunk_frames} frames: clips must move, and be "
-            "longer than a chunk"
+            f"no original changes at place {still[0]} of its chunks of {chunk_frames} frames: "
+            "clips must move, and be longer than a chunk"
         )
     return Seams(ratios=tuple((got / wanted).tolist()))

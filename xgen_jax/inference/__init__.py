@@ -1,1 +1,1 @@
-"""A loaded model as a callable."""
+"""Loaded models as callables: sampling, streaming, reconstruction."""

@@ -1,5 +1,4 @@
-"""One chunk of a clip: its compiled programs, the memory they need, and how to cut a clip for a
-memory budget."""
+"""Chunks of a clip: compiled programs, the memory they need, and plans for a memory budget."""
 
 import functools
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ CHUNK = 4  # latent frames at a time without a memory budget
 
 
 class ChunkPlan(NamedTuple):
-    """How a clip is cut.
+    """Sizes in which a clip is cut.
 
     Attributes:
       rows: latent rows of a block.
@@ -31,7 +30,7 @@ class ChunkPlan(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def encode_chunk(embedder: Embedder, params: Params, video: Array, cache):
-    """Compiled `Embedder.encode_chunk` of uint8 or float video; `cache` is donated."""
+    """Run `Embedder.encode_chunk` compiled, on uint8 or float video; `cache` is donated."""
     video = to_unit_range(video) if video.dtype == jnp.uint8 else video
     return embedder.encode_chunk(params, video, cache)
 
@@ -45,7 +44,7 @@ def decode_chunk(
     last: bool,
     key: Array | None = None,
 ):
-    """Compiled `Embedder.decode_chunk`; `cache` is donated, another key compiles nothing."""
+    """Run `Embedder.decode_chunk` compiled; `cache` is donated, another key compiles nothing."""
     return embedder.decode_chunk(params, latents, cache, last, key)
 
 

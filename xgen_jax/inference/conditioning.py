@@ -63,7 +63,7 @@ def fit_condition(frames: Video, plan: VideoPlan, embedder: Embedder) -> Video:
       uint8 (T, height, width, 3) of the plan's size.
 
     Raises:
-      UserError: not a uint8 video, or a plan in which such a condition leaves nothing to generate.
+      UserError: not a uint8 video, or a plan in which the condition leaves nothing to generate.
     """
     if (
         not isinstance(frames, np.ndarray)
@@ -81,10 +81,10 @@ def fit_condition(frames: Video, plan: VideoPlan, embedder: Embedder) -> Video:
         raise UserError(f"a condition has frames and pixels; this one is {frames.shape}")
     if plan.segment_shape[0] < 2:
         raise UserError(
-            f"a video of {plan.segment_frames} frame(s) has no room for a condition; ask for more "
+            f"a video of {plan.segment_frames} frame(s) is too short for a condition; ask for more "
             "frames"
         )
-    room = min(plan.overlap, plan.segment_shape[0] - 1) // embedder.unit * embedder.unit
-    latent = min(room, embedder.whole_latents(len(frames))) or 1
+    most = min(plan.overlap, plan.segment_shape[0] - 1) // embedder.unit * embedder.unit
+    latent = min(most, embedder.whole_latents(len(frames))) or 1
     frames = frames[-embedder.frames(latent) :]
     return center_crop(resize_cover(frames, plan.height, plan.width), plan.height, plan.width)

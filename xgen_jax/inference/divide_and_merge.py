@@ -1,9 +1,8 @@
-"""Divide-and-merge, the encoding of long clips in xGen-VideoSyn-1 (arXiv 2408.12590, section 3.1
-and figure 4).
+"""Divide-and-merge: encode long clips as in arXiv 2408.12590, section 3.1 and figure 4.
 
-A clip is cut into short segments that share their end frames, each segment is encoded (or decoded)
-by itself, and the duplicates are merged. The paper gives segments of five frames and no operator;
-`drop`, as in Open-Sora-Plan's tiling, keeps the earlier duplicate, `mean` averages both.
+A clip is cut into short segments that overlap by their end frames, each segment is encoded (or
+decoded) by itself, and the duplicates are merged. The paper gives segments of five frames and no
+operator; `drop`, as in Open-Sora-Plan's tiling, takes the earlier duplicate, `mean` the mean.
 
 The result differs from encoding the whole clip, since a latent depends on frames before its
 segment. It is here for parity with the paper and for comparison; `inference.streaming` gives the
@@ -23,7 +22,7 @@ MERGES = ("drop", "mean")
 def divide_and_merge(
     function: Callable[[Array], Array], x_BTHWC: Array, segment: int, merge: str = "drop"
 ) -> Array:
-    """Apply a function to segments of a clip that share their end frames, and merge the results.
+    """Apply a function to segments of a clip that overlap by one frame, and merge the results.
 
     Args:
       function: encode or decode; (B, segment, ...) -> a result whose first and last frames belong
@@ -37,11 +36,11 @@ def divide_and_merge(
       The merged result; the last frame of a segment's result and the first of the next are one.
 
     Raises:
-      UserError: an unknown merge, or segments too short to share a frame.
+      UserError: an unknown merge, or segments too short to overlap.
     """
     choose("merge", merge, MERGES)
     if segment < 2:
-        raise UserError(f"segments of {segment} frames share none; give 2 or more")
+        raise UserError(f"segments of {segment} frames cannot overlap; give 2 or more")
     frames = x_BTHWC.shape[1]
     parts = []
     for at in range(0, max(1, frames - 1), segment - 1):

@@ -20,7 +20,7 @@ class Reconstructor:
 
     Attributes:
       embedder, params: see `load_embedder`.
-      memory_budget_gb: what the device may use, in GB (1e9 bytes), see `streaming.decode`.
+      memory_budget_gb: memory of the device, in GB (1e9 bytes), see `streaming.decode`.
     """
 
     embedder: Embedder
@@ -32,15 +32,15 @@ class Reconstructor:
     ) -> Video:
         """Reconstruct a video of any length and size.
 
-        What the embedder cannot take as it is, is extended by repeating the last frame, row and
-        column, and cut off again.
+        A size that the embedder cannot take is padded by repeating the last frame, row and column;
+        the padding is cut off again.
 
         Args:
           video: uint8 (T, H, W, 3).
           speed: 0.5 is twice as slow, 2 twice as fast, at the same frames per second; for a REGEN
             only.
           key: of a generative decoder's noise; that of seed 0 by default.
-          between: what is decoded between frames at another speed; see `resample_time`.
+          between: conditioning between frames at another speed; see `resample_time`.
 
         Returns:
           uint8 of the shape of `video`; at another speed as many frames as `moments` has.

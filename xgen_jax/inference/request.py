@@ -23,7 +23,7 @@ NO_CONDITION_TRAINING = "the run was not trained with given frames (loss.frame_m
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoRequest:
-    """What a user asks for; None takes the run's own value.
+    """A request for videos; None takes the run's own value.
 
     Attributes:
       frames: length in pixel frames; by default that of the run's first bucket of videos.
@@ -71,7 +71,7 @@ class VideoPlan:
       overlap: latent frames, at most, at the start of a segment that are known: the end of the
         segment before it, or a condition.
       steps, guidance_scale, sampler: see `VideoRequest`.
-      warnings: what the network was not trained on, as sentences.
+      warnings: sentences on what the network was not trained on.
     """
 
     frames: int
@@ -89,7 +89,7 @@ class VideoPlan:
 
     @property
     def segments(self) -> int:
-        """Number of segments; what the last one has beyond the video's end is cut off."""
+        """Number of segments; frames of the last one beyond the video's end are cut off."""
         whole, segment = self.latent_frames, self.segment_shape[0]
         return 1 if whole <= segment else 1 + -(-(whole - segment) // (segment - self.overlap))
 
@@ -105,7 +105,7 @@ def trained_buckets(config: VDiTRun) -> list[Bucket]:
 
 
 def trained_with_conditions(config: VDiTRun) -> bool:
-    """Whether a run's network was trained to continue given frames."""
+    """Return whether a run's network was trained to continue given frames."""
     return config.loss.frame_masks.none < 1
 
 
@@ -115,7 +115,7 @@ def plan_video(config: VDiTRun, embedder: Embedder, request: VideoRequest) -> Vi
     Args:
       config: of the run that trained the network.
       embedder: of the run.
-      request: what is asked for.
+      request: of the user.
 
     Raises:
       UserError: a length or size that the embedder cannot take, a rate that is not positive, an
@@ -155,7 +155,7 @@ def plan_video(config: VDiTRun, embedder: Embedder, request: VideoRequest) -> Vi
 def _segment_frames(
     request: VideoRequest, embedder: Embedder, buckets: list[Bucket], shape: Shape, t: int
 ) -> int:
-    """Pixel frames of a segment of a video of `shape`, which has t latent frames."""
+    """Return the pixel frames of a segment of a video of `shape`, which has t latent frames."""
     frames, height, width = shape
     longest = max(bucket.frames for bucket in buckets)
     # A network trained on images only cannot continue from one.
@@ -173,7 +173,7 @@ def _segment_frames(
 
 
 def _overlap(request: VideoRequest, unit: int, segment: int, t: int) -> int:
-    """Latent frames that segments share; `segment` latent frames of t are generated at once."""
+    """Return the overlap of segments; `segment` latent frames of t are generated at once."""
     if request.overlap is None:
         overlap = max(unit, segment // 4 // unit * unit)
     else:
@@ -188,7 +188,7 @@ def _overlap(request: VideoRequest, unit: int, segment: int, t: int) -> int:
 
 
 def _warnings(config: VDiTRun, buckets: list[Bucket], plan: VideoPlan) -> Iterator[str]:
-    """What a run was not trained on: it may still work, and is not refused."""
+    """Yield what a run was not trained on: it may still work, and is not refused."""
     size = f"{plan.height}x{plan.width}"
     area, aspect = plan.height * plan.width, plan.height / plan.width
     by_area = sorted(buckets, key=lambda bucket: bucket.height * bucket.width)

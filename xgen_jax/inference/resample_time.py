@@ -1,4 +1,4 @@
-"""Decoding at another speed: a REGEN samples a chunk at any times, not only at those of its frames.
+"""Decode at another speed: a REGEN samples a chunk at any times, not only at those of its frames.
 
 At speed s, frame j of the result lies at position p_j = j s of the clip, counted in its frames. Its
 conditioning is
@@ -6,8 +6,8 @@ conditioning is
     interpolated   (1 - f) z_e(frame i) + f z_e(frame i + 1),     i = floor(p), f = p - i
     continuous     z_e of chunk c = floor(p / (k + 1)) at time t = (p - c (k + 1)) / k
 
-with z_e the expanded latents (`models.regen`). `models.regen_windows` says which positions are
-sampled together, and what windows across the borders of chunks do instead.
+with z_e the expanded latents (`models.regen`). `models.regen_windows` groups positions that are
+sampled together, and handles windows across the borders of chunks.
 """
 
 import functools
@@ -24,7 +24,7 @@ from xgen_jax.parallel.memory import GB, program_bytes
 from xgen_jax.typing import Array, Params
 
 SLOWEST, FASTEST = 1 / 64, 64.0
-_TRAINED_BEYOND = 0.5  # frames after a chunk's last; farther ones are warned of
+_TRAINED_BEYOND = 0.5  # frames after a chunk's last; farther ones give a warning
 
 
 def moments(frames: int, speed: float) -> np.ndarray:
@@ -39,7 +39,7 @@ def moments(frames: int, speed: float) -> np.ndarray:
         raise UserError(
             f"speed={speed:g} must be within 1/64 .. 64: 0.5 is twice as slow, 2 twice as fast"
         )
-    # Rounded: a moment that is a frame's must be exactly that.
+    # Rounded: the moment of a frame must be exactly that.
     return np.round(np.arange(math.floor((frames - 1) / speed + 1e-9) + 1) * speed, 9)
 
 
@@ -47,7 +47,7 @@ def moments(frames: int, speed: float) -> np.ndarray:
 def sample_window(
     embedder: REGENEmbedder, params: Params, latents_BNtHWC: Array, window: Window, key: Array
 ) -> Array:
-    """Sample one window: `REGENEmbedder.decode_at`, compiled."""
+    """Sample one window: run `REGENEmbedder.decode_at` compiled."""
     return embedder.decode_at(params, latents_BNtHWC, window, key)
 
 
@@ -71,7 +71,7 @@ def decode_at_speed(
       embedder, params: see `load_embedder`.
       latents_BTHWC: of whole chunks, and at most an image.
       speed: 1/64 .. 64; 0.5 is twice as slow.
-      memory_budget_gb: what the device may use (1e9 bytes), parameters included.
+      memory_budget_gb: memory of the device (1e9 bytes), parameters included.
       key: see `Embedder.decode_chunk`.
       between: a name in `BETWEEN`; see the module.
 
@@ -108,7 +108,8 @@ def decode_at_speed(
             if needed > memory_budget_gb:
                 raise UserError(
                     f"to sample {len(window.frames_F)} frames at once takes {needed:.3g} GB, more "
-                    f"than memory_budget_gb={memory_budget_gb:g}; allow more, or take a smaller size"
+                    f"than memory_budget_gb={memory_budget_gb:g}; allow more, or take a smaller "
+                    f"size"
                 )
             fits.add((here.shape, len(window.frames_F)))
         weights = asked.weights_F[None, :, None, None, None]
@@ -119,7 +120,7 @@ def decode_at_speed(
 def _warn_of_untrained_times(
     embedder: REGENEmbedder, frames: int, positions_F: np.ndarray, between: str, speed: float
 ) -> None:
-    # Only of the chunks' own windows: those across borders were trained on times beyond.
+    # Only windows of one chunk: those across borders were trained on later times.
     config = embedder.model.config
     _, times_2F, _ = own_times(config, frames, positions_F, between)
     beyond = float((times_2F.max() - 1) * config.ratio)

@@ -1,4 +1,4 @@
-"""Where the parameters of several networks lie: on the host, on the devices, or there in turns.
+"""Residency of several networks' parameters: on the devices, or on the host until needed.
 
 With offloading, transformer and decoder are on the devices one after the other, never both.
 """
@@ -18,7 +18,7 @@ from xgen_jax.typing import Params
 
 
 class Residency:
-    """Places parameters on the devices of a mesh when they are needed.
+    """Put parameters on the devices of a mesh when they are needed.
 
     Args:
       params: parameters by network, on the host or on a device.
@@ -52,12 +52,12 @@ class Residency:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """How videos are generated within a budget.
+    """Decisions that keep generation within a memory budget.
 
     Attributes:
       offload: see `Residency`.
-      decoder: how the decoder cuts a clip.
-      embedder_budget_gb: what the embedder may use of a device, in GB (1e9 bytes), its parameters
+      decoder: chunks in which the decoder cuts a clip.
+      embedder_budget_gb: memory of a device for the embedder, in GB (1e9 bytes), its parameters
         included; None for no limit.
     """
 
@@ -73,13 +73,13 @@ def plan_memory(
     plan_decoder: Callable[[float | None], ChunkPlan],
     offload: bool = False,
 ) -> MemoryPlan:
-    """Decide whether the decoder fits next to the transformer, and what is left for it.
+    """Decide whether the decoder fits next to the transformer, and its memory.
 
     Args:
       params: parameters by network; "embedder" has the decoder.
-      budget_gb: what a device may use, in GB (1e9 bytes), parameters included; None for no limit.
-      step_bytes: gives what a sampling step needs of a device, parameters included.
-      plan_decoder: budget in GB -> how the decoder cuts a clip, see `plan_chunks`.
+      budget_gb: memory of a device, in GB (1e9 bytes), parameters included; None for no limit.
+      step_bytes: () -> bytes of a device that a sampling step needs, parameters included.
+      plan_decoder: budget in GB -> chunks of the decoder, see `plan_chunks`.
       offload: whether the user asks for offloading.
 
     Raises:

@@ -1,7 +1,7 @@
 """Text and noise to latents: sampling steps, segment after segment.
 
 A video depends on its prompt, its seed and index, and its condition only: neither on the other
-videos of its batch nor on the number of devices that share the batch.
+videos of its batch nor on the number of devices that the batch is split over.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ _SEGMENT_NOISE, _DECODE_NOISE = 2, 3
 
 
 class BatchRow(NamedTuple):
-    """One video of a batch.
+    """Prompt and noise of one video of a batch.
 
     Attributes:
       prompt: the text.
       seed: of the noise, 0 .. 2^32 - 1.
-      index: tells videos of one seed apart; the noise is that of (seed, index).
+      index: number among videos of one seed; the noise is that of (seed, index).
     """
 
     prompt: str
@@ -49,7 +49,7 @@ class BatchRow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """What the compiled functions depend on statically.
+    """Static arguments of the compiled functions.
 
     Everything else is an argument: another seed, guidance scale, grid of as many steps or frame
     rate compiles nothing.
@@ -145,7 +145,7 @@ class VideoSampler:
       config: of the run that trained them.
       plan: what is generated.
       batch_size: videos at once.
-      mesh: devices that share a batch.
+      mesh: devices that a batch is split over.
 
     Attributes:
       steps_per_batch: sampling steps of all segments.
@@ -182,7 +182,7 @@ class VideoSampler:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What latents depend on besides prompts, noise, conditions and parameters, as JSON."""
+        """Settings that latents depend on, besides prompts, noise, conditions and parameters."""
         plan, program = self.plan, self.program
         return {
             "frames": plan.frames,
@@ -218,7 +218,7 @@ class VideoSampler:
         """
         if len(batch) != self.batch_size:
             raise ValueError(f"{len(batch)} rows for a batch of {self.batch_size}")
-        arrays = self._shared(self.text.arrays([row.prompt for row in batch]))
+        arrays = self._on_devices(self.text.arrays([row.prompt for row in batch]))
         seed_B, index_B = self.seeds(batch)
         with on_mesh(self.mesh):
             prompts = embed_prompts(self.text, params, arrays, index_B)
@@ -236,7 +236,7 @@ class VideoSampler:
     def seeds(self, batch: Sequence[BatchRow]) -> tuple[Array, Array]:
         """Return the seeds and indices (B,) of a batch, on the devices."""
         seeds, indices = zip(*((row.seed, row.index) for row in batch))
-        return self._shared((np.asarray(seeds, np.uint32), np.asarray(indices, np.uint32)))
+        return self._on_devices((np.asarray(seeds, np.uint32), np.asarray(indices, np.uint32)))
 
     def known_condition(self, latents: np.ndarray) -> KnownFrames:
         """Make latents (1, t, h, w, c) known at the start of every video of a batch."""
@@ -245,7 +245,7 @@ class VideoSampler:
         missing = self.plan.segment_shape[0] - count
         padded = np.pad(latents, ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0)))
         with on_mesh(self.mesh):
-            return known_head(self._shared(np.repeat(padded, self.batch_size, axis=0)), count)
+            return known_head(self._on_devices(np.repeat(padded, self.batch_size, axis=0)), count)
 
     def lower_step(self, params: Params) -> jax.stages.Lowered:
         """Lower `sampling_step` for the mesh, from shapes alone.
@@ -254,7 +254,7 @@ class VideoSampler:
           params: {"vdit", and what the text conditioner trained}, arrays or shapes.
         """
         rows = jax.ShapeDtypeStruct((self.batch_size,), np.uint32)
-        shared = functools.partial(_shared_shapes, len(self.program.shape) + 1, self.mesh)
+        shared = functools.partial(_batch_shapes, len(self.program.shape) + 1, self.mesh)
         with on_mesh(self.mesh):
             start = functools.partial(start_segment, self.program, self.steps)
             key_B, carry = jax.eval_shape(start, rows, rows, None)
@@ -276,7 +276,7 @@ class VideoSampler:
             )
 
     def step_bytes(self, params: Params) -> int:
-        """Bytes that a step needs of a device: it is compiled, nothing is computed."""
+        """Return the bytes of a device that a step needs: compile it, compute nothing."""
         return program_bytes(self.lower_step(params).compile())
 
     def _segment(self, params, prompts, noise, known, progress) -> Array:
@@ -300,7 +300,7 @@ class VideoSampler:
         return carry[0]
 
     def null_captions(self) -> dict[str, np.ndarray]:
-        """Arrays of a batch of empty captions; no encoder is needed for stored embeddings."""
+        """Make the arrays of a batch of empty captions; stored embeddings need no encoder."""
         stored = {
             "caption": [""] * self.batch_size,
             "text": np.zeros((self.batch_size, 0, self.text.width), np.float32),
@@ -311,8 +311,8 @@ class VideoSampler:
     def _step(self, number: int) -> Steps:
         return jax.tree.map(lambda a: a[number : number + 1], self.steps)
 
-    def _shared(self, tree: Any) -> Any:
-        """Arrays of a batch on the devices, each with its part."""
+    def _on_devices(self, tree: Any) -> Any:
+        """Put arrays of a batch on the devices, each with its part."""
         return jax.device_put(tree, batch_sharding(self.mesh))
 
 
@@ -330,8 +330,8 @@ def _shapes(tree, shardings):
     )
 
 
-def _shared_shapes(dims: int, mesh: Mesh, tree):
-    """Shapes of a batch; what has more than `dims` dims has the others before the batch."""
+def _batch_shapes(dims: int, mesh: Mesh, tree):
+    """Return the shapes of a batch; arrays of more than `dims` dims have the others before it."""
 
     def sharding(a):  # the memory of a multi-step sampler is (order, B, ...)
         return NamedSharding(mesh, PartitionSpec(*[None] * (a.ndim - dims), *BATCH))

@@ -1,4 +1,4 @@
-"""Encoding and decoding of clips of any length in chunks, in memory that does not grow with it.
+"""Encode and decode clips of any length in chunks, in memory that does not grow with it.
 
 Every layer that mixes frames carries a cache from chunk to chunk, so a clip in chunks gives what
 the whole clip gives: no overlap, no blending, no seams. A decoder that looks ahead gives its last
@@ -81,7 +81,7 @@ def decode_stream(
       embedder, params: see `load_embedder`.
       chunks: normalised latents (B, t, h, w, c). Latent frames that do not fill a unit of the
         embedder wait for the next chunk.
-      sharding: of a chunk, if several devices share it.
+      sharding: of a chunk, if it is split over several devices.
       key: see `Embedder.decode_chunk`.
 
     Yields:
@@ -126,8 +126,8 @@ def encode(
     Args:
       embedder, params: see `load_embedder`.
       video_BTHWC: uint8, or float in [-1, 1].
-      memory_budget_gb: what the device may use, in GB (1e9 bytes), parameters included. Chunks are
-        as long as it allows; if not even one latent frame fits, a model that can (see
+      memory_budget_gb: memory of the device, in GB (1e9 bytes), parameters included. Chunks are as
+        long as it allows; if not even one latent frame fits, a model that can (see
         `VidVAEConfig.halo`) works on blocks of rows.
 
     Returns:
@@ -188,14 +188,14 @@ def decode_segments(
     mesh: Mesh,
     key: Array | None = None,
 ) -> Iterator[np.ndarray]:
-    """Decode latents that a sampler gives segment after segment, on a mesh.
+    """Decode latents that a sampler yields segment after segment, on a mesh.
 
     Args:
       embedder, params: see `load_embedder`.
       segments: normalised latents (B, t, h, w, c) of any lengths.
       latent_shape: (B, t, h, w, c) of the whole batch.
       plan: see `plan_chunks`; of the part of a batch that one device has.
-      mesh: the devices that share the batch.
+      mesh: the devices that the batch is split over.
       key: see `Embedder.decode_chunk`.
 
     Yields:
@@ -203,7 +203,7 @@ def decode_segments(
     """
     sharding = batch_sharding(mesh)
     if plan.rows < latent_shape[2] or plan.frames == latent_shape[1]:
-        # Blocks of rows have all frames each.
+        # Every block of rows has all frames.
         whole = np.concatenate(list(map(np.asarray, segments)), axis=1)
         with on_mesh(mesh):
             video = _decode_planned(embedder, params, whole, plan, sharding, key)
@@ -247,7 +247,7 @@ def _decode_planned(
 
 
 def _regroup(segments: Iterable[Array], frames: int) -> Iterator[np.ndarray]:
-    """Latents of any lengths -> chunks of `frames` latent frames, and a rest."""
+    """Regroup latents of any lengths in chunks of `frames` latent frames, and a rest."""
     waiting = None
     for segment in segments:
         segment = np.asarray(segment)
@@ -269,8 +269,8 @@ def _check_latents(embedder: Embedder, latents: np.ndarray) -> None:
     if not np.isfinite(latents).all():
         where = np.argwhere(~np.isfinite(latents))[0].tolist()
         raise UserError(
-            "latents have values that are not finite, the first at "
-            f"(batch, frame, y, x, channel) {where}"
+            "latents have values that are not finite, the first at (batch, frame, y, x, channel) "
+            f"{where}"
         )
 
 

@@ -37,18 +37,18 @@ from xgen_jax.runs.load import TEXT_TO_VIDEO, load_embedder
 from xgen_jax.runs.text_encoders import default_cache, load_conditioner
 from xgen_jax.typing import Array, Params, Video
 
-_BUSY_TOKENS = 8192  # about as many at once as keep a device busy
+_BUSY_TOKENS = 8192  # about enough at once to occupy a device
 _MAX_BATCH = 16  # videos on a device at once, unless the user asks for more
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Networks:
-    """The networks of a text-to-video model.
+    """Networks and parameters of a text-to-video model.
 
     Attributes:
       model: the transformer.
       text: the text conditioner, see `models.text`.
-      embedder: whose latents the transformer works on.
+      embedder: of the latents that the transformer works on.
       params: {"vdit", "embedder", and what the text conditioner trained}, on the host or a device.
     """
 
@@ -65,10 +65,11 @@ class VideoGenerator:
       networks: see `Networks`.
       config: of the run that trained them.
       plan: of the videos.
-      batch_size: videos at once; as many devices of this process as divide it share a batch.
-      offload: keep parameters on the host, and on the devices either the transformer's or the
+      batch_size: videos at once; a batch is split over as many devices of this process as divide
+        it.
+      offload: hold parameters on the host, and on the devices either the transformer's or the
         decoder's.
-      memory_budget_gb: what a device may use, in GB (1e9 bytes), parameters included. It sets the
+      memory_budget_gb: memory of a device, in GB (1e9 bytes), parameters included. It sets the
         chunks that are decoded, and turns `offload` on if both networks do not fit.
 
     Attributes:
@@ -121,7 +122,7 @@ class VideoGenerator:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What videos depend on besides prompts, noise, conditions and parameters, as JSON."""
+        """Settings that videos depend on, besides prompts, noise, conditions and parameters."""
         return {**self.sampler.settings, **self._embedder.settings}
 
     def __call__(
@@ -133,8 +134,8 @@ class VideoGenerator:
         """Generate a batch.
 
         Args:
-          batch: up to `batch_size` rows; None is an empty row, whose video means nothing.
-          condition: what each video begins with, uint8 (T, H, W, 3), see `fit_condition`.
+          batch: up to `batch_size` rows; None is an empty row, whose video is to be ignored.
+          condition: start of each video, uint8 (T, H, W, 3), see `fit_condition`.
           progress: called after every sampling step, when it is done.
 
         Yields:
@@ -142,7 +143,7 @@ class VideoGenerator:
         """
         rows = padded_rows(batch, self.batch_size)
         latents = self.latents(rows, condition, progress)
-        if self.residency.offload:  # the transformer must be gone when the decoder comes
+        if self.residency.offload:  # the transformer must be freed before the decoder is loaded
             latents = iter(list(map(np.asarray, latents)))
         with on_mesh(self.mesh):
             key_B = decode_keys(*self.sampler.seeds(rows))
@@ -179,13 +180,13 @@ class VideoGenerator:
 
     @property
     def _latent_shape(self) -> tuple[int, ...]:
-        """(B, t, h, w, c) of whole videos."""
+        """Return (B, t, h, w, c) of whole videos."""
         return (self.batch_size, self.plan.latent_frames, *self.plan.segment_shape[1:])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextToVideo:
-    """Text in, video out. Made by `xgen_jax.load`.
+    """A text-to-video model; see `xgen_jax.load`.
 
     Attributes:
       config: of the run that trained it; its first bucket of videos is the default size.
@@ -234,7 +235,7 @@ class TextToVideo:
             `VideoRequest`; None takes the run's.
           condition: an image or a video, uint8 (T, H, W, 3); the new videos begin with its last
             frames, resized and cropped to their size.
-          batch_size: prompts at once; None takes as many as keep the devices busy.
+          batch_size: prompts at once; None takes enough to occupy the devices.
           progress: called with (videos done, videos in total).
 
         Returns:
@@ -277,7 +278,7 @@ class TextToVideo:
         return plan_video(self.config, self.networks.embedder, request or VideoRequest())
 
     def batch_size(self, plan: VideoPlan) -> int:
-        """Number of videos that keep this process's devices busy."""
+        """Return the number of videos at once that occupies this process's devices."""
         per_device = max(1, _BUSY_TOKENS // plan.tokens(self.config.model.patch))
         return min(_MAX_BATCH, per_device) * len(jax.local_devices())
 
@@ -314,8 +315,7 @@ def load_text_to_video(
     offload: bool = False,
     memory_budget_gb: float | None = None,
 ) -> TextToVideo:
-    """Load a VDiT run folder: its EMA parameters, and the embedder and text encoder it was trained
-    on.
+    """Load the EMA parameters of a VDiT run, and the embedder and text encoder it was trained on.
 
     Args:
       path: the run folder.
@@ -323,13 +323,13 @@ def load_text_to_video(
       step: of a checkpoint; the newest by default.
       text_encoder: the T5's folder, likewise, for a run that has one. Its weights are loaded when a
         prompt needs them.
-      text_cache: where embeddings of prompts are kept; see `runs.text_encoders.default_cache`.
+      text_cache: folder of cached embeddings; see `runs.text_encoders.default_cache`.
       lora: an adapter of this model, FILE or FILE:SCALE; see `runs.adapters.with_adapter`.
       compute_dtype: of transformer and decoder, `bfloat16` or `float32`; by default the one trained
         in.
       attention: the transformer's implementation, see `nn.attention`; by default the one trained
         with.
-      offload, memory_budget_gb: see `VideoGenerator`; with either, parameters are kept in the
+      offload, memory_budget_gb: see `VideoGenerator`; with either, parameters are held in the
         host's memory.
 
     Raises:

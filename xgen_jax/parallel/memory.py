@@ -1,8 +1,8 @@
 """Memory that a compiled program needs, and the longest chunk that fits a budget.
 
-There is no formula: a chunk is compiled before it runs anyway, and what XLA then reports is the
-prediction. A few compilations find the longest chunk that fits; running it compiles it once more,
-at no cost where a compilation cache is set up, as `launch/` does.
+There is no formula: a chunk is compiled before it runs anyway, and XLA's report is the prediction.
+A few compilations find the longest chunk that fits; running it compiles it once more, at no cost
+with a compilation cache, which `launch/` sets up.
 
 Budgets and messages are in GB (1e9 bytes).
 """
@@ -18,7 +18,7 @@ OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the message of a JaxRuntimeError
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> int:
-    """Bytes on one device that a compiled program needs, arguments and results included.
+    """Return the bytes on one device that a compiled program needs, with arguments and results.
 
     On a TPU this is the peak that its compiler reports, elsewhere the sum of arguments, results
     and temporaries, where a donated argument and its result count once.
@@ -45,12 +45,12 @@ def program_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def tree_bytes(tree: Params) -> int:
-    """Bytes of the arrays, or shapes, of a tree."""
+    """Return the bytes of the arrays, or shapes, of a tree."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def format_gb(size: float) -> str:
-    """A number of bytes as "3.14 GB" (1e9 bytes)."""
+    """Format a number of bytes as "3.14 GB" (1e9 bytes)."""
     return f"{size / GB:.3g} GB"
 
 

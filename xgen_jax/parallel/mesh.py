@@ -15,8 +15,10 @@ AXES = ("data", "fsdp", "tensor", "sequence")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along each axis. At most one size may be -1, "all that are left"; else the first
-    devices are used."""
+    """Number of devices along each axis.
+
+    At most one size may be -1, "all that are left"; without one, the first devices are used.
+    """
 
     data: int = 1
     fsdp: int = -1
@@ -25,7 +27,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
-    """Lays devices (all of them by default) out as the configuration says.
+    """Make the mesh of a configuration from `devices`, by default all.
 
     Raises:
       UserError: sizes that the number of devices cannot fill.

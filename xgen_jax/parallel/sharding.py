@@ -1,10 +1,10 @@
 """Sharding as a table: parameter paths to specs, activation names to mesh axes.
 
 A parameter goes to the first rule whose pattern is found in its path; a rule gives the spec of the
-trailing dims. What no rule names is sharded over `fsdp` along its largest divisible dim, and
-replicated where it is small or nothing divides. Kernels of convolutions too are sharded in memory
-only: `nn.conv3d.gather_kernel` makes them whole before they meet an activation that is sharded over
-height or width.
+trailing dims. Without a rule it is sharded over `fsdp` along its largest divisible dim, and
+replicated if it is small or nothing divides. Kernels of convolutions are sharded in memory only:
+`nn.conv3d.gather_kernel` gathers them before they meet an activation that is sharded over height or
+width.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from xgen_jax.typing import Params
 RULES: tuple[tuple[str, tuple], ...] = (
     (r"(qkv|/q|kv|fc1)/kernel$", ("fsdp", "tensor")),
     (r"(proj|fc2)/kernel$", ("tensor", "fsdp")),
-    # A (in, rank) and B (rank, out) of an adapter lie as the sides of the kernel that they move.
+    # A (in, rank) and B (rank, out) of an adapter are sharded as the dims of the kernel they adapt.
     (r"(qkv|/q|kv|fc1)/kernel/a$", ("fsdp", None)),
     (r"(qkv|/q|kv|fc1)/kernel/b$", (None, "tensor")),
     (r"(proj|fc2)/kernel/a$", ("tensor", None)),
@@ -47,7 +47,7 @@ SMALLEST_SHARDED = (
 
 
 def path_name(path) -> str:
-    """A tree path as "a/b/c"."""
+    """Format a tree path as "a/b/c"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -56,7 +56,7 @@ def _axis_size(mesh: Mesh, axis) -> int:
 
 
 def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The spec of one parameter."""
+    """Return the spec of a parameter by its path name."""
     size = 1
     for dim in shape:
         size *= dim
@@ -78,8 +78,8 @@ def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
 
 
 def tree_shardings(tree: Params, mesh: Mesh) -> Params:
-    """A sharding for every leaf of a tree of arrays or shapes; works for parameters, EMA and
-    optimiser state alike."""
+    """Return a sharding for every leaf of a tree of arrays or shapes: parameters, EMA or optimiser
+    state."""
 
     def one(path, leaf):
         return NamedSharding(mesh, parameter_spec(path_name(path), leaf.shape, mesh))
@@ -89,23 +89,23 @@ def tree_shardings(tree: Params, mesh: Mesh) -> Params:
 
 @contextlib.contextmanager
 def on_mesh(mesh: Mesh) -> Iterator[None]:
-    """Inside, what is compiled lives on the mesh: parameters by `RULES`, activations by
+    """Compile on the mesh inside the context: parameters by `RULES`, activations by
     `LOGICAL_AXES`."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):
         yield
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading dim over `data` and `fsdp`."""
+    """Shard the leading dim over `data` and `fsdp`."""
     return NamedSharding(mesh, BATCH)
 
 
 def video_sharding(mesh: Mesh) -> NamedSharding:
-    """(B, T, H, W, C): the batch over `data` and `fsdp`, height over `sequence`, width over
+    """Shard (B, T, H, W, C): the batch over `data` and `fsdp`, height over `sequence`, width over
     `tensor`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "sequence", "tensor"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Replicate an array on every device."""
     return NamedSharding(mesh, PartitionSpec())

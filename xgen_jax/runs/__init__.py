@@ -1,1 +1,1 @@
-"""What lies on disk: run folders, checkpoints, what is loaded from them."""
+"""Runs on disk: folders, checkpoints, and the networks loaded from them."""

@@ -28,10 +28,10 @@ def with_adapter(params: Params, model: VDiTConfig, adapter: str | os.PathLike) 
     """Merge an adapter into the EMA parameters of its base.
 
     Args:
-      params: all of them, as `RunFolder.ema_params` gives them.
+      params: from `RunFolder.ema_params`.
       model: the base's.
-      adapter: FILE, or FILE:SCALE to weigh the adapter; the folder of a run with `lora` may stand
-        for the file.
+      adapter: FILE, or FILE:SCALE to scale the adapter; FILE may be the folder of a run with
+        `lora`.
 
     Raises:
       UserError: a scale that is no number; whatever `weights.lora.read_adapter` refuses.

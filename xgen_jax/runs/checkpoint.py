@@ -1,8 +1,8 @@
-"""Checkpoints with Orbax v1; the only place that knows Orbax.
+"""Checkpoints with Orbax v1; the only module that imports Orbax.
 
-A checkpoint holds the train state and a small JSON of what the data pipeline needs. It is committed
-by one rename, so a run that is killed while saving leaves the one before it. An Orbax checkpointer
-may call a failed save its latest, so what is there is always read from the folder.
+A checkpoint holds the train state and a small JSON for the data pipeline. It is committed by one
+rename, so a run that is killed while saving leaves the one before it. An Orbax checkpointer may
+call a failed save its latest, so the list of steps is always read from the folder.
 """
 
 import logging
@@ -20,17 +20,16 @@ with warnings.catch_warnings():
 from xgen_jax.errors import UserError
 from xgen_jax.typing import Params
 
-# Orbax logs every step of every save, and a failure with its traceback beside the exception that
-# tells of it.
+# Orbax logs every step of every save, and a failure with its traceback besides its exception.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest `keep` kept.
+    """The checkpoints of one run; all but the newest `keep` are removed.
 
     Raises:
-      UserError: on `save`, when the disk is full or cannot be written; on `restore`, when a
-      checkpoint is damaged or of another model.
+      UserError: on `save`, if the disk is full or cannot be written; on `restore`, if a checkpoint
+        is damaged or of another model.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int = 2):
@@ -39,7 +38,7 @@ class Checkpoints:
         self._pending = None
 
     def steps(self) -> list[int]:
-        """Steps of the committed checkpoints, ascending; half-written ones do not count."""
+        """Return the steps of the committed checkpoints, ascending."""
         if not self.folder.is_dir():
             return []
         found = [
@@ -50,16 +49,16 @@ class Checkpoints:
         return sorted(int(p.name) for p in found)
 
     def save(self, step: int, state: Params, data: dict[str, Any]) -> None:
-        """Starts writing (state, data) in the background, after the save before it has ended.
+        """Start to write (state, data) in the background, after the last save has ended.
 
-        A step that is already there is left as it is: a run's state at a step is one and the same.
+        A step that is there already is left as it is: a run's state at a step is always the same.
         """
         self.wait()
         if step in self.steps():
             return
         target = (self.folder / str(step)).absolute()
         try:
-            # Made here, for Orbax waits minutes for a folder that cannot be made.
+            # Made here, because Orbax waits minutes for a folder that cannot be made.
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished(target)
             self._pending = (
@@ -70,7 +69,7 @@ class Checkpoints:
             raise _cannot_write(target, error) from error
 
     def wait(self) -> None:
-        """Returns when the last save is on disk, and drops the checkpoints past `keep`."""
+        """Wait until the last save is on disk, and remove the checkpoints past `keep`."""
         if self._pending is None:
             return
         (response, target), self._pending = self._pending, None
@@ -84,18 +83,18 @@ class Checkpoints:
     def restore(
         self, abstract_state: Params, step: int | None = None
     ) -> tuple[Params, dict[str, Any]]:
-        """(state, data) at a step, by default the newest.
+        """Load (state, data) of a step, by default the newest.
 
         Args:
           abstract_state: shapes, dtypes and shardings wanted; a checkpoint made on other devices is
-          laid out anew.
+            resharded.
           step: one of `steps()`.
         """
         loaded = self._load({"state": abstract_state, "data": None}, step)
         return loaded["state"], loaded["data"]
 
     def restore_data(self, step: int | None = None) -> dict[str, Any]:
-        """What was saved beside the state, without reading the state."""
+        """Load the data that was saved with the state, without reading the state."""
         return self._load({"data": None}, step)["data"]
 
     def _load(self, wanted: dict[str, Any], step: int | None) -> dict[str, Any]:
@@ -116,8 +115,8 @@ class Checkpoints:
             raise UserError(f"the checkpoint {target} cannot be read ({reason}){hint}") from error
 
     def restore_part(self, names: tuple[str, ...], step: int | None = None) -> Params:
-        """The part of the state under `names`, e.g. ("ema",), as it was saved, on this process's
-        first device."""
+        """Load the part of the state under `names`, e.g. ("ema",), onto this process's first
+        device."""
         step = self._choose(step)
         target = (self.folder / str(step)).absolute()
         try:
@@ -154,8 +153,7 @@ class Checkpoints:
         return steps[-1] if step is None else step
 
     def _remove_unfinished(self, target: pathlib.Path) -> None:
-        """Removes what killed saves, or a copy of `target` that broke off, left; nothing of it is a
-        checkpoint."""
+        """Remove what killed saves, or an incomplete copy of `target`, left behind."""
         for path in (*self.folder.glob("*.orbax-checkpoint-tmp*"), target):
             if path.exists():
                 shutil.rmtree(path)

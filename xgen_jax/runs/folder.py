@@ -36,7 +36,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> pathlib.Path:
-        """The file of metrics, one JSON object a line."""
+        """Path of the metrics, one JSON object a line."""
         return self.path / METRICS
 
     def config(self) -> Run | Weights:
@@ -64,7 +64,7 @@ class RunFolder:
         return config
 
     def shapes(self, flag: str) -> list[tuple[int, int, int]]:
-        """(frames, height, width) of each bucket that the run trains on.
+        """Return (frames, height, width) of each bucket that the run trains on.
 
         Raises:
           UserError: converted weights, which have none: the message asks for the flag.
@@ -107,7 +107,7 @@ class RunFolder:
         self.write_json(CONFIG, to_dict(config))
 
     def checkpoints(self, keep: int = 2) -> Checkpoints:
-        """The run's checkpoints."""
+        """Open the run's checkpoints; see `Checkpoints`."""
         return Checkpoints(self.path / "checkpoints", keep)
 
     def ema_params(self, step: int | None = None) -> Params:
@@ -131,9 +131,8 @@ class RunFolder:
         return merge(base, ema["lora"], config.adapter.scale)
 
     def resolve_sibling(self, configured: str) -> str:
-        """The path of a folder that the run names. If it was moved together with the run, that is
-        the folder of the same name next to the run.
-        """
+        """Return the path of a folder that the run names; if it was moved together with the run,
+        the folder of the same name next to the run."""
         sibling = self.path.parent / pathlib.Path(configured).name
         moved = not pathlib.Path(configured).is_dir() and sibling.is_dir()
         return str(sibling if moved else configured)
@@ -154,7 +153,7 @@ class RunFolder:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Versions, device and host, for run.json."""
+    """Return versions, device and host, for run.json."""
     device = jax.devices()[0]
     return {
         "versions": {
@@ -178,7 +177,7 @@ def check_fingerprints(now: dict[str, str], saved: dict[str, Any], what: str) ->
 
     Args:
       now: fingerprints by name, e.g. {"embedder": "0123456789abcdef"}.
-      saved: the data that a checkpoint keeps with the state.
+      saved: the data of a checkpoint, see `Checkpoints.restore_data`.
       what: the run, for the message.
     """
     for name, mark in now.items():

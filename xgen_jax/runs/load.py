@@ -1,4 +1,4 @@
-"""The networks in a run's folder, or in one of converted weights, loaded."""
+"""Load networks from a run's folder, or from one of converted weights."""
 
 import os
 from typing import Any

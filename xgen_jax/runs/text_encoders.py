@@ -1,8 +1,8 @@
-"""Frozen text encoders at hand: captions in, rows of tokens without padding out.
+"""Frozen text encoders: captions in, rows of tokens without padding out.
 
 For `launch/encode.py`, which stores the rows, for training on videos with a T5, and for sampling. A
-T5 of gigabytes is loaded only when a caption is not in the cache: one small file each under
-(fingerprint, length, dtype).
+T5 of gigabytes is loaded only for a caption that is not in the cache, which has a small file for
+each under (fingerprint, length, dtype).
 """
 
 import functools
@@ -51,8 +51,9 @@ _BATCH = 8
 
 
 class TextCache:
-    """Embeddings of cleaned prompts on disk; a file that cannot be read is made anew, one that
-    cannot be written is told of once.
+    """Embeddings of cleaned prompts on disk.
+
+    A file that cannot be read is made again; the first one that cannot be written prints a warning.
     """
 
     def __init__(self, path: str | os.PathLike, *marks: object):
@@ -60,7 +61,7 @@ class TextCache:
         self._told = False
 
     def get(self, prompt: str) -> np.ndarray | None:
-        """A prompt's tokens (n, D), float32, or None."""
+        """Return a prompt's tokens (n, D), float32; None if they are not in the cache."""
         file = self._file(prompt)
         if not file.is_file():
             return None
@@ -70,12 +71,12 @@ class TextCache:
             return None
 
     def put(self, prompt: str, tokens: np.ndarray) -> None:
-        """Keeps a prompt's tokens in their dtype."""
+        """Store a prompt's tokens in their dtype."""
         try:
             write_safetensors(self._file(prompt), {"text": tokens}, overwrite=True)
         except UserError as error:
             if not self._told:
-                print(f"text embeddings are not kept: {error}", file=sys.stderr)
+                print(f"text embeddings are not cached: {error}", file=sys.stderr)
             self._told = True
 
     def _file(self, prompt: str) -> pathlib.Path:
@@ -83,7 +84,7 @@ class TextCache:
 
 
 def default_cache() -> pathlib.Path:
-    """Where embeddings of prompts are kept unless told otherwise: $XGEN_JAX_CACHE/text, or
+    """Return the default folder of cached embeddings: $XGEN_JAX_CACHE/text, or
     ~/.cache/xgen_jax/text."""
     return (
         pathlib.Path(
@@ -104,8 +105,8 @@ class T5Captions:
       path: the T5's folder.
       length: tokens at most, </s> included.
       dtype: to compute in; the weights are held as bfloat16, sharded over this process's devices by
-      the path rules.
-      cache: folder for embeddings, or None to keep none.
+        the path rules.
+      cache: folder for embeddings; None caches none.
 
     Attributes:
       fingerprint, width: of the T5.
@@ -131,7 +132,7 @@ class T5Captions:
         self._told: set[str] = set()
 
     def check(self, prompts: Sequence[str]) -> None:
-        """See `T5Conditioner.check`; what is cut is said once a prompt, on stderr."""
+        """Check prompts, see `T5Conditioner.check`; print on stderr, once a prompt, what is cut."""
         cleaned = [self._clean(prompt) for prompt in prompts]
         refuse_empty(prompts, cleaned)
         _, cut = self._tokenizer(cleaned, self.length)
@@ -140,13 +141,13 @@ class T5Captions:
                 self._told.add(prompt)
                 shown = prompt if len(prompt) < 60 else prompt[:57] + "..."
                 print(
-                    f"the prompt {shown!r} has {self.length + tokens} tokens; the last {tokens} are cut off, "
-                    f"for the model takes {self.length}",
+                    f"the prompt {shown!r} has {self.length + tokens} tokens; the last {tokens} "
+                    f"are cut off: the model takes {self.length}",
                     file=sys.stderr,
                 )
 
     def prepare(self, prompts: Sequence[str]) -> None:
-        """Checks the prompts, puts their embeddings in the cache, and frees the weights."""
+        """Check the prompts, put their embeddings in the cache, and free the weights."""
         self.check(prompts)
         if self._cache:
             for first in range(0, len(prompts), _BATCH):
@@ -154,12 +155,11 @@ class T5Captions:
             self.release()
 
     def release(self) -> None:
-        """Frees the weights; they are loaded again when needed."""
+        """Free the weights; they are loaded again when needed."""
         self._loaded = None
 
     def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
-        """The tokens of each caption, (n, width) with n from 0 to the length, in the dtype computed
-        in."""
+        """Compute the tokens of each caption, (n, width) with n from 0 to `length`, in `dtype`."""
         cleaned = [self._clean(caption) for caption in captions]
         ids, cut = self._tokenizer(cleaned, self.length)
         self.cut += sum(tokens > 0 for tokens in cut)
@@ -179,7 +179,7 @@ class T5Captions:
         return [known[text] for text in cleaned]
 
     def _embed(self, rows: dict[str, np.ndarray], places: int) -> dict[str, np.ndarray]:
-        """Tokens by caption, of captions that are computed on so many places."""
+        """Compute tokens by caption; each row is padded to `places` tokens."""
         texts, out = list(rows), {}
         with on_mesh(self._mesh):
             for first in range(0, len(texts), self._batch):
@@ -237,7 +237,7 @@ class ByteCaptions:
         self._batch, self._apply = batch_size, jax.jit(self.encoder.apply)
 
     def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
-        """The tokens of each caption, (n, width); of an empty one, that of the begin token."""
+        """Compute the tokens of each caption, (n, width); of an empty one the begin token's."""
         out = []
         for first in range(0, len(captions), self._batch):
             some = list(captions[first : first + self._batch])
@@ -255,8 +255,7 @@ class ByteCaptions:
 def load_captions(
     path: str | os.PathLike, dtype=np.float32, length: int | None = None, batch_size: int = _BATCH
 ) -> T5Captions | ByteCaptions:
-    """The text encoder in a folder, for embedding captions once: a T5's, or a VDiT run's (its
-    bytes', or its T5).
+    """Load the text encoder in a folder, to embed captions once: a T5, or that of a VDiT run.
 
     Args:
       path: the folder.
@@ -284,7 +283,7 @@ def load_captions(
 def make_conditioner(
     config: VDiTRun, dtype=np.float32, fingerprint: str = "", encoder: T5Captions | None = None
 ) -> TextConditioner:
-    """The text conditioner that a configuration names; nothing is read.
+    """Make the text conditioner that a configuration names; nothing is read.
 
     Raises:
       UserError: a text encoder whose tokens do not fit the network.
@@ -296,8 +295,8 @@ def make_conditioner(
         return ByteConditioner(encoder=ByteTextEncoder(text, dtype))
     if model.null_caption_tokens != text.length:
         raise UserError(
-            f"model.null_caption_tokens {model.null_caption_tokens} is not text.length {text.length}: a T5's null "
-            "caption is the network's, and as long as its captions"
+            f"model.null_caption_tokens {model.null_caption_tokens} is not text.length "
+            f"{text.length}: a T5's null caption is the network's, and as long as its captions"
         )
     if encoder and encoder.width != model.text_width:
         raise UserError(
@@ -320,13 +319,13 @@ def load_conditioner(
     cache: str | os.PathLike | None = None,
     stored: bool = False,
 ) -> TextConditioner:
-    """The text conditioner of a run.
+    """Load the text conditioner of a run.
 
     Args:
       config: the run's.
       dtype: to compute in.
-      path: the T5's folder, when it is not where the configuration says.
-      cache: where to keep a T5's embeddings; None keeps none.
+      path: the T5's folder, if it is not where the configuration says.
+      cache: folder for a T5's embeddings; None caches none.
       stored: the embeddings are those in the latents of `config.data`. The T5's folder need not be
         there then; if it is, it must be the one that made them.
 
@@ -351,8 +350,8 @@ def load_conditioner(
         )
     if pathlib.Path(path).is_dir() and (here := T5Folder(path).fingerprint) != made_by:
         raise UserError(
-            f"{latents} holds embeddings of the text encoder {made_by}, and the run's text encoder {path} is {here}: "
-            f"{again}, or name the text encoder that made the embeddings"
+            f"{latents} holds embeddings of the text encoder {made_by}, and the run's text "
+            f"encoder {path} is {here}: {again}, or name the text encoder that made the embeddings"
         )
     length, width = (
         manifest.get("text_length", 0),
@@ -360,7 +359,8 @@ def load_conditioner(
     )
     if length > text.length or width != config.model.text_width:
         raise UserError(
-            f"{latents} holds text embeddings of up to {length} tokens of width {width}; the run takes text.length "
-            f"{text.length} and model.text_width {config.model.text_width}: {again}, or change the run's"
+            f"{latents} holds text embeddings of up to {length} tokens of width {width}; the run "
+            f"takes text.length {text.length} and model.text_width {config.model.text_width}: "
+            f"{again}, or change the run's"
         )
     return make_conditioner(config, dtype, made_by)

@@ -1,4 +1,4 @@
-"""The network that a run's first step starts from, when not from random parameters."""
+"""Initial parameters of a run from another network."""
 
 import dataclasses
 import sys
@@ -54,8 +54,9 @@ def starting_network(config: Run, wanted: Params, found: Params | None = None) -
 
 
 def extend_null_caption(variables: Params, tokens: int) -> Params:
-    """Extend the null caption in a VDiT's variables to `tokens` rows by repeating its last row, as
-    Open-Sora extends PixArt-alpha's; a caption of that length stays as it is.
+    """Extend the null caption in a VDiT's variables to `tokens` rows by repeating its last row.
+
+    Open-Sora extends PixArt-alpha's so. A caption of that length or longer stays as it is.
     """
     caption = variables.get("constants", {}).get("null_caption")
     if caption is None or not 0 < len(caption) < tokens:

@@ -1,1 +1,1 @@
-"""State, optimiser, objectives, step, loop, checkpoints, run folders, metrics."""
+"""The training loop: tasks, state, optimiser, metrics."""

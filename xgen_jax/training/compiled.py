@@ -1,7 +1,7 @@
 """The steps of a run, compiled before the first of them: one a bucket.
 
-A step is lowered from shapes alone, so nothing is read and nothing computed. Lowering is Python and
-one after another; compiling releases the interpreter and runs in threads.
+A step is lowered from shapes alone, so nothing is read and nothing computed. Lowering holds the
+interpreter, so steps are lowered one after another; compiling releases it and runs in threads.
 """
 
 import concurrent.futures
@@ -41,7 +41,7 @@ def jit_update(
 def abstract_arguments(
     task: Task, arrays: Arrays, bucket: Bucket, sharding: NamedSharding
 ) -> tuple[Any, jax.ShapeDtypeStruct]:
-    """Shapes of (prepared arrays, sample ids) of a bucket, from the prepared arrays of any other."""
+    """Return the shapes of (prepared arrays, sample ids) of a bucket, given those of any other."""
     ids = jax.ShapeDtypeStruct((bucket.batch_size,), np.uint32)
     shapes = task.abstract_batch(arrays, bucket), ids
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)

@@ -57,7 +57,7 @@ class Evaluation:
         )
 
     def due(self, done: int) -> bool:
-        """Whether to evaluate after this many steps."""
+        """Return whether to evaluate after `done` steps."""
         every = self.loop.evaluate_every
         return bool(self.batches) and (done % every == 0 or done == self.loop.steps)
 

@@ -57,7 +57,7 @@ def fit(
     loop, on_batch = config.loop, batch_sharding(mesh)
     optimizer = task.optimizer(config.optimizer, loop.steps)
     checkpoints = run.checkpoints(loop.keep_checkpoints)
-    # Shapes, then shardings, then values: no array is made where it does not belong.
+    # Shapes, then shardings, then values: every array is made on its own devices.
     arrays, _ = task.to_device(pipeline.batch(0), on_batch)
     key = jax.device_put(jax.random.key(loop.seed), replicated(mesh))
     abstract, shardings = abstract_state(task, optimizer, mesh, key, arrays)
@@ -102,7 +102,7 @@ def take_steps(
     log: RunLog,
     evaluation: Evaluation,
 ) -> tuple[TrainState, dict[str, float]]:
-    """Take the steps from the state's to the last: (state, the last metrics)."""
+    """Take the steps from the state's to the last; return (state, the last metrics)."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(log)
         first_step = int(state.step)

@@ -2,8 +2,8 @@
 
 A metric is a float with a name that carries its unit (`steps_per_s`, `time_s`, `psnr_db`). `write`
 records a step's metrics for good; `progress` only shows where the run is and is cheap enough to be
-called on every step. None of this imports JAX or TensorFlow, so that a writer never forces a device
-to finish what it is doing: the caller passes numbers it has already fetched.
+called on every step. Nothing here imports JAX or TensorFlow, so that a writer never waits for a
+device: the caller passes numbers it has already fetched.
 """
 
 import collections
@@ -25,7 +25,7 @@ RESERVED = ("step", "nonfinite")
 
 
 class MetricWriter(Protocol):
-    """What `MetricWriters` fans out to."""
+    """Protocol of the writers behind `MetricWriters`, which documents the methods."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -37,8 +37,7 @@ class MetricWriter(Protocol):
 
 
 class MetricWriters:
-    """Several writers as one. A context manager; on leaving every writer is closed, even when one
-    of them fails.
+    """Several writers as one; a context manager that closes every writer, even if one fails.
 
     Args:
       *writers: the writers, called in this order and closed in the opposite one.
@@ -51,22 +50,22 @@ class MetricWriters:
             self._stack.callback(writer.close)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records `metrics` of `step` with every writer."""
+        """Record `metrics` of `step` with every writer."""
         for writer in self.writers:
             writer.write(step, metrics)
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Shows that the run has reached `step`; nothing is recorded."""
+        """Show that the run has reached `step`; record nothing."""
         for writer in self.writers:
             writer.progress(step, metrics)
 
     def image(self, step: int, name: str, path: pathlib.Path) -> None:
-        """Shows an image file, a GIF for one that moves, with the writers that can."""
+        """Show an image file, a GIF for one that moves, with the writers that can."""
         for writer in self.writers:
             writer.image(step, name, path)
 
     def close(self) -> None:
-        """Closes every writer; a second call does nothing."""
+        """Close every writer; a second call does nothing."""
         self._stack.close()
 
     def __enter__(self) -> "MetricWriters":
@@ -77,7 +76,7 @@ class MetricWriters:
 
 
 class ConsoleWriter:
-    """Progress for people: a live bar on a terminal, a plain line every few seconds in a log file.
+    """Progress for people: a bar on a terminal, a plain line every few seconds in a log file.
 
     Both show the step, the metrics named in `show`, the speed over the last half minute and the
     time left; the last state is printed as a line of its own at close. The speed is the caller's
@@ -124,11 +123,11 @@ class ConsoleWriter:
         self._closed = False
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The same as `progress`."""
+        """Show the metrics, as `progress` does."""
         self.progress(step, metrics)
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Remembers the numbers and redraws if the last drawing is old enough."""
+        """Note the numbers, and print them if the last print is old enough."""
         now = self.clock()
         self._step = step
         self._latest.update(metrics)
@@ -149,7 +148,7 @@ class ConsoleWriter:
         """Do nothing: a console shows no images."""
 
     def close(self) -> None:
-        """Prints the last state and how long the run took; a second call does nothing."""
+        """Print the last state and the duration of the run; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -204,8 +203,7 @@ class ConsoleWriter:
 
 
 class JsonlWriter:
-    """One JSON object a line: `{"step": 10, "loss": 0.5, "steps_per_s": 8.1}`, flushed line by
-    line.
+    """Write a JSON object a line, flushed: `{"step": 10, "loss": 0.5, "steps_per_s": 8.1}`.
 
     NaN and infinities are not JSON: such a value is written as null and named under `nonfinite`, as
     `{"loss": null, "nonfinite": {"loss": "nan"}}`; `read_jsonl` puts it back.
@@ -214,7 +212,7 @@ class JsonlWriter:
       path: the file; it is appended to, folders are made.
       first_step: the first step that this run will write. Lines from there on were written by a run
         that got further than its last checkpoint; they are dropped, in one atomic replacement. None
-        keeps all lines.
+        drops no line.
 
     Raises:
       UserError: a line other than the last is not a JSON object with a step. The last one may be
@@ -225,11 +223,11 @@ class JsonlWriter:
         self.path = pathlib.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            self._mend(first_step)
+            self._repair(first_step)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends one line."""
+        """Append the metrics of a step as a line."""
         taken = [name for name in metrics if name in RESERVED]
         if taken:
             raise ValueError(f"a metric cannot be called {taken[0]!r}: the name is the writer's")
@@ -244,27 +242,27 @@ class JsonlWriter:
         self._file.flush()
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing: progress is not recorded."""
+        """Do nothing: progress is not recorded."""
 
     def image(self, step: int, name: str, path: pathlib.Path) -> None:
         """Do nothing: the file is in the run's folder."""
 
     def close(self) -> None:
-        """Closes the file; a second call does nothing."""
+        """Close the file; a second call does nothing."""
         self._file.close()
 
-    def _mend(self, first_step: int | None) -> None:
+    def _repair(self, first_step: int | None) -> None:
         text = self.path.read_bytes()
         kept = [
             line
             for line, row in _lines(self.path, text)
             if first_step is None or row["step"] < first_step
         ]
-        mended = b"".join(line + b"\n" for line in kept)
-        if mended == text:
+        repaired = b"".join(line + b"\n" for line in kept)
+        if repaired == text:
             return
         with atomic_write(self.path, durable=True) as temporary:
-            temporary.write_bytes(mended)
+            temporary.write_bytes(repaired)
 
 
 class TensorBoardWriter:
@@ -286,28 +284,28 @@ class TensorBoardWriter:
         self._summary = Summary
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds one scalar a metric."""
+        """Add one scalar a metric."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, _number(value), int(step))
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing: progress is not recorded."""
+        """Do nothing: progress is not recorded."""
 
     def image(self, step: int, name: str, path: pathlib.Path) -> None:
-        """Adds an image file as it is, so that a GIF moves."""
+        """Add an image file as it is, so that a GIF moves."""
         image = self._summary.Image(colorspace=3, encoded_image_string=path.read_bytes())
         summary = self._summary(value=[self._summary.Value(tag=name, image=image)])
         self._writer.file_writer.add_summary(summary, int(step))
 
     def close(self) -> None:
-        """Flushes and closes; a second call does nothing."""
+        """Flush and close; a second call does nothing."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, float]]:
-    """The rows of a file written by `JsonlWriter`, in order; of a run in progress too.
+    """Read the rows of a file written by `JsonlWriter`, in order; the run may be in progress.
 
     NaN and infinities are floats again and a torn last line is left out.
 
@@ -325,8 +323,7 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, float]]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says it, two units at most: `8.2 s`, `4 min 05 s`, `3 h 20 min`, `2 d 4
-    h`."""
+    """Format seconds in two units at most: `8.2 s`, `4 min 05 s`, `3 h 20 min`, `2 d 4 h`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     seconds = round(seconds)
@@ -346,13 +343,13 @@ def duration(seconds: float) -> str:
 
 
 def _number(value: Any) -> float:
-    """A Python number of a Python, NumPy or JAX scalar; integers stay integers."""
+    """Convert a Python, NumPy or JAX scalar to a Python number; integers stay integers."""
     value = value.item() if hasattr(value, "item") else value
     return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
 
 
 def _lines(path: pathlib.Path, text: bytes) -> list[tuple[bytes, dict[str, Any]]]:
-    """Lines with what they hold, without a torn last one."""
+    """Return lines with the objects in them, without a torn last line."""
     lines = text.split(b"\n")
     # What follows the last newline is empty, or a line that was being written when the run was
     # killed.
@@ -366,8 +363,8 @@ def _lines(path: pathlib.Path, text: bytes) -> list[tuple[bytes, dict[str, Any]]
             if number == len(lines):
                 break
             raise UserError(
-                f"{path}, line {number}: {line[:80]!r} is not a JSON object with a step; remove the line, or move the "
-                "file away to begin a new one"
+                f"{path}, line {number}: {line[:80]!r} is not a JSON object with a step; remove "
+                "the line, or move the file away to begin a new one"
             ) from None
         parsed.append((line, row))
     return parsed

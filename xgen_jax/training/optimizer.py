@@ -1,47 +1,48 @@
-"""Optimisers by name: AdamW, or Muon on matrices with Adam for the rest, behind one schedule and
-one clip."""
+"""Optimisers by name: AdamW, or Muon on matrices with Adam for the rest; schedule and clipping."""
 
 import jax
 import optax
 
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.errors import UserError
+from xgen_jax.errors import choose
 from xgen_jax.parallel.sharding import path_name
 from xgen_jax.typing import Params
 
+SCHEDULES = ("constant", "cosine", "linear")
+OPTIMIZERS = ("adamw", "muon")
+
 
 def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
-    """Warm-up, then the named decay over the rest of `steps`."""
+    """Make a linear warm-up to `peak`, then the named decay over the rest of `steps`.
+
+    Raises:
+      UserError: a schedule that is not known.
+    """
     rest = max(1, steps - config.warmup_steps)
-    match config.schedule:
+    match choose("optimizer.schedule", config.schedule, SCHEDULES):
         case "constant":
             after = optax.constant_schedule(peak)
         case "cosine":
             after = optax.cosine_decay_schedule(peak, rest)
-        case "linear":
+        case _:  # linear
             after = optax.linear_schedule(peak, 0.0, rest)
-        case _:
-            raise UserError(
-                f"schedule {config.schedule!r} is not known; choose 'constant', 'cosine' or 'linear'"
-            )
     warmup = optax.linear_schedule(0.0, peak, max(1, config.warmup_steps))
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
 def muon_dimensions(params: Params) -> Params:
-    """For every kernel, which dims are its matrix; None sends a leaf to Adam.
+    """Return the matrix dims of every kernel; None for leaves of Adam.
 
-    Optax's own default takes two-dimensional arrays only and would hand scan-stacked and
-    convolution kernels to Adam in silence.
+    Optax's own default takes two-dimensional arrays only, and would silently give scan-stacked and
+    convolution kernels to Adam.
     """
 
     def one(path, leaf):
         names = path_name(path).split("/")
         if names[-1] != "kernel" or leaf.ndim < 2:
             return None
-        stacked = (
-            1 if "blocks" in names else 0
-        )  # the leading dim of a scanned block is a batch of matrices
+        # The leading dim of a scanned block is a batch of matrices.
+        stacked = 1 if "blocks" in names else 0
         dims = tuple(range(stacked, leaf.ndim))
         return optax.contrib.MuonDimensionNumbers(reduction_axis=dims[:-1], output_axis=dims[-1])
 
@@ -49,23 +50,27 @@ def muon_dimensions(params: Params) -> Params:
 
 
 def decayed(params: Params) -> Params:
-    """Which leaves weight decay shrinks: all but stored constants, which have no gradient to hold
-    against it."""
+    """Return the mask of weight decay: True for all leaves but stored constants, which have no
+    gradient."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "constants" not in path_name(path).split("/"), params
     )
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Builds the named optimiser for a run of `steps`."""
+    """Build the named optimiser for a run of `steps`.
+
+    Raises:
+      UserError: an optimiser or schedule that is not known.
+    """
     rate = make_schedule(config, config.learning_rate, steps)
-    match config.name:
+    match choose("optimizer.name", config.name, OPTIMIZERS):
         case "adamw":
             mask = decayed if config.weight_decay else None
             update = optax.adamw(
                 rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=mask
             )
-        case "muon":
+        case _:  # muon
             update = optax.contrib.muon(
                 rate,
                 weight_decay=config.weight_decay,
@@ -74,8 +79,6 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
                 adam_learning_rate=make_schedule(config, config.adam_learning_rate, steps),
                 muon_weight_dimension_numbers=muon_dimensions,
             )
-        case _:
-            raise UserError(f"optimizer {config.name!r} is not known; choose 'adamw' or 'muon'")
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, update)
 
@@ -83,8 +86,10 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 def optimize_apart(
     optimizers: dict[str, optax.GradientTransformation],
 ) -> optax.GradientTransformation:
-    """An optimiser for each top-level entry of the parameters: one's gradients, clipping included,
-    move no other's."""
+    """Combine an optimiser for each top-level entry of the parameters.
+
+    Each sees the gradients of its own entry only, so that clipping is separate too.
+    """
 
     def init(params):
         return {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics, times, checkpoints."""
+"""Metrics, times and checkpoints that a run writes while it trains."""
 
 import time
 from collections.abc import Mapping
@@ -51,7 +51,7 @@ class RunLog:
         Args:
           run, config, task, pipeline, checkpoints: of the run.
           first_step: updates made so far.
-          facts: what run.json is to say besides machine and times.
+          facts: entries of run.json besides machine and times.
         """
         self.run, self.last = run, {}
         self._loop, self._task, self._pipeline = config.loop, task, pipeline

@@ -17,10 +17,10 @@ from xgen_jax.typing import Array, Params
 
 @flax.struct.dataclass
 class TrainState:
-    """Master parameters, EMA and optimiser state, all float32: with the configuration and the data,
-    all that a resumed run needs.
+    """Master parameters, EMA and optimiser state, all float32.
 
-    Nothing random is kept: keys are folded from (seed, step, sample).
+    With the configuration and the data, this is all that a resumed run needs. It has nothing
+    random: keys are folded from (seed, step, sample).
     """
 
     step: Array  # int32 scalar: updates made
@@ -52,7 +52,7 @@ def place(shapes: Params, mesh: Mesh) -> Params:
 def abstract_state(
     task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, key: Array, arrays: Arrays
 ) -> tuple[TrainState, TrainState]:
-    """(shapes, shardings) of a run's state on a mesh."""
+    """Return (shapes, shardings) of a run's state on a mesh."""
     shapes = jax.eval_shape(functools.partial(init_state, task, optimizer), key, arrays)
     return place(shapes, mesh), tree_shardings(shapes, mesh)
 
@@ -65,13 +65,13 @@ def start_state(
     arrays: Arrays,
     start: Params | None = None,
 ) -> TrainState:
-    """Initialise the state, each array where it belongs from the beginning.
+    """Initialise the state, each array on its own devices from the start.
 
     Args:
       task, optimizer, mesh: of the run.
       key: on the mesh.
       arrays: a prepared batch.
-      start: sub-trees on the host that replace initial parameters and their average.
+      start: sub-trees on the host that replace initial parameters and their EMA.
     """
     _, shardings = abstract_state(task, optimizer, mesh, key, arrays)
     init = functools.partial(init_state, task, optimizer)
@@ -100,8 +100,8 @@ def make_update(
 
     An update whose loss or gradient is not finite is not applied. The gradient is the mean over
     `accumulate` parts of the batch, computed one after another: that of the whole batch for a loss
-    that is a mean over samples, in the memory of a part. What is no such mean (the adaptive weight
-    of the adversarial term) is that of the parts.
+    that is a mean over samples, in the memory of a part. A quantity that is no such mean (the
+    adaptive weight of the adversarial term) is computed for each part.
     """
 
     def gradient(state, arrays, sample_id_B, frozen):
@@ -139,7 +139,7 @@ def make_update(
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # A young average forgets its random start faster.
+        # A young EMA forgets its random start faster.
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = optax.incremental_update(task.ema_params(params), state.ema, 1.0 - decay)
         new = TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)

@@ -1,5 +1,4 @@
-"""The config.json of a foreign checkpoint: every key is used, checked, or known to change
-nothing."""
+"""The config.json of a foreign checkpoint: every key is used, checked or known to be harmless."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +6,7 @@ from typing import Any
 
 from xgen_jax.errors import UserError
 
-# What any library writes about the file and not about the network.
+# Keys that libraries write about the file, not about the network.
 ABOUT_THE_FILE = frozenset(
     (
         "_commit_hash",
@@ -30,18 +29,17 @@ def check_config(
     used: Iterable[str] = (),
     harmless: Iterable[str] = (),
 ) -> None:
-    """Refuses a foreign configuration whose network ours does not compute.
+    """Refuse a foreign configuration of a network that ours does not compute.
 
-    Keys that nothing here knows are named on stderr: they may change the network.
+    Unknown keys are named on stderr: they may change the network.
 
     Args:
       config: the checkpoint's config.json.
-      origin: what errors call the checkpoint.
+      origin: name of the checkpoint in errors.
       allowed: keys that change the network, with the values that ours can have, or that the tensors
-      have.
+        have.
       used: keys whose values the conversion uses.
-      harmless: keys that change nothing here, such as those of training; `ABOUT_THE_FILE` is among
-      them.
+      harmless: keys that change nothing here, such as those of training, besides `ABOUT_THE_FILE`.
 
     Raises:
       UserError: values that are not allowed, all of them listed.
@@ -54,18 +52,20 @@ def check_config(
     if wrong:
         rows = "".join(f"\n  {row}" for row in wrong)
         raise UserError(
-            f"the config.json of {origin} describes a network that is not known here, or is not of its tensors{rows}"
+            f"the config.json of {origin} describes a network that is not known here, or is not "
+            f"of its tensors{rows}"
         )
     unknown = sorted(config.keys() - {*allowed, *used, *harmless, *ABOUT_THE_FILE})
     if unknown:
         print(
-            f"{origin}: these keys of its config.json are not known and are ignored: {', '.join(unknown)}",
+            f"{origin}: these keys of its config.json are not known and are ignored: "
+            f"{', '.join(unknown)}",
             file=sys.stderr,
         )
 
 
 def positive_integer(config: Mapping[str, Any], key: str, default: int, origin: str) -> int:
-    """The value of a key, or the default where it is absent or null."""
+    """Return the value of a key, or the default if it is absent or null."""
     value = default if config.get(key) is None else config[key]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(
@@ -75,5 +75,5 @@ def positive_integer(config: Mapping[str, Any], key: str, default: int, origin: 
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: tuples are lists."""
+    """Convert tuples to lists, as in JSON."""
     return [_plain(part) for part in value] if isinstance(value, tuple) else value

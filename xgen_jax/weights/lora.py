@@ -35,11 +35,11 @@ def write_adapter(
     *,
     overwrite: bool = False,
 ) -> pathlib.Path:
-    """Writes an adapter of the base with that fingerprint, whole or not at all.
+    """Write an adapter of the base with that fingerprint, whole or not at all.
 
     Raises:
-      UserError: another suffix than .safetensors, a file that is there, a folder that cannot be
-      written.
+      UserError: another suffix than .safetensors, a file that exists, a folder that cannot be
+        written.
     """
     tensors = {
         path_name(place): leaf for place, leaf in jax.tree_util.tree_leaves_with_path(adapter)
@@ -51,7 +51,7 @@ def write_adapter(
 
 
 def read_adapter(path: str | os.PathLike, params: Params, base: str) -> tuple[LoRAConfig, Params]:
-    """Reads an adapter for a base.
+    """Read an adapter for a base.
 
     Args:
       path: the file, or the folder that holds it: of the run that trained it, for instance.
@@ -59,11 +59,11 @@ def read_adapter(path: str | os.PathLike, params: Params, base: str) -> tuple[Lo
       base: their fingerprint.
 
     Returns:
-      (its configuration, the adapter): the very bits that were written.
+      (its configuration, the adapter): exactly the bits that were written.
 
     Raises:
       UserError: no such file, one that is no adapter, an adapter of another base, tensors that are
-      missing, left over, mis-shaped or not finite, all of them listed.
+        missing, left over, mis-shaped or not finite, all of them listed.
     """
     metadata = read_metadata(path)
     if ENTRY not in metadata:
@@ -77,8 +77,8 @@ def read_adapter(path: str | os.PathLike, params: Params, base: str) -> tuple[Lo
         raise UserError(f"{path} has version {version} of {ENTRY}; this release reads {VERSION}")
     if made_for != base:
         raise UserError(
-            f"{path} is an adapter of the base {made_for}, and the model at hand is {base}: give the run that it was "
-            "trained on (init_from in its config.json), as it was then"
+            f"{path} is an adapter of the base {made_for}, and this model is {base}: give "
+            "the run that it was trained on (init_from in its config.json), as it was then"
         )
     try:
         config = LoRAConfig(

@@ -1,16 +1,17 @@
-"""LPIPS from its released weights.
+"""LPIPS from its public weights.
 
 Two forms are read, as safetensors:
 
 - the state dict of the `lpips` package's `LPIPS` (net "vgg" or "alex"): `net.slice1.0.weight`,
-`lin0.model.1.weight`;
-- torchvision's VGG16 or AlexNet (`features.0.weight`) and the heads that ship inside that package,
-which hold no trunk:
-  two files.
+  `lin0.model.1.weight`;
+- two files: torchvision's VGG16 or AlexNet (`features.0.weight`), and the heads that ship inside
+  that package, without a trunk.
 
-The first is made by, with `lpips` installed, `tensors = lpips.LPIPS(net="vgg").state_dict()` and
-`safetensors.torch.save_file({name: x.clone() for name, x in tensors.items()},
-"lpips_vgg.safetensors")`.
+With `lpips` installed, this makes the first:
+
+    tensors = lpips.LPIPS(net="vgg").state_dict()
+    tensors = {name: x.clone() for name, x in tensors.items()}
+    safetensors.torch.save_file(tensors, "lpips_vgg.safetensors")
 """
 
 import os
@@ -32,18 +33,18 @@ KERNELS = {11: "alexnet", 3: "vgg16"}  # side of the trunk's first kernel
 
 
 def load_lpips(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> tuple[LPIPS, Params]:
-    """Loads LPIPS; which trunk it has is told by the tensors.
+    """Load LPIPS; the tensors decide the trunk.
 
     Args:
       paths: a safetensors file (or folder) with trunk and heads, or a list of files that hold them
-      together.
+        together.
 
     Returns:
       The module and its parameters: `module.apply(params, x, y)`.
 
     Raises:
-      UserError: a file that cannot be read, or tensors that make up neither network; all that are
-      amiss are listed.
+      UserError: a file that cannot be read, or tensors of neither network; all that are missing or
+        wrong are listed.
     """
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     origin = " with ".join(str(path) for path in paths)
@@ -64,14 +65,15 @@ def load_lpips(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> tuple[
 def assemble_lpips(
     tensors: Mapping[str, np.ndarray], origin: str = "the checkpoint"
 ) -> tuple[LPIPS, Params]:
-    """As `load_lpips`, from tensors by name."""
+    """Build LPIPS from tensors by name; see `load_lpips`."""
     torchvision = "features.0.weight" in tensors
     first = tensors.get("features.0.weight" if torchvision else "net.slice1.0.weight")
     trunk = None if first is None else KERNELS.get(first.shape[-1] if first.ndim else 0)
     if trunk is None:
         raise UserError(
-            f"{origin} holds no VGG16 or AlexNet: among its {len(tensors)} tensors is no net.slice1.0.weight (of the "
-            "lpips package) or features.0.weight (of torchvision) with a kernel of 3x3 or 11x11"
+            f"{origin} holds no VGG16 or AlexNet: among its {len(tensors)} tensors is no "
+            "net.slice1.0.weight (of the lpips package) or features.0.weight (of torchvision) "
+            "with a kernel of 3x3 or 11x11"
         )
     convs = list(_convolutions(trunk, torchvision))
     widths = list(PRESETS[trunk].widths)
@@ -96,8 +98,8 @@ def assemble_lpips(
 
 
 def _convolutions(trunk: str, torchvision: bool) -> Iterator[tuple[int, int, str]]:
-    """(slice from 1, place in it from 1, name there); names count all layers of torchvision's
-    `features`."""
+    """Yield (slice from 1, place in it from 1, foreign name) of each convolution."""
+    # Names count all layers of torchvision's `features`.
     index = 0
     for number, layers in enumerate(TRUNKS[trunk], 1):
         index += layers.pool > 0
@@ -111,5 +113,5 @@ def _convolutions(trunk: str, torchvision: bool) -> Iterator[tuple[int, int, str
 
 
 def _head(weight: np.ndarray) -> np.ndarray:
-    """A convolution (1, C, 1, 1) -> (C,)."""
+    """Reshape a convolution (1, C, 1, 1) to (C,)."""
     return weight.reshape(weight.size) if weight.shape == (1, weight.size, 1, 1) else weight

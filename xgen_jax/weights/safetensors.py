@@ -1,15 +1,14 @@
 """Foreign checkpoints: safetensors files to tensors, and tensors to the parameters of our networks.
 
-Only safetensors are read. A pickle (.pt, .pth, .ckpt, .bin) is a program: opening it runs what its
-maker put in.
+Only safetensors are read. A pickle (.pt, .pth, .ckpt, .bin) is a program: opening it runs its code.
 
 A network's conversion is a table from our paths to the tensors there, given to `assemble`:
 
-    {"params/conv_in/kernel": ("conv_in.weight", kernel_from_torch), "params/conv_in/bias":
-    "conv_in.bias"}
+    {"params/conv_in/kernel": ("conv_in.weight", kernel_from_torch),
+     "params/conv_in/bias": "conv_in.bias"}
 
-Every tensor must be accounted for; whatever is missing, left over or of another shape is listed in
-one error.
+Every tensor must be accounted for: all that are missing, left over or of another shape are listed
+in one error.
 """
 
 import contextlib
@@ -32,13 +31,13 @@ SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # PyTorch's files since and before its version 1.6
 
-# Where one of our parameters comes from: a tensor's name; or (name, transform); or ((name, ...),
-# transform) for what is made of several, of which there may be none.
+# Source of one of our parameters: a tensor's name; (name, transform); or ((name, ...), transform)
+# for several tensors, or none.
 Source = str | tuple[str | tuple[str, ...], Callable[..., np.ndarray]]
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads the tensors of a checkpoint.
+    """Read the tensors of a checkpoint.
 
     Args:
       path: a safetensors file, the `*.safetensors.index.json` of a checkpoint in several files, or
@@ -49,16 +48,17 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
       UserError: no such file, several in the folder, a pickle, a file cut short or damaged, a shard
-      that is missing.
+        that is missing.
     """
     path = _locate(pathlib.Path(path))
     return _read_shards(path) if path.name.endswith(INDEX_SUFFIX) else _read_file(path)
 
 
 def iterate_safetensors(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, tensor) of a checkpoint, one after another and each in its stored dtype, file by file:
-    for what is too large to be held twice. Arguments and errors as in `read_safetensors`; a tensor
-    that the index names and no file holds is told of before the first.
+    """Yield (name, tensor) of a checkpoint file by file, each in its stored dtype.
+
+    For checkpoints that are too large to be held twice. Arguments and errors are those of
+    `read_safetensors`; a tensor that the index names and no file holds is refused before the first.
     """
     for shard, names in _files(path).items():
         with _opened(shard) as file:
@@ -69,9 +69,10 @@ def iterate_safetensors(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarr
 def sample_safetensors(
     path: str | os.PathLike, values: int
 ) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
-    """(name, shape, sample) of each tensor: rows from its beginning, middle and end, `values`
-    numbers of each or a little more, flat and in the stored dtype; of a small tensor all. Reads no
-    more than that of the files.
+    """Yield (name, shape, sample) of each tensor, and read no more than that of the files.
+
+    A sample is rows from the beginning, middle and end, `values` numbers of each or a little more,
+    flat and in the stored dtype; of a small tensor all.
     """
     for shard, names in _files(path).items():
         with _opened(shard) as file:
@@ -91,11 +92,10 @@ def sample_safetensors(
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """What a safetensors file, or the one in a folder, says of itself beside its tensors; nothing,
-    as a rule.
+    """Read the metadata of a safetensors file, or of the one in a folder; most have none.
 
     Raises:
-      UserError: as `read_safetensors`.
+      UserError: see `read_safetensors`.
     """
     with _opened(_locate(pathlib.Path(path))) as file:
         return file.metadata() or {}
@@ -108,18 +108,17 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> pathlib.Path:
-    """Writes tensors, each in its own dtype, and what there is to say of them, as a whole file or
-    not at all.
+    """Write tensors, each in its own dtype, and metadata; the whole file or nothing.
 
     Raises:
-      UserError: another suffix, a file that is there, a folder that cannot be written.
+      UserError: another suffix, a file that exists, a folder that cannot be written.
     """
     path = pathlib.Path(path)
     if path.suffix != SUFFIX:
         raise UserError(f"{path} must end with {SUFFIX}")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists; choose another name, or remove it")
-    # The library copies memory as it lies: what is transposed must be laid out anew.
+    # The library copies memory as it is: a transposed array must be made contiguous.
     dense = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     about = None if metadata is None else dict(metadata)
     try:
@@ -131,7 +130,8 @@ def write_safetensors(
 
 
 def kernel_from_torch(weight: np.ndarray) -> np.ndarray:
-    """Weight of a PyTorch convolution (O, I, ...) or linear layer (O, I) -> kernel (..., I, O)."""
+    """Convert the weight (O, I, ...) of a PyTorch convolution or linear layer to a kernel (...,
+    I, O)."""
     return rearrange(weight, "o i ... -> ... i o")
 
 
@@ -143,22 +143,22 @@ def assemble(
     ignored: Iterable[str] = (),
     origin: str = "the checkpoint",
 ) -> Params:
-    """Puts tensors where our parameters belong.
+    """Build our parameters from a checkpoint's tensors.
 
     Args:
-      abstract: nested dicts of arrays, or of shapes as `jax.eval_shape` gives them.
-      sources: for each of our paths, "params/conv_in/kernel", where it comes from (see `Source`);
-      exactly one a leaf.
+      abstract: nested dicts of arrays, or of shapes from `jax.eval_shape`.
+      sources: for each of our paths, "params/conv_in/kernel", its source (see `Source`); exactly
+        one a leaf.
       tensors: the checkpoint's, by name.
       ignored: beginnings of the names of tensors that our network has no use for.
-      origin: what the error calls the checkpoint, such as its path.
+      origin: name of the checkpoint in the error, such as its path.
 
     Returns:
       A tree like `abstract` of NumPy arrays of its shapes and dtypes.
 
     Raises:
       UserError: tensors are missing, left over, of another shape or not finite; all of them are
-      listed.
+        listed.
       KeyError: `sources` and `abstract` name different parameters, a mistake in the table itself.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
@@ -204,8 +204,7 @@ def _parse(source: Source) -> tuple[tuple[str, ...], Callable[..., np.ndarray]]:
 
 
 def _transformed(transform, given: list[np.ndarray], shape: tuple[int, ...]) -> tuple[Any, str]:
-    """The transformed tensors, and what is wrong with them: nothing, or that they do not give the
-    shape."""
+    """Return the transformed tensors, and the problem if they do not give the shape, else ""."""
     try:
         value = transform(*given)
     except (
@@ -218,7 +217,7 @@ def _transformed(transform, given: list[np.ndarray], shape: tuple[int, ...]) -> 
 
 
 def _locate(path: pathlib.Path) -> pathlib.Path:
-    """The file to read for a path that may be a folder."""
+    """Return the file to read for a path that may be a folder."""
     if not path.exists():
         raise UserError(f"there is no {path}; give a {SUFFIX} file, or the folder that holds it")
     if not path.is_dir():
@@ -238,12 +237,14 @@ def _locate(path: pathlib.Path) -> pathlib.Path:
 
 def _pickle_refused(path: pathlib.Path) -> UserError:
     return UserError(
-        f"{path} is a pickle, or named like one: opening one runs whatever code its maker put in, so only safetensors "
-        "are read. Look for the same weights as safetensors, or convert them once, with PyTorch:\n"
+        f"{path} is a pickle, or named like one: opening one runs whatever code its maker put in, "
+        "so only safetensors are read. Look for the same weights as safetensors, or convert them "
+        "once, with PyTorch:\n"
         "  import torch; from safetensors.torch import save_file\n"
         f'  tensors = torch.load("{path.name}", map_location="cpu", weights_only=True)\n'
         '  tensors = tensors.get("state_dict", tensors)\n'
-        f'  save_file({{name: x.clone().contiguous() for name, x in tensors.items()}}, "{path.stem}{SUFFIX}")'
+        f"  save_file({{name: x.clone().contiguous() for name, x in tensors.items()}}, "
+        f'"{path.stem}{SUFFIX}")'
     )
 
 
@@ -254,8 +255,7 @@ def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[Any]:
-    """An open safetensors file; whatever is wrong with it, also while it is read, is told as the
-    user's."""
+    """Open a safetensors file; errors inside, also while it is read, become UserErrors."""
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -276,14 +276,14 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
     except (
         AttributeError,
         TypeError,
-    ) as error:  # what the library raises for a dtype that NumPy has no name for
+    ) as error:  # a dtype that NumPy has no name for
         raise UserError(
             f"{path} holds a dtype that is not read ({error}); convert it to float32"
         ) from error
 
 
 def _files(path: str | os.PathLike) -> dict[pathlib.Path, list[str]]:
-    """The names of the tensors in each file of a checkpoint."""
+    """Return the names of the tensors in each file of a checkpoint."""
     path = _locate(pathlib.Path(path))
     names, shards = _index(path) if path.name.endswith(INDEX_SUFFIX) else ({}, [path])
     held = {}
@@ -304,18 +304,18 @@ def _read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _index(index: pathlib.Path) -> tuple[dict[str, str], list[pathlib.Path]]:
-    """What an index says: {tensor: file name}, and the files, which are all there."""
+    """Read an index: {tensor: file name}, and the files, which all exist."""
     try:
         names = read_json(index, "fetch it again")["weight_map"]
         shards = sorted(set(names.values()))
-        # An index may have come from anywhere; it names its neighbours and nothing else.
+        # An index may have come from anywhere: it may name files in its own folder only.
         outside = [shard for shard in shards if pathlib.PurePath(shard).name != shard]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{index} is not the index of a checkpoint in shards ({error!r})"
         ) from error
     if outside:
-        raise UserError(f"{index} names files that do not lie beside it: {', '.join(outside)}")
+        raise UserError(f"{index} names files outside its folder: {', '.join(outside)}")
     absent = [shard for shard in shards if not (index.parent / shard).is_file()]
     if absent:
         raise UserError(

@@ -3,7 +3,7 @@
     FOLDER/config.json   FOLDER/model.safetensors, or shards with their index   FOLDER/spiece.model
 
 or a pipeline's: FOLDER/text_encoder/ with the first two and FOLDER/tokenizer/spiece.model. A whole
-T5 will do, its decoder is left aside. T5 v1.1 (gated GELU) and UMT5; version 1.0 is another
+T5 is accepted, its decoder is not read. T5 v1.1 (gated GELU) and UMT5; version 1.0 is another
 network.
 """
 
@@ -29,7 +29,7 @@ from xgen_jax.weights.foreign_config import check_config
 from xgen_jax.weights.safetensors import iterate_safetensors, sample_safetensors
 
 TOKENIZER = "spiece.model"
-# What else a whole T5 holds, and another name of the embedding, alone or beside the first.
+# Other tensors of a whole T5, and another name of the embedding, with or without the first.
 IGNORED = ("decoder.", "lm_head.")
 ALIASES = {"encoder.embed_tokens.weight": "shared.weight"}
 _SAMPLE = 4096  # values of each tensor's beginning, middle and end that go into the fingerprint
@@ -42,7 +42,7 @@ _KEYS = {
     "head_dim": "d_kv",
     "buckets": "relative_attention_num_buckets",
 }
-# Keys that change the network, with what ours has.
+# Keys that change the network, with the values of ours.
 _ALLOWED = {
     "model_type": ["t5", "umt5"],
     "feed_forward_proj": ["gated-gelu"],
@@ -86,24 +86,25 @@ _HARMLESS = (
     ),
 )
 
-# A tensor's name -> where it goes: our path, and the part of the array there (one layer, some
-# columns).
+# Place of a tensor: our path, and the part of the array there (one layer, some columns).
 Place = tuple[str, tuple]
 
 
 class T5Folder:
-    """A T5 on disk; nothing of its weights is read before `load`, and little for the fingerprint.
+    """A T5 on disk; no weights are read before `load`, and few for the fingerprint.
 
-    Raises UserError, when what it concerns is asked for: a folder without configuration, weights or
-    tokenizer, weights as pickles, another network, tensors that are missing, extra, mis-shaped or
-    not finite.
+    Raises:
+      UserError: in `__init__`, no such folder; in the other members a folder without configuration,
+        weights or tokenizer, weights as pickles, another network, tensors that are missing, extra,
+        mis-shaped or not finite.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         if not self.path.is_dir():
             raise UserError(
-                f"there is no folder {self.path}; give the T5's, with config.json, weights and {TOKENIZER}"
+                f"there is no folder {self.path}; give the T5's, with config.json, weights and "
+                f"{TOKENIZER}"
             )
 
     @functools.cached_property
@@ -113,28 +114,28 @@ class T5Folder:
 
     @functools.cached_property
     def config(self) -> T5Config:
-        """The sizes, from config.json."""
+        """Sizes of the network, read from config.json."""
         return _config(self._weights / "config.json")
 
     @functools.cached_property
     def tokenizer(self) -> T5Tokenizer:
-        """The tokenizer, from spiece.model."""
+        """Tokenizer, read from spiece.model."""
         file = self._tokenizer_file()
         tokenizer = T5Tokenizer(file)
         if tokenizer.size > self.config.vocabulary:
             raise UserError(
-                f"{file} has {tokenizer.size} pieces, and the network's vocabulary is {self.config.vocabulary}: it is "
-                "the tokenizer of another model"
+                f"{file} has {tokenizer.size} tokens, and the network's vocabulary is "
+                f"{self.config.vocabulary}: it is the tokenizer of another model"
             )
         return tokenizer
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of the sizes, the tokenizer and a sample of each tensor as bfloat16.
+        """Hash of the sizes, the tokenizer and a sample of each tensor as bfloat16, 16 hex digits.
 
-        Of each tensor the first, middle and last 4096 values count, which any training moves: the
-        whole of T5-XXL would take a minute each time a run starts. How the tensors are cut in
-        files, or stored, does not matter.
+        A sample is the first, middle and last 4096 values of a tensor, which any training changes:
+        all of T5-XXL would take a minute each time a run starts. The files in which tensors are
+        stored, and their dtypes there, do not matter.
         """
         digest = hashlib.sha256(
             json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode()
@@ -153,8 +154,8 @@ class T5Folder:
     def load(
         self, dtype=jnp.bfloat16, place: Callable[[str, np.ndarray], Any] | None = None
     ) -> Params:
-        """The parameters of `T5Encoder`, in `dtype`, read tensor by tensor: what is held is they
-        and one tensor more.
+        """Load the parameters of `T5Encoder` in `dtype`, tensor by tensor: memory holds them and
+        one tensor more.
 
         Args:
           dtype: of the parameters.
@@ -185,7 +186,8 @@ class T5Folder:
             value = tensor.T if path.endswith("kernel") else tensor
             if value.shape != arrays[path][part].shape:
                 misshaped.append(
-                    f"{name} {tensor.shape}: becomes {value.shape}, wanted {arrays[path][part].shape}"
+                    f"{name} {tensor.shape}: becomes {value.shape}, wanted "
+                    f"{arrays[path][part].shape}"
                 )
                 continue
             if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
@@ -222,7 +224,8 @@ class T5Folder:
             if (folder / TOKENIZER).is_file():
                 return folder / TOKENIZER
         raise UserError(
-            f"{self.path} holds no {TOKENIZER}, the tokenizer: fetch it from where the weights are from"
+            f"{self.path} holds no {TOKENIZER}, the tokenizer: fetch it from where the weights "
+            f"are from"
         )
 
 
@@ -252,8 +255,8 @@ def _config(file: pathlib.Path) -> T5Config:
 
 
 def _places(config: T5Config) -> dict[str, Place]:
-    """Every tensor's place: PyTorch's weights are (out, in), ours (in, out), with queries, keys and
-    values in one."""
+    """Return every tensor's place; PyTorch's weights are (out, in), ours (in, out), with queries,
+    keys and values in one array."""
     inner, hidden = config.heads * config.head_dim, config.hidden
     places: dict[str, Place] = {
         "shared.weight": ("params/embedding", ()),

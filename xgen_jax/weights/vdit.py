@@ -1,13 +1,13 @@
-"""VDiT from the weights of others, and back.
+"""VDiT from other projects' weights, and back.
 
 - `stdit2`: Open-Sora 1.1's STDiT2 (hpcai-tech/OpenSora-STDiT-v2-stage2 and -stage3), a whole
-  network; sizes are read from the tensors, and `opensora_compat=True` is set, as the weights were trained
-  so. `stdit2_tensors` is the way back.
-- `pixart`: PixArt-alpha (arXiv 2310.00426), an image network that fills everything spatial, in its
-  own names or those of diffusers' PixArtTransformer2DModel. What it does not have starts anew:
-  attention in time, which starts as nothing (its projection is zero), with its modulation and
-  table; frames and frame rate; the scales of QK-norm; and, unless the file has them (the 1024 one
-  has), height, width and aspect. This is how the paper starts (section 3.2).
+  network; sizes are read from the tensors, and `opensora_compat=True` is set, since the weights
+  were trained with it. `stdit2_tensors` converts back.
+- `pixart`: PixArt-alpha (arXiv 2310.00426), an image network for all spatial layers, in its own
+  names or those of diffusers' PixArtTransformer2DModel. Layers that it does not have are newly
+  initialised: attention in time, which starts as zero (its projection is zero), with its modulation
+  and table; frames and frame rate; the scales of QK-norm; and, unless the file has them (that of
+  1024 pixels has), height, width and aspect. The paper starts so (section 3.2).
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.models.vdit import RELEASED_PATCH_PX, VDiT, abstract_inputs, abstract_variables
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.parallel.sharding import path_name
@@ -67,7 +67,7 @@ NAMES = (
     ("blocks/block/mlp/fc2", "mlp.fc2", "ff.net.2"),
 )
 BLOCKS = {"original": "blocks", "diffusers": "transformer_blocks"}
-# What an image network has not; the second only in some files. Nothing else may be absent.
+# Parameters that an image network lacks; the second only in some files. All others must be there.
 NEW = re.compile(
     r"(^|/)(t_block_temporal|(frames|fps)_embedder\d|scale_shift_table_temporal|attention_time|[qk]_norm)"
 )
@@ -105,13 +105,13 @@ PIXART_HARMLESS = (
 
 
 class Converted(NamedTuple):
-    """A VDiT of foreign weights.
+    """A VDiT from foreign weights.
 
     Attributes:
-      config: its sizes.
+      config: sizes of the network.
       channels: of the latents that it works on.
-      params: its variables, NumPy arrays.
-      new: our layers that the checkpoint has nothing for, which start at random.
+      params: variables, NumPy arrays.
+      new: our layers that the checkpoint lacks, newly initialised.
     """
 
     config: VDiTConfig
@@ -130,26 +130,25 @@ def load_vdit(
     text_tokens: int = 250,
     seed: int = 0,
 ) -> Converted:
-    """Turns a foreign checkpoint into a VDiT.
+    """Convert a foreign checkpoint to a VDiT.
 
     Args:
       kind: one of `KINDS`.
-      tensors: as `read_safetensors` gives them.
-      config: the checkpoint's own config.json, where there is one.
-      origin: what errors call the checkpoint.
+      tensors: from `read_safetensors`.
+      config: the checkpoint's own config.json, if it has one.
+      origin: name of the checkpoint in errors.
       qk_norm: for `pixart`: whether the network normalises queries and keys, which PixArt-alpha
-        does not: with it, the attention that was learnt is not kept as it was, but trains more
-        steadily (Open-Sora 1.1 took it up midway).
-      text_tokens: for `pixart`: length of the null caption; PixArt-alpha's 120 are continued with
-      its last.
-      seed: for `pixart`: of what starts anew.
+        does not. It changes the learnt attention, but trains more steadily (Open-Sora 1.1 added it
+        midway).
+      text_tokens: for `pixart`: length of the null caption; PixArt-alpha's 120 tokens are continued
+        with the last.
+      seed: for `pixart`: of the newly initialised layers.
 
     Raises:
       UserError: tensors that are missing, extra or mis-shaped, all of them listed; a kind that is
-      not known.
+        not known.
     """
-    if kind not in KINDS:
-        raise UserError(f"kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
+    choose("kind", kind, KINDS)
     origin = origin or "the checkpoint"
     style = (
         "diffusers"
@@ -158,7 +157,8 @@ def load_vdit(
     )
     if kind == "stdit2" and not any(".attn_temp." in name for name in tensors):
         raise UserError(
-            f"{origin} is no STDiT2: no tensor's name has attn_temp; PixArt-alpha's are --kind=pixart"
+            f"{origin} is no STDiT2: no tensor's name has attn_temp; PixArt-alpha's are "
+            f"--kind=pixart"
         )
     if kind == "pixart" and any(".attn_temp." in name for name in tensors):
         raise UserError(
@@ -171,7 +171,7 @@ def load_vdit(
         _check_frequencies(tensors, model, origin)
     abstract = abstract_variables(model, channels)
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
-    absent = [path for path in leaves if kind == "pixart" and _starts_anew(path, tensors, style)]
+    absent = [path for path in leaves if kind == "pixart" and _is_new(path, tensors, style)]
     fresh = _fresh(model, channels, absent, seed)
     sources = {
         path: ((), lambda path=path: fresh[path])
@@ -186,15 +186,15 @@ def load_vdit(
 
 
 def stdit2_tensors(config: VDiTConfig, params: Params) -> dict[str, np.ndarray]:
-    """The tensors of an STDiT2 that computes what our network does; `load_vdit` takes them back bit
-    for bit.
+    """Convert our network to the tensors of an STDiT2; `load_vdit` reads them back bit for bit.
 
     Raises:
-      UserError: a network in the modern form, which STDiT2's code would compute otherwise.
+      UserError: a network without `opensora_compat`, which STDiT2's code would compute otherwise.
     """
     if not config.opensora_compat or not config.scan_layers or config.mlp_ratio != 4:
         raise UserError(
-            "only a network with opensora_compat=True, scan_layers=True and mlp_ratio=4 computes as STDiT2 does"
+            "only a network with opensora_compat=True, scan_layers=True and mlp_ratio=4 computes "
+            "as STDiT2 does"
         )
     tensors = {FREQUENCIES: _frequencies(config)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -214,21 +214,25 @@ def stdit2_tensors(config: VDiTConfig, params: Params) -> dict[str, np.ndarray]:
 def write_stdit2(
     path: str | os.PathLike, config: VDiTConfig, params: Params, *, overwrite: bool = False
 ) -> pathlib.Path:
-    """Writes `stdit2_tensors` as a safetensors file. Raises UserError as that, or if the file is
-    there."""
+    """Write `stdit2_tensors` as a safetensors file.
+
+    Raises:
+      UserError: see `stdit2_tensors`; a file that exists and is not to be overwritten.
+    """
     return write_safetensors(path, stdit2_tensors(config, params), overwrite=overwrite)
 
 
 def _layer(path: str) -> tuple[str, str]:
-    """ "params/blocks/block/mlp/fc1/kernel" -> ("blocks/block/mlp/fc1", "kernel"); of a lone array,
-    (itself, "")."""
+    """Split "params/blocks/block/mlp/fc1/kernel" in ("blocks/block/mlp/fc1", "kernel").
+
+    An array without a layer is its own name, with the suffix "".
+    """
     layer, _, last = path.partition("/")[2].rpartition("/")
     return (layer, last) if last in SUFFIXES else (f"{layer}/{last}".lstrip("/"), "")
 
 
 def _parts(layer: str, style: str) -> tuple[str, ...]:
-    """The foreign names of the parts of one of our layers; none where the style does not know
-    it."""
+    """Return the foreign names of the parts of one of our layers; none if the style lacks it."""
     for ours, original, diffusers in NAMES:
         if ours == layer:
             found = original if style == "original" else diffusers
@@ -237,7 +241,7 @@ def _parts(layer: str, style: str) -> tuple[str, ...]:
 
 
 def _names(layer: str, suffix: str, depth: int, style: str) -> list[str]:
-    """The tensors of one of our parameters: block after block, and in each part after part."""
+    """Return the tensor names of one of our parameters, by block, and in a block by part."""
     parts = [part + SUFFIXES.get(suffix, "") for part in _parts(layer, style)]
     if not layer.startswith("blocks/"):
         return parts
@@ -245,7 +249,7 @@ def _names(layer: str, suffix: str, depth: int, style: str) -> list[str]:
 
 
 def _source(path: str, shape: tuple[int, ...], config: VDiTConfig, style: str) -> Source:
-    """Where one of our parameters comes from; see `assemble`."""
+    """Return the source of one of our parameters; see `assemble`."""
     layer, suffix = _layer(path)
     names, stacked = _names(layer, suffix, config.depth, style), layer.startswith("blocks/")
     count = len(_parts(layer, style))
@@ -257,7 +261,7 @@ def _source(path: str, shape: tuple[int, ...], config: VDiTConfig, style: str) -
             )[: shape[0]]
         if suffix != "kernel":
             return np.concatenate(parts)
-        if layer == "x_embedder":  # that of an image network has no axis of time
+        if layer == "x_embedder":  # an image network's has no time axis
             weight = parts[0].reshape(*parts[0].shape[:2], *parts[0].shape[-2:])
             return rearrange(weight, "o c p q -> (p q c) o")
         return np.concatenate([rearrange(part, "o i -> i o") for part in parts], axis=-1)
@@ -269,8 +273,8 @@ def _source(path: str, shape: tuple[int, ...], config: VDiTConfig, style: str) -
     return tuple(names), transform
 
 
-def _starts_anew(path: str, tensors: Mapping[str, np.ndarray], style: str) -> bool:
-    """Whether an image network's checkpoint has nothing for one of our parameters, and need not."""
+def _is_new(path: str, tensors: Mapping[str, np.ndarray], style: str) -> bool:
+    """Return whether an image network's checkpoint lacks one of our parameters, and may."""
     layer, suffix = _layer(path)
     if NEW.search(layer):
         return True
@@ -280,7 +284,7 @@ def _starts_anew(path: str, tensors: Mapping[str, np.ndarray], style: str) -> bo
 
 
 def _fresh(config: VDiTConfig, channels: int, paths: list[str], seed: int) -> dict[str, Array]:
-    """Initial values of the parameters at these paths; only they are computed."""
+    """Initialise the parameters at these paths; no others are computed."""
     if not paths:
         return {}
 
@@ -295,10 +299,10 @@ def _fresh(config: VDiTConfig, channels: int, paths: list[str], seed: int) -> di
 def _sizes(
     kind: str, tensors: Mapping[str, np.ndarray], config: dict[str, Any], style: str, origin: str
 ):
-    """The configuration whose sizes the tensors have, and the channels of its latents."""
+    """Read the configuration from the tensors' sizes, and the channels of the latents."""
 
     def shape(layer, suffix="kernel"):
-        """Of a tensor, or () where it is missing; `assemble` will say so."""
+        """Return a tensor's shape, or () if it is missing; `assemble` reports it."""
         names = _names(layer, suffix, 1, style)
         return tensors[names[0]].shape if names and names[0] in tensors else ()
 
@@ -306,13 +310,14 @@ def _sizes(
     if len(patch) not in (4, 5):
         some = ", ".join(sorted(tensors)[:3]) or "no tensors"
         raise UserError(
-            f"{origin} is no {kind}: it has no {_names('x_embedder', 'kernel', 1, style)[0]} ({some})"
+            f"{origin} is no {kind}: it has no {_names('x_embedder', 'kernel', 1, style)[0]} "
+            f"({some})"
         )
     width, channels, side = patch[0], patch[1], patch[-1]
     blocks = (re.match(rf"{BLOCKS[style]}\.(\d+)\.", name) for name in tensors)
     depth = 1 + max((int(match[1]) for match in blocks if match), default=0)
     norms = shape("blocks/block/attention_space/q_norm", "scale")
-    # Of the head dimension PixArt-alpha's tensors tell nothing; all its networks have 72.
+    # PixArt-alpha's tensors do not show the head dimension; all its networks have 72.
     head_dim = (
         norms[0] if norms else 2 * tensors[FREQUENCIES].size if FREQUENCIES in tensors else 72
     )
@@ -354,8 +359,7 @@ def _sizes(
 
 
 def _position_span(kind: str, config: dict[str, Any], patch: int, origin: str) -> float:
-    """What rows and columns count up to, by a checkpoint's config.json; 32 where that says
-    nothing."""
+    """Return the number up to which rows and columns count, by config.json; 32 by default."""
     if kind == "stdit2" or config.get("sample_size") is None:
         return positive_integer(config, "input_sq_size", INPUT_SIDE_PX, origin) / RELEASED_PATCH_PX
     # diffusers: positions of the size that was trained at, in units of 64 latent cells.
@@ -369,7 +373,7 @@ def _position_span(kind: str, config: dict[str, Any], patch: int, origin: str) -
 
 
 def _stdit2_values(model: VDiTConfig, channels: int) -> dict[str, list]:
-    """What the config.json of an STDiT2 with these tensors may say."""
+    """Return the values allowed in the config.json of an STDiT2 with these tensors."""
     return {
         "model_type": ["STDiT2"],
         "in_channels": [channels],
@@ -387,7 +391,8 @@ def _stdit2_values(model: VDiTConfig, channels: int) -> dict[str, list]:
 
 
 def _pixart_values(model: VDiTConfig, channels: int, sized: bool) -> dict[str, list]:
-    """What the config.json of diffusers' PixArtTransformer2DModel with these tensors may say."""
+    """Return the values allowed in the config.json of a PixArtTransformer2DModel with these
+    tensors."""
     out = model.out_channels(channels)
     return {
         "_class_name": ["PixArtTransformer2DModel", "Transformer2DModel"],
@@ -417,12 +422,12 @@ def _frequencies(config: VDiTConfig) -> np.ndarray:
 
 
 def _check_frequencies(tensors: Mapping[str, np.ndarray], config: VDiTConfig, origin: str) -> None:
-    """Refuses a network whose positions turn at other frequencies than ours."""
+    """Refuse a network whose positions rotate at other frequencies than ours."""
     found, ours = tensors.get(FREQUENCIES), _frequencies(config)
     if found is not None and (
         found.shape != ours.shape or not np.allclose(found, ours, rtol=1e-5, atol=0)
     ):
         raise UserError(
-            f"{origin} turns positions by other frequencies ({FREQUENCIES} {found.shape}) than {ours.shape[0]} from 1 "
-            f"down to {ours[-1]:.3g}, those of {config.heads} heads"
+            f"{origin} turns positions by other frequencies ({FREQUENCIES} {found.shape}) than "
+            f"{ours.shape[0]} from 1 down to {ours[-1]:.3g}, those of {config.heads} heads"
         )

@@ -1,12 +1,12 @@
-"""VidVAE from the weights of others.
+"""VidVAE from other projects' weights.
 
 - `sd-vae`: Stable Diffusion's 2D autoencoder, in the names of diffusers' AutoencoderKL (new or old)
   or of the original checkpoints. Each 3x3 kernel becomes the last of three taps in time, the others
   zero ("tail initialisation", Open-Sora-Plan's report): an image, and every frame of a static
   video, is encoded and decoded as by the 2D model.
 - `osp-vae`: Open-Sora-Plan's CausalVAE v1.0.0 and v1.1.0. Widths, depths and the layers that mix no
-  frames are read from the tensors; where the time levels lie and which attention was trained, from
-  the config.json beside them.
+  frames are read from the tensors; the time levels and the kind of attention from the config.json
+  next to them.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.files import read_json
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS, VidVAEConfig
@@ -28,7 +28,7 @@ from xgen_jax.typing import Params
 from xgen_jax.weights.foreign_config import check_config, positive_integer
 from xgen_jax.weights.safetensors import Source, assemble
 
-# Ours -> the names of the original (LDM) checkpoints, which Open-Sora-Plan kept. The decoder
+# Ours -> the names of the original (LDM) checkpoints, which Open-Sora-Plan uses too. The decoder
 # doubles before a level here and after the one above it there.
 LDM_NAMES = (
     (r"^encoder/quant$", lambda m: "quant_conv"),
@@ -70,7 +70,7 @@ ATTENTION_NAMES = {  # q, k, v, output
     "diffusers before 0.17": ("query", "key", "value", "proj_attn"),
 }
 # Keys of diffusers' AutoencoderKL that change nothing: latents are scaled by statistics that are
-# measured here, and how a decoder is tiled or cast is how it is run.
+# measured here, and tiling or casting a decoder does not change the network.
 SD_HARMLESS = (
     "sample_size",
     "scaling_factor",
@@ -82,7 +82,7 @@ SD_HARMLESS = (
 # Of Open-Sora-Plan's CausalVAEModel: training, and the size at which attn_resolutions counts.
 OSP_HARMLESS = ("dropout", "loss_params", "loss_type", "lr", "resolution")
 OSP_ATTENTION = {"AttnBlock3D": "released", "AttnBlock3DFix": "per_frame"}
-IGNORED = ("loss.", "model_ema.")  # what Open-Sora-Plan's training kept beside the model
+IGNORED = ("loss.", "model_ema.")  # other tensors of Open-Sora-Plan's training
 KINDS = ("sd-vae", "osp-vae")
 
 
@@ -92,23 +92,22 @@ def load_vidvae(
     config: dict[str, Any] | None = None,
     origin: str = "",
 ) -> tuple[VidVAEConfig, Params]:
-    """Turns a foreign checkpoint into a VidVAE.
+    """Convert a foreign checkpoint to a VidVAE.
 
     Args:
       kind: one of `KINDS`.
-      tensors: as `read_safetensors` gives them.
-      config: the checkpoint's own config.json, where there is one.
-      origin: what errors call the checkpoint.
+      tensors: from `read_safetensors`.
+      config: the checkpoint's own config.json, if it has one.
+      origin: name of the checkpoint in errors.
 
     Returns:
       (VidVAEConfig, its parameters).
 
     Raises:
-      UserError: tensors that are missing, extra or mis-shaped, all of them listed; a configuration
-      that is not known.
+      UserError: tensors that are missing, extra or mis-shaped, all of them listed; a kind or a
+        configuration that is not known.
     """
-    if kind not in KINDS:
-        raise UserError(f"kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
+    choose("kind", kind, KINDS)
     origin = origin or "the checkpoint"
     style = _style(tensors, origin)
     config = config or {}
@@ -121,7 +120,8 @@ def load_vidvae(
     else:
         if style != "ldm":
             raise UserError(
-                f"{origin} has diffusers' names, which Open-Sora-Plan's weights have not; try --kind=sd-vae"
+                f"{origin} has diffusers' names, which Open-Sora-Plan's weights have not; try "
+                f"--kind=sd-vae"
             )
         base = _osp_config(tensors, config)
     model_config = _sizes(base, tensors, style, origin)
@@ -138,7 +138,7 @@ def load_vidvae(
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """The config.json beside a checkpoint (a file or its folder); empty where there is none."""
+    """Read the config.json next to a checkpoint (a file or its folder); empty if there is none."""
     file = (path if path.is_dir() else path.parent) / "config.json"
     return read_json(file, "fetch it again") if file.is_file() else {}
 
@@ -152,7 +152,7 @@ def _leaves(tree: Params) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _style(tensors: Mapping[str, np.ndarray], origin: str) -> str:
-    """Whose names these are."""
+    """Return the style of the tensors' names."""
     if any(name.startswith("encoder.down_blocks.") for name in tensors):
         old = any(".attentions.0.query." in name for name in tensors)
         return "diffusers before 0.17" if old else "diffusers"
@@ -160,12 +160,13 @@ def _style(tensors: Mapping[str, np.ndarray], origin: str) -> str:
         return "ldm"
     some = ", ".join(sorted(tensors)[:3]) or "no tensors"
     raise UserError(
-        f"{origin} is no autoencoder of this kind: it has no encoder.down.* or encoder.down_blocks.* ({some})"
+        f"{origin} is no autoencoder of this kind: it has no encoder.down.* or "
+        f"encoder.down_blocks.* ({some})"
     )
 
 
 def _foreign(ours: str, style: str, last: int) -> str:
-    """The foreign name of one of our layers, "encoder/level0/block0/conv1"."""
+    """Return the foreign name of one of our layers, "encoder/level0/block0/conv1"."""
     for pattern, name in LDM_NAMES:
         if match := re.match(pattern, ours):
             foreign = re.sub(r"\.shortcut$", ".nin_shortcut", name(match))
@@ -181,7 +182,7 @@ def _foreign(ours: str, style: str, last: int) -> str:
 def _source(
     path: str, shape: tuple[int, ...], tensors: Mapping[str, np.ndarray], style: str
 ) -> Source:
-    """Where one of our parameters comes from; see `assemble`."""
+    """Return the source of one of our parameters; see `assemble`."""
     _, *layer, leaf = path.split("/")
     last = (
         len({m[0] for name in tensors if (m := re.match(r"encoder\.down(_blocks)?\.\d+", name))})
@@ -214,8 +215,8 @@ def _source(
 
 
 def _tensor(tensors: Mapping[str, np.ndarray], layer: str, kind: str) -> tuple[str, bool]:
-    """The name of a layer's tensor, and whether it is there; that of a causal convolution lies one
-    deeper."""
+    """Return the name of a layer's tensor, and whether it is there."""
+    # The tensor of a causal convolution is one level deeper.
     for name in (f"{layer}.{kind}", f"{layer}.conv.{kind}"):
         if name in tensors:
             return name, True
@@ -223,8 +224,8 @@ def _tensor(tensors: Mapping[str, np.ndarray], layer: str, kind: str) -> tuple[s
 
 
 def _kernel(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(O, I), (O, I, h, w) or (O, I, t, h, w) -> a kernel with our layer's taps; what has no time
-    is the last tap."""
+    """Convert (O, I), (O, I, h, w) or (O, I, t, h, w) to a kernel with our layer's taps; a weight
+    without time is the last tap."""
     if len(shape) == 2:
         return rearrange(weight.reshape(weight.shape[:2]), "o i -> i o")
     while weight.ndim < 4:
@@ -237,7 +238,7 @@ def _kernel(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def _sizes(
     base: VidVAEConfig, tensors: Mapping[str, np.ndarray], style: str, origin: str
 ) -> VidVAEConfig:
-    """The configuration with the widths, depths and latent channels that the tensors have."""
+    """Return the configuration with the tensors' widths, depths and latent channels."""
     widths, blocks = [], 0
     while True:
         name = _foreign(f"encoder/level{len(widths)}/block0/conv1", style, 0)
@@ -250,7 +251,8 @@ def _sizes(
     latent, there = _tensor(tensors, "decoder.conv_in", "weight")
     if len(widths) != len(base.channels) or not blocks or not there or tensors[latent].ndim < 2:
         raise UserError(
-            f"{origin} has {len(widths)} levels of {blocks} blocks; wanted {len(base.channels)} levels"
+            f"{origin} has {len(widths)} levels of {blocks} blocks; wanted {len(base.channels)} "
+            f"levels"
         )
     return dataclasses.replace(
         base, channels=tuple(widths), blocks=blocks, latent_channels=tensors[latent].shape[1]
@@ -258,7 +260,7 @@ def _sizes(
 
 
 def _osp_config(tensors: Mapping[str, np.ndarray], config: dict[str, Any]) -> VidVAEConfig:
-    """The variant of Open-Sora-Plan's network that these tensors belong to."""
+    """Return the variant of Open-Sora-Plan's network that has these tensors."""
     levels = range(4)
 
     def mixed(side, layer):
@@ -277,7 +279,8 @@ def _osp_config(tensors: Mapping[str, np.ndarray], config: dict[str, Any]) -> Vi
     layouts = {config.get(f"{side}_attention", "AttnBlock3D") for side in ("encoder", "decoder")}
     if len(layouts) != 1 or not layouts <= OSP_ATTENTION.keys():
         raise UserError(
-            f"attention {sorted(layouts)} of the checkpoint is not known; known: {', '.join(OSP_ATTENTION)}"
+            f"attention {sorted(layouts)} of the checkpoint is not known; known are "
+            f"{', '.join(OSP_ATTENTION)}"
         )
     return dataclasses.replace(
         default,
@@ -293,7 +296,7 @@ def _osp_config(tensors: Mapping[str, np.ndarray], config: dict[str, Any]) -> Vi
 def _check_sd_config(
     config: dict[str, Any], model: VidVAEConfig, tensors: Mapping[str, np.ndarray], origin: str
 ) -> None:
-    """Refuses what diffusers' AutoencoderKL may have and ours has not."""
+    """Refuse what diffusers' AutoencoderKL may have and ours lacks."""
     levels = len(model.channels)
     allowed = {
         "_class_name": ["AutoencoderKL"],
@@ -315,7 +318,7 @@ def _check_sd_config(
 def _check_osp_config(
     config: dict[str, Any], model: VidVAEConfig, tensors: Mapping[str, np.ndarray], origin: str
 ) -> None:
-    """Refuses what Open-Sora-Plan's CausalVAEModel may have and ours has not."""
+    """Refuse what Open-Sora-Plan's CausalVAEModel may have and ours lacks."""
     levels, width = len(model.channels), model.channels[0]
     blocks = ("ResnetBlock2D",) * model.flat_levels + ("ResnetBlock3D",) * (
         levels - model.flat_levels
@@ -347,7 +350,7 @@ def _check_osp_config(
         ],
         "decoder_temporal_upsample": [tuple(up if there else "" for there in expansion)],
     }
-    # Whether such a layer mixes frames, its tensor tells.
+    # The tensor of such a layer shows whether it mixes frames.
     layers = [f"{side}_conv_{end}" for side in ("encoder", "decoder") for end in ("in", "out")]
     allowed |= dict.fromkeys([*layers, "q_conv"], ["CausalConv3d", "Conv2d"])
     allowed |= dict.fromkeys(["encoder_mid_resnet", "decoder_mid_resnet"], ["ResnetBlock3D"])

@@ -1,4 +1,4 @@
-"""Tasks: what a run trains, one file a family. `TASKS` is the only dispatch on a run's family."""
+"""Tasks, one module a family of networks. `TASKS` is the only dispatch on a run's family."""
 
 from jax.sharding import Mesh
 
@@ -28,7 +28,7 @@ def build_task(config: Run, mesh: Mesh | None, source: Source) -> Task:
             )
         if bucket.batch_size % shards:
             raise UserError(
-                f"bucket {bucket.name}: a batch of {bucket.batch_size} cannot be shared equally by "
-                f"{shards} devices (mesh.data x mesh.fsdp)"
+                f"bucket {bucket.name}: a batch of {bucket.batch_size} cannot be split equally "
+                f"over {shards} devices (mesh.data x mesh.fsdp)"
             )
     return TASKS[choose("objective", config.objective, TASKS)].build(config, mesh, source)

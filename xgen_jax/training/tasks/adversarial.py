@@ -1,11 +1,11 @@
 """The adversarial part of a reconstruction loss: hinge losses, adaptive weight, R1.
 
-    discriminator   E[max(0, 1 - D(x))] + E[max(0, 1 + D(y))] + r1/2 R1        (hinge: arXiv 1705.02894, section 3.2)
+    discriminator   E[max(0, 1 - D(x))] + E[max(0, 1 + D(y))] + r1/2 R1
     generator       w * -E[D(y)],   w = weight * clip(|dL_rec/dk| / (|dL_gan/dk| + 1e-4), 0, clamp)
 
-for clips x and reconstructions y, with k the kernel of the last convolution (VQGAN: arXiv
-2012.09841, equation 7). The gradient reaches the generator as d w L_gan / dy, so that one backward
-pass through it serves all its losses.
+for clips x and reconstructions y, with k the kernel of the last convolution (hinge: arXiv
+1705.02894, section 3.2; adaptive weight of VQGAN: arXiv 2012.09841, equation 7). The gradient
+reaches the generator as d w L_gan / dy, so that one backward pass through it serves all its losses.
 """
 
 from collections.abc import Callable
@@ -19,23 +19,25 @@ from xgen_jax.typing import Array, Params
 
 
 def hinge_discriminator(real: Array, fake: Array) -> Array:
-    """Loss of the logits of real clips and of reconstructions, any shape; 2 where the discriminator
-    knows nothing."""
+    """Compute the discriminator's loss from logits of real clips and reconstructions, any shape.
+
+    It is 2 for logits of 0.
+    """
     return jax.nn.relu(1.0 - real).mean() + jax.nn.relu(1.0 + fake).mean()
 
 
 def hinge_generator(fake: Array) -> Array:
-    """Loss of the logits of reconstructions, any shape."""
+    """Compute the generator's loss from logits of reconstructions, any shape."""
     return -fake.mean()
 
 
 def r1_penalty(discriminate: Callable[[Array], Array], video_BTHWC: Array) -> Array:
-    """Mean squared gradient of each clip's summed logits with respect to its values."""
+    """Compute the mean squared gradient of each clip's summed logits with respect to its values."""
     return jnp.square(jax.grad(lambda video: discriminate(video).sum())(video_BTHWC)).mean()
 
 
 def adaptive_ratio(reconstruction_grad: Array, adversarial_grad: Array, clamp: float) -> Array:
-    """|reconstruction gradient| / |adversarial gradient|, at most `clamp`: a scalar."""
+    """Compute |reconstruction gradient| / |adversarial gradient|, at most `clamp`: a scalar."""
     ratio = jnp.linalg.norm(reconstruction_grad.ravel()) / (
         jnp.linalg.norm(adversarial_grad.ravel()) + 1e-4
     )
@@ -52,16 +54,16 @@ def adversarial_terms(
     to_kernel: Callable[[Array], Array],
     step: Array,
 ) -> tuple[Array, Array, dict[str, Array]]:
-    """What the discriminator asks of its own parameters and of a reconstruction.
+    """Compute the discriminator's loss, and the gradient that it gives a reconstruction.
 
     Args:
-      params: the discriminator's; the only argument that what is returned can be differentiated by.
+      params: the discriminator's; results can be differentiated by this argument only.
       video, reconstruction: (B, T, H, W, 3).
       reconstruction_cotangent: gradient of the reconstruction losses with respect to the
-      reconstruction.
-      to_kernel: carries a gradient with respect to the reconstruction on to the kernel of the last
-      convolution.
-      step: updates made; before `start_step` all that is returned is 0, and nothing is computed.
+        reconstruction.
+      to_kernel: (gradient with respect to the reconstruction) -> that of the kernel of the last
+        convolution.
+      step: updates made; before `start_step` all results are 0, and nothing is computed.
 
     Returns:
       The discriminator's loss; the gradient of the generator's weighted loss with respect to the

@@ -1,4 +1,4 @@
-"""What a run trains: the one protocol that the training loop knows.
+"""The protocol of the training loop: a task is what a run trains.
 
 A task holds the networks of a run and their loss, and knows nothing of steps, checkpoints or the
 optimiser's state. A new family of networks is a model file, a configuration class, a task and a
@@ -55,15 +55,15 @@ class Task(abc.ABC):
         """
 
     def fingerprints(self) -> dict[str, str]:
-        """Fingerprints, by name, of the frozen networks; a run is resumed with these very ones."""
+        """Return fingerprints of the frozen networks by name; a run is resumed with the same."""
         return {}
 
     @abc.abstractmethod
     def batch_arrays(self, batch: Batch) -> Arrays:
-        """Select and make, on the host, the arrays that the device needs of a batch."""
+        """Make, on the host, the arrays of a batch that the device needs."""
 
     def prepare(self, arrays: Arrays) -> Arrays:
-        """Compute, on the device, what frozen networks make of the arrays before the step."""
+        """Compute, on the device, the part of the step that needs frozen networks only."""
         return arrays
 
     def to_device(self, batch: Batch, sharding: NamedSharding) -> tuple[Arrays, Array]:
@@ -71,12 +71,12 @@ class Task(abc.ABC):
         arrays = {**self.batch_arrays(batch), "sample_id": batch["sample_id"].astype(np.uint32)}
         arrays = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), arrays)
         sample_id = arrays.pop("sample_id")
-        # A compiled step takes its arguments in these places alone.
+        # A compiled step takes its arguments with these shardings only.
         return jax.device_put(self.prepare(arrays), sharding), sample_id
 
     @abc.abstractmethod
     def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:
-        """Shapes of the prepared arrays of a bucket, from the prepared arrays of any other."""
+        """Return the shapes of the prepared arrays of a bucket, given those of any other."""
 
     @abc.abstractmethod
     def init(self, key: Array, arrays: Arrays) -> Params:
@@ -107,7 +107,8 @@ class Task(abc.ABC):
         """
 
     def ema_params(self, params: Params) -> Params:
-        """Select the sub-trees that have an exponential moving average, which is used afterwards."""
+        """Select the sub-trees that have an exponential moving average (EMA); only it is used after
+        training."""
         return params
 
     def optimizer(self, config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -138,19 +139,19 @@ class Task(abc.ABC):
         return None
 
     def finish(self, run: RunFolder, params: Params, pipeline: Pipeline, trained: bool) -> None:
-        """Write what a finished run leaves besides its checkpoints.
+        """Write the results of a finished run besides its checkpoints.
 
         Args:
           run: its folder, with the last checkpoint in it.
           params: EMA parameters.
           pipeline: of the clips trained on.
-          trained: False if the run had ended before, so that what is there may stay.
+          trained: False if the run had ended before, so that existing results may stay.
         """
         del run, params, pipeline, trained
 
 
 def resize_batch(arrays: Arrays, bucket: Bucket) -> Arrays:
-    """Shapes of arrays with another bucket's batch size."""
+    """Return the shapes of arrays with another bucket's batch size."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((bucket.batch_size, *x.shape[1:]), x.dtype), arrays
     )

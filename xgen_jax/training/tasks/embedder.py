@@ -1,4 +1,4 @@
-"""The part that tasks which train an embedder, on video alone, have in common."""
+"""The common part of tasks that train an embedder, on video alone."""
 
 import dataclasses
 from typing import Any
@@ -28,8 +28,7 @@ STATISTICS_BATCHES = 32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbedderTask(Task):
-    """Trains {FAMILY: an embedder's network}, and what else a subclass adds. A subclass adds `init`
-    and `loss`.
+    """Train {FAMILY: an embedder's network}; a subclass adds `init` and `loss`.
 
     Attributes:
       embedder: the embedder whose network is trained.
@@ -51,7 +50,7 @@ class EmbedderTask(Task):
 
     @classmethod
     def build(cls, config: Any, mesh: Mesh | None, source: Source) -> Task:
-        """See `Task`."""
+        """Load LPIPS, check the buckets and make the task; see `Task.build`."""
         del mesh
         if source.made_by:
             raise UserError(f"a {config.objective} run needs videos; {source.path} holds latents")
@@ -63,12 +62,12 @@ class EmbedderTask(Task):
 
     @property
     def model(self) -> Any:
-        """The network that is trained."""
+        """Module of the network that is trained."""
         return self.embedder.model
 
     @property
     def network(self) -> str:
-        """The name of the network's sub-tree of parameters."""
+        """Name of the network's sub-tree of parameters."""
         return self.config_class.objective
 
     def batch_arrays(self, batch: Batch) -> Arrays:
@@ -76,13 +75,13 @@ class EmbedderTask(Task):
         return {"video": batch["video"]}
 
     def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:
-        """See `Task`."""
+        """Return the shape of a bucket's video; see `Task.abstract_batch`."""
         video = resize_batch(arrays, bucket)["video"]
         shape = (bucket.batch_size, *bucket.shape, 3)
         return {"video": jax.ShapeDtypeStruct(shape, video.dtype)}
 
     def warm_start(self, config: Any) -> Params | None:
-        """See `Task`."""
+        """Load the network in `config.init_from`, if any; see `Task.warm_start`."""
         if config.init_from is None:
             return None
         bucket = config.data.buckets[0]
@@ -91,7 +90,7 @@ class EmbedderTask(Task):
         return {self.network: starting_network(config, wanted)}
 
     def reconstruct(self, params: Params, video_BTHWC: Array) -> Array:
-        """Encode and decode uint8 video -> float32 about [-1, 1], by EMA parameters."""
+        """Encode and decode uint8 video -> float32 about [-1, 1], with EMA parameters."""
         channels = self.embedder.latent_channels
         # Statistics cancel out between encoding and decoding.
         bundle = self.embedder.bundle(params[self.network], np.zeros(channels), np.ones(channels))
@@ -124,7 +123,7 @@ class EmbedderTask(Task):
 
 
 def psnr_db(predicted_BTHWC: Array, video_BTHWC: Array) -> Array:
-    """PSNR in dB of video in [-1, 1], a mean over clips."""
+    """Compute the PSNR in dB of video in [-1, 1], a mean over clips."""
     error = (predicted_BTHWC - video_BTHWC) / 2
     return -10.0 * jnp.log10(jnp.square(error).mean((1, 2, 3, 4)) + 1e-10).mean()
 

@@ -1,8 +1,8 @@
-"""A task that wraps a task: its parameters are frozen, and an adapter of them is trained.
+"""LoRA's task wraps another task: its parameters are frozen, and an adapter of them is trained.
 
     loss(adapter) = the task's loss at W + alpha / rank * A B         (see `models.lora`)
 
-Gradients, optimiser state, average and checkpoints are the adapter's alone.
+Gradients, optimiser state, EMA and checkpoints are those of the adapter only.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from xgen_jax.typing import Array, Params, Video
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRATask(Task):
-    """Trains {"lora": an adapter}.
+    """Train {"lora": an adapter}.
 
     Attributes:
-      base: the task whose batches, networks and loss these are.
+      base: the wrapped task, whose batches, networks and loss are used.
       lora: rank, scale and rules of the adapter.
-      frozen: the base's parameters, or their shapes where nothing is computed.
-      fingerprint: of these.
+      frozen: the base's parameters; shapes are enough if nothing is computed.
+      fingerprint: of the base's parameters.
     """
 
     base: Task
@@ -43,7 +43,7 @@ class LoRATask(Task):
 
     @classmethod
     def build(cls, config: Any, mesh: Mesh | None, source: Source) -> Task:
-        """An adapter's task is made by its base's: see `around`."""
+        """Fail: the base's task makes this one, see `around`."""
         raise NotImplementedError
 
     @classmethod
@@ -60,7 +60,7 @@ class LoRATask(Task):
             raise UserError(
                 f"{where} holds an adapter; make a base of it with launch/convert.py --kind=lora"
             )
-        # Converted weights have no text encoder: any that fits will do.
+        # Converted weights have no text encoder: any that fits is accepted.
         shared = [name for name in ("model", "text") if name in to_dict(other)]
         params = base.warm_start(config)
         differing = differing_keys(*(_networks(each, shared) for each in (other, config)))
@@ -77,19 +77,19 @@ class LoRATask(Task):
         return cls(base=base, lora=config.lora, frozen=params, fingerprint=mark)
 
     def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of the base, and of the networks it stands on itself."""
+        """Return fingerprints of the base, and of the frozen networks that the base itself uses."""
         return {**self.base.fingerprints(), "base": self.fingerprint}
 
     def batch_arrays(self, batch: Batch) -> Arrays:
-        """See `Task`."""
+        """Make the base's arrays."""
         return self.base.batch_arrays(batch)
 
     def prepare(self, arrays: Arrays) -> Arrays:
-        """See `Task`."""
+        """Prepare arrays as the base does."""
         return self.base.prepare(arrays)
 
     def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:
-        """See `Task`."""
+        """Return the shapes of the base's arrays."""
         return self.base.abstract_batch(arrays, bucket)
 
     def init(self, key: Array, arrays: Arrays) -> Params:
@@ -106,11 +106,11 @@ class LoRATask(Task):
     def evaluate(
         self, params: Params, arrays: Arrays, keys_B: Array, frozen: Params = None
     ) -> Metrics:
-        """See `Task`."""
+        """Evaluate the base with the adapter merged."""
         return self.base.evaluate(self._merged(params, frozen), arrays, keys_B)
 
     def preview(self, params: Params, arrays: Arrays, batch: Batch) -> Video | None:
-        """See `Task`."""
+        """Make the base's preview with the adapter merged."""
         return self.base.preview(jax.jit(self._merged)(params, self.frozen), arrays, batch)
 
     def finish(self, run: RunFolder, params: Params, pipeline: Pipeline, trained: bool) -> None:
@@ -122,6 +122,6 @@ class LoRATask(Task):
 
 
 def _networks(config: Run | Weights, names: list[str]) -> dict[str, Any]:
-    """Parts of a configuration, without how they are computed."""
+    """Return parts of a configuration, without the keys that set how they are computed."""
     values = to_dict(config)
     return {name: {k: v for k, v in values[name].items() if k not in EXECUTION} for name in names}

@@ -5,15 +5,14 @@ section 3).
            + motion | diff(x0' - x0) |^2 + lpips LPIPS(x0', x0)
            + consistency | x0'(x_1, 1) - stop_gradient x0'(x_t, t) |^2
 
-x0' is what a prediction says of the clean frames. The paper's own is the first term, of eps by
-DDPM; all others are ours, and off where their weight is 0. The motion term counts an error twice
-where it flickers, and hardly where it
-stands still: diff is from a frame of the window to the next. The consistency term makes what one
-step draws (t = 1, the same noise) like what the network sees of the frames at the drawn time: a
-distillation into one step, of itself.
+x0' is the prediction converted to clean frames. The paper has the first term only, with eps of
+DDPM; all others are ours, and off if their weight is 0. With diff from a frame of the window to the
+next, the motion term weighs errors that flicker, and hardly those that stand still. The consistency
+term pulls the result of one step (t = 1, the same noise) to the prediction at the sampled time: a
+self-distillation into one step.
 
-A clip is cut in chunks, each encoded by itself. `choose_windows` says which frames are denoised
-together. All that is random of a clip comes from its own key.
+A clip is cut in chunks, each encoded by itself. `choose_windows` chooses the frames that are
+denoised together. All random numbers of a clip come from its own key.
 """
 
 import dataclasses
@@ -37,8 +36,11 @@ _POSTERIOR, _TIME, _ONE_STEP, _NOISE, _WINDOW = range(5)
 
 
 def cut_chunks(config: REGENConfig, video_BTHWC: Array) -> list[Array]:
-    """A clip of n(k + 1) or n(k + 1) + 1 frames -> its whole chunks (B, n, k + 1, H, W, 3), and a
-    frame more as a chunk of one, (B, 1, 1, H, W, 3); what a clip has not is left out.
+    """Cut a clip of n(k + 1) or n(k + 1) + 1 frames in chunks.
+
+    Returns:
+      The whole chunks (B, n, k + 1, H, W, 3), if any; the one frame more, if any, as a chunk of
+      one, (B, 1, 1, H, W, 3).
     """
     batch, frames = video_BTHWC.shape[:2]
     chunks = frames // config.chunk_frames
@@ -65,14 +67,14 @@ def choose_windows(
     """Choose the frames that are denoised together, a window a chunk, each with a time of its own.
 
     Args:
-      config: `windows` says which.
-      keys_BN: a key a chunk, which places its window.
+      config: its `windows` is used.
+      keys_BN: a key a chunk, for the position of its window.
       frames_BNFHWC: the chunks of each clip in [-1, 1].
       own: conditioning of the frames in their own chunks, folded: (B N, F, h, w, D).
       shifted_BTHWD: their conditioning in shifted windows, see `regen_windows.condition_shifted`.
 
     Returns:
-      (frames (B, N, F, H, W, 3) of the windows, their conditioning, folded likewise).
+      Frames (B, N, F, H, W, 3) of the windows, and their conditioning, folded likewise.
     """
     chunks, frames = frames_BNFHWC.shape[1:3]
     if config.windows == "chunk" or chunks == 1:
@@ -93,7 +95,7 @@ def choose_windows(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class REGENTask(EmbedderTask):
-    """Trains {"regen": ...}: encoder and decoder together."""
+    """Train {"regen": ...}: encoder and decoder together."""
 
     config_class = REGENRun
 
@@ -103,25 +105,28 @@ class REGENTask(EmbedderTask):
         super().__post_init__()
         if self.loss_config.windows == "shifted" and self.model.config.conditioning == "in_context":
             raise UserError(
-                "loss.windows='shifted' has frames of two chunks in a window, and with model.conditioning='in_context' "
-                "nothing says whose the latents are; choose loss.windows='chunk', or 'content_aware'"
+                "loss.windows='shifted' has frames of two chunks in a window, and with "
+                "model.conditioning='in_context' latents do not show their chunk; choose "
+                "loss.windows='chunk', or 'content_aware'"
             )
 
     @property
     def process(self) -> Process:
-        """What corrupts the frames."""
+        """Diffusion process of the frames."""
         return self.loss_config.make_process()
 
     def init(self, key: Array, arrays) -> Params:
-        """Parameters from a key; they depend on no batch."""
+        """Initialise parameters from a key; they do not depend on the batch."""
         del arrays
         c = self.model.config
         chunk = jnp.zeros((1, c.chunk_frames, 2 * c.space_factor, 2 * c.space_factor, 3))
         return {"regen": self.model.init(key, chunk, jnp.zeros(1))}
 
     def loss(self, params: Params, arrays, keys_B: Array, step: Array, frozen: Params = None):
-        """Scalar loss and metrics of a batch, the same at any step: a mean over samples, of a clip
-        over its frames."""
+        """Compute the loss and metrics of a batch, the same at any step.
+
+        The loss is a mean over samples, and over the frames of a clip.
+        """
         del step
         video = to_unit_range(arrays["video"])
         terms, first = [], 0
@@ -131,18 +136,19 @@ class REGENTask(EmbedderTask):
             keys_BN = jax.vmap(
                 lambda key, n=numbers: jax.vmap(lambda i: jax.random.fold_in(key, i))(n)
             )(keys_B)
-            share = chunks * frames_BNFHWC.shape[2] / video.shape[1]
+            fraction = chunks * frames_BNFHWC.shape[2] / video.shape[1]
             terms.append(
-                (share, self._chunks_loss(params["regen"], frames_BNFHWC, keys_BN, frozen))
+                (fraction, self._chunks_loss(params["regen"], frames_BNFHWC, keys_BN, frozen))
             )
             first += chunks
-        metrics = {name: sum(share * term[name] for share, term in terms) for name in terms[0][1]}
+        names = terms[0][1]
+        metrics = {name: sum(weight * term[name] for weight, term in terms) for name in names}
         return metrics.pop("loss"), metrics
 
     def _chunks_loss(
         self, regen: Params, frames_BNFHWC: Array, keys_BN: Array, frozen: Params
     ) -> dict[str, Array]:
-        """The loss of chunks of one length and its parts, scalars."""
+        """Compute the loss of chunks of one length, and its terms as scalars."""
         c, process = self.loss_config, self.process
         mean, logvar = self.model.apply(regen, _fold(frames_BNFHWC), method="encode")
         z = (
@@ -170,7 +176,7 @@ class REGENTask(EmbedderTask):
         eps = _normal(keys_BN, _NOISE, x0.shape[1:])
 
         def predict(t_B):
-            """(the network's output, the x0 that it says)."""
+            """Return the network's output, and x0 from it."""
             x_t = process.corrupt(x0, eps, t_B)
             time_B = process.timestep(t_B)
             output = self.model.apply(regen, x_t, time_B, conditioning, method="denoise")
@@ -198,14 +204,14 @@ class REGENTask(EmbedderTask):
             metrics["lpips"] = self.lpips.apply(frozen, *pictures).astype(jnp.float32).mean()
             metrics["loss"] += c.lpips * metrics["lpips"]
         if c.consistency:
-            _, drawn = predict(jnp.ones_like(t_B))
-            metrics["consistency"] = jnp.square(drawn - jax.lax.stop_gradient(predicted)).mean()
-            metrics["psnr_one_step_db"] = _psnr_db(drawn, x0)
+            _, one_step = predict(jnp.ones_like(t_B))
+            metrics["consistency"] = jnp.square(one_step - jax.lax.stop_gradient(predicted)).mean()
+            metrics["psnr_one_step_db"] = _psnr_db(one_step, x0)
             metrics["loss"] += c.consistency * metrics["consistency"]
         return metrics
 
     def _weight(self, t_B: Array) -> Array:
-        """What multiplies the squared error at each time."""
+        """Weight of the squared error at each time (B,)."""
         c = self.loss_config
         if c.weighting == "uniform":
             return jnp.ones_like(t_B)
@@ -230,6 +236,6 @@ def _normal(keys_BN: Array, number: int, shape: tuple[int, ...]) -> Array:
 
 
 def _psnr_db(predicted: Array, x0: Array) -> Array:
-    """Of frames in [-1, 1], a mean over samples."""
+    """PSNR in dB of frames in [-1, 1], a mean over samples."""
     error = (jnp.clip(predicted, -1.0, 1.0) - x0) / 2
     return -10.0 * jnp.log10(jnp.square(error).mean((1, 2, 3, 4)) + 1e-10).mean()

@@ -1,6 +1,6 @@
 """VDiT's task: a diffusion process on an embedder's latents, with captions dropped for guidance.
 
-    loss = mean over the noised frames of process.losses(network(x_t, t, text, clip), x0, eps)
+    loss = mean over the noisy frames of process.losses(network(x_t, t, text, micro_cond), x0, eps)
 
 which is | v - (eps - x0) |^2 of rectified flow (arXiv 2403.03206, section 2), or the eps loss of
 DDPM with its bound on the learned variance (arXiv 2102.09672). Frames that are a clip's condition
@@ -52,7 +52,7 @@ QUARTILES = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preview:
-    """The networks and settings that sample videos to look at.
+    """Networks and settings to sample videos to look at.
 
     Attributes:
       embedder, params: to decode; the parameters stay on the host between previews.
@@ -66,7 +66,7 @@ class Preview:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VDiTTask(Task):
-    """Trains {"vdit": ...}, and what the text conditioner trains along, on a frozen embedder.
+    """Train {"vdit": ...} on a frozen embedder, together with the text encoder if it is trained.
 
     Attributes:
       text: a text conditioner, see `models.text`.
@@ -94,7 +94,10 @@ class VDiTTask(Task):
 
     @classmethod
     def build(cls, config: VDiTRun, mesh: Mesh | None, source: Source) -> Task:
-        """See `Task`. A run with `lora` gets a `LoRATask` around this one."""
+        """Load the frozen networks and make the task; see `Task.build`.
+
+        A run with `lora` gets a `LoRATask` around it.
+        """
         dtype = np.dtype(config.loop.compute_dtype)
         embedder, params = load_embedder(config.embedder, dtype)
         check_buckets(config, embedder.latent_shape)
@@ -131,16 +134,16 @@ class VDiTTask(Task):
 
     @property
     def process(self) -> Process:
-        """The diffusion process of the latents."""
+        """Diffusion process of the latents."""
         return self.loss_config.make_process(self.model.config.learned_variance)
 
     def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of the embedder and of a frozen text encoder."""
+        """Return fingerprints of the embedder and of a frozen text encoder."""
         return {"embedder": self.embedder_fingerprint, **self.text.fingerprints()}
 
     def batch_arrays(self, batch: Batch) -> Arrays:
         """Select video uint8 (B, T, H, W, 3) or latents (B, t, h, w, c), the conditioner's arrays,
-        and the five scalars of each clip, (B, 5), where they are known."""
+        and the micro-conditions of each clip, (B, 5), where they are known."""
         clips = "video" if self.embedder else "latents"
         arrays = {clips: batch[clips], "text": self.text.batch_arrays(batch)}
         return arrays | ({"micro_cond": batch["micro_cond"]} if "micro_cond" in batch else {})
@@ -153,7 +156,7 @@ class VDiTTask(Task):
         return {**rest, "latents": self._encode(self.embedder_params, arrays["video"])}
 
     def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:
-        """See `Task`."""
+        """Return the shapes of a bucket's latents and of the rest; see `Task.abstract_batch`."""
         latents = arrays["latents"]
         shape = (bucket.batch_size, *self.latent_shape(bucket.shape), latents.shape[-1])
         shapes = resize_batch(arrays, bucket)
@@ -163,17 +166,17 @@ class VDiTTask(Task):
         """Initialise the transformer, and an encoder that is trained along."""
         key_text, key_vdit = jax.random.split(key)
         params = self.text.init(key_text, arrays["text"])
-        latents, clip = arrays["latents"], self._clip(arrays)
+        latents, micro_cond = arrays["latents"], self._micro_cond(arrays)
         text, mask = self.text.embed(params, arrays["text"])
         time = jnp.zeros(latents.shape[0])
-        return {**params, "vdit": self.model.init(key_vdit, latents, time, text, mask, clip)}
+        return {**params, "vdit": self.model.init(key_vdit, latents, time, text, mask, micro_cond)}
 
     def warm_start(self, config: VDiTRun) -> Params | None:
-        """See `Task`.
+        """Load the network in `config.init_from`, if any; see `Task.warm_start`.
 
         Raises:
           UserError: also for a transformer trained on another embedder or frozen text encoder: its
-            parameters say nothing about these latents.
+            parameters do not fit these latents.
         """
         if config.init_from is None:
             return None
@@ -192,17 +195,19 @@ class VDiTTask(Task):
     def loss(
         self, params: Params, arrays: Arrays, keys_B: Array, step: Array, frozen: Params = None
     ) -> tuple[Array, Metrics]:
-        """See `Task`; the same at any step."""
+        """Compute the loss and metrics of a batch, the same at any step; see `Task.loss`."""
         del step, frozen
         x0, c, process = arrays["latents"], self.loss_config, self.process
         key_time, key_eps, key_drop = _streams(keys_B)
-        clip, frames = arrays.get("micro_cond"), x0.shape[1]
-        ratio = c.time_ratio(clip[:, 0], clip[:, 1], frames) if c.shift_by_size else c.time_shift
+        frames, ratio = x0.shape[1], c.time_shift
+        if c.shift_by_size:
+            height_B, width_B = arrays["micro_cond"][:, 0], arrays["micro_cond"][:, 1]
+            ratio = c.time_ratio(height_B, width_B, frames)
         t_B = process.sample_times(key_time, c.time_distribution, ratio)
         dropped_B = jax.vmap(jax.random.uniform)(key_drop) < c.cond_drop_prob
         frame_mask_BT = None
         if c.frame_masks.none < 1:
-            # A stream beyond the three, so that those of a run without masks stay what they were.
+            # A fourth stream, so that the other three are those of a run without masks.
             frame_mask_BT = sample_frame_masks(
                 jax.vmap(lambda k: jax.random.fold_in(k, 3))(keys_B), frames, c.frame_masks
             )
@@ -222,7 +227,7 @@ class VDiTTask(Task):
         u_B = jax.vmap(jax.random.uniform)(key_time)
         metrics = {}
         for quartile in range(QUARTILES):
-            # The same noise and place within each quartile: they differ in their times alone.
+            # The same noise and place within each quartile: they differ in their times only.
             t_B = (quartile + u_B) / QUARTILES
             losses = self._losses(params, arrays, key_eps, t_B, jnp.zeros(u_B.shape, bool), None)
             metrics[f"loss_quartile_{quartile + 1}"] = losses["loss"].mean()
@@ -257,8 +262,10 @@ class VDiTTask(Task):
 
         def predict(x, time_B, tokens, frame_mask_BT):
             # Guidance evaluates both conditions in one batch.
-            clip = jax.tree.map(lambda each: jnp.resize(each, len(x)), self._clip(arrays))
-            return self.model.apply(params["vdit"], x, time_B, *tokens, clip, frame_mask_BT)
+            micro_cond = jax.tree.map(
+                lambda each: jnp.resize(each, len(x)), self._micro_cond(arrays)
+            )
+            return self.model.apply(params["vdit"], x, time_B, *tokens, micro_cond, frame_mask_BT)
 
         denoise = guided(predict, text, null, config.guidance_scale, process, config.guidance)
         noise = jax.vmap(lambda key: process.sample_prior(key, shape[1:]))(keys_B)
@@ -274,23 +281,23 @@ class VDiTTask(Task):
         dropped_B: Array,
         frame_mask_BT,
     ) -> dict[str, Array]:
-        """The process's losses (B, T) of each latent frame at the times t_B."""
+        """Compute the process's losses (B, T) of each latent frame at the times t_B."""
         x0, process = arrays["latents"], self.process
         eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(key_B)
         text, mask = self.text.embed(params, arrays["text"], dropped_B)
         x_t = process.corrupt(x0, eps, t_B, frame_mask_BT)
         time_B = process.timestep(t_B)
         output = self.model.apply(
-            params["vdit"], x_t, time_B, text, mask, self._clip(arrays), frame_mask_BT
+            params["vdit"], x_t, time_B, text, mask, self._micro_cond(arrays), frame_mask_BT
         )
         return process.losses(output, x0, eps, t_B)
 
-    def _clip(self, arrays: Arrays) -> MicroConditions | None:
+    def _micro_cond(self, arrays: Arrays) -> MicroConditions | None:
         return MicroConditions(*arrays["micro_cond"].T) if self.model.config.micro_cond else None
 
 
 def _streams(keys_B: Array) -> tuple[Array, Array, Array]:
-    """Keys (B,) of the time, the noise and the dropped caption."""
+    """Split keys (B,) into those of the time, the noise and the dropped caption."""
     keys_3 = jnp.split(jax.vmap(lambda k: jax.random.split(k, 3))(keys_B), 3, axis=1)
     time_B, eps_B, drop_B = (keys[:, 0] for keys in keys_3)
     return time_B, eps_B, drop_B
@@ -358,6 +365,6 @@ def check_base(folder: RunFolder, here: dict[str, str], config: VDiTRun) -> None
             raise UserError(
                 f"init_from={config.init_from} was trained on the {name} {there[name]}, and this "
                 f"run's {name} is {mark}: its parameters say nothing about these latents. Give "
-                f"--config.embedder and --config.data.source.path of the {name} it was trained on, or "
-                "start without --config.init_from"
+                f"--config.embedder and --config.data.source.path of the {name} it was trained "
+                "on, or start without --config.init_from"
             )

@@ -27,7 +27,7 @@ from xgen_jax.typing import Array, Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VidVAETask(EmbedderTask):
-    """Trains {"vidvae": ...}, and {"discriminator": ...} if the adversarial term is on."""
+    """Train {"vidvae": ...}, and {"discriminator": ...} if the adversarial term is on."""
 
     config_class = VidVAERun
 
@@ -35,12 +35,12 @@ class VidVAETask(EmbedderTask):
 
     @functools.cached_property
     def discriminator(self) -> Discriminator | None:
-        """In the model's compute dtype; None where the adversarial term is off."""
+        """Discriminator in the model's compute dtype; None if the adversarial term is off."""
         config = self.loss_config.adversarial
         return Discriminator(config.discriminator, self.model.dtype) if config.weight else None
 
     def init(self, key: Array, arrays) -> Params:
-        """Parameters of each group from one key."""
+        """Initialise the parameters of each group from one key."""
         video = to_unit_range(arrays["video"])
         params = {"vidvae": self.model.init(key, video)}
         if self.discriminator is not None:
@@ -48,11 +48,11 @@ class VidVAETask(EmbedderTask):
         return params
 
     def ema_params(self, params: Params) -> Params:
-        """Select the autoencoder: a discriminator's average would be of no use."""
+        """Select the autoencoder: the EMA of a discriminator would be of no use."""
         return {"vidvae": params["vidvae"]}
 
     def optimizer(self, config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-        """One for each group; the discriminator's begins when it sets in."""
+        """Make an optimiser for each group; the discriminator's begins at its `start_step`."""
         groups = {"vidvae": make_optimizer(config, steps)}
         if self.discriminator is not None:
             c = self.loss_config.adversarial
@@ -63,12 +63,11 @@ class VidVAETask(EmbedderTask):
         return optimize_apart(groups)
 
     def loss(self, params: Params, arrays, keys_B: Array, step: Array, frozen: Params = None):
-        """Scalar loss, the sum of both groups', and metrics of a batch. No group's loss moves the
-        other's parameters.
+        """Compute the loss, the sum of both groups' losses, and metrics of a batch.
 
-        With the adversarial term, what is differentiated is <d (rec + w gan) / dy, y> + KL with the
-        first factor held
-        fixed: the gradient of the loss as written, for one backward pass through the decoder.
+        The loss of a group has no gradient for the other's parameters. With the adversarial term,
+        <d (rec + w gan) / dy, y> + KL is differentiated with the first factor held fixed: the
+        gradient of the loss as written, for one backward pass through the decoder.
         """
         c, vidvae, video = self.loss_config, params["vidvae"], to_unit_range(arrays["video"])
         mean, logvar, _ = self.model.apply(vidvae, video, method="encode")
@@ -77,10 +76,10 @@ class VidVAETask(EmbedderTask):
             vidvae, mean + jnp.exp(0.5 * logvar) * noise, method="decode_features"
         )
 
-        def draw(vidvae, features):
+        def to_pixels(vidvae, features):
             return self.model.apply(vidvae, features, method="decode_pixels")[0]
 
-        reconstruction = draw(vidvae, features)
+        reconstruction = to_pixels(vidvae, features)
         kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
         terms = functools.partial(self._reconstruction_loss, video=video, frozen=frozen)
         if self.discriminator is None:
@@ -92,7 +91,7 @@ class VidVAETask(EmbedderTask):
         fixed, fixed_features = jax.lax.stop_gradient((vidvae, features))
         kernel = fixed["params"]["head"]["conv_out"]["kernel"]
         _, to_kernel = jax.vjp(
-            lambda kernel: draw(_with_last_kernel(fixed, kernel), fixed_features), kernel
+            lambda kernel: to_pixels(_with_last_kernel(fixed, kernel), fixed_features), kernel
         )
         disc_loss, gan_cotangent, gan_metrics = adversarial_terms(
             c.adversarial,
@@ -127,7 +126,7 @@ class VidVAETask(EmbedderTask):
 
 
 def _with_last_kernel(vidvae: Params, kernel: Array) -> Params:
-    """The autoencoder's variables with another kernel in the last convolution."""
+    """Return the autoencoder's variables with another kernel in the last convolution."""
     head = vidvae["params"]["head"]
     head = {**head, "conv_out": {**head["conv_out"], "kernel": kernel}}
     return {**vidvae, "params": {**vidvae["params"], "head": head}}
