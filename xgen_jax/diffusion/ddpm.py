@@ -207,6 +207,7 @@ class DDPM(Process):
         """Bits a number, (B, T): KL of the step back to the true one; at step 0 the likelihood of
         8-bit data."""
         prediction, variance = self.split(output)
+        assert variance is not None
         tables, i_B = self.tables, self.step_of(t_B)
 
         def at(table):

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xgen_jax.errors import UserError
-from xgen_jax.typing import Array, Shape
+from xgen_jax.typing import AnyArray, Array, Shape
 
 PREDICTIONS = ("x0", "eps", "v", "velocity")
 # The streams of noise while sampling: what a step rule draws, and what frames are noised with
@@ -41,11 +41,11 @@ class Level(NamedTuple):
       step: the index of a sampling step that starts here, counted from the first.
     """
 
-    t: Array
-    alpha: Array
-    sigma: Array
-    timestep: Array
-    step: Array
+    t: AnyArray
+    alpha: AnyArray
+    sigma: AnyArray
+    timestep: AnyArray
+    step: AnyArray
 
 
 class Denoised(NamedTuple):
@@ -123,8 +123,13 @@ class Process(abc.ABC):
       learned_variance: whether the network's output is [prediction | variance] along the channels.
     """
 
-    prediction: str
-    learned_variance: bool
+    @property
+    @abc.abstractmethod
+    def prediction(self) -> str: ...
+
+    @property
+    @abc.abstractmethod
+    def learned_variance(self) -> bool: ...
 
     @abc.abstractmethod
     def schedule(self, t: Array) -> tuple[Array, Array]:

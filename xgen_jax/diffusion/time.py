@@ -1,6 +1,8 @@
 """Times in [0, 1] for training and sampling. One shift serves both (arXiv 2403.03206, section
 5.3.2)."""
 
+from typing import overload
+
 import jax
 import numpy as np
 
@@ -8,7 +10,11 @@ from xgen_jax.errors import UserError
 from xgen_jax.typing import Array
 
 
-def shift(t: Array, ratio: float | Array) -> Array:
+@overload
+def shift(t: np.ndarray, ratio: float) -> np.ndarray: ...
+@overload
+def shift(t: Array, ratio: float | Array) -> Array: ...
+def shift(t, ratio):
     """Moves times towards noise for larger videos: r t / (1 + (r - 1) t); ratio 1 leaves them as
     they are."""
     return ratio * t / (1.0 + (ratio - 1.0) * t)

@@ -14,7 +14,7 @@ guidance scale. A rule is defined by (alpha, sigma) alone and runs on any proces
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, overload
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +110,27 @@ def no_noise(step: Array, stream: int) -> Array:
     raise UserError("this sampler draws noise: give `sample` a noise function, see `key_noise`")
 
 
+@overload
+def sample(
+    denoise: Denoise,
+    x: Array,
+    steps: Steps,
+    solver: str,
+    noise: Noise = no_noise,
+    frames: Frames | None = None,
+    trajectory: Literal[False] = False,
+) -> Array: ...
+@overload
+def sample(
+    denoise: Denoise,
+    x: Array,
+    steps: Steps,
+    solver: str,
+    noise: Noise = no_noise,
+    frames: Frames | None = None,
+    *,
+    trajectory: Literal[True],
+) -> tuple[Array, Array]: ...
 def sample(
     denoise: Denoise,
     x: Array,
@@ -118,7 +139,7 @@ def sample(
     noise: Noise = no_noise,
     frames: Frames | None = None,
     trajectory: bool = False,
-) -> Array | tuple[Array, Array]:
+) -> Array | tuple[Array, Array | None]:
     """Carries x from the first level to the last.
 
     Args:
