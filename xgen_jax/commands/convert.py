@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from xgen_jax.config.runs import VDiTWeights, VidVAEWeights
+from xgen_jax.config.runs import VDiTRun, VDiTWeights, VidVAEWeights
 from xgen_jax.errors import UserError
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.runs.adapters import with_adapter
@@ -57,13 +57,14 @@ def convert(
             raise UserError(
                 f"give --{name}" + (f", one of {', '.join(KINDS)}" if name == "kind" else "")
             )
+    assert kind and source and out
     if kind not in KINDS:
         raise UserError(f"kind {kind!r} is not known; choose one of {', '.join(KINDS)}")
     if (base is None) == (kind == LORA):
         raise UserError(
             f"--kind={LORA} needs --base=FOLDER, which the adapter was trained on; no other kind takes it"
         )
-    if kind == LORA:
+    if base is not None:
         summary = _merge(source, base, out, overwrite)
     elif kind == EXPORT:
         summary = _export(source, out, overwrite)
@@ -124,6 +125,7 @@ def _merge(source: str, base: str, out: str, overwrite: bool) -> dict[str, Any]:
             f"--out={out} holds a model already; choose a new folder, or replace it with --overwrite"
         )
     params = with_adapter(base_params, config.model, source)
+    assert isinstance(config, (VDiTRun, VDiTWeights))
     # It is not the base's run, and must not be taken for it.
     config = config.derived(str(folder.path.resolve()), LORA)
     fingerprints = folder.checkpoints().restore_data()["fingerprints"]

@@ -15,7 +15,7 @@ one error.
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -253,7 +253,7 @@ def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def _opened(path: pathlib.Path) -> Iterator[Any]:
+def _opened(path: pathlib.Path) -> Generator[Any]:
     """An open safetensors file; whatever is wrong with it, also while it is read, is told as the
     user's."""
     try:
