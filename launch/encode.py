@@ -45,7 +45,7 @@ FLAGS = [
 def main():
     from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 
-    return encode_dataset(EncodeRequest(**{flag.name: flag.value for flag in FLAGS}))
+    return encode_dataset(EncodeRequest(**command.values(FLAGS)))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ python launch/reconstruct.py --embedder=runs/quickstart/regen --video=clip.mp4 -
     --out=slow.mp4
 """
 
-from typing import Any
-
 import command
 from absl import flags
 
@@ -43,8 +41,7 @@ FLAGS = [
 def main():
     from xgen_jax.commands.reconstruct import ReconstructRequest, reconstruct_file
 
-    values: dict[str, Any] = {flag.name: flag.value for flag in FLAGS}
-    return reconstruct_file(ReconstructRequest(**values))
+    return reconstruct_file(ReconstructRequest(**command.values(FLAGS)))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,6 @@ A prompts file has one prompt a line; the videos are numbered by line, and those
 are kept.
 """
 
-import sys
-from typing import Any
-
 import command
 from absl import flags
 
@@ -48,19 +45,13 @@ FLAGS = [
     flags.DEFINE_bool("offload", False, "Transformer and decoder on the devices in turns."),
     number("memory_budget_gb", None, "What a device may use, in GB (1e9 bytes)."),
 ]
-for old, new in RENAMED.items():
-    flags.DEFINE_alias(old, new)
 
 
 def main():
     from xgen_jax.commands.sample import SampleRequest, sample_files
 
-    for old, new in RENAMED.items():
-        if flags.FLAGS[old].present:
-            print(f"--{old} is called --{new} now", file=sys.stderr)
-    values: dict[str, Any] = {flag.name: flag.value for flag in FLAGS}
-    return sample_files(SampleRequest(**values))
+    return sample_files(SampleRequest(**command.values(FLAGS)))
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    command.run(main, __doc__, renamed=RENAMED)

@@ -7,7 +7,7 @@ right.
 
 import difflib
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -16,7 +16,7 @@ class UserError(ValueError):
     """A mistake in a path, a value, a file or a configuration."""
 
 
-def choose(name: str, value: T, choices: Iterable[T]) -> T:
+def choose(name: str, value: Any, choices: Iterable[T]) -> T:
     """Return a value that is one of the choices.
 
     Args:

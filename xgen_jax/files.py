@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ Path = str | os.PathLike
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, durable: bool = False) -> Iterator[pathlib.Path]:
+def atomic_write(path: Path, durable: bool = False) -> Generator[pathlib.Path]:
     """Give a temporary path to write; rename it to `path` at the end, or remove it after an error.
 
     Folders are made. The temporary name keeps the suffix, by which some writers choose a format.
@@ -164,7 +164,7 @@ def file_sha256(path: Path) -> str:
 
 def numbers_sha256(numbers: np.ndarray) -> str:
     """Hex digest of whole numbers, independent of their integer type."""
-    return hashlib.sha256(np.ascontiguousarray(numbers, "<i8")).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(numbers, "<i8").tobytes()).hexdigest()
 
 
 def write_numbers(path: Path, numbers: np.ndarray) -> None:

@@ -25,7 +25,8 @@ from typing import Any
 import jax
 import numpy as np
 
-Array = jax.Array | np.ndarray
+Array = jax.Array
+AnyArray = jax.Array | np.ndarray  # of a device or of the host
 Video = np.ndarray  # uint8 (T, H, W, 3)
 Params = Any  # a pytree of arrays
 Shape = tuple[int, ...]

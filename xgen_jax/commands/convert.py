@@ -134,6 +134,7 @@ def _merge(source: str, base: str, out: str, overwrite: bool) -> dict[str, Any]:
             f"--out={out} holds a model already; choose a new folder, or replace it with --overwrite"
         )
     params = with_adapter(base_params, config.model, source)
+    assert isinstance(config, (VDiTRun, VDiTWeights))
     # It is not the base's run, and must not be taken for it.
     config = config.derived(str(folder.path.resolve()), LORA)
     fingerprints = folder.checkpoints().restore_data()["fingerprints"]

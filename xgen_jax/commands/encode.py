@@ -392,7 +392,8 @@ def _report_left_out(writer: LatentWriter) -> int:
         f"clip {clip} of {bucket}: {why}"
         for bucket in writer.settings["buckets"]
         for shard in range(writer.shards(bucket))
-        for clip, why in writer.finished(bucket, shard)["left_out"].items()
+        if (entry := writer.finished(bucket, shard))
+        for clip, why in entry["left_out"].items()
     ]
     for line in lines[:_SHOWN]:
         print(f"left out: {line}", file=sys.stderr)

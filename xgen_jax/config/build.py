@@ -139,8 +139,9 @@ def rename(values: dict[str, Any], say: Callable[[str], None] | None = None) -> 
             if isinstance(group.get(name), str) and group[name] in renamed:
                 old, group[name] = group[name], renamed[group[name]]
                 said.append(f"{key}={old!r} is called {group[name]!r} now")
-    for line in dict.fromkeys(said) if say else ():
-        say(line)
+    if say:
+        for line in dict.fromkeys(said):
+            say(line)
     return values
 
 

@@ -6,7 +6,7 @@ project's. Both name the family of their network: "vidvae", "regen" or "vdit".
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -139,7 +139,7 @@ class Run:
         """Adapter that is trained in place of the parameters, if any."""
         return None
 
-    def derived(self, origin: str, kind: str) -> "Run":
+    def derived(self, origin: str, kind: str) -> Self:
         """Return the configuration of parameters that were made from those of this run in
         `origin`."""
         del kind
@@ -264,7 +264,7 @@ class Weights:
         """None: converted weights have no adapter."""
         return None
 
-    def derived(self, origin: str, kind: str) -> "Weights":
+    def derived(self, origin: str, kind: str) -> Self:
         """Return the configuration of weights that were made from these in `origin`."""
         return dataclasses.replace(self, kind=kind, source=origin)
 

@@ -295,7 +295,7 @@ def _levels(buckets: Sequence[Bucket]) -> list[list[int]]:
     return levels
 
 
-def shape_name(shape: Shape) -> str:
+def shape_name(shape: tuple[int, ...]) -> str:
     """(9, 32, 32) -> "9x32x32"."""
     return "x".join(str(size) for size in shape)
 

@@ -98,6 +98,7 @@ def _opened(path, max_pixels: int) -> tuple[str, int, tuple[int, int], bytes]:
 
 def _decode(path, data: bytes, kind: str, max_pixels: int) -> av.VideoFrame | None:
     codec = av.CodecContext.create(kind, "r")
+    assert isinstance(codec, av.VideoCodecContext)
     codec.thread_type, codec.thread_count = "NONE", 1
     codec.options = {
         "max_pixels": str(max_pixels),

@@ -16,7 +16,7 @@ import contextlib
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -61,7 +61,9 @@ def pack(index: int, sample: dict[str, Any]) -> bytes:
                 "shape": list(array.shape),
                 "bytes": array.tobytes(),
             }
-    return msgpack.packb(record)
+    packed = msgpack.packb(record)
+    assert packed is not None
+    return packed
 
 
 def unpack(record: bytes) -> dict[str, Any]:
@@ -197,17 +199,19 @@ class LatentWriter:
         buckets, longest, problem = {}, [], None
         for bucket in self.settings["buckets"]:
             rows: list[dict[str, Any]] = []
+            reasons: dict[str, str] = {}
             for shard in range(self.shards(bucket)):
                 entry = self.finished(bucket, shard)
                 if entry is None:
                     raise RuntimeError(f"{self.file(bucket, shard)} is not finished")
                 if entry["count"]:
                     longest.append((bucket, entry.pop("longest_caption", None)))
-                left_out = [int(index) for index in entry["left_out"]]
+                reasons = entry["left_out"]
+                left_out = [int(index) for index in reasons]
                 file = f"{bucket}/{self.file(bucket, shard).name}"
                 rows.append({"file": file, **entry, "left_out": left_out})
             if not sum(row["count"] for row in rows):
-                reason = next(iter(entry["left_out"].values()))
+                reason = next(iter(reasons.values()))
                 problem = f"not one clip of {bucket} could be read: {reason}"
                 if bucket not in self._members:
                     raise UserError(problem)
@@ -387,7 +391,7 @@ def verify(path: str | os.PathLike) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _disk_errors(file: pathlib.Path) -> Iterator[None]:
+def _disk_errors(file: pathlib.Path) -> Generator[None]:
     """Turn RuntimeError, as which ArrayRecord raises errors of the system, into UserError."""
     try:
         yield

@@ -16,7 +16,7 @@ import math
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
@@ -26,6 +26,8 @@ from xgen_jax.data.config import DataConfig
 from xgen_jax.data.images import IMAGE_FPS
 from xgen_jax.data.sources.base import Sample, Source
 from xgen_jax.errors import UserError
+
+T = TypeVar("T")
 
 _OLD_NAMES = {"keep_prob": "keep"}  # of a bucket's keys, in fingerprints of any release
 _MAX_PERIOD = 1000  # steps; weights in ratios finer than this are rounded
@@ -54,8 +56,8 @@ class Schedule(grain.transforms.DatasetSelectionMap):
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, step: int) -> tuple[int, int]:
-        period, place = divmod(step, sum(self.slots))
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        period, place = divmod(index, sum(self.slots))
         order, rank = self._order(period)
         bucket = int(order[place])
         return bucket, period * self.slots[bucket] + int(rank[place])
@@ -68,6 +70,12 @@ class Schedule(grain.transforms.DatasetSelectionMap):
         for bucket, count in enumerate(self.slots):
             rank[order == bucket] = np.arange(count)
         return order, rank
+
+
+def _element(dataset: grain.MapDataset[T], index: int) -> T:
+    element = dataset[index]
+    assert element is not None  # nothing is filtered out
+    return element
 
 
 def slot_counts(weights: list[float]) -> list[int]:
@@ -166,7 +174,7 @@ class Pipeline:
 
     def batch(self, step: int) -> Batch:
         """Return this process's batch of a step, prepared in the caller's thread."""
-        return self._dataset[step]
+        return _element(self._dataset, step)
 
     def iterate(self, start_step: int = 0) -> "BatchIterator":
         """Iterate over (step, batch) from `start_step` on, without end; close it when done.
@@ -283,7 +291,7 @@ class Pipeline:
     def _digest(self, orders: list[grain.MapDataset]) -> str:
         # A sample of the order itself, since another version of Grain may shuffle differently.
         sample = [
-            [order[place][1] for place in range(min(8, self._clips(number)))]
+            [_element(order, place)[1] for place in range(min(8, self._clips(number)))]
             for number, order in zip(self._numbers, orders, strict=True)
         ]
         buckets = [
@@ -296,7 +304,7 @@ class Pipeline:
         order = [self._config.seed, len(self._source), self._schedule.slots, sample]
         if self._config.fit:
             order += [
-                hashlib.sha256(np.asarray(members, np.int64)).hexdigest()
+                hashlib.sha256(np.asarray(members, np.int64).tobytes()).hexdigest()
                 for members in self._members
             ]
         else:

@@ -111,6 +111,7 @@ def read_video(
             continue
         with _opened(path, max_pixels) as (container, stream):
             rate = _rate(stream)
+            assert stream.time_base is not None
             tick = float(stream.time_base)
             # About half a tick is what rounding to the container's clock may have moved a frame;
             # where the tick is the frame interval itself (AVI), times are exact.
@@ -213,14 +214,14 @@ def _count_packets(path) -> tuple[float, int]:
     duration."""
     with _opened(path, MAX_PIXELS) as (container, stream):
         stamps = {
-            p.pts if p.pts is not None else p.dts: p.duration or 0
+            stamp: p.duration or 0
             for p in container.demux(stream)
-            if p.size
+            if p.size and (stamp := p.dts if p.pts is None else p.pts) is not None
         }
-        stamps.pop(None, None)
         if not stamps:
             return 0.0, 0
         ticks = max(stamp + length for stamp, length in stamps.items()) - min(stamps)
+        assert stream.time_base is not None
         return float(ticks * stream.time_base), len(stamps)
 
 
@@ -267,11 +268,11 @@ def _pick(timed, start_s: float, fps: float | None, slack: float) -> Iterator[av
             yield shown
             count += 1
         shown, end = frame, time_s + length
-    if fps is None and end > start_s + slack:
+    if shown is not None and fps is None and end > start_s + slack:
         yield shown
     # The length of the last frame is the least certain time: a frame that would be on display for
     # one tick is left out.
-    while fps is not None and start_s + count / fps + 3 * slack < end:
+    while shown is not None and fps is not None and start_s + count / fps + 3 * slack < end:
         yield shown
         count += 1
 
@@ -314,6 +315,8 @@ def _collect(path, picked, frames, wanted: int, cover, max_bytes: int, first) ->
             )
             # Counter-clockwise, as in the display matrix.
             last, image = frame, np.rot90(rgb.to_ndarray(), turns)
+        else:
+            image = out[-1]
         out.append(image)
     return out
 

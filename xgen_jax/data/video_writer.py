@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 
 import av
@@ -72,7 +72,8 @@ class VideoWriter:
         self._temporary = temporary_path(self.path)
         self._shape: tuple[int, ...] | None = None
         self._kept: list[np.ndarray] = []  # of a GIF
-        self._container = self._stream = None
+        self._container: av.container.OutputContainer | None = None
+        self._stream: av.VideoStream | None = None
 
     def write(self, video: np.ndarray) -> None:
         """Append frames, uint8 (T, H, W, 3), all of one size.
@@ -123,7 +124,7 @@ class VideoWriter:
                 self._temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self) -> Generator[None]:
         try:
             yield
         except (av.FFmpegError, OSError) as error:
@@ -134,6 +135,7 @@ class VideoWriter:
             raise UserError(f"cannot write {self.path}: the video is empty")
         if self._suffix == ".gif":
             self._encode(_with_palette(self._kept, self._rate))
+        assert self._container is not None and self._stream is not None
         self._container.mux(self._stream.encode())
         self._container.close()
         self._container = None
@@ -147,34 +149,35 @@ class VideoWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         options = {"movflags": "+faststart"} if self._suffix == ".mp4" else {}
         name = os.path.abspath(self._temporary)
-        self._container = av.open(name, "w", format=self._suffix[1:], options=options)
+        container = self._container = av.open(name, "w", format=self._suffix[1:], options=options)
+        assert self._shape is not None
         height, width = self._shape[:2]
         if self._suffix == ".gif":
-            self._stream = self._container.add_stream("gif", rate=self._rate)
-            self._stream.pix_fmt = "pal8"
+            stream = container.add_stream("gif", rate=self._rate)
+            stream.pix_fmt = "pal8"
         else:
             mp4 = self._suffix == ".mp4"
-            self._stream = self._container.add_stream(
-                "libx264" if mp4 else "libvpx-vp9", rate=self._rate
-            )
-            self._stream.pix_fmt = "yuv420p"
+            stream = container.add_stream("libx264" if mp4 else "libvpx-vp9", rate=self._rate)
+            stream.pix_fmt = "yuv420p"
             # The same video must give the same bytes: with the tree of macroblocks x264 encodes one
             # in four small clips differently the next time, in one thread too; without it, none of
             # 700.
             rest = (
                 {"x264-params": "mbtree=0"} if mp4 else {"b": "0", "cpu-used": "4", "row-mt": "1"}
             )
-            self._stream.options = {"crf": "12"} | rest
-            codec = self._stream.codec_context
+            stream.options = {"crf": "12", **rest}
+            codec = stream.codec_context
             # Tagged BT.709, limited range: untagged files change colour between players.
             codec.colorspace = codec.color_primaries = codec.color_trc = codec.color_range = 1
             height, width = height + height % 2, width + width % 2
-        self._stream.width, self._stream.height = width, height
+        stream.width, stream.height = width, height
+        self._stream = stream
         self._place = 0
 
     def _encode(self, frames: Iterator[av.VideoFrame]) -> None:
         if self._container is None:
             self._open()
+        assert self._container is not None and self._stream is not None
         for frame in frames:
             # Without its own time every frame would be at zero, and the header at thousands of fps.
             frame.pts, frame.time_base = self._place, 1 / self._rate
@@ -210,7 +213,9 @@ def _with_palette(chunks: list[np.ndarray], rate: Fraction) -> Iterator[av.Video
     """The frames in 256 colours chosen for this video, dithered."""
     height, width = chunks[0].shape[1:3]
     graph = av.filter.Graph()
-    source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=1 / rate)
+    source = graph.add_buffer(
+        width=width, height=height, format=av.VideoFormat("rgb24"), time_base=1 / rate
+    )
     split, generate, use, sink = (
         graph.add(name) for name in ("split", "palettegen", "paletteuse", "buffersink")
     )
@@ -227,6 +232,6 @@ def _with_palette(chunks: list[np.ndarray], rate: Fraction) -> Iterator[av.Video
     graph.push(None)
     while True:
         try:
-            yield graph.pull()
+            yield graph.vpull()
         except (av.EOFError, av.BlockingIOError):
             return

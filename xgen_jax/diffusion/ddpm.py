@@ -218,6 +218,7 @@ class DDPM(Process):
         8-bit data.
         """
         prediction, variance = self.split(output)
+        assert variance is not None
         tables, i_B = self.tables, self.step_of(t_B)
 
         def at(table):

@@ -121,7 +121,7 @@ def karras_levels(process: Process, steps: int, rho: float = 7.0) -> Level:
         raise UserError("Karras' spacing needs a last step that is not noise alone: zero_snr=False")
     table = np.sqrt((1.0 - abar) / abar)
     ends = table[[-1, 0]] ** (1.0 / rho)
-    ratio = np.linspace(*ends, steps) ** rho
+    ratio = np.linspace(ends[0], ends[1], steps) ** rho
     step = np.round(np.interp(np.log(ratio), np.log(table), np.arange(len(table))))
     alpha = 1.0 / np.sqrt(1.0 + ratio**2)
     return Level(

@@ -105,11 +105,12 @@ def guided(
     both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), condition, null)
 
     def twice(a):
-        return None if a is None else jnp.concatenate([a, a])
+        return jnp.concatenate([a, a])
 
     def guide(x, level, frame_mask):
         time = jnp.full((2 * x.shape[0],), level.timestep)
-        conditional, unconditional = jnp.split(predict(twice(x), time, both, twice(frame_mask)), 2)
+        masks = None if frame_mask is None else twice(frame_mask)
+        conditional, unconditional = jnp.split(predict(twice(x), time, both, masks), 2)
         prediction, variance = process.split(conditional)
         prediction = combine(prediction, process.split(unconditional)[0], scale, config)
         return prediction if variance is None else jnp.concatenate([prediction, variance], axis=-1)

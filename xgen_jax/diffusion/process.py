@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xgen_jax.errors import choose
-from xgen_jax.typing import Array, Shape
+from xgen_jax.typing import AnyArray, Array, Shape
 
 PREDICTIONS = ("x0", "eps", "v", "velocity")
 # Streams of noise while sampling: a solver's own, and that which frames are noised with again.
@@ -37,11 +37,11 @@ class Level(NamedTuple):
       step: the index of a sampling step that starts here, counted from the first.
     """
 
-    t: Array
-    alpha: Array
-    sigma: Array
-    timestep: Array
-    step: Array
+    t: AnyArray
+    alpha: AnyArray
+    sigma: AnyArray
+    timestep: AnyArray
+    step: AnyArray
 
 
 class Denoised(NamedTuple):
@@ -117,8 +117,13 @@ class Process(abc.ABC):
       learned_variance: whether the network's output is [prediction | variance] along the channels.
     """
 
-    prediction: str
-    learned_variance: bool
+    @property
+    @abc.abstractmethod
+    def prediction(self) -> str: ...
+
+    @property
+    @abc.abstractmethod
+    def learned_variance(self) -> bool: ...
 
     @abc.abstractmethod
     def schedule(self, t: Array) -> tuple[Array, Array]:

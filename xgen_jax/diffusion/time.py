@@ -1,6 +1,8 @@
 """Times in [0, 1] for training and sampling. One shift serves both (arXiv 2403.03206, section
 5.3.2)."""
 
+from typing import overload
+
 import jax
 import numpy as np
 
@@ -10,7 +12,11 @@ from xgen_jax.typing import Array
 DISTRIBUTIONS = ("uniform", "logit_normal")
 
 
-def shift(t: Array, ratio: float | Array) -> Array:
+@overload
+def shift(t: np.ndarray, ratio: float) -> np.ndarray: ...
+@overload
+def shift(t: Array, ratio: float | Array) -> Array: ...
+def shift(t, ratio):
     """Shift times towards noise: r t / (1 + (r - 1) t), the identity for r = 1."""
     return ratio * t / (1.0 + (ratio - 1.0) * t)
 

@@ -8,6 +8,7 @@ centroid. It tolerates the blur and noise that an autoencoder or a sampler leave
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,7 @@ def read_attributes(video: np.ndarray) -> dict[str, str]:
     ground = _background(video)
     read = {"background": _nearest(ground, BACKGROUNDS)}
     read |= _read_shape(video - ground, ground)
-    return {name: read[name] for name in ATTRIBUTES if read.get(name)}
+    return {name: value for name in ATTRIBUTES if (value := read.get(name))}
 
 
 def verdict(video: np.ndarray, wanted: Mapping[str, str]) -> dict[str, bool]:
@@ -131,7 +132,7 @@ def evaluate_captions(
         raise UserError(
             f"{len(videos)} videos came back for {len(texts)} prompts; there must be one of each"
         )
-    samples = []
+    samples: list[dict[str, Any]] = []
     for (text, wanted), video in zip(prompts, videos):
         read = read_attributes(video)
         correct = _compare(read, wanted)

@@ -18,7 +18,11 @@ LOG_RATIO = 10.0  # values spanning more than this get a log scale
 
 
 def line_chart(
-    x: Sequence[float], y: Sequence[float], label: str, log: bool = True, x_label: str = "step"
+    x: Sequence[float] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
+    label: str,
+    log: bool = True,
+    x_label: str = "step",
 ) -> str:
     """Plot one curve as SVG.
 

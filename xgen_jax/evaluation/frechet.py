@@ -15,6 +15,7 @@ only be compared with itself on the same clips, and is no FVD.
 
 import functools
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,11 +63,16 @@ def frechet_distance(x_ND: np.ndarray, y_ND: np.ndarray) -> float:
             f"the two sets have {x.shape[1]} and {y.shape[1]} features; they must be the same"
         )
     # QR preserves A^T A, and makes the product D x D for any number of samples.
-    a, b = (np.linalg.qr((z - z.mean(0)) / np.sqrt(len(z) - 1), mode="r") for z in (x, y))
+    a, b = (_upper((z - z.mean(0)) / np.sqrt(len(z) - 1)) for z in (x, y))
     cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
     return float(
         np.square(x.mean(0) - y.mean(0)).sum() + np.square(a).sum() + np.square(b).sum() - 2 * cross
     )
+
+
+def _upper(x_ND: np.ndarray) -> np.ndarray:
+    r: Any = np.linalg.qr(x_ND, mode="r")  # NumPy annotates it as the other modes' pair
+    return r
 
 
 @functools.cache

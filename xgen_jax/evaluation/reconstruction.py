@@ -67,8 +67,11 @@ class FrameDistance(Protocol):
       convention: definition of the figure, for reports.
     """
 
-    name: str
-    convention: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def convention(self) -> str: ...
 
     def __call__(self, a: Video, b: Video) -> np.ndarray: ...
 

@@ -107,7 +107,10 @@ def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
 
 def _read_run(folder: pathlib.Path) -> dict[str, Any]:
     """Read config, run and metrics, as far as they exist."""
-    found = {"config": _read_json(folder / "config.json"), "run": _read_json(folder / "run.json")}
+    found: dict[str, Any] = {
+        "config": _read_json(folder / "config.json"),
+        "run": _read_json(folder / "run.json"),
+    }
     if (folder / "metrics.jsonl").is_file():
         found["metrics"] = read_jsonl(folder / "metrics.jsonl")
     return {name: value for name, value in found.items() if value}
@@ -379,7 +382,8 @@ def _curves(runs: Mapping[str, dict[str, Any]]) -> str:
                 (row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)
             ]
             if points:
-                parts.append(f"<div>{line_chart(*zip(*points), label, log)}</div>")
+                steps, values = zip(*points)
+                parts.append(f"<div>{line_chart(steps, values, label, log)}</div>")
         parts.append("</div>")
     return "".join(parts)
 

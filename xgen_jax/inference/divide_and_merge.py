@@ -42,7 +42,7 @@ def divide_and_merge(
     if segment < 2:
         raise UserError(f"segments of {segment} frames cannot overlap; give 2 or more")
     frames = x_BTHWC.shape[1]
-    parts = []
+    parts: list[Array] = []
     for at in range(0, max(1, frames - 1), segment - 1):
         part = function(x_BTHWC[:, at : at + segment])
         if parts:

@@ -5,7 +5,7 @@ With offloading, transformer and decoder are on the devices one after the other,
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import jax
 from jax.sharding import Mesh
@@ -36,7 +36,7 @@ class Residency:
         return frozenset(self._resident)
 
     @contextlib.contextmanager
-    def on_devices(self, *names: str) -> Iterator[Params]:
+    def on_devices(self, *names: str) -> Generator[Params]:
         """Give the parameters of some networks, {name: tree}, on the devices."""
         for name in names:
             if name not in self._resident:

@@ -109,7 +109,7 @@ def sampling_step(
     """
     text, null = prompts
 
-    def predict(x, time, condition, frame_mask_BT):
+    def predict(x, time, condition, frame_mask_BT) -> Any:
         micro = None
         if program.model.config.micro_cond:
             micro = MicroConditions(*(jnp.full(x.shape[:1], value) for value in micro_cond))
@@ -166,7 +166,7 @@ class VideoSampler:
     ):
         self.text, self.plan, self.batch_size, self.mesh = text, plan, batch_size, mesh
         process = config.loss.make_process(config.model.learned_variance)
-        ratio = config.loss.time_ratio(plan.height, plan.width, plan.segment_shape[0])
+        ratio = float(config.loss.time_ratio(plan.height, plan.width, plan.segment_shape[0]))
         grid = make_grid(process, plan.steps, config.sample_spacing, ratio)
         self.steps = make_steps(plan.sampler, grid)
         self.steps_per_batch = len(grid.now.t) * plan.segments

@@ -23,7 +23,7 @@ from xgen_jax.inference.chunks import (
 )
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.parallel.sharding import batch_sharding, on_mesh
-from xgen_jax.typing import Array, Params, Shape
+from xgen_jax.typing import AnyArray, Array, Params, Shape
 
 
 def encode_stream(
@@ -182,7 +182,7 @@ def decode(
 def decode_segments(
     embedder: Embedder,
     params: Params,
-    segments: Iterable[Array],
+    segments: Iterable[AnyArray],
     latent_shape: Shape,
     plan: ChunkPlan,
     mesh: Mesh,
@@ -246,7 +246,7 @@ def _decode_planned(
     return np.concatenate(parts, axis=2)
 
 
-def _regroup(segments: Iterable[Array], frames: int) -> Iterator[np.ndarray]:
+def _regroup(segments: Iterable[AnyArray], frames: int) -> Iterator[np.ndarray]:
     """Regroup latents of any lengths in chunks of `frames` latent frames, and a rest."""
     waiting = None
     for segment in segments:

@@ -35,7 +35,7 @@ from xgen_jax.runs.adapters import with_adapter
 from xgen_jax.runs.folder import RunFolder, check_fingerprints
 from xgen_jax.runs.load import TEXT_TO_VIDEO, load_embedder
 from xgen_jax.runs.text_encoders import default_cache, load_conditioner
-from xgen_jax.typing import Array, Params, Video
+from xgen_jax.typing import AnyArray, Array, Params, Video
 
 _BUSY_TOKENS = 8192  # about enough at once to occupy a device
 _MAX_BATCH = 16  # videos on a device at once, unless the user asks for more
@@ -142,7 +142,7 @@ class VideoGenerator:
           The videos from their beginning, chunk after chunk, uint8 (B, T, H, W, 3).
         """
         rows = padded_rows(batch, self.batch_size)
-        latents = self.latents(rows, condition, progress)
+        latents: Iterator[AnyArray] = self.latents(rows, condition, progress)
         if self.residency.offload:  # the transformer must be freed before the decoder is loaded
             latents = iter(list(map(np.asarray, latents)))
         with on_mesh(self.mesh):

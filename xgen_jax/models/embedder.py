@@ -235,7 +235,8 @@ class VidVAEEmbedder(Embedder):
 
     def encode_chunk(self, params: Params, video_BTHWC: Array, cache=None) -> tuple[Array, Any]:
         """See `Embedder`. The first chunk has 1 + f*n frames, others have f*n."""
-        mean, _, cache = self.model.apply(params["model"], video_BTHWC, cache, method="encode")
+        encoded: Any = self.model.apply(params["model"], video_BTHWC, cache, method="encode")
+        mean, _, cache = encoded
         return self.normalise(params, mean), cache
 
     def decode_chunk(

@@ -39,7 +39,7 @@ def latent_statistics(
         model_params, np.zeros(channels), np.ones(channels)
     )  # latents as they come
     encode = jax.jit(lambda params, video: embedder.encode(params, to_unit_range(video)))
-    count, total, squares = 0, 0.0, 0.0
+    count, total, squares = 0, np.zeros(channels), np.zeros(channels)
     for video in videos:
         latents = np.asarray(encode(params, video), np.float64)
         latents = latents.reshape(-1, latents.shape[-1])

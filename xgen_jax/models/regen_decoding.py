@@ -4,6 +4,8 @@ All frames of a clip are sampled from the same noise, whatever their window: the
 flicker then. `models.regen_windows` says which frames are sampled together.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +59,7 @@ def sample_frames(
     def denoise(x, level: Level, frame_mask) -> Denoised:
         del frame_mask
         time_B = jnp.full(x.shape[:1], level.timestep)
-        output = model.apply(params, x, time_B, conditioning, method="denoise")
+        output: Any = model.apply(params, x, time_B, conditioning, method="denoise")
         return process.denoised(output, x, level, clip)
 
     return sample(denoise, noise_BFHWC, make_steps(SAMPLER, grid), SAMPLER)
@@ -171,20 +173,22 @@ def decode_at(
     """
     (batch, _, _, height, width, _), frames = z_BNtHWC.shape, len(window.mix_F)
 
-    def expand(chunks_F, times_F):
+    def expand(chunks_F, times_F) -> Array:
         """Expand a chunk of its own for each frame: (B, F, h, w, D)."""
         z = z_BNtHWC[:, chunks_F].reshape(batch * frames, *z_BNtHWC.shape[2:])
         times = jnp.tile(times_F, batch)[:, None]
-        added = model.apply(params, z, times, method="expand").added_BFHWD
+        conditioning: Any = model.apply(params, z, times, method="expand")
+        added = conditioning.added_BFHWD
         return added.reshape(batch, frames, *added.shape[2:])
 
     if model.config.conditioning == "content_aware":
-        mix = window.mix_F[None, :, None, None, None]
+        mix: Any = window.mix_F[None, :, None, None, None]
         before, after = (expand(window.chunks_2F[i], window.times_2F[i]) for i in range(2))
         conditioning = Conditioning(((1 - mix) * before + mix * after).astype(model.dtype))
     else:
         times_BF = jnp.tile(window.times_2F[0][None], (batch, 1))
-        conditioning = model.apply(params, z_BNtHWC[:, 0], times_BF, method="expand")
+        expanded: Any = model.apply(params, z_BNtHWC[:, 0], times_BF, method="expand")
+        conditioning = expanded
     side = model.config.space_factor
     noise = frame_noise(key_B, frames, side * height, side * width)
     return sample_frames(model, params, process, steps, conditioning, noise)

@@ -29,7 +29,7 @@ what each part does to the seams.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ import numpy as np
 
 from xgen_jax.models.regen import REGEN, Conditioning
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.typing import Array, Params
+from xgen_jax.typing import AnyArray, Array, Params
 
 WINDOWS = ("chunk", "shifted")
 # How frames between two frames of a clip are conditioned; see `own_times`.
@@ -63,11 +63,11 @@ class Window(NamedTuple):
         add up to 1.
     """
 
-    frames_F: Array
-    chunks_2F: Array
-    times_2F: Array
-    mix_F: Array
-    weights_F: Array
+    frames_F: AnyArray
+    chunks_2F: AnyArray
+    times_2F: AnyArray
+    mix_F: AnyArray
+    weights_F: AnyArray
 
 
 def middle(config: REGENConfig) -> int:
@@ -214,7 +214,9 @@ def plan_windows(
     return planned
 
 
-def condition_chunks(model: REGEN, params: Params, z_BNtHWC: Array, times_F: Array) -> Conditioning:
+def condition_chunks(
+    model: REGEN, params: Params, z_BNtHWC: Array, times_F: AnyArray
+) -> Conditioning:
     """Expand the latents of N chunks at the same times of each.
 
     Returns:
@@ -222,7 +224,8 @@ def condition_chunks(model: REGEN, params: Params, z_BNtHWC: Array, times_F: Arr
     """
     folded = z_BNtHWC.reshape(-1, *z_BNtHWC.shape[2:])
     times_BF = jnp.broadcast_to(jnp.asarray(times_F)[None], (len(folded), len(times_F)))
-    return model.apply(params, folded, times_BF, method="expand")
+    conditioning: Any = model.apply(params, folded, times_BF, method="expand")
+    return conditioning
 
 
 def condition_borders(model: REGEN, params: Params, z_BNtHWC: Array, beyond: int = 0) -> Array:
@@ -237,7 +240,7 @@ def condition_borders(model: REGEN, params: Params, z_BNtHWC: Array, beyond: int
       (B (N - 1), k + 1 + 2 beyond, h, w, D), in the clip's order.
     """
     window = border_window(model.config, beyond)
-    mix = window.mix_F[None, :, None, None, None]
+    mix: Any = window.mix_F[None, :, None, None, None]
     ends = zip((z_BNtHWC[:, :-1], z_BNtHWC[:, 1:]), window.times_2F)
     before, after = (condition_chunks(model, params, z, times).added_BFHWD for z, times in ends)
     return ((1 - mix) * before + mix * after).astype(before.dtype)

@@ -255,7 +255,8 @@ class ByteConditioner:
             # The empty caption is the begin token alone, so dropping a caption is masking all else.
             first_L = jnp.arange(mask.shape[1]) == 0
             mask = jnp.where(dropped_B[:, None], first_L[None, :], mask)
-        return self.encoder.apply(params["text"], ids, mask)
+        tokens: Any = self.encoder.apply(params["text"], ids, mask)
+        return tokens
 
 
 class CaptionEncoder(Protocol):

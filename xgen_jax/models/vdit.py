@@ -19,6 +19,7 @@ It differs in three places:
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -317,6 +318,7 @@ def select_frames(m_BFD: Array, frame_mask_BT: Array | None) -> Array:
 def _patch_scales(c: VDiTConfig, height: int, width: int, micro_cond: MicroConditions | None):
     """Return the distance of neighbouring patches in the units of positions, (down, across)."""
     if c.opensora_compat:
+        assert micro_cond is not None and c.position_span is not None
         # By the pixels of the batch's first clip and a rounded side of the grid: near, but not,
         # position_span over the whole grid.
         scale = jnp.sqrt(micro_cond.height[0] * micro_cond.width[0]) / (
@@ -366,7 +368,7 @@ def null_caption(params: Params) -> Array:
 def abstract_inputs(config: VDiTConfig, channels: int = 4) -> tuple:
     """Return the shapes of the smallest inputs of a VDiT on latents of `channels`."""
 
-    def of(*shape):
+    def of(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     micro_cond = MicroConditions(*[of(1)] * 5) if config.micro_cond else None

@@ -29,6 +29,8 @@ from xgen_jax.typing import Array
 Kernel = tuple[int, int, int]  # taps, strides or patch sides in (T, H, W)
 Padding = tuple[tuple[int, int], tuple[int, int]]  # zeros before and behind, in (H, W)
 
+Shaped = Array | jax.ShapeDtypeStruct
+
 DIMENSIONS_2D = ("NHWC", "HWIO", "NHWC")
 DIMENSIONS_3D = ("NDHWC", "DHWIO", "NDHWC")
 
@@ -62,9 +64,10 @@ class Window:
     def output_sides(self) -> tuple[int, int]:
         """(H, W) of the output."""
         sides = zip(self.size[1:], self.taps[1:], self.stride[1:], self.padding)
-        return tuple(
+        height, width = (
             (side + sum(zeros) - taps) // stride + 1 for side, taps, stride, zeros in sides
         )
+        return height, width
 
     def one_frame(self) -> "Window":
         """The window of a single output frame."""
@@ -93,6 +96,7 @@ def _sum_of_2d(x_BTHWC: Array, kernel_DHWIO: Array, window: Window) -> Array:
             x, kernel_DHWIO[tap], strides, window.padding, dimension_numbers=DIMENSIONS_2D
         )
         total = y if total is None else total + y
+    assert total is not None
     return total.reshape(len(x_BTHWC), -1, *total.shape[1:])
 
 
@@ -132,6 +136,7 @@ def _sum_of_2d_to_input(dy_BTHWC: Array, turned_DHWOI: Array, window: Window) ->
         in_time = (tap, behind, window.stride[0] - 1)
         dx = lax.pad(dx, jnp.zeros((), dx.dtype), [(0, 0, 0), in_time, *[(0, 0, 0)] * 3])
         total = dx if total is None else total + dx
+    assert total is not None
     return total
 
 
@@ -182,7 +187,7 @@ def _matrix_products(x_BTHWC: Array, dy_BTHWC: Array, window: Window) -> Array:
     return dk.reshape(taps_h, taps_t, -1, taps_w, features).transpose(1, 0, 3, 2, 4)
 
 
-def _at_once(x_BTHWC: Array, y_BTHWC: Array, window: Window) -> bool:
+def _at_once(x_BTHWC: Shaped, y_BTHWC: Shaped, window: Window) -> bool:
     return (
         window.frames == 1
         or max(x_BTHWC.size, y_BTHWC.size) * x_BTHWC.dtype.itemsize <= WHOLE_CLIP_BYTES
@@ -324,10 +329,12 @@ def convolve(x_BTHWC: Array, kernel_DHWIO: Array, stride: Kernel, padding: Paddi
       stride: steps in (T, H, W).
       padding: zeros before and behind, in (H, W).
     """
+    (_, *size, _), (*taps, _, _) = x_BTHWC.shape, kernel_DHWIO.shape
+    rows, columns = padding
     window = Window(
-        size=tuple(x_BTHWC.shape[1:4]),
-        taps=tuple(kernel_DHWIO.shape[:3]),
+        size=(size[0], size[1], size[2]),
+        taps=(taps[0], taps[1], taps[2]),
         stride=tuple(stride),
-        padding=tuple((before, behind) for before, behind in padding),
+        padding=((rows[0], rows[1]), (columns[0], columns[1])),
     )
     return convolution(x_BTHWC, gather_kernel(kernel_DHWIO), window)

@@ -72,10 +72,10 @@ class CausalConv3D(nn.Module):
             else:
                 x_BTHWC = extended
             cache = new_cache
-        padding = [
+        rows, columns = (
             (k // 2, k // 2) if s == 1 else (0, k - s) for k, s in zip(self.kernel[1:], stride[1:])
-        ]
-        y = convolve(x_BTHWC, kernel.astype(self.dtype), stride, padding)
+        )
+        y = convolve(x_BTHWC, kernel.astype(self.dtype), stride, (rows, columns))
         return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape), cache
 
 

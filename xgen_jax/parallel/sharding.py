@@ -9,7 +9,7 @@ width.
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 from flax import linen as nn
@@ -88,7 +88,7 @@ def tree_shardings(tree: Params, mesh: Mesh) -> Params:
 
 
 @contextlib.contextmanager
-def on_mesh(mesh: Mesh) -> Iterator[None]:
+def on_mesh(mesh: Mesh) -> Generator[None]:
     """Compile on the mesh inside the context: parameters by `RULES`, activations by
     `LOGICAL_AXES`."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):

@@ -18,6 +18,7 @@ from xgen_jax.weights.lora import read_adapter, write_adapter
 def store_adapter(folder: RunFolder) -> None:
     """Write the EMA adapter of a run with `lora` as a file of its own next to the checkpoints."""
     checkpoints, lora = folder.checkpoints(), folder.config().adapter
+    assert lora is not None
     base = checkpoints.restore_data()["fingerprints"]["base"]
     adapter = checkpoints.restore_part(("ema", "lora"))
     if jax.process_index() == 0:

@@ -62,7 +62,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished(target)
             self._pending = (
-                ocp.save_checkpointables_async(target, {"state": state, "data": data}),
+                ocp.save_checkpointables_async(str(target), {"state": state, "data": data}),
                 target,
             )
         except (OSError, ValueError) as error:
@@ -101,7 +101,7 @@ class Checkpoints:
         step = self._choose(step)
         target = (self.folder / str(step)).absolute()
         try:
-            return ocp.load_checkpointables(target, wanted)
+            return ocp.load_checkpointables(str(target), wanted)
         except (
             Exception
         ) as error:  # Orbax and TensorStore raise many kinds; each means the same to the user
@@ -120,7 +120,7 @@ class Checkpoints:
         step = self._choose(step)
         target = (self.folder / str(step)).absolute()
         try:
-            tree = ocp.checkpointables_metadata(target).metadata["state"]
+            tree = ocp.checkpointables_metadata(str(target)).metadata["state"]
             sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
             def wanted(path, leaf):
@@ -130,7 +130,7 @@ class Checkpoints:
                 return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
             abstract = jax.tree_util.tree_map_with_path(wanted, tree)
-            part = ocp.load_checkpointables(target, {"state": abstract})["state"]
+            part = ocp.load_checkpointables(str(target), {"state": abstract})["state"]
             for name in names:
                 part = part[name]
         except Exception as error:

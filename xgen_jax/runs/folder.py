@@ -59,8 +59,8 @@ class RunFolder:
         """
         config = self.config()
         if not isinstance(config, kind):
-            kind = "run" if isinstance(config, Run) else "network in converted weights"
-            raise UserError(f"{self.path} holds a {config.family} {kind}; give {wanted}")
+            found = "run" if isinstance(config, Run) else "network in converted weights"
+            raise UserError(f"{self.path} holds a {config.family} {found}; give {wanted}")
         return config
 
     def shapes(self, flag: str) -> list[tuple[int, int, int]]:
@@ -122,8 +122,9 @@ class RunFolder:
         """
         config, checkpoints = self.config(), self.checkpoints()
         ema = checkpoints.restore_part(("ema",), step)
-        if config.adapter is None:
+        if not isinstance(config, Run) or config.adapter is None:
             return ema
+        assert config.init_from is not None
         base_folder = RunFolder(self.resolve_sibling(config.init_from))
         base = base_folder.ema_params()
         now = {"base": fingerprint(base_folder.config().model, base)}

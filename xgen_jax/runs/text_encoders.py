@@ -11,6 +11,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from xgen_jax.config.runs import VDiTRun
-from xgen_jax.data.config import source_folder
+from xgen_jax.data.config import SyntheticConfig, source_folder
 from xgen_jax.data.latent_shards import read_manifest
 from xgen_jax.errors import UserError
 from xgen_jax.files import read_json
@@ -29,6 +30,7 @@ from xgen_jax.models.t5_tokenizer import pad_ids
 from xgen_jax.models.text import (
     STRIDE,
     ByteConditioner,
+    ByteTextConfig,
     ByteTextEncoder,
     T5Conditioner,
     T5TextConfig,
@@ -117,7 +119,7 @@ class T5Captions:
         self,
         path: str | os.PathLike,
         length: int,
-        dtype=np.float32,
+        dtype: Any = np.float32,
         cache: str | os.PathLike | None = None,
     ):
         self.folder, self.length, self.dtype = T5Folder(path), length, jnp.dtype(dtype)
@@ -226,7 +228,7 @@ class T5Captions:
 class ByteCaptions:
     """The text encoder that a VDiT run trained, as a `CaptionEncoder` for storing its rows."""
 
-    def __init__(self, path: str | os.PathLike, dtype=np.float32, batch_size: int = _BATCH):
+    def __init__(self, path: str | os.PathLike, dtype: Any = np.float32, batch_size: int = _BATCH):
         self.encoder, self.params = load_text_encoder(path, dtype)
         self.fingerprint, self.width, self.cut = (
             fingerprint(self.encoder.config, self.params),
@@ -253,7 +255,10 @@ class ByteCaptions:
 
 
 def load_captions(
-    path: str | os.PathLike, dtype=np.float32, length: int | None = None, batch_size: int = _BATCH
+    path: str | os.PathLike,
+    dtype: Any = np.float32,
+    length: int | None = None,
+    batch_size: int = _BATCH,
 ) -> T5Captions | ByteCaptions:
     """Load the text encoder in a folder, to embed captions once: a T5, or that of a VDiT run.
 
@@ -275,13 +280,16 @@ def load_captions(
     if length is not None:
         raise UserError("text_length is for a T5's folder; a run has its own")
     text = RunFolder(path).expect(VDiTRun, "a text encoder: the folder of a T5 or a vdit run").text
-    if text.trained:
+    if isinstance(text, ByteTextConfig):
         return ByteCaptions(path, dtype, batch_size)
     return T5Captions(text.path, text.length, dtype)
 
 
 def make_conditioner(
-    config: VDiTRun, dtype=np.float32, fingerprint: str = "", encoder: T5Captions | None = None
+    config: VDiTRun,
+    dtype: Any = np.float32,
+    fingerprint: str = "",
+    encoder: T5Captions | None = None,
 ) -> TextConditioner:
     """Make the text conditioner that a configuration names; nothing is read.
 
@@ -289,7 +297,7 @@ def make_conditioner(
       UserError: a text encoder whose tokens do not fit the network.
     """
     text, model = config.text, config.model
-    if text.trained:
+    if isinstance(text, ByteTextConfig):
         if model.text_width != text.width:
             raise UserError(f"model.text_width {model.text_width} is not text.width {text.width}")
         return ByteConditioner(encoder=ByteTextEncoder(text, dtype))
@@ -313,7 +321,7 @@ def make_conditioner(
 
 def load_conditioner(
     config: VDiTRun,
-    dtype=np.float32,
+    dtype: Any = np.float32,
     *,
     path: str | os.PathLike | None = None,
     cache: str | os.PathLike | None = None,
@@ -334,12 +342,13 @@ def load_conditioner(
       not fit.
     """
     text = config.text
-    if text.trained:
+    if isinstance(text, ByteTextConfig):
         return make_conditioner(config, dtype)
     path = path or text.path
     if not stored:
         encoder = T5Captions(path, text.length, dtype, cache)
         return make_conditioner(config, dtype, encoder.fingerprint, encoder)
+    assert not isinstance(config.data.source, SyntheticConfig)
     latents = source_folder(config.data.source)
     manifest = read_manifest(latents)
     made_by = manifest.get("text_encoder")

@@ -25,6 +25,7 @@ def starting_network(config: Run, wanted: Params, found: Params | None = None) -
       UserError: no such folder, another family of networks, or parameters of other shapes. Where
         only settings differ that the shapes do not show, they are listed on stderr.
     """
+    assert config.init_from is not None
     folder = RunFolder(config.init_from)
     other = folder.config()
     if other.family != config.family:

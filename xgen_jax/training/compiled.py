@@ -32,7 +32,7 @@ def jit_update(
     loop: LoopConfig,
     mesh: Mesh,
     shardings: TrainState,
-) -> Callable:
+) -> jax.stages.Wrapped:
     """Jit the update of a run; the state is donated, the metrics are replicated."""
     update = make_update(task, optimizer, loop.seed, loop.ema_decay, loop.accumulate)
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
@@ -48,7 +48,7 @@ def abstract_arguments(
 
 
 def compile_ahead(
-    update: Callable, state: Params, arguments: dict[Bucket, tuple], frozen: Params = None
+    update: jax.stages.Wrapped, state: Params, arguments: dict[Bucket, tuple], frozen: Params = None
 ) -> dict[Bucket, Callable]:
     """Compile the step of each bucket, and print a line on stderr for each.
 

@@ -9,7 +9,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -145,7 +145,7 @@ class Profiler:
 
     def after(self, step: int, state: TrainState) -> None:
         """End the trace when its last step is done on the device."""
-        if self.tracing and step >= self.steps[1]:
+        if self.tracing and self.steps and step >= self.steps[1]:
             jax.block_until_ready(state)
             self._stop()
 
@@ -162,7 +162,7 @@ class Profiler:
 
 
 @contextlib.contextmanager
-def caught_signals() -> Iterator[list[int]]:
+def caught_signals() -> Generator[list[int]]:
     """Give a list that fills when the process is asked to stop (Ctrl-C, a scheduler's SIGTERM), so
     that a step is finished and saved first; asked twice, the process stops at once. Python allows
     handlers in the main thread alone: elsewhere nothing is caught.

@@ -233,9 +233,8 @@ class JsonlWriter:
             raise ValueError(f"a metric cannot be called {taken[0]!r}: the name is the writer's")
         values = {name: _number(value) for name, value in metrics.items()}
         nonfinite = {name: str(value) for name, value in values.items() if not math.isfinite(value)}
-        row = {"step": int(step)} | {
-            name: None if name in nonfinite else value for name, value in values.items()
-        }
+        row: dict[str, Any] = {"step": int(step)}
+        row |= {name: None if name in nonfinite else value for name, value in values.items()}
         if nonfinite:
             row["nonfinite"] = nonfinite
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -295,13 +294,12 @@ class TensorBoardWriter:
         """Add an image file as it is, so that a GIF moves."""
         image = self._summary.Image(colorspace=3, encoded_image_string=path.read_bytes())
         summary = self._summary(value=[self._summary.Value(tag=name, image=image)])
-        self._writer.file_writer.add_summary(summary, int(step))
+        file_writer: Any = self._writer.file_writer
+        file_writer.add_summary(summary, int(step))
 
     def close(self) -> None:
         """Flush and close; a second call does nothing."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        self._writer.close()
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, float]]:

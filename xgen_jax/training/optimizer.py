@@ -94,9 +94,10 @@ def optimize_apart(
     def init(params):
         return {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
 
-    def update(grads, state, params):
+    def update(updates, state, params=None):
+        assert params is not None
         pairs = {
-            name: opt.update(grads[name], state[name], params[name])
+            name: opt.update(updates[name], state[name], params[name])
             for name, opt in optimizers.items()
         }
         return {name: pair[0] for name, pair in pairs.items()}, {

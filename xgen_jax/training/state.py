@@ -7,6 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -83,7 +84,7 @@ def start_state(
     return state.replace(params={**state.params, **start}, ema=ema)
 
 
-def sample_keys(seed: int | Array, step: Array, sample_id_B: Array) -> Array:
+def sample_keys(seed: int | Array, step: Array | np.int32, sample_id_B: Array) -> Array:
     """Fold one key a sample, (B,), from (seed, step, sample id)."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(sample_id_B)
@@ -120,7 +121,8 @@ def make_update(
             return jnp.swapaxes(x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), 0, 1)
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, gradient(state, *part, frozen)), None
+            arrays, sample_id_B = part
+            return jax.tree.map(jnp.add, total, gradient(state, arrays, sample_id_B, frozen)), None
 
         batch = jax.tree.map(parts, (arrays, sample_id_B))
         shapes = jax.eval_shape(gradient, state, *jax.tree.map(lambda x: x[0], batch), frozen)

@@ -14,7 +14,7 @@ in one error.
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -254,7 +254,7 @@ def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def _opened(path: pathlib.Path) -> Iterator[Any]:
+def _opened(path: pathlib.Path) -> Generator[Any]:
     """Open a safetensors file; errors inside, also while it is read, become UserErrors."""
     try:
         with path.open("rb") as file:

@@ -26,7 +26,7 @@ from xgen_jax.errors import UserError, choose
 from xgen_jax.models.vdit import RELEASED_PATCH_PX, VDiT, abstract_inputs, abstract_variables
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.parallel.sharding import path_name
-from xgen_jax.typing import Array, Params
+from xgen_jax.typing import Params
 from xgen_jax.weights.foreign_config import check_config, positive_integer
 from xgen_jax.weights.safetensors import Source, assemble, write_safetensors
 
@@ -173,7 +173,7 @@ def load_vdit(
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
     absent = [path for path in leaves if kind == "pixart" and _is_new(path, tensors, style)]
     fresh = _fresh(model, channels, absent, seed)
-    sources = {
+    sources: dict[str, Source] = {
         path: ((), lambda path=path: fresh[path])
         if path in fresh
         else _source(path, leaf.shape, model, style)
@@ -283,7 +283,7 @@ def _is_new(path: str, tensors: Mapping[str, np.ndarray], style: str) -> bool:
     )
 
 
-def _fresh(config: VDiTConfig, channels: int, paths: list[str], seed: int) -> dict[str, Array]:
+def _fresh(config: VDiTConfig, channels: int, paths: list[str], seed: int) -> dict[str, np.ndarray]:
     """Initialise the parameters at these paths; no others are computed."""
     if not paths:
         return {}

@@ -1,6 +1,7 @@
 """The source of clips that the pipeline asks: an interface, with a default for what most lack."""
 
 import abc
+import pathlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -23,11 +24,13 @@ class Source(abc.ABC):
       made_by: fingerprints of the networks that made the samples: {} for pixels, "embedder" and
         perhaps "text_encoder" for latents.
       bucket_names: the only buckets that `read` takes, as `Bucket.name`; None for any size.
+      path: the folder that it reads, where it reads one.
     """
 
     name: ClassVar[str]
     made_by: Mapping[str, str] = types.MappingProxyType({})
     bucket_names: tuple[str, ...] | None = None
+    path: pathlib.Path
 
     @abc.abstractmethod
     def __len__(self) -> int:

@@ -260,7 +260,8 @@ def caption(scene: Scene | Mapping[str, str], phrasing: int = 0) -> str:
         )
 
     def optional(part: re.Match) -> str:
-        return part[1] if re.search(r"{(\w+)}", part[1])[1] in attributes else ""
+        name = re.search(r"{(\w+)}", part[1])
+        return part[1] if name and name[1] in attributes else ""
 
     return re.sub(r"\[(.*?)\]", optional, PHRASINGS[phrasing % len(PHRASINGS)]).format_map(
         attributes
@@ -355,9 +356,6 @@ class SyntheticSource(Source):
     """
 
     name = "synthetic"
-    made_by: dict[str, str] = {}
-    report = staticmethod(lambda: "")
-    captions = staticmethod(lambda: ())
 
     def __init__(
         self, seed: int = 0, split: str = "train", num_clips: int = 1_000_000, style: str = "filled"

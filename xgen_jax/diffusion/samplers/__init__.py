@@ -14,7 +14,7 @@ scales. A solver depends on (alpha, sigma) only and runs on any process.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, overload
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +107,27 @@ def no_noise(step: Array, stream: int) -> Array:
     raise UserError("this sampler needs noise: give `sample` a noise function, see `key_noise`")
 
 
+@overload
+def sample(
+    denoise: Denoise,
+    x: Array,
+    steps: Steps,
+    solver: str,
+    noise: Noise = no_noise,
+    frames: Frames | None = None,
+    trajectory: Literal[False] = False,
+) -> Array: ...
+@overload
+def sample(
+    denoise: Denoise,
+    x: Array,
+    steps: Steps,
+    solver: str,
+    noise: Noise = no_noise,
+    frames: Frames | None = None,
+    *,
+    trajectory: Literal[True],
+) -> tuple[Array, Array]: ...
 def sample(
     denoise: Denoise,
     x: Array,
@@ -115,7 +136,7 @@ def sample(
     noise: Noise = no_noise,
     frames: Frames | None = None,
     trajectory: bool = False,
-) -> Array | tuple[Array, Array]:
+) -> Array | tuple[Array, Array | None]:
     """Integrate x from the first level to the last.
 
     Args:

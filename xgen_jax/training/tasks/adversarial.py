@@ -9,9 +9,11 @@ reaches the generator as d w L_gan / dy, so that one backward pass through it se
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xgen_jax.config.losses import AdversarialConfig
 from xgen_jax.models.discriminator import Discriminator
@@ -52,7 +54,7 @@ def adversarial_terms(
     reconstruction: Array,
     reconstruction_cotangent: Array,
     to_kernel: Callable[[Array], Array],
-    step: Array,
+    step: Array | np.int32,
 ) -> tuple[Array, Array, dict[str, Array]]:
     """Compute the discriminator's loss, and the gradient that it gives a reconstruction.
 
@@ -74,9 +76,12 @@ def adversarial_terms(
         (video, reconstruction, reconstruction_cotangent)
     )
 
+    def logits(params, video_BTHWC) -> Any:
+        return model.apply(params, video_BTHWC)
+
     def terms(params):
         frozen = jax.lax.stop_gradient(params)
-        gan, cotangent = jax.value_and_grad(lambda y: hinge_generator(model.apply(frozen, y)))(
+        gan, cotangent = jax.value_and_grad(lambda y: hinge_generator(logits(frozen, y)))(
             reconstruction
         )
         ratio = jnp.ones(())
@@ -84,7 +89,7 @@ def adversarial_terms(
             ratio = adaptive_ratio(
                 to_kernel(reconstruction_cotangent), to_kernel(cotangent), config.clamp
             )
-        real, fake = model.apply(params, video), model.apply(params, reconstruction)
+        real, fake = logits(params, video), logits(params, reconstruction)
         loss = hinge_discriminator(real, fake)
         metrics = {
             "gan": gan,
@@ -93,7 +98,7 @@ def adversarial_terms(
             "logits_fake": -gan,
         }
         if config.r1:
-            r1 = r1_penalty(lambda x: model.apply(params, x), video)
+            r1 = r1_penalty(lambda x: logits(params, x), video)
             loss, metrics["r1"] = loss + 0.5 * config.r1 * r1, r1
         metrics["disc_loss"] = loss
         return loss, config.weight * ratio * cotangent, jax.lax.stop_gradient(metrics)

@@ -6,6 +6,7 @@ line in `training.tasks.TASKS`.
 """
 
 import abc
+import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -26,6 +27,7 @@ Arrays = dict[str, Any]  # (nested) arrays of a batch, samples along the first d
 Metrics = dict[str, Array]  # float32 scalars by name
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Task(abc.ABC):
     """The networks of a run, their loss, and what is computed before and after it.
 
@@ -93,7 +95,12 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def loss(
-        self, params: Params, arrays: Arrays, keys_B: Array, step: Array, frozen: Params = None
+        self,
+        params: Params,
+        arrays: Arrays,
+        keys_B: Array,
+        step: Array | np.int32,
+        frozen: Params = None,
     ) -> tuple[Array, Metrics]:
         """Compute the scalar loss of a batch, a mean over its samples, and metrics.
 

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from xgen_jax.config.runs import Run, VDiTRun, Weights, differing_keys, to_dict
@@ -54,6 +55,8 @@ class LoRATask(Task):
           UserError: no such base, one that has an adapter itself, or one of another network,
             embedder or text encoder than the run's.
         """
+        lora = config.lora
+        assert lora is not None and config.init_from is not None
         where, folder = f"init_from={config.init_from}", RunFolder(config.init_from)
         other = folder.config()
         if other.adapter:
@@ -63,6 +66,7 @@ class LoRATask(Task):
         # Converted weights have no text encoder: any that fits is accepted.
         shared = [name for name in ("model", "text") if name in to_dict(other)]
         params = base.warm_start(config)
+        assert params is not None
         differing = differing_keys(*(_networks(each, shared) for each in (other, config)))
         refuse_differences(
             differing, f"{where} is no base for this run", "give the base's own model and text"
@@ -72,9 +76,9 @@ class LoRATask(Task):
                 f"{where} holds no text encoder, and text.kind={config.text.kind!r} is trained "
                 "along: give a vdit run"
             )
-        adapter_shapes(config.lora, params)  # refuses a rule or a rank that does not fit
+        adapter_shapes(lora, params)  # refuses a rule or a rank that does not fit
         mark = fingerprint(config.model, params)
-        return cls(base=base, lora=config.lora, frozen=params, fingerprint=mark)
+        return cls(base=base, lora=lora, frozen=params, fingerprint=mark)
 
     def fingerprints(self) -> dict[str, str]:
         """Return fingerprints of the base, and of the frozen networks that the base itself uses."""
@@ -98,7 +102,12 @@ class LoRATask(Task):
         return {"lora": init_adapter(self.lora, self.frozen, key)}
 
     def loss(
-        self, params: Params, arrays: Arrays, keys_B: Array, step: Array, frozen: Params = None
+        self,
+        params: Params,
+        arrays: Arrays,
+        keys_B: Array,
+        step: Array | np.int32,
+        frozen: Params = None,
     ) -> tuple[Array, Metrics]:
         """Compute the base's loss with the adapter merged; no gradient reaches `frozen`."""
         return self.base.loss(self._merged(params, frozen), arrays, keys_B, step)

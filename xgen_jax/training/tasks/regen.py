@@ -16,9 +16,11 @@ denoised together. All random numbers of a clip come from its own key.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.config.runs import REGENRun
@@ -28,6 +30,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.regen import Conditioning, frame_times
 from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.regen_windows import condition_chunks, condition_shifted, shifted_starts
+from xgen_jax.training.tasks.base import Arrays, Metrics
 from xgen_jax.training.tasks.embedder import EmbedderTask
 from xgen_jax.typing import Array, Params
 
@@ -122,7 +125,14 @@ class REGENTask(EmbedderTask):
         chunk = jnp.zeros((1, c.chunk_frames, 2 * c.space_factor, 2 * c.space_factor, 3))
         return {"regen": self.model.init(key, chunk, jnp.zeros(1))}
 
-    def loss(self, params: Params, arrays, keys_B: Array, step: Array, frozen: Params = None):
+    def loss(
+        self,
+        params: Params,
+        arrays: Arrays,
+        keys_B: Array,
+        step: Array | np.int32,
+        frozen: Params = None,
+    ) -> tuple[Array, Metrics]:
         """Compute the loss and metrics of a batch, the same at any step.
 
         The loss is a mean over samples, and over the frames of a clip.
@@ -142,7 +152,9 @@ class REGENTask(EmbedderTask):
             )
             first += chunks
         names = terms[0][1]
-        metrics = {name: sum(weight * term[name] for weight, term in terms) for name in names}
+        metrics: dict[str, Any] = {
+            name: sum(weight * term[name] for weight, term in terms) for name in names
+        }
         return metrics.pop("loss"), metrics
 
     def _chunks_loss(
@@ -198,10 +210,12 @@ class REGENTask(EmbedderTask):
             metrics["motion"] = jnp.square(change).sum() / max(1, change.size)  # an image has none
             metrics["loss"] += c.motion * metrics["motion"]
         if c.lpips:
+            assert self.lpips is not None
             # Far from data (eps at t = 1) a prediction is no picture: only what is within range is
             # compared.
             pictures = (x.reshape(-1, *x.shape[2:]) for x in (jnp.clip(predicted, -1.0, 1.0), x0))
-            metrics["lpips"] = self.lpips.apply(frozen, *pictures).astype(jnp.float32).mean()
+            distance: Any = self.lpips.apply(frozen, *pictures)
+            metrics["lpips"] = distance.astype(jnp.float32).mean()
             metrics["loss"] += c.lpips * metrics["lpips"]
         if c.consistency:
             _, one_step = predict(jnp.ones_like(t_B))

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xgen_jax.config.losses import VDiTLossConfig
-from xgen_jax.config.runs import HoldsTransformer, VDiTRun
+from xgen_jax.config.runs import HoldsEmbedder, HoldsTransformer, VDiTRun
 from xgen_jax.data.buckets import Bucket, shape_name
 from xgen_jax.data.pipeline import Batch
 from xgen_jax.data.pixels import to_uint8, to_unit_range
@@ -39,7 +39,7 @@ from xgen_jax.models.vdit import VDiT, abstract_variables
 from xgen_jax.models.vdit_config import MicroConditions
 from xgen_jax.parallel.sharding import replicated
 from xgen_jax.runs.folder import RunFolder
-from xgen_jax.runs.load import load_embedder
+from xgen_jax.runs.load import EMBEDDER, load_embedder
 from xgen_jax.runs.text_encoders import load_conditioner
 from xgen_jax.runs.warm_start import extend_null_caption, starting_network
 from xgen_jax.training.tasks.base import Arrays, Metrics, Task, resize_batch
@@ -89,8 +89,11 @@ class VDiTTask(Task):
 
     def __post_init__(self):
         # The frozen weights are an argument: closed over, they would be constants of the program.
-        encode = jax.jit(lambda params, video: self.embedder.encode(params, to_unit_range(video)))
-        object.__setattr__(self, "_encode", encode)
+        def encode(params, video):
+            assert self.embedder is not None
+            return self.embedder.encode(params, to_unit_range(video))
+
+        object.__setattr__(self, "_encode", jax.jit(encode))
 
     @classmethod
     def build(cls, config: VDiTRun, mesh: Mesh | None, source: Source) -> Task:
@@ -157,6 +160,7 @@ class VDiTTask(Task):
 
     def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:
         """Return the shapes of a bucket's latents and of the rest; see `Task.abstract_batch`."""
+        assert self.latent_shape is not None
         latents = arrays["latents"]
         shape = (bucket.batch_size, *self.latent_shape(bucket.shape), latents.shape[-1])
         shapes = resize_batch(arrays, bucket)
@@ -184,16 +188,22 @@ class VDiTTask(Task):
         other = folder.expect(HoldsTransformer, "a vdit run or converted weights to start from")
         check_base(folder, self.fingerprints(), config)
         ema = folder.ema_params()
-        channels = RunFolder(config.embedder).config().model.latent_channels
+        embedder = RunFolder(config.embedder).expect(HoldsEmbedder, EMBEDDER)
+        channels = embedder.model.latent_channels
         found = extend_null_caption(ema[other.family], config.model.null_caption_tokens)
         wanted = abstract_variables(config.model, channels)
         start = {"vdit": starting_network(config, wanted, found)}
-        if "text" in ema and other.text == config.text:
+        if isinstance(other, VDiTRun) and "text" in ema and other.text == config.text:
             start["text"] = jax.tree.map(np.asarray, ema["text"])
         return start
 
     def loss(
-        self, params: Params, arrays: Arrays, keys_B: Array, step: Array, frozen: Params = None
+        self,
+        params: Params,
+        arrays: Arrays,
+        keys_B: Array,
+        step: Array | np.int32,
+        frozen: Params = None,
     ) -> tuple[Array, Metrics]:
         """Compute the loss and metrics of a batch, the same at any step; see `Task.loss`."""
         del step, frozen
@@ -231,7 +241,8 @@ class VDiTTask(Task):
             t_B = (quartile + u_B) / QUARTILES
             losses = self._losses(params, arrays, key_eps, t_B, jnp.zeros(u_B.shape, bool), None)
             metrics[f"loss_quartile_{quartile + 1}"] = losses["loss"].mean()
-        return {"loss": sum(metrics.values()) / QUARTILES, **metrics}
+        loss: Any = sum(metrics.values()) / QUARTILES
+        return {"loss": loss, **metrics}
 
     def preview(self, params: Params, arrays: Arrays, batch: Batch) -> Video | None:
         """Sample clips for the first captions of the batch, next to one another, with the defaults
@@ -247,12 +258,13 @@ class VDiTTask(Task):
 
     def _sample(self, params: Params, arrays: Arrays) -> Array:
         """Sample latents of the captions and shapes of a batch."""
+        assert self.preview_with is not None
         config, process = self.preview_with.config, self.process
         shape = arrays["latents"].shape
         ratio = self.loss_config.time_shift
         if self.loss_config.shift_by_size:
             height, width = (float(each) for each in arrays["micro_cond"][0, :2])
-            ratio = self.loss_config.time_ratio(height, width, shape[1])
+            ratio = float(self.loss_config.time_ratio(height, width, shape[1]))
         grid = make_grid(process, config.sample_steps, config.sample_spacing, ratio)
         keys_B = jax.random.split(jax.random.key(0), shape[0])
         text, null = (
@@ -260,10 +272,10 @@ class VDiTTask(Task):
             for dropped in (False, True)
         )
 
-        def predict(x, time_B, tokens, frame_mask_BT):
+        def predict(x, time_B, tokens, frame_mask_BT) -> Any:
             # Guidance evaluates both conditions in one batch.
             micro_cond = jax.tree.map(
-                lambda each: jnp.resize(each, len(x)), self._micro_cond(arrays)
+                lambda each: jnp.resize(each, (len(x),)), self._micro_cond(arrays)
             )
             return self.model.apply(params["vdit"], x, time_B, *tokens, micro_cond, frame_mask_BT)
 
@@ -287,7 +299,7 @@ class VDiTTask(Task):
         text, mask = self.text.embed(params, arrays["text"], dropped_B)
         x_t = process.corrupt(x0, eps, t_B, frame_mask_BT)
         time_B = process.timestep(t_B)
-        output = self.model.apply(
+        output: Any = self.model.apply(
             params["vdit"], x_t, time_B, text, mask, self._micro_cond(arrays), frame_mask_BT
         )
         return process.losses(output, x0, eps, t_B)
@@ -317,13 +329,14 @@ def check_latents(config: VDiTRun, source: Source, task: VDiTTask) -> None:
     there, here = source.made_by["embedder"], task.fingerprints()["embedder"]
     stored = source.bucket_names
     shapes = {
-        bucket: source.read(0, None, *bucket.shape)["latents"].shape[:3]
+        bucket: source.read(0, np.random.default_rng(0), *bucket.shape)["latents"].shape[:3]
         for bucket in config.data.buckets
         if stored is None or bucket.name in stored or not config.data.fit
     }
     if there == here:
         return
     ratio = ""
+    assert task.latent_shape is not None
     for bucket, shape in shapes.items():
         if shape != task.latent_shape(bucket.shape):
             mine = shape_name(task.latent_shape(bucket.shape))

@@ -9,9 +9,11 @@ Open-Sora-Plan v1.1, which it builds on.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from xgen_jax.config.losses import VidVAELossConfig
@@ -21,6 +23,7 @@ from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.models.discriminator import Discriminator
 from xgen_jax.training.optimizer import make_optimizer, optimize_apart
 from xgen_jax.training.tasks.adversarial import adversarial_terms
+from xgen_jax.training.tasks.base import Arrays, Metrics
 from xgen_jax.training.tasks.embedder import EmbedderTask
 from xgen_jax.typing import Array, Params
 
@@ -58,11 +61,18 @@ class VidVAETask(EmbedderTask):
             c = self.loss_config.adversarial
             own = make_optimizer(c.optimizer, max(1, steps - c.start_step))
             groups["discriminator"] = optax.conditionally_mask(
-                own, lambda step: step >= c.start_step
+                own, lambda step, **_: jnp.greater_equal(step, c.start_step)
             )
         return optimize_apart(groups)
 
-    def loss(self, params: Params, arrays, keys_B: Array, step: Array, frozen: Params = None):
+    def loss(
+        self,
+        params: Params,
+        arrays: Arrays,
+        keys_B: Array,
+        step: Array | np.int32,
+        frozen: Params = None,
+    ) -> tuple[Array, Metrics]:
         """Compute the loss, the sum of both groups' losses, and metrics of a batch.
 
         The loss of a group has no gradient for the other's parameters. With the adversarial term,
@@ -119,8 +129,10 @@ class VidVAETask(EmbedderTask):
         psnr = -10.0 * jnp.log10(jnp.square(error / 2).mean((1, 2, 3, 4)) + 1e-10).mean()
         loss, metrics = c.l1 * l1 + c.l2 * l2, {"l1": l1, "l2": l2, "psnr_db": psnr}
         if c.lpips:
+            assert self.lpips is not None
             frames = (x.reshape(-1, *x.shape[2:]) for x in (reconstruction, video))
-            metrics["lpips"] = self.lpips.apply(frozen, *frames).astype(jnp.float32).mean()
+            distance: Any = self.lpips.apply(frozen, *frames)
+            metrics["lpips"] = distance.astype(jnp.float32).mean()
             loss = loss + c.lpips * metrics["lpips"]
         return loss, metrics
 
