@@ -9,8 +9,8 @@ What commands do           sample, reconstruct, evaluate, convert
 Video files                read_video, write_video, show
 A mistake of the user      UserError
 
-A video is uint8 (T, H, W, 3). Each command also runs as `python -m xgen_jax COMMAND --help`. Ways to
-add a sampler, a source of clips, an embedder or a task are in docs/extending.md.
+A video is uint8 (T, H, W, 3). Each command also runs as `python -m xgen_jax COMMAND`. How to add a
+sampler, a source of clips, an embedder or a task is in docs/extending.md.
 """
 
 import os

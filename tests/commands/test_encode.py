@@ -1,4 +1,4 @@
-"""Encoding a data set: latents equal those of training, and only runs of that embedder read them."""
+"""Encoding a dataset: latents equal those of training, and only runs of that embedder read them."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A folder of videos: usable files, a report of the others, reading as a function of (index, rng)."""
+"""A folder of videos: usable files, a report of others, reading as a function of (index, rng)."""
 
 import hashlib
 import json

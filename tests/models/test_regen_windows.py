@@ -1,4 +1,4 @@
-"""Which frames REGEN samples together, and how they are conditioned across the borders of chunks."""
+"""Frames that REGEN samples together, and their conditioning across the borders of chunks."""
 
 import collections
 import dataclasses

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from xgen_jax.config.runs import VDiTWeights, VidVAEWeights
+from xgen_jax.config.runs import VDiTRun, VDiTWeights, VidVAEWeights
 from xgen_jax.errors import UserError, choose
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.runs.adapters import with_adapter
@@ -131,10 +131,11 @@ def _merge(source: str, base: str, out: str, overwrite: bool) -> dict[str, Any]:
     config, base_params = load_transformer(base)
     if RunFolder(out).checkpoints().steps() and not overwrite:
         raise UserError(
-            f"--out={out} holds a model already; choose a new folder, or replace it with --overwrite"
+            f"--out={out} holds a model already; choose a new folder, or replace it with "
+            "--overwrite"
         )
     params = with_adapter(base_params, config.model, source)
-    assert isinstance(config, (VDiTRun, VDiTWeights))
+    assert isinstance(config, (VDiTRun, VDiTWeights))  # what holds a transformer
     # It is not the base's run, and must not be taken for it.
     config = config.derived(str(folder.path.resolve()), LORA)
     fingerprints = folder.checkpoints().restore_data()["fingerprints"]
