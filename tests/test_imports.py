@@ -95,3 +95,27 @@ def test_imports_point_downward(path):
 
 def test_no_file_named_utils():
     assert not [p for p in FILES if "util" in p.name]
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Imports inside functions and under TYPE_CHECKING count as well."""
+    names = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+        for p in FILES
+    }
+    graph = {name: set(modules(path)) & names.keys() - {name} for name, path in names.items()}
+
+    def reached(start):
+        seen, todo = set(), list(graph[start])
+        while todo:
+            name = todo.pop()
+            if name not in seen:
+                seen.add(name)
+                todo += graph[name]
+        return seen
+
+    assert [name for name in graph if name in reached(name)] == []
+
+
+def test_siblings_do_not_import_for_types_alone():
+    assert not [path for path in FILES if "TYPE_CHECKING" in path.read_text()]

@@ -210,12 +210,12 @@ def test_weighted_by_velocity_an_error_of_x0_is_that_of_the_velocity(process):
     alpha, sigma = (a[:, None, None, None, None] for a in objective.process.schedule(t_B))
     velocity = convert(wrong, x_t, alpha, sigma, "x0", "velocity")
     expected = jnp.square(velocity - (eps - x0)).mean((1, 2, 3, 4))
-    weighted = objective._weight(t_B) * jnp.square(wrong - x0).mean((1, 2, 3, 4))
+    weighted = objective.time_weight(t_B) * jnp.square(wrong - x0).mean((1, 2, 3, 4))
     np.testing.assert_allclose(weighted, expected, rtol=1e-3)
     limited = dataclasses.replace(
         objective, loss_config=dataclasses.replace(config, weight_limit=2.0)
-    )._weight(t_B)
-    np.testing.assert_allclose(limited, jnp.minimum(objective._weight(t_B), 2.0), rtol=1e-6)
+    ).time_weight(t_B)
+    np.testing.assert_allclose(limited, jnp.minimum(objective.time_weight(t_B), 2.0), rtol=1e-6)
 
 
 def test_the_papers_loss_is_the_squared_error_of_the_noise():
@@ -224,9 +224,8 @@ def test_the_papers_loss_is_the_squared_error_of_the_noise():
     params = jax.jit(lambda key: objective.init(key, None))(jax.random.key(1))
     keys = keys_of(8)
     loss, metrics = jax.jit(objective.loss)(params, arrays, keys, jnp.int32(0))
-    noise = regen._normal(
-        jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)[:, None], 3, (5, 8, 8, 3)
-    )
+    keys_BN = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)[:, None]
+    noise = regen.standard_normal(keys_BN, regen.NOISE, (5, 8, 8, 3))
     np.testing.assert_allclose(loss, jnp.square(noise).mean(), rtol=1e-5)
     assert np.isfinite(metrics["psnr_db"])
 

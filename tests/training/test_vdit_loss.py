@@ -17,7 +17,7 @@ from xgen_jax.diffusion.time import shift_ratio
 from xgen_jax.errors import UserError
 from xgen_jax.models.text import ByteConditioner, ByteTextConfig, ByteTextEncoder
 from xgen_jax.models.vdit import VDiT
-from xgen_jax.models.vdit_config import VDiTConfig
+from xgen_jax.models.vdit_config import MicroConditions, VDiTConfig
 from xgen_jax.training.state import TrainState, make_update, sample_keys
 from xgen_jax.training.tasks.vdit import VDiTTask
 
@@ -143,7 +143,7 @@ def test_the_loss_is_that_of_the_noisy_frames_and_sees_the_clean_ones(arrays):
     x_t = jnp.concatenate([x0[:, :1], process.corrupt(x0, eps, t_B)[:, 1:]], axis=1)
     frame_mask = jnp.broadcast_to(jnp.arange(FRAMES) > 0, (8, FRAMES))
     text, mask = objective.text.embed(params, arrays["text"], jnp.zeros(8, bool))
-    clip = objective._clip(arrays)
+    clip = MicroConditions(*arrays["micro_cond"].T)
     output = objective.model.apply(params["vdit"], x_t, 1000 * t_B, text, mask, clip, frame_mask)
     wanted = jnp.square(output - (eps - x0))[:, 1:].mean()
     np.testing.assert_allclose(loss(x0), wanted, rtol=1e-5)

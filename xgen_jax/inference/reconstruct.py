@@ -1,6 +1,7 @@
 """A trained embedder as a callable: video in, its reconstruction out."""
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 
@@ -61,9 +62,9 @@ class Reconstructor:
         if speed == 1.0:
             out = decode(self.embedder, self.params, latents, self.memory_budget_gb, key=key)
         else:
-            assert isinstance(self.embedder, REGENEmbedder)
+            embedder = cast(REGENEmbedder, self.embedder)  # `check_speed` has refused any other
             out = decode_at_speed(
-                self.embedder, self.params, latents, speed, self.memory_budget_gb, key, between
+                embedder, self.params, latents, speed, self.memory_budget_gb, key, between
             )
         return to_uint8(out[0])[:shown, :height, :width]
 

@@ -15,7 +15,7 @@ from einops import rearrange
 from flax import linen as nn
 from jax import lax
 
-from xgen_jax.errors import UserError
+from xgen_jax.errors import choose
 from xgen_jax.nn.chunked_attention import chunked
 from xgen_jax.nn.cudnn_attention import cudnn, cudnn_takes
 from xgen_jax.nn.norms import RMSNorm
@@ -103,6 +103,7 @@ def attention(
     Returns:
       (B, N, K, C) in the dtype of the queries; the softmax is taken in float32.
     """
+    choose("attention", implementation, IMPLEMENTATIONS)
     if implementation == "auto":
         tokens = min(q_BNKC.shape[1], k_BMKC.shape[1])
         implementation = "cudnn" if tokens >= FEWEST_FLASH_TOKENS and _on_nvidia() else "chunked"
@@ -113,11 +114,8 @@ def attention(
             return _xla_attention(q_BNKC, k_BMKC, v_BMKC, mask_BM)
         case "chunked":
             return chunked(attention, q_BNKC, k_BMKC, v_BMKC, mask_BM)
-        case "cudnn":
+        case _:
             return cudnn(q_BNKC, k_BMKC, v_BMKC, mask_BM)
-    raise UserError(
-        f"attention={implementation!r} is not known; choose one of {', '.join(IMPLEMENTATIONS)}"
-    )
 
 
 class SelfAttention(nn.Module):

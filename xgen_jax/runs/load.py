@@ -1,7 +1,7 @@
 """Load networks from a run's folder, or from one of converted weights."""
 
 import os
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -76,8 +76,9 @@ def load_text_encoder(
     """
     folder = RunFolder(path)
     config = folder.expect(VDiTRun, "a text encoder: a vdit run")
-    if not isinstance(config.text, ByteTextConfig):
+    if not config.text.trained:
         raise UserError(
             f"{path} holds a run with the text encoder {config.text.path}, which it did not train"
         )
-    return ByteTextEncoder(config.text, dtype), folder.ema_params()["text"]
+    text = cast(ByteTextConfig, config.text)  # the only kind that is trained
+    return ByteTextEncoder(text, dtype), folder.ema_params()["text"]

@@ -8,7 +8,7 @@ eta = 1 is ancestral sampling with the smaller of the two fixed variances.
 import numpy as np
 
 from xgen_jax.diffusion.process import STEP_NOISE
-from xgen_jax.diffusion.samplers import ancestral
+from xgen_jax.diffusion.samplers.ancestral import posterior
 from xgen_jax.errors import UserError
 
 
@@ -16,7 +16,7 @@ def coefficients(grid, eta: float = 0.0):
     """Return the coefficients of x0, eps and noise."""
     if not 0.0 <= eta <= 1.0:
         raise UserError(f"eta={eta} must be within 0 .. 1")
-    variance = eta**2 * ancestral.posterior(grid)[0] if eta else np.zeros_like(grid.now.t)
+    variance = eta**2 * posterior(grid)[0] if eta else np.zeros_like(grid.now.t)
     return {
         "x0": grid.after.alpha,
         "eps": np.sqrt(grid.after.sigma**2 - variance),

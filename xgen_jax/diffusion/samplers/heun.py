@@ -10,9 +10,9 @@ at two.
 import jax.numpy as jnp
 from jax import lax
 
-from xgen_jax.diffusion.samplers import euler
+from xgen_jax.diffusion.samplers.euler import coefficients, init
 
-coefficients, init = euler.coefficients, euler.init
+__all__ = ["coefficients", "init", "step"]
 
 
 def step(denoise, x, memory, here, noise):

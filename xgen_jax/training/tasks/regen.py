@@ -35,7 +35,7 @@ from xgen_jax.training.tasks.embedder import EmbedderTask
 from xgen_jax.typing import Array, Params
 
 # The streams of a chunk's randomness.
-_POSTERIOR, _TIME, _ONE_STEP, _NOISE, _WINDOW = range(5)
+POSTERIOR, TIME, ONE_STEP, NOISE, WINDOW = range(5)
 
 
 def cut_chunks(config: REGENConfig, video_BTHWC: Array) -> list[Array]:
@@ -84,7 +84,7 @@ def choose_windows(
         return frames_BNFHWC, own
 
     def shift(keys_N, video_TX, own_TX, shifted_TX):
-        keys_N = jax.vmap(lambda key: jax.random.fold_in(key, _WINDOW))(keys_N)
+        keys_N = jax.vmap(lambda key: jax.random.fold_in(key, WINDOW))(keys_N)
         first_N = shifted_starts(keys_N, frames)
         at_NF = first_N[:, None] + jnp.arange(frames)[None]
         aligned = (first_N % frames == 0)[:, None, None, None, None]
@@ -164,7 +164,7 @@ class REGENTask(EmbedderTask):
         c, process = self.loss_config, self.process
         mean, logvar = self.model.apply(regen, _fold(frames_BNFHWC), method="encode")
         z = (
-            mean + jnp.exp(0.5 * logvar) * _normal(keys_BN, _POSTERIOR, mean.shape[1:])
+            mean + jnp.exp(0.5 * logvar) * standard_normal(keys_BN, POSTERIOR, mean.shape[1:])
             if c.kl
             else mean
         )
@@ -178,14 +178,14 @@ class REGENTask(EmbedderTask):
         )
 
         x0 = _fold(frames_BNFHWC)
-        t_B = process.sample_times(_stream(keys_BN, _TIME), c.time_distribution, c.time_shift)
+        t_B = process.sample_times(_stream(keys_BN, TIME), c.time_distribution, c.time_shift)
         if c.one_step_fraction:
             t_B = jnp.where(
-                jax.vmap(jax.random.uniform)(_stream(keys_BN, _ONE_STEP)) < c.one_step_fraction,
+                jax.vmap(jax.random.uniform)(_stream(keys_BN, ONE_STEP)) < c.one_step_fraction,
                 1.0,
                 t_B,
             )
-        eps = _normal(keys_BN, _NOISE, x0.shape[1:])
+        eps = standard_normal(keys_BN, NOISE, x0.shape[1:])
 
         def predict(t_B):
             """Return the network's output, and x0 from it."""
@@ -196,7 +196,7 @@ class REGENTask(EmbedderTask):
 
         output, predicted = predict(t_B)
         losses = process.losses(output, x0, eps, t_B)
-        loss_B = losses["loss"].mean(1) * self._weight(t_B)
+        loss_B = losses["loss"].mean(1) * self.time_weight(t_B)
         metrics = {
             "loss": loss_B.mean(),
             "mse": losses["mse"].mean(),
@@ -224,7 +224,7 @@ class REGENTask(EmbedderTask):
             metrics["loss"] += c.consistency * metrics["consistency"]
         return metrics
 
-    def _weight(self, t_B: Array) -> Array:
+    def time_weight(self, t_B: Array) -> Array:
         """Weight of the squared error at each time (B,)."""
         c = self.loss_config
         if c.weighting == "uniform":
@@ -244,7 +244,7 @@ def _stream(keys_BN: Array, number: int) -> Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_BN.reshape(-1))
 
 
-def _normal(keys_BN: Array, number: int, shape: tuple[int, ...]) -> Array:
+def standard_normal(keys_BN: Array, number: int, shape: tuple[int, ...]) -> Array:
     """Standard normal (B N, *shape)."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(_stream(keys_BN, number))
 
