@@ -1,4 +1,4 @@
-"""A folder of videos: usable files, a report of the others, reading as a function of (index, rng)."""
+"""Folders of videos: usable files, a report of the others, and reading as a pure function."""
 
 import hashlib
 import json

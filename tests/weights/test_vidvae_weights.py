@@ -1,4 +1,4 @@
-"""Foreign autoencoders: outputs equal those of their own code, for images, lengths and odd sizes."""
+"""Foreign autoencoders: outputs equal those of their own code, at any length and size."""
 
 import dataclasses
 import json

@@ -63,7 +63,7 @@ def reconstruction_suite(
       The means by shape, and the paths of the JSON and the table.
 
     Raises:
-      UserError: missing arguments, a shape that is none, weights or videos that cannot be read.
+      UserError: missing arguments, a wrong shape, weights or videos that cannot be read.
     """
     folder = _results(require("out", out), "reconstruction")
     run = RunFolder(require("embedder", embedder))

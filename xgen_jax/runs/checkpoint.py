@@ -102,9 +102,8 @@ class Checkpoints:
         target = (self.folder / str(step)).absolute()
         try:
             return ocp.load_checkpointables(target, wanted)
-        except (
-            Exception
-        ) as error:  # Orbax and TensorStore raise many kinds; each means the same to the user
+        except Exception as error:
+            # Orbax and TensorStore raise many kinds; each means the same to the user.
             others = [s for s in self.steps() if s != step]
             hint = f"; remove {target} to go on from step {others[-1]}" if others else ""
             reason = (
