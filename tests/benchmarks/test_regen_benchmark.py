@@ -57,7 +57,7 @@ def test_of_the_same_parameters_both_encoders_give_the_same_posterior(benchmark)
 
 @pytest.fixture
 def videos(tmp_path):
-    """Two videos whose frames' levels count them, one too short, and a file that is none."""
+    """Two videos whose frames' levels count them, one that is too short, and a broken file."""
     folder = tmp_path / "videos"
     folder.mkdir()
     for name, frames in (("a", 30), ("b", 45), ("short", 6)):

@@ -45,9 +45,8 @@ def test_one_json_line_a_row(benchmark, monkeypatch, capsys):
     for row in rows:
         assert row.keys() >= FIELDS
         assert 0 < row["time_s"] <= row["median_s"] and row["frames_per_s"] == 2 / row["time_s"]
-        assert (
-            row["peer"] is None and row["ratio"] is None
-        )  # without torch there is nothing to compare with
+        # Without torch there is nothing to compare with.
+        assert row["peer"] is None and row["ratio"] is None
     forward, backward = (row["peak_bytes"] for row in rows)
     assert 4 * (2 * 2 * 16 * 2 + 27 * 4) <= forward < backward  # input, output and kernel at least
 

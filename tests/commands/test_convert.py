@@ -138,7 +138,7 @@ def transformers(tmp_path_factory):
     for kind in ("stdit2", "pixart"):
         summary = convert(kind=kind, source=str(root / f"{kind}.safetensors"), out=str(root / kind))
         assert (summary["latent_channels"], summary["opensora_compat"]) == (4, kind == "stdit2")
-        assert bool(summary["starts_anew"]) == (kind == "pixart")
+        assert bool(summary["new_layers"]) == (kind == "pixart")
     return root
 
 

@@ -223,7 +223,7 @@ def train_further(root):
 
 def test_an_embedder_trained_further_is_another_one(copied, latents, tmp_path):
     before = load_embedder(copied / "vidvae")
-    xgen_jax.load(copied / "vdit")  # the very same embedder in another place
+    xgen_jax.load(copied / "vdit")  # the same embedder in another place
     train_further(copied)
     after = load_embedder(copied / "vidvae")
     assert before[0].fingerprint(before[1]) != after[0].fingerprint(after[1])

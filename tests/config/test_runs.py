@@ -49,9 +49,8 @@ def test_a_configuration_goes_through_json_and_back(path):
     config = run_config(values(path))
     again = run_config(json.loads(json.dumps(to_dict(config))))
     assert again == config
-    assert hash(again) == hash(
-        config
-    )  # tuples all the way down, or it could not be a static argument
+    # Tuples all the way down, or it could not be a static argument.
+    assert hash(again) == hash(config)
     assert differing_keys(json.loads(json.dumps(to_dict(config))), to_dict(config)) == []
 
 
@@ -236,9 +235,8 @@ def shrunk(values, embedder):
         model["stem_hidden"] = min(4, model["stem_hidden"])
         config = run_config(values).model
         space, time = config.space_factor, config.time_factor
-        values["loss"]["lpips"] = (
-            0.0  # no weights here; tests/training/test_vidvae_loss.py has the term
-        )
+        # There are no weights here; tests/training/test_vidvae_loss.py has the term.
+        values["loss"]["lpips"] = 0.0
         values["init_from"] = None  # tests/training/test_vidvae_run.py has starts from another run
         adversarial = values["loss"]["adversarial"]
         adversarial["start_step"] = 0

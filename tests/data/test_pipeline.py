@@ -108,9 +108,8 @@ def test_processes_together_are_one_process(count):
 
 def test_each_epoch_has_each_clip_once():
     pipeline = Pipeline(NoiseSource(23), config(buckets=BUCKETS[:1]))
-    stream = np.concatenate(
-        [pipeline.batch(step)["index"] for step in range(69)]
-    )  # 12 epochs exactly
+    # 12 epochs exactly.
+    stream = np.concatenate([pipeline.batch(step)["index"] for step in range(69)])
     epochs = stream.reshape(12, 23)
     assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 12, "each epoch has its own order"

@@ -79,9 +79,8 @@ def test_written_is_read(tmp_path, suffix, frames, height, width, least):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
 def test_colours_come_back_unshifted(tmp_path, suffix):
-    video = moving_crop(
-        5, 128, 128
-    )  # on smaller frames the encoder's own rounding is the larger bias
+    # On smaller frames the encoder's own rounding is the larger bias.
+    video = moving_crop(5, 128, 128)
     write_video(tmp_path / f"a{suffix}", video)
     assert (
         np.abs((read_video(tmp_path / f"a{suffix}")[0].astype(float) - video).mean((0, 1, 2))).max()

@@ -28,9 +28,8 @@ def test_distances_agree_with_the_reference(name):
 def test_of_gaussians_along_the_axes_it_is_what_the_formula_says():
     """Means 3 apart, standard deviations 1 and 4 along one axis, 2 and 2 along the other: 9 + (4 -
     1)^2."""
-    unit = np.array([[-1.0, -1], [-1, 1], [1, -1], [1, 1]]) * np.sqrt(
-        3 / 4
-    )  # unbiased variance 1, no covariance
+    # Unbiased variance 1, no covariance.
+    unit = np.array([[-1.0, -1], [-1, 1], [1, -1], [1, 1]]) * np.sqrt(3 / 4)
     x, y = unit * [1, 2], unit * [4, 2] + [0, 3]
     np.testing.assert_allclose(frechet_distance(x, y), 9 + 9, rtol=1e-12)
     np.testing.assert_allclose(frechet_distance(y, x), 9 + 9, rtol=1e-12)
@@ -79,9 +78,8 @@ def test_what_is_worse_is_farther():
     assert abs(same) < 1e-9
     assert 1e-6 < distance(blurred(1)) < distance(blurred(2)) < distance(blurred(4))
     assert 1e-6 < distance(noisy(5)) < distance(noisy(20))
-    assert (
-        distance(lambda video: video[[0, 0, 0, 0, 0]]) > 1e-6
-    )  # frozen, though each frame is natural
+    # Frozen, though each frame is natural.
+    assert distance(lambda video: video[[0, 0, 0, 0, 0]]) > 1e-6
 
 
 @pytest.mark.parametrize(

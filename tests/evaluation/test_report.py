@@ -261,9 +261,8 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     ("fraction", "low", "high"), [(0.9, 0.825, 0.945), (1.0, 0.963, 1.0), (0.0, 0.0, 0.037)]
 )
 def test_wilson_interval(fraction, low, high):
-    assert report.wilson_interval(fraction, 100) == pytest.approx(
-        (low, high), abs=1e-3
-    )  # three digits, as tabulated
+    # Three digits, as tabulated.
+    assert report.wilson_interval(fraction, 100) == pytest.approx((low, high), abs=1e-3)
 
 
 def test_ticks_are_round_numbers():

@@ -47,9 +47,8 @@ def test_a_video_does_not_depend_on_its_batch(model):
     ]
     whole = model(prompts, batch_size=3).astype(int)
     pairs = model(prompts, batch_size=2).astype(int)
-    assert (
-        np.abs(whole - pairs).max() <= 1
-    )  # rounding to uint8 of sums that differ in the last bits
+    # Rounding to uint8 of sums that differ in the last bits.
+    assert np.abs(whole - pairs).max() <= 1
 
 
 def test_size_and_length_may_differ_from_training(model):

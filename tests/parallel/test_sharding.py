@@ -91,9 +91,8 @@ def test_scanned_kernels_keep_their_layer_dim_whole():
     ):
         if "blocks/" in path_name(path) and path_name(path).endswith("kernel"):
             kernels[path_name(path)] = (leaf.shape, tuple(sharding.spec))
-    assert (
-        len(kernels) == 9
-    )  # of attention in space, time: qkv, proj; text: q, kv, proj; mlp: fc1, fc2
+    # Of attention in space, time: qkv, proj; text: q, kv, proj; mlp: fc1, fc2.
+    assert len(kernels) == 9
     for name, (shape, spec) in kernels.items():
         assert shape[0] == 4 and len(shape) == 3
         out_of_the_layer = name.endswith(("proj/kernel", "fc2/kernel"))

@@ -39,10 +39,8 @@ def test_rows_are_what_the_encoder_gives_alone(folder, captions):
     texts = ["a red circle", LONG, "", "A  Red\tCircle", "a blue square moving up"]
     rows = captions(texts)
     read = T5Folder(folder)
-    apply, params = (
-        jax.jit(T5Encoder(read.config).apply),
-        read.load(),
-    )  # weights are held as bfloat16
+    # Weights are held as bfloat16.
+    apply, params = (jax.jit(T5Encoder(read.config).apply), read.load())
     for text, row in zip((texts[0], LONG.strip(), None, texts[0], texts[4]), rows):
         if text is None:
             assert row.shape == (0, 16)

@@ -50,7 +50,7 @@ PIXART = {
     if not any(n in name for n in LATER)
 }
 
-# As the public files have them, but for the sizes, which are the goldens'.
+# Keys of the public files, with the sizes of the goldens.
 SD_CONFIG = {
     **ABOUT_THE_FILE,
     "_class_name": "AutoencoderKL",

@@ -93,9 +93,8 @@ def test_the_fingerprint_is_of_the_network_and_its_tokenizer(tmp_path):
 
 def test_a_large_tensor_counts_by_its_beginning_middle_and_end(tmp_path, monkeypatch):
     monkeypatch.setattr("xgen_jax.weights.t5._SAMPLE", 64)
-    table = tiny_t5.tensors()[
-        "shared.weight"
-    ]  # 80 rows of 16: 4 rows at each of three places count
+    # 80 rows of 16: 4 rows at each of three places count.
+    table = tiny_t5.tensors()["shared.weight"]
     assert (
         T5Folder(tiny_t5.write(tmp_path / "a")).fingerprint == T5Folder(tmp_path / "a").fingerprint
     )

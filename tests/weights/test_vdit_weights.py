@@ -326,9 +326,8 @@ def test_an_image_network_gives_the_spatial_layers_and_the_rest_is_initialised(s
         else:
             np.testing.assert_array_equal(leaf, whole[path], err_msg=path)
     block = made.params["params"]["blocks"]["block"]
-    assert not block["attention_time"]["proj"][
-        "kernel"
-    ].any()  # a video starts as images that know nothing of another
+    # A video starts as images that know nothing of another.
+    assert not block["attention_time"]["proj"]["kernel"].any()
     assert np.all(block["attention_space"]["q_norm"]["scale"] == 1)
     assert np.std(block["attention_time"]["qkv"]["kernel"]) > 0.01
     again = load_vdit("pixart", tensors, text_tokens=20, seed=1).params["params"]["blocks"][

@@ -121,7 +121,7 @@ def _transformer(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> 
         "null_caption_tokens": model.null_caption_tokens,
         "latent_channels": channels,
         "opensora_compat": model.opensora_compat,
-        "starts_anew": list(new),
+        "new_layers": list(new),
         "fingerprint": fingerprint(model, params),
     }
 

@@ -118,7 +118,7 @@ class REGENLossConfig:
         if self.process == "flow" and self.prediction == "eps":
             raise UserError(
                 "loss.prediction='eps' with loss.process='flow' cannot be decoded: at t = 1 eps "
-                "says nothing of the data. Choose 'x0' or 'velocity', or loss.process='ddpm'"
+                "does not determine the data. Choose 'x0' or 'velocity', or loss.process='ddpm'"
             )
         self.make_process()
         choose("loss.weighting", self.weighting, WEIGHTINGS)

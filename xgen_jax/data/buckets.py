@@ -40,7 +40,7 @@ ASPECTS += ("4:3", "3:2", "16:9", "17:9", "2:1", "25:12")
 COMMON_ASPECTS = ("9:16", "1:1", "16:9")
 
 # Lengths of Open-Sora 1.1, for an embedder that takes 1 + 4n frames: 17 for 16, and so on. 128
-# becomes 113, the paper's 14 s at 8 frames a second, and not 129: nothing longer is sampled.
+# becomes 113, the paper's 14 s at 8 frames a second, not 129: no longer clips are sampled.
 LENGTHS = {1: 1, 16: 17, 32: 33, 48: 49, 64: 65, 96: 97, 128: 113}
 
 Level = tuple[int, float, int]  # frames, keep_prob, batch a device
@@ -51,10 +51,10 @@ def _level(frames: int, keep_prob: float, batch: int = 1) -> Level:
     return LENGTHS[frames], keep_prob, batch
 
 
-# The three stages of Open-Sora 1.1. A level that keeps nothing prevents that longer clips are cut
-# to the level below it. Our own, in the last stage: 113 frames at 480p, 65 and 113 at 720p, for the
-# paper's 14 s. After an embedder of 4x8x8 they cost less than the template's 32 frames at 720p
-# after one of 1x8x8.
+# The three stages of Open-Sora 1.1. A level of keep_prob 0 prevents longer clips from being cut to
+# the level below it. Our own, in the last stage: 113 frames at 480p, 65 and 113 at 720p, for the
+# paper's 14 s. With an embedder of 4x8x8 they cost less than the template's 32 frames at 720p with
+# one of 1x8x8.
 STAGES: dict[str, Table] = {
     "240p": {
         "144p": (_level(1, 0.5, 48), _level(16, 1.0, 6), _level(32, 1.0, 3), _level(96, 1.0, 1)),

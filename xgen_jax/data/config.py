@@ -105,7 +105,7 @@ def kind_of_folder(path: str) -> str:
         try:
             if file.is_file() and "shard_size" in read_json(file):
                 return LatentsConfig.kind
-        except UserError:  # not JSON, so nothing that this library wrote
+        except UserError:  # not JSON, so not written by this library
             continue
     return VideoFolderConfig.kind
 
@@ -169,7 +169,7 @@ def nest_source(
         old = {}
     elif isinstance(named, dict):
         source = dict(named)
-    else:  # nothing, or a mistake that the caller names
+    else:  # None, or a mistake that the caller reports
         return data
     flat = not isinstance(named, dict)
     for key, value in old.items():
@@ -186,7 +186,7 @@ def nest_source(
     kind = choose("data.source.kind", source.get("kind", SyntheticConfig.kind), KINDS)
     path = source.get("path")
     if kind == SyntheticConfig.kind and path and isinstance(path, str):
-        # The shapes have no folder: whoever names one means what is in it.
+        # The synthetic clips have no folder: a path means the clips in it.
         kind = kind_of_folder(path)
     source["kind"] = kind
     known = {field.name for field in dataclasses.fields(KINDS[kind])}

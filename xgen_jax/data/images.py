@@ -192,7 +192,7 @@ def _parts_of_webp(data: bytes) -> Parts:
 
 
 def _orientation(exif: bytes) -> int:
-    """The orientation in an EXIF block; 1, upright, if there is none that makes sense."""
+    """Read the orientation in an EXIF block; 1 (upright) if there is no valid one."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
         return 1

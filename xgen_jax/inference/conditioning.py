@@ -55,7 +55,7 @@ def fit_condition(frames: Video, plan: VideoPlan, embedder: Embedder) -> Video:
     Args:
       frames: uint8 (T, H, W, 3), any size. The last ones are taken that make whole units of the
         embedder and fit the plan's overlap: 1 + f n frames for a VidVAE, whole chunks for a REGEN;
-        if there are none such, the very last frame, as an image.
+        if there are too few frames, the last frame, as an image.
       plan: of the video.
       embedder: of the model.
 

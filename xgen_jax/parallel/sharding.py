@@ -41,9 +41,8 @@ LOGICAL_AXES = (
 )
 
 BATCH = PartitionSpec(("data", "fsdp"))
-SMALLEST_SHARDED = (
-    2**14
-)  # values; sharding less than this costs more in collectives than it saves in memory
+# Values; sharding less than this costs more in collectives than it saves in memory.
+SMALLEST_SHARDED = 2**14
 
 
 def path_name(path) -> str:

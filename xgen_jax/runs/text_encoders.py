@@ -46,9 +46,8 @@ from xgen_jax.typing import Params
 from xgen_jax.weights.safetensors import read_safetensors, write_safetensors
 from xgen_jax.weights.t5 import T5Folder
 
-_SHORTEST = (
-    32  # tokens computed on; rows are padded to powers of two, for a prompt rarely fills the length
-)
+# Tokens of a padded row; rows are padded to powers of two, since few prompts fill the length.
+_SHORTEST = 32
 _BATCH = 8
 
 

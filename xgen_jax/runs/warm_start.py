@@ -8,6 +8,7 @@ import numpy as np
 
 from xgen_jax.config.runs import Run
 from xgen_jax.errors import UserError
+from xgen_jax.files import differences, refuse_differences
 from xgen_jax.parallel.sharding import path_name
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.typing import Params
@@ -37,20 +38,23 @@ def starting_network(config: Run, wanted: Params, found: Params | None = None) -
     there, here = _shapes(found), _shapes(wanted)
     names = sorted(there.keys() | here.keys())
     differing = [name for name in names if there.get(name) != here.get(name)]
-    old, new = dataclasses.asdict(other.model), dataclasses.asdict(config.model)
-    fields = "".join(
-        f"\n  model.{key}: {old[key]!r} -> {new[key]!r}" for key in old if old[key] != new[key]
+    settings = (
+        {f"model.{key}": value for key, value in dataclasses.asdict(model).items()}
+        for model in (other.model, config.model)
     )
+    rows = differences(*settings)
     where = f"init_from={config.init_from}"
     if differing:
         name = differing[0]
-        raise UserError(
-            f"{where} has other parameters than the model (there -> here):{fields}\n"
-            f"{len(differing)} of {len(here)} differ, {name} first: "
-            f"{there.get(name)} -> {here.get(name)}"
+        refuse_differences(
+            [*rows, f"{name}: {there.get(name)} -> {here.get(name)}"],
+            f"{where} has other parameters than the model",
+            f"{len(differing)} of {len(here)} parameters differ; give the same model, or another "
+            "--config.init_from",
         )
-    if fields:
-        print(f"{where} fits, but was another model (there -> here):{fields}", file=sys.stderr)
+    if rows:
+        listed = "\n  ".join(rows)
+        print(f"{where} fits, but was another model (there -> here):\n  {listed}", file=sys.stderr)
     return jax.tree.map(np.asarray, found)
 
 

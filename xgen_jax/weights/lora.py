@@ -2,7 +2,7 @@
 
 The tensors are `<path of a kernel>/a` and `/b` in float32, see `models.lora`. One entry of the
 file's metadata, so that equal adapters are equal files, holds as JSON the format's version, rank,
-alpha, rules, and the fingerprint of the base: an adapter says nothing about any other parameters.
+alpha, rules, and the fingerprint of the base: an adapter fits no other parameters.
 """
 
 import dataclasses

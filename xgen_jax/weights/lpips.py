@@ -77,11 +77,8 @@ def assemble_lpips(
         )
     convs = list(_convolutions(trunk, torchvision))
     widths = list(PRESETS[trunk].widths)
-    for (
-        number,
-        _,
-        name,
-    ) in convs:  # narrower ones are the same network; disagreement within a slice is found below
+    # Narrower ones are the same network; disagreement within a slice is found below.
+    for number, _, name in convs:
         weight = tensors.get(f"{name}.weight")
         if weight is not None and weight.ndim:
             widths[number - 1] = weight.shape[0]

@@ -207,11 +207,8 @@ def _transformed(transform, given: list[np.ndarray], shape: tuple[int, ...]) -> 
     """Return the transformed tensors, and the problem if they do not give the shape, else ""."""
     try:
         value = transform(*given)
-    except (
-        ValueError,
-        IndexError,
-        EinopsError,
-    ):  # a tensor of another rank cannot even be transposed
+    except (ValueError, IndexError, EinopsError):
+        # A tensor of another rank cannot even be transposed.
         return None, "cannot be rearranged"
     return value, "" if value.shape == shape else f"becomes {value.shape}"
 
@@ -273,10 +270,8 @@ def _opened(path: pathlib.Path) -> Generator[Any]:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}); fetch it again"
         ) from error
-    except (
-        AttributeError,
-        TypeError,
-    ) as error:  # a dtype that NumPy has no name for
+    except (AttributeError, TypeError) as error:
+        # A dtype that NumPy has no name for.
         raise UserError(
             f"{path} holds a dtype that is not read ({error}); convert it to float32"
         ) from error

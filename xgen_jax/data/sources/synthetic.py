@@ -76,11 +76,8 @@ PHRASINGS: tuple[str, ...] = (
     "the [{size} ]{shape} is {color} and moves {direction}[ on {background}]",
 )
 _ALWAYS_NAMED = ("color", "shape", "direction")
-_OMISSIONS = (
-    (0.05, ("size",)),
-    (0.05, ("background",)),
-    (0.10, ("size", "background")),
-)  # (probability, left out)
+# (probability, left out)
+_OMISSIONS = ((0.05, ("size",)), (0.05, ("background",)), (0.10, ("size", "background")))
 
 _SYNONYMS = {"grey": "gray", "big": "large", "little": "small", "upward": "up", "downward": "down"}
 _SYNONYMS |= {"upwards": "up", "downwards": "down", "leftward": "left", "rightward": "right"}
@@ -213,12 +210,10 @@ def coverage(
       height, width: of the frame.
     """
     half = np.float32(extent / 2)
-    x = (
-        np.arange(0.5, width, dtype=np.float32) - np.asarray(center_x, np.float32)[:, None]
-    )  # (T, W)
-    y = (
-        np.arange(0.5, height, dtype=np.float32) - np.asarray(center_y, np.float32)[:, None]
-    )  # (T, H)
+    # (T, W)
+    x = np.arange(0.5, width, dtype=np.float32) - np.asarray(center_x, np.float32)[:, None]
+    # (T, H)
+    y = np.arange(0.5, height, dtype=np.float32) - np.asarray(center_y, np.float32)[:, None]
     match shape:
         case "circle":
             radius = np.sqrt((x * x)[:, None, :] + (y * y)[:, :, None])

@@ -377,7 +377,7 @@ def check_base(folder: RunFolder, here: dict[str, str], config: VDiTRun) -> None
         if there.get(name, mark) != mark:
             raise UserError(
                 f"init_from={config.init_from} was trained on the {name} {there[name]}, and this "
-                f"run's {name} is {mark}: its parameters say nothing about these latents. Give "
+                f"run's {name} is {mark}: its parameters do not fit these latents. Give "
                 f"--config.embedder and --config.data.source.path of the {name} it was trained "
                 "on, or start without --config.init_from"
             )
