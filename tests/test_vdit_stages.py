@@ -9,7 +9,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tiny_embedder import TINY
 
 from xgen_jax.commands.train import train
 from xgen_jax.config.runs import VidVAEWeights, run_config
@@ -27,7 +26,7 @@ from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.runs.load import load_embedder
 from xgen_jax.runs.text_encoders import make_conditioner
 from xgen_jax.runs.warm_start import extend_null_caption
-from xgen_jax.testing import warm_start
+from xgen_jax.testing import VIDVAE_4X8X8, warm_start
 from xgen_jax.training.state import abstract_state
 from xgen_jax.training.tasks.vdit import VDiTTask, check_buckets
 
@@ -98,8 +97,10 @@ def test_a_length_that_the_embedder_cannot_take_is_caught_by_the_buckets_name():
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory):
     folder = RunFolder(tmp_path_factory.mktemp("stages") / "embedder")
-    folder.create_or_resume(VidVAEWeights(model=TINY, kind="test", source="random"))
-    params = jax.jit(VidVAE(TINY).init)(jax.random.key(0), np.zeros((1, 5, 16, 16, 3), np.float32))
+    folder.create_or_resume(VidVAEWeights(model=VIDVAE_4X8X8, kind="test", source="random"))
+    params = jax.jit(VidVAE(VIDVAE_4X8X8).init)(
+        jax.random.key(0), np.zeros((1, 5, 16, 16, 3), np.float32)
+    )
     checkpoints = folder.checkpoints()
     checkpoints.save(0, {"ema": {"vidvae": params}}, {"fingerprints": {}})
     checkpoints.wait()
@@ -126,7 +127,7 @@ def latents(embedder):
 
         def sample(index, bucket=bucket):
             text = rng.standard_normal((TOKENS, TEXT_WIDTH), np.float32)
-            latents = rng.standard_normal((*TINY.latent_shape(bucket.shape), 4), np.float32)
+            latents = rng.standard_normal((*VIDVAE_4X8X8.latent_shape(bucket.shape), 4), np.float32)
             mask = np.arange(TOKENS) < 1 + index % TOKENS
             return {"caption": "", "fps": 8.0, "latents": latents, "text": text, "text_mask": mask}
 

@@ -1,18 +1,28 @@
 """Tiny models and runs for tests, notebooks and benchmarks; seconds on a CPU."""
 
 import copy
+import dataclasses
+import pathlib
 from typing import Any
+
+import jax
+import numpy as np
 
 from xgen_jax.config.losses import REGENLossConfig, VidVAELossConfig
 from xgen_jax.config.runs import Run, run_config
 from xgen_jax.data.sources.factory import make_source
+from xgen_jax.diffusion.flow import RectifiedFlow
 from xgen_jax.models.embedder import REGENEmbedder, VidVAEEmbedder
-from xgen_jax.models.regen import REGEN
+from xgen_jax.models.regen import REGEN, abstract_variables
+from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_config import VidVAEConfig
+from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.training.tasks import build_task
 from xgen_jax.training.tasks.base import Task
 from xgen_jax.training.tasks.regen import REGENTask
 from xgen_jax.training.tasks.vidvae import VidVAETask
+from xgen_jax.typing import Params
 
 BUCKET = {"frames": 5, "height": 16, "width": 16, "batch_size": 2}
 DATA: dict[str, Any] = {
@@ -53,6 +63,47 @@ VDIT: dict[str, Any] = {
     "sample_steps": 2,
 }
 
+# The smallest network whose latents have the shape of the paper's embedder, 4x8x8.
+VIDVAE_4X8X8 = VidVAEConfig(
+    channels=(4,),
+    space_reduction=(False,),
+    time_reduction=(False,),
+    latent_channels=4,
+    blocks=1,
+    stem=(4, 8, 8),
+    mid_attention=False,
+    kernels=((1, 1, 1), (1, 1, 1)),
+    norm="rms",
+)
+# Chunks of five frames, 4x4 pixels a cell.
+REGEN_MODEL = REGENConfig(
+    encoder=VidVAEConfig(
+        channels=(8, 8),
+        space_reduction=(False, False),
+        time_reduction=(True, False),
+        latent_channels=4,
+        blocks=1,
+        stem=(2, 4, 4),
+        mid_attention=False,
+        kernels=((1, 3, 3), (3, 1, 1)),
+        norm="rms",
+    ),
+    width=16,
+    depth=2,
+    heads=2,
+    siren_hidden=8,
+    siren_depth=2,
+    siren_features=6,
+    remat="none",
+)
+STATISTICS = {"mean": [-0.1, 0.0, 0.1, 0.2], "std": [0.5, 1.0, 1.5, 2.0]}
+
+
+def tiny_vidvae(**changes: Any) -> VidVAEConfig:
+    """The configuration of a VidVAE of 4x4x4 with one level, with other fields as given."""
+    config = dataclasses.replace(VIDVAE_4X8X8, channels=(8,), stem=(4, 4, 4))
+    return dataclasses.replace(config, **{"kernels": ((1, 3, 3), (3, 1, 1)), **changes})
+
 
 def tiny_run(values: dict[str, Any], **changes: Any) -> Run:
     """Build the configuration of a tiny run, e.g. `tiny_run(VIDVAE, loop={"steps": 4})`.
@@ -90,3 +141,56 @@ def vidvae_task(model: VidVAE, loss_config: VidVAELossConfig, **fields: Any) -> 
     """Make a VidVAE's task around a model; `fields` are others of `EmbedderTask`."""
     embedder = VidVAEEmbedder(model=model)
     return VidVAETask(embedder=embedder, loss_config=loss_config, **fields)
+
+
+def random_regen_params(config: REGENConfig = REGEN_MODEL, seed: int = 0) -> Params:
+    """Make all parameters random: some of an untrained network are zero."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: 0.3 * rng.standard_normal(leaf.shape).astype(leaf.dtype),
+        abstract_variables(config),
+    )
+
+
+def regen_embedder(
+    config: REGENConfig = REGEN_MODEL, **changes: Any
+) -> tuple[REGENEmbedder, Params]:
+    """Make a REGEN embedder with random parameters and statistics that are not trivial."""
+    settings = {"windows": "shifted"} | changes
+    embedder = REGENEmbedder(
+        model=REGEN(config), process=RectifiedFlow(prediction="x0"), **settings
+    )
+    return embedder, embedder.bundle(
+        random_regen_params(config), *map(np.array, STATISTICS.values())
+    )
+
+
+def write_regen_run(
+    path: pathlib.Path,
+    seed: int = 0,
+    config: REGENConfig = REGEN_MODEL,
+    statistics: bool = True,
+) -> pathlib.Path:
+    """Write the folder of a finished run with random parameters."""
+    folder = RunFolder(path)
+    folder.create_or_resume(
+        run_config(
+            {
+                "objective": "regen",
+                "model": dataclasses.asdict(config),
+                "loss": {"windows": "shifted"},
+                "data": {
+                    "source": {"kind": "synthetic"},
+                    "buckets": [{"frames": 10, "height": 16, "width": 16, "batch_size": 2}],
+                },
+                "optimizer": {"learning_rate": 1e-3},
+                "loop": {"steps": 1, "compute_dtype": "float32"},
+            }
+        )
+    )
+    checkpoints = folder.checkpoints()
+    checkpoints.save(1, {"ema": {"regen": random_regen_params(config, seed)}}, {"fingerprints": {}})
+    checkpoints.wait()
+    if statistics:
+        folder.write_json(LATENT_STATISTICS, STATISTICS)
+    return folder.path

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 from image_files import png
-from tiny_embedder import TINY
 
 from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 from xgen_jax.config.runs import VidVAEWeights
@@ -21,6 +20,7 @@ from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.runs.folder import RunFolder
+from xgen_jax.testing import VIDVAE_4X8X8
 
 TABLE = {"small": ((5, 1.0, 2), (9, 1.0, 1)), "large": ((5, 1.0, 1),)}
 
@@ -42,8 +42,10 @@ def folders(tmp_path_factory):
     """(an embedder with random weights, a folder of videos)."""
     root = tmp_path_factory.mktemp("stage")
     folder = RunFolder(root / "embedder")
-    folder.create_or_resume(VidVAEWeights(model=TINY, kind="test", source="random"))
-    params = jax.jit(VidVAE(TINY).init)(jax.random.key(0), np.zeros((1, 5, 16, 16, 3), np.float32))
+    folder.create_or_resume(VidVAEWeights(model=VIDVAE_4X8X8, kind="test", source="random"))
+    params = jax.jit(VidVAE(VIDVAE_4X8X8).init)(
+        jax.random.key(0), np.zeros((1, 5, 16, 16, 3), np.float32)
+    )
     checkpoints = folder.checkpoints()
     checkpoints.save(0, {"ema": {"vidvae": params}}, {"fingerprints": {}})
     checkpoints.wait()
@@ -81,7 +83,11 @@ def test_each_video_is_encoded_in_the_bucket_that_it_fits(stage, folders, tmp_pa
     seen = set()
     for step in range(12):
         bucket, batch = pipeline.bucket(step), pipeline.batch(step)
-        assert batch["latents"].shape == (bucket.batch_size, *TINY.latent_shape(bucket.shape), 4)
+        assert batch["latents"].shape == (
+            bucket.batch_size,
+            *VIDVAE_4X8X8.latent_shape(bucket.shape),
+            4,
+        )
         np.testing.assert_array_equal(batch["micro_cond"][:, 4], 8.0)
         seen |= {(bucket.name, index) for index in batch["index"].tolist()}
     assert seen == {("5x16x16", 0), ("5x16x16", 3), ("9x16x16", 1), ("5x32x32", 2)}

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from tiny_regen import TINY, tiny_embedder, write_run
 
 import xgen_jax
 from xgen_jax.commands.encode import EncodeRequest, encode_dataset
@@ -20,7 +19,7 @@ from xgen_jax.inference.sampling import BatchRow
 from xgen_jax.inference.streaming import decode, encode
 from xgen_jax.models.vdit import abstract_variables
 from xgen_jax.runs.load import load_embedder
-from xgen_jax.testing import VDIT
+from xgen_jax.testing import REGEN_MODEL, VDIT, regen_embedder, write_regen_run
 
 PROMPTS = ["a red circle moving left", "a blue square moving up"]
 BUCKETS = [{"frames": 10, "height": 16, "width": 16, "batch_size": 2}]
@@ -41,7 +40,7 @@ pytestmark = pytest.mark.slow  # an embedder and a transformer are trained
 def root(tmp_path_factory):
     """A folder with regen/, its latents/, and vdit/, trained on those."""
     root = tmp_path_factory.mktemp("regen")
-    write_run(root / "regen")
+    write_regen_run(root / "regen")
     arguments = {"data": "synthetic", "count": 4, "buckets": "10x16x16,1x16x16", "batch_size": 2}
     folders = {"embedder": str(root / "regen"), "out": str(root / "latents")}
     result = encode_dataset(EncodeRequest(**folders, **arguments))
@@ -77,10 +76,10 @@ def test_latents_on_disk_are_what_the_embedder_gives(root):
 
 def test_latents_of_another_ratio_are_refused(root, tmp_path):
     slower = dataclasses.replace(
-        TINY, encoder=dataclasses.replace(TINY.encoder, time_reduction=(False, False))
+        REGEN_MODEL, encoder=dataclasses.replace(REGEN_MODEL.encoder, time_reduction=(False, False))
     )
     (tmp_path / "runs").mkdir()
-    write_run(tmp_path / "runs" / "regen", config=slower)  # chunks of three frames
+    write_regen_run(tmp_path / "runs" / "regen", config=slower)  # chunks of three frames
     (tmp_path / "runs" / "latents").symlink_to(root / "latents")
     with pytest.raises(
         UserError, match=r"of another ratio \(10x16x16 has latents 4x4x4, not 7x4x4\): encode"
@@ -129,7 +128,7 @@ def test_a_condition_image_is_the_first_content_latent(model):
 
 
 def test_a_condition_video_is_cut_to_whole_chunks(model):
-    embedder = tiny_embedder()[0]
+    embedder = regen_embedder()[0]
     whole = plan_of(model, frames=20, segment_frames=20)
     for frames, overlap, taken in ((8, 2, 5), (8, 4, 5), (4, 2, 1), (1, 2, 1)):
         plan = dataclasses.replace(whole, overlap=overlap)
@@ -139,7 +138,7 @@ def test_a_condition_video_is_cut_to_whole_chunks(model):
 
 
 def test_plans_count_whole_chunks(root):
-    embedder, config = tiny_embedder()[0], vdit(root)
+    embedder, config = regen_embedder()[0], vdit(root)
 
     def plan(**request):
         return plan_video(config, embedder, VideoRequest(**request))

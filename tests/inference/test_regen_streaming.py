@@ -5,11 +5,11 @@ import logging
 import jax
 import numpy as np
 import pytest
-from tiny_regen import tiny_embedder
 
 from xgen_jax.errors import UserError
 from xgen_jax.inference.chunks import chunk_bytes, plan_chunks
 from xgen_jax.inference.streaming import decode, decode_stream, encode, encode_stream
+from xgen_jax.testing import regen_embedder
 
 KEY = jax.random.key(7)
 
@@ -17,7 +17,7 @@ KEY = jax.random.key(7)
 @pytest.fixture(scope="module")
 def built():
     """(embedder, params, clip of three chunks and an image, its latents, its frames)."""
-    embedder, params = tiny_embedder()
+    embedder, params = regen_embedder()
     video = np.random.default_rng(0).uniform(-1, 1, (1, 16, 8, 8, 3)).astype(np.float32)
     latents = np.asarray(jax.jit(embedder.encode)(params, video))
     return (

@@ -6,7 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_regen import TINY, tiny_embedder, write_run
 
 from xgen_jax import evaluate
 from xgen_jax.commands.reconstruct import ReconstructRequest, reconstruct_file
@@ -19,6 +18,7 @@ from xgen_jax.inference.streaming import decode
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS
+from xgen_jax.testing import REGEN_MODEL, regen_embedder, write_regen_run
 
 
 def test_moments_go_from_the_first_frame_to_the_last():
@@ -35,7 +35,7 @@ def test_moments_go_from_the_first_frame_to_the_last():
 @pytest.fixture(scope="module")
 def built():
     """(embedder, params, latents of two chunks and an image, the frames as decoding has them)."""
-    embedder, params = tiny_embedder()
+    embedder, params = regen_embedder()
     latents = np.random.default_rng(0).standard_normal((1, 5, 2, 2, 4)).astype(np.float32)
     return embedder, params, latents, decode(embedder, params, latents, key=jax.random.key(3))
 
@@ -54,8 +54,8 @@ def test_the_clips_own_frames_stay_what_they_are(built, speed, every, between):
 
 
 def test_latents_that_are_tokens_are_drawn_at_any_time_too():
-    embedder, params = tiny_embedder(
-        dataclasses.replace(TINY, conditioning="in_context"), windows="chunk"
+    embedder, params = regen_embedder(
+        dataclasses.replace(REGEN_MODEL, conditioning="in_context"), windows="chunk"
     )
     latents = np.random.default_rng(0).standard_normal((1, 5, 2, 2, 4)).astype(np.float32)
     slow = decode_at_speed(embedder, params, latents, 0.5)
@@ -102,7 +102,7 @@ def test_a_budget_in_which_no_window_fits_is_refused(built):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("regen") / "run")
+    return write_regen_run(tmp_path_factory.mktemp("regen") / "run")
 
 
 @pytest.mark.slow

@@ -7,24 +7,14 @@ Both embedders count frames and latents alike, and REGEN's draws each clip by it
 import jax
 import numpy as np
 import pytest
-from tiny_regen import tiny_embedder
 
 from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder, VidVAEEmbedder
 from xgen_jax.models.regen_config import PRESETS as REGEN_PRESETS
 from xgen_jax.models.vidvae import VidVAE
-from xgen_jax.models.vidvae_config import VidVAEConfig
+from xgen_jax.testing import regen_embedder, tiny_vidvae
 
-CONFIG = VidVAEConfig(
-    channels=(4,),
-    space_reduction=(False,),
-    time_reduction=(False,),
-    latent_channels=3,
-    blocks=1,
-    stem=(4, 4, 4),
-    mid_attention=False,
-    norm="rms",
-)
+CONFIG = tiny_vidvae(channels=(4,), latent_channels=3, kernels=((3, 3, 3), (3, 3, 3)))
 
 
 def setup():
@@ -59,8 +49,8 @@ def test_decode_undoes_the_normalisation():
 
 EMBEDDERS = {
     "vidvae": VidVAEEmbedder(model=VidVAE(CONFIG)),
-    "regen": tiny_embedder()[0],
-    "regen-16x": tiny_embedder(REGEN_PRESETS["tiny-16x"])[0],
+    "regen": regen_embedder()[0],
+    "regen-16x": regen_embedder(REGEN_PRESETS["tiny-16x"])[0],
 }
 
 
@@ -90,7 +80,7 @@ def test_frames_and_latents_are_counted_alike(name):
 @pytest.fixture(scope="module")
 def regen():
     """(embedder, params, video of two chunks and an image, latents, decode)."""
-    embedder, params = tiny_embedder()
+    embedder, params = regen_embedder()
     video = np.random.default_rng(0).uniform(-1, 1, (2, 11, 8, 8, 3)).astype(np.float32)
     return (
         embedder,
@@ -149,7 +139,7 @@ def test_without_a_key_and_with_one_for_all_each_clip_is_drawn_alike(regen):
 
 
 def test_an_odd_latent_frame_in_the_middle_is_refused():
-    embedder, params = tiny_embedder()
+    embedder, params = regen_embedder()
     with pytest.raises(
         UserError, match="3 latent frames are no whole chunks.* can only be the last of a clip"
     ):
@@ -157,7 +147,7 @@ def test_an_odd_latent_frame_in_the_middle_is_refused():
 
 
 def test_evaluations_are_no_part_of_what_made_the_latents():
-    embedder, params = tiny_embedder()
-    slower, _ = tiny_embedder(steps=4)
+    embedder, params = regen_embedder()
+    slower, _ = regen_embedder(steps=4)
     assert (embedder.settings, slower.settings) == ({"decode_steps": 1}, {"decode_steps": 4})
     assert embedder.fingerprint(params) == slower.fingerprint(params)

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_regen import TINY
 
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, Conditioning, count_parameters, frame_times
 from xgen_jax.models.regen_config import PRESETS
+from xgen_jax.testing import REGEN_MODEL
 
 
 def randomised(params, seed=1):
@@ -25,7 +25,7 @@ def randomised(params, seed=1):
 
 
 @functools.cache
-def build(config=TINY, height=12, width=8):
+def build(config=REGEN_MODEL, height=12, width=8):
     model = REGEN(config)
     video = jax.random.uniform(
         jax.random.key(0), (2, config.chunk_frames, height, width, 3), minval=-1
@@ -66,7 +66,7 @@ def test_the_content_latent_sees_the_first_frame_alone():
     assert jnp.abs(gradient[:, 0]).max() > 0
     assert jnp.abs(gradient[:, 1:]).max() == 0
     gradient = jax.jit(jax.grad(lambda v: jnp.square(encode(model, params, v)[:, 1]).sum()))(video)
-    assert all(jnp.abs(gradient[:, frame]).max() > 0 for frame in range(TINY.chunk_frames))
+    assert all(jnp.abs(gradient[:, frame]).max() > 0 for frame in range(REGEN_MODEL.chunk_frames))
 
 
 def test_an_image_is_the_content_latent_of_a_video_that_begins_with_it():
@@ -86,9 +86,9 @@ def test_an_image_and_a_first_frame_are_expanded_by_one_function():
     z = encode(model, params, video)
     zero = jnp.zeros((2, 1))
     image = expand(model, params, z[:, 1:], zero)
-    first = expand(model, params, z, times(TINY))
+    first = expand(model, params, z, times(REGEN_MODEL))
     np.testing.assert_array_equal(image.added_BFHWD[:, 0], first.added_BFHWD[:, 0])
-    later = expand(model, params, z.at[:, 0].add(1.0), times(TINY))
+    later = expand(model, params, z.at[:, 0].add(1.0), times(REGEN_MODEL))
     assert jnp.abs(later.added_BFHWD[:, 1:] - first.added_BFHWD[:, 1:]).min() > 0
 
 
@@ -97,7 +97,7 @@ def test_nothing_but_the_latents_tells_a_token_its_place():
     moved."""
     model, params, video = build()
     z = encode(model, params, video)
-    conditioning = expand(model, params, z, times(TINY))
+    conditioning = expand(model, params, z, times(REGEN_MODEL))
     x = jax.random.normal(jax.random.key(2), video.shape)
     plain = denoise(model, params, x, 300.0, conditioning)
 
@@ -116,22 +116,24 @@ def test_nothing_but_the_latents_tells_a_token_its_place():
 
 @pytest.mark.slow
 def test_in_context_latents_have_fixed_places():
-    model, params, video = build(dataclasses.replace(TINY, conditioning="in_context"))
+    model, params, video = build(dataclasses.replace(REGEN_MODEL, conditioning="in_context"))
     z = encode(model, params, video)
     x = jax.random.normal(jax.random.key(2), video.shape)
-    plain = predict(model, params, x, z, times(TINY))
-    shifted = predict(model, params, jnp.roll(x, 4, axis=2), jnp.roll(z, 1, axis=2), times(TINY))
+    plain = predict(model, params, x, z, times(REGEN_MODEL))
+    shifted = predict(
+        model, params, jnp.roll(x, 4, axis=2), jnp.roll(z, 1, axis=2), times(REGEN_MODEL)
+    )
     assert jnp.abs(shifted - jnp.roll(plain, 4, axis=2)).max() > 1e-3
 
 
 @pytest.mark.parametrize("conditioning", ["content_aware", "in_context"])
 @pytest.mark.parametrize("height, width", [(4, 4), (20, 24)])
 def test_any_multiple_of_the_patch_can_be_encoded_and_drawn(height, width, conditioning):
-    model, params, _ = build(dataclasses.replace(TINY, conditioning=conditioning))
-    video = jax.random.uniform(jax.random.key(3), (1, TINY.chunk_frames, height, width, 3))
+    model, params, _ = build(dataclasses.replace(REGEN_MODEL, conditioning=conditioning))
+    video = jax.random.uniform(jax.random.key(3), (1, REGEN_MODEL.chunk_frames, height, width, 3))
     z = encode(model, params, video)
-    assert z.shape == (1, *TINY.latent_shape(video.shape[1:4]), 4)
-    prediction = predict(model, params, video, z, times(TINY, 1))
+    assert z.shape == (1, *REGEN_MODEL.latent_shape(video.shape[1:4]), 4)
+    prediction = predict(model, params, video, z, times(REGEN_MODEL, 1))
     assert prediction.shape == video.shape
     assert jnp.isfinite(prediction).all()
 
@@ -141,7 +143,9 @@ def test_a_picture_tiled_is_encoded_and_drawn_tiled():
     """Content-aware attention over copies is attention over one: the size alone changes nothing (no
     edge is near)."""
     config = dataclasses.replace(
-        TINY, encoder=dataclasses.replace(TINY.encoder, kernels=((1, 1, 1), (3, 1, 1))), width=16
+        REGEN_MODEL,
+        encoder=dataclasses.replace(REGEN_MODEL.encoder, kernels=((1, 1, 1), (3, 1, 1))),
+        width=16,
     )
     # The convolutions in and out look aside as well: latents are tiled, not pictures.
     model, params, video = build(config)
@@ -167,10 +171,10 @@ def test_time_is_continuous():
 @pytest.mark.slow
 def test_layers_as_a_scan_are_layers_in_a_loop():
     model, params, video = build()
-    loop = REGEN(dataclasses.replace(TINY, scan_layers=False, remat="full"))
+    loop = REGEN(dataclasses.replace(REGEN_MODEL, scan_layers=False, remat="full"))
     decoder = dict(params["params"]["decoder"])
     stacked = decoder.pop("blocks")
-    for layer in range(TINY.depth):
+    for layer in range(REGEN_MODEL.depth):
         decoder[f"blocks_{layer}"] = jax.tree.map(lambda a, layer=layer: a[layer], stacked)
     loop_params = {"params": {**params["params"], "decoder": decoder}}
     a, b = (
@@ -181,11 +185,11 @@ def test_layers_as_a_scan_are_layers_in_a_loop():
 
 
 def test_lengths_are_whole_chunks_and_a_frame():
-    assert TINY.chunk_frames == 5
+    assert REGEN_MODEL.chunk_frames == 5
     for frames, latents in ((1, 1), (5, 2), (6, 3), (10, 4), (11, 5)):
-        assert TINY.latent_shape((frames, 8, 12)) == (latents, 2, 3)
-        assert TINY.frames(latents) == frames
-    assert [TINY.padded_frames(n) for n in (1, 2, 5, 6, 7, 10, 11, 12)] == [
+        assert REGEN_MODEL.latent_shape((frames, 8, 12)) == (latents, 2, 3)
+        assert REGEN_MODEL.frames(latents) == frames
+    assert [REGEN_MODEL.padded_frames(n) for n in (1, 2, 5, 6, 7, 10, 11, 12)] == [
         1,
         5,
         5,
@@ -196,9 +200,9 @@ def test_lengths_are_whole_chunks_and_a_frame():
         15,
     ]
     with pytest.raises(UserError, match=r"8 frames .* 5n and 5n \+ 1; the nearest are 6, 10"):
-        TINY.latent_shape((8, 8, 8))
+        REGEN_MODEL.latent_shape((8, 8, 8))
     with pytest.raises(UserError, match="height 10 is not a multiple of 4"):
-        TINY.latent_shape((5, 10, 8))
+        REGEN_MODEL.latent_shape((5, 10, 8))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -228,17 +232,17 @@ def test_the_papers_decoder_has_the_papers_size():
         (
             {
                 "encoder": dataclasses.replace(
-                    TINY.encoder, stem=(1, 4, 4), time_reduction=(False, False)
+                    REGEN_MODEL.encoder, stem=(1, 4, 4), time_reduction=(False, False)
                 )
             },
             "reduce time",
         ),
         (
-            {"encoder": dataclasses.replace(TINY.encoder, norm="group")},
+            {"encoder": dataclasses.replace(REGEN_MODEL.encoder, norm="group")},
             "must see only the first frame",
         ),
     ],
 )
 def test_what_cannot_be_built_is_refused(change, message):
     with pytest.raises(UserError, match=message):
-        dataclasses.replace(TINY, **change)
+        dataclasses.replace(REGEN_MODEL, **change)

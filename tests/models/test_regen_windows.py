@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_regen import TINY, random_params
 
 from xgen_jax.inference.resample_time import moments
 from xgen_jax.models.regen import REGEN, frame_times
@@ -23,23 +22,24 @@ from xgen_jax.models.regen_windows import (
     plan_windows,
     shifted_starts,
 )
+from xgen_jax.testing import REGEN_MODEL, random_regen_params
 
-LENGTH, HELD, BEYOND = TINY.chunk_frames, 2, 1
+LENGTH, HELD, BEYOND = REGEN_MODEL.chunk_frames, 2, 1
 
 
 def test_across_a_border_frames_are_conditioned_on_both_chunks():
-    times_2F, mix_F = border_times(TINY, [3, 4, 5, 6, 7])
-    np.testing.assert_allclose(times_2F[0] * TINY.ratio, [3, 4, 5, 6, 7], atol=1e-6)
+    times_2F, mix_F = border_times(REGEN_MODEL, [3, 4, 5, 6, 7])
+    np.testing.assert_allclose(times_2F[0] * REGEN_MODEL.ratio, [3, 4, 5, 6, 7], atol=1e-6)
     # A chunk's first frame is at 0, but not exactly: its content latent would take no part there.
-    np.testing.assert_allclose(times_2F[1] * TINY.ratio, [-2, -1, 0, 1, 2], atol=1e-3)
+    np.testing.assert_allclose(times_2F[1] * REGEN_MODEL.ratio, [-2, -1, 0, 1, 2], atol=1e-3)
     assert (times_2F[1] != 0).all()
     np.testing.assert_allclose(mix_F, [0.125, 0.375, 0.625, 0.875, 1.0], atol=1e-6)
-    assert look_ahead(TINY, "shifted") == HELD + BEYOND == LENGTH // 2 + 1
+    assert look_ahead(REGEN_MODEL, "shifted") == HELD + BEYOND == LENGTH // 2 + 1
 
 
 @pytest.mark.parametrize("ratio, wanted", [(4, [0.25, 0.75]), (16, [0.125, 0.375, 0.625, 0.875])])
 def test_where_windows_meet_one_fades_into_the_other(ratio, wanted):
-    config = dataclasses.replace(TINY, encoder=PRESETS[f"tiny-{ratio}x"].encoder)
+    config = dataclasses.replace(REGEN_MODEL, encoder=PRESETS[f"tiny-{ratio}x"].encoder)
     beyond = len(wanted) // 2
     start, length = middle(config), config.chunk_frames
     begins = np.arange(start - beyond - 1, start + beyond + 1)
@@ -59,7 +59,7 @@ def test_where_windows_meet_one_fades_into_the_other(ratio, wanted):
 @pytest.mark.parametrize("speed", [1.0, 0.5, 0.4, 0.75, 0.1])
 def test_windows_sample_each_position_once(frames, speed, windows, between):
     positions, total, seen = moments(frames, speed), collections.Counter(), collections.Counter()
-    for window in plan_windows(TINY, frames, windows, positions, between):
+    for window in plan_windows(REGEN_MODEL, frames, windows, positions, between):
         (chunks, after), times, mix = window.chunks_2F, window.times_2F, window.mix_F
         at = positions[window.frames_F]
         # A window looks as training saw it: no moments closer than a frame, and not more than a
@@ -101,9 +101,9 @@ def test_training_windows_begin_within_half_a_chunk_of_their_chunk_and_in_the_cl
 
 
 def test_training_conditions_frames_across_borders_as_decoding_does():
-    model, params = REGEN(TINY), random_params()
+    model, params = REGEN(REGEN_MODEL), random_regen_params()
     z = jax.random.normal(jax.random.key(1), (2, 3, 2, 3, 2, 4))
-    own_times = jnp.broadcast_to(frame_times(TINY, LENGTH)[None], (6, LENGTH))
+    own_times = jnp.broadcast_to(frame_times(REGEN_MODEL, LENGTH)[None], (6, LENGTH))
     own = model.apply(params, z.reshape(6, 2, 3, 2, 4), own_times, method="expand").added_BFHWD
     across = np.asarray(condition_shifted(model, params, z, own))
     decoded = np.asarray(condition_borders(model, params, z)).reshape(2, 10, 3, 2, -1)

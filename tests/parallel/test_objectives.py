@@ -24,25 +24,14 @@ from xgen_jax.models.text import ByteConditioner, ByteTextConfig, ByteTextEncode
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae import VidVAE
-from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.nn.conv3d import convolve
 from xgen_jax.parallel import sharding
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
-from xgen_jax.testing import regen_task, vidvae_task
+from xgen_jax.testing import regen_task, tiny_vidvae, vidvae_task
 from xgen_jax.training.state import sample_keys
 from xgen_jax.training.tasks.vdit import VDiTTask
 
-VIDVAE = VidVAEConfig(
-    channels=(64,),
-    space_reduction=(False,),
-    time_reduction=(False,),
-    latent_channels=4,
-    blocks=1,
-    stem=(4, 4, 4),
-    mid_attention=False,
-    kernels=((1, 3, 3), (3, 3, 3)),
-    norm="rms",
-)
+VIDVAE = tiny_vidvae(channels=(64,), kernels=((1, 3, 3), (3, 3, 3)))
 STEP = 2
 
 

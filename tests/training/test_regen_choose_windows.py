@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_regen import TINY, random_params
 
 from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, Conditioning
 from xgen_jax.models.regen_config import PRESETS
-from xgen_jax.testing import regen_task
+from xgen_jax.testing import REGEN_MODEL, random_regen_params, regen_task
 from xgen_jax.training.tasks.regen import choose_windows
 
 CHUNKS, FRAMES, ACROSS = 3, 5, 1000
@@ -84,7 +83,7 @@ def test_tokens_of_two_chunks_are_refused():
 def test_windows_are_shifted_in_the_loss():
     """Two chunks and an image: the loss is finite, and differs from that of the chunks alone."""
     objective = regen_task(
-        model=REGEN(TINY), loss_config=REGENLossConfig(windows="shifted", motion=1.0)
+        model=REGEN(REGEN_MODEL), loss_config=REGENLossConfig(windows="shifted", motion=1.0)
     )
     video = np.random.default_rng(0).integers(0, 256, (2, 2 * FRAMES + 1, 8, 8, 3), np.uint8)
     step_keys = jax.random.split(jax.random.key(3), 2)
@@ -92,11 +91,15 @@ def test_windows_are_shifted_in_the_loss():
     def loss(params):
         return objective.loss({"regen": params}, {"video": video}, step_keys, jnp.int32(0))
 
-    (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(random_params())
+    (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        random_regen_params()
+    )
     assert np.isfinite(value) and np.isfinite(metrics["motion"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-    plain = regen_task(model=REGEN(TINY), loss_config=REGENLossConfig(windows="chunk", motion=1.0))
+    plain = regen_task(
+        model=REGEN(REGEN_MODEL), loss_config=REGENLossConfig(windows="chunk", motion=1.0)
+    )
     alone, _ = jax.jit(plain.loss)(
-        {"regen": random_params()}, {"video": video}, step_keys, jnp.int32(0)
+        {"regen": random_regen_params()}, {"video": video}, step_keys, jnp.int32(0)
     )
     assert value != alone

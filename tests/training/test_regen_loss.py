@@ -15,23 +15,12 @@ from xgen_jax.diffusion.process import convert
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, frame_times
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.models.vidvae_config import VidVAEConfig
-from xgen_jax.testing import regen_task
+from xgen_jax.testing import regen_task, tiny_vidvae
 from xgen_jax.training.state import TrainState, make_update, sample_keys
 from xgen_jax.training.tasks import regen
 
 MODEL = REGENConfig(
-    encoder=VidVAEConfig(
-        channels=(8,),
-        space_reduction=(False,),
-        time_reduction=(False,),
-        latent_channels=3,
-        blocks=1,
-        stem=(4, 4, 4),
-        mid_attention=False,
-        kernels=((1, 1, 1), (1, 1, 1)),
-        norm="rms",
-    ),
+    encoder=tiny_vidvae(latent_channels=3, kernels=((1, 1, 1), (1, 1, 1))),
     width=16,
     depth=1,
     heads=2,

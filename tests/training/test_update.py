@@ -15,24 +15,14 @@ from xgen_jax.models.text import ByteConditioner, ByteTextConfig, ByteTextEncode
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae import VidVAE
-from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel import sharding
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
+from xgen_jax.testing import tiny_vidvae
 from xgen_jax.training.optimizer import make_optimizer, make_schedule, muon_dimensions
 from xgen_jax.training.state import init_state, make_update, sample_keys
 from xgen_jax.training.tasks.vdit import VDiTTask
 
-VIDVAE = VidVAEConfig(
-    channels=(8,),
-    space_reduction=(False,),
-    time_reduction=(False,),
-    latent_channels=4,
-    blocks=1,
-    stem=(4, 4, 4),
-    mid_attention=False,
-    kernels=((1, 3, 3), (3, 1, 1)),
-    norm="rms",
-)
+VIDVAE = tiny_vidvae()
 SEED = 3
 
 

@@ -17,8 +17,7 @@ from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.errors import UserError
 from xgen_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from xgen_jax.models.vidvae import VidVAE
-from xgen_jax.models.vidvae_config import VidVAEConfig
-from xgen_jax.testing import vidvae_task
+from xgen_jax.testing import tiny_vidvae, vidvae_task
 from xgen_jax.training.optimizer import optimize_apart
 from xgen_jax.training.state import TrainState, init_state, make_update, sample_keys
 from xgen_jax.training.tasks.adversarial import (
@@ -29,18 +28,11 @@ from xgen_jax.training.tasks.adversarial import (
     r1_penalty,
 )
 
-MODEL = VidVAEConfig(
+MODEL = tiny_vidvae(
     # At four the RMS of a pixel's few channels comes so near zero that rounding shows in the
     # fourth place.
-    channels=(8,),
-    space_reduction=(False,),
-    time_reduction=(False,),
     latent_channels=2,
-    blocks=1,
-    stem=(4, 4, 4),
-    mid_attention=False,
     kernels=((1, 1, 1), (1, 1, 1)),
-    norm="rms",
 )
 ADVERSARIAL = AdversarialConfig(
     weight=0.5,
