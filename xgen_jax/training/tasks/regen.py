@@ -198,7 +198,7 @@ class REGENTask(EmbedderTask):
             metrics["motion"] = jnp.square(change).sum() / max(1, change.size)  # an image has none
             metrics["loss"] += c.motion * metrics["motion"]
         if c.lpips:
-            # Far from data (eps at t = 1) a prediction is no picture: only what is within range is
+            # Far from data (eps at t = 1) x0 may be out of range: only values in range are
             # compared.
             pictures = (x.reshape(-1, *x.shape[2:]) for x in (jnp.clip(predicted, -1.0, 1.0), x0))
             metrics["lpips"] = self.lpips.apply(frozen, *pictures).astype(jnp.float32).mean()
