@@ -34,6 +34,7 @@ CORE = [
 TEST = [
     "pytest>=9,<10",
     "pytest-xdist>=3.8,<4",
+    "pytest-cov>=6,<8",  # launch/test.sh --cov
     "jupytext>=1.17,<2",
     "nbclient>=0.10,<0.12",
     "ipykernel>=7,<8",

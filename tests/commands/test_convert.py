@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_folder_describes_itself(folder):
-    # The same again is no error, and no other folder.
+    # The same again is accepted, and changes nothing.
     summary = convert(kind="sd-vae", source=str(folder / "sd.safetensors"), out=str(folder / "vae"))
     assert (summary["time_factor"], summary["space_factor"], summary["streams"]) == (4, 8, True)
     config = json.loads((folder / "vae" / "config.json").read_text())
@@ -66,7 +66,7 @@ def test_it_reconstructs_a_video_file(folder):
     assert result["shape"] == [7, 20, 28, 3]
     both, _ = read_video(folder / "both.mp4")
     assert both.shape == (7, 20, 58, 3)
-    # What the file shows is what the model gives.
+    # The file shows the model's result.
     video, _ = read_video(folder / "clip.mp4")
     assert xgen_jax.load(folder / "vae")(video).shape == video.shape
 
@@ -112,7 +112,7 @@ def test_arguments_that_cannot_be_right_are_refused(folder, changes, message):
 
 
 def test_converted_weights_are_not_trained_but_started_from(folder, tmp_path):
-    with pytest.raises(UserError, match="converted weights are no run.*init_from=FOLDER"):
+    with pytest.raises(UserError, match="converted weights are not a run.*init_from=FOLDER"):
         train(RunFolder(folder / "vae").config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -312,7 +312,7 @@ def test_statistics_are_measured_where_there_are_none(copied, tmp_path, capsys):
     latents = np.stack([source.read(index, None, *SHAPE)["latents"] for index in range(20)])
     np.testing.assert_allclose(latents.mean((0, 1, 2, 3)), np.zeros(4), atol=1e-4)
     np.testing.assert_allclose(latents.std((0, 1, 2, 3)), np.ones(4), atol=1e-4)
-    # What is there is used, not measured again.
+    # Existing statistics are used, not measured again.
     before = statistics.read_bytes()
     synthetic(copied, tmp_path / "more", count=3)
     assert statistics.read_bytes() == before

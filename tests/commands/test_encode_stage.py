@@ -116,7 +116,7 @@ def test_a_folder_of_videos_and_images_breaks_off_and_ends_with_the_same_bytes(
     }
     arguments |= {"require_captions": False, "batch_size": 2, "shard_size": 2, "clips_per_video": 2}
     summary = encode(**arguments, out=str(tmp_path / "straight"))
-    # Of 0 a a2 b c c2 d e f g: g is too small for all, and e too short.
+    # The files are 0 a a2 b c c2 d e f g: g is too small for all buckets, and e too short.
     assert (
         summary["buckets"] == {"1x16x16": 4, "5x16x16": 8, "1x32x32": 2}
         and summary["left_out"] == 2

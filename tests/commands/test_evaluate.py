@@ -60,7 +60,7 @@ def test_reconstruction_suite_on_synthetic_and_real_clips(tiny_runs, tmp_path):
     result = evaluate("reconstruction", embedder=embedder, out=str(tmp_path), count=3)
     written = json.loads((tmp_path / "reconstruction" / "reconstruction.json").read_text())
     (entry,) = written["shapes"]
-    # What it was trained on.
+    # The shape that it was trained on.
     assert entry["shape"] == "5x16x16" and list(result["shapes"]) == ["5x16x16"]
     assert result["shapes"]["5x16x16"]["clips"] == entry["clips"] == 3
     assert result["shapes"]["5x16x16"]["psnr_db"] == pytest.approx(

@@ -7,7 +7,7 @@ from image_files import exif, jpeg, png, webp
 from xgen_jax.data.images import IMAGE_FPS, probe_image, read_image
 from xgen_jax.errors import UserError
 
-# What a stored pixel (row, column) of an upright (H, W) image would be under each EXIF orientation.
+# Source of a stored pixel (row, column) of an upright (H, W) image under each EXIF orientation.
 STORE = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],

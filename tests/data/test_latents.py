@@ -122,7 +122,7 @@ def test_a_run_that_broke_off_ends_with_the_same_bytes(tmp_path, break_after):
     assert not list((tmp_path / "broken").rglob("*.tmp*"))
     with pytest.raises(UserError, match="encoding has not ended"):
         LatentSource(tmp_path / "broken")
-    # What a process that was killed leaves: a half-written shard under its temporary name.
+    # A killed process leaves a half-written shard under its temporary name.
     (tmp_path / "broken" / "5x8x8").mkdir(exist_ok=True)
     stale = tmp_path / "broken" / "5x8x8" / ".shard-00002-of-00003.0123abcd.tmp.arrayrecord"
     if break_after <= 8:
@@ -180,7 +180,7 @@ def test_a_bucket_has_but_its_own_clips(tmp_path):
     for bucket in members:
         for marker in (tmp_path / "straight" / bucket).glob("*.json"):
             assert set(json.loads(marker.read_text())["left_out"]) <= {"3", "10"}, (
-                "what is elsewhere is no problem"
+                "files elsewhere do not matter"
             )
     source = LatentSource(tmp_path / "straight")
     five, one = (Bucket(frames=frames, height=8, width=8, batch_size=1) for frames in (5, 1))

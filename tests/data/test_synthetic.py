@@ -219,13 +219,13 @@ def test_bounds_and_mistakes():
         SyntheticSource(style="sketch")
     with pytest.raises(UserError, match="num_clips must be 1 or more"):
         SyntheticSource(num_clips=0)
-    with pytest.raises(UserError, match="unknown color 'mauve'; valid are red"):
+    with pytest.raises(UserError, match="color='mauve' is not known; choose one of red"):
         sample_scene(np.random.default_rng(0), {"color": "mauve"})
-    with pytest.raises(UserError, match="unknown attribute 'mood'"):
+    with pytest.raises(UserError, match="attribute='mood' is not known"):
         sample_scene(np.random.default_rng(0), {"mood": "red"})
     with pytest.raises(UserError, match="at least 1"):
         render(sample_scene(np.random.default_rng(0)), 0, 8, 8)
-    with pytest.raises(UserError, match="unknown size"):
+    with pytest.raises(UserError, match="size='.*' is not known"):
         Scene(
             shape="circle",
             color="red",

@@ -137,7 +137,7 @@ def test_mistakes():
     video = render(sample_scene(np.random.default_rng(0)), 2, 8, 8)
     with pytest.raises(UserError, match="uint8"):
         read_attributes(video.astype(np.float32))
-    with pytest.raises(UserError, match="unknown color 'mauve'"):
+    with pytest.raises(UserError, match="color='mauve' is not known"):
         verdict(video, {"color": "mauve"})
     with pytest.raises(UserError, match="no attribute is wanted"):
         verdict(video, {})

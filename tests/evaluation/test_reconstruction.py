@@ -128,7 +128,7 @@ def test_sharpness_detects_blur():
     blurred = box_blur(video)
     again = box_blur(blurred)
     once, twice = (reconstruction.sharpness_frames(video, x) for x in (blurred, again))
-    # Of white noise, neighbouring 3x3 means overlap by 6 of 9 pixels: they differ by sqrt(6)/9 of a
+    # In white noise, neighbouring 3x3 means overlap by 6 of 9 pixels: they differ by sqrt(6)/9 of a
     # deviation, not sqrt(2).
     np.testing.assert_allclose(once, np.sqrt(6) / 9 / np.sqrt(2), atol=0.02)
     assert (twice < 0.7 * once).all()

@@ -49,7 +49,7 @@ def test_the_clips_own_frames_stay_what_they_are(built, speed, every, between):
     slow = decode_at_speed(embedder, params, latents, speed, key=jax.random.key(3), between=between)
     assert slow.shape[1] == every * 10 + 1
     np.testing.assert_allclose(slow[:, ::every], plain, atol=2e-5)
-    # Noise is a moment's own: what lies between is no copy of its neighbours.
+    # Every moment has its own noise: those in between are not copies of their neighbours.
     assert all(np.abs(slow[:, i] - slow[:, i + 1]).max() > 1e-2 for i in range(10 * every))
 
 

@@ -97,7 +97,7 @@ def test_the_samplers_offered_are_those_that_there_are():
     assert "|".join(sorted(SOLVERS)) in done.stderr.replace("\n", "").replace(" ", "")
 
 
-def test_train_and_sample_speak_json(tiny_runs, tmp_path):
+def test_train_and_sample_print_json(tiny_runs, tmp_path):
     config = tmp_path / "config.py"
     values = json.loads((tiny_runs / "vidvae" / "config.json").read_text())
     config.write_text(
@@ -142,7 +142,7 @@ def test_train_and_sample_speak_json(tiny_runs, tmp_path):
     assert out.stat().st_size > 0
 
 
-def test_encode_speaks_json_and_goes_on_after_an_interrupt(tiny_runs, tmp_path):
+def test_encode_prints_json_and_continues_after_an_interrupt(tiny_runs, tmp_path):
     arguments = [
         f"--embedder={tiny_runs / 'vidvae'}",
         "--data=synthetic",
@@ -165,7 +165,7 @@ def test_encode_speaks_json_and_goes_on_after_an_interrupt(tiny_runs, tmp_path):
         process.kill()
     assert process.returncode == 130, err
     assert out == ""
-    assert "the same command goes on" in err and "Traceback" not in err
+    assert "the same command continues" in err and "Traceback" not in err
     assert not list(tmp_path.rglob("*.tmp*")) and not (tmp_path / "out" / "manifest.json").exists()
     done = call("encode", *arguments)
     assert done.returncode == 0, done.stderr

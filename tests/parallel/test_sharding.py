@@ -91,7 +91,7 @@ def test_scanned_kernels_keep_their_layer_dim_whole():
     ):
         if "blocks/" in path_name(path) and path_name(path).endswith("kernel"):
             kernels[path_name(path)] = (leaf.shape, tuple(sharding.spec))
-    # Of attention in space, time: qkv, proj; text: q, kv, proj; mlp: fc1, fc2.
+    # Attention in space and time has qkv, proj; in text q, kv, proj; the MLP fc1, fc2.
     assert len(kernels) == 9
     for name, (shape, spec) in kernels.items():
         assert shape[0] == 4 and len(shape) == 3

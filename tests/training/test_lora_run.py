@@ -244,7 +244,7 @@ def test_what_cannot_be_right_is_refused_and_leaves_nothing(root, tmp_path, chan
         ({"base": None}, "--kind=lora needs --base=FOLDER"),
         ({"kind": "pixart"}, "no other kind takes it"),
         ({"base": "vidvae"}, "holds a vidvae run; give a transformer: a vdit run"),
-        ({"source": "straight:x"}, "must be FILE or FILE:SCALE, and 'x' is no scale"),
+        ({"source": "straight:x"}, "must be FILE or FILE:SCALE, and 'x' is not a number"),
         ({"source": "nowhere"}, "there is no .*nowhere"),
     ],
 )

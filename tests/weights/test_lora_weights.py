@@ -104,8 +104,8 @@ def test_metadata_that_cannot_be_right_are_refused(adapter, tmp_path, changes, m
 @pytest.mark.parametrize(
     "metadata,message",
     [
-        (None, "is no adapter of xgen_jax"),
-        ({"format": "pt"}, "is no adapter of xgen_jax"),
+        (None, "is not an adapter of xgen_jax"),
+        ({"format": "pt"}, "is not an adapter of xgen_jax"),
         ({"xgen_jax.lora": "{"}, "metadata are damaged"),
         ({"xgen_jax.lora": "[]"}, "metadata are damaged"),
     ],

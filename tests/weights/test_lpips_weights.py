@@ -102,7 +102,7 @@ def test_another_network_is_refused_first(tmp_path):
         tmp_path / "vae.safetensors", {"encoder.conv_in.weight": np.zeros((2, 3, 3, 3))}
     )
     with pytest.raises(
-        UserError, match=r"vae.safetensors holds no VGG16 or AlexNet: among its 1 tensors"
+        UserError, match=r"vae.safetensors holds no VGG16 or AlexNet: none of its 1 tensors"
     ):
         load_lpips(path)
 

@@ -159,7 +159,7 @@ def test_the_null_caption_is_the_stored_one_under_the_prompts_mask(name, norm):
     # Channels that guidance leaves alone are each half's own.
     wanted = ARRAYS[f"out/cfg/{norm}/{name}"][:, 3:]
     assert_golden(rearrange(got, "b t h w c -> b c t h w")[:, 3:], f"cfg/{norm}/{name}", wanted)
-    # Of the guided output, which both halves carry, ours is the condition's half.
+    # Both halves have the guided output; ours is the half of the condition.
     conditional, unconditional = np.split(got[..., :4], 2)
     for channels in (3, None) if frame_mask is None else (3,):
         case = f"cfg/{norm}/{name.replace('3', str(channels), 1)}"
@@ -381,9 +381,14 @@ def without(*parts):
             None,
             r"kind='stdit3' is not known \(did you mean 'stdit2'\?\); choose one of stdit2, pixart",
         ),
-        ("stdit2", PIXART, None, "no STDiT2.*--kind=pixart"),
+        ("stdit2", PIXART, None, "not an STDiT2.*--kind=pixart"),
         ("pixart", TENSORS, None, "a network of videos.*--kind=stdit2"),
-        ("pixart", {"a": np.zeros(1)}, None, r"no pixart: it has no x_embedder.proj.weight \(a\)"),
+        (
+            "pixart",
+            {"a": np.zeros(1)},
+            None,
+            "kind=pixart: it has no x_embedder.proj.weight [(]a[)]",
+        ),
         ("stdit2", TENSORS, {"num_heads": 5}, "width 144, which cannot be that of 5 heads"),
         (
             "stdit2",

@@ -224,7 +224,7 @@ def test_everything_that_does_not_fit_is_listed():
             "sd-vae",
             {"a": np.zeros(1)},
             None,
-            r"no autoencoder of this kind: it has no encoder.down.*\(a\)",
+            r"not an autoencoder of this kind: it has no encoder.down.*\(a\)",
         ),
         ("osp-vae", SD_TENSORS, None, "has diffusers' names.*try --kind=sd-vae"),
         (

@@ -45,12 +45,14 @@ def run(
                 if len(argv) > 1:
                     raise UserError(f"{argv[1]!r} is not a flag; flags are written --name=value")
                 result = main()
-            # OSError: a full disk, or a folder without permission, is no defect of the library.
+            # OSError: a full disk, or a folder without permission, is not a defect of the library.
             except (UserError, OSError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(1)
             except KeyboardInterrupt:
-                print("interrupted; the same command goes on from what is saved", file=sys.stderr)
+                print(
+                    "interrupted; the same command continues from the saved state", file=sys.stderr
+                )
                 sys.exit(130)
             stream.write(json.dumps(result) + "\n")
 

@@ -35,7 +35,7 @@ def train(config: Run, workdir: str | os.PathLike, overwrite: bool = False) -> d
     """
     if not isinstance(config, Run):
         raise UserError(
-            f"converted weights are no run; train a {config.family} run that starts from them, "
+            f"converted weights are not a run; train a {config.family} run that starts from them, "
             "with init_from=FOLDER"
         )
     run = RunFolder(workdir)

@@ -36,7 +36,7 @@ SIDES["1080p"] = 1440
 # The seventeen of Open-Sora 1.1, height to width.
 ASPECTS = ("3:8", "3:7", "12:25", "1:2", "9:17", "20:37", "9:16", "5:8", "2:3", "3:4", "1:1")
 ASPECTS += ("4:3", "3:2", "16:9", "17:9", "2:1", "25:12")
-# Those of most videos; each shape is a program to compile.
+# The aspects of most videos; each shape is a program to compile.
 COMMON_ASPECTS = ("9:16", "1:1", "16:9")
 
 # Lengths of Open-Sora 1.1, for an embedder that takes 1 + 4n frames: 17 for 16, and so on. 128

@@ -72,14 +72,14 @@ class DataConfig:
     """Clips, their buckets, and the threads that prepare batches.
 
     Attributes:
-      source: where clips come from; one class a kind, chosen by `kind` in a dict.
-      seed: of everything random here, 0 or more.
+      source: of the clips; one class a kind, chosen by `kind` in a dict.
+      seed: of all random numbers here, 0 or more.
       buckets: clip shapes and their batches.
-      fit: each clip goes to the one bucket that it fits (see `buckets.fit`); if False, every clip
-        to every bucket, as often as their weights say, enlarged or held where it is too small or
-        too short, but images to those of one frame alone.
+      fit: each clip goes to the one bucket that it fits (see `buckets.fit`). If False, every clip
+        goes to every bucket, in proportion to their weights, and is enlarged if it is too small or
+        repeats its last frame if it is too short; images go to buckets of one frame only.
       num_threads: threads that prepare batches, one batch each; 0 prepares them in the caller.
-      prefetch: batches kept ready, at least as many as threads to keep these busy.
+      prefetch: batches that are prepared in advance; fewer than threads would leave some idle.
     """
 
     source: SyntheticConfig | VideoFolderConfig | LatentsConfig

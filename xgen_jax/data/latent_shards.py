@@ -39,12 +39,12 @@ from xgen_jax.files import (
     write_numbers,
 )
 
-# Of the layout and the records. Version 1 stored all clips in all buckets, and text padded, with
+# Version of layout and records. Version 1 stored all clips in all buckets, and text padded, with
 # its mask.
 VERSION = 2
 READABLE = (1, VERSION)
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-# Of a record; text (n, D), without padding, where captions were embedded.
+# Arrays of a record; text (n, D), without padding, if captions were embedded.
 ARRAYS = ("latents", "text", "text_mask")
 
 

@@ -1,9 +1,9 @@
 """Video files through PyAV: probe, read by presentation time, resize. `video_writer` writes them.
 
 Frames are addressed by presentation time, never by index: counts in containers are unreliable (an
-AVI may announce 444 frames and hold 68), and in files of variable rate an index is no time. Sizes
-are checked before anything is decoded: a 3 MB file can unpack to gigabytes. Only local files of the
-listed containers are opened, so that FFmpeg does not follow a playlist under another name.
+AVI may announce 444 frames and hold 68), and in files of variable rate an index gives no time.
+Sizes are checked before anything is decoded: a 3 MB file can unpack to gigabytes. Only local files
+of the listed containers are opened, so that FFmpeg does not follow a playlist under another name.
 """
 
 import contextlib

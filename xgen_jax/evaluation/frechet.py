@@ -10,7 +10,7 @@ never complex, and is exact without full rank too (fewer clips than features).
 FVD (arXiv 1812.01717) takes the features from an I3D network trained on Kinetics. Without its
 weights there is `random_features`: a small convolutional network of random filters. It detects
 blur, noise and wrong motion, but no objects: its distance is called `frechet_random_features`, can
-only be compared with itself on the same clips, and is no FVD.
+only be compared with itself on the same clips, and is not FVD.
 """
 
 import functools
@@ -108,7 +108,7 @@ def random_features(clips: Iterable[Video]) -> np.ndarray:
       float64 (clips, 64).
 
     Raises:
-      UserError: a clip that is no such video.
+      UserError: another kind of array.
     """
     rows = []
     for clip in clips:

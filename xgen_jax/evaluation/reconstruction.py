@@ -297,7 +297,7 @@ def _filter(maps: np.ndarray, axis: int) -> np.ndarray:
 
     weights = _gaussian()
     total = weights[WINDOW // 2] * shifted(WINDOW // 2)
-    for offset in range(WINDOW // 2):  # the window is symmetric: two taps share a weight
+    for offset in range(WINDOW // 2):  # the window is symmetric: two taps have one weight
         total += weights[offset] * (shifted(offset) + shifted(WINDOW - 1 - offset))
     return total
 

@@ -35,7 +35,7 @@ def with_adapter(params: Params, model: VDiTConfig, adapter: str | os.PathLike) 
         `lora`.
 
     Raises:
-      UserError: a scale that is no number; whatever `weights.lora.read_adapter` refuses.
+      UserError: a scale that is not a number; whatever `weights.lora.read_adapter` refuses.
     """
     file, colon, weight = str(adapter).rpartition(":")
     if not colon or pathlib.Path(adapter).exists():
@@ -46,7 +46,7 @@ def with_adapter(params: Params, model: VDiTConfig, adapter: str | os.PathLike) 
         scale = np.nan
     if not np.isfinite(scale):
         raise UserError(
-            f"the adapter {adapter} must be FILE or FILE:SCALE, and {weight!r} is no scale"
+            f"the adapter {adapter} must be FILE or FILE:SCALE, and {weight!r} is not a number"
         )
     lora, trained = read_adapter(file, params, fingerprint(model, params))
     return merge(params, jax.device_put(trained), scale * lora.scale)

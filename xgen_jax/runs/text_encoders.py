@@ -220,7 +220,7 @@ class T5Captions:
         return self._loaded
 
     def _clean(self, caption: str) -> str:
-        # Of the two only UMT5 knows Chinese characters.
+        # UMT5 knows Chinese characters, T5 does not.
         return clean_prompt(caption, ideographs=self.folder.config.bias_per_block)
 
 
@@ -337,8 +337,8 @@ def load_conditioner(
         there then; if it is, it must be the one that made them.
 
     Raises:
-      UserError: no such T5, embeddings that are not there or of another text encoder, sizes that do
-      not fit.
+      UserError: no such T5, embeddings that are not there or of another text encoder, sizes that
+        do not fit.
     """
     text = config.text
     if isinstance(text, ByteTextConfig):

@@ -1,8 +1,8 @@
 """Metric writers: console, JSON lines and TensorBoard behind one `write`.
 
 A metric is a float with a name that carries its unit (`steps_per_s`, `time_s`, `psnr_db`). `write`
-records a step's metrics for good; `progress` only shows where the run is and is cheap enough to be
-called on every step. Nothing here imports JAX or TensorFlow, so that a writer never waits for a
+records a step's metrics on disk; `progress` only shows the step and is cheap enough to be called on
+every step. Nothing here imports JAX or TensorFlow, so that a writer never waits for a
 device: the caller passes numbers it has already fetched.
 """
 
@@ -349,8 +349,7 @@ def _number(value: Any) -> float:
 def _lines(path: pathlib.Path, text: bytes) -> list[tuple[bytes, dict[str, Any]]]:
     """Return lines with the objects in them, without a torn last line."""
     lines = text.split(b"\n")
-    # What follows the last newline is empty, or a line that was being written when the run was
-    # killed.
+    # After the last newline comes nothing, or a line that a killed run was writing.
     lines.pop()
     parsed = []
     for number, line in enumerate(lines, 1):

@@ -101,7 +101,7 @@ def make_update(
 
     An update whose loss or gradient is not finite is not applied. The gradient is the mean over
     `accumulate` parts of the batch, computed one after another: that of the whole batch for a loss
-    that is a mean over samples, in the memory of a part. A quantity that is no such mean (the
+    that is a mean over samples, in the memory of a part. A quantity that is not a mean (the
     adaptive weight of the adversarial term) is computed for each part.
     """
 

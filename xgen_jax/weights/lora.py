@@ -62,12 +62,12 @@ def read_adapter(path: str | os.PathLike, params: Params, base: str) -> tuple[Lo
       (its configuration, the adapter): exactly the bits that were written.
 
     Raises:
-      UserError: no such file, one that is no adapter, an adapter of another base, tensors that are
-        missing, left over, mis-shaped or not finite, all of them listed.
+      UserError: no such file, one that is not an adapter, an adapter of another base, tensors that
+        are missing, left over, mis-shaped or not finite, all of them listed.
     """
     metadata = read_metadata(path)
     if ENTRY not in metadata:
-        raise UserError(f"{path} is no adapter of xgen_jax: its metadata have no {ENTRY}")
+        raise UserError(f"{path} is not an adapter of xgen_jax: its metadata lack {ENTRY}")
     try:
         about = json.loads(metadata[ENTRY])
         version, made_for = about["version"], about["base"]

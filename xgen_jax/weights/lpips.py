@@ -71,7 +71,7 @@ def assemble_lpips(
     trunk = None if first is None else KERNELS.get(first.shape[-1] if first.ndim else 0)
     if trunk is None:
         raise UserError(
-            f"{origin} holds no VGG16 or AlexNet: among its {len(tensors)} tensors is no "
+            f"{origin} holds no VGG16 or AlexNet: none of its {len(tensors)} tensors is "
             "net.slice1.0.weight (of the lpips package) or features.0.weight (of torchvision) "
             "with a kernel of 3x3 or 11x11"
         )

@@ -157,7 +157,7 @@ def load_vdit(
     )
     if kind == "stdit2" and not any(".attn_temp." in name for name in tensors):
         raise UserError(
-            f"{origin} is no STDiT2: no tensor's name has attn_temp; PixArt-alpha's are "
+            f"{origin} is not an STDiT2: no tensor's name has attn_temp; PixArt-alpha's are "
             f"--kind=pixart"
         )
     if kind == "pixart" and any(".attn_temp." in name for name in tensors):
@@ -310,8 +310,8 @@ def _sizes(
     if len(patch) not in (4, 5):
         some = ", ".join(sorted(tensors)[:3]) or "no tensors"
         raise UserError(
-            f"{origin} is no {kind}: it has no {_names('x_embedder', 'kernel', 1, style)[0]} "
-            f"({some})"
+            f"{origin} is not of --kind={kind}: it has no "
+            f"{_names('x_embedder', 'kernel', 1, style)[0]} ({some})"
         )
     width, channels, side = patch[0], patch[1], patch[-1]
     blocks = (re.match(rf"{BLOCKS[style]}\.(\d+)\.", name) for name in tensors)

@@ -79,7 +79,8 @@ SD_HARMLESS = (
     "latents_std",
     "force_upcast",
 )
-# Of Open-Sora-Plan's CausalVAEModel: training, and the size at which attn_resolutions counts.
+# Keys of Open-Sora-Plan's CausalVAEModel that change nothing: training, and the size to which
+# attn_resolutions refers.
 OSP_HARMLESS = ("dropout", "loss_params", "loss_type", "lr", "resolution")
 OSP_ATTENTION = {"AttnBlock3D": "released", "AttnBlock3DFix": "per_frame"}
 IGNORED = ("loss.", "model_ema.")  # other tensors of Open-Sora-Plan's training
@@ -160,7 +161,7 @@ def _style(tensors: Mapping[str, np.ndarray], origin: str) -> str:
         return "ldm"
     some = ", ".join(sorted(tensors)[:3]) or "no tensors"
     raise UserError(
-        f"{origin} is no autoencoder of this kind: it has no encoder.down.* or "
+        f"{origin} is not an autoencoder of this kind: it has no encoder.down.* or "
         f"encoder.down_blocks.* ({some})"
     )
 

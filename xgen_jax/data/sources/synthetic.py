@@ -91,10 +91,7 @@ _HELD_OUT_WEIGHTS = {"shape": 1, "color": 1, "direction": 1, "size": 4, "backgro
 def check_attributes(attributes: Mapping[str, str]) -> None:
     """Raise UserError for an attribute or a value outside `ATTRIBUTES`."""
     for name, value in attributes.items():
-        if name not in ATTRIBUTES:
-            raise UserError(f"unknown attribute {name!r}; valid are {', '.join(ATTRIBUTES)}")
-        if value not in ATTRIBUTES[name]:
-            raise UserError(f"unknown {name} {value!r}; valid are {', '.join(ATTRIBUTES[name])}")
+        choose(name, value, ATTRIBUTES[choose("attribute", name, ATTRIBUTES)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,11 +207,10 @@ def coverage(
       height, width: of the frame.
     """
     half = np.float32(extent / 2)
-    # (T, W)
+    # Distances to the centre, (T, W) and (T, H).
     x = np.arange(0.5, width, dtype=np.float32) - np.asarray(center_x, np.float32)[:, None]
-    # (T, H)
     y = np.arange(0.5, height, dtype=np.float32) - np.asarray(center_y, np.float32)[:, None]
-    match shape:
+    match choose("shape", shape, ATTRIBUTES["shape"]):
         case "circle":
             radius = np.sqrt((x * x)[:, None, :] + (y * y)[:, :, None])
             return np.clip(half + np.float32(0.5) - radius, 0, 1)
@@ -223,14 +219,13 @@ def coverage(
                 np.clip(half + np.float32(0.5) - np.abs(offset), 0, 1) for offset in (x, y)
             )
             return inside_y[:, :, None] * inside_x[:, None, :]
-        case "triangle":
+        case _:  # triangle
             # Apex up, base as wide as the box is high: the flanks fall two rows for every column.
             below_base = np.clip(half + np.float32(0.5) - y, 0, 1)
             flank = ((y + half) / 2)[:, :, None] - np.abs(x)[:, None, :]
             flank *= np.float32(2 / np.sqrt(5))
             flank += np.float32(0.5)
             return np.clip(flank, 0, 1, out=flank) * below_base[:, :, None]
-    raise UserError(f"unknown shape {shape!r}; valid are {', '.join(ATTRIBUTES['shape'])}")
 
 
 def caption(scene: Scene | Mapping[str, str], phrasing: int = 0) -> str:

@@ -69,7 +69,7 @@ class LoRATask(Task):
         assert params is not None
         differing = differing_keys(*(_networks(each, shared) for each in (other, config)))
         refuse_differences(
-            differing, f"{where} is no base for this run", "give the base's own model and text"
+            differing, f"{where} does not fit this run", "give the base's own model and text"
         )
         if config.text.trained and "text" not in params:
             raise UserError(
