@@ -296,12 +296,12 @@ def _levels(buckets: Sequence[Bucket]) -> list[list[int]]:
 
 
 def shape_name(shape: Shape) -> str:
-    """(9, 32, 32) -> "9x32x32"."""
+    """Format (9, 32, 32) as "9x32x32"."""
     return "x".join(str(size) for size in shape)
 
 
 def parse_shapes(shapes: Sequence[str]) -> list[Shape]:
-    """["9x32x32", "1x64x64"] -> [(9, 32, 32), (1, 64, 64)], without repetitions.
+    """Parse ["9x32x32", "1x64x64"] as [(9, 32, 32), (1, 64, 64)], without repetitions.
 
     Raises:
       UserError: an entry that is not a shape.

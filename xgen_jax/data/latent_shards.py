@@ -49,7 +49,7 @@ ARRAYS = ("latents", "text", "text_mask")
 
 
 def pack(index: int, sample: dict[str, Any]) -> bytes:
-    """Clip -> msgpack {index, caption, fps, latents: {dtype, shape, bytes}}, text likewise."""
+    """Pack a clip in msgpack {index, caption, fps, latents: {dtype, shape, bytes}, text}."""
     record = {"index": index, "caption": sample["caption"]}
     if "fps" in sample:
         record["fps"] = float(sample["fps"])
@@ -76,7 +76,7 @@ def unpack(record: bytes) -> dict[str, Any]:
 
 
 class LatentWriter:
-    """Writes the folder of an encoded data set, or continues it.
+    """Write the folder of an encoded data set, or continue it.
 
     Args:
       path: of the folder.
