@@ -39,8 +39,7 @@ from xgen_jax.files import (
     write_numbers,
 )
 
-# Version of layout and records. Version 1 stored all clips in all buckets, and text padded, with
-# its mask.
+# Of layout and records. Version 1 stored all clips in all buckets, and padded text with a mask.
 VERSION = 2
 READABLE = (1, VERSION)
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
