@@ -15,7 +15,7 @@ WORDS = {
     "draw": r"\b([Dd]raw(s|n|er|ing)?|[Dd]rew)\b",
     "told": r"\b[Tt](old|ell|ells|elling)\b",
     "piece": r"[Pp]iece",
-    "noised": r"[Nn]oised",
+    "noised": r"\b[Nn]oised",
     "averaged": r"averaged",
     "history": r"\bhistory\b",
     "released": r"\breleased\b",

@@ -241,7 +241,7 @@ def test_what_is_not_known_is_refused(kind, tensors, config, message):
 
 
 def test_version_1_1_is_recognised_by_its_tensors():
-    """Its mixes of pool and convolution, and its first levels that mix no frames."""
+    """Version 1.1 mixes pool and convolution, and its first levels mix no frames."""
     rng, tensors = np.random.default_rng(0), {}
     for name, tensor in OSP_TENSORS.items():
         if name.startswith(("encoder.down.0.block", "encoder.down.1.block", "encoder.conv_in")):

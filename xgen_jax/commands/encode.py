@@ -330,10 +330,8 @@ def _with_statistics(
     members: dict[Bucket, np.ndarray],
     buckets: list[Bucket],
 ) -> Params:
-    """Return the parameters with the embedder's latent statistics.
-
-    If its folder has none, measure them on the bucket with the most clips and store them there.
-    """
+    """Return the parameters with latent statistics: those in the embedder's folder, or measured on
+    the bucket with the most clips and stored there."""
     folder = RunFolder(request.embedder)
     if (folder.path / LATENT_STATISTICS).exists():
         return params

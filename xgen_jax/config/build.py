@@ -28,7 +28,7 @@ RENAMED_OBJECTIVES = {"vidvae_weights": "vidvae", "vdit_weights": "vdit"}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; tuples become lists, as JSON has them."""
+    """Flatten {"a": {"b": 1}} to {"a.b": 1}; tuples become lists, as in JSON."""
     out = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -338,7 +338,7 @@ def run_config(values: dict[str, Any], say: Callable[[str], None] | None = None)
 
 
 def folder_config(values: dict[str, Any]) -> Run | Weights:
-    """The configuration in a folder's config.json: a run's, or that of converted weights."""
+    """Build the configuration in a folder's config.json: a run's, or that of converted weights."""
     objective = values.get("objective")
     if objective in RENAMED_OBJECTIVES:  # converted weights, as release 0.1 wrote them
         values = {k: v for k, v in values.items() if k != "objective"}

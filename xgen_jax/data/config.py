@@ -26,7 +26,7 @@ class SyntheticConfig:
     style: str = "filled"
 
     def held_out(self) -> "SyntheticConfig":
-        """The combinations of attributes that training never shows."""
+        """Return the configuration of the combinations that training never shows."""
         return dataclasses.replace(self, split="held_out")
 
 

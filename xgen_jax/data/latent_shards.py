@@ -39,8 +39,7 @@ from xgen_jax.files import (
     write_numbers,
 )
 
-# Version of layout and records. Version 1 stored all clips in all buckets, and text padded, with
-# its mask.
+# Of layout and records. Version 1 stored all clips in all buckets, and padded text with a mask.
 VERSION = 2
 READABLE = (1, VERSION)
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -49,7 +48,7 @@ ARRAYS = ("latents", "text", "text_mask")
 
 
 def pack(index: int, sample: dict[str, Any]) -> bytes:
-    """Clip -> msgpack {index, caption, fps, latents: {dtype, shape, bytes}}, text likewise."""
+    """Pack a clip in msgpack {index, caption, fps, latents: {dtype, shape, bytes}, text}."""
     record = {"index": index, "caption": sample["caption"]}
     if "fps" in sample:
         record["fps"] = float(sample["fps"])
@@ -78,7 +77,7 @@ def unpack(record: bytes) -> dict[str, Any]:
 
 
 class LatentWriter:
-    """Writes the folder of an encoded data set, or continues it.
+    """Write the folder of an encoded data set, or continue it.
 
     Args:
       path: of the folder.

@@ -7,14 +7,14 @@ from xgen_jax.errors import UserError
 
 
 def to_uint8(video) -> np.ndarray:
-    """[-1, 1] -> uint8, clipped and rounded."""
+    """Convert [-1, 1] to uint8, clipped and rounded."""
     return np.rint((np.clip(np.asarray(video, np.float32), -1.0, 1.0) + 1.0) * 127.5).astype(
         np.uint8
     )
 
 
 def to_float(video: np.ndarray) -> np.ndarray:
-    """uint8 -> float32 [-1, 1]."""
+    """Convert uint8 to float32 [-1, 1]."""
     return np.asarray(video, np.float32) / 127.5 - 1.0
 
 
@@ -40,7 +40,7 @@ def check_video(video: np.ndarray) -> None:
 
 
 def to_unit_range(video_uint8):
-    """uint8 0..255 -> float32 [-1, 1], of an array of NumPy or JAX."""
+    """Convert uint8 0..255 to float32 [-1, 1], in NumPy or JAX."""
     return video_uint8.astype(np.float32) / 127.5 - 1.0
 
 
