@@ -7,7 +7,7 @@ from xgen_jax.diffusion.frame_masks import FrameMaskConfig
 from xgen_jax.diffusion.process import Process
 from xgen_jax.diffusion.processes import make_process
 from xgen_jax.diffusion.time import shift_ratio
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.models.discriminator import DiscriminatorConfig
 from xgen_jax.models.regen_windows import WINDOWS
 from xgen_jax.typing import Array
@@ -76,27 +76,28 @@ WEIGHTINGS = ("uniform", "velocity")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class REGENLossConfig:
-    """What the decoder predicts, at which times, and the terms beside it; means over values of
-    video in [-1, 1].
+    """The decoder's diffusion loss, and the weights of further terms.
+
+    Each term is a mean over values of video in [-1, 1].
 
     Attributes:
       process: `flow` or `ddpm`, see `diffusion.processes`; no variance is learned.
-      prediction: `x0`, `eps` (the paper's; by `ddpm` alone), `v` or `velocity`.
-      weighting: `uniform`: the squared error of what is predicted; `velocity`, where x0 is: as if
-        the velocity were, to at most `weight_limit` times the uniform one.
-      time_distribution, time_shift: of the drawn times, see `diffusion.time.sample_times`.
-      one_step_fraction: share of chunks at t = 1 exactly, whence decoding in one step begins; 0 is the
-      paper's.
-      windows: which frames are denoised together: `chunk`, each chunk by itself; or `moved`,
-        windows of a chunk's length that begin up to half a chunk before or after it, hold frames of
-        its neighbour in the clip then, and are told of both, as decoding draws across borders (see
-        `models.regen_windows`). Clips of one chunk have none.
-      kl: weight of KL(q(z|x) || N(0, 1)); at 0 (the paper's, who name none) latents are the
-      posterior's mean.
+      prediction: `x0`, `eps` (the paper's; only with `ddpm`), `v` or `velocity`.
+      weighting: `uniform`: the squared error of the prediction; `velocity`, for x0: that of the
+        velocity it implies, at most `weight_limit` times the uniform one.
+      time_distribution, time_shift: of training times, see `diffusion.time.sample_times`.
+      one_step_fraction: fraction of chunks at exactly t = 1, where one-step decoding begins; 0 is
+        the paper's.
+      windows: frames that are denoised together: `chunk`, each chunk by itself; or `shifted`,
+        windows of a chunk's length that begin up to half a chunk before or after it and are
+        conditioned on both chunks, as in decoding across borders (`models.regen_windows`). Clips of
+        one chunk are not shifted.
+      kl: weight of KL(q(z|x) || N(0, 1)); at 0 (the paper names none) latents are the posterior's
+        mean.
       motion: weight of the squared error of frame differences.
       lpips: weight of LPIPS of the predicted x0, a mean over frames.
       lpips_weights: see `VidVAELossConfig`.
-      consistency: weight of the distance between x0 predicted at t = 1 and at the drawn time.
+      consistency: weight of the distance between x0 predicted at t = 1 and at the training time.
     """
 
     process: str = "flow"
@@ -116,15 +117,12 @@ class REGENLossConfig:
     def __post_init__(self):
         if self.process == "flow" and self.prediction == "eps":
             raise UserError(
-                "loss.prediction='eps' with loss.process='flow' cannot be decoded: at t = 1 eps says nothing of the "
-                "data. Choose 'x0' or 'velocity', or loss.process='ddpm'"
+                "loss.prediction='eps' with loss.process='flow' cannot be decoded: at t = 1 eps "
+                "does not determine the data. Choose 'x0' or 'velocity', or loss.process='ddpm'"
             )
         self.make_process()
         for name, known in (("weighting", WEIGHTINGS), ("windows", WINDOWS)):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"loss.{name}={getattr(self, name)!r} is not known; choose one of {', '.join(known)}"
-                )
+            choose(f"loss.{name}", getattr(self, name), known)
         for name in ("kl", "motion", "lpips", "consistency"):
             if getattr(self, name) < 0:
                 raise UserError(f"loss.{name} must be 0 or more, not {getattr(self, name)}")
@@ -140,10 +138,10 @@ class REGENLossConfig:
             raise UserError(f"loss.weight_limit must be 1 or more, not {self.weight_limit}")
 
     def make_process(self) -> Process:
-        """What corrupts the frames, in training and in decoding.
+        """Make the process that corrupts the frames, in training and in decoding.
 
         Raises:
-          UserError: a process or a prediction that is not known.
+          UserError: an unknown process or prediction.
         """
         options = {"learned_variance": False} if self.process == "ddpm" else {}
         return make_process(self.process, prediction=self.prediction, **options)
@@ -154,14 +152,13 @@ class VDiTLossConfig:
     """How clips are noised and captions dropped.
 
     Attributes:
-      process: `flow` or `ddpm`, see `diffusion.processes`; whether a variance is learned is the
-      model's to say.
-      cond_drop_prob: share of samples that see the empty caption.
+      process: `flow` or `ddpm`, see `diffusion.processes`; the model's configuration says whether a
+        variance is learned.
+      cond_drop_prob: fraction of samples whose caption is replaced by the null caption.
       time_distribution: `uniform` or `logit_normal`.
       time_shift: see `diffusion.time.shift`; sampling uses the same.
-      shift_by_size: multiply the shift by what `diffusion.time.shift_ratio` says of a clip's size
-      and length.
-      frame_masks: what of a clip is its condition now and then.
+      shift_by_size: multiply the shift by `diffusion.time.shift_ratio` of a clip's size and length.
+      frame_masks: how often which frames of a clip are its condition.
     """
 
     process: str = "flow"
@@ -175,13 +172,13 @@ class VDiTLossConfig:
         self.make_process()
 
     def make_process(self, learned_variance: bool = False) -> Process:
-        """Raises UserError where its name is not known, or where it has no variance to learn."""
+        """Make the process; UserError for an unknown one, or one without a variance to learn."""
         return make_process(self.process, learned_variance=learned_variance)
 
     def time_ratio(
         self, height_px: float | Array, width_px: float | Array, latent_frames: int
     ) -> float | Array:
-        """The ratio of `diffusion.time.shift` for a clip, in training and in sampling."""
+        """Return the ratio of `diffusion.time.shift` for a clip, in training and in sampling."""
         if not self.shift_by_size:
             return self.time_shift
         return shift_ratio(height_px, width_px, latent_frames, scale=self.time_shift)

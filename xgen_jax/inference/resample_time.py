@@ -108,7 +108,7 @@ def decode_at_speed(
             if needed > memory_budget_gb:
                 raise UserError(
                     f"to sample {len(window.frames_F)} frames at once takes {needed:.3g} GB, more "
-                    f"than memory_budget_gb={memory_budget_gb:g}; allow more, or take a smaller size"
+                    f"than memory_budget_gb={memory_budget_gb:g}; raise it, or take a smaller size"
                 )
             fits.add((here.shape, len(window.frames_F)))
         weights = asked.weights_F[None, :, None, None, None]

@@ -1,19 +1,17 @@
-"""REGEN's objective: encoder and re-generative decoder together, end to end (arXiv 2503.08665,
-section 3).
+"""REGEN's objective: encoder and generative decoder, trained end to end (arXiv 2503.08665, 3).
 
     loss = process.losses(decoder(x_t, t | expand(z, times)), x0, eps) + kl KL(q(z|x) || N(0, 1))
            + motion | diff(x0' - x0) |^2 + lpips LPIPS(x0', x0)
            + consistency | x0'(x_1, 1) - stop_gradient x0'(x_t, t) |^2
 
-x0' is what a prediction says of the clean frames. The paper's own is the first term, of eps by
-DDPM; all others are ours, and off where their weight is 0. The motion term counts an error twice
-where it flickers, and hardly where it
-stands still: diff is from a frame of the window to the next. The consistency term makes what one
-step draws (t = 1, the same noise) like what the network sees of the frames at the drawn time: a
-distillation into one step, of itself.
+x0' is the clean frames that a prediction implies. The paper has only the first term, of eps with
+DDPM; the others are ours, and off where their weight is 0. In the motion term, diff is between
+neighbouring frames of a window: it counts errors that flicker twice, and those that stand still
+hardly. The consistency term draws the one-step prediction (t = 1, the same noise) to that at the
+training time: self-distillation into one step.
 
-A clip is cut in chunks, each encoded by itself. `choose_windows` says which frames are denoised
-together. All that is random of a clip comes from its own key.
+A clip is cut into chunks, each encoded by itself. `choose_windows` chooses the frames that are
+denoised together. All of a clip's randomness comes from its own key.
 """
 
 import dataclasses
@@ -40,8 +38,11 @@ _POSTERIOR, _TIME, _ONE_STEP, _NOISE, _WINDOW = range(5)
 
 
 def cut_chunks(config: REGENConfig, video_BTHWC: Array) -> list[Array]:
-    """A clip of n(k + 1) or n(k + 1) + 1 frames -> its whole chunks (B, n, k + 1, H, W, 3), and a
-    frame more as a chunk of one, (B, 1, 1, H, W, 3); what a clip has not is left out.
+    """Cut clips of n(k + 1) or n(k + 1) + 1 frames into chunks.
+
+    Returns:
+      The whole chunks (B, n, k + 1, H, W, 3), if any, and the last frame, if it is left over, as a
+      chunk of one, (B, 1, 1, H, W, 3).
     """
     batch, frames = video_BTHWC.shape[:2]
     chunks = frames // config.chunk_frames
@@ -111,8 +112,9 @@ class REGENObjective(VideoObjective):
         super().__post_init__()
         if self.loss_config.windows == "shifted" and self.model.config.conditioning == "in_context":
             raise UserError(
-                "loss.windows='shifted' has frames of two chunks in a window, and with model.conditioning='in_context' "
-                "nothing says whose the latents are; choose loss.windows='chunk', or 'content_aware'"
+                "loss.windows='shifted' has frames of two chunks in a window, and with "
+                "model.conditioning='in_context' nothing says whose the latents are; "
+                "choose loss.windows='chunk', or 'content_aware'"
             )
 
     @property
