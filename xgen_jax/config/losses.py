@@ -15,19 +15,19 @@ from xgen_jax.typing import Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdversarialConfig:
-    """Discriminator of a reconstruction loss, and the weight of its term.
+    """What the discriminator is and how much it says.
 
     Attributes:
       weight: of the generator's adversarial loss; 0 for no discriminator at all.
-      start_step: updates before the discriminator starts, its training and its optimiser's
-        schedule included.
+      start_step: updates before the discriminator sets in, its training and its optimiser's
+      schedule included.
       adaptive: whether the weight follows the ratio of the gradients at the last convolution.
       clamp: that ratio's upper bound.
       r1: weight of the penalty on the discriminator's gradient at real clips (arXiv 1801.04406,
         equation 9), here the mean over the values of a clip of the squared gradient of its summed
         logits; 0 for none. It costs a second derivative of the discriminator.
       discriminator: its sizes.
-      optimizer: of the discriminator; its gradient is clipped separately.
+      optimizer: its own; it is clipped by itself, too.
     """
 
     weight: float = 0.0
@@ -54,7 +54,7 @@ class VidVAELossConfig:
     Attributes:
       l1, l2, lpips, kl: the weights.
       lpips_weights: safetensors of LPIPS with VGG16, as FILE or TRUNK,HEADS; needed unless `lpips`
-        is 0.
+      is 0.
       adversarial: off by default.
     """
 
@@ -76,28 +76,28 @@ WEIGHTINGS = ("uniform", "velocity")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class REGENLossConfig:
-    """Prediction of the decoder, its times, and the weights of further terms.
+    """The decoder's diffusion loss, and the weights of further terms.
 
     Each term is a mean over values of video in [-1, 1].
 
     Attributes:
       process: `flow` or `ddpm`, see `diffusion.processes`; no variance is learned.
-      prediction: `x0`, `eps` (the paper's; by `ddpm` alone), `v` or `velocity`.
-      weighting: `uniform` for the squared error of the prediction; `velocity`, for a prediction of
-        x0, for that of the velocity, at most `weight_limit` times the uniform one.
-      time_distribution, time_shift: of the sampled times, see `diffusion.time.sample_times`.
-      one_step_fraction: fraction of chunks at t = 1 exactly, from which decoding in one step
-        starts; 0 in the paper.
+      prediction: `x0`, `eps` (the paper's; only with `ddpm`), `v` or `velocity`.
+      weighting: `uniform`: the squared error of the prediction; `velocity`, for x0: that of the
+        velocity it implies, at most `weight_limit` times the uniform one.
+      time_distribution, time_shift: of training times, see `diffusion.time.sample_times`.
+      one_step_fraction: fraction of chunks at exactly t = 1, where one-step decoding begins; 0 is
+        the paper's.
       windows: frames that are denoised together: `chunk`, each chunk by itself; or `shifted`,
-        windows of a chunk's length that begin up to half a chunk before or after it. These contain
-        frames of the neighbouring chunk and are conditioned on both chunks, as in decoding across
-        borders (see `models.regen_windows`). Clips of one chunk have none.
+        windows of a chunk's length that begin up to half a chunk before or after it and are
+        conditioned on both chunks, as in decoding across borders (`models.regen_windows`). Clips of
+        one chunk are not shifted.
       kl: weight of KL(q(z|x) || N(0, 1)); at 0 (the paper names none) latents are the posterior's
         mean.
       motion: weight of the squared error of frame differences.
       lpips: weight of LPIPS of the predicted x0, a mean over frames.
       lpips_weights: see `VidVAELossConfig`.
-      consistency: weight of the distance between x0 predicted at t = 1 and at the sampled time.
+      consistency: weight of the distance between x0 predicted at t = 1 and at the training time.
     """
 
     process: str = "flow"
@@ -121,8 +121,8 @@ class REGENLossConfig:
                 "does not determine the data. Choose 'x0' or 'velocity', or loss.process='ddpm'"
             )
         self.make_process()
-        choose("loss.weighting", self.weighting, WEIGHTINGS)
-        choose("loss.windows", self.windows, WINDOWS)
+        for name, known in (("weighting", WEIGHTINGS), ("windows", WINDOWS)):
+            choose(f"loss.{name}", getattr(self, name), known)
         for name in ("kl", "motion", "lpips", "consistency"):
             if getattr(self, name) < 0:
                 raise UserError(f"loss.{name} must be 0 or more, not {getattr(self, name)}")
@@ -138,10 +138,10 @@ class REGENLossConfig:
             raise UserError(f"loss.weight_limit must be 1 or more, not {self.weight_limit}")
 
     def make_process(self) -> Process:
-        """Make the diffusion process of the frames, for training and decoding.
+        """Make the process that corrupts the frames, in training and in decoding.
 
         Raises:
-          UserError: a process or a prediction that is not known.
+          UserError: an unknown process or prediction.
         """
         options = {"learned_variance": False} if self.process == "ddpm" else {}
         return make_process(self.process, prediction=self.prediction, **options)
@@ -149,16 +149,16 @@ class REGENLossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VDiTLossConfig:
-    """Noise on the clips, and dropped captions.
+    """How clips are noised and captions dropped.
 
     Attributes:
-      process: `flow` or `ddpm`, see `diffusion.processes`; the model decides whether a variance is
-        learned.
-      cond_drop_prob: probability that a sample gets the empty caption.
+      process: `flow` or `ddpm`, see `diffusion.processes`; the model's configuration says whether a
+        variance is learned.
+      cond_drop_prob: fraction of samples whose caption is replaced by the null caption.
       time_distribution: `uniform` or `logit_normal`.
       time_shift: see `diffusion.time.shift`; sampling uses the same.
       shift_by_size: multiply the shift by `diffusion.time.shift_ratio` of a clip's size and length.
-      frame_masks: probabilities that frames of a clip are given as its condition.
+      frame_masks: how often which frames of a clip are its condition.
     """
 
     process: str = "flow"
@@ -172,11 +172,7 @@ class VDiTLossConfig:
         self.make_process()
 
     def make_process(self, learned_variance: bool = False) -> Process:
-        """Make the diffusion process of the latents.
-
-        Raises:
-          UserError: a process that is not known, or that has no variance to learn.
-        """
+        """Make the process; UserError for an unknown one, or one without a variance to learn."""
         return make_process(self.process, learned_variance=learned_variance)
 
     def time_ratio(
