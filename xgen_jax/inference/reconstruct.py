@@ -8,7 +8,7 @@ from xgen_jax.data.pixels import to_uint8
 from xgen_jax.errors import UserError
 from xgen_jax.inference.resample_time import BETWEEN, decode_at_speed, moments
 from xgen_jax.inference.streaming import decode, encode
-from xgen_jax.models.embedder import Embedder, REGENEmbedder
+from xgen_jax.models.embedder import Embedder
 from xgen_jax.runs.load import load_embedder
 from xgen_jax.typing import Array, Params, Video
 
@@ -61,7 +61,6 @@ class Reconstructor:
         if speed == 1.0:
             out = decode(self.embedder, self.params, latents, self.memory_budget_gb, key=key)
         else:
-            assert isinstance(self.embedder, REGENEmbedder)
             out = decode_at_speed(
                 self.embedder, self.params, latents, speed, self.memory_budget_gb, key, between
             )

@@ -8,7 +8,7 @@ import numpy as np
 from xgen_jax.config.runs import HoldsEmbedder, HoldsTransformer, VDiTRun
 from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
-from xgen_jax.models.text import ByteTextConfig, ByteTextEncoder
+from xgen_jax.models.text import ByteTextEncoder
 from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.typing import Params
 
@@ -76,7 +76,7 @@ def load_text_encoder(
     """
     folder = RunFolder(path)
     config = folder.expect(VDiTRun, "a text encoder: a vdit run")
-    if not isinstance(config.text, ByteTextConfig):
+    if config.text.trained is False:
         raise UserError(
             f"{path} holds a run with the text encoder {config.text.path}, which it did not train"
         )
