@@ -8,7 +8,7 @@ stored next to the latents (the normal path) or computed when they are needed.
 import dataclasses
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +38,7 @@ class ByteTextConfig:
       path: folder of a frozen encoder; None for none.
     """
 
-    trained: ClassVar[bool] = True  # along with the transformer
+    trained: ClassVar[Literal[True]] = True  # along with the transformer
     path: ClassVar[str | None] = None
 
     kind: str = "bytes"
@@ -61,7 +61,7 @@ class T5TextConfig:
       trained: see `ByteTextConfig`.
     """
 
-    trained: ClassVar[bool] = False
+    trained: ClassVar[Literal[False]] = False
 
     kind: str = "t5"
     path: str

@@ -30,7 +30,6 @@ from xgen_jax.models.t5_tokenizer import pad_ids
 from xgen_jax.models.text import (
     STRIDE,
     ByteConditioner,
-    ByteTextConfig,
     ByteTextEncoder,
     T5Conditioner,
     T5TextConfig,
@@ -279,7 +278,7 @@ def load_captions(
     if length is not None:
         raise UserError("text_length is for a T5's folder; a run has its own")
     text = RunFolder(path).expect(VDiTRun, "a text encoder: the folder of a T5 or a vdit run").text
-    if isinstance(text, ByteTextConfig):
+    if text.trained is True:
         return ByteCaptions(path, dtype, batch_size)
     return T5Captions(text.path, text.length, dtype)
 
@@ -296,7 +295,7 @@ def make_conditioner(
       UserError: a text encoder whose tokens do not fit the network.
     """
     text, model = config.text, config.model
-    if isinstance(text, ByteTextConfig):
+    if text.trained is True:
         if model.text_width != text.width:
             raise UserError(f"model.text_width {model.text_width} is not text.width {text.width}")
         return ByteConditioner(encoder=ByteTextEncoder(text, dtype))
@@ -341,7 +340,7 @@ def load_conditioner(
         do not fit.
     """
     text = config.text
-    if isinstance(text, ByteTextConfig):
+    if text.trained is True:
         return make_conditioner(config, dtype)
     path = path or text.path
     if not stored:
