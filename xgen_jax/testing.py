@@ -102,7 +102,8 @@ STATISTICS = {"mean": [-0.1, 0.0, 0.1, 0.2], "std": [0.5, 1.0, 1.5, 2.0]}
 def tiny_vidvae(**changes: Any) -> VidVAEConfig:
     """The configuration of a VidVAE of 4x4x4 with one level, with other fields as given."""
     config = dataclasses.replace(VIDVAE_4X8X8, channels=(8,), stem=(4, 4, 4))
-    return dataclasses.replace(config, **{"kernels": ((1, 3, 3), (3, 1, 1)), **changes})
+    fields: dict[str, Any] = {"kernels": ((1, 3, 3), (3, 1, 1)), **changes}
+    return dataclasses.replace(config, **fields)
 
 
 def tiny_run(values: dict[str, Any], **changes: Any) -> Run:
@@ -156,7 +157,7 @@ def regen_embedder(
     config: REGENConfig = REGEN_MODEL, **changes: Any
 ) -> tuple[REGENEmbedder, Params]:
     """Make a REGEN embedder with random parameters and statistics that are not trivial."""
-    settings = {"windows": "shifted"} | changes
+    settings: dict[str, Any] = {"windows": "shifted"} | changes
     embedder = REGENEmbedder(
         model=REGEN(config), process=RectifiedFlow(prediction="x0"), **settings
     )
