@@ -157,7 +157,7 @@ def test_encode_prints_json_and_continues_after_an_interrupt(tiny_runs, tmp_path
     process = subprocess.Popen(command("encode", *arguments), cwd=ROOT, env=ENVIRONMENT, **pipes)
     signal.signal(signal.SIGINT, ignored)
     try:
-        while not list(tmp_path.glob("out/5x16x16/*.json")) and process.poll() is None:
+        while not list(tmp_path.glob("out/5x16x16/shard-*.json")) and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=300)

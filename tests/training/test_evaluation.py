@@ -45,7 +45,12 @@ def test_evaluation_changes_nothing(evaluated, tmp_path):
 
 
 def test_a_transformer_is_evaluated_by_quartile_of_time_and_sampled(tiny_runs, tmp_path):
-    changes = {"embedder": str(tiny_runs / "vidvae"), "loop": {**LOOP, "steps": 2}}
+    changes = {
+        "embedder": str(tiny_runs / "vidvae"),
+        "model": {"micro_cond": True},
+        "loss": {"shift_by_size": True},
+        "loop": {**LOOP, "steps": 2},
+    }
     train(tiny_run(VDIT, **changes), tmp_path / "run")
     last = read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]
     quartiles = [last[f"held_out_loss_quartile_{quartile}"] for quartile in range(1, 5)]

@@ -13,6 +13,7 @@ on the batch around it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -251,20 +252,21 @@ class VDiTTask(Task):
         if self.preview_with is None:
             return None
         few = jax.tree.map(lambda x: jax.device_get(x)[:PREVIEW_CLIPS], arrays)
-        latents = jax.jit(self._sample)(params, few)
+        config, frames = self.loss_config, few["latents"].shape[1]
+        ratio = config.time_shift
+        if config.shift_by_size:
+            height, width = (float(each) for each in few["micro_cond"][0, :2])
+            ratio = float(config.time_ratio(height, width, frames))
+        latents = jax.jit(functools.partial(self._sample, ratio=ratio))(params, few)
         embedder = self.preview_with.embedder
         video = jax.jit(embedder.decode)(self.preview_with.params, latents)
         return np.concatenate(list(to_uint8(jax.device_get(video))), axis=2)
 
-    def _sample(self, params: Params, arrays: Arrays) -> Array:
-        """Sample latents of the captions and shapes of a batch."""
+    def _sample(self, params: Params, arrays: Arrays, ratio: float) -> Array:
+        """Sample latents of the captions and shapes of a batch, with times shifted by a ratio."""
         assert self.preview_with is not None
         config, process = self.preview_with.config, self.process
         shape = arrays["latents"].shape
-        ratio = self.loss_config.time_shift
-        if self.loss_config.shift_by_size:
-            height, width = (float(each) for each in arrays["micro_cond"][0, :2])
-            ratio = float(self.loss_config.time_ratio(height, width, shape[1]))
         grid = make_grid(process, config.sample_steps, config.sample_spacing, ratio)
         keys_B = jax.random.split(jax.random.key(0), shape[0])
         text, null = (
