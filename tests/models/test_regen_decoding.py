@@ -7,23 +7,24 @@ import functools
 import jax
 import numpy as np
 import pytest
-from test_regen import TINY, build, encode, times
+from test_regen import build, encode, times
 
 from xgen_jax.diffusion.ddpm import DDPM
 from xgen_jax.diffusion.flow import RectifiedFlow
 from xgen_jax.models.regen import Conditioning
 from xgen_jax.models.regen_decoding import decode_chunks, frame_noise, sample_frames
 from xgen_jax.models.regen_windows import look_ahead
+from xgen_jax.testing import REGEN_MODEL
 
 FLOW = RectifiedFlow(prediction="x0")
-LENGTH, HELD, BEYOND = TINY.chunk_frames, 2, 1
+LENGTH, HELD, BEYOND = REGEN_MODEL.chunk_frames, 2, 1
 
 
 class Exact:
     """A model that draws what it is told, a level a frame: content + motion * time; or the noise it
     is given."""
 
-    config = TINY
+    config = REGEN_MODEL
 
     def __init__(self, draws="told"):
         self.draws = draws
@@ -63,10 +64,12 @@ def test_with_an_exact_decoder_windows_change_nothing(chunks, tail, steps):
     """Of a clip whose levels go on linearly each chunk knows what lies beyond its borders, and all
     windows agree."""
     slope = np.random.default_rng(0).standard_normal((2, 1, 2, 3, 3)).astype(np.float32)
-    content = [slope * i * LENGTH / TINY.ratio for i in range(chunks)]
+    content = [slope * i * LENGTH / REGEN_MODEL.ratio for i in range(chunks)]
     z = np.concatenate([part for c in content for part in (c, slope)] + [slope] * tail, axis=1)
     video, _ = in_parts(Exact(), None, z, [], steps)
-    wanted = [slope * np.arange(chunks * LENGTH)[:, None, None, None] / TINY.ratio] + [slope] * tail
+    wanted = [slope * np.arange(chunks * LENGTH)[:, None, None, None] / REGEN_MODEL.ratio] + [
+        slope
+    ] * tail
     wanted = np.concatenate(wanted, axis=1).repeat(4, axis=2).repeat(4, axis=3)
     np.testing.assert_allclose(
         video, wanted, rtol=0, atol=1e-3
@@ -90,7 +93,7 @@ def test_a_clip_in_parts_is_the_whole_clip(chunks, tail, cuts):
     model, params, _ = build()
     z = latents_of(chunks, tail)
     whole, _ = in_parts(model, params, z, [], steps=2)
-    assert whole.shape == (2, TINY.frames(z.shape[1]), 8, 12, 3)
+    assert whole.shape == (2, REGEN_MODEL.frames(z.shape[1]), 8, 12, 3)
     parts, lengths = in_parts(model, params, z, cuts, steps=2)
     np.testing.assert_allclose(parts, whole, rtol=0, atol=2e-5)
     assert lengths[0] == cuts[0] // 2 * LENGTH - HELD - BEYOND  # what lags behind
@@ -101,7 +104,7 @@ def test_one_chunk_alone_is_drawn_in_its_own_window():
     z = encode(model, params, video)
     ours, _ = in_parts(model, params, z, [])
     noise = frame_noise(keys(), LENGTH, *video.shape[2:4])
-    told = model.apply(params, z, times(TINY), method="expand")
+    told = model.apply(params, z, times(REGEN_MODEL), method="expand")
     np.testing.assert_allclose(
         ours, sample_frames(model, params, FLOW, 1, told, noise), rtol=0, atol=1e-5
     )
@@ -152,7 +155,7 @@ def test_a_clip_does_not_depend_on_its_batch():
     "conditioning", ["content_aware", pytest.param("in_context", marks=pytest.mark.slow)]
 )
 def test_a_model_trained_on_chunks_draws_chunks(conditioning):
-    config = dataclasses.replace(TINY, conditioning=conditioning)
+    config = dataclasses.replace(REGEN_MODEL, conditioning=conditioning)
     model, params, _ = build(config)
     assert look_ahead(config, "chunk") == 0
     z = latents_of(2, tail=1)

@@ -227,9 +227,9 @@ def test_runs_moved_together_find_the_base_next_to_them(root, tmp_path):
         ({"lora": {"ranks": 2}}, "config.lora has no key 'ranks'; did you mean 'rank'?"),
         (
             {"model": {**VDIT["model"], "qk_norm": False}},
-            r"no base for this run .*model.qk_norm: True -> False",
+            r"does not fit this run .*model.qk_norm: True -> False",
         ),
-        ({"text": {**VDIT["text"], "depth": 2}}, r"no base for this run .*text.depth: 1 -> 2"),
+        ({"text": {**VDIT["text"], "depth": 2}}, r"does not fit this run .*text.depth: 1 -> 2"),
     ],
 )
 def test_what_cannot_be_right_is_refused_and_leaves_nothing(root, tmp_path, changes, message):

@@ -65,12 +65,12 @@ class LoRATask(Task):
             )
         # Converted weights have no text encoder: any that fits is accepted.
         shared = [name for name in ("model", "text") if name in to_dict(other)]
-        params = base.warm_start(config)
-        assert params is not None
         differing = differing_keys(*(_networks(each, shared) for each in (other, config)))
         refuse_differences(
             differing, f"{where} does not fit this run", "give the base's own model and text"
         )
+        params = base.warm_start(config)
+        assert params is not None
         if config.text.trained and "text" not in params:
             raise UserError(
                 f"{where} holds no text encoder, and text.kind={config.text.kind!r} is trained "
