@@ -29,7 +29,7 @@ def benchmark(monkeypatch):
     return module
 
 
-@pytest.mark.parametrize("preset", ["tiny-4x", "tiny-16x"])
+@pytest.mark.parametrize("preset", ["tiny-4x", pytest.param("tiny-16x", marks=pytest.mark.slow)])
 def test_the_plain_decoder_has_the_same_encoder_and_as_many_parameters(benchmark, preset):
     config = PRESETS[preset]
     regen, plain = REGEN(config), benchmark.plain_decoder(config)
@@ -43,6 +43,7 @@ def test_the_plain_decoder_has_the_same_encoder_and_as_many_parameters(benchmark
     assert jax.tree.map(jnp.shape, of_regen) == jax.tree.map(jnp.shape, of_plain)
 
 
+@pytest.mark.slow
 def test_of_the_same_parameters_both_encoders_give_the_same_posterior(benchmark):
     config = PRESETS["tiny-4x"]
     regen, plain = REGEN(config), benchmark.plain_decoder(config)

@@ -54,6 +54,7 @@ def test_a_line_gives_the_video_of_its_prompt_and_seed(tiny_runs, tmp_path):
     assert np.abs(alone - line).max() <= 2  # a step of rounding, and the codec's
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_bytes(tiny_runs, tmp_path, monkeypatch):
     lines = [f"{prompt} {number}" for number in range(3) for prompt in PROMPTS]
     (tmp_path / "prompts.txt").write_text("\n".join(lines))

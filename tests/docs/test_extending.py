@@ -83,6 +83,7 @@ def test_a_new_embedder_trains_resumes_and_reconstructs(embedder):
     assert xgen_jax.load(embedder)(video).shape == video.shape
 
 
+@pytest.mark.slow
 def test_a_transformer_trains_on_a_new_embedder_and_samples(embedder, tmp_path):
     folder = tmp_path / "vdit"
     assert train(tiny_run(VDIT, embedder=str(embedder)), folder)["step"] == 2

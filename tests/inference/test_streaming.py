@@ -119,6 +119,7 @@ def test_a_decoder_that_looks_ahead_gives_its_last_frames_late():
     ] == [1]
 
 
+@pytest.mark.slow
 def test_a_stream_gives_latents_as_soon_as_possible():
     embedder, params, video, _, _ = built(CONFIGS["plain"])
     consumed = []
@@ -266,6 +267,7 @@ def test_a_budget_chooses_chunks_that_fit_and_change_nothing():
         np.testing.assert_allclose(function(embedder, params, x, budget_gb), whole, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_of_rows_change_nothing_but_need_the_whole_halo(monkeypatch):
     config = dataclasses.replace(CONFIGS["rms"], time_reduction=(False, False), time_expansion=None)
     embedder, params, video, latents, decoded = built(config, frames=1, height=64, width=4)
@@ -277,6 +279,7 @@ def test_blocks_of_rows_change_nothing_but_need_the_whole_halo(monkeypatch):
     assert np.abs(decode(embedder, params, latents) - decoded).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_rows_are_cut_only_if_one_latent_frame_does_not_fit():
     embedder, params, *_ = built(CONFIGS["rms"])
     shape = (1, 5, 64, 4, 3)

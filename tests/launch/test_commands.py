@@ -97,6 +97,7 @@ def test_the_samplers_offered_are_those_that_there_are():
     assert "|".join(sorted(SOLVERS)) in done.stderr.replace("\n", "").replace(" ", "")
 
 
+@pytest.mark.slow
 def test_train_and_sample_print_json(tiny_runs, tmp_path):
     config = tmp_path / "config.py"
     values = json.loads((tiny_runs / "vidvae" / "config.json").read_text())
@@ -142,6 +143,7 @@ def test_train_and_sample_print_json(tiny_runs, tmp_path):
     assert out.stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_encode_prints_json_and_continues_after_an_interrupt(tiny_runs, tmp_path):
     arguments = [
         f"--embedder={tiny_runs / 'vidvae'}",

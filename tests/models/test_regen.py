@@ -128,7 +128,7 @@ def test_in_context_latents_have_fixed_places():
 
 
 @pytest.mark.parametrize("conditioning", ["content_aware", "in_context"])
-@pytest.mark.parametrize("height, width", [(4, 4), (20, 24)])
+@pytest.mark.parametrize("height, width", [pytest.param(4, 4, marks=pytest.mark.slow), (20, 24)])
 def test_any_multiple_of_the_patch_can_be_encoded_and_drawn(height, width, conditioning):
     model, params, _ = build(dataclasses.replace(REGEN_MODEL, conditioning=conditioning))
     video = jax.random.uniform(jax.random.key(3), (1, REGEN_MODEL.chunk_frames, height, width, 3))

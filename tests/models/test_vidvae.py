@@ -140,7 +140,9 @@ def test_a_network_that_cannot_be_built_is_refused(changes, message):
         VidVAEConfig(**changes)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "stem" else pytest.mark.slow) for n in CONFIGS]
+)
 def test_no_latent_and_no_frame_depends_on_the_future(name):
     model, params, video = build(name, frames=9)
     factor = model.config.time_factor
@@ -222,7 +224,10 @@ def test_recomputation_changes_neither_values_nor_gradients():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), plain, remat)
 
 
-@pytest.mark.parametrize("mesh", [{"sequence": 8}, {"sequence": 4, "tensor": 2}])
+@pytest.mark.parametrize(
+    "mesh",
+    [pytest.param({"sequence": 8}, marks=pytest.mark.slow), {"sequence": 4, "tensor": 2}],
+)
 @pytest.mark.parametrize("verb", ["encode", "decode"])
 def test_height_and_width_over_devices_change_nothing_and_gather_nothing(verb, mesh):
     config = dataclasses.replace(CONFIGS["pyramid"], kernels=((3, 3, 3), (3, 3, 3)))

@@ -139,13 +139,14 @@ def assert_close(ours, theirs):
         )
 
 
-@pytest.mark.parametrize("axis", ["tensor", "sequence"])
+@pytest.mark.parametrize("axis", ["tensor", pytest.param("sequence", marks=pytest.mark.slow)])
 def test_loss_and_gradients_are_one_devices(case, axis, monkeypatch):
     # Everything here is small; without a threshold the sharded paths are really taken.
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
     assert_close(on_mesh(case, {"data": 2, "fsdp": 2, axis: 2}), case[2])
 
 
+@pytest.mark.slow
 def test_lpips_of_frames_over_devices_is_one_devices(monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
     model, rng = LPIPS(LPIPSConfig(widths=(64,) * 5)), np.random.default_rng(0)

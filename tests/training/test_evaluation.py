@@ -44,6 +44,7 @@ def test_evaluation_changes_nothing(evaluated, tmp_path):
     assert_same(state_of(tmp_path / "plain"), state_of(evaluated))
 
 
+@pytest.mark.slow
 def test_a_transformer_is_evaluated_by_quartile_of_time_and_sampled(tiny_runs, tmp_path):
     changes = {
         "embedder": str(tiny_runs / "vidvae"),

@@ -356,7 +356,9 @@ def clips():
     return {"video": video}
 
 
-@pytest.mark.parametrize("moving", ["discriminator", "vidvae"])
+@pytest.mark.parametrize(
+    "moving", ["discriminator", pytest.param("vidvae", marks=pytest.mark.slow)]
+)
 def test_each_side_of_the_game_answers_the_other(clips, moving):
     """The loss of one side falls while the other is frozen."""
     config = dataclasses.replace(ADVERSARIAL, start_step=0, adaptive=False, weight=1.0)

@@ -113,6 +113,7 @@ def test_images_and_videos_train_together_and_resume_bit_for_bit(mixed, tmp_path
     assert_same(state_of(tmp_path / "run"), state)
 
 
+@pytest.mark.slow
 def test_the_perceptual_term_comes_from_a_file_in_parts_of_a_batch_as_well(lpips, tmp_path):
     summary = run(tmp_path / "run", steps=1, lpips=lpips, loop={"accumulate": 2})
     # And a little KL.
@@ -159,6 +160,7 @@ def test_a_start_of_other_shapes_is_refused_before_anything_is_made(mixed, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_discriminator_that_is_not_finite_stops_the_run(tmp_path):
     absurd = {"weight": 0.5, "optimizer": {"learning_rate": 1e30, "warmup_steps": 0}}
     with pytest.raises(

@@ -157,7 +157,13 @@ def test_every_frame_of_a_static_video_is_encoded_and_decoded_as_by_the_2d_model
 
 
 @pytest.mark.parametrize("clip", ["v5", pytest.param("v9", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("norm,layout", [("group", "released"), ("group_per_frame", "per_frame")])
+@pytest.mark.parametrize(
+    "norm,layout",
+    [
+        ("group", "released"),
+        pytest.param("group_per_frame", "per_frame", marks=pytest.mark.slow),
+    ],
+)
 def test_an_inflated_model_on_a_moving_video(clip, norm, layout):
     # An image does not show the order of the taps in time; this does.
     config, params = load_vidvae("sd-vae", SD_TENSORS)
