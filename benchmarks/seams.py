@@ -42,9 +42,9 @@ from xgen_jax.commands.train import train
 from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, REGENRun
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, SyntheticConfig, VideoFolderConfig
-from xgen_jax.data.pipeline import Bucket
-from xgen_jax.data.pixels import center_crop, crop, to_float, to_uint8
+from xgen_jax.data.pixels import center_crop, crop, to_uint8, to_unit_range
 from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.data.video import read_video
@@ -152,7 +152,7 @@ def reconstruct(
 ) -> np.ndarray:
     """Reconstruct uint8 clips (B, T, H, W, 3) in these windows."""
     model, total = embedder.model, np.zeros(videos.shape, np.float64)
-    encoded = jax.jit(embedder.encode)(params, to_float(videos))
+    encoded = jax.jit(embedder.encode)(params, to_unit_range(videos))
     z = encoded * params["std"][None, None, None, None] + params["mean"][None, None, None, None]
     z_NB = jnp.moveaxis(z.reshape(len(videos), -1, 2, *z.shape[2:]), 1, 0)
 
@@ -247,7 +247,7 @@ def rows(
                 reconstruct(embedder, params, videos, plan, name == "own noise"),
                 total,
             )
-        latents = jax.jit(embedder.encode)(params, to_float(videos))
+        latents = jax.jit(embedder.encode)(params, to_unit_range(videos))
         total = CHUNKS * length + (embedder.look_ahead > 0) * (length + 2 * overlap(config))
         decodings["library"] = (to_uint8(jax.jit(embedder.decode)(params, latents)), total)
         for name, (decoded, total) in decodings.items():

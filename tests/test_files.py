@@ -36,7 +36,7 @@ def test_an_error_of_the_system_names_the_file(tmp_path):
 def test_only_leftovers_of_killed_writers_are_removed(tmp_path):
     for name in (".a.0123abcd.tmp.txt", ".a.txt.0123abcd.tmp", ".b.0123abcd.tmp.txt", "a.txt"):
         (tmp_path / name).write_text("")
-    files.remove_temporaries(tmp_path / "a.txt")
+    files.remove_temporaries(tmp_path, {"a"})
     assert sorted(os.listdir(tmp_path)) == [".b.0123abcd.tmp.txt", "a.txt"]
 
 

@@ -6,13 +6,13 @@ the machine may fail as well.
 """
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
 import pathlib
+import re
 import secrets
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -67,11 +67,15 @@ def replace(temporary: Path, path: Path, durable: bool = False) -> None:
         to_disk(pathlib.Path(path).parent)
 
 
-def remove_temporaries(path: Path) -> None:
-    """Remove what writers of `path` left behind that were killed."""
-    path = pathlib.Path(path)
-    for stale in path.parent.glob(f".{glob.escape(path.stem[:64])}.*.tmp*"):
-        stale.unlink(missing_ok=True)
+def remove_temporaries(folder: Path, stems: Collection[str]) -> None:
+    """Remove what writers of files with these stems left behind that were killed."""
+    shortened = {stem[:64] for stem in stems}
+    for stale in pathlib.Path(folder).glob(".*.tmp*"):
+        named = re.fullmatch(r"\.(.*)\.[0-9a-f]+\.tmp(.*)", stale.name)
+        # Without an ending it is of a release that put it before: .NAME.ENDING.HEX.tmp
+        stem = named and (named[1] if named[2] else pathlib.Path(named[1]).stem)
+        if stem in shortened:
+            stale.unlink(missing_ok=True)
 
 
 def to_disk(path: Path) -> None:

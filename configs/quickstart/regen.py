@@ -16,8 +16,8 @@ from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, REGENRun
 from xgen_jax.configs.common import as_config_dict
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, SyntheticConfig
-from xgen_jax.data.pipeline import Bucket
 from xgen_jax.errors import choose
 from xgen_jax.models.regen_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig

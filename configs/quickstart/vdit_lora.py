@@ -19,8 +19,8 @@ from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, VDiTRun
 from xgen_jax.configs.common import as_config_dict
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, SyntheticConfig
-from xgen_jax.data.pipeline import Bucket
 from xgen_jax.models.lora import LoRAConfig
 from xgen_jax.models.text import ByteTextConfig
 from xgen_jax.models.vdit_config import PRESETS

@@ -25,5 +25,5 @@ from xgen_jax.configs.vdit.stages import stage_config
 
 
 def get_config(devices: str = "64"):
-    """The stage's run, its batches for so many devices."""
+    """The stage's run, its batches for `devices` devices."""
     return stage_config("240p", init_from=None, steps=81_000, devices=int(devices))

@@ -24,5 +24,5 @@ from xgen_jax.configs.vdit.stages import stage_config
 
 
 def get_config(devices: str = "64"):
-    """The stage's run, its batches for so many devices."""
+    """The stage's run, its batches for `devices` devices."""
     return stage_config("480p", init_from="runs/vdit/240p", steps=22_000, devices=int(devices))

@@ -29,5 +29,5 @@ from xgen_jax.configs.vdit.stages import stage_config
 
 
 def get_config(devices: str = "64"):
-    """The stage's run, its batches for so many devices."""
+    """The stage's run, its batches for `devices` devices."""
     return stage_config("720p", init_from="runs/vdit/480p", steps=4_000, devices=int(devices))

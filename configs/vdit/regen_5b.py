@@ -29,8 +29,8 @@ from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, VDiTRun
 from xgen_jax.configs.common import as_config_dict
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, LatentsConfig
-from xgen_jax.data.pipeline import Bucket
 from xgen_jax.models.text import T5TextConfig
 from xgen_jax.models.vdit_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
@@ -40,7 +40,7 @@ LEVELS = ((33, 8), (66, 4), (132, 2))
 
 
 def get_config(devices: str = "64"):
-    """The run, its batches for so many devices."""
+    """The run, its batches for `devices` devices."""
     buckets = tuple(
         Bucket(frames=frames, height=192, width=320, batch_size=clips * int(devices))
         for frames, clips in LEVELS

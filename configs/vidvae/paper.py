@@ -27,8 +27,8 @@ from xgen_jax.config.losses import AdversarialConfig, VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, VidVAERun
 from xgen_jax.configs.common import as_config_dict
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, VideoFolderConfig
-from xgen_jax.data.pipeline import Bucket
 from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
 

@@ -206,3 +206,16 @@ def test_a_run_starts_from_a_converted_transformer(transformers, tiny_runs):
         UserError, match="has other parameters than the model.*\n.*model.depth: 2 -> 3"
     ):
         warm_start(run_config(values))
+
+
+def test_a_source_that_has_changed_is_not_taken_for_the_same(folder, tmp_path):
+    source = tmp_path / "sd.safetensors"
+    tensors = read_safetensors(folder / "sd.safetensors")
+    arguments = {"kind": "sd-vae", "source": str(source), "out": str(tmp_path / "vae")}
+    write_safetensors(source, tensors)
+    first = convert(**arguments)
+    source.unlink()
+    write_safetensors(source, {name: 2 * tensor for name, tensor in tensors.items()})
+    with pytest.raises(UserError, match="holds other weights .*replace them with --overwrite"):
+        convert(**arguments)
+    assert convert(**arguments, overwrite=True)["fingerprint"] != first["fingerprint"]

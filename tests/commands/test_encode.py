@@ -183,6 +183,8 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(
         ({"count": None}, "give --count"),
         ({"data": "videos"}, "--count is for --data=synthetic"),
         ({"clips_per_video": 2}, "give a larger --count"),
+        ({"fps": 8.0}, "--fps, --stride and --require_captions are for folders"),
+        ({"require_captions": False}, "are for folders of videos"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"dtype": "int8"}, "dtype='int8' is not known; choose one of float32"),
         ({"compute_dtype": "float16"}, "compute_dtype='float16' is not known"),

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from xgen_jax import evaluate
+from xgen_jax.commands.evaluate import EvaluateRequest
 from xgen_jax.commands.reconstruct import ReconstructRequest, reconstruct_file
-from xgen_jax.data.pixels import to_float
+from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.video import read_video
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
@@ -122,7 +123,9 @@ def test_reconstruction_suite_at_several_shapes_with_lpips(tiny_runs, tmp_path, 
     distance = load_lpips_distance(files)
     video = moving_crops(3, 16, 32)
     np.testing.assert_array_equal(distance(video, video), 0)
-    direct = jax.jit(model.apply)({"params": params}, to_float(video), to_float(video[::-1]))
+    direct = jax.jit(model.apply)(
+        {"params": params}, to_unit_range(video), to_unit_range(video[::-1])
+    )
     np.testing.assert_allclose(distance(video, video[::-1]), direct, rtol=1e-5, atol=1e-9)
 
 
@@ -149,3 +152,27 @@ def test_captions_suite_reads_every_sample(tiny_runs, tmp_path):
     # A model of two steps generates noise: the verifier must not find the attributes asked for.
     assert result["all"] < 0.5
     assert all((tmp_path / "captions" / sample["file"]).is_file() for sample in written["samples"])
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({}, "give --suite, one of reconstruction, captions, report"),
+        ({"suite": "fvd"}, "suite='fvd' is not known"),
+        ({"suite": "captions"}, "give --model, --out"),
+        ({"suite": "captions", "model": "a", "out": "b", "data": "c"}, "--data is for --suite=rec"),
+        ({"suite": "report", "out": "b", "count": 3}, "--count is for --suite=reconstruction and "),
+        (
+            {"suite": "reconstruction", "embedder": "a", "out": "b", "guidance_scale": 2.0},
+            "--guidance_scale is for --suite=captions",
+        ),
+    ],
+)
+def test_flags_of_another_suite_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        EvaluateRequest(**changes)
+
+
+def test_a_way_between_frames_needs_another_speed():
+    with pytest.raises(UserError, match="--between=continuous is for another --speed"):
+        ReconstructRequest(embedder="a", video="b.mp4", out="c.mp4", between="continuous")

@@ -15,7 +15,7 @@ from xgen_jax.config.runs import FREE_KEYS, Run, differing_keys, run_config, to_
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen_config import PRESETS as REGEN_PRESETS
 from xgen_jax.models.vidvae_config import PRESETS
-from xgen_jax.testing import task_of
+from xgen_jax.testing import VDIT, VIDVAE, task_of, tiny_run
 from xgen_jax.training.tasks.vdit import check_buckets
 
 ROOT = pathlib.Path(__file__).parents[2] / "configs"
@@ -367,3 +367,19 @@ def test_every_free_key_exists():
         known |= flat(to_dict(run_config(values(path)))).keys()
     known |= flat(to_dict(run_config(with_t5()))).keys()
     assert known >= FREE_KEYS
+
+
+@pytest.mark.parametrize(
+    "values,changes,message",
+    [
+        (VIDVAE, {"optimizer": {"schedule": "cosin"}}, "optimizer.schedule='cosin' is not known"),
+        (VIDVAE, {"optimizer": {"name": "adam"}}, "optimizer.name='adam' is not known"),
+        (VIDVAE, {"model": {"attention": "flash"}}, "attention='flash' is not known"),
+        (VDIT, {"model": {"attention": "flash"}}, "attention='flash' is not known"),
+        (VDIT, {"text": {"attention": "flash"}}, "text.attention='flash' is not known"),
+        (VDIT, {"loss": {"time_distribution": "normal"}}, "loss.time_distribution='normal' is not"),
+    ],
+)
+def test_a_name_is_refused_before_any_folder_is_touched(values, changes, message):
+    with pytest.raises(UserError, match=message):
+        tiny_run(values, **{"embedder": "vae"} if values is VDIT else {}, **changes)

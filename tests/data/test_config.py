@@ -59,7 +59,7 @@ def test_what_older_releases_wrote_is_nested():
     }
     latents = {**FLAT, "source": "latents", "path": "l", "require_captions": False}
     assert source(latents) == {"kind": "latents", "path": "l"}
-    assert {"source", "seed", "fit"} | OLD_KEYS.keys() == FLAT.keys()
+    assert {"source", "seed", "fit"} | set(OLD_KEYS) == FLAT.keys()
 
 
 @pytest.mark.parametrize(

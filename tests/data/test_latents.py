@@ -9,9 +9,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, LatentsConfig, VideoFolderConfig
 from xgen_jax.data.latent_shards import LatentReader, LatentWriter, pack, unpack, verify
-from xgen_jax.data.pipeline import Bucket, Pipeline
+from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources.factory import make_source
 from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.errors import UserError
@@ -201,6 +202,7 @@ def test_a_bucket_whose_few_clips_are_all_broken_is_not_there(tmp_path):
     assert [
         len(clips) for clips in source.fit([Bucket(frames=1, height=8, width=8, batch_size=1)], 0)
     ] == [0]
+    assert source.bucket_names == ("5x8x8",)  # what can be read
     with pytest.raises(UserError, match="no latents of 1x8x8"):
         source.read(2, None, 1, 8, 8)
     with pytest.raises(UserError, match="not one clip of 1x8x8 could be read: no video 2"):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from image_files import exif, jpeg, png, webp
 
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, LatentsConfig, VideoFolderConfig
-from xgen_jax.data.pipeline import Bucket, Pipeline
+from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources.factory import make_source
 from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.sources.video_folder import VideoFolderSource

@@ -8,9 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from xgen_jax.data.pixels import center_crop, crop, random_crop, resize_cover
+from xgen_jax.data.pixels import center_crop, crop, random_crop
 from xgen_jax.data.sources.synthetic import SyntheticSource
-from xgen_jax.data.video import cover_size, probe, read_video, resize_frames
+from xgen_jax.data.video import cover_size, probe, read_video, resize_cover, resize_frames
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 

@@ -56,7 +56,7 @@ def test_clips_count_by_how_much_they_move():
     "pair, chunk, message",
     [
         ((ramp([1, 2, 3]), ramp([1, 2])), 2, "differ in shape"),
-        ((ramp([1, 2, 3]).astype(np.float32),) * 2, 2, "expected a uint8 video"),
+        ((ramp([1, 2, 3]).astype(np.float32),) * 2, 2, "must be a uint8 array"),
         ((ramp([1, 2, 3]),) * 2, 3, "place 0 .* longer than a chunk"),
         ((ramp([1, 2, 2, 3, 4]),) * 2, 4, "place 2 of its chunks of 4"),
         ((ramp([1, 2, 3]),) * 2, 1, "chunk of 1 frames"),

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from xgen_jax.data.pixels import center_crop, resize_cover
+from xgen_jax.data.pixels import center_crop
+from xgen_jax.data.video import resize_cover
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.inference.conditioning import fit_condition, read_condition
@@ -82,7 +83,7 @@ def test_mistakes_are_named(video, tmp_path):
         read_condition(None, tmp_path / "missing.mp4", plan(), EMBEDDER)
     for frames, message in (
         (np.zeros((1, 4, 4, 4), np.uint8), "not uint8 \\(1, 4, 4, 4\\)"),
-        (np.zeros((0, 4, 4, 3), np.uint8), "has frames and pixels"),
+        (np.zeros((0, 4, 4, 3), np.uint8), "must have frames and pixels"),
         ("image.png", "not str"),
     ):
         with pytest.raises(UserError, match=message):

@@ -147,6 +147,6 @@ def test_a_vidvae_has_neither_speed_nor_steps(tiny_runs):
     ):
         network(np.zeros((5, 8, 8, 3), np.uint8), speed=0.5)
     with pytest.raises(
-        UserError, match="steps=4 is for a REGEN.* a VidVAE decodes in one evaluation"
+        UserError, match="steps=4 is for a REGEN.* this embedder decodes in one evaluation"
     ):
         load_reconstructor(tiny_runs / "vidvae", steps=4)

@@ -167,7 +167,7 @@ def test_residency_changes_nothing(model):
 
 
 def test_mistakes_are_named(model, capsys):
-    with pytest.raises(UserError, match="a condition is a uint8 video"):
+    with pytest.raises(UserError, match="a condition must be a uint8 array"):
         latents(model, condition=VIDEO.astype(np.float32), frames=9)
     with pytest.raises(UserError, match="is too short for a condition"):
         latents(model, condition=VIDEO, frames=1)

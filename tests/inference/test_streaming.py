@@ -28,32 +28,23 @@ from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel.memory import program_bytes
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
+from xgen_jax.testing import PYRAMID, tiny_vidvae
 
-PLAIN = VidVAEConfig(
-    channels=(4, 8),
-    space_reduction=(True, False),
-    time_reduction=(True, True),
-    latent_channels=3,
-    blocks=1,
-)
-FLAT = dataclasses.replace(PLAIN, kernels=((1, 3, 3), (3, 1, 1)))  # compiles in half the time
 CONFIGS = {
-    "plain": PLAIN,
+    "plain": dataclasses.replace(PYRAMID, kernels=((3, 3, 3), (3, 3, 3))),
     "convolution": dataclasses.replace(
-        FLAT, time_down="convolution", time_up_convolution=True, flat_levels=1
+        PYRAMID, time_down="convolution", time_up_convolution=True, flat_levels=1
     ),
-    "trilinear": dataclasses.replace(FLAT, time_up="trilinear", time_up_convolution=True),
-    "rms": dataclasses.replace(FLAT, norm="rms", mid_attention=False, time_expansion=(True, True)),
-    "stem": VidVAEConfig(
-        channels=(8,),
-        space_reduction=(False,),
-        time_reduction=(True,),
+    "trilinear": dataclasses.replace(PYRAMID, time_up="trilinear", time_up_convolution=True),
+    "rms": dataclasses.replace(
+        PYRAMID, norm="rms", mid_attention=False, time_expansion=(True, True)
+    ),
+    "stem": tiny_vidvae(
         latent_channels=3,
-        blocks=1,
+        time_reduction=(True,),
         stem=(2, 2, 2),
-        mid_attention=False,
-        norm="rms",
         time_up="trilinear",
+        kernels=((3, 3, 3), (3, 3, 3)),
     ),
 }
 # Cuts of a clip of 17 frames, and of its 5 latent frames.
@@ -221,7 +212,7 @@ def test_chunks_that_cannot_be_decoded_are_refused(chunks, message):
     ],
 )
 def test_predicted_bytes_are_within_a_fifth_of_the_running_programs(verb, side, chunk):
-    embedder, params, *_ = built(FLAT)
+    embedder, params, *_ = built(PYRAMID)
     predicted = chunk_bytes(embedder, params, verb, (1, 64, side, side, 3), np.float32, chunk)
     # In the middle of a stream, with the cache of two chunks before it.
     f, s = embedder.model.config.time_factor, embedder.model.config.space_factor
@@ -307,6 +298,6 @@ def test_rows_are_cut_only_if_one_latent_frame_does_not_fit():
     ],
 )
 def test_a_budget_in_which_nothing_fits_is_refused(changes, budget_gb, message):
-    embedder, params, video, latents, _ = built(dataclasses.replace(FLAT, **changes), frames=5)
+    embedder, params, video, latents, _ = built(dataclasses.replace(PYRAMID, **changes), frames=5)
     with pytest.raises(UserError, match=message):
         decode(embedder, params, latents, budget_gb)

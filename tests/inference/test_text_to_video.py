@@ -143,6 +143,8 @@ def test_loading_refuses_other_folders(tiny_runs, tmp_path):
         xgen_jax.load(tmp_path)
     with pytest.raises(UserError, match="give a text-to-video model: a vdit run"):
         load_text_to_video(tiny_runs / "vidvae")
+    with pytest.raises(UserError, match="text_encoder=t5 is for a run with a T5"):
+        load_text_to_video(tiny_runs / "vdit", text_encoder="t5")
     unfinished = tmp_path / "unfinished"
     shutil.copytree(tiny_runs / "vdit", unfinished)
     shutil.rmtree(unfinished / "checkpoints")

@@ -15,46 +15,22 @@ from xgen_jax.models.vidvae import TimeMix, VidVAE
 from xgen_jax.models.vidvae_config import PRESETS, VidVAEConfig
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import on_mesh, replicated, video_sharding
+from xgen_jax.testing import PYRAMID, tiny_vidvae
 
 CONFIGS = {
-    "pyramid": VidVAEConfig(
-        channels=(4, 8),
-        space_reduction=(True, False),
-        time_reduction=(True, True),
-        latent_channels=3,
-        blocks=1,
-        kernels=(
-            (1, 3, 3),
-            (3, 1, 1),
-        ),  # compiles in half the time of 3x3x3, which the first and last layers have
-    ),
+    "pyramid": PYRAMID,
     # Open-Sora-Plan v1.1's: learnt mixes of pool and convolution, a first level that mixes no
     # frames, look-ahead.
-    "mixed": VidVAEConfig(
-        channels=(4, 8),
-        space_reduction=(True, False),
-        time_reduction=(True, True),
+    "mixed": dataclasses.replace(
+        PYRAMID,
         time_down="convolution",
         time_up="trilinear",
         time_up_convolution=True,
         flat_levels=1,
-        latent_channels=3,
-        blocks=1,
-        mid_attention=False,
-        norm="rms",
-        kernels=((1, 3, 3), (3, 1, 1)),
-    ),
-    "stem": VidVAEConfig(
-        channels=(8,),
-        space_reduction=(False,),
-        time_reduction=(False,),
-        latent_channels=3,
-        blocks=1,
-        stem=(4, 4, 4),
-        stem_hidden=8,
         mid_attention=False,
         norm="rms",
     ),
+    "stem": tiny_vidvae(latent_channels=3, stem_hidden=8, kernels=((3, 3, 3), (3, 3, 3))),
 }
 SIDE = 8
 

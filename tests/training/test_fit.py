@@ -11,12 +11,14 @@ import time
 import jax
 import numpy as np
 import pytest
+from ml_collections import config_dict
 from run_states import assert_same, contents, state_of
 
 from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
 from xgen_jax.errors import UserError
 from xgen_jax.runs.checkpoint import Checkpoints
+from xgen_jax.testing import POINTWISE, VDIT, VIDVAE, tiny_values
 from xgen_jax.training.metric_writers import read_jsonl
 from xgen_jax.training.run_log import NonFiniteLoss
 
@@ -27,50 +29,15 @@ CLOCK = {"steps_per_s", "time_s"}
 
 
 def vidvae(steps=6, **changes):
-    values = {
-        "objective": "vidvae",
-        "model": {
-            "channels": (4,),
-            "space_reduction": (False,),
-            "time_reduction": (False,),
-            "latent_channels": 2,
-            "blocks": 1,
-            "stem": (4, 4, 4),
-            "mid_attention": False,
-            "kernels": ((1, 1, 1), (1, 1, 1)),
-            "norm": "rms",
-        },
-        "loss": {"lpips": 0.0},
-        "data": {
-            "source": {"kind": "synthetic"},
-            "buckets": ({"frames": 5, "height": 16, "width": 16, "batch_size": 2},),
-        },
-        "optimizer": OPTIMIZER,
-        "loop": {"steps": steps, "compute_dtype": "float32", "checkpoint_every": 3, "log_every": 1},
-        "mesh": {"fsdp": 1},
-    }
-    return merged(values, changes)
+    loop = {"steps": steps, "checkpoint_every": 3}
+    values = tiny_values(VIDVAE, model=POINTWISE, optimizer=OPTIMIZER, loop=loop)
+    return tiny_values(values, **changes)
 
 
 def vdit(embedder, **changes):
-    values = {
-        "objective": "vdit",
-        "embedder": str(embedder),
-        "model": {"width": 8, "depth": 2, "heads": 2, "text_width": 8, "remat": "none"},
-        "text": {"width": 8, "depth": 1, "heads": 2, "max_bytes": 64},
-        "data": vidvae()["data"],
-        "optimizer": OPTIMIZER,
-        "loop": {"steps": 2, "compute_dtype": "float32", "log_every": 1},
-        "mesh": {"fsdp": 1},
-    }
-    return merged(values, changes)
-
-
-def merged(values, changes):
-    return {
-        key: {**value, **changes.get(key, {})} if isinstance(value, dict) else value
-        for key, value in values.items()
-    }
+    model = {"width": 8, "text_width": 8}
+    values = tiny_values(VDIT, model=model, text={"width": 8}, optimizer=OPTIMIZER)
+    return tiny_values(values, embedder=str(embedder), **changes)
 
 
 def run(values, workdir, **kwargs):
@@ -264,3 +231,8 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
         assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
     assert command(tmp_path / "killed").wait() == 0
     assert_same_state(state_of(tmp_path / "killed"), state_of(tmp_path / "straight"))
+
+
+def test_a_config_dict_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"not a ConfigDict.*give config.to_dict\(\)"):
+        train(config_dict.ConfigDict(vidvae()), tmp_path)

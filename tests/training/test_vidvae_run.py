@@ -15,6 +15,7 @@ from xgen_jax.data.sources.factory import make_source
 from xgen_jax.errors import UserError
 from xgen_jax.models.lpips import LPIPS, LPIPSConfig
 from xgen_jax.runs.load import load_embedder
+from xgen_jax.testing import POINTWISE, VIDVAE, tiny_values
 from xgen_jax.training.metric_writers import read_jsonl
 from xgen_jax.training.run_log import NonFiniteLoss
 from xgen_jax.weights.safetensors import write_safetensors
@@ -27,32 +28,20 @@ OPTIMIZER = {"learning_rate": 1e-3, "warmup_steps": 2}
 def values(
     steps=4, lpips=None, buckets=(VIDEO,), model=None, adversarial=None, loop=None, **changes
 ):
-    network = {
-        "channels": (4,),
-        "space_reduction": (False,),
-        "time_reduction": (False,),
-        "latent_channels": 2,
-        "blocks": 1,
-        "stem": (4, 4, 4),
-        "mid_attention": False,
-        "kernels": ((1, 1, 1), (1, 1, 1)),
-        "norm": "rms",
-    }
     game = {"discriminator": {"width": 4, "layers": 1}, "optimizer": OPTIMIZER}
-    return {
-        "objective": "vidvae",
-        "model": network | (model or {}),
-        "loss": {
+    base = tiny_values(
+        VIDVAE,
+        model=POINTWISE,
+        loss={
             "lpips": 0.5 if lpips else 0.0,
             "lpips_weights": lpips,
             "adversarial": game | (adversarial or {}),
         },
-        "data": {"source": {"kind": "synthetic"}, "buckets": buckets},
-        "optimizer": OPTIMIZER,
-        "loop": {"steps": steps, "compute_dtype": "float32", "checkpoint_every": 2, "log_every": 1}
-        | (loop or {}),
-        "mesh": {"fsdp": 1},
-    } | changes
+        data={"source": {"kind": "synthetic"}, "buckets": buckets},
+        optimizer=OPTIMIZER,
+        loop={"steps": steps, "checkpoint_every": 2},
+    )
+    return tiny_values(base, model=model or {}, loop=loop or {}) | changes
 
 
 def run(workdir, **changes):

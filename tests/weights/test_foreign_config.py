@@ -334,3 +334,12 @@ def test_a_middle_without_attention_is_converted():
 )
 def test_the_places_of_an_image_network_are_those_of_its_size(changes, span):
     assert load_vdit("pixart", PIXART, {**PIXART_CONFIG, **changes}).config.position_span == span
+
+
+@pytest.mark.parametrize(
+    "kind,key", [("stdit2", "interpolation_scale"), ("pixart", "input_sq_size")]
+)
+def test_a_key_of_the_other_kind_is_named_where_it_is_not_read(kind, key, tmp_path, capsys):
+    config, convert = KINDS[kind]
+    convert({**config, key: 2}, tmp_path)
+    assert f"are not known and are ignored: {key}" in capsys.readouterr().err

@@ -12,7 +12,8 @@ from einops import rearrange
 from xgen_jax.errors import UserError
 from xgen_jax.inference.divide_and_merge import divide_and_merge
 from xgen_jax.models.vidvae import VidVAE
-from xgen_jax.weights.vidvae import load_vidvae, read_config
+from xgen_jax.weights.foreign_config import read_config
+from xgen_jax.weights.vidvae import load_vidvae
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 

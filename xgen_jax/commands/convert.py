@@ -16,6 +16,7 @@ from xgen_jax.runs.folder import RunFolder, describe_machine
 from xgen_jax.runs.load import load_transformer
 from xgen_jax.typing import Params
 from xgen_jax.weights import vdit, vidvae
+from xgen_jax.weights.foreign_config import read_config
 from xgen_jax.weights.safetensors import SUFFIX, read_safetensors
 
 EXPORT, LORA = "stdit2-export", "lora"
@@ -85,7 +86,7 @@ def convert(request: ConvertRequest) -> dict[str, Any]:
 
 
 def _autoencoder(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> dict[str, Any]:
-    tensors, foreign = read_safetensors(source), vidvae.read_config(source)
+    tensors, foreign = read_safetensors(source), read_config(source)
     model, params = vidvae.load_vidvae(kind, tensors, foreign, origin=str(source))
     config = VidVAEWeights(model=model, kind=kind, source=str(source.resolve()))
     folder, parameters = _write(out, config, {"vidvae": params}, overwrite)
@@ -104,7 +105,7 @@ def _autoencoder(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> 
 
 
 def _transformer(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> dict[str, Any]:
-    tensors, foreign = read_safetensors(source), vidvae.read_config(source)
+    tensors, foreign = read_safetensors(source), read_config(source)
     model, channels, params, new = vdit.load_vdit(kind, tensors, foreign, origin=str(source))
     config = VDiTWeights(
         model=model, kind=kind, source=str(source.resolve()), latent_channels=channels
@@ -162,6 +163,13 @@ def _write(
     folder = RunFolder(out)
     folder.create_or_resume(config, overwrite)
     checkpoints = folder.checkpoints()
+    if checkpoints.steps():
+        held = folder.ema_params()[config.family]
+        if fingerprint(config.model, held) != fingerprint(config.model, ema[config.family]):
+            raise UserError(
+                f"--out={out} holds other weights of the same name; choose a new folder, or "
+                "replace them with --overwrite"
+            )
     checkpoints.save(0, {"ema": ema}, {"fingerprints": fingerprints or {}})
     checkpoints.wait()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(ema))

@@ -25,6 +25,7 @@ from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.errors import UserError, choose
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.latent_statistics import latent_statistics
+from xgen_jax.parallel.memory import GB
 from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.runs.load import load_embedder
 from xgen_jax.runs.text_encoders import ByteCaptions, T5Captions, load_captions
@@ -119,6 +120,8 @@ class EncodeRequest:
             raise UserError("give --count, the number of synthetic clips to encode")
         elif self.clips_per_video != 1:
             raise UserError("clips_per_video is for folders of videos; give a larger --count")
+        elif self.fps is not None or self.stride != 1 or not self.require_captions:
+            raise UserError("--fps, --stride and --require_captions are for folders of videos")
 
     def table(self) -> tuple[Bucket, ...]:
         """Return the buckets to choose from; their batches mean nothing here."""
@@ -201,7 +204,7 @@ def encode_dataset(request: EncodeRequest) -> dict[str, Any]:
         "kept_shards": kept,
         "left_out": _report_left_out(writer),
         "captions_cut": text.cut if text else 0,
-        "size_gb": round(sum(row["bytes"] for row in rows) / 2**30, 6),
+        "size_gb": round(sum(row["bytes"] for row in rows) / GB, 6),
         "wall_s": round(time.monotonic() - started, 1),
     }
 

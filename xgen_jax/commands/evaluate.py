@@ -65,8 +65,15 @@ class EvaluateRequest:
     lpips: Sequence[str] | None = None
 
     def __post_init__(self):
-        choose("suite", self.suite, SUITES)
-        needed, _ = SUITES[self.suite]
+        if not self.suite:
+            raise UserError(f"give --suite, one of {', '.join(SUITES)}")
+        needed, optional, _ = SUITES[choose("suite", self.suite, SUITES)]
+        for field in dataclasses.fields(self):
+            if field.name in ("suite", "out", *needed, *optional):
+                continue
+            if getattr(self, field.name) != field.default:
+                takers = [name for name, each in SUITES.items() if field.name in each[0] + each[1]]
+                raise UserError(f"--{field.name} is for --suite={' and '.join(takers)}")
         if missing := [name for name in (*needed, "out") if not getattr(self, name)]:
             raise UserError(f"give {', '.join(f'--{name}' for name in missing)}")
 
@@ -84,7 +91,7 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     Raises:
       UserError: no such run, videos or weights that cannot be read, a shape that is none.
     """
-    _, suite = SUITES[request.suite]
+    *_, suite = SUITES[request.suite]
     return suite(request)
 
 
@@ -216,9 +223,14 @@ def _report(request: EvaluateRequest) -> dict[str, Any]:
     return {"suite": "report", "report": str(write_report(request.out))}
 
 
-# By name the flags that a suite needs, and what it does.
-SUITES: dict[str, tuple[tuple[str, ...], Callable[[EvaluateRequest], dict[str, Any]]]] = {
-    "reconstruction": (("embedder",), _reconstruction),
-    "captions": (("model",), _captions),
-    "report": ((), _report),
+Flags = tuple[str, ...]
+# By name the flags that a suite needs besides --out, those that it takes, and what it does.
+SUITES: dict[str, tuple[Flags, Flags, Callable[[EvaluateRequest], dict[str, Any]]]] = {
+    "reconstruction": (
+        ("embedder",),
+        ("data", "count", "seed", "steps", "shapes", "lpips"),
+        _reconstruction,
+    ),
+    "captions": (("model",), ("count", "seed", "steps", "guidance_scale"), _captions),
+    "report": ((), (), _report),
 }

@@ -49,6 +49,8 @@ class ReconstructRequest:
             raise UserError(f"give {', '.join(f'--{name}' for name in missing)}")
         check_suffix(self.out)
         choose("between", self.between, BETWEEN)
+        if self.between != BETWEEN[0] and self.speed == 1.0:
+            raise UserError(f"--between={self.between} is for another --speed than 1")
 
 
 def reconstruct_file(request: ReconstructRequest) -> dict[str, Any]:

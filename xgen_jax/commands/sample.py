@@ -14,7 +14,13 @@ import jax
 
 from xgen_jax.data.video_writer import WRITE_SUFFIXES, VideoWriter
 from xgen_jax.errors import UserError
-from xgen_jax.files import differences, read_json, refuse_differences, write_json
+from xgen_jax.files import (
+    differences,
+    read_json,
+    refuse_differences,
+    remove_temporaries,
+    write_json,
+)
 from xgen_jax.inference.conditioning import fit_condition, read_condition
 from xgen_jax.inference.request import VideoPlan, VideoRequest
 from xgen_jax.inference.sampling import BatchRow
@@ -205,7 +211,7 @@ def sample_files(request: SampleRequest) -> dict[str, Any]:
         if condition is not None:
             settings["condition"] = hashlib.sha256(condition.tobytes()).hexdigest()[:16]
         _create_or_resume(request, settings, prompts, paths)
-        _remove_leftovers(pathlib.Path(request.out), {paths[line].stem for line in lines})
+        remove_temporaries(request.out, {paths[line].stem for line in lines})
     rows = [BatchRow(prompt, request.seed + line) for line, prompt in enumerate(prompts)]
     _write_videos(generator, batches, rows, paths, condition)
     wall_s = round(time.monotonic() - started, 2)
@@ -293,13 +299,6 @@ def _write_videos(
                         writer.write(chunk[row])
             videos += len(lines)
             console.progress(done, {"videos": videos})
-
-
-def _remove_leftovers(folder: pathlib.Path, stems: set[str]) -> None:
-    """Remove temporary files of these videos that a killed run has left."""
-    for left in folder.glob(".*.tmp.mp4"):
-        if left.name.split(".")[1] in stems:
-            left.unlink(missing_ok=True)
 
 
 def _create_or_resume(

@@ -50,9 +50,7 @@ def run(
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(1)
             except KeyboardInterrupt:
-                print(
-                    "interrupted; the same command continues from the saved state", file=sys.stderr
-                )
+                print("interrupted; run the same command again to go on", file=sys.stderr)
                 sys.exit(130)
             stream.write(json.dumps(result) + "\n")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from xgen_jax.config.runs import Run
+from xgen_jax.config.runs import Run, Weights
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources.factory import held_out_source, make_source
 from xgen_jax.errors import UserError
@@ -33,10 +33,15 @@ def train(config: Run, workdir: str | os.PathLike, overwrite: bool = False) -> d
       UserError: every mistake of the user, before anything is trained or written; later a loss
         that is not finite (`NonFiniteLoss`), or a disk that is full.
     """
-    if not isinstance(config, Run):
+    if isinstance(config, Weights):
         raise UserError(
             f"converted weights are not a run; train a {config.family} run that starts from them, "
             "with init_from=FOLDER"
+        )
+    if not isinstance(config, Run):
+        raise UserError(
+            "a configuration is a dict or a Run, not a "
+            f"{type(config).__name__}; of ml_collections give config.to_dict()"
         )
     run = RunFolder(workdir)
     run.check(config, overwrite)

@@ -1,6 +1,7 @@
 """Build nested frozen dataclasses from plain dicts; an unknown key is an error that names the
 nearest known one."""
 
+import copy
 import dataclasses
 import difflib
 import types
@@ -117,7 +118,7 @@ def rename(values: dict[str, Any], say: Callable[[str], None] | None = None) -> 
     Raises:
       UserError: a key that is given under both names.
     """
-    values = _copied(values)
+    values = copy.deepcopy(values)
     said = []
     for old, new in RENAMED.items():
         (*old_path, old_name), (*new_path, new_name) = old.split("."), new.split(".")
@@ -143,12 +144,6 @@ def rename(values: dict[str, Any], say: Callable[[str], None] | None = None) -> 
         for line in dict.fromkeys(said):
             say(line)
     return values
-
-
-def _copied(values):
-    if isinstance(values, dict):
-        return {key: _copied(value) for key, value in values.items()}
-    return type(values)(map(_copied, values)) if isinstance(values, (list, tuple)) else values
 
 
 def _groups(values: dict[str, Any], path: list[str], make: bool = False) -> list[dict[str, Any]]:

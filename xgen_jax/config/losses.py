@@ -6,7 +6,7 @@ from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.diffusion.frame_masks import FrameMaskConfig
 from xgen_jax.diffusion.process import Process
 from xgen_jax.diffusion.processes import make_process
-from xgen_jax.diffusion.time import shift_ratio
+from xgen_jax.diffusion.time import DISTRIBUTIONS, shift_ratio
 from xgen_jax.errors import UserError, choose
 from xgen_jax.models.discriminator import DiscriminatorConfig
 from xgen_jax.models.regen_windows import WINDOWS
@@ -20,7 +20,7 @@ class AdversarialConfig:
     Attributes:
       weight: of the generator's adversarial loss; 0 for no discriminator at all.
       start_step: updates before the discriminator sets in, its training and its optimiser's
-      schedule included.
+        schedule included.
       adaptive: whether the weight follows the ratio of the gradients at the last convolution.
       clamp: that ratio's upper bound.
       r1: weight of the penalty on the discriminator's gradient at real clips (arXiv 1801.04406,
@@ -54,7 +54,7 @@ class VidVAELossConfig:
     Attributes:
       l1, l2, lpips, kl: the weights.
       lpips_weights: safetensors of LPIPS with VGG16, as FILE or TRUNK,HEADS; needed unless `lpips`
-      is 0.
+        is 0.
       adversarial: off by default.
     """
 
@@ -121,8 +121,9 @@ class REGENLossConfig:
                 "does not determine the data. Choose 'x0' or 'velocity', or loss.process='ddpm'"
             )
         self.make_process()
-        for name, known in (("weighting", WEIGHTINGS), ("windows", WINDOWS)):
-            choose(f"loss.{name}", getattr(self, name), known)
+        choose("loss.weighting", self.weighting, WEIGHTINGS)
+        choose("loss.windows", self.windows, WINDOWS)
+        choose("loss.time_distribution", self.time_distribution, DISTRIBUTIONS)
         for name in ("kl", "motion", "lpips", "consistency"):
             if getattr(self, name) < 0:
                 raise UserError(f"loss.{name} must be 0 or more, not {getattr(self, name)}")
@@ -170,6 +171,7 @@ class VDiTLossConfig:
 
     def __post_init__(self):
         self.make_process()
+        choose("loss.time_distribution", self.time_distribution, DISTRIBUTIONS)
 
     def make_process(self, learned_variance: bool = False) -> Process:
         """Make the process; UserError for an unknown one, or one without a variance to learn."""

@@ -2,6 +2,11 @@
 
 import dataclasses
 
+from xgen_jax.errors import choose
+
+SCHEDULES = ("constant", "cosine", "linear")
+OPTIMIZERS = ("adamw", "muon")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -26,3 +31,7 @@ class OptimizerConfig:
     b2: float = 0.999
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+
+    def __post_init__(self):
+        choose("optimizer.name", self.name, OPTIMIZERS)
+        choose("optimizer.schedule", self.schedule, SCHEDULES)

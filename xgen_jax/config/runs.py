@@ -4,6 +4,7 @@ A folder holds either a run, which was trained here, or weights, which were conv
 project's. Both name the family of their network: "vidvae", "regen" or "vdit".
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
@@ -77,15 +78,15 @@ class LoopConfig:
         choose("loop.compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
 
 
-class HoldsEmbedder:
+class HoldsEmbedder(abc.ABC):
     """A folder's configuration from which an embedder can be made."""
 
     family: str
     model: Any
 
+    @abc.abstractmethod
     def make_embedder(self, dtype: Any = np.float32) -> Embedder:
         """Make the embedder of the folder's network, computing in `dtype`."""
-        raise NotImplementedError
 
 
 class HoldsTransformer:

@@ -82,7 +82,7 @@ class DataConfig:
       prefetch: batches that are prepared in advance; fewer than threads would leave some idle.
     """
 
-    source: SyntheticConfig | VideoFolderConfig | LatentsConfig
+    source: SourceConfig
     seed: int = 0
     buckets: tuple[Bucket, ...]
     fit: bool = False
@@ -129,16 +129,7 @@ def source_folder(source: VideoFolderConfig | LatentsConfig) -> str:
 
 
 # Keys of sources that stood in `data` itself, next to `source`, which was the kind's name.
-OLD_KEYS: dict[str, type] = {
-    "path": str,
-    "split": str,
-    "num_clips": int,
-    "style": str,
-    "fps": float,
-    "stride": int,
-    "require_captions": bool,
-    "flip": bool,
-}
+OLD_KEYS = ("path", "split", "num_clips", "style", "fps", "stride", "require_captions", "flip")
 _DEFAULTS = {
     field.name: field.default for kind in KINDS.values() for field in dataclasses.fields(kind)
 }

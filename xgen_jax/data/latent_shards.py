@@ -158,7 +158,7 @@ class LatentWriter:
         """
         file, count, left_out = self.file(bucket, shard), 0, {}
         longest: dict[str, int] = {}
-        remove_temporaries(file)
+        remove_temporaries(file.parent, {file.stem})
         with atomic_write(file, durable=True) as temporary:
             with _disk_errors(file):
                 writer = ArrayRecordWriter(str(temporary), "group_size:1")
@@ -317,6 +317,8 @@ class LatentReader:
 
     def clips(self, bucket: str) -> np.ndarray:
         """Return the clips of a bucket that could be read, ascending."""
+        if bucket not in self.left_out:
+            return np.zeros(0, np.int64)
         members = self.members.get(bucket, np.arange(self.manifest["clips"]))
         left_out = np.array(sorted(self.left_out[bucket]), np.int64)
         return np.setdiff1d(members, left_out, assume_unique=True)

@@ -1,8 +1,9 @@
-"""Pixels of files, uint8 0..255, and of models, float [-1, 1]; resizing and cropping."""
+"""Pixels of files, uint8 0..255, and of models, float [-1, 1]; cropping."""
+
+from typing import Any
 
 import numpy as np
 
-from xgen_jax.data.video import cover_size, resize_frames
 from xgen_jax.errors import UserError
 
 
@@ -13,9 +14,21 @@ def to_uint8(video) -> np.ndarray:
     )
 
 
-def to_float(video: np.ndarray) -> np.ndarray:
-    """Convert uint8 to float32 [-1, 1]."""
-    return np.asarray(video, np.float32) / 127.5 - 1.0
+def check_clip(video: Any, what: str = "a video", empty: bool = False) -> None:
+    """Raise UserError unless `video` is an array of frames, uint8 (T, H, W, 3).
+
+    Args:
+      video: any value.
+      what: names it in the message.
+      empty: also accept no frames or no pixels.
+    """
+    shape, dtype = getattr(video, "shape", None), getattr(video, "dtype", None)
+    if shape is None or dtype is None:
+        raise UserError(f"{what} must be a uint8 array (T, H, W, 3), not {type(video).__name__}")
+    if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3:
+        raise UserError(f"{what} must be a uint8 array (T, H, W, 3), not {dtype} {shape}")
+    if 0 in shape and not empty:
+        raise UserError(f"{what} must have frames and pixels; this one is {shape}")
 
 
 def check_video(video: np.ndarray) -> None:
@@ -42,12 +55,6 @@ def check_video(video: np.ndarray) -> None:
 def to_unit_range(video_uint8):
     """Convert uint8 0..255 to float32 [-1, 1], in NumPy or JAX."""
     return video_uint8.astype(np.float32) / 127.5 - 1.0
-
-
-def resize_cover(video: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize to the smallest uint8 (T, >=height, >=width, 3) of the same aspect that covers the
-    target, antialiased."""
-    return resize_frames(video, *cover_size(video.shape[1], video.shape[2], height, width))
 
 
 def crop(video: np.ndarray, height: int, width: int, top: int, left: int) -> np.ndarray:

@@ -148,6 +148,12 @@ def resize_frames(video: np.ndarray, height: int, width: int) -> np.ndarray:
     return out
 
 
+def resize_cover(video: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize to the smallest uint8 (T, >=height, >=width, 3) of the same aspect that covers the
+    target, antialiased."""
+    return resize_frames(video, *cover_size(video.shape[1], video.shape[2], height, width))
+
+
 def cover_size(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
     """Return the smallest (height, width) of the same aspect, to the pixel, that covers the
     target."""

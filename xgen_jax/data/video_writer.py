@@ -12,6 +12,7 @@ import av.filter
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
+from xgen_jax.data.pixels import check_clip
 from xgen_jax.errors import UserError
 from xgen_jax.files import replace, temporary_path
 
@@ -81,21 +82,7 @@ class VideoWriter:
         Raises:
           UserError: other frames, or the file cannot be written.
         """
-        if (
-            not isinstance(video, np.ndarray)
-            or video.dtype != np.uint8
-            or video.ndim != 4
-            or video.shape[-1] != 3
-        ):
-            what = (
-                f"{video.dtype} {video.shape}"
-                if isinstance(video, np.ndarray)
-                else type(video).__name__
-            )
-            raise UserError(
-                f"cannot write {self.path}: the video must be a uint8 array (T, H, W, 3), "
-                f"not {what}"
-            )
+        check_clip(video, f"cannot write {self.path}: the video", empty=True)
         self._shape = self._shape or video.shape[1:]
         if video.shape[1:] != self._shape:
             raise UserError(

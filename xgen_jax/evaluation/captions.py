@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from xgen_jax.data.pixels import check_clip
 from xgen_jax.data.sources.synthetic import (
     ATTRIBUTES,
     BACKGROUNDS,
@@ -61,7 +62,7 @@ def read_attributes(video: np.ndarray) -> dict[str, str]:
     Raises:
       UserError: another kind of array.
     """
-    _check_video(video)
+    check_clip(video)
     video = video.astype(np.float32)
     ground = _background(video)
     read = {"background": _nearest(ground, BACKGROUNDS)}
@@ -158,13 +159,6 @@ def _accuracy(verdicts: Sequence[Mapping[str, bool]]) -> dict[str, float]:
         raise UserError("no video to score; give at least one prompt")
     judged = {name: [v[name] for v in verdicts if name in v] for name in (*ATTRIBUTES, "all")}
     return {name: sum(values) / len(values) for name, values in judged.items() if values}
-
-
-def _check_video(video: np.ndarray) -> None:
-    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or video.size == 0:
-        raise UserError(
-            f"a video of {video.dtype} {video.shape} cannot be read; it must be uint8 (T, H, W, 3)"
-        )
 
 
 def _background(video: np.ndarray) -> np.ndarray:

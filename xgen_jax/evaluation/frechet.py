@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from xgen_jax.data.pixels import to_float
+from xgen_jax.data.pixels import check_clip, to_unit_range
 from xgen_jax.errors import UserError
 from xgen_jax.typing import Array, Video
 
@@ -112,7 +112,6 @@ def random_features(clips: Iterable[Video]) -> np.ndarray:
     """
     rows = []
     for clip in clips:
-        if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
-            raise UserError(f"expected a uint8 video (T, H, W, 3), got {clip.dtype} {clip.shape}")
-        rows.append(np.asarray(_features(_filters(), to_float(clip)[None])[0], np.float64))
+        check_clip(clip)
+        rows.append(np.asarray(_features(_filters(), to_unit_range(clip)[None])[0], np.float64))
     return np.stack(rows) if rows else np.zeros((0, FEATURES))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from xgen_jax.data.pixels import to_float
+from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.models.lpips import LPIPS
 from xgen_jax.typing import Params, Video
 from xgen_jax.weights.lpips import load_lpips
@@ -51,7 +51,9 @@ class LPIPSDistance:
         """
         # One frame at a time: compiled once a frame size, whatever the length, in the memory of one
         # frame's features.
-        pairs = ((to_float(x)[None], to_float(y)[None]) for x, y in zip(a, b, strict=True))
+        pairs = (
+            (to_unit_range(x)[None], to_unit_range(y)[None]) for x, y in zip(a, b, strict=True)
+        )
         return np.concatenate([_distance(self.model, self.params, x, y) for x, y in pairs])
 
 

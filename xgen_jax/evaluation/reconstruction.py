@@ -28,6 +28,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from xgen_jax.data.pixels import check_clip
 from xgen_jax.errors import UserError
 
 DATA_RANGE = 255.0
@@ -257,8 +258,7 @@ def side_by_side(original: Video, reconstruction: Video, separator: int = 2) -> 
 
 def _check(a: Video, b: Video) -> None:
     for video in (a, b):
-        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
-            raise UserError(f"expected a uint8 video (T, H, W, 3), got {video.dtype} {video.shape}")
+        check_clip(video)
     if a.shape != b.shape:
         raise UserError(f"the videos differ in shape (T, H, W, 3): {a.shape} and {b.shape}")
 

@@ -21,6 +21,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from xgen_jax.config.build import flat
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.chart import line_chart
 from xgen_jax.evaluation.report_style import STYLE
@@ -400,14 +401,6 @@ def _timings(timings: dict | None) -> str:
     return _table(("stage", "time", ""), [*rows, ("<strong>total</strong>", duration(total), "")])
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def _configuration(runs: Mapping[str, dict[str, Any]]) -> str:
     parts = []
     for stage, title in STAGES.items():
@@ -417,7 +410,7 @@ def _configuration(runs: Mapping[str, dict[str, Any]]) -> str:
             continue
         rows = [
             (f"<code>{escape(k)}</code>", f"<code>{escape(json.dumps(v))}</code>")
-            for k, v in _flat(config)
+            for k, v in flat(config).items()
         ]
         parts.append(
             f"<details><summary>{title}: {len(rows)} "

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from xgen_jax.data.pixels import check_clip
 from xgen_jax.errors import UserError
 
 Video = np.ndarray  # uint8 (T, H, W, 3); not from xgen_jax.typing, which would import JAX
@@ -59,8 +60,7 @@ def frame_differences(video: Video) -> np.ndarray:
     Raises:
       UserError: another kind of array.
     """
-    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
-        raise UserError(f"expected a uint8 video (T, H, W, 3), got {video.dtype} {video.shape}")
+    check_clip(video)
     frames = video.astype(np.int16)
     return np.abs(frames[1:] - frames[:-1]).mean((1, 2, 3))
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from xgen_jax.data.images import read_image
-from xgen_jax.data.pixels import center_crop, resize_cover
-from xgen_jax.data.video import probe, read_video
+from xgen_jax.data.pixels import center_crop, check_clip
+from xgen_jax.data.video import probe, read_video, resize_cover
 from xgen_jax.errors import UserError
 from xgen_jax.inference.request import VideoPlan
 from xgen_jax.models.embedder import Embedder
@@ -65,20 +65,7 @@ def fit_condition(frames: Video, plan: VideoPlan, embedder: Embedder) -> Video:
     Raises:
       UserError: not a uint8 video, or a plan in which the condition leaves nothing to generate.
     """
-    if (
-        not isinstance(frames, np.ndarray)
-        or frames.dtype != np.uint8
-        or frames.ndim != 4
-        or frames.shape[-1] != 3
-    ):
-        what = (
-            f"{frames.dtype} {frames.shape}"
-            if isinstance(frames, np.ndarray)
-            else type(frames).__name__
-        )
-        raise UserError(f"a condition is a uint8 video (T, H, W, 3), not {what}")
-    if 0 in frames.shape:
-        raise UserError(f"a condition has frames and pixels; this one is {frames.shape}")
+    check_clip(frames, "a condition")
     if plan.segment_shape[0] < 2:
         raise UserError(
             f"a video of {plan.segment_frames} frame(s) is too short for a condition; ask for more "

@@ -5,8 +5,8 @@ from typing import cast
 
 import numpy as np
 
-from xgen_jax.data.pixels import to_uint8
-from xgen_jax.errors import UserError
+from xgen_jax.data.pixels import check_clip, to_uint8
+from xgen_jax.errors import choose
 from xgen_jax.inference.resample_time import BETWEEN, decode_at_speed, moments
 from xgen_jax.inference.streaming import decode, encode
 from xgen_jax.models.embedder import Embedder, REGENEmbedder
@@ -50,9 +50,9 @@ class Reconstructor:
           UserError: not a uint8 video, or one that does not fit the budget; a speed that the
             embedder cannot decode.
         """
-        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
-            raise UserError(f"a video is uint8 (T, H, W, 3), not {video.dtype} {video.shape}")
+        check_clip(video)
         self.embedder.check_speed(speed)
+        choose("between", between, BETWEEN)
         frames, height, width, _ = video.shape
         shown = len(moments(frames, speed))
         extra_t = self.embedder.padded_frames(frames) - frames

@@ -20,7 +20,7 @@ import numpy as np
 from xgen_jax.errors import UserError, choose
 from xgen_jax.models.embedder import REGENEmbedder
 from xgen_jax.models.regen_windows import BETWEEN, Window, own_times, plan_windows
-from xgen_jax.parallel.memory import GB, program_bytes
+from xgen_jax.parallel.memory import GB, format_gb, program_bytes
 from xgen_jax.typing import Array, Params
 
 SLOWEST, FASTEST = 1 / 64, 64.0
@@ -104,12 +104,12 @@ def decode_at_speed(
         asked = Window(window.frames_F, chunks_2F, *fields)
         arguments = (embedder, params, here, asked, key)
         if memory_budget_gb is not None and (here.shape, len(window.frames_F)) not in fits:
-            needed = program_bytes(sample_window.lower(*arguments).compile()) / GB
-            if needed > memory_budget_gb:
+            needed = program_bytes(sample_window.lower(*arguments).compile())
+            if needed > memory_budget_gb * GB:
                 raise UserError(
-                    f"to sample {len(window.frames_F)} frames at once takes {needed:.3g} GB, more "
-                    f"than memory_budget_gb={memory_budget_gb:g}; allow more, or take a smaller "
-                    f"size"
+                    f"to sample {len(window.frames_F)} frames at once takes {format_gb(needed)}, "
+                    f"more than memory_budget_gb={memory_budget_gb:g}; allow more, or take a "
+                    "smaller size"
                 )
             fits.add((here.shape, len(window.frames_F)))
         weights = asked.weights_F[None, :, None, None, None]

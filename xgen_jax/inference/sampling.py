@@ -179,6 +179,7 @@ class VideoSampler:
         )
         self.micro_cond = micro_conditions(plan.segment_frames, plan.height, plan.width, plan.fps)
         self._scale = np.float32(plan.guidance_scale)
+        self._spacing = config.sample_spacing
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -192,6 +193,7 @@ class VideoSampler:
             "overlap": plan.overlap,
             "steps": len(self.steps.now.t),
             "sampler": program.sampler,
+            "spacing": self._spacing,
             "guidance_scale": float(self._scale),
             "guidance": [str(value) for value in dataclasses.astuple(program.guidance)],
             "compute_dtype": np.dtype(program.model.dtype).name,

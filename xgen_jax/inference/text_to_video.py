@@ -338,6 +338,11 @@ def load_text_to_video(
     """
     folder = RunFolder(path)
     config = folder.expect(VDiTRun, TEXT_TO_VIDEO)
+    if text_encoder and config.text.trained:
+        raise UserError(
+            f"text_encoder={text_encoder} is for a run with a T5; {path} has trained its own text "
+            "encoder: leave it out"
+        )
     dtype = compute_dtype or config.loop.compute_dtype
     choose("compute_dtype", dtype, ("float32", "bfloat16"))
     network = dataclasses.replace(config.model, attention=attention or config.model.attention)

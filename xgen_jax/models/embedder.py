@@ -127,8 +127,8 @@ class Embedder(abc.ABC):
           UserError: a decoder that is not generative, or steps that its process does not have.
         """
         raise UserError(
-            f"steps={steps} is for a REGEN, whose decoder is generative; a VidVAE decodes in one "
-            "evaluation"
+            f"steps={steps} is for a REGEN, whose decoder is generative; this embedder decodes "
+            "in one evaluation"
         )
 
     def check_speed(self, speed: float) -> None:
@@ -139,8 +139,8 @@ class Embedder(abc.ABC):
         """
         if speed != 1.0:
             raise UserError(
-                f"speed={speed:g} is for a REGEN, whose decoder takes any time; a VidVAE decodes "
-                "only the frames that were encoded"
+                f"speed={speed:g} is for a REGEN, whose decoder takes any time; this embedder "
+                "decodes only the frames that were encoded"
             )
 
     def fingerprint(self, params: Params) -> str:

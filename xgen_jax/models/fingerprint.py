@@ -16,10 +16,9 @@ import numpy as np
 from xgen_jax.typing import Params
 
 EXECUTION = ("attention", "remat", "scan_layers")  # how a network is computed, not what it is
-# Fields and values that were renamed, new -> old. They are hashed under their old names for ever:
+# Fields that were renamed, new -> old. They are hashed under their old names for ever:
 # latents and adapters on disk know a network by its fingerprint.
 OLD_FIELDS = {"opensora_compat": "released", "micro_cond": "clip_conditions"}
-OLD_VALUES: dict[str, dict[str, str]] = {}  # by field (its new name)
 
 
 def fingerprint(config: Any, params: Params) -> str:
@@ -53,7 +52,5 @@ def _identity(value: Any) -> Any:
         held = _identity(getattr(value, field.name))
         if field.name in EXECUTION or held == _identity(field.default):
             continue
-        if isinstance(held, str):
-            held = OLD_VALUES.get(field.name, {}).get(held, held)
         identity[OLD_FIELDS.get(field.name, field.name)] = held
     return identity

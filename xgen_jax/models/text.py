@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.models.vdit import null_caption
-from xgen_jax.nn.attention import SelfAttention
+from xgen_jax.nn.attention import IMPLEMENTATIONS, SelfAttention
 from xgen_jax.nn.conv3d import gathered_convolution
 from xgen_jax.nn.mlp import MLP
 from xgen_jax.typing import Array, Params
@@ -47,6 +47,9 @@ class ByteTextConfig:
     heads: int = 4
     max_bytes: int = 64
     attention: str = "xla"
+
+    def __post_init__(self):
+        choose("text.attention", self.attention, IMPLEMENTATIONS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,11 @@ import dataclasses
 from typing import NamedTuple
 
 from xgen_jax.errors import UserError, choose
+from xgen_jax.nn.attention import IMPLEMENTATIONS
 from xgen_jax.typing import Array, Shape
 
 CHOICES = {
+    "attention": IMPLEMENTATIONS,
     "positions": ("sinusoid_2d", "rope_3d"),
     "attention_layout": ("factorised", "full"),
     "remat": ("none", "full"),

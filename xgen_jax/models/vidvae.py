@@ -57,7 +57,7 @@ def _flat(kernel: Kernel) -> Kernel:
     return (1, *kernel[1:])
 
 
-def _placed(x_BTHWC: Array) -> Array:
+def _constrained(x_BTHWC: Array) -> Array:
     """Constrain an activation's sharding; over height or width, neighbours exchange rows."""
     return nn.with_logical_constraint(x_BTHWC, ("batch", "time", "height", "columns", "width"))
 
@@ -83,7 +83,7 @@ class ResidualBlock(nn.Module):
             h = carry(CausalConv3D(self.features, kernel, dtype=self.dtype, name=f"conv{i}"), h)
         if x.shape[-1] != self.features:
             x, _ = CausalConv3D(self.features, (1, 1, 1), dtype=self.dtype, name="shortcut")(x)
-        return _placed(x + h), carry.cache
+        return _constrained(x + h), carry.cache
 
 
 class MidAttention(nn.Module):
@@ -131,7 +131,7 @@ class Mid(nn.Module):
             h = video_norm(
                 self.config.norm, self.features, self.dtype, "norm", self.config.norm_groups
             )(x)
-            x = _placed(x + MidAttention(self.config, self.dtype, name="attention")(h))
+            x = _constrained(x + MidAttention(self.config, self.dtype, name="attention")(h))
         x = carry(ResidualBlock(self.config, self.features, self.dtype, name="block2"), x)
         return x, carry.cache
 
@@ -164,7 +164,7 @@ class EncoderLevel(nn.Module):
             x, _ = CausalConv3D(x.shape[-1], (1, 3, 3), (1, 2, 2), dtype=self.dtype, name="down")(x)
         if c.time_reduction[level]:
             x = carry(self._halve_time, x)
-        return _placed(x), carry.cache
+        return _constrained(x), carry.cache
 
     def _halve_time(self, x, cache):
         pooled, new = causal_average_pool(x, cache)
@@ -189,7 +189,7 @@ class DecoderLevel(nn.Module):
         c, level, carry = self.config, self.level, _Carry(cache)
         if c.space_reduction[level]:
             up = CausalConv3D(x.shape[-1], (1, 3, 3), dtype=self.dtype, name="up")
-            x, _ = up(_placed(nearest_upsample(x)))
+            x, _ = up(_constrained(nearest_upsample(x)))
         if c.expansion[level]:
             x = carry(self._double_time, x, last)
         for block in range(c.blocks + 1):
@@ -205,7 +205,7 @@ class DecoderLevel(nn.Module):
         if self.config.time_up_convolution:
             y, of_conv = CausalConv3D(x.shape[-1], dtype=self.dtype, name="time_conv")(x, of_conv)
             x = TimeMix(name="time_mix")(x, y)
-        return _placed(x), (own, of_conv)
+        return _constrained(x), (own, of_conv)
 
 
 class Encoder(nn.Module):
@@ -222,8 +222,11 @@ class Encoder(nn.Module):
         if c.stem_hidden:
             x = nn.swish(nn.Dense(c.stem_hidden, dtype=self.dtype, name="stem")(x))
         kernel = _flat(c.pixel_kernel) if c.flat_levels else c.pixel_kernel
-        x = _placed(
-            carry(CausalConv3D(c.channels[0], kernel, dtype=self.dtype, name="conv_in"), _placed(x))
+        x = _constrained(
+            carry(
+                CausalConv3D(c.channels[0], kernel, dtype=self.dtype, name="conv_in"),
+                _constrained(x),
+            )
         )
         for level in range(len(c.channels)):
             x = carry(level_class(c, level, self.dtype, name=f"level{level}"), x)
@@ -246,8 +249,8 @@ class Decoder(nn.Module):
             nn.remat(DecoderLevel, static_argnums=(3,)) if c.remat == "level" else DecoderLevel
         )
         x = nn.Dense(c.latent_channels, dtype=self.dtype, name="post_quant")(z)
-        x = _placed(
-            carry(CausalConv3D(c.channels[-1], dtype=self.dtype, name="conv_in"), _placed(x))
+        x = _constrained(
+            carry(CausalConv3D(c.channels[-1], dtype=self.dtype, name="conv_in"), _constrained(x))
         )
         x = carry(Mid(c, c.channels[-1], self.dtype, name="mid"), x)
         for level in reversed(range(len(c.channels))):

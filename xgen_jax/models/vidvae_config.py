@@ -3,11 +3,13 @@
 import dataclasses
 
 from xgen_jax.errors import UserError, choose
+from xgen_jax.nn.attention import IMPLEMENTATIONS
 from xgen_jax.nn.convolution import Kernel
 from xgen_jax.nn.norms import VIDEO_NORMS
 from xgen_jax.typing import Shape
 
 CHOICES = {
+    "attention": IMPLEMENTATIONS,
     "time_down": ("average_pool", "convolution"),
     "time_up": ("causal", "trilinear"),
     "norm": VIDEO_NORMS,

@@ -18,6 +18,7 @@ from jax import lax
 from xgen_jax.errors import choose
 from xgen_jax.nn.chunked_attention import chunked
 from xgen_jax.nn.cudnn_attention import cudnn, cudnn_takes
+from xgen_jax.nn.embeddings import XAVIER, ZEROS
 from xgen_jax.nn.norms import RMSNorm
 from xgen_jax.nn.positions import rotary
 from xgen_jax.typing import Array
@@ -29,11 +30,6 @@ FEWEST_FLASH_TOKENS = 64
 # On CPU more logits than these are computed head by head, forward and backward, for out of the
 # cache they cost more than the products: at 1,024 tokens that halves the time of the forward pass.
 LOGITS_BYTES = 16 * 2**20
-XAVIER = nn.initializers.xavier_uniform()
-
-
-def _zeros_or_xavier(zero_init: bool):
-    return nn.initializers.zeros if zero_init else XAVIER
 
 
 def _weigh(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
@@ -53,7 +49,7 @@ def _weigh(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
 
 
 def _xla_attention(q_BNKC: Array, k_BMKC: Array, v_BMKC: Array, mask_BM: Array | None) -> Array:
-    # Heads are moved beside the batch first: both products are then plain batched matrix products,
+    # Heads are moved next to the batch first: both products are then plain batched matrix products,
     # which XLA:CPU runs up to three times faster than the same einsum over (B, N, K, C).
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BNKC * q_BNKC.shape[-1] ** -0.5, k_BMKC, v_BMKC))
     masks = () if mask_BM is None else (mask_BM,)
@@ -159,7 +155,7 @@ class SelfAttention(nn.Module):
             q, k = rotary(q, positions), rotary(k, positions)
         y = rearrange(attention(q, k, v, mask_BN, self.implementation), "b n k c -> b n (k c)")
         return nn.Dense(
-            width, dtype=self.dtype, kernel_init=_zeros_or_xavier(self.zero_init), name="proj"
+            width, dtype=self.dtype, kernel_init=ZEROS if self.zero_init else XAVIER, name="proj"
         )(y)
 
 
@@ -190,5 +186,5 @@ class CrossAttention(nn.Module):
             )
         y = rearrange(attention(q, k, v, mask_BL, self.implementation), "b n k c -> b n (k c)")
         return nn.Dense(
-            width, dtype=self.dtype, kernel_init=_zeros_or_xavier(self.zero_init), name="proj"
+            width, dtype=self.dtype, kernel_init=ZEROS if self.zero_init else XAVIER, name="proj"
         )(y)

@@ -1,9 +1,9 @@
 """Attention a block of queries at a time, in plain XLA: memory grows with the number of keys, not
 with its square.
 
-The logits of a block are made, used and forgotten, and made again in the backward pass; only what
-goes in and comes out
-is kept. Blocks are of queries alone: the batch, which devices share, is never cut.
+The logits of a block are computed, used and dropped, and computed again in the backward pass; only
+inputs and outputs are kept. Blocks are of queries alone: the batch, which devices share, is never
+cut.
 """
 
 import jax

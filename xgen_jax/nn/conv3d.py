@@ -35,14 +35,14 @@ DIMENSIONS_2D = ("NHWC", "HWIO", "NHWC")
 DIMENSIONS_3D = ("NDHWC", "DHWIO", "NDHWC")
 
 # On CPU a clip below this size is convolved at once: its frames are so small that the kernel is the
-# larger operand, and reading it anew for each of them would take most of the time. The figure is
+# larger operand, and reading it again for each of them would take most of the time. The figure is
 # about a core's share of the cache.
 WHOLE_CLIP_BYTES = 4 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Window:
-    """How a kernel moves over a clip: all that the three functions need beside their arrays.
+    """How a kernel moves over a clip: all that the three functions need besides their arrays.
 
     Attributes:
       size: (T, H, W) of the input.

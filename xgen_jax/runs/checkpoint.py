@@ -102,17 +102,9 @@ class Checkpoints:
         target = (self.folder / str(step)).absolute()
         try:
             return ocp.load_checkpointables(str(target), wanted)
-        except (
-            Exception
-        ) as error:  # Orbax and TensorStore raise many kinds; each means the same to the user
-            others = [s for s in self.steps() if s != step]
-            hint = f"; remove {target} to go on from step {others[-1]}" if others else ""
-            reason = (
-                str(error).strip().splitlines()[0][:300]
-                if str(error).strip()
-                else type(error).__name__
-            )
-            raise UserError(f"the checkpoint {target} cannot be read ({reason}){hint}") from error
+        # Orbax and TensorStore raise many kinds; each means the same to the user.
+        except Exception as error:
+            raise self._cannot_read(target, step, error) from error
 
     def restore_part(self, names: tuple[str, ...], step: int | None = None) -> Params:
         """Load the part of the state under `names`, e.g. ("ema",), onto this process's first
@@ -134,13 +126,14 @@ class Checkpoints:
             for name in names:
                 part = part[name]
         except Exception as error:
-            reason = (
-                str(error).strip().splitlines()[0][:300]
-                if str(error).strip()
-                else type(error).__name__
-            )
-            raise UserError(f"the checkpoint {target} cannot be read ({reason})") from error
+            raise self._cannot_read(target, step, error) from error
         return part
+
+    def _cannot_read(self, target: pathlib.Path, step: int, error: Exception) -> UserError:
+        older = [each for each in self.steps() if each < step]
+        hint = f"; remove {target} to go on from step {older[-1]}" if older else ""
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        return UserError(f"the checkpoint {target} cannot be read ({reason}){hint}")
 
     def _choose(self, step: int | None) -> int:
         steps = self.steps()

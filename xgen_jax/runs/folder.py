@@ -84,7 +84,7 @@ class RunFolder:
             refuse_differences(
                 differing_keys(to_dict(self.config()), to_dict(config)),
                 f"{self.path} holds a run with another configuration",
-                "choose another --workdir, or start again with --overwrite, which removes that run",
+                "choose another folder, or start again with --overwrite, which removes that run",
             )
 
     def create_or_resume(self, config: Run | Weights, overwrite: bool = False) -> None:
@@ -100,10 +100,12 @@ class RunFolder:
         self.check(config, overwrite)
         if overwrite:
             # Only what a run itself writes is removed.
-            for name in (CONFIG, RUN, LATENT_STATISTICS, ADAPTER, METRICS):
-                (self.path / name).unlink(missing_ok=True)
             for name in FOLDERS:
-                shutil.rmtree(self.path / name, ignore_errors=True)
+                if (self.path / name).is_dir():
+                    shutil.rmtree(self.path / name)
+            # The configuration last: it marks the folder as a run, if this is interrupted.
+            for name in (RUN, LATENT_STATISTICS, ADAPTER, METRICS, CONFIG):
+                (self.path / name).unlink(missing_ok=True)
         self.write_json(CONFIG, to_dict(config))
 
     def checkpoints(self, keep: int = 2) -> Checkpoints:

@@ -58,7 +58,7 @@ class TextCache:
 
     def __init__(self, path: str | os.PathLike, *marks: object):
         self.path = pathlib.Path(path) / "-".join(map(str, marks))
-        self._told = False
+        self._warned = False
 
     def get(self, prompt: str) -> np.ndarray | None:
         """Return a prompt's tokens (n, D), float32; None if they are not in the cache."""
@@ -75,9 +75,9 @@ class TextCache:
         try:
             write_safetensors(self._file(prompt), {"text": tokens}, overwrite=True)
         except UserError as error:
-            if not self._told:
+            if not self._warned:
                 print(f"text embeddings are not cached: {error}", file=sys.stderr)
-            self._told = True
+            self._warned = True
 
     def _file(self, prompt: str) -> pathlib.Path:
         return self.path / f"{hashlib.sha256(prompt.encode()).hexdigest()[:32]}.safetensors"
@@ -129,7 +129,7 @@ class T5Captions:
         self._tokenizer = self.folder.tokenizer
         self._cache = TextCache(cache, self.fingerprint, length, self.dtype.name) if cache else None
         self._loaded: Params | None = None
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def check(self, prompts: Sequence[str]) -> None:
         """Check prompts, see `T5Conditioner.check`; print on stderr, once a prompt, what is cut."""
@@ -137,8 +137,8 @@ class T5Captions:
         refuse_empty(prompts, cleaned)
         _, cut = self._tokenizer(cleaned, self.length)
         for prompt, tokens in zip(prompts, cut):
-            if tokens and prompt not in self._told:
-                self._told.add(prompt)
+            if tokens and prompt not in self._warned:
+                self._warned.add(prompt)
                 shown = prompt if len(prompt) < 60 else prompt[:57] + "..."
                 print(
                     f"the prompt {shown!r} has {self.length + tokens} tokens; the last {tokens} "

@@ -29,6 +29,7 @@ class Evaluation:
       batches: held-out batches on the host; none switch evaluation off.
       loop: of the run.
       sharding: of a batch.
+      figures: compiled; (EMA parameters, arrays, sample ids, frozen) -> figures of a batch.
     """
 
     task: Task

@@ -51,7 +51,7 @@ def fit(
       A summary: step, parameters, seconds spent here, the last metrics.
 
     Raises:
-      NonFiniteLoss: the state before that step is intact, and saved if it was not yet.
+      NonFiniteLoss: that step was not applied; the newest checkpoint is as it was.
     """
     started = time.monotonic()
     loop, on_batch = config.loop, batch_sharding(mesh)
@@ -64,7 +64,7 @@ def fit(
     if checkpoints.steps():
         state, _ = checkpoints.restore(abstract)
     else:
-        state = start_state(task, optimizer, mesh, key, arrays, start)
+        state = start_state(task, optimizer, shardings, key, arrays, start)
     frozen = jax.device_put(task.frozen, tree_shardings(task.frozen, mesh))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
     first_step = int(state.step)

@@ -4,22 +4,14 @@ import jax
 import optax
 
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.errors import choose
 from xgen_jax.parallel.sharding import path_name
 from xgen_jax.typing import Params
 
-SCHEDULES = ("constant", "cosine", "linear")
-OPTIMIZERS = ("adamw", "muon")
-
 
 def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
-    """Make a linear warm-up to `peak`, then the named decay over the rest of `steps`.
-
-    Raises:
-      UserError: a schedule that is not known.
-    """
+    """Make a linear warm-up to `peak`, then the named decay over the rest of `steps`."""
     rest = max(1, steps - config.warmup_steps)
-    match choose("optimizer.schedule", config.schedule, SCHEDULES):
+    match config.schedule:
         case "constant":
             after = optax.constant_schedule(peak)
         case "cosine":
@@ -58,13 +50,9 @@ def decayed(params: Params) -> Params:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Build the named optimiser for a run of `steps`.
-
-    Raises:
-      UserError: an optimiser or schedule that is not known.
-    """
+    """Build the named optimiser for a run of `steps`."""
     rate = make_schedule(config, config.learning_rate, steps)
-    match choose("optimizer.name", config.name, OPTIMIZERS):
+    match config.name:
         case "adamw":
             mask = decayed if config.weight_decay else None
             update = optax.adamw(

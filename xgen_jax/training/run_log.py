@@ -55,7 +55,7 @@ class RunLog:
         """
         self.run, self.last = run, {}
         self._loop, self._task, self._pipeline = config.loop, task, pipeline
-        self._checkpoints, self._saved = checkpoints, first_step if first_step else None
+        self._checkpoints = checkpoints
         self._facts = {**describe_machine(), **facts}
         self._spent_before_s = run.read_json(RUN).get("wall_s", 0.0) if first_step else 0.0
         self._started_s = self._mark_s = time.monotonic()

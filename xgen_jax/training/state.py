@@ -61,7 +61,7 @@ def abstract_state(
 def start_state(
     task: Task,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    shardings: TrainState,
     key: Array,
     arrays: Arrays,
     start: Params | None = None,
@@ -69,12 +69,12 @@ def start_state(
     """Initialise the state, each array on its own devices from the start.
 
     Args:
-      task, optimizer, mesh: of the run.
+      task, optimizer: of the run.
+      shardings: of the state, see `abstract_state`.
       key: on the mesh.
       arrays: a prepared batch.
       start: sub-trees on the host that replace initial parameters and their EMA.
     """
-    _, shardings = abstract_state(task, optimizer, mesh, key, arrays)
     init = functools.partial(init_state, task, optimizer)
     state = jax.jit(init, out_shardings=shardings)(key, arrays)
     if start is None:

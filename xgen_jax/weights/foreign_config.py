@@ -1,10 +1,12 @@
 """The config.json of a foreign checkpoint: every key is used, checked or known to be harmless."""
 
+import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from xgen_jax.errors import UserError
+from xgen_jax.files import read_json
 
 # Keys that libraries write about the file, not about the network.
 ABOUT_THE_FILE = frozenset(
@@ -19,6 +21,12 @@ ABOUT_THE_FILE = frozenset(
         "transformers_version",
     )
 )
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """Read the config.json next to a checkpoint (a file or its folder); empty if there is none."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    return read_json(file, "fetch it again") if file.is_file() else {}
 
 
 def check_config(

@@ -346,21 +346,23 @@ def _sizes(
         if kind == "stdit2"
         else _pixart_values(model, channels, sized)
     )
-    used = (
-        ("num_heads", "input_sq_size")
-        if kind == "stdit2"
-        else ("num_attention_heads", "sample_size")
+    used = {"num_heads", "num_attention_heads"}
+    used |= (
+        {"sample_size", "interpolation_scale"} if trained_size(config, kind) else {"input_sq_size"}
     )
     harmless = STDIT2_HARMLESS if kind == "stdit2" else PIXART_HARMLESS
-    check_config(
-        config, origin, allowed=allowed, used=(*used, "interpolation_scale"), harmless=harmless
-    )
+    check_config(config, origin, allowed=allowed, used=used, harmless=harmless)
     return model, channels
+
+
+def trained_size(config: dict[str, Any], kind: str) -> bool:
+    """Return whether config.json gives the size trained at, by which diffusers scales positions."""
+    return kind == "pixart" and config.get("sample_size") is not None
 
 
 def _position_span(kind: str, config: dict[str, Any], patch: int, origin: str) -> float:
     """Return the number up to which rows and columns count, by config.json; 32 by default."""
-    if kind == "stdit2" or config.get("sample_size") is None:
+    if not trained_size(config, kind):
         return positive_integer(config, "input_sq_size", INPUT_SIDE_PX, origin) / RELEASED_PATCH_PX
     # diffusers: positions of the size that was trained at, in units of 64 latent cells.
     side = positive_integer(config, "sample_size", 64, origin)

@@ -10,7 +10,6 @@
 """
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +20,6 @@ import numpy as np
 from einops import rearrange
 
 from xgen_jax.errors import UserError, choose
-from xgen_jax.files import read_json
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS, VidVAEConfig
 from xgen_jax.typing import Params
@@ -136,12 +134,6 @@ def load_vidvae(
     )
     sources = {path: _source(path, shape, tensors, style) for path, shape in _leaves(abstract)}
     return model_config, assemble(abstract, sources, tensors, ignored=IGNORED, origin=origin)
-
-
-def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """Read the config.json next to a checkpoint (a file or its folder); empty if there is none."""
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    return read_json(file, "fetch it again") if file.is_file() else {}
 
 
 def _leaves(tree: Params) -> list[tuple[str, tuple[int, ...]]]:

@@ -38,7 +38,7 @@ class LatentSource(Source):
         self.manifest = self._reader.manifest
         made_by = {name: self.manifest.get(name) for name in ("embedder", "text_encoder")}
         self.made_by = {name: mark for name, mark in made_by.items() if mark}
-        self.bucket_names = tuple(self.manifest["shards"])
+        self.bucket_names = tuple(self._reader.left_out)
 
     def __len__(self) -> int:
         return self.manifest["clips"]
@@ -47,11 +47,7 @@ class LatentSource(Source):
         """Return for each bucket the clips that were encoded for it; `seed` is not used, since the
         choice was made then."""
         del seed
-        none = np.zeros(0, np.int64)
-        return [
-            self._reader.clips(bucket.name) if bucket.name in self._reader.left_out else none
-            for bucket in buckets
-        ]
+        return [self._reader.clips(bucket.name) for bucket in buckets]
 
     def clips_for(self, bucket: Bucket) -> np.ndarray | None:
         """Return the clips that could be read, ascending, of a bucket that does not have all."""

@@ -17,10 +17,9 @@ from xgen_jax.data.sources.base import Sample, Source
 from xgen_jax.data.video import (
     READ_SUFFIXES,
     VideoInfo,
-    cover_size,
     probe,
     read_video,
-    resize_frames,
+    resize_cover,
 )
 from xgen_jax.errors import UserError
 
@@ -184,8 +183,7 @@ class VideoFolderSource(Source):
         start_s = int(uniforms[0] * starts) / info.fps
         if _is_image(file):
             image = read_image(self.path / file)
-            size = cover_size(image.shape[0], image.shape[1], height, width)
-            video = resize_frames(image[None], *size)
+            video = resize_cover(image[None], height, width)
         else:
             video, _ = read_video(
                 self.path / file, fps=fps, start_s=start_s, frames=frames, cover=(height, width)

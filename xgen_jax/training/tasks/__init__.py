@@ -5,19 +5,19 @@ from jax.sharding import Mesh
 from xgen_jax.config.runs import Run
 from xgen_jax.data.sources.base import Source
 from xgen_jax.errors import UserError, choose
-from xgen_jax.training.tasks.base import Task
+from xgen_jax.training.tasks.base import Task, TaskFamily
 from xgen_jax.training.tasks.regen import REGENTask
 from xgen_jax.training.tasks.vdit import VDiTTask
 from xgen_jax.training.tasks.vidvae import VidVAETask
 
-TASKS: dict[str, type[Task]] = {"vidvae": VidVAETask, "regen": REGENTask, "vdit": VDiTTask}
+TASKS: dict[str, TaskFamily] = {"vidvae": VidVAETask, "regen": REGENTask, "vdit": VDiTTask}
 
 
 def build_task(config: Run, mesh: Mesh | None, source: Source) -> Task:
-    """Build the task of a run; see `Task.build`.
+    """Build the task of a run; see `TaskFamily.build`.
 
     Raises:
-      UserError: every mistake of the user, a batch that cannot be divided among them.
+      UserError: every mistake of the user; also a batch that cannot be divided.
     """
     shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     for bucket in config.data.buckets:

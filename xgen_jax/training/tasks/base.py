@@ -7,7 +7,7 @@ line in `training.tasks.TASKS`.
 
 import abc
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -34,27 +34,11 @@ class Task(abc.ABC):
     Parameters are a dict of sub-trees by name, e.g. {"vdit": ..., "text": ...}.
 
     Attributes:
-      config_class: the configuration class that `build` takes.
       frozen: parameters that `loss` reads and nothing trains. They are an argument of the compiled
         step: closed over, they would be constants of every program.
     """
 
-    config_class: ClassVar[type[Run]]
     frozen: Params = None
-
-    @classmethod
-    @abc.abstractmethod
-    def build(cls, config: Any, mesh: Mesh | None, source: Source) -> "Task":
-        """Load the frozen networks and check the configuration against them and the data.
-
-        Args:
-          config: of `config_class`.
-          mesh: where frozen networks are put; None leaves them on the default device.
-          source: the clips that will be trained on.
-
-        Raises:
-          UserError: every mistake of the user, before anything is trained or written.
-        """
 
     def fingerprints(self) -> dict[str, str]:
         """Return fingerprints of the frozen networks by name; a run is resumed with the same."""
@@ -157,14 +141,32 @@ class Task(abc.ABC):
         del run, params, pipeline, trained
 
 
+class TaskFamily(Protocol):
+    """What `training.tasks.TASKS` holds: a task's class, which builds itself for a run.
+
+    Attributes:
+      config_class: the configuration class of the family's runs.
+    """
+
+    @property
+    def config_class(self) -> type[Run]: ...
+
+    def build(self, config: Any, mesh: Mesh | None, source: Source) -> Task:
+        """Load the frozen networks and check the configuration against them and the data.
+
+        Args:
+          config: of `config_class`.
+          mesh: where frozen networks are put; None leaves them on the default device.
+          source: the clips that will be trained on.
+
+        Raises:
+          UserError: every mistake of the user, before anything is trained or written.
+        """
+        ...
+
+
 def resize_batch(arrays: Arrays, bucket: Bucket) -> Arrays:
     """Return the shapes of arrays with another bucket's batch size."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((bucket.batch_size, *x.shape[1:]), x.dtype), arrays
     )
-
-
-def side_by_side(original_BTHWC: Video, other_BTHWC: Video, clips: int = 4) -> Video:
-    """Stack the first clips, uint8 (B, T, H, W, 3), in two rows: originals above."""
-    rows = [np.concatenate(list(video[:clips]), axis=2) for video in (original_BTHWC, other_BTHWC)]
-    return np.concatenate(rows, axis=1)

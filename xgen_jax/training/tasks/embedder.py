@@ -1,7 +1,7 @@
 """The common part of tasks that train an embedder, on video alone."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from xgen_jax.config.runs import Run
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pipeline import Batch, Pipeline
 from xgen_jax.data.pixels import to_uint8, to_unit_range
@@ -19,7 +20,7 @@ from xgen_jax.models.latent_statistics import latent_statistics
 from xgen_jax.models.lpips import LPIPS
 from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.runs.warm_start import starting_network
-from xgen_jax.training.tasks.base import Arrays, Metrics, Task, resize_batch, side_by_side
+from xgen_jax.training.tasks.base import Arrays, Metrics, Task, resize_batch
 from xgen_jax.typing import Array, Params, Video
 from xgen_jax.weights.lpips import load_lpips
 
@@ -34,7 +35,10 @@ class EmbedderTask(Task):
       embedder: the embedder whose network is trained.
       loss_config: the run's `loss`; `lpips` in it is the weight of that term.
       lpips: LPIPS, where its weight is not 0; `frozen` are its parameters.
+      config_class: the family's runs, see `TaskFamily`.
     """
+
+    config_class: ClassVar[type[Run]]
 
     embedder: Embedder
     loss_config: Any
@@ -47,10 +51,11 @@ class EmbedderTask(Task):
                 f"loss.lpips={self.loss_config.lpips} needs loss.lpips_weights=FILE, the "
                 "safetensors of LPIPS; loss.lpips=0 does without"
             )
+        object.__setattr__(self, "_reconstruct", jax.jit(self.reconstruct))
 
     @classmethod
     def build(cls, config: Any, mesh: Mesh | None, source: Source) -> Task:
-        """Load LPIPS, check the buckets and make the task; see `Task.build`."""
+        """Load LPIPS, check the buckets and make the task; see `TaskFamily.build`."""
         del mesh
         if source.made_by:
             raise UserError(f"a {config.objective} run needs videos; {source.path} holds latents")
@@ -97,6 +102,13 @@ class EmbedderTask(Task):
         latents = self.embedder.encode(bundle, to_unit_range(video_BTHWC))
         return self.embedder.decode(bundle, latents)
 
+    def perceptual(self, frozen: Params, predicted_BTHWC: Array, video_BTHWC: Array) -> Array:
+        """Compute LPIPS of video in [-1, 1], a mean over frames."""
+        assert self.lpips is not None
+        frames = (x.reshape(-1, *x.shape[2:]) for x in (predicted_BTHWC, video_BTHWC))
+        distance: Any = self.lpips.apply(frozen, *frames)
+        return distance.astype(jnp.float32).mean()
+
     def evaluate(
         self, params: Params, arrays: Arrays, keys_B: Array, frozen: Params = None
     ) -> Metrics:
@@ -111,8 +123,8 @@ class EmbedderTask(Task):
 
     def preview(self, params: Params, arrays: Arrays, batch: Batch) -> Video | None:
         """Show originals above their reconstructions."""
-        reconstruction = jax.jit(self.reconstruct)(params, arrays["video"])
-        return side_by_side(batch["video"], to_uint8(jax.device_get(reconstruction)))
+        reconstruction = self._reconstruct(params, arrays["video"])
+        return stack_rows(batch["video"], to_uint8(jax.device_get(reconstruction)))
 
     def finish(self, run: RunFolder, params: Params, pipeline: Pipeline, trained: bool) -> None:
         """Measure the latent statistics and write them next to the checkpoints."""
@@ -120,6 +132,12 @@ class EmbedderTask(Task):
             videos = (pipeline.batch(step)["video"] for step in range(STATISTICS_BATCHES))
             statistics = latent_statistics(self.embedder, params[self.network], videos)
             run.write_json(LATENT_STATISTICS, statistics)
+
+
+def stack_rows(original_BTHWC: Video, other_BTHWC: Video, clips: int = 4) -> Video:
+    """Stack the first clips, uint8 (B, T, H, W, 3), in two rows: originals above."""
+    rows = [np.concatenate(list(video[:clips]), axis=2) for video in (original_BTHWC, other_BTHWC)]
+    return np.concatenate(rows, axis=1)
 
 
 def psnr_db(predicted_BTHWC: Array, video_BTHWC: Array) -> Array:

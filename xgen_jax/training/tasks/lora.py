@@ -10,18 +10,25 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from xgen_jax.config.runs import Run, VDiTRun, Weights, differing_keys, to_dict
+from xgen_jax.config.runs import (
+    HoldsTransformer,
+    Run,
+    VDiTRun,
+    VDiTWeights,
+    Weights,
+    differing_keys,
+    to_dict,
+)
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pipeline import Batch, Pipeline
-from xgen_jax.data.sources.base import Source
 from xgen_jax.errors import UserError
 from xgen_jax.files import refuse_differences
 from xgen_jax.models.fingerprint import EXECUTION, fingerprint
 from xgen_jax.models.lora import LoRAConfig, adapter_shapes, init_adapter, merge
 from xgen_jax.runs.adapters import store_adapter
 from xgen_jax.runs.folder import RunFolder
+from xgen_jax.runs.load import TRANSFORMER
 from xgen_jax.training.tasks.base import Arrays, Metrics, Task
 from xgen_jax.typing import Array, Params, Video
 
@@ -43,11 +50,6 @@ class LoRATask(Task):
     fingerprint: str = ""
 
     @classmethod
-    def build(cls, config: Any, mesh: Mesh | None, source: Source) -> Task:
-        """Fail: the base's task makes this one, see `around`."""
-        raise NotImplementedError
-
-    @classmethod
     def around(cls, base: Task, config: VDiTRun) -> "LoRATask":
         """Wrap the task of a run with `lora`: load the base's parameters and check them.
 
@@ -58,7 +60,8 @@ class LoRATask(Task):
         lora = config.lora
         assert lora is not None and config.init_from is not None
         where, folder = f"init_from={config.init_from}", RunFolder(config.init_from)
-        other = folder.config()
+        other = folder.expect(HoldsTransformer, TRANSFORMER)
+        assert isinstance(other, (VDiTRun, VDiTWeights))  # what holds a transformer
         if other.adapter:
             raise UserError(
                 f"{where} holds an adapter; make a base of it with launch/convert.py --kind=lora"

@@ -31,7 +31,7 @@ from xgen_jax.models.regen import Conditioning, frame_times
 from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.regen_windows import condition_chunks, condition_shifted, shifted_starts
 from xgen_jax.training.tasks.base import Arrays, Metrics
-from xgen_jax.training.tasks.embedder import EmbedderTask
+from xgen_jax.training.tasks.embedder import EmbedderTask, psnr_db
 from xgen_jax.typing import Array, Params
 
 # The streams of a chunk's randomness.
@@ -200,7 +200,7 @@ class REGENTask(EmbedderTask):
         metrics = {
             "loss": loss_B.mean(),
             "mse": losses["mse"].mean(),
-            "psnr_db": _psnr_db(predicted, x0),
+            "psnr_db": psnr_db(jnp.clip(predicted, -1.0, 1.0), x0),
         }
         if c.kl:
             metrics["kl"] = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
@@ -210,17 +210,14 @@ class REGENTask(EmbedderTask):
             metrics["motion"] = jnp.square(change).sum() / max(1, change.size)  # an image has none
             metrics["loss"] += c.motion * metrics["motion"]
         if c.lpips:
-            assert self.lpips is not None
             # Far from data (eps at t = 1) a prediction is no picture: only what is within range is
             # compared.
-            pictures = (x.reshape(-1, *x.shape[2:]) for x in (jnp.clip(predicted, -1.0, 1.0), x0))
-            distance: Any = self.lpips.apply(frozen, *pictures)
-            metrics["lpips"] = distance.astype(jnp.float32).mean()
+            metrics["lpips"] = self.perceptual(frozen, jnp.clip(predicted, -1.0, 1.0), x0)
             metrics["loss"] += c.lpips * metrics["lpips"]
         if c.consistency:
             _, one_step = predict(jnp.ones_like(t_B))
             metrics["consistency"] = jnp.square(one_step - jax.lax.stop_gradient(predicted)).mean()
-            metrics["psnr_one_step_db"] = _psnr_db(one_step, x0)
+            metrics["psnr_one_step_db"] = psnr_db(jnp.clip(one_step, -1.0, 1.0), x0)
             metrics["loss"] += c.consistency * metrics["consistency"]
         return metrics
 
@@ -247,9 +244,3 @@ def _stream(keys_BN: Array, number: int) -> Array:
 def standard_normal(keys_BN: Array, number: int, shape: tuple[int, ...]) -> Array:
     """Standard normal (B N, *shape)."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(_stream(keys_BN, number))
-
-
-def _psnr_db(predicted: Array, x0: Array) -> Array:
-    """PSNR in dB of frames in [-1, 1], a mean over samples."""
-    error = (jnp.clip(predicted, -1.0, 1.0) - x0) / 2
-    return -10.0 * jnp.log10(jnp.square(error).mean((1, 2, 3, 4)) + 1e-10).mean()

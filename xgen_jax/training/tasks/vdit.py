@@ -13,9 +13,8 @@ on the batch around it.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xgen_jax.config.losses import VDiTLossConfig
-from xgen_jax.config.runs import HoldsEmbedder, HoldsTransformer, VDiTRun
+from xgen_jax.config.runs import HoldsEmbedder, HoldsTransformer, Run, VDiTRun
 from xgen_jax.data.buckets import Bucket, shape_name
 from xgen_jax.data.pipeline import Batch
 from xgen_jax.data.pixels import to_uint8, to_unit_range
@@ -77,7 +76,7 @@ class VDiTTask(Task):
       preview_with: None samples no videos during training.
     """
 
-    config_class = VDiTRun
+    config_class: ClassVar[type[Run]] = VDiTRun
 
     model: VDiT
     text: TextConditioner
@@ -94,11 +93,17 @@ class VDiTTask(Task):
             assert self.embedder is not None
             return self.embedder.encode(params, to_unit_range(video))
 
+        def decode(params, latents):
+            assert self.preview_with is not None
+            return self.preview_with.embedder.decode(params, latents)
+
         object.__setattr__(self, "_encode", jax.jit(encode))
+        object.__setattr__(self, "_decode", jax.jit(decode))
+        object.__setattr__(self, "_sample", jax.jit(self._sampled, static_argnames="ratio"))
 
     @classmethod
-    def build(cls, config: VDiTRun, mesh: Mesh | None, source: Source) -> Task:
-        """Load the frozen networks and make the task; see `Task.build`.
+    def build(cls, config: Any, mesh: Mesh | None, source: Source) -> Task:
+        """Load the frozen networks and make the task; see `TaskFamily.build`.
 
         A run with `lora` gets a `LoRATask` around it.
         """
@@ -257,12 +262,11 @@ class VDiTTask(Task):
         if config.shift_by_size:
             height, width = (float(each) for each in few["micro_cond"][0, :2])
             ratio = float(config.time_ratio(height, width, frames))
-        latents = jax.jit(functools.partial(self._sample, ratio=ratio))(params, few)
-        embedder = self.preview_with.embedder
-        video = jax.jit(embedder.decode)(self.preview_with.params, latents)
+        latents = self._sample(params, few, ratio=ratio)
+        video = self._decode(self.preview_with.params, latents)
         return np.concatenate(list(to_uint8(jax.device_get(video))), axis=2)
 
-    def _sample(self, params: Params, arrays: Arrays, ratio: float) -> Array:
+    def _sampled(self, params: Params, arrays: Arrays, ratio: float) -> Array:
         """Sample latents of the captions and shapes of a batch, with times shifted by a ratio."""
         assert self.preview_with is not None
         config, process = self.preview_with.config, self.process
@@ -369,6 +373,13 @@ def check_captions(config: VDiTRun, source: Source, text: Any, shown: int = 10) 
         )
 
 
+# Flags that choose the frozen networks.
+GIVEN_BY = {
+    "embedder": "--config.embedder and --config.data.source.path",
+    "text_encoder": "--config.text.path and --config.data.source.path",
+}
+
+
 def check_base(folder: RunFolder, here: dict[str, str], config: VDiTRun) -> None:
     """Raise UserError if a transformer was trained on other frozen networks than those of a run.
 
@@ -379,7 +390,6 @@ def check_base(folder: RunFolder, here: dict[str, str], config: VDiTRun) -> None
         if there.get(name, mark) != mark:
             raise UserError(
                 f"init_from={config.init_from} was trained on the {name} {there[name]}, and this "
-                f"run's {name} is {mark}: its parameters do not fit these latents. Give "
-                f"--config.embedder and --config.data.source.path of the {name} it was trained "
-                "on, or start without --config.init_from"
+                f"run's {name} is {mark}: its parameters do not fit. Give {GIVEN_BY[name]} of the "
+                f"{name} it was trained on, or start without --config.init_from"
             )

@@ -9,7 +9,6 @@ Open-Sora-Plan v1.1, which it builds on.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from xgen_jax.models.discriminator import Discriminator
 from xgen_jax.training.optimizer import make_optimizer, optimize_apart
 from xgen_jax.training.tasks.adversarial import adversarial_terms
 from xgen_jax.training.tasks.base import Arrays, Metrics
-from xgen_jax.training.tasks.embedder import EmbedderTask
+from xgen_jax.training.tasks.embedder import EmbedderTask, psnr_db
 from xgen_jax.typing import Array, Params
 
 
@@ -126,13 +125,10 @@ class VidVAETask(EmbedderTask):
         """Weighted sum of the terms that compare clips, and metrics."""
         c, error = self.loss_config, reconstruction - video
         l1, l2 = jnp.abs(error).mean(), jnp.square(error).mean()
-        psnr = -10.0 * jnp.log10(jnp.square(error / 2).mean((1, 2, 3, 4)) + 1e-10).mean()
-        loss, metrics = c.l1 * l1 + c.l2 * l2, {"l1": l1, "l2": l2, "psnr_db": psnr}
+        loss = c.l1 * l1 + c.l2 * l2
+        metrics = {"l1": l1, "l2": l2, "psnr_db": psnr_db(reconstruction, video)}
         if c.lpips:
-            assert self.lpips is not None
-            frames = (x.reshape(-1, *x.shape[2:]) for x in (reconstruction, video))
-            distance: Any = self.lpips.apply(frozen, *frames)
-            metrics["lpips"] = distance.astype(jnp.float32).mean()
+            metrics["lpips"] = self.perceptual(frozen, reconstruction, video)
             loss = loss + c.lpips * metrics["lpips"]
         return loss, metrics
 
