@@ -56,6 +56,8 @@ def example(key, kind, run):
             return run.model.time_reduction
         case ["model", "encoder", "time_expansion"]:
             return run.model.encoder.time_reduction
+        case [*_, "attention"]:
+            return "auto"
         case ["sample_spacing"]:
             return "even" if run.loss.process == "flow" else "linspace"
     return {str: "x", int: 2, float: 2.0, bool: True, tuple: (1, 2)}[kind]
