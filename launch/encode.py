@@ -7,7 +7,8 @@ python launch/encode.py --embedder=... --data=my_videos --text_encoder=models/t5
     --out=my_latents
 python launch/train.py --config=... --config.data.source.path=my_latents
 
-Interrupted? The same command writes the shards that are missing.
+Interrupted? The same command writes the shards that are missing. After videos or captions were
+added or corrected it encodes what is new and keeps the rest.
 """
 
 import command
@@ -39,6 +40,16 @@ FLAGS = [
     ),
     integer("stride", 1, "Take every stride-th frame of that rate.", lower_bound=1),
     flags.DEFINE_bool("require_captions", True, "Leave out videos without a caption."),
+    flags.DEFINE_float(
+        "seconds_per_clip", 4.0, "A video is one clip for each so many seconds.", lower_bound=0.001
+    ),
+    flags.DEFINE_float(
+        "held_out_fraction",
+        0.05,
+        "Share of the clips that training does not see.",
+        lower_bound=0.0,
+        upper_bound=0.99,
+    ),
 ]
 
 

@@ -1,8 +1,11 @@
 """Strictness for every test: eight fake CPU devices, no silent rank promotion. Warnings are errors
 (pyproject.toml)."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 # Tests compile much and compute little: without LLVM's optimisations they take half the time.
 FLAGS = " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -13,6 +16,10 @@ CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# What is remembered of the files that tests make is of no use to anyone.
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have that of the process that starts them
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="xgen_jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 import jax  # noqa: E402  (the flags above must be set first)
 

@@ -6,10 +6,12 @@ the machine may fail as well.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
+import platform
 import re
 import secrets
 from collections.abc import Collection, Generator, Mapping
@@ -20,6 +22,7 @@ import numpy as np
 from xgen_jax.errors import UserError
 
 Path = str | os.PathLike
+LOCK = ".lock"  # names the process that writes a folder; see `locked`
 
 
 @contextlib.contextmanager
@@ -155,9 +158,53 @@ def check_free(folder: pathlib.Path, marker: str, what: str) -> bool:
         raise UserError(f"{folder} is a file; give a folder for {what}")
     if (folder / marker).exists():
         return True
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no {what}; choose a new folder")
     return False
+
+
+@contextlib.contextmanager
+def locked(folder: Path, doing: str) -> Generator[None]:
+    """Hold a folder for this process; another that wants it meanwhile is refused.
+
+    The system releases it when the process ends, whatever ends it. Within one process a folder may
+    be held once.
+
+    Args:
+      folder: made if it is not there.
+      doing: for the message, what the holder does: "encodes into".
+
+    Raises:
+      UserError: another process holds it, or the folder cannot be made.
+    """
+    path = pathlib.Path(folder) / LOCK
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror})") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = os.path.samestat(os.fstat(descriptor), os.stat(path))
+        except (BlockingIOError, FileNotFoundError):
+            taken = False  # held, or removed by its holder a moment ago
+        except OSError:
+            taken = True  # some network file systems have no locks: then it is up to the user
+        if not taken:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip()
+            raise UserError(
+                f"another process {doing} {path.parent} ({holder or 'it does not say which'}); "
+                "wait for it, or give another folder"
+            )
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # before it is released, so that nobody can hold it
+    finally:
+        os.close(descriptor)
 
 
 def file_sha256(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Encoding a dataset: latents equal those of training, and only runs of that embedder read them."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -12,11 +13,13 @@ import xgen_jax
 from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
+from xgen_jax.data.latent_shards import LatentWriter
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
+from xgen_jax.files import locked
 from xgen_jax.models.text import tokenize_bytes
 from xgen_jax.runs.checkpoint import Checkpoints
 from xgen_jax.runs.load import load_embedder, load_text_encoder
@@ -176,6 +179,85 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(
     )
 
 
+def test_what_was_added_or_corrected_is_encoded_and_the_rest_kept(tiny_runs, tmp_path, capsys):
+    rng, videos = np.random.default_rng(0), tmp_path / "videos"
+
+    def add(name, caption):
+        write_video(videos / name, rng.integers(0, 256, (6, 16, 16, 3), np.uint8))
+        (videos / name).with_suffix(".txt").write_text(caption)
+
+    for name in ("b.mp4", "d.mp4", "e.mp4"):
+        add(name, f"of {name}")
+    arguments = {
+        "embedder": str(tiny_runs / "vidvae"),
+        "data": str(videos),
+        "text_encoder": str(tiny_runs / "vdit"),
+        "shard_size": 2,
+        "held_out_fraction": 0.0,
+    }
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    assert encode(**arguments, out=str(out))["reused_clips"] == 0
+    add("a.mp4", "of a.mp4")  # all others have another number now
+    (videos / "d.txt").write_text("corrected")
+    (videos / "e.mp4").unlink()
+    again = encode(**arguments, out=str(out))
+    assert (again["buckets"], again["reused_clips"]) == ({"5x16x16": 3}, 2)
+    encode(**arguments, out=str(fresh))
+    assert contents(out) == contents(fresh)
+    captions = [LatentSource(out).read(i, None, *SHAPE)["caption"] for i in range(3)]
+    assert captions == ["of a.mp4", "of b.mp4", "corrected"]
+    assert encode(**arguments, out=str(out))["kept_shards"] == 2
+    # Another data set into the same folder is a mistake, and takes nothing away.
+    for name in ("x.mp4", "y.mp4"):
+        add(f"../other/{name}", "of another")
+    before = contents(out)
+    with pytest.raises(UserError, match="clips that are the same: 0 of 3\n"):
+        encode(**{**arguments, "data": str(tmp_path / "other")}, out=str(out))
+    assert contents(out) == before
+
+
+def test_an_interrupted_update_goes_on(tiny_runs, tmp_path, monkeypatch):
+    rng, videos = np.random.default_rng(0), tmp_path / "videos"
+    names = [f"{number}.mp4" for number in range(6)]
+    for name in names[:4]:
+        write_video(videos / name, rng.integers(0, 256, (6, 16, 16, 3), np.uint8))
+    arguments = {
+        "embedder": str(tiny_runs / "vidvae"),
+        "data": str(videos),
+        "shard_size": 2,
+        "require_captions": False,
+        "held_out_fraction": 0.0,
+    }
+    encode(**arguments, out=str(tmp_path / "out"))
+    for name in names[4:]:
+        write_video(videos / name, rng.integers(0, 256, (6, 16, 16, 3), np.uint8))
+    write, calls = LatentWriter.write, []
+
+    def stopped(self, bucket, shard, samples):
+        calls.append(shard)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(self, bucket, shard, samples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentWriter, "write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            encode(**arguments, out=str(tmp_path / "out"))
+    with pytest.raises(UserError, match="encoding has not ended"):
+        LatentSource(tmp_path / "out")
+    result = encode(**arguments, out=str(tmp_path / "out"))
+    assert (result["kept_shards"], result["reused_clips"]) == (1, 2)
+    encode(**arguments, out=str(tmp_path / "fresh"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_two_processes_do_not_write_one_folder(tiny_runs, tmp_path):
+    refused = pytest.raises(UserError, match=f"encodes into .*process {os.getpid()} on")
+    with locked(tmp_path / "out", "encodes into"), refused:
+        synthetic(tiny_runs, tmp_path / "out")
+    assert synthetic(tiny_runs, tmp_path / "out")["shards"] == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -183,8 +265,8 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(
         ({"count": None}, "give --count"),
         ({"data": "videos"}, "--count is for --data=synthetic"),
         ({"clips_per_video": 2}, "give a larger --count"),
-        ({"fps": 8.0}, "--fps, --stride and --require_captions are for folders"),
-        ({"require_captions": False}, "are for folders of videos"),
+        ({"fps": 8.0}, "--fps is for folders of videos"),
+        ({"require_captions": False}, "--require_captions is for folders of videos"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"dtype": "int8"}, "dtype='int8' is not known; choose one of float32"),
         ({"compute_dtype": "float16"}, "compute_dtype='float16' is not known"),

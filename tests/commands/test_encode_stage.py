@@ -201,5 +201,6 @@ def test_wrong_stages_are_refused(stage, folders, tmp_path):
     with pytest.raises(UserError, match="not one of 5 videos fits a bucket"):
         encode(**arguments, stage="720p")
     with pytest.raises(UserError, match="have no sizes of their own"):
-        encode(**{**arguments, "data": "synthetic"}, count=4, stage="tiny")
+        arguments = {"embedder": str(embedder), "out": str(tmp_path / "out")}
+        encode(**arguments, data="synthetic", count=4, stage="tiny")
     assert not (tmp_path / "out").exists()

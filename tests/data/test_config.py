@@ -52,13 +52,14 @@ def test_what_older_releases_wrote_is_nested():
     assert source(folder) == {
         "kind": "video_folder",
         "path": "v",
+        "split": "train",
         "fps": 8.0,
         "stride": 1,
         "require_captions": True,
         "flip": True,
     }
     latents = {**FLAT, "source": "latents", "path": "l", "require_captions": False}
-    assert source(latents) == {"kind": "latents", "path": "l"}
+    assert source(latents) == {"kind": "latents", "path": "l", "split": "train"}
     assert {"source", "seed", "fit"} | set(OLD_KEYS) == FLAT.keys()
 
 
@@ -97,8 +98,10 @@ def test_keys_of_other_kinds_may_be_listed():
         "kind": "synthetic",
         **shapes,
     }
-    assert source({"source": {"kind": "latents", **shapes, **every}}) == {"kind": "latents"} | {
-        "path": None
+    assert source({"source": {"kind": "latents", **shapes, **every}}) == {
+        "kind": "latents",
+        "path": None,
+        "split": "train",
     }
 
 

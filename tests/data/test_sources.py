@@ -116,16 +116,13 @@ def test_problems_are_listed_and_not_fatal(tmp_path):
     lines += [b'{"file": "../a.mp4", "caption": "outside"}']
     (tmp_path / "captions.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
     source = VideoFolderSource(tmp_path)
-    assert [source.read(i, rng(), 2, 16, 16)["caption"] for i in range(len(source))] == [
-        "of a.mp4",
-        "of ./b.mp4",
-    ]
+    found = [{source.read(i, rng(seed), 2, 16, 16)["caption"] for seed in range(9)} for i in (0, 1)]
+    assert len(source) == 2 and found == [{"of a.mp4", "again"}, {"of ./b.mp4"}]
     assert {kind: len(items) for kind, items in source.problems.items()} == {
         "unreadable video": 2,
         "caption without its video": 2,
         "video without a caption": 1,
         "broken line in captions.jsonl": 4,
-        "second caption of a video, first kept": 1,
     }
     for words in (
         "line 9: not UTF-8",
@@ -174,7 +171,7 @@ def test_files_that_fail_later_have_the_same_substitute(tmp_path):
         assert clip["caption"] == "caption of c.mp4" and np.array_equal(
             clip["video"], fine["video"]
         )
-    assert len(source.problems["unreadable when decoded"]) == 2
+    assert len(source.problems["unreadable when decoded, replaced by the next"]) == 2
     strict = VideoFolderSource(make_folder(tmp_path / "more", ["d.mp4", "e.mp4"]), substitute=False)
     (tmp_path / "more" / "d.mp4").unlink()
     assert strict.read(1, rng(), 4, 16, 16)["caption"] == "caption of e.mp4"
@@ -211,14 +208,105 @@ def test_a_fingerprint_is_what_earlier_releases_gave(tmp_path):
 def test_a_configuration_makes_its_source(tmp_path):
     buckets = (Bucket(frames=1, height=16, width=16, batch_size=1),)
     make_folder(tmp_path, ["a.mp4"])
-    folder = VideoFolderConfig(path=str(tmp_path), fps=6)
+    folder = VideoFolderConfig(path=str(tmp_path), fps=6, held_out_fraction=0.1)
     source = make_source(DataConfig(source=folder, buckets=buckets))
-    assert source.fingerprint() == VideoFolderSource(tmp_path, fps=6).fingerprint()
+    same = {"fps": 6, "seconds_per_clip": 4.0, "split": "train", "held_out_fraction": 0.1}
+    assert source.fingerprint() == VideoFolderSource(tmp_path, **same).fingerprint()
     for config in (VideoFolderConfig(), LatentsConfig()):
         with pytest.raises(UserError, match="give --config.data.source.path=FOLDER"):
             make_source(DataConfig(source=config, buckets=buckets))
     with pytest.raises(UserError, match="holds no latents.*source.kind=video_folder"):
         make_source(DataConfig(source=LatentsConfig(path=str(tmp_path)), buckets=buckets))
+
+
+def test_a_long_video_is_several_clips(tmp_path):
+    make_folder(tmp_path, ["a.mp4", "b.mp4"], frames=4, fps=4)  # a second each
+    make_folder(tmp_path, ["long.mp4"], frames=31, fps=4, captions=False)
+    source = VideoFolderSource(tmp_path, require_captions=False, seconds_per_clip=2.0)
+    assert len(source) == 1 + 1 + 3 and source.files == ["a.mp4", "b.mp4", "long.mp4"]
+    assert [source.where(i) for i in range(5)] == ["a.mp4", "b.mp4", *["long.mp4"] * 3]
+    starts = [
+        {numbers(source.read(2 + clip, rng(seed), 2, 16, 16)["video"])[0] for seed in range(60)}
+        for clip in range(3)
+    ]
+    # Thirty frames to begin with, a third of them for each clip.
+    assert starts == [set(range(10)), set(range(10, 20)), set(range(20, 30))]
+    assert [len(captions) for captions in zip(*source.captions())] == [3, 3]
+    assert source.extents()[:, 0].tolist() == [4, 4, 31, 31, 31]
+    with pytest.raises(IndexError):
+        source.read(5, rng(), 2, 16, 16)
+    with pytest.raises(UserError, match="seconds_per_clip must be above 0.*not 0"):
+        VideoFolderSource(tmp_path, seconds_per_clip=0)
+
+
+def held_out_files(folder, fraction=0.3):
+    options = {"held_out_fraction": fraction, "require_captions": False}
+    splits = {
+        split: VideoFolderSource(folder, split=split, **options) for split in ("train", "held_out")
+    }
+    everything = VideoFolderSource(folder, **options)
+    assert len(everything) == len(splits["train"]) + len(splits["held_out"])
+    held_out = [everything.where(clip) for clip in everything.held_out_clips()]
+    assert sorted(held_out) == splits["held_out"].files
+    assert not set(held_out) & set(splits["train"].files)
+    return set(held_out)
+
+
+def test_what_is_held_out_depends_on_the_file_alone(tmp_path):
+    names = [f"{number}.mp4" for number in range(20)]
+    make_folder(tmp_path, names[:1], frames=3)
+    for name in names[1:10]:
+        (tmp_path / name).hardlink_to(tmp_path / names[0])
+    before = held_out_files(tmp_path)
+    for name in names[10:]:
+        (tmp_path / name).hardlink_to(tmp_path / names[0])
+    after = held_out_files(tmp_path)
+    assert before == {name for name in after if name in names[:10]} and 0 < len(before) < 8
+    with pytest.raises(UserError, match="none of the 20 files.*held_out_fraction=1e-09"):
+        VideoFolderSource(
+            tmp_path, split="held_out", held_out_fraction=1e-9, require_captions=False
+        )
+    with pytest.raises(UserError, match="below 1, not 1"):
+        VideoFolderSource(tmp_path, held_out_fraction=1)
+    with pytest.raises(UserError, match="split='test' is not known"):
+        VideoFolderSource(tmp_path, split="test")
+
+
+def test_a_long_video_gives_its_end(tmp_path):
+    make_folder(tmp_path, ["a.mp4"], frames=31, fps=3, captions=False)
+    options = {"require_captions": False, "held_out_fraction": 0.4, "seconds_per_clip": 2.0}
+    seen = {}
+    for split in ("train", "held_out"):
+        source = VideoFolderSource(tmp_path, split=split, **options)
+        seen[split] = {
+            number
+            for clip in range(len(source))
+            for seed in range(40)
+            for number in numbers(source.read(clip, rng(seed), 3, 16, 16)["video"])
+        }
+    # The border is at 6.2 of 10.33 s, before frame 19.
+    assert seen == {"train": set(range(19)), "held_out": set(range(19, 31))}
+
+
+def test_folders_behind_links_are_searched_once(tmp_path):
+    make_folder(tmp_path / "store", ["a.mp4"], captions=False)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "part1").symlink_to(tmp_path / "store")
+    (data / "part2").symlink_to(tmp_path / "store")
+    (data / "loop").symlink_to(data)
+    (data / "gone.mp4").symlink_to(tmp_path / "nothing.mp4")
+    assert VideoFolderSource(data, require_captions=False).files == ["part1/a.mp4"]
+
+
+def test_too_many_replaced_clips_end_the_run(tmp_path):
+    make_folder(tmp_path, ["a.mp4", "b.mp4"], frames=3, captions=False)
+    source = VideoFolderSource(tmp_path, require_captions=False)
+    (tmp_path / "b.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match=r"(?s)of 100 clips .* were replaced.*b\.mp4"):
+        for step in range(200):
+            source.read(step % 2, rng(), 1, 16, 16)
+    assert step == 99
 
 
 def make_images(folder, names, height=24, width=40):
@@ -262,7 +350,7 @@ def test_only_buckets_of_one_frame_have_images(tmp_path):
     buckets = tuple(Bucket(frames=frames, height=32, width=48, batch_size=1) for frames in (1, 5))
     found = {}
     for fit in (True, False):
-        folder = VideoFolderConfig(path=str(tmp_path))
+        folder = VideoFolderConfig(path=str(tmp_path), held_out_fraction=0.0)
         config = DataConfig(source=folder, fit=fit, buckets=buckets, num_threads=0)
         pipeline = Pipeline(make_source(config), config)
         found[fit] = {1: set(), 5: set()}
@@ -291,7 +379,10 @@ def test_broken_images_are_listed_and_left_out(tmp_path):
     data[-30:-20] = bytes(10)
     (tmp_path / "e.png").write_bytes(data)
     assert source.read(2, rng(), 1, 16, 16)["caption"] == "caption of d.png"
-    assert "e.png: it is damaged" in source.problems["unreadable when decoded"][0]
+    assert (
+        "e.png: it is damaged"
+        in source.problems["unreadable when decoded, replaced by the next"][0]
+    )
     (tmp_path / "d.png").unlink()
     with pytest.raises(UserError, match=r"(?s)every image .* failed"):
         source.read(2, rng(), 1, 16, 16)

@@ -1,7 +1,8 @@
 """Encode a data set once, so that a transformer trains on latents read from disk.
 
-Clip k of video i is a function of (seed, i, k, bucket) alone, and a shard of its clips alone, so an
-interrupted encoding ends with the same bytes. `data.latent_shards` describes the folder.
+A clip is a function of its video, the seed and the bucket alone, and a shard of its clips alone:
+an interrupted encoding ends with the same bytes. After videos or captions were added or corrected,
+what is new is encoded and the rest is kept. `data.latent_shards` describes the folder.
 """
 
 import concurrent.futures
@@ -10,7 +11,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from xgen_jax.data.sources.base import Source
 from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.errors import UserError, choose
+from xgen_jax.files import locked
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.latent_statistics import latent_statistics
 from xgen_jax.parallel.memory import GB
@@ -41,6 +43,7 @@ _SHOWN = 10
 # Values that decide the bytes, besides the networks, the source and the buckets.
 _DECIDING = ("stage", "aspects", "clips_per_video", "seed", "shard_size", "dtype")
 _DECIDING += ("compute_dtype", "fps", "stride", "require_captions")
+_OF_FOLDERS = ("fps", "stride", "require_captions", "seconds_per_clip", "held_out_fraction")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,8 @@ class EncodeRequest:
         the captions. Tokens are stored without padding.
       text_length: tokens a caption, of a T5's folder; 250 by default. Longer captions are cut and
         counted.
-      fps, stride, require_captions: see `VideoFolderSource`.
+      fps, stride, require_captions, seconds_per_clip, held_out_fraction: see `VideoFolderSource`.
+        The clips that are held out are encoded too, for evaluation while training.
 
     Raises:
       UserError: missing or contradicting values, by flag.
@@ -93,6 +97,8 @@ class EncodeRequest:
     fps: float | None = None
     stride: int = 1
     require_captions: bool = True
+    seconds_per_clip: float | None = 4.0
+    held_out_fraction: float = 0.05
 
     def __post_init__(self):
         for name in ("embedder", "data", "out"):
@@ -120,8 +126,10 @@ class EncodeRequest:
             raise UserError("give --count, the number of synthetic clips to encode")
         elif self.clips_per_video != 1:
             raise UserError("clips_per_video is for folders of videos; give a larger --count")
-        elif self.fps is not None or self.stride != 1 or not self.require_captions:
-            raise UserError("--fps, --stride and --require_captions are for folders of videos")
+        else:
+            for field in dataclasses.fields(self):
+                if field.name in _OF_FOLDERS and getattr(self, field.name) != field.default:
+                    raise UserError(f"--{field.name} is for folders of videos")
 
     def table(self) -> tuple[Bucket, ...]:
         """Return the buckets to choose from; their batches mean nothing here."""
@@ -141,9 +149,7 @@ class EncodeRequest:
             return SyntheticSource(seed=self.seed, num_clips=self.count)
         return VideoFolderSource(
             self.data,
-            fps=self.fps,
-            stride=self.stride,
-            require_captions=self.require_captions,
+            **{name: getattr(self, name) for name in _OF_FOLDERS},
             images=images,
             substitute=False,
         )
@@ -185,12 +191,17 @@ def encode_dataset(request: EncodeRequest) -> dict[str, Any]:
         "clips": len(clips),
         **{name: getattr(request, name) for name in _DECIDING},
     }
-    writer = LatentWriter(
-        request.out, settings, {bucket.name: listed for bucket, listed in members.items()}
-    )
-    encoder = _Encoder(embedder=network, params=params, text=text, dtype=request.dtype)
-    kept = _write_shards(writer, list(videos), clips, encoder, request.batch_size)
-    manifest = writer.finish()
+    with locked(request.out, "encodes into"):
+        writer = LatentWriter(
+            request.out,
+            settings,
+            {bucket.name: listed for bucket, listed in members.items()},
+            clips.numbers(source.held_out_clips()),
+            lambda name: clips.identities(next(b for b in videos if b.name == name), videos),
+        )
+        encoder = _Encoder(embedder=network, params=params, text=text, dtype=request.dtype)
+        kept, reused = _write_shards(writer, list(videos), clips, encoder, request.batch_size)
+        manifest = writer.finish()
     if text and text.cut:
         print(f"{text.cut} captions had more than {text.length} tokens; cut", file=sys.stderr)
     rows = [row for rows in manifest["shards"].values() for row in rows]
@@ -202,6 +213,7 @@ def encode_dataset(request: EncodeRequest) -> dict[str, Any]:
         },
         "shards": len(rows),
         "kept_shards": kept,
+        "reused_clips": reused,
         "left_out": _report_left_out(writer),
         "captions_cut": text.cut if text else 0,
         "size_gb": round(sum(row["bytes"] for row in rows) / GB, 6),
@@ -227,12 +239,37 @@ class _Clips:
 
     def read(self, number: int, shape: Shape) -> dict[str, Any] | str:
         """Return a clip, or the reason why it cannot be read."""
-        video, clip = divmod(number, self.clips_per_video)
-        rng = np.random.default_rng((self.seed, video, clip, *shape))
+        video, _ = divmod(number, self.clips_per_video)
         try:
-            return self.source.read(video, rng, *shape)
+            sample = self.source.read(video, self._rng(number, shape), *shape)
         except UserError as error:
             return str(error)
+        return {**sample, "identity": self.identity(number)}
+
+    def _rng(self, number: int, shape: Shape) -> np.random.Generator:
+        # By what the video is where that is known, so that one more does not change the others.
+        video, clip = divmod(number, self.clips_per_video)
+        mark = self.source.identity(video)
+        return np.random.default_rng((self.seed, int(mark, 16) if mark else video, clip, *shape))
+
+    def identity(self, number: int) -> str:
+        """Return the identity of a clip; see `Source.identity`."""
+        video, clip = divmod(number, self.clips_per_video)
+        mark = self.source.identity(video)
+        return f"{mark}-{clip}" if mark else ""
+
+    def identities(
+        self, bucket: Bucket, videos: Mapping[Bucket, np.ndarray | None]
+    ) -> Iterator[str]:
+        """Yield the identities of a bucket's clips."""
+        some = videos[bucket]
+        numbers = range(len(self)) if some is None else self.numbers(some).tolist()
+        return (self.identity(number) for number in numbers)
+
+    def caption(self, number: int, shape: Shape) -> str:
+        """Return the caption that `read` gives, without reading the video."""
+        video, _ = divmod(number, self.clips_per_video)
+        return self.source.caption(video, self._rng(number, shape))
 
     def batches(
         self, numbers: Sequence[int] | np.ndarray, shape: Shape, batch_size: int
@@ -275,14 +312,23 @@ class _Encoder:
         latents = self._stored(
             np.asarray(self._encode(self.params, np.stack([row["video"] for row in rows])))
         )
-        texts = self.text([clip["caption"] for clip in clips]) if self.text else []
+        texts = self.embed([clip["caption"] for clip in clips])
         records = [
-            {"caption": clip["caption"], "fps": clip.get("fps", 0.0), "latents": latents[row]}
+            {
+                "caption": clip["caption"],
+                "fps": clip.get("fps", 0.0),
+                "latents": latents[row],
+                "identity": clip["identity"],
+            }
             for row, clip in enumerate(clips)
         ]
-        for record, tokens in zip(records, texts):
-            record["text"] = self._stored(tokens)
-        return records
+        return [record | text for record, text in zip(records, texts, strict=True)]
+
+    def embed(self, captions: list[str]) -> list[dict[str, np.ndarray]]:
+        """Return {"text": tokens} of each caption; {} where captions are not embedded."""
+        if self.text is None:
+            return [{} for _ in captions]
+        return [{"text": self._stored(tokens)} for tokens in self.text(captions)]
 
     def _stored(self, column: np.ndarray) -> np.ndarray:
         column = column.astype(np.float32).astype(DTYPES[self.dtype])
@@ -362,18 +408,24 @@ def _with_statistics(
 
 def _write_shards(
     writer: LatentWriter, buckets: list[Bucket], clips: _Clips, encoder: _Encoder, batch_size: int
-) -> int:
-    """Write the missing shards; return the number of those that were there."""
+) -> tuple[int, int]:
+    """Write the missing shards.
+
+    Returns:
+      The number of shards that were there, and of clips whose latents were taken from an encoding
+      of the same folder before it changed.
+    """
+    reused = 0
     shards = [(bucket, shard) for bucket in buckets for shard in range(writer.shards(bucket.name))]
     missing = [each for each in shards if not writer.finished(each[0].name, each[1])]
     total = sum(writer.count(bucket.name) for bucket in buckets)
     done = total - sum(len(writer.clips(bucket.name, shard)) for bucket, shard in missing)
     with contextlib.closing(ConsoleWriter(total, "encode", done, (), unit="clips")) as console:
 
-        def encoded(bucket: Bucket, shard: int):
+        def encoded(bucket: Bucket, numbers: Sequence[int]):
             nonlocal done
             size = min(batch_size, writer.count(bucket.name))
-            for batch in clips.batches(writer.clips(bucket.name, shard), bucket.shape, size):
+            for batch in clips.batches(numbers, bucket.shape, size):
                 good = [clip for _, clip in batch if not isinstance(clip, str)]
                 records = iter(encoder(good, size) if good else ())
                 for number, clip in batch:
@@ -381,10 +433,28 @@ def _write_shards(
                 done += len(batch)
                 console.progress(done, {})
 
+        def samples(bucket: Bucket, shard: int, fresh: Iterator, known: Mapping[int, str]):
+            nonlocal done, reused
+            for number in writer.clips(bucket.name, shard):
+                if number not in known:
+                    yield next(fresh)
+                    continue
+                record = writer.reuse(bucket.name, known[number])
+                record["identity"] = known[number]
+                caption = clips.caption(number, bucket.shape)
+                if caption != record["caption"]:
+                    record["caption"] = caption
+                    record.update(encoder.embed([caption])[0])
+                done, reused = done + 1, reused + 1
+                yield number, record
+
         for bucket, shard in missing:
-            with contextlib.closing(encoded(bucket, shard)) as records:
-                writer.write(bucket.name, shard, records)
-    return len(shards) - len(missing)
+            marks = {n: clips.identity(n) for n in writer.clips(bucket.name, shard)}
+            known = {n: mark for n, mark in marks.items() if writer.reusable(bucket.name, mark)}
+            numbers = [number for number in marks if number not in known]
+            with contextlib.closing(encoded(bucket, numbers)) as fresh:
+                writer.write(bucket.name, shard, samples(bucket, shard, fresh, known))
+    return len(shards) - len(missing), reused
 
 
 def _report_left_out(writer: LatentWriter) -> int:

@@ -8,7 +8,7 @@ import jax
 
 from xgen_jax.config.runs import Run, Weights
 from xgen_jax.data.pipeline import Pipeline
-from xgen_jax.data.sources.factory import held_out_source, make_source
+from xgen_jax.data.sources.factory import held_out_data, make_source
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.parallel.sharding import on_mesh
@@ -60,7 +60,8 @@ def train(config: Run, workdir: str | os.PathLike, overwrite: bool = False) -> d
     start = task.warm_start(config) if saved is None else None
     held_out = None
     if config.loop.evaluate_every:
-        held_out = Pipeline(held_out_source(config.data), config.data, **processes)
+        multiple = mesh.shape["data"] * mesh.shape["fsdp"]
+        held_out = Pipeline(*held_out_data(config.data, multiple), **processes)
     run.create_or_resume(config, overwrite)
     with on_mesh(mesh):
         return fit(run, config, task, pipeline, mesh, held_out, start)

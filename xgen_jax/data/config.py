@@ -9,10 +9,6 @@ from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError, choose
 from xgen_jax.files import read_json
 
-NO_HELD_OUT = (
-    "loop.evaluate_every is for data with held-out clips, and a folder has none: give "
-    "--config.loop.evaluate_every=0"
-)
 PATH_FLAG = "--config.data.source.path=FOLDER"
 
 
@@ -39,26 +35,42 @@ class VideoFolderConfig:
 
     kind: str = "video_folder"
     path: str | None = None
+    split: str = "train"
+    held_out_fraction: float = 0.05
+    seconds_per_clip: float | None = 4.0
     fps: float | None = None
     stride: int = 1
     require_captions: bool = True
     flip: bool = False
 
     def held_out(self) -> "VideoFolderConfig":
-        """Raise UserError: a folder holds no clips out."""
-        raise UserError(NO_HELD_OUT)
+        """Return the configuration of the clips that training does not see.
+
+        Raises:
+          UserError: no clips are held out.
+        """
+        if not self.held_out_fraction:
+            raise UserError(
+                "loop.evaluate_every needs held-out clips: give "
+                "--config.data.source.held_out_fraction=0.05, or --config.loop.evaluate_every=0"
+            )
+        return dataclasses.replace(self, split="held_out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentsConfig:
-    """A folder of latents that launch/encode.py wrote. `path` may be left to a flag."""
+    """A folder of latents that launch/encode.py wrote. `path` may be left to a flag.
+
+    Its clips are held out, or not, as those of the folder that was encoded.
+    """
 
     kind: str = "latents"
     path: str | None = None
+    split: str = "train"
 
     def held_out(self) -> "LatentsConfig":
-        """Raise UserError: a folder of latents holds no clips out."""
-        raise UserError(NO_HELD_OUT)
+        """Return the configuration of the clips that training does not see."""
+        return dataclasses.replace(self, split="held_out")
 
 
 SourceConfig = SyntheticConfig | VideoFolderConfig | LatentsConfig

@@ -4,7 +4,9 @@
     DIR/9x32x32/clips.npy     the numbers of a bucket's clips, int64, ascending; absent: all
     DIR/9x32x32/shard-00000-of-00012.arrayrecord    a bucket's clips in order, a record a clip
     DIR/9x32x32/shard-00000-of-00012.json           its commit marker: count and SHA-256
+    DIR/held_out.npy          the numbers of the clips that training does not see; absent: none
     DIR/manifest.json         settings and shards, written last: without it nothing is read
+    DIR/previous/             while a changed data set is encoded again: what it is taken from
 
 Shard s of a bucket holds its clips [s n, (s + 1) n) except those that could not be read. A shard
 without its commit marker does not count: a run may be killed at any time, and a rerun ends with the
@@ -15,8 +17,9 @@ import collections
 import contextlib
 import os
 import pathlib
+import shutil
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -45,6 +48,12 @@ READABLE = (1, VERSION)
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # Arrays of a record; text (n, D), without padding, if captions were embedded.
 ARRAYS = ("latents", "text", "text_mask")
+# Settings that follow from the files and captions: where only these differ, clips that stayed the
+# same are taken over.
+CHANGEABLE = ("source_fingerprint", "clips", "members", "held_out")
+# Single records at random: reading ahead would read all in vain.
+_ONE_AT_A_TIME = "readahead_buffer_size:0,max_parallelism:0"
+PREVIOUS, HELD_OUT = "previous", "held_out.npy"
 
 
 def pack(index: int, sample: dict[str, Any]) -> bytes:
@@ -85,10 +94,15 @@ class LatentWriter:
         used here, and `text_length`, to which rows of text are padded, in reading.
       members: by name the clips of a bucket, ascending numbers in [0, clips); a bucket that is not
         named has all.
+      held_out: numbers of the clips that training does not see, ascending.
+      identities: gives what the clips of a bucket are cut from, in words (see `Source.identity`).
+
+    A folder that was written from the same data set before files or captions changed is written
+    again: what is `reusable` is taken from the records that it holds.
 
     Raises:
-      UserError: the folder holds something else, or what other settings made (which are listed);
-        nothing is touched.
+      UserError: the folder holds something else, what other settings made (which are listed), or
+        another data set, of which not even half of the clips are there now; nothing is touched.
     """
 
     def __init__(
@@ -96,6 +110,8 @@ class LatentWriter:
         path: str | os.PathLike,
         settings: dict[str, Any],
         members: Mapping[str, np.ndarray] | None = None,
+        held_out: np.ndarray | None = None,
+        identities: Callable[[str], Iterable[str]] | None = None,
     ):
         self.path = pathlib.Path(path)
         self.settings: dict[str, Any] = {"version": VERSION, **settings}
@@ -106,15 +122,84 @@ class LatentWriter:
                 name: {"clips": len(clips), "sha256": numbers_sha256(clips)}
                 for name, clips in self._members.items()
             }
+        held_out = np.zeros(0, "<i8") if held_out is None else np.asarray(held_out, "<i8")
+        if len(held_out):
+            mark = {"clips": len(held_out), "sha256": numbers_sha256(held_out)}
+            self.settings["held_out"] = mark
         if check_free(self.path, "settings.json", "latents"):
+            before = read_json(self.path / "settings.json")
+            differing = differences(before, self.settings)
+            of_data = all(line.split(":")[0] in CHANGEABLE for line in differing)
+            if differing and of_data and identities:
+                gone, kept = self._compare(identities)
+                if kept >= gone:
+                    differing = []
+                    self._set_aside()
+                else:
+                    differing.append(f"clips that are the same: {kept} of {kept + gone}")
             refuse_differences(
-                differences(read_json(self.path / "settings.json"), self.settings),
+                differing,
                 f"{self.path} holds latents that were encoded otherwise",
                 "choose another --out, or remove that folder",
             )
         write_json(self.path / "settings.json", self.settings, durable=True)
         for name, clips in self._members.items():
             write_numbers(_members_file(self.path, name), clips)
+        if len(held_out):
+            write_numbers(self.path / HELD_OUT, held_out)
+        self._reusable = self._find_reusable()
+        self._previous: tuple[pathlib.Path, ArrayRecordReader] | None = None
+
+    def _compare(self, identities: Callable[[str], Iterable[str]]) -> tuple[int, int]:
+        """Count the clips in the folder that the data set has no longer, and those it still has."""
+        gone = kept = 0
+        for bucket in self.settings["buckets"]:
+            now = set(identities(bucket))
+            for marker in (self.path / bucket).glob("shard-*.json"):
+                entry = read_json(marker)
+                there = entry.get("identities", [""] * entry["count"])
+                same = sum(identity in now for identity in there if identity)
+                gone, kept = gone + len(there) - same, kept + same
+        return gone, kept
+
+    def _set_aside(self) -> None:
+        """Move the shards to a folder of `previous`. If this is interrupted, the next call moves
+        the rest to another."""
+        (self.path / "manifest.json").unlink(missing_ok=True)
+        (self.path / HELD_OUT).unlink(missing_ok=True)
+        previous = self.path / PREVIOUS
+        previous.mkdir(exist_ok=True)
+        numbers = [int(path.name) for path in previous.iterdir() if path.name.isdigit()]
+        generation = previous / str(max(numbers, default=-1) + 1)
+        generation.mkdir()
+        for bucket in self.settings["buckets"]:
+            if (self.path / bucket).is_dir():
+                os.rename(self.path / bucket, generation / bucket)
+
+    def _find_reusable(self) -> dict[tuple[str, str], tuple[pathlib.Path, int]]:
+        """Return (bucket, identity) -> (shard, place) of the records that were set aside."""
+        found = {}
+        for marker in sorted((self.path / PREVIOUS).glob("*/*/shard-*.json")):
+            entry, file = read_json(marker), marker.with_suffix(".arrayrecord")
+            if not file.is_file() or file.stat().st_size != entry["bytes"]:
+                continue
+            for place, identity in enumerate(entry.get("identities", ())):
+                if identity:
+                    found[marker.parent.name, identity] = file, place
+        return found
+
+    def reusable(self, bucket: str, identity: str) -> bool:
+        """Return whether a clip of this identity was encoded for the bucket before."""
+        return (bucket, identity) in self._reusable
+
+    def reuse(self, bucket: str, identity: str) -> dict[str, Any]:
+        """Return the record of a clip that is `reusable`, without its number; see `unpack`."""
+        file, place = self._reusable[bucket, identity]
+        if self._previous is None or self._previous[0] != file:  # neighbours come from one shard
+            self._previous = file, ArrayRecordReader(str(file), _ONE_AT_A_TIME)
+        sample = unpack(self._previous[1].read([place])[0])
+        del sample["index"]
+        return sample
 
     def count(self, bucket: str) -> int:
         """Return the number of clips of a bucket, those that cannot be read included."""
@@ -154,9 +239,10 @@ class LatentWriter:
           bucket: its name.
           shard: its number.
           samples: (clip, sample) in ascending order; in place of a sample that cannot be read, the
-            reason.
+            reason. A sample may have an "identity": what it was made of, in a word.
         """
         file, count, left_out = self.file(bucket, shard), 0, {}
+        identities: list[str] = []
         longest: dict[str, int] = {}
         remove_temporaries(file.parent, {file.stem})
         with atomic_write(file, durable=True) as temporary:
@@ -170,6 +256,7 @@ class LatentWriter:
                     with _disk_errors(file):
                         writer.write(pack(index, sample))
                     count += 1
+                    identities.append(sample.get("identity", ""))
                     size = len(sample["caption"].encode())
                     if size > longest.get("bytes", -1):
                         longest = {"bytes": size, "clip": index}
@@ -186,6 +273,8 @@ class LatentWriter:
                 )
         if longest:
             entry["longest_caption"] = longest
+        if any(identities):
+            entry["identities"] = identities
         write_json(file.with_suffix(".json"), {**entry, "left_out": left_out}, durable=True)
 
     def finish(self) -> dict[str, Any]:
@@ -205,6 +294,7 @@ class LatentWriter:
                     raise RuntimeError(f"{self.file(bucket, shard)} is not finished")
                 if entry["count"]:
                     longest.append((bucket, entry.pop("longest_caption", None)))
+                entry.pop("identities", None)
                 reasons = entry["left_out"]
                 left_out = [int(index) for index in reasons]
                 file = f"{bucket}/{self.file(bucket, shard).name}"
@@ -225,6 +315,7 @@ class LatentWriter:
             manifest["longest_caption"] = {**of_shard, "bucket": bucket}
         manifest["shards"] = buckets
         write_json(self.path / "manifest.json", manifest, durable=True)
+        shutil.rmtree(self.path / PREVIOUS, ignore_errors=True)
         return manifest
 
 
@@ -260,6 +351,7 @@ class LatentReader:
     Attributes:
       manifest: the contents of manifest.json.
       members: by name the clips of a bucket, ascending; a bucket that is not named has all.
+      held_out: the clips that training does not see, ascending.
       left_out: by name the clips of a bucket that could not be read when it was encoded; a bucket
         without a single clip is not named.
 
@@ -279,6 +371,12 @@ class LatentReader:
             name: read_members(self.path, name, row)
             for name, row in self.manifest.get("members", {}).items()
         }
+        held_out = self.manifest.get("held_out")
+        self.held_out = (
+            read_numbers(self.path / HELD_OUT, held_out["clips"], held_out["sha256"])
+            if held_out
+            else np.zeros(0, np.int64)
+        )
         self.left_out = {
             bucket: {index for row in rows for index in row["left_out"]}
             for bucket, rows in self.manifest["shards"].items()
@@ -353,8 +451,7 @@ class LatentReader:
         with self._lock:
             reader = self._open.pop(str(file), None)
             if reader is None:
-                # Single records at random: reading ahead would read all in vain.
-                reader = ArrayRecordReader(str(file), "readahead_buffer_size:0,max_parallelism:0")
+                reader = ArrayRecordReader(str(file), _ONE_AT_A_TIME)
             self._open[str(file)] = reader
             while len(self._open) > self._limit:
                 self._open.popitem(last=False)

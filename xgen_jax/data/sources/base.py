@@ -11,6 +11,7 @@ import numpy as np
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError
 
+SPLITS = ("train", "held_out", "all")  # of the clips of a source
 # "caption": str, "fps": float, and arrays: "video", or "latents" with, where they were stored,
 # "text" and "text_mask".
 Sample = dict[str, Any]
@@ -70,6 +71,10 @@ class Source(abc.ABC):
         """Return the clips that a bucket can have without `fit`, ascending; None for all."""
         del bucket
 
+    def held_out_clips(self) -> np.ndarray:
+        """Return those of these clips that training does not see, ascending; none by default."""
+        return np.zeros(0, np.int64)
+
     def report(self) -> str:
         """Return what could not be used so far, in lines of words; empty if all could."""
         return ""
@@ -78,6 +83,19 @@ class Source(abc.ABC):
         """Return the file that clip `index` comes from; empty where there is none."""
         del index
         return ""
+
+    def identity(self, index: int) -> str:
+        """Return a word for what clip `index` is cut from, captions apart: equal words mean equal
+        clips in data sets that differ elsewhere. Empty where the number alone says it."""
+        del index
+        return ""
+
+    def caption(self, index: int, rng: np.random.Generator) -> str:
+        """Return the caption that `read` gives with the same `rng`, if the clip itself can be read.
+
+        Only sources with `identity` have it.
+        """
+        raise NotImplementedError(f"source {self.name!r} gives captions with its clips only")
 
     def captions(self) -> Iterator[tuple[str, str]]:
         """Yield (where it stands, caption) for a check of all captions before training.

@@ -15,6 +15,7 @@ from xgen_jax.data.sources.base import Source
 from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.sources.video_folder import VideoFolderSource
+from xgen_jax.errors import UserError
 
 
 def make_source(config: DataConfig) -> Source:
@@ -35,6 +36,9 @@ def _synthetic(source: SyntheticConfig, data: DataConfig) -> Source:
 def _video_folder(source: VideoFolderConfig, data: DataConfig) -> Source:
     return VideoFolderSource(
         source_folder(source),
+        split=source.split,
+        held_out_fraction=source.held_out_fraction,
+        seconds_per_clip=source.seconds_per_clip,
         fps=source.fps,
         stride=source.stride,
         require_captions=source.require_captions,
@@ -45,7 +49,7 @@ def _video_folder(source: VideoFolderConfig, data: DataConfig) -> Source:
 
 def _latents(source: LatentsConfig, data: DataConfig) -> Source:
     del data
-    return LatentSource(source_folder(source))
+    return LatentSource(source_folder(source), split=source.split)
 
 
 _MAKERS: dict[type, Callable[[Any, DataConfig], Source]] = {
@@ -55,12 +59,38 @@ _MAKERS: dict[type, Callable[[Any, DataConfig], Source]] = {
 }
 
 
-def held_out_source(config: DataConfig) -> Source:
-    """Build the source of the clips to evaluate on, which training does not see.
+def held_out_data(config: DataConfig, multiple: int = 1) -> tuple[Source, DataConfig]:
+    """Build the clips to evaluate on, which training does not see.
+
+    Args:
+      config: of the data that is trained on.
+      multiple: of which every batch must be a multiple, the number of devices that share one.
+
+    Returns:
+      The source, and the configuration of its batches, which are smaller than those of training
+      where fewer clips are held out.
 
     Raises:
-      UserError: a source that holds no clips out.
+      UserError: no clips are held out, or fewer than `multiple` in every bucket.
     """
     # Another seed than any run trains on.
     changes = {"source": config.source.held_out(), "seed": 10_000 + config.seed}
-    return make_source(dataclasses.replace(config, **changes))
+    config = dataclasses.replace(config, **changes)
+    source = make_source(config)
+    if config.fit:
+        members = source.fit(config.buckets, config.seed)
+    else:
+        members = [source.clips_for(bucket) for bucket in config.buckets]
+    counts = [len(source) if clips is None else len(clips) for clips in members]
+    buckets = []
+    for bucket, clips in zip(config.buckets, counts, strict=True):
+        size = min(bucket.batch_size, clips // multiple * multiple)
+        if size or config.fit:  # a bucket without a batch still takes clips from smaller ones
+            buckets.append(dataclasses.replace(bucket, batch_size=size or bucket.batch_size))
+    if not any(clips >= multiple for clips in counts):
+        raise UserError(
+            f"{len(source)} held-out clips give no batch of {multiple}, one for each device: hold "
+            "out more, with --config.data.source.held_out_fraction, or give "
+            "--config.loop.evaluate_every=0"
+        )
+    return source, dataclasses.replace(config, buckets=tuple(buckets))

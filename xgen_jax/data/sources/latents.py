@@ -10,8 +10,8 @@ import numpy as np
 
 from xgen_jax.data.buckets import Bucket, shape_name
 from xgen_jax.data.latent_shards import LatentReader
-from xgen_jax.data.sources.base import Sample, Source
-from xgen_jax.errors import UserError
+from xgen_jax.data.sources.base import SPLITS, Sample, Source
+from xgen_jax.errors import UserError, choose
 
 
 class LatentSource(Source):
@@ -25,16 +25,24 @@ class LatentSource(Source):
 
     Args:
       path: of the folder.
+      split: "train" or "held_out" clips, or "all".
 
     Raises:
-      UserError: a folder that is missing, not finished or damaged; see `LatentReader`.
+      UserError: a folder that is missing, not finished or damaged, see `LatentReader`; a split
+        without a clip.
     """
 
     name = "latents"
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, split: str = "all"):
         self.path = pathlib.Path(path)
         self._reader = LatentReader(path)
+        self._split = choose("split", split, SPLITS)
+        if split == "held_out" and not len(self._reader.held_out):
+            raise UserError(
+                f"{path} holds no held-out clips; encode the videos again with "
+                "--held_out_fraction=0.05, or give --config.loop.evaluate_every=0"
+            )
         self.manifest = self._reader.manifest
         made_by = {name: self.manifest.get(name) for name in ("embedder", "text_encoder")}
         self.made_by = {name: mark for name, mark in made_by.items() if mark}
@@ -47,13 +55,24 @@ class LatentSource(Source):
         """Return for each bucket the clips that were encoded for it; `seed` is not used, since the
         choice was made then."""
         del seed
-        return [self._reader.clips(bucket.name) for bucket in buckets]
+        return [self._of_split(self._reader.clips(bucket.name)) for bucket in buckets]
 
     def clips_for(self, bucket: Bucket) -> np.ndarray | None:
         """Return the clips that could be read, ascending, of a bucket that does not have all."""
-        if bucket.name not in self._reader.members:
+        if bucket.name not in self._reader.members and (
+            self._split == "all" or not len(self._reader.held_out)
+        ):
             return None
-        return self._reader.clips(bucket.name)
+        return self._of_split(self._reader.clips(bucket.name))
+
+    def _of_split(self, clips: np.ndarray) -> np.ndarray:
+        if self._split == "all":
+            return clips
+        return clips[np.isin(clips, self._reader.held_out, invert=self._split == "train")]
+
+    def held_out_clips(self) -> np.ndarray:
+        """Return the clips that were held out of the folder that was encoded, ascending."""
+        return self._reader.held_out
 
     def captions(self) -> Iterator[tuple[str, str]]:
         """Yield the longest caption, which the manifest names; none in folders that older releases

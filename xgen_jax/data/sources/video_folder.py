@@ -1,8 +1,8 @@
 """A folder of captioned videos and images as a source of clips."""
 
-import concurrent.futures
 import hashlib
 import json
+import math
 import os
 import pathlib
 import threading
@@ -11,9 +11,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from xgen_jax.data.buckets import Bucket, fit
+from xgen_jax.data.captions import read_captions
+from xgen_jax.data.file_index import list_files, probe_files
 from xgen_jax.data.images import IMAGE_FPS, IMAGE_SUFFIXES, probe_image, read_image
 from xgen_jax.data.pixels import random_crop
-from xgen_jax.data.sources.base import Sample, Source
+from xgen_jax.data.problems import Problems
+from xgen_jax.data.sources.base import SPLITS, Sample, Source
 from xgen_jax.data.video import (
     READ_SUFFIXES,
     VideoInfo,
@@ -21,26 +24,36 @@ from xgen_jax.data.video import (
     read_video,
     resize_cover,
 )
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 
-CAPTIONS = "captions.jsonl"
-_SHOWN = 10  # items of each kind of problem in a report
+LEAST_TAIL_S = 4.0  # of a video whose end is held out
+# Clips that may be replaced because their files cannot be decoded, once so many were read.
+MAX_REPLACED, COUNTED_FROM = 0.25, 100
+
+_UNIFORMS = 4  # random numbers of a clip: start, row, column, mirrored
 
 
 class VideoFolderSource(Source):
-    """Videos in a folder, with captions from an optional `captions.jsonl`.
+    """Videos in a folder, with captions from captions.jsonl, captions.csv or text files (see
+    `data.captions`).
 
-    Its lines are {"file": "a/b.mp4", "caption": "..."}. Images are clips of one frame, upright and
-    over white (see `data.images`), for buckets of one frame only. Clips are numbered in the order
-    of the relative paths.
+    Images are clips of one frame, upright and over white (see `data.images`), for buckets of one
+    frame only. Clips are numbered in the order of the relative paths. A long video is several
+    clips, each somewhere in its own part of the video.
 
     Args:
-      path: of the folder; searched recursively for .mp4 .m4v .mov .webm .mkv .avi .gif, except
-        hidden names.
-      images: take .jpg .jpeg .png .webp too, for a run that has buckets of one frame.
+      path: of the folder; searched recursively for `READ_SUFFIXES`, except hidden names.
+      images: take `IMAGE_SUFFIXES` too, for a run that has buckets of one frame.
       fps: frames a second at which clips are sampled, by presentation time; None keeps each file's
         own.
       stride: take every stride-th frame of that rate.
+      seconds_per_clip: a video counts as one clip for each so many seconds, and at least as one;
+        None counts every video once.
+      split: "train" or "held_out" clips, or "all".
+      held_out_fraction: part of the clips that training never sees, in [0, 1). A video of which
+        that part lasts `LEAST_TAIL_S` or more gives its end; a shorter one, and an image, is held
+        out whole or not at all, by a hash of its relative path. So what is held out does not change
+        when files are added.
       require_captions: leave out videos without a caption; if False their caption is "".
       flip: mirror half of the clips. Off by default, because captions name left and right.
       substitute: replace a file that cannot be decoded by the next that can; if False, `read`
@@ -52,7 +65,8 @@ class VideoFolderSource(Source):
         files that failed only when decoded. `report` lists them in words.
 
     Raises:
-      UserError: a folder that is missing, is a file, or holds no usable video.
+      UserError: a folder that is missing, is a file, or holds no usable video; a split without a
+        clip.
     """
 
     name = "video_folder"
@@ -63,6 +77,9 @@ class VideoFolderSource(Source):
         *,
         fps: float | None = None,
         stride: int = 1,
+        seconds_per_clip: float | None = None,
+        split: str = "all",
+        held_out_fraction: float = 0.0,
         require_captions=True,
         flip=False,
         images=False,
@@ -75,32 +92,112 @@ class VideoFolderSource(Source):
             )
         if stride < 1:
             raise UserError(f"stride must be 1 or more, not {stride}")
+        if seconds_per_clip is not None and not 0 < seconds_per_clip < math.inf:
+            raise UserError(
+                f"seconds_per_clip must be above 0, or None to count every video once, not "
+                f"{seconds_per_clip}"
+            )
+        if not 0 <= held_out_fraction < 1:
+            raise UserError(
+                f"held_out_fraction must be 0 or more and below 1, not {held_out_fraction}"
+            )
+        choose("split", split, SPLITS)
         self._fps, self._stride, self._flip, self._substitute = fps, stride, flip, substitute
-        self.problems: dict[str, list[str]] = {}
+        self._split, self._fraction = split, held_out_fraction
+        self._seconds_per_clip = seconds_per_clip
+        self._problems = Problems()
+        self._counts = {"read": 0, "replaced": 0}
         self._lock = threading.Lock()
-        files = _list_files(self.path, READ_SUFFIXES + IMAGE_SUFFIXES if images else READ_SUFFIXES)
-        captions = self._read_captions(files, require_captions)
-        infos = self._probe([file for file in files if file in captions])
-        self._files = [(file, captions[file], info) for file, info in infos.items()]
+        listed = list_files(self.path, READ_SUFFIXES + IMAGE_SUFFIXES if images else READ_SUFFIXES)
+        captions = read_captions(
+            self.path, [file.name for file in listed], self._problems, require_captions
+        )
+        usable = [file for file in listed if file.name in captions]
+        headers = probe_files(self.path, usable, _probe)
+        self._files, self._captions, self._infos, self._sizes = [], [], [], []
+        for file, info in zip(usable, headers, strict=True):
+            if isinstance(info, str):
+                kind = "unreadable image" if _is_image(file.name) else "unreadable video"
+                self._problems.note(kind, info)
+                continue
+            self._files.append(file.name)
+            self._captions.append(captions[file.name])
+            self._infos.append(info)
+            self._sizes.append(file.size)
         if not self._files:
             raise UserError(f"no usable video in {self.path}\n{self.report()}")
+        self._divide()
+
+    def _divide(self) -> None:
+        """Choose the parts of the files that belong to the split, and number their clips."""
+        parts = [
+            (number, *part)
+            for number, (file, info) in enumerate(zip(self._files, self._infos))
+            for part in self._parts(file, info)
+        ]
+        held_out = np.array([part[-1] for part in parts], bool)
+        mine = {"train": ~held_out, "held_out": held_out, "all": np.ones(len(parts), bool)}
+        chosen = [part for part, taken in zip(parts, mine[self._split]) if taken]
+        if not chosen:
+            count, fraction = len(self._files), self._fraction
+            raise UserError(
+                f"none of the {count} files in {self.path} is in the split {self._split!r} at "
+                f"held_out_fraction={fraction:g}; give another "
+                "--config.data.source.held_out_fraction, or more files"
+            )
+        files, begins, ends, counts, flags = (np.array(column) for column in zip(*chosen))
+        self._part_file, self._part_begin_s, self._part_end_s = files, begins, ends
+        self._part_held_out = flags.astype(bool)
+        self._part_first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def _parts(self, file: str, info: VideoInfo) -> list[tuple[float, float, int, bool]]:
+        """Return a file's (begin_s, end_s, clips, held out)."""
+        end_s, fraction = info.duration_s, self._fraction
+        tail_s = end_s * fraction
+        if tail_s >= LEAST_TAIL_S:
+            border_s = math.ceil((end_s - tail_s) * info.fps) / info.fps  # where a frame begins
+            spans = [(0.0, border_s, False), (border_s, end_s, True)]
+        else:
+            spans = [(0.0, end_s, bool(fraction) and _hash_fraction(file) < fraction)]
+        return [
+            (begin_s, stop_s, self._clips_in(stop_s - begin_s), held_out)
+            for begin_s, stop_s, held_out in spans
+        ]
+
+    def _clips_in(self, length_s: float) -> int:
+        if self._seconds_per_clip is None:
+            return 1
+        return max(1, int(length_s / self._seconds_per_clip + 1e-6))
 
     def __len__(self) -> int:
-        return len(self._files)
+        return int(self._part_first[-1])
+
+    def _part(self, index: int) -> tuple[int, int]:
+        """Return the part of clip `index`, and the clip's number in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        part = int(np.searchsorted(self._part_first, index, side="right")) - 1
+        return part, int(index - self._part_first[part])
 
     @property
     def files(self) -> list[str]:
-        """The files of all clips, as paths relative to the folder."""
-        return [file for file, _, _ in self._files]
+        """The files that have clips here, once each, as paths relative to the folder."""
+        return [self._files[number] for number in dict.fromkeys(self._part_file.tolist())]
+
+    @property
+    def problems(self) -> dict[str, list[str]]:
+        """See the class."""
+        return self._problems.by_kind()
 
     def extents(self) -> np.ndarray:
-        """Return (frames, height, width) of each video or image at the rate at which clips are
-        sampled, int64 (N, 3)."""
+        """Return (frames, height, width) of each clip's part of its file, at the rate at which
+        clips are sampled, int64 (N, 3)."""
         rows = []
-        for file, _, info in self._files:
-            frames = 1 + (info.duration_s - 1 / info.fps) * self._rate(file, info) + 1e-3
+        for number, begin_s, end_s in zip(self._part_file, self._part_begin_s, self._part_end_s):
+            file, info = self._files[number], self._infos[number]
+            frames = 1 + (end_s - begin_s - 1 / info.fps) * self._rate(file, info) + 1e-3
             rows.append((max(1, int(frames)), info.height, info.width))
-        return np.array(rows, np.int64)
+        return np.repeat(np.array(rows, np.int64), np.diff(self._part_first), axis=0)
 
     def fit(self, buckets: Sequence[Bucket], seed: int) -> list[np.ndarray]:
         """Return for each bucket the clips that go to it; see `data.buckets.fit`."""
@@ -108,39 +205,58 @@ class VideoFolderSource(Source):
         return [np.flatnonzero(chosen == number) for number in range(len(buckets))]
 
     def clips_for(self, bucket: Bucket) -> np.ndarray | None:
-        """Return the videos, for a bucket of more than one frame, if there are images as well."""
-        moving = np.flatnonzero([not _is_image(file) for file in self.files])
-        return None if bucket.frames == 1 or len(moving) == len(self) else moving
+        """Return the clips of videos, for a bucket of more than one frame, if there are images as
+        well."""
+        if bucket.frames == 1:
+            return None
+        is_video = np.array([not _is_image(file) for file in self._files])[self._part_file]
+        moving = np.flatnonzero(np.repeat(is_video, np.diff(self._part_first)))
+        return None if len(moving) == len(self) else moving
+
+    def held_out_clips(self) -> np.ndarray:
+        """Return the clips that training does not see, ascending; see `Source.held_out_clips`."""
+        return np.flatnonzero(np.repeat(self._part_held_out, np.diff(self._part_first)))
 
     def where(self, index: int) -> str:
         """Return the path of clip `index`, relative to the folder."""
-        return self._files[index][0]
+        return self._files[self._part_file[self._part(index)[0]]]
+
+    def identity(self, index: int) -> str:
+        """Return a word for the file, size and part of clip `index`; see `Source.identity`."""
+        part, place = self._part(index)
+        number = self._part_file[part]
+        span = float(self._part_begin_s[part]), float(self._part_end_s[part]), place
+        of_file = [os.fsencode(self._files[number]).hex(), self._sizes[number], *span]
+        settings = [self._fps, self._stride, self._flip, self._seconds_per_clip]
+        return hashlib.sha256(json.dumps([of_file, settings]).encode()).hexdigest()[:16]
+
+    def caption(self, index: int, rng: np.random.Generator) -> str:
+        """See `Source.caption`."""
+        rng.random(_UNIFORMS)
+        return _choose(self._captions[self._part_file[self._part(index)[0]]], rng)
 
     def captions(self) -> Iterator[tuple[str, str]]:
-        """Yield (file, caption) of every clip."""
-        for file, caption, _ in self._files:
-            yield str(self.path / file), caption
+        """Yield (file, caption) of every caption of every file that has clips here."""
+        for number in dict.fromkeys(self._part_file.tolist()):
+            for caption in self._captions[number]:
+                yield str(self.path / self._files[number]), caption
 
     def fingerprint(self) -> str:
         """Return a hex digest of relative paths, sizes in bytes, captions and settings; the folder
         may move."""
-        digest = hashlib.sha256(
-            json.dumps([self.name, self._fps, self._stride, self._flip]).encode()
-        )
-        for file, caption, _ in self._files:
-            row = [os.fsencode(file).hex(), (self.path / file).stat().st_size, caption]
+        # What the releases before wrote, where nothing of what came after them is used.
+        settings: list = [self.name, self._fps, self._stride, self._flip]
+        if self._seconds_per_clip is not None or self._fraction:
+            settings += [self._seconds_per_clip, self._fraction, self._split]
+        digest = hashlib.sha256(json.dumps(settings).encode())
+        for file, captions, size in zip(self._files, self._captions, self._sizes):
+            row = [os.fsencode(file).hex(), size, captions[0] if len(captions) == 1 else captions]
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()
 
     def report(self) -> str:
         """Return the problems so far in words, the first ten of each kind."""
-        with self._lock:
-            kinds = {kind: list(items) for kind, items in self.problems.items()}
-        lines = []
-        for kind, items in kinds.items():
-            more = f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-            lines.append(f"{len(items)} x {kind}: {'; '.join(items[:_SHOWN])}{more}")
-        return "\n".join(lines)
+        return self._problems.report()
 
     def read(
         self, index: int, rng: np.random.Generator, frames: int, height: int, width: int
@@ -149,38 +265,60 @@ class VideoFolderSource(Source):
         "caption", "fps".
 
         A clip that is too short repeats its last frame. A file that cannot be decoded is replaced
-        by the next that can, always the same one: a video by a video, an image by an image.
+        by the next that can, always the same one: a video by a video, an image by an image. Of
+        several captions a random one is taken.
 
         Raises:
-          UserError: no file can be decoded.
+          UserError: no file can be decoded, or too many were replaced (`MAX_REPLACED`).
         """
-        image = _is_image(self._files[index][0])
+        part, place = self._part(index)
+        image = _is_image(self._files[self._part_file[part]])
         # Before anything can fail, so that a substitute has the same numbers.
-        uniforms = rng.random(4)
-        for step in range(len(self)):
-            file, caption, info = self._files[(index + step) % len(self)]
+        uniforms = rng.random(_UNIFORMS)
+        for step in range(len(self._part_file)):
+            number = (part + step) % len(self._part_file)
+            file_number = self._part_file[number]
+            file, captions = self._files[file_number], self._captions[file_number]
             if _is_image(file) != image:
                 continue
             try:
-                video = self._read_clip(file, info, frames, height, width, uniforms)
+                video = self._read_clip(number, place, frames, height, width, uniforms)
             except UserError as error:
-                self._note("unreadable when decoded", str(error))
+                self._problems.note("unreadable when decoded, replaced by the next", str(error))
                 if not self._substitute:
                     raise
                 continue
-            return {"video": video, "caption": caption, "fps": self._rate(file, info)}
+            self._count(replaced=step > 0)
+            rate = self._rate(file, self._infos[file_number])
+            return {"video": video, "caption": _choose(captions, rng), "fps": rate}
         what = "image" if image else "video"
         raise UserError(f"every {what} in {self.path} failed to decode\n{self.report()}")
 
+    def _count(self, replaced: bool) -> None:
+        """Count a clip, and raise UserError once too many were replaced."""
+        with self._lock:
+            self._counts["read"] += 1
+            self._counts["replaced"] += replaced
+            read, lost = self._counts["read"], self._counts["replaced"]
+        if read >= COUNTED_FROM and lost > MAX_REPLACED * read:
+            raise UserError(
+                f"{lost} of {read} clips of {self.path} were replaced by others, because their "
+                f"files cannot be decoded; remove or repair these files\n{self.report()}"
+            )
+
     def _read_clip(
-        self, file: str, info: VideoInfo, frames: int, height: int, width: int, uniforms
+        self, part: int, place: int, frames: int, height: int, width: int, uniforms
     ) -> np.ndarray:
+        number = self._part_file[part]
+        file, info = self._files[number], self._infos[number]
+        begin_s, end_s = float(self._part_begin_s[part]), float(self._part_end_s[part])
+        count = int(self._part_first[part + 1] - self._part_first[part])
         fps = self._rate(file, info)
-        # The last output frame must start before the file ends: choose among the source frames that
-        # allow it.
-        spare = info.duration_s - (frames - 1) / fps - 1 / info.fps
+        # The last output frame must start before the part ends: choose among the source frames that
+        # allow it, clip k of n among the k-th n-th of them.
+        spare = end_s - begin_s - (frames - 1) / fps - 1 / info.fps
         starts = 1 + max(0, int(spare * info.fps + 1e-3))
-        start_s = int(uniforms[0] * starts) / info.fps
+        start_s = begin_s + int((min(place, count - 1) + uniforms[0]) / count * starts) / info.fps
         if _is_image(file):
             image = read_image(self.path / file)
             video = resize_cover(image[None], height, width)
@@ -189,7 +327,7 @@ class VideoFolderSource(Source):
                 self.path / file, fps=fps, start_s=start_s, frames=frames, cover=(height, width)
             )
         if len(video) < frames:
-            self._note("shorter than a clip, last frame held", file)
+            self._problems.note("shorter than a clip, last frame held", file)
             video = np.concatenate([video, np.repeat(video[-1:], frames - len(video), axis=0)])
         video = random_crop(video, height, width, (uniforms[1], uniforms[2]))
         if self._flip and uniforms[3] < 0.5:
@@ -200,103 +338,19 @@ class VideoFolderSource(Source):
         """Frames a second at which clips of a file are sampled."""
         return IMAGE_FPS if _is_image(file) else (self._fps or info.fps) / self._stride
 
-    def _note(self, kind: str, item: str) -> None:
-        with self._lock:
-            items = self.problems.setdefault(kind, [])
-            if item not in items:
-                items.append(item)
 
-    def _probe(self, files: list[str]) -> dict[str, VideoInfo]:
-        def try_probe(file):
-            try:
-                return (probe_image if _is_image(file) else probe)(self.path / file)
-            except UserError as error:
-                return error
-
-        infos = {}
-        # More threads than cores may be: they wait for disks and networks.
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            for file, info in zip(files, pool.map(try_probe, files), strict=True):
-                if isinstance(info, UserError):
-                    self._note(
-                        "unreadable image" if _is_image(file) else "unreadable video", str(info)
-                    )
-                else:
-                    infos[file] = info
-        return infos
-
-    def _read_captions(self, files: list[str], require_captions: bool) -> dict[str, str]:
-        """The captions of the files to use, by relative path."""
-        path = self.path / CAPTIONS
-        if not path.exists():
-            if require_captions:
-                raise UserError(
-                    f"{self.path} has {len(files)} videos but no {CAPTIONS}; add one with lines "
-                    'like {"file": "a/b.mp4", "caption": "..."}, or set require_captions=False'
-                )
-            return dict.fromkeys(files, "")
-        try:
-            lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
-        known, captions = set(files), {}
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                file, caption = _parse_caption(line)
-            except UserError as error:
-                self._note(f"broken line in {CAPTIONS}", f"line {number}: {error}")
-                continue
-            if file not in known:
-                self._note("caption without its video", file)
-            elif file in captions:
-                self._note("second caption of a video, first kept", f"{file} (line {number})")
-            elif caption:
-                captions[file] = caption
-        for file in files:
-            if file not in captions:
-                self._note("video without a caption", file)
-        return captions if require_captions else dict.fromkeys(files, "") | captions
+def _probe(path: pathlib.Path) -> VideoInfo:
+    return (probe_image if _is_image(path.name) else probe)(path)
 
 
-def _parse_caption(line: bytes) -> tuple[str, str]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 (byte {error.start})") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"not JSON ({getattr(error, 'msg', 'too deeply nested')})") from error
-    if not isinstance(row, dict) or not all(
-        isinstance(row.get(key), str) for key in ("file", "caption")
-    ):
-        raise UserError('needs the strings "file" and "caption"')
-    return pathlib.PurePosixPath(row["file"]).as_posix(), " ".join(row["caption"].split())
+def _choose(captions: Sequence[str], rng: np.random.Generator) -> str:
+    return captions[int(rng.integers(len(captions)))] if len(captions) > 1 else captions[0]
+
+
+def _hash_fraction(file: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(file)).digest()[:8]) / 2**64
 
 
 def _is_image(file: str) -> bool:
     return file.lower().endswith(IMAGE_SUFFIXES)
-
-
-def _list_files(folder: pathlib.Path, suffixes: tuple[str, ...]) -> list[str]:
-    """The relative posix paths of the files in a folder with these suffixes, sorted."""
-    if not folder.exists():
-        raise UserError(f"no such folder: {folder}")
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder of videos")
-
-    def refuse(error: OSError):
-        raise UserError(f"cannot list {error.filename}: {error.strerror}") from error
-
-    files = []
-    for root, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found = (
-            name for name in names if not name.startswith(".") and name.lower().endswith(suffixes)
-        )
-        files += [pathlib.Path(root, name).relative_to(folder).as_posix() for name in found]
-    if not files:
-        raise UserError(
-            f"{folder} holds no video; looked for {' '.join(suffixes)} in it and its folders"
-        )
-    return sorted(files)
