@@ -1,14 +1,19 @@
-"""Score a trained model, and keep what it was scored on.
+r"""Score a trained model, and keep what it was scored on.
 
 python launch/evaluate.py --suite=reconstruction --embedder=runs/quickstart/vidvae --out=scores
 python launch/evaluate.py --suite=captions --model=runs/quickstart/vdit --out=scores
 python launch/evaluate.py --suite=report --out=runs/quickstart
 
-`reconstruction` scores the clips of a folder (--data), or held-out synthetic clips; --shapes=paper
-scores 1x768x768, 17x512x512 and 65x256x256, next to the paper's figures.
+python launch/evaluate.py --suite=samples --model=runs/mine/vdit --prompts_file=prompts.txt \
+    --out=scores
+
+`reconstruction` scores the clips that were held out of the run's own folder, or those of a folder
+(--data), or held-out synthetic clips; --shapes=paper scores 1x768x768, 17x512x512 and 65x256x256,
+next to the paper's figures.
 `captions` samples held-out prompts, and reads color, shape, direction, size and background from the
 pixels.
-`report` writes the page of a quickstart folder.
+`samples` samples your own prompts.
+`report` writes the page of a folder with the runs vidvae and vdit, and evaluation/, the scores.
 """
 
 import command
@@ -16,17 +21,24 @@ from absl import flags
 
 text, integer = flags.DEFINE_string, flags.DEFINE_integer
 FLAGS = [
-    text("suite", None, "What to do: reconstruction, captions or report."),
+    text("suite", None, "What to do: reconstruction, captions, samples or report."),
     text("embedder", None, "Run folder of a trained VidVAE or REGEN (reconstruction)."),
-    text("model", None, "Run folder of a trained VDiT (captions)."),
-    text("data", None, "Folder of videos; by default held-out synthetic clips (reconstruction)."),
+    text("model", None, "Run folder of a trained VDiT (captions, samples)."),
+    text("data", None, "Folder of videos; by default what the run trained on (reconstruction)."),
+    flags.DEFINE_enum(
+        "split",
+        None,
+        ["held_out", "train", "all"],
+        "Clips of the folder; by default held_out of the run's own (reconstruction).",
+    ),
+    text("prompts_file", None, "Text file with a prompt on each line (samples)."),
     text("out", None, "Folder for the results; for report the quickstart folder itself."),
     integer("count", 64, "Number of clips or prompts.", lower_bound=1),
     integer("seed", 0, "Of the clips, prompts and noise.", lower_bound=0),
     integer(
         "steps", None, "Of sampling, or of a REGEN's decoder; by default the run's.", lower_bound=1
     ),
-    flags.DEFINE_float("guidance_scale", None, "By default the run's (captions)."),
+    flags.DEFINE_float("guidance_scale", None, "By default the run's (captions, samples)."),
     flags.DEFINE_list(
         "shapes", None, "FRAMESxHEIGHTxWIDTH,... or paper; by default as trained (reconstruction)."
     ),

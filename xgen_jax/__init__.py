@@ -290,8 +290,8 @@ def evaluate(suite: str, **flags: Any) -> dict[str, Any]:
     """Score a trained model and keep the videos it was scored on.
 
     Args:
-      suite: `reconstruction`, of an embedder; `captions`, of a text-to-video model; or `report`,
-        the page of a quickstart's folder.
+      suite: `reconstruction`, of an embedder; `captions` or `samples`, of a text-to-video model;
+        or `report`, the page of a folder of runs.
       flags: those of `python -m xgen_jax evaluate --help` for that suite.
 
     Returns:

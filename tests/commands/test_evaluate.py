@@ -157,7 +157,7 @@ def test_captions_suite_reads_every_sample(tiny_runs, tmp_path):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({}, "give --suite, one of reconstruction, captions, report"),
+        ({}, "give --suite, one of reconstruction, captions, samples, report"),
         ({"suite": "fvd"}, "suite='fvd' is not known"),
         ({"suite": "captions"}, "give --model, --out"),
         ({"suite": "captions", "model": "a", "out": "b", "data": "c"}, "--data is for --suite=rec"),

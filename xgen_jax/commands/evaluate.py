@@ -10,9 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from xgen_jax.data.sources.base import Source
+from xgen_jax.commands.sample import read_prompts
+from xgen_jax.config.runs import Run, VDiTRun
+from xgen_jax.data.buckets import Bucket
+from xgen_jax.data.config import DataConfig, LatentsConfig, SyntheticConfig, VideoFolderConfig
+from xgen_jax.data.latent_shards import read_manifest
+from xgen_jax.data.sources.base import SPLITS, Source
+from xgen_jax.data.sources.factory import make_source
 from xgen_jax.data.sources.synthetic import SyntheticSource, held_out_prompts
-from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError, choose
 from xgen_jax.evaluation.captions import evaluate_captions
@@ -22,7 +27,7 @@ from xgen_jax.evaluation.reconstruction_table import expand_shapes, table
 from xgen_jax.evaluation.report import write_report
 from xgen_jax.files import write_json, write_text
 from xgen_jax.inference.reconstruct import load_reconstructor
-from xgen_jax.inference.text_to_video import load_text_to_video
+from xgen_jax.inference.text_to_video import TextToVideo, load_text_to_video
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.typing import Video
 
@@ -34,16 +39,19 @@ class EvaluateRequest:
     """The flags of `launch/evaluate.py`.
 
     Attributes:
-      suite: `reconstruction`, `captions` or `report`.
+      suite: `reconstruction`, `captions`, `samples` or `report`.
       out: folder for the results; for `report` the folder of a quickstart.
       embedder: run folder of a VidVAE or a REGEN (reconstruction).
-      model: run folder of a VDiT (captions).
-      data: folder of videos (reconstruction); held-out clips of the moving-shapes dataset by
-        default.
+      model: run folder of a VDiT (captions, samples).
+      data: folder of videos (reconstruction); by default that of the run, or the moving-shapes
+        dataset if the run was trained on it.
+      split: clips of the folder, "held_out", "train" or "all" (reconstruction); by default those
+        held out of the run's own folder, and all of another one.
+      prompts_file: text file with a prompt on each line (samples).
       count: number of prompts, or of clips a shape; of a folder at most as many as there are.
       seed: of the clips, crops, prompts and noise.
       steps: of sampling, or of a REGEN's decoder; the run's by default.
-      guidance_scale: the run's by default (captions).
+      guidance_scale: the run's by default (captions, samples).
       shapes: of the clips, "FRAMESxHEIGHTxWIDTH" each, or "paper" for the paper's three; the shape
         trained on by default (reconstruction).
       lpips: safetensors files of LPIPS (see `weights.lpips`); without them it is left out.
@@ -57,6 +65,8 @@ class EvaluateRequest:
     embedder: str = ""
     model: str = ""
     data: str | None = None
+    split: str | None = None
+    prompts_file: str | None = None
     count: int = 64
     seed: int = 0
     steps: int | None = None
@@ -76,14 +86,18 @@ class EvaluateRequest:
                 raise UserError(f"--{field.name} is for --suite={' and '.join(takers)}")
         if missing := [name for name in (*needed, "out") if not getattr(self, name)]:
             raise UserError(f"give {', '.join(f'--{name}' for name in missing)}")
+        if self.split is not None:
+            choose("split", self.split, SPLITS)
 
 
 def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     """Score a trained model, and keep the videos it was scored on.
 
     `reconstruction` writes reconstruction.json, .md and SHAPE/NNN.mp4 into OUT/reconstruction;
-    `captions` samples held-out prompts and writes captions.json and NNN.mp4 into OUT/captions (see
-    `evaluation.captions` for the verifier); `report` writes the page of a quickstart's folder.
+    `captions` samples held-out prompts of moving shapes and writes captions.json and NNN.mp4 into
+    OUT/captions (see `evaluation.captions` for the verifier); `samples` samples the prompts of a
+    file, and writes samples.json and NNN.mp4 into OUT/samples; `report` writes the page of a folder
+    with runs and these results.
 
     Returns:
       The scores, and the paths of the files.
@@ -100,12 +114,8 @@ def _reconstruction(request: EvaluateRequest) -> dict[str, Any]:
     run, count, seed = RunFolder(request.embedder), request.count, request.seed
     wanted = expand_shapes(request.shapes) if request.shapes else run.shapes("shapes")[:1]
     distance = load_lpips_distance(request.lpips) if request.lpips else None
-    if request.data is None:
-        # Another seed than any run trains on, and combinations that none has seen.
-        source = SyntheticSource(seed=10_000 + seed, split="held_out", num_clips=count)
-    else:
-        source = VideoFolderSource(request.data, require_captions=False)
-        count = min(count, len(source))
+    source, split = _clips_to_score(request, run)
+    count = min(count, len(source))
     reconstruct = load_reconstructor(request.embedder, steps=request.steps)
     entries, conventions = [], {}
     for shape in wanted:
@@ -120,6 +130,7 @@ def _reconstruction(request: EvaluateRequest) -> dict[str, Any]:
     print(text, file=sys.stderr)
     facts = {
         "source": source.name,
+        "split": split,
         "embedder": str(request.embedder),
         "seed": seed,
         **reconstruct.embedder.settings,
@@ -142,12 +153,46 @@ def _reconstruction(request: EvaluateRequest) -> dict[str, Any]:
     }
 
 
+def _clips_to_score(request: EvaluateRequest, run: RunFolder) -> tuple[Source, str]:
+    """Return the clips to reconstruct, and the name of their split."""
+    config = run.config()
+    own = config.data.source if isinstance(config, Run) else None
+    if isinstance(own, VideoFolderConfig) and (request.data is None or request.split):
+        default = "held_out" if own.held_out_fraction else "all"
+        config = dataclasses.replace(
+            own,
+            path=request.data or own.path,
+            require_captions=False,
+            split=request.split or default,
+        )
+        return _folder(config), config.split
+    if request.data is not None:
+        folder = VideoFolderConfig(
+            path=request.data, require_captions=False, split=request.split or "all"
+        )
+        return _folder(folder), folder.split
+    if request.split not in (None, "held_out"):
+        raise UserError(
+            f"--split={request.split} is for folders of videos: give --data=FOLDER; of the moving "
+            "shapes only held-out clips are scored"
+        )
+    # Another seed than any run trains on, and combinations that none has seen.
+    clips = SyntheticSource(seed=10_000 + request.seed, split="held_out", num_clips=request.count)
+    return clips, "held_out"
+
+
+def _folder(source: VideoFolderConfig) -> Source:
+    buckets = (Bucket(frames=2, height=1, width=1, batch_size=1),)  # no images
+    return make_source(DataConfig(source=source, buckets=buckets))
+
+
 def _clips(
     source: Source, count: int, seed: int, shape: tuple[int, int, int]
 ) -> Iterator[tuple[str, Video]]:
     """Yield names and clips: a file is named by its path, so that the worst can be looked at, a
     synthetic clip by its caption."""
-    for index in range(count):
+    # Spread over the files: the first clips may all be of one long video.
+    for index in np.linspace(0, len(source) - 1, count).round().astype(int).tolist():
         clip = source.read(index, np.random.default_rng((seed, index)), *shape)
         yield (
             ": ".join(part for part in (source.where(index), clip["caption"]) if part),
@@ -174,32 +219,19 @@ class _Progress:
 
 
 def _captions(request: EvaluateRequest) -> dict[str, Any]:
+    _check_shapes(request.model)
     folder = _results(request.out, "captions")
     loaded, seed = load_text_to_video(request.model), request.seed
-    options = {"steps": request.steps, "guidance_scale": request.guidance_scale}
     started = time.monotonic()
-
-    def generate(prompts: list[str], seed: int) -> list[Video]:
-        def progress(done, total):
-            print(f"{done}/{total} videos", file=sys.stderr)
-
-        return list(loaded(prompts, seed, progress=progress, **options))
-
-    report = evaluate_captions(generate, prompts=held_out_prompts(request.count, seed), seed=seed)
-    for number, (sample, video) in enumerate(zip(report.scores["samples"], report.videos)):
-        if number < SHOWN:
-            sample["file"] = f"{number:03d}.mp4"
-            write_video(folder / sample["file"], video, loaded.fps)
-    defaults = {
-        "steps": loaded.config.sample_steps,
-        "guidance_scale": loaded.config.guidance_scale,
-        "sampler": loaded.config.sampler,
-        "seed": seed,
-    }
-    settings = defaults | {name: value for name, value in options.items() if value is not None}
+    report = evaluate_captions(
+        lambda prompts, seed: _sample(loaded, request, prompts, seed),
+        prompts=held_out_prompts(request.count, seed),
+        seed=seed,
+    )
+    _write_samples(folder, report.scores["samples"], report.videos, loaded.fps)
     write_json(
         folder / "captions.json",
-        {**report.scores, "settings": settings, "model": str(request.model)},
+        {**report.scores, "settings": _settings(loaded, request), "model": str(request.model)},
     )
     return {
         "suite": "captions",
@@ -207,6 +239,72 @@ def _captions(request: EvaluateRequest) -> dict[str, Any]:
         **{name: round(value, 4) for name, value in report.scores["accuracy"].items()},
         "wall_s": round(time.monotonic() - started, 1),
         "file": str(folder / "captions.json"),
+    }
+
+
+def _check_shapes(model: str) -> None:
+    """Raise UserError unless a run was trained on moving shapes, whose captions can be verified."""
+    config = RunFolder(model).expect(VDiTRun, "a model: a vdit run")
+    source = config.data.source
+    kind = source.kind
+    if isinstance(source, LatentsConfig) and source.path and os.path.isdir(source.path):
+        kind = read_manifest(source.path)["source"]
+    if kind != SyntheticConfig.kind:
+        raise UserError(
+            f"--suite=captions verifies captions of moving shapes, and {model} was trained on "
+            f"{source.path}: give --suite=samples and --prompts_file=FILE"
+        )
+
+
+def _samples(request: EvaluateRequest) -> dict[str, Any]:
+    folder = _results(request.out, "samples")
+    assert request.prompts_file is not None
+    prompts = read_prompts(request.prompts_file)
+    loaded = load_text_to_video(request.model)
+    started = time.monotonic()
+    videos = _sample(loaded, request, prompts, request.seed)
+    rows = [{"prompt": prompt} for prompt in prompts]
+    _write_samples(folder, rows, videos, loaded.fps)
+    results = {"samples": rows, "settings": _settings(loaded, request), "model": request.model}
+    write_json(folder / "samples.json", results)
+    return {
+        "suite": "samples",
+        "prompts": len(prompts),
+        "wall_s": round(time.monotonic() - started, 1),
+        "file": str(folder / "samples.json"),
+    }
+
+
+def _sample(
+    loaded: TextToVideo, request: EvaluateRequest, prompts: list[str], seed: int
+) -> list[Video]:
+    def progress(done, total):
+        print(f"{done}/{total} videos", file=sys.stderr)
+
+    options = {"steps": request.steps, "guidance_scale": request.guidance_scale}
+    return list(loaded(prompts, seed, progress=progress, **options))
+
+
+def _write_samples(
+    folder: pathlib.Path, rows: list[dict[str, Any]], videos: Sequence[Video], fps: float
+) -> None:
+    """Write the first videos, and name them in their rows."""
+    for number, (row, video) in enumerate(zip(rows, videos)):
+        if number < SHOWN:
+            row["file"] = f"{number:03d}.mp4"
+            write_video(folder / row["file"], video, fps)
+
+
+def _settings(loaded: TextToVideo, request: EvaluateRequest) -> dict[str, Any]:
+    """The settings of sampling, the run's own where none was given."""
+    own = loaded.config
+    return {
+        "steps": own.sample_steps if request.steps is None else request.steps,
+        "guidance_scale": (
+            own.guidance_scale if request.guidance_scale is None else request.guidance_scale
+        ),
+        "sampler": own.sampler,
+        "seed": request.seed,
     }
 
 
@@ -228,9 +326,10 @@ Flags = tuple[str, ...]
 SUITES: dict[str, tuple[Flags, Flags, Callable[[EvaluateRequest], dict[str, Any]]]] = {
     "reconstruction": (
         ("embedder",),
-        ("data", "count", "seed", "steps", "shapes", "lpips"),
+        ("data", "split", "count", "seed", "steps", "shapes", "lpips"),
         _reconstruction,
     ),
     "captions": (("model",), ("count", "seed", "steps", "guidance_scale"), _captions),
+    "samples": (("model", "prompts_file"), ("seed", "steps", "guidance_scale"), _samples),
     "report": ((), (), _report),
 }

@@ -1,4 +1,4 @@
-"""HTML report of a quickstart, finished or not: figures, curves, videos, verdicts, configuration.
+"""HTML report of a folder of runs, finished or not: figures, curves, videos, verdicts, settings.
 
 The page is a single file that loads nothing from the network: videos are embedded, curves are
 inline SVG, there are no scripts, and a content security policy in its head enforces that. It is
@@ -7,7 +7,8 @@ there is marked as missing.
 
     ROOT/{vidvae,vdit}/{config.json,run.json,metrics.jsonl}
     ROOT/evaluation/reconstruction/reconstruction.json and the videos it names
-    ROOT/evaluation/captions/captions.json and the videos it names
+    ROOT/evaluation/captions/captions.json and the videos it names (runs on moving shapes)
+    ROOT/evaluation/samples/samples.json and the videos it names (runs on other videos)
     ROOT/timings.json
 """
 
@@ -49,7 +50,7 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
     """Write the page, atomically.
 
     Args:
-      root: the quickstart's folder.
+      root: the folder of the runs.
       out: the page's path; `ROOT/report.html` by default.
 
     Returns:
@@ -62,11 +63,14 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
     out = root / "report.html" if out is None else pathlib.Path(out)
     runs = {stage: _read_run(root / stage) for stage in STAGES}
     reconstruction = _read_json(root / "evaluation" / "reconstruction" / "reconstruction.json")
+    facts = reconstruction or {}
     if reconstruction is not None:  # the page shows one clip shape; a quickstart scores no more
         reconstruction = next(iter(reconstruction.get("shapes") or [{}]))
     captions = _read_json(root / "evaluation" / "captions" / "captions.json")
+    samples = _read_json(root / "evaluation" / "samples" / "samples.json")
+    own = _own_folder(runs)
     timings = _read_json(root / "timings.json")
-    if not any(runs.values()) and reconstruction is None and captions is None:
+    if not any((*runs.values(), reconstruction, captions, samples)):
         wanted = ", ".join(f"{stage}/metrics.jsonl" for stage in STAGES)
         raise UserError(
             f"{root} holds no run: expected a quickstart's folder, with {wanted} or an "
@@ -81,18 +85,24 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
         "<title>xgen_jax report: "
         f"{escape(root.resolve().name)}</title><style>{STYLE}</style></head><body><main>",
         _header(root, runs),
-        _tiles(reconstruction, captions, timings),
-        _section("Samples", _samples(captions, root / "evaluation" / "captions", videos)),
-        _section("Accuracy by attribute", _accuracy(captions)),
+        _tiles(reconstruction, captions, samples if own else None, timings),
+        _section("Samples", _samples(captions, root / "evaluation" / "captions", videos))
+        if captions or not (own or samples)
+        else "",
+        _section("Samples of own prompts", _own_samples(samples, root / "evaluation", videos))
+        if samples or own
+        else "",
+        _section("Accuracy by attribute", _accuracy(captions)) if captions or not own else "",
         _section(
             "Reconstruction",
-            _reconstruction(reconstruction, root / "evaluation" / "reconstruction", videos),
+            _note_on_clips(facts, own)
+            + _reconstruction(reconstruction, root / "evaluation" / "reconstruction", videos),
         ),
         _section("Training", _curves(runs)),
         _section("Time", _timings(timings)),
         _section("Configuration", _configuration(runs)),
         _section("Versions and machine", _versions(runs)),
-        _section("Reproduce", _reproduce(root, captions)),
+        _section("Reproduce", _reproduce(root, runs, captions, samples, own)),
         "</main></body></html>\n",
     ]
     write_text(out, "".join(page))
@@ -115,6 +125,15 @@ def _read_run(folder: pathlib.Path) -> dict[str, Any]:
     if (folder / "metrics.jsonl").is_file():
         found["metrics"] = read_jsonl(folder / "metrics.jsonl")
     return {name: value for name, value in found.items() if value}
+
+
+def _own_folder(runs: Mapping[str, dict[str, Any]]) -> str | None:
+    """Return the folder of videos or latents that the runs were trained on; None for shapes."""
+    for run in runs.values():
+        source = (run.get("config") or {}).get("data", {}).get("source")
+        if isinstance(source, dict) and source.get("path"):
+            return str(source["path"])
+    return None
 
 
 class _Videos:
@@ -242,7 +261,9 @@ def _total_s(timings: Mapping[str, Any]) -> float:
     return math.fsum(value for value in timings.values() if _number(value) is not None)
 
 
-def _tiles(reconstruction: dict | None, captions: dict | None, timings: dict | None) -> str:
+def _tiles(
+    reconstruction: dict | None, captions: dict | None, samples: dict | None, timings: dict | None
+) -> str:
     tiles = []
     if reconstruction:
         mean = reconstruction.get("mean", {})
@@ -262,6 +283,8 @@ def _tiles(reconstruction: dict | None, captions: dict | None, timings: dict | N
                 remark,
             )
         )
+    elif samples:
+        tiles.append(("Samples", str(len(samples.get("samples", []))), "of own prompts"))
     else:
         tiles.append(("All attributes right", "–", "not evaluated yet"))
     if timings:
@@ -280,10 +303,6 @@ def _samples(captions: dict | None, folder: pathlib.Path, videos: _Videos) -> st
         return _missing("No captions evaluation yet.")
     if not captions.get("samples"):
         return _missing("The captions evaluation kept no samples.")
-    settings = ", ".join(
-        f"{escape(name.replace('_', ' '))} {escape(str(value))}"
-        for name, value in captions.get("settings", {}).items()
-    )
 
     def caption(row: dict[str, Any]) -> str:
         correct, wanted, read = (row.get(name, {}) for name in ("correct", "wanted", "read"))
@@ -306,7 +325,45 @@ def _samples(captions: dict | None, folder: pathlib.Path, videos: _Videos) -> st
         "samples",
         ", in the order of the prompts",
     )
-    return f'<p class="note">Sampled with {settings}.</p>{cards}' if settings else cards
+    return _sampled_with(captions) + cards
+
+
+def _sampled_with(results: dict[str, Any]) -> str:
+    """Return a line with the settings of sampling."""
+    settings = ", ".join(
+        f"{escape(name.replace('_', ' '))} {escape(str(value))}"
+        for name, value in results.get("settings", {}).items()
+    )
+    return f'<p class="note">Sampled with {settings}.</p>' if settings else ""
+
+
+def _own_samples(samples: dict | None, folder: pathlib.Path, videos: _Videos) -> str:
+    if not (samples or {}).get("samples"):
+        return _missing(
+            "No samples yet: python launch/evaluate.py --suite=samples --prompts_file=FILE"
+        )
+    assert samples is not None
+
+    def caption(row: dict[str, Any]) -> str:
+        return f"<p>{escape(str(row.get('prompt', '')))}</p>"
+
+    remark = ", in the order of the prompts"
+    rows = samples["samples"]
+    cards = videos.cards(rows, folder / "samples", MAX_SAMPLES, caption, "samples", remark)
+    return _sampled_with(samples) + cards
+
+
+def _note_on_clips(reconstruction: Mapping[str, Any], own: str | None) -> str:
+    """Say which clips were scored, where a reader could take them for others."""
+    split = reconstruction.get("split")
+    if own is None or split is None:
+        return ""
+    words = {
+        "held_out": "clips that were held out of training",
+        "train": "clips that were trained on, which says little of other footage",
+        "all": "clips of a whole folder, which training may have seen",
+    }
+    return f'<p class="note">Scored on {words.get(split, escape(str(split)))}.</p>'
 
 
 def _accuracy(captions: dict | None) -> str:
@@ -443,17 +500,26 @@ def _versions(runs: Mapping[str, dict[str, Any]]) -> str:
     return table(plain) + (table(versions) if any(versions.values()) else "")
 
 
-def _reproduce(root: pathlib.Path, captions: dict | None) -> str:
+def _reproduce(
+    root: pathlib.Path,
+    runs: Mapping[str, dict[str, Any]],
+    captions: dict | None,
+    samples: dict | None,
+    own: str | None,
+) -> str:
     folder = shlex.quote(f"runs/{root.resolve().name}")
-    settings = (captions or {}).get("settings", {})
+    results = captions or samples or {}
+    settings = results.get("settings", {})
     prompt = next(
-        (str(row["prompt"]) for row in (captions or {}).get("samples", []) if row.get("prompt")),
-        "...",
+        (str(row["prompt"]) for row in results.get("samples", []) if row.get("prompt")), "..."
     )
     names = [name for name in ("seed", "steps", "sampler", "guidance_scale") if name in settings]
     flags = " ".join(f"--{name}={shlex.quote(str(settings[name]))}" for name in names)
-    commands = f"""# everything on this page, from nothing
-bash launch/quickstart.sh
+    trained = [run["run"]["command"] for run in runs.values() if run.get("run", {}).get("command")]
+    if own is None:
+        trained = ["bash launch/quickstart.sh"]
+    commands = "# everything on this page, from nothing\n" + "\n".join(trained) if trained else ""
+    commands += f"""
 
 # one more sample from this model
 python launch/sample.py --model={folder}/vdit --out=sample.mp4 {flags} \\
@@ -462,7 +528,16 @@ python launch/sample.py --model={folder}/vdit --out=sample.mp4 {flags} \\
 # one more reconstruction
 python launch/reconstruct.py --embedder={folder}/vidvae --video=FILE --out=reconstruction.mp4
 """
+    if own is not None:
+        commands += f"""
+# the scores and this page
+python launch/evaluate.py --suite=reconstruction --embedder={folder}/vidvae \\
+  --out={folder}/evaluation
+python launch/evaluate.py --suite=samples --model={folder}/vdit --prompts_file=FILE \\
+  --out={folder}/evaluation
+python launch/evaluate.py --suite=report --out={folder}
+"""
     return (
         "<p>From a checkout of the repository, at the versions above:</p>"
-        f"<pre>{escape(commands)}</pre>"
+        f"<pre>{escape(commands.strip())}</pre>"
     )
