@@ -25,6 +25,8 @@ FLAGS = [
     integer("steps", None, "Sampling steps; by default the run's.", lower_bound=1),
     number("guidance_scale", None, "1 is no guidance; by default the run's."),
     flags.DEFINE_enum("sampler", None, SAMPLERS, "By default the run's."),
+    text("negative_prompt", None, "What to guide away from; by default the empty prompt."),
+    integer("scale", None, "Each pixel so often; by default up to a side of 256.", lower_bound=1),
     text("size", None, "HEIGHTxWIDTH in pixels; by default the size trained on."),
     integer("frames", None, "Length; by default the length trained on.", lower_bound=1),
     number("fps", None, "Frames per second; by default the run's.", lower_bound=0.1),

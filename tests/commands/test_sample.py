@@ -15,6 +15,7 @@ from xgen_jax.commands.sample import (
 from xgen_jax.data.video import read_video
 from xgen_jax.data.video_writer import VideoWriter, write_video
 from xgen_jax.errors import UserError
+from xgen_jax.files import locked
 
 
 def sample(**request):
@@ -52,6 +53,37 @@ def test_a_line_gives_the_video_of_its_prompt_and_seed(tiny_runs, tmp_path):
         read_video(tmp_path / name)[0].astype(int) for name in ("alone.mp4", "out/00003.mp4")
     )
     assert np.abs(alone - line).max() <= 2  # a step of rounding, and the codec's
+
+
+def test_files_are_large_enough_to_see(tiny_runs, tmp_path):
+    arguments = {"model": str(tiny_runs / "vdit"), "prompt": PROMPTS[0], "steps": 1}
+    sides = {}
+    for name, scale in (("own.gif", 1), ("default.gif", None), ("three.gif", 3)):
+        result = sample(**arguments, out=str(tmp_path / name), scale=scale)
+        video = read_video(tmp_path / name)[0]
+        assert result["shape"] == [5, 16, 16, 3]
+        sides[name] = (*video.shape[1:3], result["scale"])
+    assert sides == {
+        "own.gif": (16, 16, 1),
+        "default.gif": (256, 256, 16),
+        "three.gif": (48, 48, 3),
+    }
+    with pytest.raises(UserError, match="scale=0 must be 1 or more"):
+        sample(**arguments, out=str(tmp_path / "x.mp4"), scale=0)
+
+
+def test_a_second_process_does_not_sample_into_the_folder(tiny_runs, tmp_path):
+    (tmp_path / "prompts.txt").write_text(PROMPTS[0])
+    with locked(tmp_path / "out", "samples into"):
+        unfinished = tmp_path / "out" / ".00001.0123456789ab.tmp.mp4"
+        unfinished.write_bytes(b"of the other process")
+        with pytest.raises(UserError, match="another process samples into .*/out"):
+            sample(
+                model=str(tiny_runs / "vdit"),
+                prompts_file=str(tmp_path / "prompts.txt"),
+                out=str(tmp_path / "out"),
+            )
+        assert unfinished.exists()
 
 
 @pytest.mark.slow

@@ -45,6 +45,19 @@ def test_scale_one_is_the_condition_and_zero_the_null():
     np.testing.assert_allclose(at(0.0), of(NULL), atol=1e-5)
 
 
+def test_without_guidance_the_null_is_not_evaluated():
+    rows = []
+
+    def counting(x, time, condition, frame_mask):
+        rows.append(len(x))
+        return predict(x, time, condition)
+
+    for config in (GuidanceConfig(), GuidanceConfig(interval=(0.2, 0.7), zero_star=True)):
+        denoise = guided(counting, CONDITION, NULL, None, FLOW, config)
+        np.testing.assert_allclose(velocity(denoise(X, level(), None)), of(CONDITION), atol=1e-5)
+    assert rows == [3, 3]
+
+
 def test_guidance_is_linear_in_the_scale_and_each_sample_may_have_its_own():
     np.testing.assert_allclose(at(4.0), at(0.0) + 4 * (at(1.0) - at(0.0)), atol=1e-4)
     each = at(jnp.array([0.0, 1.0, 4.0]))

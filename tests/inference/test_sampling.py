@@ -108,6 +108,29 @@ def test_empty_rows_do_not_change_the_others(model):
     np.testing.assert_array_equal(part[[0, 2]], full[[0, 2]])
 
 
+def test_a_negative_prompt_stands_in_for_the_empty_one(model):
+    plain = latents(model)
+    other = latents(model, negative_prompt="a green triangle")
+    assert np.abs(other - plain).max() > 1e-3
+    # Away from the prompt itself there is nothing to guide.
+    same = latents(model, negative_prompt=PROMPT, guidance_scale=4.0)
+    np.testing.assert_allclose(same, latents(model, guidance_scale=1.0), atol=2e-4)
+    with pytest.raises(UserError, match="negative_prompt has no effect without guidance"):
+        plan(model, negative_prompt="x", guidance_scale=1.0)
+    with pytest.raises(UserError, match="is empty"):
+        model(PROMPT, negative_prompt="  ")
+
+
+def test_without_guidance_half_is_computed(model):
+    flops = {
+        scale: model.generator(plan(model, guidance_scale=scale), 2)
+        .sampler.lower_step({n: t for n, t in model.networks.params.items() if n != "embedder"})
+        .cost_analysis()["flops"]
+        for scale in (1.0, 4.0)
+    }
+    assert 0.45 < flops[1.0] / flops[4.0] < 0.6
+
+
 def test_a_batch_split_over_devices_gives_the_same(model):
     generator = model.generator(plan(model, frames=9), 4)
     (first, second) = generator.latents([BatchRow(PROMPT, seed) for seed in (5, 6, 7, 8)])

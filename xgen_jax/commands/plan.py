@@ -163,7 +163,7 @@ def compile_denoise_step(
         frames=frames,
         height=height,
         width=width,
-        fps=config.sample_fps,
+        fps=config.fps,
         latent_frames=latents[0],
         segment_frames=frames,
         segment_shape=latents,

@@ -16,6 +16,7 @@ from xgen_jax.data.video_writer import WRITE_SUFFIXES, VideoWriter
 from xgen_jax.errors import UserError
 from xgen_jax.files import (
     differences,
+    locked,
     read_json,
     refuse_differences,
     remove_temporaries,
@@ -29,6 +30,7 @@ from xgen_jax.training.metric_writers import ConsoleWriter
 from xgen_jax.typing import Video
 
 SETTINGS = "samples.json"
+_SHOWN_SIDE = 256  # pixels that a person sees without enlarging
 # Settings that earlier versions wrote under another name.
 _RENAMED = {"piece_frames": "segment_frames"}
 
@@ -42,7 +44,10 @@ class SampleRequest:
       prompt, prompts_file: one prompt, or a text file with a prompt on each line.
       out: the file to write, or the folder for a file of prompts.
       seed: of the noise; line n of a file has seed + n - 1.
-      steps, guidance_scale, sampler, frames, fps, segment_frames, overlap: see `VideoRequest`.
+      steps, guidance_scale, sampler, negative_prompt, frames, fps, segment_frames, overlap: see
+        `VideoRequest`.
+      scale: factor by which the files are larger than what the model makes, each pixel repeated; by
+        default what brings the shorter side to 256 pixels or next below.
       size: "HEIGHTxWIDTH" in pixels.
       condition_image, condition_video: files that each video begins with, see `read_condition`.
       batch_size: prompts at once; by default enough to occupy the devices.
@@ -62,6 +67,8 @@ class SampleRequest:
     steps: int | None = None
     guidance_scale: float | None = None
     sampler: str | None = None
+    negative_prompt: str | None = None
+    scale: int | None = None
     size: str | None = None
     frames: int | None = None
     fps: float | None = None
@@ -90,6 +97,8 @@ class SampleRequest:
             check_suffix(self.out)
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed} must be 0 or more, and below 2^32")
+        if self.scale is not None and self.scale < 1:
+            raise UserError(f"scale={self.scale} must be 1 or more")
         if self.condition_image and self.condition_video:
             raise UserError("give one of --condition_image and --condition_video")
         self.video()
@@ -105,7 +114,15 @@ class SampleRequest:
             steps=self.steps,
             guidance_scale=self.guidance_scale,
             sampler=self.sampler,
+            negative_prompt=self.negative_prompt,
         )
+
+    def file_scale(self, plan: VideoPlan) -> int:
+        """Return the factor by which files are enlarged: by default that of a folder's videos."""
+        file = pathlib.Path(self.out) / SETTINGS
+        if self.scale is None and file.is_file() and not self.overwrite:
+            return _read_settings(file, "choose another --out")[0].get("scale", 1)
+        return self.scale or max(1, _SHOWN_SIDE // min(plan.height, plan.width))
 
     def load(self) -> TextToVideo:
         """Load the model with the networks and settings of the request."""
@@ -201,19 +218,26 @@ def sample_files(request: SampleRequest) -> dict[str, Any]:
     generator = model.generator(plan, batch_size, conditioned=condition is not None)
     todo = [line for line, path in enumerate(paths) if request.overwrite or not path.exists()]
     # Refuses a bad prompt before anything is generated.
-    model.networks.text.prepare([prompts[line] for line in todo])
+    negative = [] if request.negative_prompt is None else [request.negative_prompt]
+    model.networks.text.prepare([prompts[line] for line in todo] + negative)
+    scale = request.file_scale(plan)
     batches = make_batches(todo, batch_size)[jax.process_index() :: jax.process_count()]
     lines = [line for batch in batches for line in batch if line is not None]
-    if request.prompt is None:
-        settings = {"seed": request.seed, "step": model.step, **generator.settings}
-        if request.lora:
-            settings["lora"] = request.lora
-        if condition is not None:
-            settings["condition"] = hashlib.sha256(condition.tobytes()).hexdigest()[:16]
-        _create_or_resume(request, settings, prompts, paths)
-        remove_temporaries(request.out, {paths[line].stem for line in lines})
     rows = [BatchRow(prompt, request.seed + line) for line, prompt in enumerate(prompts)]
-    _write_videos(generator, batches, rows, paths, condition)
+    with contextlib.ExitStack() as stack:
+        if request.prompt is None:
+            if jax.process_index() == 0:  # it stands for the processes that share the lines
+                stack.enter_context(locked(request.out, "samples into"))
+            settings = {"seed": request.seed, "step": model.step, **generator.settings}
+            if scale != 1:
+                settings["scale"] = scale
+            if request.lora:
+                settings["lora"] = request.lora
+            if condition is not None:
+                settings["condition"] = hashlib.sha256(condition.tobytes()).hexdigest()[:16]
+            _create_or_resume(request, settings, prompts, paths)
+            remove_temporaries(request.out, {paths[line].stem for line in lines})
+        _write_videos(generator, batches, rows, paths, condition, scale)
     wall_s = round(time.monotonic() - started, 2)
     if request.prompt is not None:
         return {
@@ -221,6 +245,7 @@ def sample_files(request: SampleRequest) -> dict[str, Any]:
             "prompt": request.prompt,
             "seed": request.seed,
             "shape": [plan.frames, plan.height, plan.width, 3],
+            "scale": scale,
             "wall_s": wall_s,
         }
     return {
@@ -269,6 +294,7 @@ def _write_videos(
     rows: list[BatchRow],
     paths: list[pathlib.Path],
     condition: Video | None,
+    scale: int,
 ) -> None:
     """Generate batches of lines; `rows` and `paths` are those of all lines."""
     done, videos = 0, 0
@@ -296,7 +322,7 @@ def _write_videos(
                 }
                 for chunk in chunks:
                     for row, writer in writers.items():
-                        writer.write(chunk[row])
+                        writer.write(chunk[row].repeat(scale, axis=1).repeat(scale, axis=2))
             videos += len(lines)
             console.progress(done, {"videos": videos})
 

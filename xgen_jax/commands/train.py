@@ -47,6 +47,7 @@ def train(config: Run, workdir: str | os.PathLike, overwrite: bool = False) -> d
     run.check(config, overwrite)
     mesh = make_mesh(config.mesh)
     source = make_source(config.data)
+    config = config.for_clips(source.rates(), lambda line: print(line, file=sys.stderr))
     task = build_task(config, mesh, source)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     pipeline = Pipeline(source, config.data, **processes)

@@ -6,7 +6,7 @@ project's. Both name the family of their network: "vidvae", "regen" or "vdit".
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -29,6 +29,8 @@ from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel.mesh import MeshConfig
+
+DEFAULT_FPS = 8.0  # frames a second of samples, where the clips' rate is not known
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,16 @@ class Run:
         """Adapter that is trained in place of the parameters, if any."""
         return None
 
+    def for_clips(self, rates: Mapping[float, int], say: Callable[[str], None]) -> Self:
+        """Return the configuration with what follows from the clips that are trained on.
+
+        Args:
+          rates: number of clips by their frames a second, see `Source.rates`.
+          say: called with a line that the user should read.
+        """
+        del rates, say
+        return self
+
     def derived(self, origin: str, kind: str) -> Self:
         """Return the configuration of parameters that were made from those of this run in
         `origin`."""
@@ -200,7 +212,8 @@ class VDiTRun(HoldsTransformer, Run):
         the transformer itself.
       text: the text encoder.
       sampler, sample_steps, sample_spacing, guidance_scale, guidance, sample_fps: the defaults of
-        sampling. A spacing of None is the process's own (see `diffusion.grids.SPACINGS`).
+        sampling. A spacing of None is the process's own (see `diffusion.grids.SPACINGS`), a frame
+        rate of None that of the clips trained on.
     """
 
     objective: str = "vdit"
@@ -214,7 +227,7 @@ class VDiTRun(HoldsTransformer, Run):
     sample_spacing: str | None = None
     guidance_scale: float = 3.0
     guidance: GuidanceConfig = GuidanceConfig()
-    sample_fps: float = 8.0
+    sample_fps: float | None = None
 
     def __post_init__(self):
         # Settings that cannot sample are refused before anything is trained.
@@ -233,6 +246,26 @@ class VDiTRun(HoldsTransformer, Run):
     def adapter(self) -> LoRAConfig | None:
         """Adapter that is trained in place of the parameters, if any."""
         return self.lora
+
+    @property
+    def fps(self) -> float:
+        """Frames a second of samples."""
+        return self.sample_fps or DEFAULT_FPS
+
+    def for_clips(self, rates: Mapping[float, int], say: Callable[[str], None]) -> Self:
+        """See `Run.for_clips`: the rate of samples is that of most clips."""
+        if self.sample_fps is not None or not rates:
+            return self
+        rate = max(rates, key=lambda fps: rates[fps])
+        if len(rates) > 1:
+            most = sorted(rates, key=lambda fps: -rates[fps])[:5]
+            listed = ", ".join(f"{rates[fps]} of {fps:g}" for fps in most)
+            listed += ", ..." if len(rates) > len(most) else ""
+            say(
+                f"clips by frames a second: {listed}; samples will have {rate:g}. "
+                "--config.data.source.fps gives all clips one rate (--fps, when encoding)"
+            )
+        return dataclasses.replace(self, sample_fps=rate)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

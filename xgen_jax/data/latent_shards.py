@@ -243,6 +243,7 @@ class LatentWriter:
         """
         file, count, left_out = self.file(bucket, shard), 0, {}
         identities: list[str] = []
+        rates: collections.Counter[str] = collections.Counter()
         longest: dict[str, int] = {}
         remove_temporaries(file.parent, {file.stem})
         with atomic_write(file, durable=True) as temporary:
@@ -257,6 +258,7 @@ class LatentWriter:
                         writer.write(pack(index, sample))
                     count += 1
                     identities.append(sample.get("identity", ""))
+                    rates[f"{sample.get('fps', 0.0):.6g}"] += 1
                     size = len(sample["caption"].encode())
                     if size > longest.get("bytes", -1):
                         longest = {"bytes": size, "clip": index}
@@ -273,6 +275,7 @@ class LatentWriter:
                 )
         if longest:
             entry["longest_caption"] = longest
+        entry["rates"] = dict(sorted(rates.items()))  # clips by their frames a second
         if any(identities):
             entry["identities"] = identities
         write_json(file.with_suffix(".json"), {**entry, "left_out": left_out}, durable=True)
@@ -285,6 +288,7 @@ class LatentWriter:
             be left empty, if another has some.
         """
         buckets, longest, problem = {}, [], None
+        rates: collections.Counter[str] = collections.Counter()
         for bucket in self.settings["buckets"]:
             rows: list[dict[str, Any]] = []
             reasons: dict[str, str] = {}
@@ -295,6 +299,9 @@ class LatentWriter:
                 if entry["count"]:
                     longest.append((bucket, entry.pop("longest_caption", None)))
                 entry.pop("identities", None)
+                if not bucket.startswith("1x"):  # images have none
+                    rates.update(entry.get("rates", {}))
+                entry.pop("rates", None)
                 reasons = entry["left_out"]
                 left_out = [int(index) for index in reasons]
                 file = f"{bucket}/{self.file(bucket, shard).name}"
@@ -313,6 +320,8 @@ class LatentWriter:
         if longest and all(of_shard for _, of_shard in longest):
             bucket, of_shard = max(longest, key=lambda each: each[1]["bytes"])
             manifest["longest_caption"] = {**of_shard, "bucket": bucket}
+        if rates:
+            manifest["rates"] = dict(sorted(rates.items()))
         manifest["shards"] = buckets
         write_json(self.path / "manifest.json", manifest, durable=True)
         shutil.rmtree(self.path / PREVIOUS, ignore_errors=True)

@@ -37,6 +37,7 @@ class VideoRequest:
       steps: sampling steps.
       guidance_scale: of classifier-free guidance; 1 is no guidance.
       sampler: a name in `diffusion.samplers`.
+      negative_prompt: what videos are guided away from, in place of the empty caption.
 
     Raises:
       UserError: a number of frames or steps below 1.
@@ -50,6 +51,7 @@ class VideoRequest:
     steps: int | None = None
     guidance_scale: float | None = None
     sampler: str | None = None
+    negative_prompt: str | None = None
 
     def __post_init__(self):
         for name in ("frames", "segment_frames", "steps"):
@@ -70,7 +72,7 @@ class VideoPlan:
       segment_shape: latents (t, h, w, c) of a segment.
       overlap: latent frames, at most, at the start of a segment that are known: the end of the
         segment before it, or a condition.
-      steps, guidance_scale, sampler: see `VideoRequest`.
+      steps, guidance_scale, sampler, negative_prompt: see `VideoRequest`.
       warnings: sentences on what the network was not trained on.
     """
 
@@ -85,6 +87,7 @@ class VideoPlan:
     steps: int
     guidance_scale: float
     sampler: str
+    negative_prompt: str | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -129,7 +132,7 @@ def plan_video(config: VDiTRun, embedder: Embedder, request: VideoRequest) -> Vi
     default = next((bucket for bucket in buckets if bucket.frames > 1), buckets[0])
     frames = given(request.frames, default.frames)
     height, width = given(request.size, (default.height, default.width))
-    fps = given(request.fps, config.sample_fps)
+    fps = given(request.fps, config.fps)
     if not fps > 0:
         raise UserError(f"fps={fps} must be above 0")
     t, h, w = embedder.latent_shape((frames, height, width))
@@ -148,7 +151,13 @@ def plan_video(config: VDiTRun, embedder: Embedder, request: VideoRequest) -> Vi
         steps=given(request.steps, config.sample_steps),
         guidance_scale=given(request.guidance_scale, config.guidance_scale),
         sampler=given(request.sampler, config.sampler),
+        negative_prompt=request.negative_prompt,
     )
+    if plan.negative_prompt is not None and plan.guidance_scale == 1:
+        raise UserError(
+            "negative_prompt has no effect without guidance: give guidance_scale above 1, or leave "
+            "it out"
+        )
     return dataclasses.replace(plan, warnings=tuple(_warnings(config, buckets, plan)))
 
 

@@ -52,13 +52,14 @@ class Program:
     """Static arguments of the compiled functions.
 
     Everything else is an argument: another seed, guidance scale, grid of as many steps or frame
-    rate compiles nothing.
+    rate compiles nothing. Without guidance (a scale of 1) the null caption is not evaluated.
     """
 
     model: VDiT
     process: Process
     sampler: str
     guidance: GuidanceConfig
+    guided: bool
     shape: Shape  # latents (t, h, w, c) of a segment
 
 
@@ -115,6 +116,7 @@ def sampling_step(
             micro = MicroConditions(*(jnp.full(x.shape[:1], value) for value in micro_cond))
         return program.model.apply(params, x, time, *condition, micro, frame_mask_BT)
 
+    scale = scale if program.guided else None
     denoise = guided(predict, text, null, scale, program.process, program.guidance)
     noise = key_noise(key_B, program.shape)
     carry, _ = advance(denoise, carry, step, program.sampler, noise, known)
@@ -175,6 +177,7 @@ class VideoSampler:
             process=process,
             sampler=plan.sampler,
             guidance=config.guidance,
+            guided=plan.guidance_scale != 1,
             shape=plan.segment_shape,
         )
         self.micro_cond = micro_conditions(plan.segment_frames, plan.height, plan.width, plan.fps)
@@ -195,6 +198,7 @@ class VideoSampler:
             "sampler": program.sampler,
             "spacing": self._spacing,
             "guidance_scale": float(self._scale),
+            "negative_prompt": plan.negative_prompt,
             "guidance": [str(value) for value in dataclasses.astuple(program.guidance)],
             "compute_dtype": np.dtype(program.model.dtype).name,
         }
@@ -224,6 +228,10 @@ class VideoSampler:
         seed_B, index_B = self.seeds(batch)
         with on_mesh(self.mesh):
             prompts = embed_prompts(self.text, params, arrays, index_B)
+            if self.plan.negative_prompt is not None:
+                negative = [self.plan.negative_prompt] * self.batch_size
+                arrays = self._on_devices(self.text.arrays(negative))
+                prompts = prompts[0], embed_prompts(self.text, params, arrays, index_B)[0]
         remaining, overlap = self.plan.latent_frames, 0
         for segment in range(self.plan.segments):
             noise = seed_B, index_B, np.uint32(segment) if segment else None

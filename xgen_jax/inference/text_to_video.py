@@ -204,7 +204,7 @@ class TextToVideo:
     @property
     def fps(self) -> float:
         """Frames per second at which its videos play by default."""
-        return self.config.sample_fps
+        return self.config.fps
 
     def __call__(
         self,
@@ -214,6 +214,7 @@ class TextToVideo:
         steps: int | None = None,
         guidance_scale: float | None = None,
         sampler: str | None = None,
+        negative_prompt: str | None = None,
         frames: int | None = None,
         size: tuple[int, int] | None = None,
         fps: float | None = None,
@@ -231,8 +232,8 @@ class TextToVideo:
         Args:
           prompt: a prompt, or a list of them.
           seed: of the noise, 0 .. 2^32 - 1.
-          steps, guidance_scale, sampler, frames, size, fps, segment_frames, overlap: see
-            `VideoRequest`; None takes the run's.
+          steps, guidance_scale, sampler, negative_prompt, frames, size, fps, segment_frames,
+            overlap: see `VideoRequest`; None takes the run's.
           condition: an image or a video, uint8 (T, H, W, 3); the new videos begin with its last
             frames, resized and cropped to their size.
           batch_size: prompts at once; None takes enough to occupy the devices.
@@ -248,7 +249,8 @@ class TextToVideo:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise UserError("there is no prompt")
-        self.networks.text.check(prompts)
+        given = [] if negative_prompt is None else [negative_prompt]
+        self.networks.text.check(prompts + given)
         if not 0 <= seed < 2**32:
             raise UserError(f"seed={seed} must be 0 or more, and below 2^32")
         request = VideoRequest(
@@ -260,6 +262,7 @@ class TextToVideo:
             steps=steps,
             guidance_scale=guidance_scale,
             sampler=sampler,
+            negative_prompt=negative_prompt,
         )
         plan = self.plan(request)
         batch_size = min(self.batch_size(plan) if batch_size is None else batch_size, len(prompts))

@@ -71,6 +71,11 @@ class Source(abc.ABC):
         """Return the clips that a bucket can have without `fit`, ascending; None for all."""
         del bucket
 
+    def rates(self) -> dict[float, int]:
+        """Return the number of clips by their frames a second; {} where they are not known. Images
+        do not count."""
+        return {}
+
     def held_out_clips(self) -> np.ndarray:
         """Return those of these clips that training does not see, ascending; none by default."""
         return np.zeros(0, np.int64)

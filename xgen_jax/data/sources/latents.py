@@ -70,6 +70,13 @@ class LatentSource(Source):
             return clips
         return clips[np.isin(clips, self._reader.held_out, invert=self._split == "train")]
 
+    def rates(self) -> dict[float, int]:
+        """See `Source.rates`: those of all splits; folders of older releases may not know."""
+        rates = {float(rate): clips for rate, clips in self.manifest.get("rates", {}).items()}
+        if not rates and self.manifest.get("fps"):
+            rates = {self.manifest["fps"] / self.manifest.get("stride", 1): len(self)}
+        return {rate: clips for rate, clips in rates.items() if rate > 0}
+
     def held_out_clips(self) -> np.ndarray:
         """Return the clips that were held out of the folder that was encoded, ascending."""
         return self._reader.held_out

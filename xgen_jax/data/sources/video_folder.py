@@ -213,6 +213,16 @@ class VideoFolderSource(Source):
         moving = np.flatnonzero(np.repeat(is_video, np.diff(self._part_first)))
         return None if len(moving) == len(self) else moving
 
+    def rates(self) -> dict[float, int]:
+        """See `Source.rates`; rates are rounded, so that 29.97 and 30000 / 1001 are one."""
+        rates: dict[float, int] = {}
+        for number, clips in zip(self._part_file.tolist(), np.diff(self._part_first).tolist()):
+            file = self._files[number]
+            if not _is_image(file):
+                rate = round(self._rate(file, self._infos[number]), 2)
+                rates[rate] = rates.get(rate, 0) + clips
+        return rates
+
     def held_out_clips(self) -> np.ndarray:
         """Return the clips that training does not see, ascending; see `Source.held_out_clips`."""
         return np.flatnonzero(np.repeat(self._part_held_out, np.diff(self._part_first)))
