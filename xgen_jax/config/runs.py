@@ -335,7 +335,7 @@ def run_config(values: dict[str, Any], say: Callable[[str], None] | None = None)
     if isinstance(values.get("data"), dict):
         values["data"] = nest_source(values["data"], say)
     objective = choose("objective", values.get("objective"), Run.known)
-    return build(Run.known[objective], values, "config")
+    return build(Run.known[objective], values, "--config")
 
 
 def folder_config(values: dict[str, Any]) -> Run | Weights:
