@@ -18,6 +18,12 @@ CONFIG = flags.DEFINE_string(
 KEYS = flags.DEFINE_multi_string("config_key", [], "KEY=VALUE: the same as --config.KEY=VALUE.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: checkpoints, metrics, configuration.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove the run in --workdir, and start again.")
+ACCEPT_CHANGES = flags.DEFINE_bool(
+    "accept_changes",
+    False,
+    "Go on with the run in --workdir although its data, schedule or loss has changed; run.json "
+    "notes what.",
+)
 
 
 def main():
@@ -28,7 +34,7 @@ def main():
     if CONFIG.value is None or WORKDIR.value is None:
         raise UserError("give --config=FILE and --workdir=DIR")
     config = load_config(CONFIG.value, KEYS.value, lambda line: print(line, file=sys.stderr))
-    return train(config, WORKDIR.value, OVERWRITE.value)
+    return train(config, WORKDIR.value, OVERWRITE.value, ACCEPT_CHANGES.value)
 
 
 def keys_help():
