@@ -158,6 +158,12 @@ def test_which_keys_are_the_networks(key, network):
     assert changes_network(key) is network
 
 
+def test_going_on_and_starting_again_exclude_each_other(tmp_path):
+    with pytest.raises(UserError, match="--overwrite starts again and --accept_changes goes on"):
+        run(values(2), tmp_path / "run", overwrite=True, accept_changes=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_before_the_first_checkpoint_everything_may_change(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.create_or_resume(tiny_run(VIDVAE))

@@ -52,6 +52,10 @@ def train(
             "a configuration is a dict or a Run, not a "
             f"{type(config).__name__}; of ml_collections give config.to_dict()"
         )
+    if overwrite and accept_changes:
+        raise UserError(
+            "--overwrite starts again and --accept_changes goes on: give one of them, not both"
+        )
     run = RunFolder(workdir)
     changed = run.check(config, overwrite, accept_changes)
     mesh = make_mesh(config.mesh)

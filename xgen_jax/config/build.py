@@ -54,7 +54,7 @@ def _lists(value):
 
 def presets(kind: type) -> Mapping[str, Any]:
     """Return the presets of a dataclass by name: those in the table PRESETS of its module."""
-    table = getattr(sys.modules[kind.__module__], "PRESETS", {})
+    table = getattr(sys.modules.get(kind.__module__), "PRESETS", {})
     return {name: preset for name, preset in table.items() if type(preset) is kind}
 
 
