@@ -31,8 +31,8 @@ class _RunConfigDict(config_dict.ConfigDict):
         object.__setattr__(self, "_run", type(run))
 
     def lock(self):
-        # config_flags locks what get_config returned just before it applies the flags: keys that
-        # differ from this copy later were set by the user.
+        # What get_config returned is locked again before flags are applied: keys that differ from
+        # this copy later were set by the user.
         object.__setattr__(self, "_before", super().to_dict())
         return super().lock()
 

@@ -200,7 +200,9 @@ def decode_stream(embedder: Any, params: Any, chunks: Iterable[Any]) -> Iterator
     return decode_stream(embedder, params, chunks)
 
 
-def train(config: Any, workdir: str | os.PathLike, overwrite: bool = False) -> dict[str, Any]:
+def train(
+    config: Any, workdir: str | os.PathLike, overwrite: bool = False, accept_changes: bool = False
+) -> dict[str, Any]:
     """Train a run, or go on training the one in the folder, bit for bit as if never interrupted.
 
     Args:
@@ -208,6 +210,8 @@ def train(config: Any, workdir: str | os.PathLike, overwrite: bool = False) -> d
         dataclass of `config.runs`.
       workdir: the run folder.
       overwrite: remove the run that is in the folder.
+      accept_changes: go on although the data, the learning rate or the like have changed; see
+        `commands.train.train`.
 
     Returns:
       A summary: step, last metrics, seconds, parameters.
@@ -222,7 +226,8 @@ def train(config: Any, workdir: str | os.PathLike, overwrite: bool = False) -> d
     from xgen_jax.commands.train import train
     from xgen_jax.config.runs import run_config
 
-    return train(run_config(config) if isinstance(config, dict) else config, workdir, overwrite)
+    config = run_config(config) if isinstance(config, dict) else config
+    return train(config, workdir, overwrite, accept_changes)
 
 
 def encode_dataset(**flags: Any) -> dict[str, Any]:

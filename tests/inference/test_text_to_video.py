@@ -181,3 +181,20 @@ def test_show_writes_a_file_outside_notebooks_and_overwrites_nothing(tmp_path):
     second = xgen_jax.show(video, path=tmp_path / "video.mp4")
     assert first.name == "video.mp4"
     assert second.name == "video-2.mp4"
+
+
+def test_a_loaded_model_shows_six_lines(tiny_runs):
+    model = xgen_jax.load(tiny_runs / "vdit")
+    lines = repr(model).splitlines()
+    assert len(lines) == 6 and max(map(len, lines)) < 100
+    assert lines[0] == "TextToVideo: 5x16x16 at 8 fps, step 2 of its run"
+    assert lines[1].startswith("  transformer  width 16, depth 2, ")
+    assert "VidVAE: 4 channels, 4x4 pixels a latent cell, " in lines[3]
+    generator = model.generator(model.plan(), 2)
+    assert repr(generator).startswith("VideoGenerator of 2 videos at once on 2 devices\n")
+    assert len(repr(generator).splitlines()) == 4
+    # What is shown is the class's own business: the networks in it stay out of it.
+    assert len(repr(xgen_jax.load(tiny_runs / "vidvae"))) < 300
+    embedder, params = pair = xgen_jax.load_embedder(tiny_runs / "vidvae")
+    assert repr(pair).startswith("(embedder, params) of a VidVAE: 4 channels, 4x4 pixels")
+    assert embedder is pair[0] and params is pair[1] and len(repr(pair)) < 120

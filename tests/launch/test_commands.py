@@ -50,6 +50,31 @@ def test_help_shows_the_commands_own_flags_first(name):
     assert f"python launch/{name}.py" in done.stdout.split("flags:")[0]
 
 
+def test_a_name_or_a_flag_that_is_not_known_is_refused_before_jax_is_loaded():
+    script = (
+        "import runpy, sys\nsys.path.insert(0, 'launch')\n"
+        "try:\n    runpy.run_path('launch/train.py', run_name='__main__')\n"
+        "finally:\n    print('jax' in sys.modules)\n"
+    )
+    for flag, named in {
+        "--config=quickstart/vidvea": "--config=quickstart/vidvea is not known (did you mean",
+        "--wrokdir=x": "Unknown command line flag 'wrokdir'. Did you mean: workdir",
+    }.items():
+        arguments = [sys.executable, "-c", script, flag, "--config.loop.steps=3"]
+        done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
+        assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
+        assert named in done.stderr
+
+
+def test_help_with_a_config_lists_its_keys_with_values():
+    done = call("train", "--config=quickstart/vidvae", "--config.loop.steps=7", "--help")
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.split("keys of --config=quickstart/vidvae")[1]
+    assert "\n  --config.loop.steps=7\n      updates in all.\n" in text
+    assert "\n  --config.data.buckets=9x32x32x4\n" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of Linux's C library")
 @pytest.mark.parametrize("own", [None, "glibc.malloc.check=0"])
 @pytest.mark.parametrize("run_as", ["file", "stdin"])
@@ -188,12 +213,17 @@ def test_encode_prints_json_and_continues_after_an_interrupt(tiny_runs, tmp_path
         (
             "train",
             ("--config=quickstart/vidvea", "--workdir=x"),
-            "--config=quickstart/vidvea is not known (did you mean quickstart/vidvae?)",
+            "--config=quickstart/vidvea is not known (did you mean quickstart/vidvae or ",
         ),
         (
             "train",
             ("--config=quickstart/regen:7", "--workdir=x"),
             "error: ratio='7' is not known; choose one of 4, 8, 16, 32",
+        ),
+        (
+            "train",
+            ("--config=quickstart/vidvae", "--workdir=x", "--config.loop.stepz=3"),
+            "error: --config.loop.stepz is not a key; did you mean --config.loop.steps?\n",
         ),
         (
             "train",

@@ -224,7 +224,10 @@ def test_runs_moved_together_find_the_base_next_to_them(root, tmp_path):
             {"lora": {"rank": 2, "rules": ["mlp/fc3/kernel"]}},
             "finds none of .*; the nearest: vdit/.*mlp/fc",
         ),
-        ({"lora": {"ranks": 2}}, "config.lora has no key 'ranks'; did you mean 'rank'?"),
+        (
+            {"lora": {"ranks": 2}},
+            "config.lora has no key 'ranks'; did you mean --config.lora.rank?",
+        ),
         (
             {"model": {**VDIT["model"], "qk_norm": False}},
             r"does not fit this run .*model.qk_norm: True -> False",

@@ -10,6 +10,8 @@ from absl import flags
 import xgen_jax.configs
 from xgen_jax.errors import UserError
 
+# The flag that `--config.KEY=VALUE` becomes, so that flags are read before a configuration is.
+KEY_FLAG = "config_key"
 # The flags that take a file of configs/ by its name, and the ending of these files.
 NAMED_FILES = {"config": ".py", "flagfile": ".flags"}
 _FLAG = re.compile(r"(?P<dashes>--?)(?P<name>[^=]+)(?P<value>=.*)?", re.DOTALL)
@@ -36,6 +38,32 @@ def current_arguments(
     arguments = flags.FLAGS.read_flags_from_files(arguments, force_gnu=True)
     arguments = _with_paths(arguments, "config")
     return [_with_new_name(argument, names, say) for argument in arguments]
+
+
+def keys_as_flags(arguments: list[str]) -> list[str]:
+    """Return the arguments with `--config_key=KEY=VALUE` for each `--config.KEY=VALUE`.
+
+    Also of `--config.KEY VALUE`; a key without a value is True, and --noconfig.KEY is False.
+    """
+    out, left = [], list(arguments)
+    while left:
+        argument = left.pop(0)
+        match = _FLAG.fullmatch(argument)
+        key = re.fullmatch(r"(no)?config\.(.+)", match["name"]) if match else None
+        if argument == "--" or not match or not key:
+            out += [argument, *left] if argument == "--" else [argument]
+            left = [] if argument == "--" else left
+            continue
+        if match["value"] is not None:
+            value = match["value"][1:]
+        elif key[1]:
+            value = "False"
+        elif left and re.fullmatch(r"[^-].*|-[\d.].*|", left[0], re.DOTALL):
+            value = left.pop(0)
+        else:
+            value = "True"
+        out.append(f"--{KEY_FLAG}={key[2]}={value}")
+    return out
 
 
 def _keys() -> dict[str, str]:
@@ -101,13 +129,20 @@ def find_config(given: str, flag: str = "config") -> str:
     if name in known:
         return f"{known[name]}{colon}{argument}"
     folder = pathlib.Path(path).parent
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or difflib.get_close_matches(
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5) or difflib.get_close_matches(
         path, map(str, folder.glob(f"*{ending}")), n=1
     )
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     raise UserError(
         f"--{flag}={path} is not known{hint}; give a file, or one of {', '.join(known)}"
     )
+
+
+def config_name(given: str) -> str:
+    """Return the name in configs/ of what `find_config` returned, or the path of another file."""
+    path, colon, argument = given.partition(":")
+    names = {str(file): name for name, file in _named_files(NAMED_FILES["config"])}
+    return f"{names.get(path, path)}{colon}{argument}"
 
 
 def _named_files(ending: str) -> Iterator[tuple[str, pathlib.Path]]:

@@ -120,7 +120,7 @@ def compile_train_step(
         optimizer = task.optimizer(config.optimizer, config.loop.steps)
         state, shardings = abstract_state(task, optimizer, mesh, key, arrays)
         update = jit_update(task, optimizer, config.loop, mesh, shardings)
-        lowered = update.lower(state, arrays, sample_id, frozen)
+        lowered = update.lower(state, arrays, sample_id, frozen, state.step)
         clips = {"bucket": bucket.name, "batch_size": bucket.batch_size}
         return _report(lowered, mesh, topology, started, clips, state.params)
 

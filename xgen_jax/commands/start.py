@@ -11,30 +11,40 @@ from typing import Any, NoReturn, TextIO
 
 from absl import app, flags
 
-from xgen_jax.commands.arguments import current_arguments
+from xgen_jax.commands.arguments import KEY_FLAG, current_arguments, keys_as_flags
 from xgen_jax.environment import ask_for_huge_pages
 from xgen_jax.errors import UserError
 
 
+class FlagError(UserError):
+    """A mistake in the flags, such as a key that the configuration does not have."""
+
+
+HELP = ("--help", "-help", "-h")
+
+
 def run(
-    main: Callable[[], dict[str, Any]], help_text: str, renamed: Mapping[str, str] | None = None
+    main: Callable[[], dict[str, Any]],
+    help_text: str,
+    renamed: Mapping[str, str] | None = None,
+    more_help: Callable[[], str] | None = None,
 ) -> NoReturn:
     """Parse the flags, call `main` and print what it returns as one JSON line.
 
-    Exits with 0, with 1 for a mistake of the user that `main` finds, with 2 for one in the flags,
-    and with 130 when interrupted.
+    Exits with 0, with 1 for a mistake of the user that `main` finds, with 2 for one in the flags
+    (also `FlagError` by `main`), and with 130 when interrupted.
 
     Args:
       main: the command; it reads its flags and imports what is slow to import.
       help_text: what --help shows above the flags.
       renamed: flags that had another name in the release before, old -> new.
+      more_help: what --help shows after the flags, which it may read; empty for nothing.
     """
     ask_for_huge_pages()
     _set_environment()
     flags.FLAGS.set_gnu_getopt(True)
-    if any(argument in ("--help", "-help", "-h") for argument in sys.argv[1:]):
-        own = flags.FLAGS.module_help(sys.modules["__main__"])
-        print(f"{help_text.strip()}\n\nflags:\n{own}\n\n--helpfull lists the libraries' flags too.")
+    if any(argument in HELP for argument in sys.argv[1:]):
+        _show_help(help_text, renamed or {}, more_help)
         sys.exit(0)
     # At level INFO it lists each kind of device that the machine does not have.
     logging.getLogger("jax").setLevel(logging.WARNING)
@@ -45,6 +55,8 @@ def run(
                 if len(argv) > 1:
                     raise UserError(f"{argv[1]!r} is not a flag; flags are written --name=value")
                 result = main()
+            except FlagError as error:
+                _fail_in_flags(argv, error)
             # OSError: a full disk, or a folder without permission, is not a defect of the library.
             except (UserError, OSError) as error:
                 print(f"error: {error}", file=sys.stderr)
@@ -56,13 +68,10 @@ def run(
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            # In place, because config_flags reads sys.argv for the keys that are given.
-            sys.argv[:] = argv[:1] + current_arguments(argv[1:], renamed or {}, _say)
+            sys.argv[:] = argv[:1] + _arguments(argv[1:], renamed or {})
             return flags.FLAGS(sys.argv)
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            name = pathlib.Path(argv[0]).name
-            _say(f"error: {_explain(error)}\n{name} --help lists the flags")
-            sys.exit(2)
+        except (flags.Error, UserError, OSError) as error:
+            _fail_in_flags(argv, error)
 
     app.run(call, flags_parser=parse)
 
@@ -97,22 +106,26 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _explain(error: BaseException) -> str:
-    """Return what was wrong with the flags, in words."""
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    # config_flags wraps what a config file raises, traceback included; the first cause is last.
-    for cause in causes:
-        if isinstance(cause, UserError) and "Traceback" not in str(cause):
-            return str(cause)
-    if "Traceback" in str(error):
-        return f"the config file fails: {type(causes[-1]).__name__}: {causes[-1]}"
-    if not isinstance(error, (KeyError, AttributeError)):
-        return str(error)
-    if "get_config" in str(error):
-        return "the config file has no function get_config()"
-    text: Any = error
-    while isinstance(text, BaseException) and text.args:  # str of a KeyError would quote it
-        text = text.args[0]
-    return f"the configuration has no such key: {text}"  # config_flags names the nearest one
+def _arguments(arguments: list[str], renamed: Mapping[str, str]) -> list[str]:
+    arguments = current_arguments(arguments, renamed, _say)
+    return keys_as_flags(arguments) if KEY_FLAG in flags.FLAGS else arguments
+
+
+def _show_help(
+    help_text: str, renamed: Mapping[str, str], more_help: Callable[[], str] | None
+) -> None:
+    own = flags.FLAGS.module_help(sys.modules["__main__"])
+    text = f"{help_text.strip()}\n\nflags:\n{own}\n\n--helpfull lists the libraries' flags too."
+    if more_help is not None:
+        given = [argument for argument in sys.argv[1:] if argument not in HELP]
+        try:
+            flags.FLAGS([sys.argv[0], *_arguments(given, renamed)])
+            text += more_help()
+        except (flags.Error, UserError, OSError) as error:
+            _fail_in_flags(sys.argv, error)
+    print(text)
+
+
+def _fail_in_flags(argv: list[str], error: Exception) -> NoReturn:
+    _say(f"error: {error}\n{pathlib.Path(argv[0]).name} --help lists the flags")
+    sys.exit(2)

@@ -1,23 +1,31 @@
 """Train a model, or continue its training: `launch/train.py`."""
 
+import contextlib
 import os
 import sys
 from typing import Any
 
 import jax
 
-from xgen_jax.config.runs import Run, Weights
+from xgen_jax.config.runs import Run, Weights, change_rows
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources.factory import held_out_data, make_source
 from xgen_jax.errors import UserError
+from xgen_jax.files import locked
 from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.parallel.sharding import on_mesh
 from xgen_jax.runs.folder import RunFolder, check_fingerprints
-from xgen_jax.training.fit import fit
+from xgen_jax.training.fit import check_state, fit
+from xgen_jax.training.summary import Summary
 from xgen_jax.training.tasks import build_task
 
 
-def train(config: Run, workdir: str | os.PathLike, overwrite: bool = False) -> dict[str, Any]:
+def train(
+    config: Run,
+    workdir: str | os.PathLike,
+    overwrite: bool = False,
+    accept_changes: bool = False,
+) -> dict[str, Any]:
     """Train the run of a configuration in a folder, or continue it.
 
     Args:
@@ -25,6 +33,9 @@ def train(config: Run, workdir: str | os.PathLike, overwrite: bool = False) -> d
       workdir: the run folder. If it holds this same run, training continues from its newest
         checkpoint, bit for bit as if never interrupted (on the same devices).
       overwrite: remove the run that is in the folder.
+      accept_changes: go on with the run in the folder although its data, or keys that leave the
+        network and the shapes of its state as they are, have changed: learning rate, schedule,
+        weights of the loss, buckets, seed and the like. run.json notes what has changed, and when.
 
     Returns:
       A summary: step, last metrics, seconds spent here, parameters.
@@ -43,26 +54,70 @@ def train(config: Run, workdir: str | os.PathLike, overwrite: bool = False) -> d
             "a configuration is a dict or a Run, not a "
             f"{type(config).__name__}; of ml_collections give config.to_dict()"
         )
+    if overwrite and accept_changes:
+        raise UserError(
+            "--overwrite starts again and --accept_changes goes on: give one of them, not both"
+        )
     run = RunFolder(workdir)
-    run.check(config, overwrite)
+    changed = run.check(config, overwrite, accept_changes)
     mesh = make_mesh(config.mesh)
     source = make_source(config.data)
     config = config.for_clips(source.rates(), lambda line: print(line, file=sys.stderr))
     task = build_task(config, mesh, source)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     pipeline = Pipeline(source, config.data, **processes)
-    for line in filter(None, (source.report(), *pipeline.problems)):
-        print(line, file=sys.stderr)
+    if report := pipeline.report():
+        print(report, file=sys.stderr)
     saved = None
     if not overwrite and run.checkpoints().steps():
         saved = run.checkpoints().restore_data()
-        pipeline.check_state(saved)
+        changed |= data_change(run, pipeline, saved, accept_changes)
         check_fingerprints(task.fingerprints(), saved, f"the run in {run.path}")
+        if changed:
+            with on_mesh(mesh):
+                check_state(run, config, task, pipeline, mesh)
     start = task.warm_start(config) if saved is None else None
     held_out = None
     if config.loop.evaluate_every:
         multiple = mesh.shape["data"] * mesh.shape["fsdp"]
         held_out = Pipeline(*held_out_data(config.data, multiple), **processes)
-    run.create_or_resume(config, overwrite)
-    with on_mesh(mesh):
-        return fit(run, config, task, pipeline, mesh, held_out, start)
+    if changed:
+        listed = "\n  ".join(change_rows(changed))
+        print(f"{run.path} goes on with changes (there -> here):\n  {listed}", file=sys.stderr)
+    summary = Summary.of_data(source, config.data, pipeline, config.loop.steps)
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:  # it stands for the processes of this run
+            stack.enter_context(locked(run.path, "trains in"))
+        run.create_or_resume(config, overwrite, changed)
+        stack.enter_context(on_mesh(mesh))
+        return fit(run, config, task, pipeline, mesh, held_out, start, summary)
+
+
+def data_change(
+    run: RunFolder, pipeline: Pipeline, saved: dict[str, Any], accept: bool
+) -> dict[str, tuple[str, str]]:
+    """Return {"data": (old, new) fingerprint} if a run's clips have changed, else {}.
+
+    Args:
+      run: the folder.
+      pipeline: of the clips as they are now.
+      saved: the data of the newest checkpoint.
+      accept: whether other clips are accepted; those of a call that ended before its first
+        checkpoint are anyway.
+
+    Raises:
+      UserError: they have changed, and it is not accepted.
+    """
+    before, now = saved.get("fingerprint"), pipeline.fingerprint()
+    if before == now:
+        return {}
+    change = {"key": "data", "old": before, "new": now, "step": saved.get("step")}
+    if not accept and not any(change.items() <= noted.items() for noted in run.changes()):
+        try:
+            pipeline.check_state(saved)
+        except UserError as error:
+            raise UserError(
+                f"{error}; or go on from the newest checkpoint with the data as it is now: "
+                "--accept_changes"
+            ) from error
+    return {"data": (str(before), now)}

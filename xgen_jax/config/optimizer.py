@@ -18,7 +18,9 @@ class OptimizerConfig:
       adam_learning_rate: for `muon`, peak rate of all other parameters.
       schedule: after the warm-up `constant`, or `cosine` or `linear` down to zero at the run's last
         step.
-      warmup_steps: linear from zero.
+      warmup_steps: steps in which the rate rises linearly from zero.
+      b1, b2: decay of AdamW's first and second moments.
+      weight_decay: of AdamW and Muon, decoupled from the gradient; 0 for none.
       clip_norm: global gradient norm, 0 for no clipping.
     """
 

@@ -19,7 +19,6 @@ from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.guidance import GuidanceConfig
 from xgen_jax.diffusion.samplers import make_steps
 from xgen_jax.errors import UserError, choose
-from xgen_jax.files import differences
 from xgen_jax.models.embedder import Embedder, REGENEmbedder, VidVAEEmbedder
 from xgen_jax.models.lora import LoRAConfig
 from xgen_jax.models.regen import REGEN
@@ -354,6 +353,35 @@ FREE_KEYS = {
 }
 
 
+# Keys of what the trained weights compute, or mean: a run cannot go on with others. All else may
+# change where the arrays of its state keep their shapes (`training.fit.check_state`).
+NETWORK_KEYS = (
+    "objective",
+    "network",
+    "model",
+    "lora",
+    "text",
+    "loss.process",
+    "loss.prediction",
+    "loss.windows",
+    "loss.adversarial.discriminator",
+)
+# Keys in these groups that do not change the network: how it is computed, and lengths, which may
+# show in shapes.
+_NOT_NETWORK = {
+    f"{group}.{key}"
+    for group in ("model", "model.encoder", "text")
+    for key in ("attention", "remat", "max_bytes", "length")
+}
+
+
+def changes_network(key: str) -> bool:
+    """Return whether a run's key, with dots, belongs to what the trained weights compute."""
+    if key in _NOT_NETWORK:
+        return False
+    return any(key == group or key.startswith(f"{group}.") for group in NETWORK_KEYS)
+
+
 def run_config(values: dict[str, Any], say: Callable[[str], None] | None = None) -> Run:
     """Build a run's configuration from nested dicts, as `configs/` and config.json hold them.
 
@@ -368,7 +396,7 @@ def run_config(values: dict[str, Any], say: Callable[[str], None] | None = None)
     if isinstance(values.get("data"), dict):
         values["data"] = nest_source(values["data"], say)
     objective = choose("objective", values.get("objective"), Run.known)
-    return build(Run.known[objective], values, "config")
+    return build(Run.known[objective], values, "--config")
 
 
 def folder_config(values: dict[str, Any]) -> Run | Weights:
@@ -388,9 +416,18 @@ def to_dict(config: Run | Weights) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys other than the free ones whose values differ, alphabetically: (old, new) of each."""
+    a, b = flat(old), flat(new)
+    keys = sorted((a.keys() | b.keys()) - FREE_KEYS)
+    return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
+
+
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Keys other than the free ones whose values differ, as "key: old -> new"."""
-    a, b = flat(old), flat(new)
-    for key in FREE_KEYS:
-        a.pop(key, None), b.pop(key, None)
-    return differences(a, b)
+    return change_rows(changed_keys(old, new))
+
+
+def change_rows(changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """What `changed_keys` returned, as "key: old -> new"."""
+    return [f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]

@@ -318,3 +318,33 @@ def parse_shapes(shapes: Sequence[str]) -> list[Shape]:
             )
         parsed[int(parts[0]), int(parts[1]), int(parts[2])] = None
     return list(parsed)
+
+
+BUCKETS_FORM = "FRAMESxHEIGHTxWIDTHxBATCH"
+BUCKETS_FLAG = f"--config.data.buckets={BUCKETS_FORM},..., e.g. 9x64x64x4,1x64x64x8"
+
+
+def parse_buckets(text: str) -> tuple[Bucket, ...]:
+    """ "9x64x64x4,1x64x64x8" -> two buckets: frames, height, width and batch of each.
+
+    Raises:
+      UserError: another form.
+    """
+    buckets = []
+    for part in text.split(","):
+        sizes = part.strip().lower().split("x")
+        if len(sizes) != 4 or not all(
+            size.isascii() and size.isdigit() and int(size) for size in sizes
+        ):
+            raise UserError(
+                f"data.buckets={text!r}: {part.strip()!r} is not a bucket; give {BUCKETS_FLAG} "
+                "(sizes in pixels; the batch is that of all devices together)"
+            )
+        frames, height, width, batch = map(int, sizes)
+        buckets.append(Bucket(frames=frames, height=height, width=width, batch_size=batch))
+    return tuple(buckets)
+
+
+def buckets_text(buckets: Sequence[Bucket]) -> str:
+    """The inverse of `parse_buckets`; weights and `keep_prob` are not in it."""
+    return ",".join(f"{bucket.name}x{bucket.batch_size}" for bucket in buckets)

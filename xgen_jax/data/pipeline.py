@@ -161,6 +161,10 @@ class Pipeline:
         )
         self._fingerprint = self._digest(orders)
 
+    def report(self) -> str:
+        """Return what could not be used so far, in lines of words; empty if all could."""
+        return "\n".join(filter(None, (self._source.report(), *self.problems)))
+
     def bucket(self, step: int) -> Bucket:
         """Return the bucket of a step, the same in all processes."""
         return self.buckets[self._schedule[step][0]]

@@ -10,7 +10,7 @@ from xgen_jax.errors import choose
 from xgen_jax.inference.resample_time import BETWEEN, decode_at_speed, moments
 from xgen_jax.inference.streaming import decode, encode
 from xgen_jax.models.embedder import Embedder, REGENEmbedder
-from xgen_jax.runs.load import load_embedder
+from xgen_jax.runs.load import describe_embedder, load_embedder
 from xgen_jax.typing import Array, Params, Video
 
 
@@ -27,6 +27,14 @@ class Reconstructor:
     embedder: Embedder
     params: Params
     memory_budget_gb: float | None = None
+
+    def __repr__(self) -> str:
+        budget = "none" if self.memory_budget_gb is None else f"{self.memory_budget_gb:g} GB"
+        return (
+            f"Reconstructor of a {describe_embedder(self.embedder, self.params)}\n"
+            f"  memory budget  {budget}\n"
+            "  call           reconstructor(video, speed=1.0): uint8 (T, H, W, 3), both ways"
+        )
 
     def __call__(
         self, video: Video, speed: float = 1.0, key: Array | None = None, between: str = BETWEEN[0]

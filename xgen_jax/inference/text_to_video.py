@@ -33,7 +33,12 @@ from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import on_mesh
 from xgen_jax.runs.adapters import with_adapter
 from xgen_jax.runs.folder import RunFolder, check_fingerprints
-from xgen_jax.runs.load import TEXT_TO_VIDEO, load_embedder
+from xgen_jax.runs.load import (
+    TEXT_TO_VIDEO,
+    count_parameters,
+    describe_embedder,
+    load_embedder,
+)
 from xgen_jax.runs.text_encoders import default_cache, load_conditioner
 from xgen_jax.typing import AnyArray, Array, Params, Video
 
@@ -56,6 +61,16 @@ class Networks:
     text: TextConditioner
     embedder: Embedder
     params: Params
+
+    def __repr__(self) -> str:
+        vdit, config = count_parameters(self.params["vdit"]), self.model.config
+        others = {n: t for n, t in self.params.items() if n not in ("vdit", "embedder")}
+        trained = f", {count_parameters(others):,} parameters" if others else ""
+        return (
+            f"  transformer  width {config.width}, depth {config.depth}, {vdit:,} parameters\n"
+            f"  text         {type(self.text).__name__}, width {self.text.width}{trained}\n"
+            f"  embedder     {describe_embedder(self.embedder, self.params['embedder'])}"
+        )
 
 
 class VideoGenerator:
@@ -119,6 +134,15 @@ class VideoGenerator:
             offload,
         )
         self.residency = Residency(networks.params, self.mesh, self._memory.offload)
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        return (
+            f"VideoGenerator of {self.batch_size} videos at once on {self.mesh.size} devices\n"
+            f"  video        {plan.frames}x{plan.height}x{plan.width} at {plan.fps:g} fps\n"
+            f"  sampling     {plan.sampler}, {plan.steps} steps, guidance {plan.guidance_scale:g}\n"
+            f"  offload      {self.residency.offload}"
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -200,6 +224,16 @@ class TextToVideo:
     step: int = 0
     offload: bool = False
     memory_budget_gb: float | None = None
+
+    def __repr__(self) -> str:
+        c, plan = self.config, self.plan()
+        return (
+            f"TextToVideo: {plan.frames}x{plan.height}x{plan.width} at {plan.fps:g} fps, "
+            f"step {self.step:,} of its run\n"
+            f"{self.networks}\n"
+            f"  sampling     {c.sampler}, {c.sample_steps} steps, guidance {c.guidance_scale:g}\n"
+            '  call         model("a prompt", seed=0): uint8 (T, H, W, 3)'
+        )
 
     @property
     def fps(self) -> float:

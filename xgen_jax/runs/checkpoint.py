@@ -93,6 +93,27 @@ class Checkpoints:
         loaded = self._load({"state": abstract_state, "data": None}, step)
         return loaded["state"], loaded["data"]
 
+    def restore_arrays(
+        self, abstract_state: Params, step: int | None = None
+    ) -> tuple[Params, dict[str, Any]]:
+        """Load (state, data) as `restore`, but by the paths of arrays alone.
+
+        The state may have been saved in other containers, such as the empty ones of an optimiser
+        with another weight decay.
+        """
+        step = self._choose(step)
+        leaves, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
+        wanted = {_path_name(path): leaf for path, leaf in leaves}
+        there = self._metadata(step)
+        by_path = jax.tree_util.tree_map_with_path(lambda path, _: wanted[_path_name(path)], there)
+        loaded = self._load({"state": by_path, "data": None}, step)
+        arrays = {
+            _path_name(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(loaded["state"])
+        }
+        state = structure.unflatten(arrays[_path_name(path)] for path, _ in leaves)
+        return state, loaded["data"]
+
     def restore_data(self, step: int | None = None) -> dict[str, Any]:
         """Load the data that was saved with the state, without reading the state."""
         return self._load({"data": None}, step)["data"]
@@ -103,6 +124,17 @@ class Checkpoints:
         try:
             return ocp.load_checkpointables(str(target), wanted)
         # Orbax and TensorStore raise many kinds; each means the same to the user.
+        except Exception as error:
+            raise self._cannot_read(target, step, error) from error
+
+    def shapes(self, step: int | None = None) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every array of a state by its path, "params/vdit/..."."""
+        return array_shapes(self._metadata(self._choose(step)))
+
+    def _metadata(self, step: int) -> Params:
+        target = (self.folder / str(step)).absolute()
+        try:
+            return ocp.checkpointables_metadata(str(target)).metadata["state"]
         except Exception as error:
             raise self._cannot_read(target, step, error) from error
 
@@ -150,6 +182,18 @@ class Checkpoints:
         for path in (*self.folder.glob("*.orbax-checkpoint-tmp*"), target):
             if path.exists():
                 shutil.rmtree(path)
+
+
+def array_shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every array, or shape, of a tree by its path, as `Checkpoints.shapes`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_path_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _path_name(path: Any) -> str:
+    # What is an attribute in a state is a key on disk.
+    names = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in path)
+    return "/".join(map(str, names))
 
 
 def _cannot_write(target: pathlib.Path, error: Exception) -> UserError:

@@ -2,16 +2,28 @@
 metrics. A folder of converted weights has the same form, without metrics.
 """
 
+import datetime
 import importlib.metadata
 import os
 import pathlib
 import platform
+import shlex
 import shutil
+import sys
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
 
-from xgen_jax.config.runs import Run, Weights, differing_keys, folder_config, to_dict
+from xgen_jax.config.runs import (
+    Run,
+    Weights,
+    change_rows,
+    changed_keys,
+    changes_network,
+    folder_config,
+    to_dict,
+)
 from xgen_jax.errors import UserError
 from xgen_jax.files import check_free, read_json, refuse_differences, write_json
 from xgen_jax.models.fingerprint import fingerprint
@@ -77,27 +89,61 @@ class RunFolder:
             )
         return list(dict.fromkeys(bucket.shape for bucket in config.data.buckets))
 
-    def check(self, config: Run | Weights, overwrite: bool = False) -> None:
-        """Raise UserError if the folder holds another run or other files; touch nothing."""
-        if check_free(self.path, CONFIG, "run") and not overwrite:
-            # Read as a configuration: keys that a newer release added then have their defaults.
-            refuse_differences(
-                differing_keys(to_dict(self.config()), to_dict(config)),
-                f"{self.path} holds a run with another configuration",
-                "choose another folder, or start again with --overwrite, which removes that run",
-            )
+    def check(
+        self, config: Run | Weights, overwrite: bool = False, accept_changes: bool = False
+    ) -> dict[str, tuple[Any, Any]]:
+        """Compare a configuration with what the folder holds; touch nothing.
 
-    def create_or_resume(self, config: Run | Weights, overwrite: bool = False) -> None:
+        Args:
+          config: of the run.
+          overwrite: whether what is there will be removed.
+          accept_changes: allow other values of keys that leave the network as it is.
+
+        Returns:
+          The keys that have changed, (old, new) of each.
+
+        Raises:
+          UserError: the folder holds another run or other files.
+        """
+        if not check_free(self.path, CONFIG, "run") or overwrite:
+            return {}
+        # Read as a configuration: keys that a newer release added then have their defaults.
+        changed = changed_keys(to_dict(self.config()), to_dict(config))
+        trained = bool(self.checkpoints().steps())
+        fixed = [key for key in changed if trained and changes_network(key)]
+        again = "choose another folder, or start again with --overwrite, which removes that run"
+        if fixed:
+            refuse_differences(
+                change_rows({key: changed[key] for key in fixed}),
+                f"{self.path} holds a run of another network, whose weights cannot be used",
+                again,
+            )
+        if not accept_changes:
+            refuse_differences(
+                change_rows(changed),
+                f"{self.path} holds a run with another configuration",
+                f"go on from its newest checkpoint with --accept_changes, {again}",
+            )
+        return changed
+
+    def create_or_resume(
+        self,
+        config: Run | Weights,
+        overwrite: bool = False,
+        changed: Mapping[str, tuple[Any, Any]] | None = None,
+    ) -> None:
         """Start a run in the folder, or go on with the same run in it.
 
         Args:
           config: of the run.
           overwrite: remove what a run has written there.
+          changed: changes that are accepted, (old, new) by key: keys of the configuration, and
+            "data" for other clips. They are noted in run.json.
 
         Raises:
           UserError: see `check`; nothing has been touched then.
         """
-        self.check(config, overwrite)
+        self.check(config, overwrite, accept_changes=bool(changed))
         if overwrite:
             # Only what a run itself writes is removed.
             for name in FOLDERS:
@@ -106,7 +152,33 @@ class RunFolder:
             # The configuration last: it marks the folder as a run, if this is interrupted.
             for name in (RUN, LATENT_STATISTICS, ADAPTER, METRICS, CONFIG):
                 (self.path / name).unlink(missing_ok=True)
+        elif changed:
+            self._note_changes(changed)
         self.write_json(CONFIG, to_dict(config))
+
+    def changes(self) -> list[dict[str, Any]]:
+        """Return the changes that were accepted so far, the oldest first: {"step", "date", "key",
+        "old", "new"} of each, where the step is that from which training went on."""
+        there = (self.path / RUN).is_file()
+        return self.read_json(RUN).get("changes", []) if there else []
+
+    def _note_changes(self, changed: Mapping[str, tuple[Any, Any]]) -> None:
+        step = max(self.checkpoints().steps(), default=0)
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        noted = self.changes()
+        # A call that ended before its first checkpoint, or another process, has noted it already.
+        known = [{**each, "date": date} for each in noted]
+        for key, (old, new) in changed.items():
+            change = {"step": step, "date": date, "key": key, "old": old, "new": new}
+            if change not in known:
+                noted.append(change)
+        facts = self.read_json(RUN) if (self.path / RUN).is_file() else {}
+        self.write_json(RUN, {**facts, "changes": noted})
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Write run.json; the changes that it notes are kept."""
+        changes = self.changes()
+        self.write_json(RUN, {**facts, **({"changes": changes} if changes else {})})
 
     def checkpoints(self, keep: int = 2) -> Checkpoints:
         """Open the run's checkpoints; see `Checkpoints`."""
@@ -158,7 +230,9 @@ class RunFolder:
 def describe_machine() -> dict[str, Any]:
     """Return versions, device and host, for run.json."""
     device = jax.devices()[0]
+    trained_by = pathlib.Path(sys.argv[0]).stem == "train"  # and not by a notebook or a test
     return {
+        **({"command": shlex.join(["python", *sys.orig_argv[1:]])} if trained_by else {}),
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in ("xgen_jax", *PACKAGES)},

@@ -1,8 +1,9 @@
 """Load networks from a run's folder, or from one of converted weights."""
 
 import os
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import jax
 import numpy as np
 
 from xgen_jax.config.runs import HoldsEmbedder, HoldsTransformer, VDiTRun
@@ -17,9 +18,33 @@ TRANSFORMER = "a transformer: a vdit run, or converted weights of one"
 TEXT_TO_VIDEO = "a text-to-video model: a vdit run"
 
 
+class LoadedEmbedder(NamedTuple):
+    """An embedder and its parameters with the latent statistics, which unpack as a pair."""
+
+    embedder: Embedder
+    params: Params
+
+    def __repr__(self) -> str:
+        return f"(embedder, params) of a {describe_embedder(*self)}"
+
+
+def describe_embedder(embedder: Embedder, params: Params) -> str:
+    """Return what an embedder is in a line, for people."""
+    side = embedder.space_factor
+    return (
+        f"{type(embedder.model).__name__}: {embedder.latent_channels} channels, {side}x{side} "
+        f"pixels a latent cell, {count_parameters(params['model']):,} parameters"
+    )
+
+
+def count_parameters(params: Params) -> int:
+    """Return the number of values in a tree of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def load_embedder(
     path: str | os.PathLike, dtype: Any = np.float32, require_statistics: bool = True
-) -> tuple[Embedder, Params]:
+) -> LoadedEmbedder:
     """Load an embedder: EMA parameters together with the latent statistics.
 
     Args:
@@ -47,7 +72,7 @@ def load_embedder(
     embedder = config.make_embedder(dtype)
     params = folder.checkpoints().restore_part(("ema", config.family))
     mean, std = np.array(statistics["mean"]), np.array(statistics["std"])
-    return embedder, embedder.bundle(params, mean, std)
+    return LoadedEmbedder(embedder, embedder.bundle(params, mean, std))
 
 
 def load_transformer(

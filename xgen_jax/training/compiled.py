@@ -48,17 +48,17 @@ def abstract_arguments(
 
 
 def compile_ahead(
-    update: jax.stages.Wrapped, state: Params, arguments: dict[Bucket, tuple], frozen: Params = None
+    update: jax.stages.Wrapped, state: Any, arguments: dict[Bucket, tuple], frozen: Params = None
 ) -> dict[Bucket, Callable]:
     """Compile the step of each bucket, and print a line on stderr for each.
 
     Args:
       update: see `jit_update`.
-      state, frozen: shapes with their shardings.
+      state, frozen: shapes of a `TrainState` and of the frozen parameters, with their shardings.
       arguments: of each bucket, see `abstract_arguments`.
 
     Returns:
-      By bucket (state, arrays, sample ids, frozen) -> (state, metrics).
+      By bucket (state, arrays, sample ids, frozen, step) -> (state, metrics); see `make_update`.
 
     Raises:
       UserError: a bucket whose step does not fit on the devices.
@@ -81,7 +81,7 @@ def compile_ahead(
         running = {}
         for bucket, shapes in arguments.items():
             before = time.monotonic()
-            lowered = update.lower(state, *shapes, frozen)
+            lowered = update.lower(state, *shapes, frozen, state.step)
             running[pool.submit(compiled, bucket, lowered, before)] = bucket
         steps = {}
         for done in concurrent.futures.as_completed(running):

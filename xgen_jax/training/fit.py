@@ -2,27 +2,34 @@
 
 Order within a step: fetch a batch, dispatch the update, only then look at the metrics of the step
 before, so that the device never waits for the host. An update that is not finite was not applied,
-and stops the run with the step, the bucket and the samples.
+neither is the one dispatched after it: the state before it is saved, and the run stops with the
+step, the bucket and the samples.
 """
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, cast
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from xgen_jax.config.runs import LoopConfig, Run
 from xgen_jax.data.pipeline import Pipeline
+from xgen_jax.errors import UserError
+from xgen_jax.parallel.memory import program_bytes
 from xgen_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
+from xgen_jax.runs.checkpoint import array_shapes
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.training.compiled import abstract_arguments, compile_ahead, jit_update
 from xgen_jax.training.evaluation import Evaluation
-from xgen_jax.training.run_log import RunLog
+from xgen_jax.training.run_log import NonFiniteLoss, RunLog
 from xgen_jax.training.state import TrainState, abstract_state, start_state
+from xgen_jax.training.summary import Summary
 from xgen_jax.training.tasks.base import Task
 from xgen_jax.typing import Params
 
@@ -35,6 +42,7 @@ def fit(
     mesh: Mesh,
     held_out: Pipeline | None = None,
     start: Params | None = None,
+    summary: Summary | None = None,
 ) -> dict[str, Any]:
     """Train a task to the last step of its run, from the newest checkpoint if there is one.
 
@@ -46,12 +54,13 @@ def fit(
       mesh: of the devices.
       held_out: batches to evaluate on, every `loop.evaluate_every` steps.
       start: sub-trees of parameters to start from (`Task.warm_start`).
+      summary: of the data, shown with the rest before the first step.
 
     Returns:
       A summary: step, parameters, seconds spent here, the last metrics.
 
     Raises:
-      NonFiniteLoss: that step was not applied; the newest checkpoint is as it was.
+      NonFiniteLoss: that step was not applied; the newest checkpoint is the state before it.
     """
     started = time.monotonic()
     loop, on_batch = config.loop, batch_sharding(mesh)
@@ -62,7 +71,9 @@ def fit(
     key = jax.device_put(jax.random.key(loop.seed), replicated(mesh))
     abstract, shardings = abstract_state(task, optimizer, mesh, key, arrays)
     if checkpoints.steps():
-        state, _ = checkpoints.restore(abstract)
+        # `check_state` has compared the arrays of a run that has changed; the rest may differ.
+        restore = checkpoints.restore_arrays if run.changes() else checkpoints.restore
+        state, _ = restore(abstract)
     else:
         state = start_state(task, optimizer, shardings, key, arrays, start)
     frozen = jax.device_put(task.frozen, tree_shardings(task.frozen, mesh))
@@ -76,6 +87,12 @@ def fit(
         steps = compile_ahead(update, abstract, arguments, frozen)
         evaluation = Evaluation.make(task, held_out, loop, on_batch)
         facts = {"parameters": parameters, "compile_s": time.monotonic() - before}
+        if summary is not None:
+            size = max(program_bytes(cast(Any, step)) for step in steps.values())
+            summary = summary.of_run(config, first_step, parameters, task.frozen, mesh, size)
+            facts["summary"] = summary.facts
+            if jax.process_index() == 0:
+                print("\n".join(summary.lines()), file=sys.stderr)
         log = RunLog(run, config, task, pipeline, checkpoints, first_step, facts)
         state, last = take_steps(
             task, pipeline, loop, on_batch, steps, state, frozen, log, evaluation
@@ -89,6 +106,35 @@ def fit(
         "wall_s": round(time.monotonic() - started, 1),
         **{name: round(value, 5) for name, value in last.items()},
     }
+
+
+def check_state(run: RunFolder, config: Run, task: Task, pipeline: Pipeline, mesh: Mesh) -> None:
+    """Check that a run can go on from its newest checkpoint with a configuration that has changed.
+
+    Args:
+      run, config, task, pipeline, mesh: see `fit`; the mesh is the current one.
+
+    Raises:
+      UserError: parameters or the optimiser's state would have other shapes than the checkpoint.
+    """
+    optimizer = task.optimizer(config.optimizer, config.loop.steps)
+    arrays, _ = task.to_device(pipeline.batch(0), batch_sharding(mesh))
+    key = jax.device_put(jax.random.key(config.loop.seed), replicated(mesh))
+    here = array_shapes(abstract_state(task, optimizer, mesh, key, arrays)[0])
+    there = run.checkpoints().shapes()
+    differing = [
+        f"{name}: {there.get(name, 'not there')} -> {here.get(name, 'not there')}"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
+        listed = "\n  ".join(differing[:3])
+        raise UserError(
+            f"the run in {run.path} cannot go on with the changed configuration: {len(differing)} "
+            f"of {len(here)} arrays of its state differ (there -> here):\n  {listed}\nleave the "
+            "keys that they depend on as they were, choose another folder, or start again with "
+            "--overwrite"
+        )
 
 
 def take_steps(
@@ -105,7 +151,7 @@ def take_steps(
     """Take the steps from the state's to the last; return (state, the last metrics)."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(log)
-        first_step = int(state.step)
+        first_step, everywhere = int(state.step), state.step.sharding
         batches = stack.enter_context(contextlib.closing(pipeline.iterate(first_step)))
         profiler = stack.enter_context(Profiler(log.run.path / "profile", loop.profile_steps))
         interrupted = stack.enter_context(caught_signals())
@@ -114,15 +160,22 @@ def take_steps(
         for step, batch in batches:
             profiler.before(step)
             arrays, sample_id = task.to_device(batch, on_batch)
-            state, metrics = steps[pipeline.bucket(step)](state, arrays, sample_id, frozen)
-            log.flush_metrics()  # of the step before; the device works on this one
-            log.dispatched(step, batch, metrics)
+            place = jax.make_array_from_process_local_data(everywhere, np.int32(step))
+            state, metrics = steps[pipeline.bucket(step)](state, arrays, sample_id, frozen, place)
             done = step + 1
             profiler.after(step, state)
-            if evaluation.due(done):
-                log.flush_metrics(evaluation(done, state, frozen, log))
+            try:
+                log.flush_metrics()  # of the step before; the device works on this one
+                log.dispatched(step, batch, metrics)
+                if evaluation.due(done):
+                    log.flush_metrics(evaluation(done, state, frozen, log))
+                if interrupted or done % loop.checkpoint_every == 0 or done == loop.steps:
+                    log.flush_metrics()
+            except NonFiniteLoss as error:
+                if error.step > first_step:  # what was loaded or initialised needs no checkpoint
+                    log.save(error.step, state)
+                raise
             if interrupted or done % loop.checkpoint_every == 0 or done == loop.steps:
-                log.flush_metrics()
                 log.save(done, state)
                 if interrupted and done < loop.steps:
                     raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """Metrics, times and checkpoints that a run writes while it trains."""
 
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +26,15 @@ SHOWN = ("loss", "psnr_db", "disc_loss", "held_out_loss", "held_out_psnr_db")  #
 
 
 class NonFiniteLoss(UserError):
-    """The loss or its gradient is NaN or infinite; the state before that step is intact."""
+    """The loss or its gradient is NaN or infinite; the state before that step is intact.
+
+    Attributes:
+      step: the step that was not applied.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class RunLog:
@@ -57,10 +66,12 @@ class RunLog:
         self._loop, self._task, self._pipeline = config.loop, task, pipeline
         self._checkpoints = checkpoints
         self._facts = {**describe_machine(), **facts}
-        self._spent_before_s = run.read_json(RUN).get("wall_s", 0.0) if first_step else 0.0
+        before = run.read_json(RUN) if first_step and (run.path / RUN).is_file() else {}
+        self._spent_before_s = before.get("wall_s", 0.0)
         self._started_s = self._mark_s = time.monotonic()
         self._mark_step = first_step
         self._pending: tuple[int, Batch, Any] | None = None
+        self._reported = pipeline.report()
         self._writers = MetricWriters(
             ConsoleWriter(config.loop.steps, config.objective, first_step, SHOWN),
             JsonlWriter(run.metrics, first_step + 1),  # rows carry the number of updates made
@@ -103,11 +114,22 @@ class RunLog:
 
     def save(self, step: int, state: TrainState) -> None:
         """Start to save a checkpoint."""
+        self._report_clips()
         # The times first, so that no checkpoint is without them.
-        self.run.write_json(RUN, {**self._facts, "wall_s": self._elapsed_s()})
+        self.run.write_facts({**self._facts, "wall_s": self._elapsed_s()})
         data = {**self._pipeline.state(step), "fingerprints": self._task.fingerprints()}
         with jax.transfer_guard("allow"):
             self._checkpoints.save(step, state, data)
+
+    def _report_clips(self) -> None:
+        """Print, and note in run.json, clips that turned out to be unusable while training."""
+        if (report := self._pipeline.report()) == self._reported:
+            return
+        new = [line for line in report.splitlines() if line not in self._reported.splitlines()]
+        print("\n" + "\n".join(new), file=sys.stderr)
+        self._reported = report
+        summary = self._facts.get("summary", {})
+        self._facts["summary"] = {**summary, "left_out": report.splitlines()}
 
     def _elapsed_s(self) -> float:
         return self._spent_before_s + time.monotonic() - self._started_s
@@ -120,7 +142,10 @@ class RunLog:
         raise NonFiniteLoss(
             f"step {step}: loss {self.last['loss']}, gradient norm {self.last['grad_norm']}, "
             f"bucket {bucket.name}, samples {batch['index'].tolist()}; not finite: {names}. The "
-            "step was not applied. Lower the learning rate, or look at those samples"
+            "step was not applied; the run goes on from it with the same command. Lower the "
+            "learning rate (--config.optimizer.learning_rate=... --accept_changes), or look at "
+            "those samples",
+            step,
         )
 
     def __enter__(self) -> "RunLog":

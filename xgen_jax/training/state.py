@@ -99,7 +99,9 @@ def make_update(
 ) -> Callable:
     """Make the update: (state, arrays, sample_id uint32 (B,), frozen) -> (state, metrics).
 
-    An update whose loss or gradient is not finite is not applied. The gradient is the mean over
+    An update whose loss or gradient is not finite is not applied, and the step stays. With a fifth
+    argument, the step that the batch is of, neither is one of another step than the state's: a
+    batch that was dispatched after such an update. The gradient is the mean over
     `accumulate` parts of the batch, computed one after another: that of the whole batch for a loss
     that is a mean over samples, in the memory of a part. A quantity that is not a mean (the
     adaptive weight of the adversarial term) is computed for each part.
@@ -131,7 +133,9 @@ def make_update(
         )
         return jax.tree.map(lambda x: x / accumulate, total)
 
-    def update(state: TrainState, arrays, sample_id_B, frozen: Params = None):
+    def update(
+        state: TrainState, arrays, sample_id_B, frozen: Params = None, step: Array | None = None
+    ):
         grads, metrics = mean_gradient(state, arrays, sample_id_B, frozen)
         metrics["grad_norm"] = optax.tree.norm(grads)
         if len(grads) > 1:
@@ -139,6 +143,8 @@ def make_update(
                 f"grad_norm_{name}": optax.tree.norm(group) for name, group in grads.items()
             }
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        if step is not None:
+            finite &= state.step == step
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A young EMA forgets its random start faster.
