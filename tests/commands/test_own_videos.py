@@ -8,10 +8,12 @@ import pytest
 from xgen_jax import evaluate
 from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 from xgen_jax.commands.train import train
+from xgen_jax.data.sources import video_folder
 from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
+from xgen_jax.files import locked
 from xgen_jax.testing import BUCKET, DATA, POINTWISE, VDIT, VIDVAE, tiny_run
 from xgen_jax.training.metric_writers import read_jsonl
 
@@ -133,3 +135,48 @@ def test_own_videos_become_a_page(runs, videos, tmp_path):
         text = file.read()
     assert "Scored on clips that were held out" in text and "more noise" in text
     assert "Accuracy by attribute" not in text and "quickstart.sh" not in text
+
+
+def test_clips_that_were_replaced_are_named(videos, tmp_path, monkeypatch, capsys):
+    read = video_folder.read_video
+
+    def broken(path, **options):
+        if path.name == "3.mp4":
+            raise UserError(f"cannot read {path}: damaged")
+        return read(path, **options)
+
+    monkeypatch.setattr(video_folder, "read_video", broken)
+    data = own_data(videos, held_out_fraction=0.0)
+    config = tiny_run({**VIDVAE, "data": data}, model=POINTWISE, loop={"steps": 8})
+    train(config, tmp_path / "run")
+    line = "1 x unreadable when decoded, replaced by the next: cannot read"
+    assert line in capsys.readouterr().err
+    written = json.loads((tmp_path / "run" / "run.json").read_text())
+    (left_out,) = written["summary"]["left_out"]
+    assert line in left_out and "3.mp4: damaged" in left_out
+
+
+def test_a_folder_that_is_trained_in_is_refused(tmp_path):
+    with locked(tmp_path / "run", "trains in"):
+        with pytest.raises(UserError, match="another process trains in .*run"):
+            train(tiny_run(VIDVAE), tmp_path / "run")
+        assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_samples_have_the_rate_of_the_clips():
+    mixed = {24.0: 3, 30.0: 1}
+    config, said = tiny_run(VDIT, embedder="x"), []
+    assert config.fps == 8.0 and config.for_clips({}, said.append).fps == 8.0
+    assert config.for_clips({24.0: 5}, said.append).fps == 24.0 and said == []
+    assert config.for_clips(mixed, said.append).fps == 24.0
+    assert "3 of 24, 1 of 30; samples will have 24" in said[0]
+    given = tiny_run({**VDIT, "sample_fps": 6.0}, embedder="x")
+    assert given.for_clips(mixed, said.append).fps == 6.0 and len(said) == 1
+
+
+def test_a_folder_knows_its_rates(tmp_path):
+    for name, fps in (("a.mp4", 24), ("b.mp4", 24), ("c.mp4", 30000 / 1001)):
+        write_video(tmp_path / name, np.zeros((3, 16, 16, 3), np.uint8), fps=fps)
+    options = {"require_captions": False}
+    assert VideoFolderSource(tmp_path, **options).rates() == {24.0: 2, 29.97: 1}
+    assert VideoFolderSource(tmp_path, fps=12, stride=2, **options).rates() == {6.0: 3}
