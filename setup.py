@@ -43,6 +43,7 @@ TEST = [
 EXTRAS = {
     "test": TEST,
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
+    "gpu12": ["jax[cuda12]>=0.10.2,<0.12"],  # for drivers before 580
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     # TPU's compiler, to check on a CPU host whether a run fits on a slice
     # (xgen_jax/commands/plan.py).

@@ -29,6 +29,16 @@ find_python() {
   return 1
 }
 
+# Prints the extra for the GPU of this machine: gpu, or gpu12 where the driver is too old for CUDA
+# 13; nothing without a GPU.
+gpu_extra() {
+  local driver
+  driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)" ||
+    return 0
+  [[ "$driver" =~ ^[0-9]+ ]] || return 0
+  if ((BASH_REMATCH[0] >= 580)); then echo gpu; else echo gpu12; fi
+}
+
 make_environment() {
   local extras="${1:-}" python wanted stamp="$VENV/installed"
   # Without pip the environment is incomplete; making it again completes it.

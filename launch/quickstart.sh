@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a clean clone to a report: environment, video autoencoder, text-to-video transformer, scores
-# and a sample.
+# and a sample. It uses an NVIDIA GPU where there is one.
 #
 #     bash launch/quickstart.sh [folder]        default folder: runs/quickstart
 #
@@ -9,7 +9,13 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 started=$SECONDS
-make_environment
+gpu="$(gpu_extra)"
+if [[ -n "$gpu" ]]; then
+  say "This machine has an NVIDIA GPU: the models are trained on it (extra [$gpu])."
+else
+  say "This machine has no NVIDIA GPU: the models are trained on the CPU."
+fi
+make_environment "$gpu"
 cd "$REPOSITORY"
 root="${1:-runs/quickstart}"
 mkdir -p "$root"
