@@ -14,7 +14,8 @@ sampler, a source of clips, an embedder or a task is in docs/extending.md.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from xgen_jax.errors import UserError
@@ -201,17 +202,22 @@ def decode_stream(embedder: Any, params: Any, chunks: Iterable[Any]) -> Iterator
 
 
 def train(
-    config: Any, workdir: str | os.PathLike, overwrite: bool = False, accept_changes: bool = False
+    config: Any,
+    workdir: str | os.PathLike,
+    overwrite: bool = False,
+    accept_changes: bool = False,
+    keys: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train a run, or go on training the one in the folder, bit for bit as if never interrupted.
 
     Args:
-      config: nested dicts as the files in configs/ give them (`get_config().to_dict()`), or a
-        dataclass of `config.runs`.
+      config: a name in configs/ or a file, "quickstart/vidvae"; nested dicts as such files give
+        them; or a dataclass of `config.runs`.
       workdir: the run folder.
       overwrite: remove the run that is in the folder.
       accept_changes: go on although the data, the learning rate or the like have changed; see
         `commands.train.train`.
+      keys: of a named configuration, those to change: {"data.source.path": "my_videos"}.
 
     Returns:
       A summary: step, last metrics, seconds, parameters.
@@ -226,6 +232,13 @@ def train(
     from xgen_jax.commands.train import train
     from xgen_jax.config.runs import run_config
 
+    if isinstance(config, str | os.PathLike):
+        from xgen_jax.commands.config_file import load_config
+
+        pairs = [f"{key}={value}" for key, value in (keys or {}).items()]
+        config = load_config(os.fspath(config), pairs, lambda line: print(line, file=sys.stderr))
+    elif keys:
+        raise UserError("keys are for a configuration that is given by its name")
     config = run_config(config) if isinstance(config, dict) else config
     return train(config, workdir, overwrite, accept_changes)
 

@@ -29,6 +29,7 @@ def benchmark(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["tiny-4x", pytest.param("tiny-16x", marks=pytest.mark.slow)])
 def test_the_plain_decoder_has_the_same_encoder_and_as_many_parameters(benchmark, preset):
     config = PRESETS[preset]

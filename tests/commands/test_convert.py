@@ -71,6 +71,7 @@ def test_it_reconstructs_a_video_file(folder):
     assert xgen_jax.load(folder / "vae")(video).shape == video.shape
 
 
+@pytest.mark.slow
 def test_it_has_no_sizes_and_no_statistics_until_somebody_gives_them(folder):
     with pytest.raises(UserError, match="no sizes of their own: give --shapes"):
         evaluate("reconstruction", embedder=folder / "vae", out=folder / "evaluation")
@@ -208,6 +209,7 @@ def test_a_run_starts_from_a_converted_transformer(transformers, tiny_runs):
         warm_start(run_config(values))
 
 
+@pytest.mark.slow
 def test_a_source_that_has_changed_is_not_taken_for_the_same(folder, tmp_path):
     source = tmp_path / "sd.safetensors"
     tensors = read_safetensors(folder / "sd.safetensors")

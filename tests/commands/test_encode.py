@@ -84,6 +84,7 @@ def test_what_is_stored_is_what_the_networks_give(tiny_runs, latents):
             assert not stored["text"][~kept].any()  # padding is not stored
 
 
+@pytest.mark.slow
 def test_training_on_stored_latents_is_training_on_the_fly(tiny_runs, latents, tmp_path):
     objective = task_of(vdit(tiny_runs, source=stored(latents)))
     assert objective.embedder is None and objective.embedder_params is None
@@ -100,6 +101,7 @@ def test_training_on_stored_latents_is_training_on_the_fly(tiny_runs, latents, t
     xgen_jax.load(tmp_path / "stored")  # such a run is loaded like any other
 
 
+@pytest.mark.slow
 def test_an_interrupted_encoding_ends_with_the_same_bytes(tiny_runs, tmp_path, monkeypatch):
     assert synthetic(tiny_runs, tmp_path / "straight")["kept_shards"] == 0
     read, calls = SyntheticSource.read, []
@@ -305,6 +307,7 @@ def train_further(root):
     checkpoints.wait()
 
 
+@pytest.mark.slow
 def test_an_embedder_trained_further_is_another_one(copied, latents, tmp_path):
     before = load_embedder(copied / "vidvae")
     xgen_jax.load(copied / "vdit")  # the same embedder in another place
@@ -371,6 +374,7 @@ def test_latents_are_not_for_training_an_autoencoder(latents, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_statistics_are_measured_where_there_are_none(copied, tmp_path, capsys):
     """Converted weights have none: they reconstruct without; encoding measures them, training asks
     for them."""

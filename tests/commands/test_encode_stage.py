@@ -94,6 +94,7 @@ def test_each_video_is_encoded_in_the_bucket_that_it_fits(stage, folders, tmp_pa
     assert encode(**arguments)["kept_shards"] == 3
 
 
+@pytest.mark.slow
 def test_a_folder_of_videos_and_images_breaks_off_and_ends_with_the_same_bytes(
     stage, folders, tmp_path, monkeypatch
 ):

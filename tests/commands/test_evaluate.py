@@ -91,6 +91,7 @@ def test_reconstruction_suite_on_synthetic_and_real_clips(tiny_runs, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_reconstruction_suite_at_several_shapes_with_lpips(tiny_runs, tmp_path, capsys):
     model = LPIPS(LPIPSConfig(widths=(2, 3, 4, 4, 5)))
     image = np.zeros((1, 16, 16, 3), np.float32)
@@ -144,6 +145,7 @@ def public_names(params):
     return {"trunk": trunk, "heads": heads}
 
 
+@pytest.mark.slow
 def test_captions_suite_reads_every_sample(tiny_runs, tmp_path):
     result = evaluate("captions", model=str(tiny_runs / "vdit"), out=str(tmp_path), count=4)
     written = json.loads((tmp_path / "captions" / "captions.json").read_text())

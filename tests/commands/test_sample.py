@@ -39,6 +39,7 @@ def test_a_file_of_prompts_continues_where_it_stopped(tiny_runs, tmp_path):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_line_gives_the_video_of_its_prompt_and_seed(tiny_runs, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     arguments = {"model": str(tiny_runs / "vdit"), "steps": 1}
@@ -134,6 +135,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tiny_runs, tmp_path, monkey
     assert len(json.loads((tmp_path / "cut" / "samples.json").read_text())["prompts"]) == 10
 
 
+@pytest.mark.slow
 def test_a_folder_of_an_earlier_version_continues(tiny_runs, tmp_path):
     """samples.json had other names of keys."""
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[:2]))
@@ -174,6 +176,7 @@ def test_a_line_is_always_the_same_row(lines):
     )
 
 
+@pytest.mark.slow
 def test_a_video_file_as_condition(tiny_runs, tmp_path, capsys):
     frames = np.random.default_rng(0).integers(0, 256, (9, 20, 20, 3), np.uint8)
     write_video(tmp_path / "start.mp4", frames, fps=8)

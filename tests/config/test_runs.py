@@ -268,6 +268,7 @@ def shrunk(values, embedder):
 QUICK = ("quickstart/vidvae",)  # test_regen_run.py has runs of a REGEN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [

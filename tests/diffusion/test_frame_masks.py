@@ -59,6 +59,7 @@ def test_kinds_come_in_their_fractions():
     assert abs(sum(OPEN_SORA.fractions) - 1) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [1, 2, 3])
 def test_something_is_always_left_to_draw(frames):
     for kind in KINDS:
@@ -69,6 +70,7 @@ def test_something_is_always_left_to_draw(frames):
         )
 
 
+@pytest.mark.slow
 def test_a_mask_follows_from_its_key_alone():
     keys = jax.random.split(jax.random.key(0), 16)
     whole = sample_frame_masks(keys, 8, OPEN_SORA)

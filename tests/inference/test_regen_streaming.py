@@ -42,6 +42,7 @@ def test_latents_do_not_depend_on_the_cut(built, cut):
     assert all(part.shape[1] % 2 == 0 for part in parts[:-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [(2, 2, 2), (1, 4), (4, 1, 1)])
 def test_frames_do_not_depend_on_the_cut(built, cut):
     embedder, params, _, latents, decoded = built
@@ -59,6 +60,7 @@ def test_a_whole_clip_is_cut_into_whole_chunks(built):
     np.testing.assert_allclose(decode(embedder, params, latents, key=KEY), decoded, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["encode", "decode"])
 def test_a_budget_is_planned_in_whole_chunks(built, verb):
     embedder, params, *_ = built

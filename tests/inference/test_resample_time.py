@@ -40,6 +40,7 @@ def built():
     return embedder, params, latents, decode(embedder, params, latents, key=jax.random.key(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "speed, every, between",
     [(1.0, 1, "interpolated"), (0.5, 2, "interpolated"), (0.5, 2, "continuous")],
@@ -53,6 +54,7 @@ def test_the_clips_own_frames_stay_what_they_are(built, speed, every, between):
     assert all(np.abs(slow[:, i] - slow[:, i + 1]).max() > 1e-2 for i in range(10 * every))
 
 
+@pytest.mark.slow
 def test_latents_that_are_tokens_are_drawn_at_any_time_too():
     embedder, params = regen_embedder(
         dataclasses.replace(REGEN_MODEL, conditioning="in_context"), windows="chunk"

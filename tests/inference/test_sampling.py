@@ -56,6 +56,7 @@ def encoded(model, video):
     return encode(model.networks.embedder, model.networks.params["embedder"], video[None])
 
 
+@pytest.mark.slow
 def test_a_condition_comes_back_exactly_and_the_rest_follows_it(model):
     request = {"frames": 13, "segment_frames": 13, "overlap": 2}
     fitted = fit_condition(VIDEO, plan(model, **request), model.networks.embedder)
@@ -71,6 +72,7 @@ def test_a_condition_comes_back_exactly_and_the_rest_follows_it(model):
     np.testing.assert_array_equal(image[:, :1], encoded(model, fitted))
 
 
+@pytest.mark.slow
 def test_a_long_video_begins_like_the_short_one(model):
     calls = []
     short = latents(model, frames=5)
@@ -86,6 +88,7 @@ def test_a_long_video_begins_like_the_short_one(model):
     assert np.abs(ends[0] - ends[1]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_decoding_has_no_seam_between_segments(model):
     generator = model.generator(plan(model, frames=25), 1)
     video = np.concatenate(list(generator([BatchRow(PROMPT, 3)])), axis=1)
@@ -131,6 +134,7 @@ def test_without_guidance_half_is_computed(model):
     assert 0.45 < flops[1.0] / flops[4.0] < 0.6
 
 
+@pytest.mark.slow
 def test_a_batch_split_over_devices_gives_the_same(model):
     generator = model.generator(plan(model, frames=9), 4)
     (first, second) = generator.latents([BatchRow(PROMPT, seed) for seed in (5, 6, 7, 8)])

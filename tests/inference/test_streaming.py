@@ -84,6 +84,7 @@ def check_streams(config, video_cuts, latent_cuts):
         np.testing.assert_allclose(np.concatenate(parts, 1), decoded, atol=1e-5, err_msg=str(cut))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n == "stem" else pytest.mark.slow) for n in CONFIGS]
 )
@@ -125,6 +126,7 @@ def test_a_stream_gives_latents_as_soon_as_possible():
     assert consumed == [0]
 
 
+@pytest.mark.slow
 def test_uint8_and_float_videos_have_the_same_latents():
     embedder, params, video, _, _ = built(CONFIGS["plain"])
     eight = np.rint((video + 1) * 127.5).astype(np.uint8)
@@ -199,6 +201,7 @@ def test_chunks_that_cannot_be_decoded_are_refused(chunks, message):
 # Memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["encode", "decode"])
 @pytest.mark.parametrize(
     "side,chunk",
@@ -234,6 +237,7 @@ def test_predicted_bytes_are_within_a_fifth_of_the_running_programs(verb, side, 
     assert predicted == pytest.approx(program_bytes(program.compile()), rel=0.2)
 
 
+@pytest.mark.slow
 def test_segments_are_decoded_like_the_whole_clip():
     embedder, params, _, latents, decoded = built(CONFIGS["stem"])
     mesh = make_mesh(MeshConfig(data=1, fsdp=1), jax.devices()[:1])
@@ -280,6 +284,7 @@ def test_rows_are_cut_only_if_one_latent_frame_does_not_fit():
     assert (rows < 64, n) == (True, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes,budget_gb,message",
     [

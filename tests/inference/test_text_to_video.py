@@ -39,6 +39,7 @@ def test_same_seed_same_video_other_seed_other_video(model):
     assert (a != c).any()
 
 
+@pytest.mark.slow
 def test_a_video_does_not_depend_on_its_batch(model):
     prompts = [
         "a red circle moving left",
@@ -51,6 +52,7 @@ def test_a_video_does_not_depend_on_its_batch(model):
     assert np.abs(whole - pairs).max() <= 1
 
 
+@pytest.mark.slow
 def test_size_and_length_may_differ_from_training(model):
     assert model("a red circle moving left", frames=9, size=(16, 24)).shape == (9, 16, 24, 3)
 
@@ -61,6 +63,7 @@ def test_steps_may_differ_from_the_runs_and_samplers_are_checked(model):
         model("a red circle moving left", sampler="heuun")
 
 
+@pytest.mark.slow
 def test_sampler_and_guidance_are_the_runs_by_default(model):
     def generate(sampler=None, **config):
         other = dataclasses.replace(model, config=dataclasses.replace(model.config, **config))

@@ -205,6 +205,7 @@ def test_encode_prints_json_and_continues_after_an_interrupt(tiny_runs, tmp_path
     assert "dtype: 'float32' -> 'bfloat16'" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [

@@ -54,6 +54,7 @@ def test_a_logit_stands_for_four_frames_of_eight_by_eight_pixels(shape, patches)
     assert logits.shape == (2, *patches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [1, 5])
 def test_a_samples_logits_do_not_depend_on_the_batch(frames):
     model, params, video = build((3, frames, 16, 16, 3))
@@ -61,6 +62,7 @@ def test_a_samples_logits_do_not_depend_on_the_batch(frames):
     np.testing.assert_allclose(apply(params, video)[1:2], apply(params, video[1:2]), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_frame_and_every_parameter_counts():
     model, params, video = build((1, 9, 16, 16, 3))
 

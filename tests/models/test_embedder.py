@@ -27,6 +27,7 @@ def setup():
     return embedder, embedder.bundle(params, *statistics), video, mean
 
 
+@pytest.mark.slow
 def test_encoded_latents_have_zero_mean_and_unit_variance_by_their_statistics():
     embedder, params, video, mean = setup()
     latents = jax.jit(embedder.encode)(params, video)
@@ -128,6 +129,7 @@ def test_a_clip_is_drawn_from_its_own_latents_and_key(regen):
     assert all(np.abs(noisy[:, frame] - drawn[:, frame]).max() > 1e-3 for frame in range(11))
 
 
+@pytest.mark.slow
 def test_without_a_key_and_with_one_for_all_each_clip_is_drawn_alike(regen):
     embedder, params, _, latents, decode = regen
     same = latents[[0, 0]]

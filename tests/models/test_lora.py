@@ -57,6 +57,7 @@ def test_default_rules_choose_attention_and_mlp_of_all_blocks(base):
     assert len(adapter_shapes(LoRAConfig(rank=3), apart)) == 2 * 9
 
 
+@pytest.mark.slow
 def test_a_new_adapter_leaves_every_bit_of_the_output(base, apply):
     adapter = init_adapter(LoRAConfig(rank=3), base, jax.random.key(0))
     moved = merge(base, adapter, 1.0)
@@ -124,6 +125,7 @@ def test_scanned_layers_move_as_separate_ones_do(base, apply):
     )
 
 
+@pytest.mark.slow
 def test_gradients_reach_b_alone_at_first_and_then_both(base):
     config, model = LoRAConfig(rank=3, rules=(r"mlp/fc1",)), VDiT(CONFIG)
 

@@ -81,11 +81,13 @@ def check_against_golden(net, tensors, sets, features):
         np.testing.assert_allclose(last, GOLDENS[f"out/{net}/a/feature4"], rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["vgg_narrow", "alex"])
 def test_distances_and_features_are_the_released_ones(net):
     check_against_golden(net, stored(net), ("a", "b"), features=True)
 
 
+@pytest.mark.slow
 def test_the_full_vgg_gives_the_released_distances():
     tensors = hashed()
     for k in (0, 1, 10, 25, 30):
@@ -104,6 +106,7 @@ def build(config=TINY, side=32):
     return model, jax.jit(model.init)(jax.random.key(0), x, y), x, y
 
 
+@pytest.mark.slow
 def test_equal_images_are_at_distance_zero_and_each_pair_counts_alone():
     model, params, x, y = build()
     distance = jax.jit(model.apply)
@@ -126,6 +129,7 @@ def test_half_precision_images_are_compared_in_float32():
     np.testing.assert_array_equal(half, exact)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_everywhere_and_point_downhill():
     model, params, x, y = build()
     value_and_grad = jax.jit(

@@ -69,6 +69,7 @@ def test_the_content_latent_sees_the_first_frame_alone():
     assert all(jnp.abs(gradient[:, frame]).max() > 0 for frame in range(REGEN_MODEL.chunk_frames))
 
 
+@pytest.mark.slow
 def test_an_image_is_the_content_latent_of_a_video_that_begins_with_it():
     model, params, video = build()
     np.testing.assert_allclose(
@@ -127,6 +128,7 @@ def test_in_context_latents_have_fixed_places():
     assert jnp.abs(shifted - jnp.roll(plain, 4, axis=2)).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditioning", ["content_aware", "in_context"])
 @pytest.mark.parametrize("height, width", [pytest.param(4, 4, marks=pytest.mark.slow), (20, 24)])
 def test_any_multiple_of_the_patch_can_be_encoded_and_drawn(height, width, conditioning):

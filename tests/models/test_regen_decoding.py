@@ -85,6 +85,7 @@ def test_all_frames_of_a_clip_are_drawn_out_of_one_noise_in_any_window(cuts):
     np.testing.assert_array_equal(noise[:, 0], noise[:, -1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chunks, tail, cuts",
     [pytest.param(4, 1, [2, 6], marks=pytest.mark.slow), (3, 0, [2, 4, 6]), (1, 1, [2])],
@@ -99,6 +100,7 @@ def test_a_clip_in_parts_is_the_whole_clip(chunks, tail, cuts):
     assert lengths[0] == cuts[0] // 2 * LENGTH - HELD - BEYOND  # what lags behind
 
 
+@pytest.mark.slow
 def test_one_chunk_alone_is_drawn_in_its_own_window():
     model, params, video = build()
     z = encode(model, params, video)
@@ -151,6 +153,7 @@ def test_a_clip_does_not_depend_on_its_batch():
     np.testing.assert_allclose(alone[0], both[1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "conditioning", ["content_aware", pytest.param("in_context", marks=pytest.mark.slow)]
 )

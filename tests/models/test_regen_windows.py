@@ -100,6 +100,7 @@ def test_training_windows_begin_within_half_a_chunk_of_their_chunk_and_in_the_cl
         assert set(starts[:, chunk].tolist()) == wanted
 
 
+@pytest.mark.slow
 def test_training_conditions_frames_across_borders_as_decoding_does():
     model, params = REGEN(REGEN_MODEL), random_regen_params()
     z = jax.random.normal(jax.random.key(1), (2, 3, 2, 3, 2, 4))

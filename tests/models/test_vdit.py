@@ -109,6 +109,7 @@ def test_samples_and_padding_do_not_leak(form):
     np.testing.assert_allclose(swapped[::-1], y, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["paper", "modern", "compat"])
 def test_condition_frames_are_modulated_as_at_time_zero(form):
     config = FORMS[form]
@@ -132,6 +133,7 @@ def test_condition_frames_are_modulated_as_at_time_zero(form):
     np.testing.assert_allclose(other[0], mixed[0], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["paper", "modern"])
 def test_odd_sizes_are_padded_with_zeros_and_cropped(form):
     config = FORMS[form]
@@ -183,6 +185,7 @@ def test_a_clips_conditions_are_its_own_but_for_the_released_scale(form, other_d
         assert difference[1] > 1e-3 if scale else difference[1] < 1e-5, name
 
 
+@pytest.mark.slow
 def test_half_precision_stays_near():
     params, inputs = setup(MODERN)
     y = jax.jit(VDiT(MODERN).apply)(params, *inputs)
@@ -192,6 +195,7 @@ def test_half_precision_stays_near():
     assert np.abs(half - y).mean() < 0.02 * np.abs(y).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["plain", "modern"])
 def test_the_output_is_zero_at_initialisation(form):
     config = dataclasses.replace(FORMS[form], null_caption_tokens=64)

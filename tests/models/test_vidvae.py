@@ -59,6 +59,7 @@ def test_the_published_networks_have_their_parameters(preset, parameters):
     assert (PRESETS[preset].time_factor, PRESETS[preset].space_factor) == (4, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*CONFIGS, "paper", "tiny"])
 def test_latent_shape_is_the_shape_of_the_latents(name):
     config = PRESETS.get(name) or CONFIGS[name]
@@ -200,6 +201,7 @@ def test_recomputation_changes_neither_values_nor_gradients():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), plain, remat)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [pytest.param({"sequence": 8}, marks=pytest.mark.slow), {"sequence": 4, "tensor": 2}],
@@ -235,6 +237,7 @@ def test_height_and_width_over_devices_change_nothing_and_gather_nothing(verb, m
         assert math.prod(int(side) for side in shape.split(",")) <= cells, f"{shape} is gathered"
 
 
+@pytest.mark.slow
 def test_the_posterior_is_sampled_with_the_noise_handed_in():
     model, params, video = build("stem", frames=5)
     noise = jax.random.normal(jax.random.key(3), model.config.latent_shape(video.shape))

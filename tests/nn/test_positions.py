@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from xgen_jax.nn.positions import rotary, sinusoid, sinusoid_2d
 
@@ -64,6 +65,7 @@ def test_sinusoid_2d_of_a_dim_that_four_does_not_divide_ends_in_zeros():
     assert not np.any(table[:, 8:])
 
 
+@pytest.mark.slow
 def test_sinusoid_2d_keeps_its_place_at_any_size_when_scaled():
     small = sinusoid_2d(2, 3, 16, scales=(32 / 2, 32 / 3)).reshape(2, 3, 16)
     large = sinusoid_2d(4, 9, 16, scales=(32 / 4, 32 / 9)).reshape(4, 9, 16)

@@ -4,7 +4,10 @@ import pathlib
 
 import jupytext
 import nbclient
+import numpy as np
 import pytest
+
+from xgen_jax.data.video_writer import write_video
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[2] / "notebooks").glob("*.py"))
 
@@ -15,14 +18,41 @@ def test_both_forms_agree(path):
     assert [cell.source for cell in script.cells] == [cell.source for cell in notebook.cells]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-@pytest.mark.filterwarnings("default")  # jupyter's own
-def test_a_notebook_runs(path, tiny_runs, monkeypatch):
-    monkeypatch.setenv("XGEN_JAX_MODEL", str(tiny_runs / "vdit"))
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
+def run(name):
+    """Run a notebook; return the outputs of its cells."""
+    path = next(path for path in NOTEBOOKS if path.stem == name)
     notebook = jupytext.read(path)
     nbclient.NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(path.parents[1])}}
+        notebook, timeout=600, resources={"metadata": {"path": str(path.parents[1])}}
     ).execute()
-    shown = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
-    assert any("<video" in out.get("data", {}).get("text/html", "") for out in shown)
+    return [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
+
+
+def videos(outputs):
+    return sum("<video" in out.get("data", {}).get("text/html", "") for out in outputs)
+
+
+@pytest.mark.filterwarnings("default")  # jupyter's own
+def test_the_quickstart_runs(tiny_runs, monkeypatch):
+    monkeypatch.setenv("XGEN_JAX_MODEL", str(tiny_runs / "vdit"))
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert videos(run("quickstart")) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_own_videos_become_samples_and_a_page(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        colour = rng.integers(0, 256, 3, np.uint8)
+        write_video(tmp_path / "in" / f"{number}.mp4", np.tile(colour, (20, 72, 96, 1)), fps=12)
+        (tmp_path / "in" / f"{number}.txt").write_text("a plain colour")
+    monkeypatch.setenv("XGEN_JAX_VIDEOS", str(tmp_path / "in"))
+    monkeypatch.setenv("XGEN_JAX_OUT", str(tmp_path / "out"))
+    monkeypatch.setenv("XGEN_JAX_STEPS", "2")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    outputs = run("own_videos")
+    assert videos(outputs) == 3
+    (printed,) = (out["text"] for out in outputs if "TextToVideo" in out.get("text", ""))
+    assert len(printed) < 2000
+    assert (tmp_path / "out" / "report.html").is_file()

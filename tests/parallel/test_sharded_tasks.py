@@ -139,6 +139,7 @@ def assert_close(ours, theirs):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", ["tensor", pytest.param("sequence", marks=pytest.mark.slow)])
 def test_loss_and_gradients_are_one_devices(case, axis, monkeypatch):
     # Everything here is small; without a threshold the sharded paths are really taken.

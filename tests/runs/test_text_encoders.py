@@ -35,6 +35,7 @@ def loads(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_rows_are_what_the_encoder_gives_alone(folder, captions):
     texts = ["a red circle", LONG, "", "A  Red\tCircle", "a blue square moving up"]
     rows = captions(texts)
@@ -73,6 +74,7 @@ def test_a_prompt_with_nothing_in_it_is_refused_and_a_caption_has_no_tokens(capt
     assert captions([prompt])[0].shape == (0, 16)
 
 
+@pytest.mark.slow
 def test_what_is_cached_needs_no_weights(folder, tmp_path, loads):
     first = T5Captions(folder, 40, cache=tmp_path / "cache")
     first.prepare(["a red circle", "a blue square"])

@@ -39,6 +39,7 @@ def test_steps_are_traced(evaluated):
     assert list((evaluated / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_evaluation_changes_nothing(evaluated, tmp_path):
     train(tiny_run(VIDVAE, loop={"steps": 3}), tmp_path / "plain")
     assert_same(state_of(tmp_path / "plain"), state_of(evaluated))

@@ -139,6 +139,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_overwriting_starts_again(st
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_stopped_run_leaves_its_last_checkpoint_whole(tmp_path):
     with pytest.raises(NonFiniteLoss, match="step 1: "):
         run(

@@ -20,6 +20,7 @@ def other(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}], ids=["init_from", "lora"])
 def test_parameters_of_another_embedder_are_refused(other, tiny_runs, tmp_path, lora):
     changes = {"init_from": str(tiny_runs / "vdit"), "lora": lora}

@@ -84,6 +84,7 @@ def test_step_0_is_the_base(measured):
     np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_fixed_batch_falls(root, measured):
     objective, arrays, keys, loss = measured
 
@@ -130,6 +131,7 @@ def test_the_file_is_the_average_with_the_bases_fingerprint(root):
     jax.tree.map(np.testing.assert_array_equal, adapter, state_of(root / "straight")["ema"]["lora"])
 
 
+@pytest.mark.slow
 def test_folder_file_and_merged_folder_sample_the_same(root):
     wanted = xgen_jax.load(root / "straight")(PROMPT)
     base = load_text_to_video(root / "vdit")
@@ -179,6 +181,7 @@ def test_it_is_a_base_once_merged(root, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_another_base_is_refused_with_both_fingerprints(root, tmp_path):
     moved = tmp_path / "runs"
     for name in ("vidvae", "vdit", "straight"):

@@ -40,6 +40,7 @@ def shifted(batch, seed=0):
     return np.asarray(frames), np.asarray(cond.added_BFHWD)
 
 
+@pytest.mark.slow
 def test_a_shifted_window_has_a_chunks_length_of_neighbours_with_their_conditioning():
     frames, cond = shifted(40)
     assert frames.shape == (40, CHUNKS, FRAMES, 2, 2, 3)
@@ -57,6 +58,7 @@ def test_a_shifted_window_has_a_chunks_length_of_neighbours_with_their_condition
     assert sorted(set(first[:, 2])) == [8, 9, 10]
 
 
+@pytest.mark.slow
 def test_the_shift_of_a_window_depends_on_its_key_only():
     (frames, _), (again, _), (others, _) = shifted(8), shifted(8), shifted(8, seed=1)
     np.testing.assert_array_equal(frames, again)

@@ -175,6 +175,7 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole():
     )
 
 
+@pytest.mark.slow
 def test_terms_are_off_by_default_and_at_t_1_a_step_is_the_prediction():
     objective, params, arrays = make(PLAIN)
     loss, metrics = jax.eval_shape(objective.loss, params, arrays, keys_of(4), jnp.int32(0))
@@ -207,6 +208,7 @@ def test_weighted_by_velocity_an_error_of_x0_is_that_of_the_velocity(process):
     np.testing.assert_allclose(limited, jnp.minimum(objective.time_weight(t_B), 2.0), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_papers_loss_is_the_squared_error_of_the_noise():
     """The loss of a network that starts with zeros is the squared noise, for any error of x0."""
     objective, _, arrays = make(REGENLossConfig(process="ddpm", prediction="eps"), batch=8)

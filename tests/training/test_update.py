@@ -121,6 +121,7 @@ def test_eight_devices_do_what_one_does(objective, state, arrays, sample_id, mon
     assert_close(jax.device_get(eight), jax.device_get(one), 1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_does_not_depend_on_how_a_batch_is_split_or_ordered(
     objective, state, arrays, sample_id
 ):
@@ -140,6 +141,7 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_split_or_ordered(
     np.testing.assert_allclose(part(np.array([3, 1, 7, 5, 0, 2, 6, 4])), whole, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_update_moves_parameters_and_the_average_by_its_formula(state, updated):
     new, metrics = updated
     assert int(new.step) == 1
@@ -233,6 +235,7 @@ def test_schedules_warm_up_and_end_where_they_should(schedule, end):
     assert abs(float(rate(12)) - end) < 1e-6
 
 
+@pytest.mark.slow
 def test_weight_decay_leaves_stored_constants_alone():
     ones = {"vdit": {"params": {"x": jnp.ones(3)}, "constants": {"null_caption": jnp.ones((2, 3))}}}
     optimizer = make_optimizer(

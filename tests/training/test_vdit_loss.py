@@ -79,6 +79,7 @@ def trained(request, arrays):
     return objective, perturbed(objective, arrays)
 
 
+@pytest.mark.slow
 def test_a_sample_has_its_loss_whatever_the_batch(trained, arrays):
     objective, params = trained
 
@@ -150,6 +151,7 @@ def test_the_loss_is_that_of_the_noisy_frames_and_sees_the_clean_ones(arrays):
     assert abs(float(loss(x0.at[:, 0].multiply(2.0)) - loss(x0))) > 1e-5
 
 
+@pytest.mark.slow
 def test_micro_conditions_reach_the_network(arrays):
     objective = make_objective()
     params = perturbed(objective, arrays)

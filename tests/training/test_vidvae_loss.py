@@ -141,6 +141,7 @@ def test_the_gradient_of_one_pass_is_that_of_the_loss_as_written(adversarial):
         assert_close(grads[group], expected[group], 1e-5)
 
 
+@pytest.mark.slow
 def test_no_groups_loss_moves_the_other():
     """The discriminator's loss has no gradient for the clips, the generator's none for the
     discriminator."""
@@ -173,6 +174,7 @@ def test_no_groups_loss_moves_the_other():
     assert not any(np.any(leaf) for leaf in jax.tree.leaves((by_clips, of_generator)))
 
 
+@pytest.mark.slow
 def test_before_its_step_the_discriminator_does_nothing(adversarial):
     objective, params, arrays, keys = adversarial
     plain, *_ = make(adversarial=AdversarialConfig())
@@ -324,6 +326,7 @@ def test_only_the_autoencoder_has_an_ema_and_each_group_has_its_optimizer():
     assert state.ema.keys() == {"vidvae"}
 
 
+@pytest.mark.slow
 def test_a_groups_gradient_does_not_scale_the_others_and_the_late_one_waits():
     objective, params, _ = make()
     optimizer = objective.optimizer(
@@ -357,6 +360,7 @@ def clips():
     return {"video": video}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moving", ["discriminator", pytest.param("vidvae", marks=pytest.mark.slow)]
 )

@@ -88,6 +88,7 @@ CASES = [
 QUICK = {("odd", "qknorm"), ("xmask", "qknorm"), ("xmask", "noqknorm"), ("notextmask", "noqknorm")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case,norm",
     [pytest.param(*c, marks=() if c in QUICK else pytest.mark.slow, id="-".join(c)) for c in CASES],
@@ -143,6 +144,7 @@ def test_every_layer_gives_what_that_of_stdit2_gives(case, norm):
         assert_golden(record["y_embedder2"][1][:, None], "y_embedder_a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name,norm",
     [("channel_3_xmask", "noqknorm")]

@@ -85,6 +85,7 @@ QUICK |= {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -98,6 +99,7 @@ def test_open_sora_plans_moments(case):
     assert_golden(got, OSP, f"moments_{clip}_{layout}_{norm}_{place}", OSP_ATOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout,norm", [("bug", "time"), ("fix", "time"), ("fix", "frame")])
 @pytest.mark.parametrize(
     "z", ["t3", *(pytest.param(z, marks=pytest.mark.slow) for z in ("t1", "t2", "t5"))]
@@ -111,6 +113,7 @@ def test_open_sora_plans_decoder(z, layout, norm):
     )
 
 
+@pytest.mark.slow
 def test_open_sora_plans_round_trip():
     model, params = osp("bug", "time")
     mean = moments(model, params, last(OSP["in/x_t9"]))[..., :4]
@@ -118,6 +121,7 @@ def test_open_sora_plans_round_trip():
     assert_golden(decode(model, params, mean), OSP, "recon_t9_bug_time_p01", OSP_ATOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout,norm", [("bug", "time"), pytest.param("fix", "frame", marks=pytest.mark.slow)]
 )
@@ -129,6 +133,7 @@ def test_divide_and_merge_has_open_sora_plans_windows(layout, norm):
     assert_golden(got, OSP, f"win_decode_{layout}_{norm}_p01", OSP_ATOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", ["a", pytest.param("b", marks=pytest.mark.slow), "dim"])
 def test_an_image_is_encoded_and_decoded_as_by_the_2d_model(image):
     config, params = load_vidvae("sd-vae", SD_TENSORS)
@@ -142,6 +147,7 @@ def test_an_image_is_encoded_and_decoded_as_by_the_2d_model(image):
     )
 
 
+@pytest.mark.slow
 def test_every_frame_of_a_static_video_is_encoded_and_decoded_as_by_the_2d_model():
     config, params = load_vidvae("sd-vae", SD_TENSORS)
     model, frame = VidVAE(config), rearrange(SD["in/image_dim"], "b c h w -> b 1 h w c")
@@ -157,6 +163,7 @@ def test_every_frame_of_a_static_video_is_encoded_and_decoded_as_by_the_2d_model
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", ["v5", pytest.param("v9", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "norm,layout",

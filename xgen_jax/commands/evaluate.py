@@ -158,13 +158,14 @@ def _clips_to_score(request: EvaluateRequest, run: RunFolder) -> tuple[Source, s
     config = run.config()
     own = config.data.source if isinstance(config, Run) else None
     if isinstance(own, VideoFolderConfig) and (request.data is None or request.split):
-        default = "held_out" if own.held_out_fraction else "all"
         config = dataclasses.replace(
-            own,
-            path=request.data or own.path,
-            require_captions=False,
-            split=request.split or default,
+            own, path=request.data or own.path, require_captions=False, split=request.split or "all"
         )
+        if request.split is None:
+            some = len(_folder(config).held_out_clips())
+            config = dataclasses.replace(config, split="held_out" if some else "train")
+            if not some:
+                print("no clip is held out: those trained on are scored", file=sys.stderr)
         return _folder(config), config.split
     if request.data is not None:
         folder = VideoFolderConfig(
