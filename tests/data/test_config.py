@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from xgen_jax.data.config import KINDS, OLD_KEYS, nest_source
+from xgen_jax.data.config import KINDS, OLD_KEYS, as_written, nest_source
 from xgen_jax.errors import UserError
 
 # The whole of `data` but its buckets, as config.json had it.
@@ -61,6 +61,16 @@ def test_what_older_releases_wrote_is_nested():
     latents = {**FLAT, "source": "latents", "path": "l", "require_captions": False}
     assert source(latents) == {"kind": "latents", "path": "l", "split": "train"}
     assert {"source", "seed", "fit"} | set(OLD_KEYS) == FLAT.keys()
+
+
+def test_a_folder_that_was_written_before_holds_nothing_out():
+    old = nest_source({**FLAT, "source": "video_folder", "path": "v"})
+    assert as_written(old)["source"]["held_out_fraction"] == 0.0
+    assert as_written(old)["source"]["seconds_per_clip"] is None
+    new = {"source": {**old["source"], "held_out_fraction": 0.2, "seconds_per_clip": 3.0}}
+    assert as_written(new) == new
+    shapes = nest_source(FLAT)
+    assert as_written(shapes) == shapes
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 from xgen_jax.config.build import RENAMED_OBJECTIVES, build, flat, rename
 from xgen_jax.config.losses import REGENLossConfig, VDiTLossConfig, VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.data.config import DataConfig, nest_source
+from xgen_jax.data.config import DataConfig, as_written, nest_source
 from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.guidance import GuidanceConfig
 from xgen_jax.diffusion.samplers import make_steps
@@ -406,6 +406,9 @@ def folder_config(values: dict[str, Any]) -> Run | Weights:
         values = {k: v for k, v in values.items() if k != "objective"}
         values["network"] = RENAMED_OBJECTIVES[objective]
     if "network" not in values:
+        values = rename(values)
+        if isinstance(values.get("data"), dict):
+            values["data"] = as_written(nest_source(values["data"]))
         return run_config(values)
     network = choose("network", values["network"], Weights.known)
     return build(Weights.known[network], rename(values), "config")

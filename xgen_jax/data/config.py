@@ -140,6 +140,16 @@ def source_folder(source: VideoFolderConfig | LatentsConfig) -> str:
     return source.path
 
 
+def as_written(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the `data` of a config.json, as `nest_source` gives it, with what older releases did
+    where newer keys have another default."""
+    source = data.get("source")
+    if isinstance(source, dict) and source.get("kind") == VideoFolderConfig.kind:
+        source = {"held_out_fraction": 0.0, "seconds_per_clip": None, **source}
+        return {**data, "source": source}
+    return data
+
+
 # Keys of sources that stood in `data` itself, next to `source`, which was the kind's name.
 OLD_KEYS = ("path", "split", "num_clips", "style", "fps", "stride", "require_captions", "flip")
 _DEFAULTS = {
