@@ -154,6 +154,11 @@ def test_clips_that_were_replaced_are_named(videos, tmp_path, monkeypatch, capsy
     written = json.loads((tmp_path / "run" / "run.json").read_text())
     (left_out,) = written["summary"]["left_out"]
     assert line in left_out and "3.mp4: damaged" in left_out
+    # Without held-out clips the scores say that they are of those trained on.
+    out = {"out": str(tmp_path), "count": 2}
+    evaluate("reconstruction", embedder=str(tmp_path / "run"), **out)
+    scores = json.loads((tmp_path / "reconstruction" / "reconstruction.json").read_text())
+    assert scores["split"] == "train"
 
 
 def test_a_folder_that_is_trained_in_is_refused(tmp_path):
