@@ -119,7 +119,7 @@ def test_converted_weights_are_not_trained_but_started_from(folder, tmp_path):
 
 
 def test_another_folder_is_not_overwritten(folder, tiny_runs):
-    with pytest.raises(UserError, match="holds a run with another configuration"):
+    with pytest.raises(UserError, match="holds a run of another network"):
         convert(kind="sd-vae", source=str(folder / "sd.safetensors"), out=str(tiny_runs / "vidvae"))
 
 

@@ -328,7 +328,7 @@ def test_a_folder_of_an_older_release_keeps_its_fingerprint(tmp_path):
     write(tmp_path, break_after=None)
     for marker in tmp_path.glob("*x8x8/*.json"):
         entry = json.loads(marker.read_text())
-        assert entry.pop("longest_caption")
+        assert entry.pop("longest_caption") and entry.pop("rates")
         marker.write_text(json.dumps(entry))
     (tmp_path / "manifest.json").unlink()
     assert write(tmp_path) == 0

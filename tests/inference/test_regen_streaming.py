@@ -53,6 +53,7 @@ def test_frames_do_not_depend_on_the_cut(built, cut):
     assert parts[0].shape[1] == embedder.frames(cut[0] if cut[0] > 1 else 4) - embedder.look_ahead
 
 
+@pytest.mark.slow
 def test_a_whole_clip_is_cut_into_whole_chunks(built):
     embedder, params, video, latents, decoded = built
     assert plan_chunks(embedder, params, "decode", latents.shape, np.float32, None) == (2, 4)

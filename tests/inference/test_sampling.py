@@ -111,6 +111,7 @@ def test_empty_rows_do_not_change_the_others(model):
     np.testing.assert_array_equal(part[[0, 2]], full[[0, 2]])
 
 
+@pytest.mark.slow
 def test_a_negative_prompt_stands_in_for_the_empty_one(model):
     plain = latents(model)
     other = latents(model, negative_prompt="a green triangle")
@@ -164,6 +165,7 @@ def test_the_lowered_step_is_the_program_that_runs(model, batch, frames, sampler
     assert generator.sampler.step_bytes(params) > tree_bytes(params["vdit"])
 
 
+@pytest.mark.slow
 def test_residency_changes_nothing(model):
     def generate(**options):
         networks = dataclasses.replace(model.networks, params=jax.device_get(model.networks.params))

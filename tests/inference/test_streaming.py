@@ -141,6 +141,7 @@ def bad(change):
     return [change(video)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chunks,message",
     [

@@ -19,6 +19,8 @@ from xgen_jax.runs.text_encoders import T5Captions
 from xgen_jax.testing import DATA, VDIT, task_of
 from xgen_jax.weights.t5 import T5Folder
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 24
 PROMPT = "a red circle moving left"
 
@@ -104,7 +106,6 @@ def test_a_dropped_stored_caption_is_the_null_caption_of_the_run(root, tiny_runs
     assert mask[0].all() and mask[1].sum() == clips[1]["text_mask"].sum()
 
 
-@pytest.mark.slow
 def test_training_needs_no_t5_and_sampling_needs_its_weights_once(root, tiny_runs, tmp_path):
     other = tmp_path / "elsewhere"
     shutil.copytree(root / "latents", other / "latents")
@@ -124,7 +125,6 @@ def test_training_needs_no_t5_and_sampling_needs_its_weights_once(root, tiny_run
         loaded("www.a.b")
 
 
-@pytest.mark.slow
 def test_a_file_of_prompts_loads_the_t5_once(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XGEN_JAX_CACHE", str(tmp_path / "cache"))
     loads, load = [], T5Folder.load
@@ -154,7 +154,6 @@ def test_a_file_of_prompts_loads_the_t5_once(root, tmp_path, monkeypatch, capsys
     assert not (tmp_path / "more").exists()
 
 
-@pytest.mark.slow
 def test_another_t5_is_refused(root, tiny_runs, tmp_path):
     tiny_t5.write(tmp_path / "t5", seed=1)
     fingerprints = T5Folder(root / "t5").fingerprint, T5Folder(tmp_path / "t5").fingerprint

@@ -1,8 +1,10 @@
 """Old names of flags of launch/sample.py."""
 
+import pytest
 from test_commands import call
 
 
+@pytest.mark.slow
 def test_a_renamed_flag_works_and_prints_its_new_name(tmp_path):
     flags = ("--model=nowhere", "--prompt=x", "--out=x.mp4", "--piece_frames=5")
     done = call("sample", *flags, cwd=tmp_path)

@@ -39,6 +39,7 @@ def test_encoded_latents_have_zero_mean_and_unit_variance_by_their_statistics():
     assert np.ptp(mean.std((0, 1, 2, 3))) > 0.01
 
 
+@pytest.mark.slow
 def test_decode_undoes_the_normalisation():
     embedder, params, video, mean = setup()
     latents = jax.jit(embedder.encode)(params, video)

@@ -80,6 +80,7 @@ def test_an_image_is_the_content_latent_of_a_video_that_begins_with_it():
     )
 
 
+@pytest.mark.slow
 def test_an_image_and_a_first_frame_are_expanded_by_one_function():
     """With the same motion latent their conditioning is the same, whatever the content latent is.
 
@@ -94,6 +95,7 @@ def test_an_image_and_a_first_frame_are_expanded_by_one_function():
     assert jnp.abs(later.added_BFHWD[:, 1:] - first.added_BFHWD[:, 1:]).min() > 0
 
 
+@pytest.mark.slow
 def test_nothing_but_the_latents_tells_a_token_its_place():
     """Tokens moved in space and time, together with what they are told, give the same frames,
     moved."""

@@ -117,6 +117,7 @@ def test_a_network_that_cannot_be_built_is_refused(changes, message):
         VidVAEConfig(**changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n == "stem" else pytest.mark.slow) for n in CONFIGS]
 )

@@ -32,6 +32,7 @@ def videos(outputs):
     return sum("<video" in out.get("data", {}).get("text/html", "") for out in outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # jupyter's own
 def test_the_quickstart_runs(tiny_runs, monkeypatch):
     monkeypatch.setenv("XGEN_JAX_MODEL", str(tiny_runs / "vdit"))

@@ -85,6 +85,7 @@ def test_a_changed_run_goes_on_and_notes_what_has_changed(copied, capsys):
     assert notes(copied)["changes"] == changes
 
 
+@pytest.mark.slow
 def test_other_data_needs_the_flag_once(copied):
     other = values(3, data={"source": {"kind": "synthetic", "num_clips": 50}})
     folder = RunFolder(copied)
@@ -194,6 +195,7 @@ def diverging(monkeypatch):
     return lambda step: at.append(step) if step is not None else at.clear()
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_saved_as_it_was_before_that_step(diverging, tmp_path, stopped):
     diverging(2)
     message = r"step 2: .*The step was not applied.*--config.optimizer.learning_rate=... --accept"

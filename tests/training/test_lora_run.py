@@ -26,6 +26,8 @@ from xgen_jax.training.metric_writers import read_jsonl
 from xgen_jax.training.state import sample_keys
 from xgen_jax.weights.lora import read_adapter
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a red circle moving left"
 
 
@@ -84,7 +86,6 @@ def test_step_0_is_the_base(measured):
     np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.slow
 def test_the_loss_of_a_fixed_batch_falls(root, measured):
     objective, arrays, keys, loss = measured
 
@@ -131,7 +132,6 @@ def test_the_file_is_the_average_with_the_bases_fingerprint(root):
     jax.tree.map(np.testing.assert_array_equal, adapter, state_of(root / "straight")["ema"]["lora"])
 
 
-@pytest.mark.slow
 def test_folder_file_and_merged_folder_sample_the_same(root):
     wanted = xgen_jax.load(root / "straight")(PROMPT)
     base = load_text_to_video(root / "vdit")
@@ -181,7 +181,6 @@ def test_it_is_a_base_once_merged(root, tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_another_base_is_refused_with_both_fingerprints(root, tmp_path):
     moved = tmp_path / "runs"
     for name in ("vidvae", "vdit", "straight"):
@@ -269,7 +268,6 @@ def test_arguments_of_merging_that_cannot_be_right_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_the_base_and_the_adapter_are_split_over_devices(root, monkeypatch):
     """Six steps on eight devices, with all that can be sharded sharded, end as on one."""
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 0)

@@ -22,6 +22,8 @@ from xgen_jax.training.optimizer import make_optimizer, make_schedule, muon_dime
 from xgen_jax.training.state import init_state, make_update, sample_keys
 from xgen_jax.training.tasks.vdit import VDiTTask
 
+pytestmark = pytest.mark.slow
+
 VIDVAE = tiny_vidvae()
 SEED = 3
 
@@ -89,7 +91,6 @@ def assert_close(one, other, atol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), one, other)
 
 
-@pytest.mark.slow
 def test_eight_devices_do_what_one_does(objective, state, arrays, sample_id, monkeypatch):
     # Everything here is small; without a threshold the sharded paths are really taken.
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
@@ -121,7 +122,6 @@ def test_eight_devices_do_what_one_does(objective, state, arrays, sample_id, mon
     assert_close(jax.device_get(eight), jax.device_get(one), 1e-5)
 
 
-@pytest.mark.slow
 def test_the_loss_does_not_depend_on_how_a_batch_is_split_or_ordered(
     objective, state, arrays, sample_id
 ):
@@ -141,7 +141,6 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_split_or_ordered(
     np.testing.assert_allclose(part(np.array([3, 1, 7, 5, 0, 2, 6, 4])), whole, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_an_update_moves_parameters_and_the_average_by_its_formula(state, updated):
     new, metrics = updated
     assert int(new.step) == 1
@@ -235,7 +234,6 @@ def test_schedules_warm_up_and_end_where_they_should(schedule, end):
     assert abs(float(rate(12)) - end) < 1e-6
 
 
-@pytest.mark.slow
 def test_weight_decay_leaves_stored_constants_alone():
     ones = {"vdit": {"params": {"x": jnp.ones(3)}, "constants": {"null_caption": jnp.ones((2, 3))}}}
     optimizer = make_optimizer(

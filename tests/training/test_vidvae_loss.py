@@ -238,6 +238,7 @@ def test_r1_is_the_gradient_of_a_known_function():
     np.testing.assert_allclose(r1, 36 * jnp.square(x).mean(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_loss_is_its_formula_and_half_precision_leaves_its_terms_in_full():
     objective, params, arrays = make(adversarial=AdversarialConfig(), dtype=jnp.bfloat16)
     keys = sample_keys(SEED, jnp.int32(0), np.arange(4, dtype=np.uint32))

@@ -20,6 +20,8 @@ from xgen_jax.training.metric_writers import read_jsonl
 from xgen_jax.training.run_log import NonFiniteLoss
 from xgen_jax.weights.safetensors import write_safetensors
 
+pytestmark = pytest.mark.slow
+
 IMAGE, VIDEO = ({"frames": frames, "height": 16, "width": 16, "batch_size": 2} for frames in (1, 5))
 # The rate is 0 at the first step, and does not depend on the number of steps.
 OPTIMIZER = {"learning_rate": 1e-3, "warmup_steps": 2}
@@ -79,7 +81,6 @@ def mixed(tmp_path_factory):
     return workdir, changes
 
 
-@pytest.mark.slow
 def test_images_and_videos_train_together_and_resume_bit_for_bit(mixed, tmp_path):
     straight, changes = mixed
     data = run_config(values(**changes)).data
@@ -102,7 +103,6 @@ def test_images_and_videos_train_together_and_resume_bit_for_bit(mixed, tmp_path
     assert_same(state_of(tmp_path / "run"), state)
 
 
-@pytest.mark.slow
 def test_the_perceptual_term_comes_from_a_file_in_parts_of_a_batch_as_well(lpips, tmp_path):
     summary = run(tmp_path / "run", steps=1, lpips=lpips, loop={"accumulate": 2})
     # And a little KL.
@@ -110,7 +110,6 @@ def test_the_perceptual_term_comes_from_a_file_in_parts_of_a_batch_as_well(lpips
     assert summary["lpips"] > 1e-3
 
 
-@pytest.mark.slow
 def test_a_run_starts_from_another_embedder_and_needs_it_no_more_then(mixed, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(mixed[0], other)
@@ -149,7 +148,6 @@ def test_a_start_of_other_shapes_is_refused_before_anything_is_made(mixed, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_a_discriminator_that_is_not_finite_stops_the_run(tmp_path):
     absurd = {"weight": 0.5, "optimizer": {"learning_rate": 1e30, "warmup_steps": 0}}
     with pytest.raises(

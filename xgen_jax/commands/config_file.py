@@ -62,10 +62,10 @@ def _values(given: str) -> dict[str, Any]:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
             raise UserError("the config file has no function get_config()")
-        config = module.get_config(*([argument] if colon else []))
-        # Locked, it knows which keys the file itself has set.
-        config = config.lock() if hasattr(config, "lock") else config
-        values = config.to_dict() if hasattr(config, "to_dict") else config
+        values = module.get_config(*([argument] if colon else []))
+        if hasattr(values, "to_dict"):
+            # Locked, a ConfigDict knows which keys the file itself has set.
+            values = (values.lock() if hasattr(values, "lock") else values).to_dict()
     except UserError as error:
         raise FlagError(str(error)) from error
     except Exception as error:  # whatever the user's own code raises

@@ -247,14 +247,16 @@ def _check_shapes(model: str) -> None:
     """Raise UserError unless a run was trained on moving shapes, whose captions can be verified."""
     config = RunFolder(model).expect(VDiTRun, "a model: a vdit run")
     source = config.data.source
-    kind = source.kind
-    if isinstance(source, LatentsConfig) and source.path and os.path.isdir(source.path):
-        kind = read_manifest(source.path)["source"]
-    if kind != SyntheticConfig.kind:
-        raise UserError(
-            f"--suite=captions verifies captions of moving shapes, and {model} was trained on "
-            f"{source.path}: give --suite=samples and --prompts_file=FILE"
-        )
+    if isinstance(source, SyntheticConfig):
+        return
+    path = source.path or "other videos"
+    encoded = isinstance(source, LatentsConfig) and os.path.isdir(path)
+    if encoded and read_manifest(path)["source"] == SyntheticConfig.kind:
+        return
+    raise UserError(
+        f"--suite=captions verifies captions of moving shapes, and {model} was trained on "
+        f"{path}: give --suite=samples and --prompts_file=FILE"
+    )
 
 
 def _samples(request: EvaluateRequest) -> dict[str, Any]:

@@ -88,7 +88,9 @@ def _set(
         if len(kinds) > 1:
             # The kind that is chosen first: another may have a key of the same name.
             chosen = group.get("kind")
-            kinds = sorted(kinds, key=lambda each: each.kind != chosen)
+            by_name = {each.kind: each for each in kinds}
+            first = [by_name.pop(chosen)] if chosen in by_name else []
+            kinds = first + list(by_name.values())
     hint, where = _hint(kinds, name, kind, key), f"{where}.{name}"
     before, value = group.get(name), parse(hint, text, where, group.get(name))
     if name == "kind" and len(kinds) > 1:

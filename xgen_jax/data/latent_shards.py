@@ -288,7 +288,7 @@ class LatentWriter:
             be left empty, if another has some.
         """
         buckets, longest, problem = {}, [], None
-        rates: collections.Counter[str] = collections.Counter()
+        of_clips: list[dict[str, int] | None] = []
         for bucket in self.settings["buckets"]:
             rows: list[dict[str, Any]] = []
             reasons: dict[str, str] = {}
@@ -296,12 +296,11 @@ class LatentWriter:
                 entry = self.finished(bucket, shard)
                 if entry is None:
                     raise RuntimeError(f"{self.file(bucket, shard)} is not finished")
-                if entry["count"]:
-                    longest.append((bucket, entry.pop("longest_caption", None)))
+                of_shard, known = entry.pop("rates", None), entry.pop("longest_caption", None)
                 entry.pop("identities", None)
-                if not bucket.startswith("1x"):  # images have none
-                    rates.update(entry.get("rates", {}))
-                entry.pop("rates", None)
+                if entry["count"]:
+                    longest.append((bucket, known))
+                    of_clips.append({} if bucket.startswith("1x") else of_shard)  # no images
                 reasons = entry["left_out"]
                 left_out = [int(index) for index in reasons]
                 file = f"{bucket}/{self.file(bucket, shard).name}"
@@ -320,7 +319,10 @@ class LatentWriter:
         if longest and all(of_shard for _, of_shard in longest):
             bucket, of_shard = max(longest, key=lambda each: each[1]["bytes"])
             manifest["longest_caption"] = {**of_shard, "bucket": bucket}
-        if rates:
+        rates: collections.Counter[str] = collections.Counter()
+        for of_shard in of_clips:
+            rates.update(of_shard or {})
+        if rates and None not in of_clips:
             manifest["rates"] = dict(sorted(rates.items()))
         manifest["shards"] = buckets
         write_json(self.path / "manifest.json", manifest, durable=True)

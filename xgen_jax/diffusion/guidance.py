@@ -113,6 +113,7 @@ def guided(
         masks = None if frame_mask is None else twice(frame_mask)
         conditional, unconditional = jnp.split(predict(twice(x), time, both, masks), 2)
         prediction, variance = process.split(conditional)
+        assert scale is not None  # `denoise` asks
         prediction = combine(prediction, process.split(unconditional)[0], scale, config)
         return prediction if variance is None else jnp.concatenate([prediction, variance], axis=-1)
 

@@ -46,7 +46,7 @@ class Summary:
         return cls(
             {
                 "source": source.name,
-                "path": str(getattr(source, "path", "")),
+                "path": "" if source.path is None else str(source.path),
                 "clips": len(source),
                 "clips_by_bucket": clips,
                 "left_out": pipeline.report().splitlines(),

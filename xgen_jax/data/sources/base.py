@@ -25,13 +25,13 @@ class Source(abc.ABC):
       made_by: fingerprints of the networks that made the samples: {} for pixels, "embedder" and
         perhaps "text_encoder" for latents.
       bucket_names: the only buckets that `read` takes, as `Bucket.name`; None for any size.
-      path: the folder that it reads, where it reads one.
+      path: the folder that it reads; None where it reads none.
     """
 
     name: ClassVar[str]
     made_by: Mapping[str, str] = types.MappingProxyType({})
     bucket_names: tuple[str, ...] | None = None
-    path: pathlib.Path
+    path: pathlib.Path | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int:
