@@ -52,6 +52,7 @@ ONLY_IN = {
         "data/video_file.py",
         "data/video_writer.py",
     },
+    "PIL": {"data/images.py"},
     "array_record": {"data/latent_shards.py"},
     "msgpack": {"data/latent_shards.py"},
     "safetensors": {"weights/safetensors.py"},
