@@ -27,6 +27,7 @@ CORE = [
     "ml-collections>=1.1,<2",
     "absl-py>=2.3,<3",
     "av>=18.0,<19",
+    "pillow>=11.3,<14",
     "tensorboardX>=2.6.4,<3",
     "safetensors>=0.6,<0.9",
     "sentencepiece>=0.2.1,<0.3",

@@ -3,6 +3,8 @@
 python launch/reconstruct.py --embedder=runs/quickstart/vidvae --video=clip.mp4 --out=both.mp4
 python launch/reconstruct.py --embedder=runs/quickstart/regen --video=clip.mp4 --speed=0.5
     --out=slow.mp4
+python launch/reconstruct.py --embedder=runs/vidvae --video=film.mkv --start=61.5 --frames=97
+    --out=both.mp4
 """
 
 import command
@@ -12,10 +14,15 @@ FLAGS = [
     flags.DEFINE_string(
         "embedder", None, "Folder of a VidVAE (a run, or converted weights) or a REGEN."
     ),
-    flags.DEFINE_string("video", None, "The video to reconstruct: mp4, webm, avi or gif."),
+    flags.DEFINE_string(
+        "video", None, "The video to reconstruct: mp4, mov, webm, mkv, avi, gif, ..."
+    ),
     flags.DEFINE_string("out", None, "The .mp4 (or .webm, .gif) to write."),
+    flags.DEFINE_float(
+        "start", 0.0, "Seconds from which the video is taken; 0 is its beginning.", lower_bound=0.0
+    ),
     flags.DEFINE_integer(
-        "frames", None, "Number of frames from the start; by default all.", lower_bound=1
+        "frames", None, "Number of frames from --start at most; by default all.", lower_bound=1
     ),
     flags.DEFINE_integer(
         "steps", None, "Evaluations of a REGEN's decoder; by default its run's.", lower_bound=1

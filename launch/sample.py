@@ -30,7 +30,11 @@ FLAGS = [
     text("size", None, "HEIGHTxWIDTH in pixels; by default the size trained on."),
     integer("frames", None, "Length; by default the length trained on.", lower_bound=1),
     number("fps", None, "Frames per second; by default the run's.", lower_bound=0.1),
-    text("condition_image", None, "A PNG, JPEG or WebP file that each video begins with."),
+    text(
+        "condition_image",
+        None,
+        "A PNG, JPEG, WebP, AVIF, BMP or TIFF file that each video begins with.",
+    ),
     text("condition_video", None, "A video file; each video begins with its last frames."),
     integer("segment_frames", None, "Frames at once; by default as in training.", lower_bound=1),
     integer("overlap", None, "Latent frames that segments share; by default 1/4.", lower_bound=1),

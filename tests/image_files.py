@@ -1,10 +1,10 @@
 """Image files as bytes, made for tests."""
 
+import io
 import struct
 import zlib
 
-import av
-import numpy as np
+from PIL import Image
 
 
 def chunk(kind, data):
@@ -26,24 +26,8 @@ def png(image, exif=b"", palette=b"", transparency=b""):
 
 def jpeg(image, exif=b""):
     """JPEG bytes, nearly without loss."""
-    codec = av.CodecContext.create("mjpeg", "w")
-    codec.width, codec.height, codec.pix_fmt, codec.time_base = (
-        image.shape[1],
-        image.shape[0],
-        "yuvj444p",
-        1,
-    )
-    codec.options = {"qmin": "1", "qmax": "1"}
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24").reformat(
-        format="yuvj444p"
-    )
-    data = b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
-    block = b"Exif\0\0" + exif
-    return (
-        data[:2]
-        + (b"\xff\xe1" + struct.pack(">H", 2 + len(block)) + block if exif else b"")
-        + data[2:]
-    )
+    block = b"Exif\0\0" + exif if exif else b""
+    return saved(image, "JPEG", exif=block, quality=100, subsampling=0)
 
 
 def exif(orientation, order="<"):
@@ -53,31 +37,21 @@ def exif(orientation, order="<"):
     return head + struct.pack(order + "IH", 8, len(entries)) + packed + struct.pack(order + "I", 0)
 
 
-def webp(image, exif=b"", lossless=True, animated=False):
+def webp(image, exif=b"", lossless=True):
     """WebP bytes of an array (H, W, 3 or 4) of uint8."""
-    transparent = image.shape[2] == 4
-    codec = av.CodecContext.create("libwebp", "w")
-    codec.width, codec.height, codec.time_base = image.shape[1], image.shape[0], 1
-    codec.pix_fmt = "bgra" if lossless else "yuv420p"
-    codec.options = {"lossless": str(int(lossless)), "quality": "95"}
-    frame = av.VideoFrame.from_ndarray(
-        np.ascontiguousarray(image), format="rgba" if transparent else "rgb24"
-    )
-    frame = frame.reformat(format=codec.pix_fmt)
-    data = b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
-    if not exif and not animated:
-        return data
-    # The extended form: a header with flags and the canvas, then the image, then EXIF.
-    flags = 0x08 * bool(exif) | 0x10 * transparent | 0x02 * animated
-    canvas = b"".join((side - 1).to_bytes(3, "little") for side in (image.shape[1], image.shape[0]))
-    start = 30 if data[12:16] == b"VP8X" else 12
-    body = (
-        b"WEBP"
-        + riff(b"VP8X", bytes([flags, 0, 0, 0]) + canvas)
-        + data[start:]
-        + riff(b"EXIF", exif)
-    )
-    return b"RIFF" + len(body).to_bytes(4, "little") + body
+    return saved(image, "WEBP", exif=exif, lossless=lossless, quality=95, exact=True)
+
+
+def saved(image, kind, mode=None, frames=1, **options):
+    """Bytes of an array as Pillow writes them; `frames` more than 1 are an animation."""
+    file, picture = io.BytesIO(), Image.fromarray(image)
+    if mode is not None:
+        picture = picture.convert(mode)
+    if frames > 1:
+        others = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)] * (frames - 1)
+        options |= {"save_all": True, "append_images": others}
+    picture.save(file, kind, **options)
+    return file.getvalue()
 
 
 def riff(kind, data):

@@ -45,7 +45,14 @@ FORBIDDEN = {
 EVERYWHERE_FORBIDDEN = {"tensorflow", "ml_collections", "torch"}
 ONLY_IN = {
     "orbax": {"runs/checkpoint.py"},
-    "av": {"data/images.py", "data/video.py", "data/video_writer.py"},
+    "av": {
+        "data/color.py",
+        "data/images.py",
+        "data/video.py",
+        "data/video_file.py",
+        "data/video_writer.py",
+    },
+    "PIL": {"data/images.py"},
     "array_record": {"data/latent_shards.py"},
     "msgpack": {"data/latent_shards.py"},
     "safetensors": {"weights/safetensors.py"},

@@ -1,8 +1,13 @@
-"""Images as displayed: orientation, transparency, depth; refusals name the file and the reason."""
+"""Images as displayed: orientation, colours, transparency, depth; refusals say why."""
+
+import struct
+import time
+import zlib
 
 import numpy as np
 import pytest
-from image_files import exif, jpeg, png, webp
+from image_files import chunk, exif, jpeg, png, riff, saved, webp
+from PIL import ImageCms
 
 from xgen_jax.data.images import IMAGE_FPS, probe_image, read_image
 from xgen_jax.errors import UserError
@@ -54,6 +59,26 @@ def test_orientation_is_applied(orientation, tmp_path):
     assert np.abs(seen - upright).mean() < 1.5
 
 
+@pytest.mark.parametrize("kind", ["AVIF", "TIFF"])
+@pytest.mark.parametrize("orientation", sorted(STORE))
+def test_orientation_of_other_kinds(kind, orientation, tmp_path):
+    stored = np.ascontiguousarray(STORE[orientation](picture()))
+    options = {"quality": 100} if kind == "AVIF" else {}
+    seen = read(tmp_path, saved(stored, kind, exif=exif(orientation), **options))
+    assert seen.shape == (24, 40, 3)
+    assert np.abs(seen.astype(int) - picture()).mean() < 2
+    info = probe_image(tmp_path / "image")
+    assert (info.height, info.width) == (24, 40)
+
+
+def test_orientation_behind_the_pixels(tmp_path):
+    stored = np.ascontiguousarray(STORE[6](picture()))
+    data = png(stored)
+    data = data[:-12] + chunk(b"eXIf", exif(6)) + data[-12:]
+    np.testing.assert_array_equal(read(tmp_path, data), picture())
+    assert probe_image(tmp_path / "image").width == 40
+
+
 def test_exif_that_makes_no_sense_says_nothing(tmp_path):
     for block in (exif(9), exif(6)[:12], b"II*\0\xff\xff\xff\xff", b"not EXIF at all"):
         np.testing.assert_array_equal(read(tmp_path, png(picture(), block)), picture())
@@ -96,13 +121,19 @@ def test_deep_and_grey_images(tmp_path):
     ("data", "message"),
     [
         (b"", "the file is empty"),
-        (b"GIF89a", "not a PNG, JPEG or WebP image"),
+        (b"GIF89a", "not a PNG, JPEG, WebP, AVIF, BMP or TIFF image"),
         (png(picture())[:-40], "damaged or cut off"),
         (png(picture())[:60] + b"\0\0\0\0" + png(picture())[64:], "damaged or cut off"),
         (jpeg(picture())[:-40], "damaged or cut off"),
         (webp(picture())[:-40], "damaged or cut off"),
         (webp(picture())[:40] + b"\xff" * len(webp(picture())[40:]), "damaged or cut off"),
-        (webp(picture(), exif(1), animated=True), "it is an animation"),
+        (saved(picture(), "WEBP", frames=2), "it is an animation"),
+        (saved(picture(), "PNG", frames=2), "it is an animation"),
+        (saved(picture(), "AVIF", frames=2), "it is an animation"),
+        (saved(picture(), "AVIF")[:-40], "damaged or cut off"),
+        (saved(picture(), "BMP")[:-40], "damaged or cut off"),
+        (saved(picture(), "TIFF")[:-40], "damaged or cut off"),
+        (saved(np.zeros((2, 2), np.float32), "TIFF"), "floating-point numbers"),
         (jpeg(picture())[:200] + b"\xff\xd9", "damaged or cut off"),
         (png(np.zeros((1, 2), np.uint8)).replace(b"IHDR", b"IHDX"), "damaged or cut off"),
     ],
@@ -112,7 +143,11 @@ def test_what_is_no_image_is_refused(data, message, tmp_path):
         read(tmp_path, data)
 
 
-@pytest.mark.parametrize("kind", [png, jpeg, webp])
+def avif(image):
+    return saved(image, "AVIF")
+
+
+@pytest.mark.parametrize("kind", [png, jpeg, webp, avif])
 def test_a_file_that_is_cut_off_is_found_without_decoding(kind, tmp_path):
     (tmp_path / "image").write_bytes(kind(picture()))
     info = probe_image(tmp_path / "image")
@@ -137,3 +172,141 @@ def test_missing_and_too_large(tmp_path):
     (tmp_path / "image.png").write_bytes(png(picture()))
     with pytest.raises(UserError, match="40x24 pixels are above the limit of 900"):
         read_image(tmp_path / "image.png", max_pixels=900)
+
+
+def test_other_kinds(tmp_path):
+    for kind in ("BMP", "TIFF"):
+        np.testing.assert_array_equal(read(tmp_path, saved(picture(), kind)), picture())
+        assert probe_image(tmp_path / "image").width == 40
+    seen = read(tmp_path, saved(picture(), "AVIF", quality=100))
+    assert np.abs(seen.astype(int) - picture()).mean() < 2
+    alpha = np.full((24, 40, 1), 128, np.uint8)
+    seen = read(tmp_path, saved(np.dstack([picture(), alpha]), "AVIF", quality=100))
+    assert np.abs(seen - (picture() / 255 * 128 + 127)).mean() < 3
+    deep = picture()[..., 0].astype(np.uint16) * 257
+    np.testing.assert_array_equal(
+        read(tmp_path, saved(deep, "TIFF")), np.repeat(picture()[..., :1], 3, -1)
+    )
+
+
+def test_cmyk(tmp_path):
+    flat = np.broadcast_to(np.uint8([200, 40, 90]), (16, 16, 3))
+    for kind in ("JPEG", "TIFF"):
+        seen = read(tmp_path, saved(flat, kind, mode="CMYK"))
+        assert np.abs(seen.astype(int) - flat).max() <= 3
+
+
+def matrix_profile(columns, gamma=1.0):
+    """An ICC profile: XYZ (D50) of red, green and blue, and a gamma."""
+
+    def fixed(x):
+        return struct.pack(">i", round(x * 65536))
+
+    def xyz(values):
+        return b"XYZ \0\0\0\0" + b"".join(map(fixed, values))
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+    text = b"desc\0\0\0\0" + struct.pack(">I", 2) + b"x\0" + b"\0" * 78
+    tags = {b"desc": text, b"cprt": b"text\0\0\0\0x\0\0\0", b"wtpt": xyz((0.9642, 1, 0.8249))}
+    tags |= {b"%cXYZ" % name: xyz(column) for name, column in zip(b"rgb", columns, strict=True)}
+    tags |= {b"%cTRC" % name: curve for name in b"rgb"}
+    table, body, at = b"", b"", 132 + 12 * len(tags)
+    for name, data in tags.items():
+        data += b"\0" * (-len(data) % 4)
+        table, body = table + name + struct.pack(">II", at + len(body), len(data)), body + data
+    size = at + len(body)
+    head = struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02100000, b"mntr", b"RGB ", b"XYZ ")
+    head += b"\0" * 12 + b"acsp" + b"\0" * 28 + b"".join(map(fixed, (0.9642, 1, 0.8249)))
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+# sRGB's primaries at D50, and with red and green exchanged.
+RED, GREEN, BLUE = (0.4360, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF", "TIFF"])
+def test_colour_profiles_become_srgb(kind, tmp_path):
+    flat = np.broadcast_to(np.uint8([128, 30, 200]), (16, 16, 3))
+    linear = flat[0, 0] / 255  # of a profile whose gamma is 1
+    expected = 255 * np.where(
+        linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055
+    )
+    options = {"quality": 100} if kind != "PNG" and kind != "TIFF" else {}
+    profile = matrix_profile((RED, GREEN, BLUE))
+    seen = read(tmp_path, saved(flat, kind, icc_profile=profile, **options)).astype(int)
+    assert np.abs(seen - expected).max() <= 8
+    profile = matrix_profile((GREEN, RED, BLUE))
+    seen = read(tmp_path, saved(flat, kind, icc_profile=profile, **options)).astype(int)
+    assert np.abs(seen - expected[[1, 0, 2]]).max() <= 8
+
+
+def test_profiles_of_other_pictures(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    seen = read(tmp_path, saved(picture(), "PNG", icc_profile=srgb)).astype(int)
+    assert np.abs(seen - picture()).max() <= 1
+    # Broken, or of RGB for grey pixels: as if there were none.
+    for data in (
+        saved(picture(), "PNG", icc_profile=b"no profile"),
+        saved(picture(), "PNG", icc_profile=srgb[:200]),
+    ):
+        np.testing.assert_array_equal(read(tmp_path, data), picture())
+    grey = np.ascontiguousarray(picture()[..., 0])
+    seen = read(tmp_path, saved(grey, "PNG", icc_profile=srgb))
+    np.testing.assert_array_equal(seen, np.repeat(grey[..., None], 3, -1))
+    # Colours are converted, transparency is not.
+    flat = np.broadcast_to(np.uint8([128, 128, 128, 128]), (4, 4, 4))
+    linear = matrix_profile((RED, GREEN, BLUE))
+    seen = read(tmp_path, saved(flat, "PNG", icc_profile=linear)).astype(int)
+    assert np.abs(seen - (188 * 128 / 255 + 127)).max() <= 2
+
+
+def test_much_metadata_takes_no_time(tmp_path):
+    comment = b"\xff\xfe" + struct.pack(">H", 4) + b"hi"
+    block = b"Exif\0\0" + exif(6)
+    app1 = b"\xff\xe1" + struct.pack(">H", 2 + len(block)) + block
+    begun = time.monotonic()
+    data = jpeg(picture())
+    assert read(tmp_path, data[:2] + comment * 250_000 + data[2:]).shape == (24, 40, 3)
+    with pytest.raises(UserError, match="more than 64 EXIF blocks"):
+        read(tmp_path, data[:2] + app1 * 250_000 + data[2:])
+    data = png(picture())
+    data = data[:33] + chunk(b"tEXt", b"k\0v") * 50_000 + data[33:]
+    np.testing.assert_array_equal(read(tmp_path, data), picture())
+    data = webp(picture(), exif(1))
+    body = data[12:] + riff(b"ABCD", b"x") * 250_000
+    data = b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+    np.testing.assert_array_equal(read(tmp_path, data), picture())
+    assert time.monotonic() - begun < 30
+
+
+def test_what_unpacks_to_too_much_is_refused(tmp_path):
+    def claim(height, width):
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        return b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b"")
+
+    with pytest.raises(UserError, match="6000x6000 pixels are above the limit"):
+        read(tmp_path, claim(6000, 6000))
+    for side in (12_000, 60_000):
+        with pytest.raises(UserError, match="more pixels than the limit"):
+            read(tmp_path, claim(side, side))
+    with pytest.raises(UserError, match="damaged or cut off"):
+        read(tmp_path, claim(3000, 3000))
+    data = png(picture())
+    text = chunk(b"zTXt", b"n\0\0" + zlib.compress(bytes(20 << 20)))
+    with pytest.raises(UserError, match="damaged or cut off"):
+        read(tmp_path, data[:33] + text + data[33:])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of broken tags of a TIFF
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF"])
+def test_broken_bytes_are_a_user_error_at_most(kind, tmp_path):
+    data, rng = saved(picture(), kind), np.random.default_rng(0)
+    for _ in range(60):
+        broken = bytearray(data)
+        for at in rng.integers(0, len(data), 6):
+            broken[at] = rng.integers(256)
+        try:
+            read(tmp_path, bytes(broken))
+        except UserError:
+            continue

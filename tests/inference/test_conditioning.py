@@ -77,7 +77,7 @@ def test_mistakes_are_named(video, tmp_path):
     assert read_condition(None, None, plan(), EMBEDDER) is None
     with pytest.raises(UserError, match="one of --condition_image and --condition_video"):
         read_condition("a.png", video, plan(), EMBEDDER)
-    with pytest.raises(UserError, match="not a PNG, JPEG or WebP image"):
+    with pytest.raises(UserError, match="not a PNG, JPEG, WebP, AVIF, BMP or TIFF image"):
         read_condition(video, None, plan(), EMBEDDER)
     with pytest.raises(UserError, match="no such file"):
         read_condition(None, tmp_path / "missing.mp4", plan(), EMBEDDER)

@@ -1,18 +1,27 @@
 """Reconstruct a video file: `launch/reconstruct.py`."""
 
+import collections
+import contextlib
 import dataclasses
+import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from xgen_jax.commands.sample import check_output_file, check_suffix
-from xgen_jax.data.video import read_video
-from xgen_jax.data.video_writer import write_video
+from xgen_jax.data.video import VideoReader, probe, read_video
+from xgen_jax.data.video_writer import VideoWriter
 from xgen_jax.errors import UserError, choose
 from xgen_jax.evaluation.reconstruction import compare, side_by_side
-from xgen_jax.inference.reconstruct import load_reconstructor
+from xgen_jax.inference.reconstruct import Reconstructor, load_reconstructor
 from xgen_jax.inference.resample_time import BETWEEN, moments
+from xgen_jax.training.metric_writers import ConsoleWriter
+from xgen_jax.typing import Video
+
+FIGURES = ("psnr_db", "ssim", "mse", "sharpness")
+_READ = 8  # frames at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +32,8 @@ class ReconstructRequest:
       embedder: folder of a VidVAE or REGEN.
       video: the file to reconstruct.
       out: the file to write, original and reconstruction side by side.
-      frames: number of frames from the start; by default all.
+      start: seconds from which the video is taken.
+      frames: number of frames from there at most; by default all.
       steps: evaluations of a REGEN's decoder; by default its run's.
       speed, between: see `Reconstructor`.
       memory_budget_gb: what the device may use, in GB (1e9 bytes); chunks are as long as it allows.
@@ -36,6 +46,7 @@ class ReconstructRequest:
     embedder: str = ""
     video: str = ""
     out: str = ""
+    start: float = 0.0
     frames: int | None = None
     steps: int | None = None
     speed: float = 1.0
@@ -48,6 +59,10 @@ class ReconstructRequest:
         if missing:
             raise UserError(f"give {', '.join(f'--{name}' for name in missing)}")
         check_suffix(self.out)
+        if not (math.isfinite(self.start) and self.start >= 0):
+            raise UserError(f"--start={self.start} must be seconds, 0 or more")
+        if self.frames is not None and self.frames < 1:
+            raise UserError(f"--frames={self.frames} must be 1 or more")
         choose("between", self.between, BETWEEN)
         if self.between != BETWEEN[0] and self.speed == 1.0:
             raise UserError(f"--between={self.between} is for another --speed than 1")
@@ -56,30 +71,74 @@ class ReconstructRequest:
 def reconstruct_file(request: ReconstructRequest) -> dict[str, Any]:
     """Reconstruct a video file and write it next to the original.
 
-    At another speed the original is slowed by repeating frames, and the figures are those of the
-    frames that it has.
+    Read, encoded, decoded, compared and written chunk by chunk, in memory that does not grow with
+    the length; only at another speed the clip is taken whole. The original is then slowed by
+    repeating frames, and the figures are those of the frames that it has.
 
     Returns:
       video (the path), shape (T, H, W, 3), fps, psnr_db, ssim, mse, sharpness, wall_s.
 
     Raises:
-      UserError: an unreadable video, an output that exists, steps or a speed that the embedder
-        cannot decode.
+      UserError: an unreadable video, a start after its end, an output that exists, steps or a speed
+        that the embedder cannot decode.
     """
     started = time.monotonic()
     path = check_output_file(request.out, request.overwrite)
-    original, fps = read_video(request.video, frames=request.frames)
+    info = probe(request.video)
+    if request.start >= info.duration_s:
+        raise UserError(
+            f"--start={request.start:g} is not before the end of {request.video}, which lasts "
+            f"{info.duration_s:g} s"
+        )
+    expected = max(1, math.ceil((info.duration_s - request.start) * info.fps - 1e-3))
+    expected = expected if request.frames is None else min(expected, request.frames)
+    if request.speed != 1.0:
+        expected = len(moments(expected, request.speed))
     reconstruct = load_reconstructor(request.embedder, request.memory_budget_gb, request.steps)
-    reconstruction = reconstruct(original, request.speed, between=request.between)
-    at = moments(len(original), request.speed)
-    own, shown = at == np.floor(at), original[np.floor(at).astype(int)]
-    result = compare(shown[own], reconstruction[own])
-    write_video(path, side_by_side(shown, reconstruction), fps)
-    figures = {name: round(result[name], 4) for name in ("psnr_db", "ssim", "mse", "sharpness")}
+    pairs = (_stream if request.speed == 1.0 else _at_speed)(request, reconstruct)
+    totals, compared, written, shape = dict.fromkeys(FIGURES, 0.0), 0, 0, ()
+    console = ConsoleWriter(expected, "reconstruct", 0, ("psnr_db",), unit="frames")
+    with contextlib.closing(console), VideoWriter(path, info.fps) as writer:
+        for shown, reconstruction, own in pairs:
+            writer.write(side_by_side(shown, reconstruction))
+            if own.any():
+                result = compare(shown[own], reconstruction[own])
+                for name in totals:
+                    totals[name] += math.fsum(result[f"{name}_frames"])
+            compared, written = compared + int(own.sum()), written + len(own)
+            shape = shown.shape[1:]
+            console.progress(written, {"psnr_db": totals["psnr_db"] / compared})
     return {
         "video": str(path),
-        "shape": list(reconstruction.shape),
-        "fps": fps,
-        **figures,
+        "shape": [written, *shape],
+        "fps": info.fps,
+        **{name: round(total / compared, 4) for name, total in totals.items()},
         "wall_s": round(time.monotonic() - started, 2),
     }
+
+
+# Original, reconstruction, and which of their frames the video has.
+Pairs = Iterator[tuple[Video, Video, np.ndarray]]
+
+
+def _stream(request: ReconstructRequest, reconstruct: Reconstructor) -> Pairs:
+    """Yield the video in chunks, with their reconstruction."""
+    with VideoReader(request.video, start_s=request.start, frames=request.frames) as reader:
+        waiting: collections.deque[np.ndarray] = collections.deque()  # for their reconstruction
+
+        def read():
+            for chunk in reader.chunks(_READ):
+                waiting.extend(chunk)
+                yield chunk
+
+        for reconstruction in reconstruct.stream(read()):
+            shown = np.stack([waiting.popleft() for _ in reconstruction])
+            yield shown, reconstruction, np.ones(len(shown), bool)
+
+
+def _at_speed(request: ReconstructRequest, reconstruct: Reconstructor) -> Pairs:
+    """Yield the whole video, slowed or faster, with its reconstruction."""
+    original, _ = read_video(request.video, start_s=request.start, frames=request.frames)
+    reconstruction = reconstruct(original, request.speed, between=request.between)
+    at = moments(len(original), request.speed)
+    yield original[np.floor(at).astype(int)], reconstruction, at == np.floor(at)

@@ -1,43 +1,61 @@
-"""Image files through PyAV: PNG, JPEG and WebP as they are displayed.
+"""Image files through Pillow: PNG, JPEG, WebP, AVIF, BMP and TIFF as they are displayed.
 
-The orientation in EXIF is applied, transparency is composited on white, 16 bits become 8, grey
-becomes RGB. The first bytes decide the kind, not the name.
+The orientation in EXIF is applied, colour profiles are converted to sRGB, transparency is
+composited on white, 16 bits become 8, grey and CMYK become RGB. The first bytes decide the kind,
+not the name.
 """
 
+import functools
+import io
 import pathlib
 import struct
+import zlib
 
-import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
+from PIL import Image, ImageCms
 
+from xgen_jax.data.color import over_white
 from xgen_jax.data.video import MAX_PIXELS, VideoInfo
-from xgen_jax.data.video_writer import EXACT, reason
+from xgen_jax.data.video_writer import reason
 from xgen_jax.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 IMAGE_FPS = 120.0  # the frame rate on which Open-Sora 1.1 conditions for images
 _MAX_BYTES = 2**28  # of a file
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_MAX_EXIF = 64  # blocks of a JPEG, which Pillow joins in quadratic time
 _ORIENTATION = 0x0112  # EXIF's tag
-_ANIMATED = 0x02  # a bit of WebP's VP8X chunk
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow raises for broken files, by kind; none has an error of its own.
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, RuntimeError, EOFError, LookupError, TypeError),
+    *(ArithmeticError, MemoryError, struct.error, zlib.error),
+)
 
 
 def read_image(path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read a PNG, JPEG or WebP file as upright uint8 (H, W, 3) RGB.
+    """Read an image file as upright uint8 (H, W, 3) RGB, sRGB.
 
-    Transparency is composited on white, since such images are made for pages. Colour profiles are
-    ignored.
+    Transparency is composited on white, since such images are made for pages. Of a TIFF the first
+    page is read.
 
     Raises:
       UserError: the file is missing, empty, damaged, cut off, of another kind, animated, or above
         `max_pixels` (height x width).
     """
-    kind, orientation, _, rest = _opened(path, max_pixels)
-    frame = _decode(path, rest, kind, max_pixels)
-    if frame is None:
-        raise UserError(f"cannot read {path}: it is damaged or cut off")
-    return np.ascontiguousarray(_upright(_rgb(frame), orientation))
+    image, orientation = _opened(path, max_pixels)
+    try:
+        image.load()
+        return _rgb(_turned(image, orientation))
+    except _DAMAGE as error:
+        raise _damaged(path) from error
 
 
 def probe_image(path, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
@@ -46,14 +64,13 @@ def probe_image(path, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     Raises:
       UserError: as in `read_image`, except for damage that only decoding finds.
     """
-    _, orientation, (height, width), _ = _opened(path, max_pixels)
-    if orientation >= 5:
-        height, width = width, height
+    image, orientation = _opened(path, max_pixels)
+    width, height = image.size[::-1] if orientation >= 5 else image.size
     return VideoInfo(width=width, height=height, fps=IMAGE_FPS, frames=1, duration_s=1 / IMAGE_FPS)
 
 
-def _opened(path, max_pixels: int) -> tuple[str, int, tuple[int, int], bytes]:
-    """(decoder, orientation, stored (height, width), the file without EXIF)."""
+def _opened(path, max_pixels: int) -> tuple[Image.Image, int]:
+    """(image that is not decoded yet, orientation)."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(
@@ -67,132 +84,91 @@ def _opened(path, max_pixels: int) -> tuple[str, int, tuple[int, int], bytes]:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     if not data:
         raise UserError(f"cannot read {path}: the file is empty (zero bytes)")
-    if data.startswith(_PNG):
-        kind, whole, parts = "png", b"IEND" in data[-64:], _parts_of_png(data)
-    elif data.startswith(_JPEG):
-        kind, parts = "mjpeg", _parts_of_jpeg(data)
-        whole = b"\xff\xd9" in parts[2]  # EXIF may hold a thumbnail, with an end of its own
-    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        if data[12:16] == b"VP8X" and data[20:21] and data[20] & _ANIMATED:
-            raise UserError(
-                f"cannot read {path}: it is an animation; convert it to a video or to a still image"
-            )
-        kind, whole, parts = (
-            "webp",
-            len(data) >= 8 + int.from_bytes(data[4:8], "little"),
-            _parts_of_webp(data),
-        )
-    else:
+    kind = _kind(data)
+    if kind is None:
         raise UserError(
-            f"cannot read {path}: it is not a PNG, JPEG or WebP image; convert it to one"
+            f"cannot read {path}: it is not a PNG, JPEG, WebP, AVIF, BMP or TIFF image; convert it "
+            "to one"
         )
-    exif, size, rest = parts
-    if size and size[0] * size[1] > max_pixels:
-        raise UserError(
-            f"cannot read {path}: {size[1]}x{size[0]} pixels are above the limit of {max_pixels}"
-        )
-    if not size or not all(size) or not whole:
-        raise UserError(f"cannot read {path}: it is damaged or cut off")
-    return kind, _orientation(exif), size, rest
-
-
-def _decode(path, data: bytes, kind: str, max_pixels: int) -> av.VideoFrame | None:
-    codec = av.CodecContext.create(kind, "r")
-    assert isinstance(codec, av.VideoCodecContext)
-    codec.thread_type, codec.thread_count = "NONE", 1
-    codec.options = {
-        "max_pixels": str(max_pixels),
-        "err_detect": "crccheck+bitstream+buffer+explode",
-    }
+    if kind == "JPEG" and data.count(b"Exif\0\0") > _MAX_EXIF:
+        raise UserError(f"cannot read {path}: it has more than {_MAX_EXIF} EXIF blocks")
+    file = io.BytesIO(data)
     try:
-        frames = [*codec.decode(av.Packet(data)), *codec.decode(None)]
-    except (av.error.InvalidDataError, av.error.ArgumentError, av.error.EOFError):
-        return None
-    except av.FFmpegError as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
-    return frames[0] if frames else None
+        image = Image.open(file, formats=[kind])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(
+            f"cannot read {path}: it has more pixels than the limit of {max_pixels}"
+        ) from error
+    except _DAMAGE as error:
+        raise _damaged(path) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise UserError(
+            f"cannot read {path}: {width}x{height} pixels are above the limit of {max_pixels}"
+        )
+    if not _is_whole(data, kind, file.tell()):
+        raise _damaged(path)
+    if kind in ("PNG", "WEBP", "AVIF") and getattr(image, "is_animated", False):
+        raise UserError(
+            f"cannot read {path}: it is an animation; convert it to a video or to a still image"
+        )
+    if image.mode == "F":
+        raise UserError(
+            f"cannot read {path}: its pixels are floating-point numbers; convert them to 8 or 16 "
+            "bits"
+        )
+    # Pillow applies a TIFF's own orientation.
+    return image, 1 if kind == "TIFF" else _orientation(image, data)
 
 
-def _rgb(frame: av.VideoFrame) -> np.ndarray:
-    """uint8 (H, W, 3), over white."""
-    transparent = frame.format.has_palette or any(
-        component.is_alpha for component in frame.format.components
-    )
-    target, flags = "rgba" if transparent else "rgb24", Interpolation.BICUBIC | EXACT
-    image = (
-        VideoReformatter()
-        .reformat(frame, format=target, interpolation=flags, threads=1)
-        .to_ndarray()
-    )
-    if not transparent:
-        return image
-    cover = image[..., 3:].astype(np.float32) / 255.0
-    return np.rint(image[..., :3] * cover + 255.0 * (1.0 - cover)).astype(np.uint8)
+def _damaged(path) -> UserError:
+    return UserError(f"cannot read {path}: it is damaged or cut off")
 
 
-def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation, 1 to 8."""
-    if orientation in (5, 6, 7, 8):  # row 0 of the stored image is a side of the scene
-        image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    return image
+def _kind(data: bytes) -> str | None:
+    starts = {
+        b"\x89PNG\r\n\x1a\n": "PNG",
+        b"\xff\xd8\xff": "JPEG",
+        b"BM": "BMP",
+        b"II*\0": "TIFF",
+        b"MM\0*": "TIFF",
+    }
+    for start, kind in starts.items():
+        if data.startswith(start):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[4:8] == b"ftyp" and {b"avif", b"avis"} & {data[8:12], data[16:20], data[20:24]}:
+        return "AVIF"
+    return None
 
 
-# EXIF, (height, width) of the header, and the file without EXIF: the decoder would refuse an EXIF
-# block that makes no sense.
-Parts = tuple[bytes, tuple[int, int] | None, bytes]
+def _is_whole(data: bytes, kind: str, scan: int) -> bool:
+    """Whether the file reaches its end, as far as that shows without decoding; of a JPEG `scan` is
+    where its pixels begin, since EXIF may hold a thumbnail, with an end of its own."""
+    if kind == "PNG":
+        return b"IEND" in data[-64:]
+    if kind == "JPEG":
+        return b"\xff\xd9" in data[scan:]
+    if kind == "WEBP":
+        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    if kind == "AVIF":
+        at = 0
+        while at + 8 <= len(data):
+            length = int.from_bytes(data[at : at + 4])
+            if length == 1:
+                length = int.from_bytes(data[at + 8 : at + 16])
+            if length < 8:  # 0: up to the end
+                return True
+            at += length
+        return at <= len(data)
+    return True
 
 
-def _parts_of_jpeg(data: bytes) -> Parts:
-    exif, size, at = b"", None, 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:  # until the scan
-        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
-        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            exif, data = exif or data[at + 10 : end], data[:at] + data[end:]
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(data) >= at + 9:
-            size = struct.unpack_from(">HH", data, at + 5)
-        at = end
-    return exif, size, data
-
-
-def _parts_of_png(data: bytes) -> Parts:
-    exif, size, at = b"", None, len(_PNG)
-    while at + 12 <= len(data):
-        kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4])
-        if kind == b"eXIf":
-            exif, data = exif or data[at + 8 : end - 4], data[:at] + data[end:]
-            continue
-        if kind == b"IHDR":
-            size = struct.unpack_from(">II", data, at + 8)[::-1]
-        at = end
-    return exif, size, data
-
-
-def _parts_of_webp(data: bytes) -> Parts:
-    exif, size, at = b"", None, 12
-    while at + 8 <= len(data):
-        kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        body, end = data[at + 8 : at + 8 + length], at + 8 + length + length % 2
-        if kind == b"EXIF":
-            exif, data = exif or body.removeprefix(b"Exif\0\0"), data[:at] + data[end:]
-            continue
-        if kind == b"VP8 " and len(body) >= 10:
-            width, height = struct.unpack_from("<HH", body, 6)
-            size = height & 0x3FFF, width & 0x3FFF
-        elif kind == b"VP8L" and len(body) >= 5:
-            packed = int.from_bytes(body[1:5], "little")
-            size = 1 + (packed >> 14 & 0x3FFF), 1 + (packed & 0x3FFF)
-        at = end
-    data = data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:]
-    return exif, size, data
-
-
-def _orientation(exif: bytes) -> int:
-    """Read the orientation in an EXIF block; 1 (upright) if there is no valid one."""
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """Read the orientation in EXIF; 1 (upright) if there is no valid one."""
+    exif = image.info.get("exif") or (_last_exif(data) if image.format == "PNG" else b"")
+    exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
         return 1
@@ -206,3 +182,54 @@ def _orientation(exif: bytes) -> int:
     except struct.error:  # the block is cut off
         return 1
     return 1
+
+
+def _last_exif(png: bytes) -> bytes:
+    """EXIF behind the pixels of a PNG, which Pillow finds only when it has decoded them."""
+    at = png.rfind(b"eXIf")
+    end = at + 4 + int.from_bytes(png[at - 4 : at]) if at > 0 else 0
+    found = at > 0 and zlib.crc32(png[at:end]) == int.from_bytes(png[end : end + 4])
+    return png[at + 4 : end] if found else b""
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image if orientation == 1 else image.transpose(_UPRIGHT[orientation])
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """uint8 (H, W, 3), sRGB, over white."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        codes = np.asarray(image).astype(np.int64)
+        grey = np.rint(np.clip(codes, 0, 65535) / 257).astype(np.uint8)
+        colour = np.repeat(grey[..., None], 3, -1)
+        clear = image.info.get("transparency")
+        return over_white(colour, np.where(codes == clear, 0, 255)[..., None].astype(np.uint8))
+    if not image.has_transparency_data:
+        return np.array(_srgb(image, image.info))
+    alpha = np.asarray(image.convert("RGBA").getchannel("A"))[..., None]
+    # The palette's or the key colour's transparency is in `alpha` now.
+    opaque = image.convert("RGBA").convert("RGB") if image.mode not in ("LA", "La") else image
+    return over_white(np.asarray(_srgb(opaque, image.info)), alpha)
+
+
+def _srgb(image: Image.Image, info) -> Image.Image:
+    """Convert any colours to RGB, sRGB."""
+    if image.mode in ("LA", "La", "1"):
+        image = image.convert("L")
+    elif image.mode not in ("L", "CMYK"):
+        image = image.convert("RGB")
+    if profile := info.get("icc_profile"):
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(image, source, _srgb_profile(), outputMode="RGB")
+            assert converted is not None  # it is not done in place
+            return converted
+        except (ImageCms.PyCMSError, OSError):
+            # A broken profile, or one of other channels, is ignored, as browsers do.
+            return image.convert("RGB")
+    return image.convert("RGB")
+
+
+@functools.cache
+def _srgb_profile() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))

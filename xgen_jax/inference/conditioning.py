@@ -15,7 +15,7 @@ def read_condition(image, video, plan: VideoPlan, embedder: Embedder) -> Video |
     """Read the frames that condition a video from a file.
 
     Args:
-      image: a PNG, JPEG or WebP file, see `data.images`; or None.
+      image: an image file, see `data.images`; or None.
       video: a video file, of which the last frames that the plan's overlap allows are read, at the
         plan's rate; or None.
       plan: of the video.

@@ -1,17 +1,29 @@
 """A trained embedder as a callable: video in, its reconstruction out."""
 
 import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import numpy as np
 
 from xgen_jax.data.pixels import check_clip, to_uint8
-from xgen_jax.errors import choose
+from xgen_jax.errors import UserError, choose
+from xgen_jax.inference.chunks import plan_chunks
 from xgen_jax.inference.resample_time import BETWEEN, decode_at_speed, moments
-from xgen_jax.inference.streaming import decode, encode
+from xgen_jax.inference.streaming import (
+    chunk_lengths,
+    decode,
+    decode_stream,
+    encode,
+    encode_stream,
+    regroup,
+)
 from xgen_jax.models.embedder import Embedder, REGENEmbedder
 from xgen_jax.runs.load import describe_embedder, load_embedder
 from xgen_jax.typing import Array, Params, Video
+
+STREAM_CHUNK = 16  # latent frames of a chunk of a stream at most; longer ones are not faster
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +87,60 @@ class Reconstructor:
                 embedder, self.params, latents, speed, self.memory_budget_gb, key, between
             )
         return to_uint8(out[0])[:shown, :height, :width]
+
+    def stream(self, chunks: Iterable[Video], key: Array | None = None) -> Iterator[Video]:
+        """Reconstruct a video that comes in chunks, in memory that does not grow with its length.
+
+        An embedder that depends on the whole clip gets it whole.
+
+        Args:
+          chunks: uint8 (T, H, W, 3) of any lengths and one size.
+          key: as of a call.
+
+        Yields:
+          uint8 (T, H, W, 3), together as many frames as `chunks`, and equal to what a call with all
+          of them gives; chunk by chunk, some frames behind the input.
+
+        Raises:
+          UserError: as a call; chunks of different sizes, or none.
+        """
+        embedder, params, chunks = self.embedder, self.params, iter(chunks)
+        first = next(chunks, None)
+        if first is None:
+            raise UserError("the video to reconstruct holds no frame")
+        chunks = itertools.chain([first], chunks)
+        if embedder.depends_on_whole_clip:
+            yield self(np.concatenate(list(chunks)), key=key)
+            return
+        check_clip(first)
+        height, width = first.shape[1:3]
+        sides = tuple(side + -side % embedder.space_factor for side in (height, width))
+        edges = (0, 0), (0, sides[0] - height), (0, sides[1] - width), (0, 0)
+        seen = shown = 0
+
+        def padded():
+            nonlocal seen
+            last = first
+            for chunk in chunks:
+                check_clip(chunk, "a chunk of the video")
+                seen, last = seen + len(chunk), chunk
+                yield np.pad(chunk, edges, mode="edge")[None]
+            if missing := embedder.padded_frames(seen) - seen:
+                yield np.pad(last[-1:], edges, mode="edge").repeat(missing, 0)[None]
+
+        frames = embedder.frames(STREAM_CHUNK * embedder.unit)
+        shape = embedder.latent_shape((1, frames, *sides, 3))
+        budget = self.memory_budget_gb
+        encoding = plan_chunks(embedder, params, "encode", shape, np.uint8, budget)
+        decoding = plan_chunks(embedder, params, "decode", shape, np.float32, budget)
+        video = regroup(padded(), chunk_lengths(embedder, encoding.frames))
+        latents = encode_stream(embedder, params, video, encoding.rows)
+        latents = regroup(latents, itertools.repeat(decoding.frames))
+        for out in decode_stream(embedder, params, latents, key=key, rows=decoding.rows):
+            out = to_uint8(out[0, : seen - shown, :height, :width])
+            shown += len(out)
+            if len(out):
+                yield out
 
 
 def load_reconstructor(

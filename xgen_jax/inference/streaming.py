@@ -5,7 +5,9 @@ the whole clip gives: no overlap, no blending, no seams. A decoder that looks ah
 frames with the next chunk.
 """
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,10 @@ from xgen_jax.typing import AnyArray, Array, Params, Shape
 
 
 def encode_stream(
-    embedder: Embedder, params: Params, chunks: Iterable[np.ndarray]
+    embedder: Embedder,
+    params: Params,
+    chunks: Iterable[np.ndarray],
+    rows: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Encode a clip that comes in chunks.
 
@@ -36,6 +41,7 @@ def encode_stream(
       chunks: uint8, or float in [-1, 1], (B, T, H, W, 3), of any lengths whose sum can be encoded.
         Frames that do not fill a unit of the embedder (a VidVAE's latent frame, a REGEN's chunk)
         wait for the next chunk; at the end of a REGEN's clip a single frame is an image.
+      rows: latent rows at a time, see `plan_chunks`; all by default.
 
     Yields:
       Normalised latents (B, t, h, w, c), float32, as soon as they are known; concatenated they are
@@ -46,26 +52,33 @@ def encode_stream(
         or not in range, a clip of a length or size that the model cannot take, a model that depends
         on the whole clip.
     """
-    cache, first, waiting, seen, done = None, None, None, 0, 0
+    first, waiting, encode_rows, seen, done = None, None, None, 0, 0
     for chunk in chunks:
         chunk = np.asarray(chunk)
         check_video(chunk)
         if first is None:
             first = chunk
-            embedder.latent_shape((1, *chunk.shape[2:4]))
+            height = embedder.latent_shape((1, *chunk.shape[2:4]))[1]
+            encode_rows = _Rows(
+                lambda video, cache: encode_chunk(embedder, params, video, cache),
+                row_blocks(height, rows or height, embedder.halo),
+                embedder.space_factor,
+                1,
+            )
         _check_alike(chunk, first)
         seen += chunk.shape[1]
         waiting = chunk if waiting is None else np.concatenate([waiting, chunk], axis=1)
         whole = embedder.frames(embedder.whole_latents(seen))
         if whole > done:
-            latents, cache = encode_chunk(embedder, params, waiting[:, : whole - done], cache)
+            assert encode_rows is not None
+            latents = encode_rows(waiting[:, : whole - done])
             waiting, done = waiting[:, whole - done :], whole
-            yield np.asarray(latents)
-    if first is None or waiting is None:
+            yield latents
+    if first is None or waiting is None or encode_rows is None:
         raise UserError("the stream to encode holds no chunk")
     if waiting.shape[1]:
         embedder.latent_shape((seen, *first.shape[2:4]))  # its error names the nearest lengths
-        yield np.asarray(encode_chunk(embedder, params, waiting, cache)[0])
+        yield encode_rows(waiting)
 
 
 def decode_stream(
@@ -74,6 +87,7 @@ def decode_stream(
     chunks: Iterable[np.ndarray],
     sharding: jax.sharding.Sharding | None = None,
     key: Array | None = None,
+    rows: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Decode latents that come in chunks of any lengths.
 
@@ -83,6 +97,7 @@ def decode_stream(
         embedder wait for the next chunk.
       sharding: of a chunk, if it is split over several devices.
       key: see `Embedder.decode_chunk`.
+      rows: latent rows at a time, see `plan_chunks`; all by default.
 
     Yields:
       Video (B, T, H, W, 3), float32, about [-1, 1]; it is `embedder.look_ahead` frames behind the
@@ -91,28 +106,32 @@ def decode_stream(
     Raises:
       UserError: see `encode_stream`.
     """
-    cache, first, waiting = None, None, None
+    first, waiting, decode_rows, last = None, None, None, False
+
+    def run(latents, cache):
+        return decode_chunk(embedder, params, jax.device_put(latents, sharding), cache, last, key)
+
     for chunk in chunks:
         chunk = np.asarray(chunk)
         _check_latents(embedder, chunk)
-        first = chunk if first is None else first
+        if first is None:
+            first, height = chunk, chunk.shape[2]
+            blocks = row_blocks(height, rows or height, embedder.halo)
+            decode_rows = _Rows(run, blocks, 1, embedder.space_factor)
         _check_alike(chunk, first)
         waiting = chunk if waiting is None else np.concatenate([waiting, chunk], axis=1)
         ready = waiting.shape[1] // embedder.unit * embedder.unit
         if ready:
+            assert decode_rows is not None
             ready, waiting = waiting[:, :ready], waiting[:, ready:]
-            video, cache = decode_chunk(
-                embedder, params, jax.device_put(ready, sharding), cache, False, key
-            )
-            yield np.asarray(video)
-    if waiting is None or (cache is None and not waiting.shape[1]):
+            yield decode_rows(ready)
+    if waiting is None or decode_rows is None or not (decode_rows.began or waiting.shape[1]):
         raise UserError("the stream to decode holds no latents")
     if waiting.shape[1] or embedder.look_ahead:
-        video, _ = decode_chunk(
-            embedder, params, jax.device_put(waiting, sharding), cache, True, key
-        )
+        last = True
+        video = decode_rows(waiting)
         if video.shape[1]:
-            yield np.asarray(video)
+            yield video
 
 
 def encode(
@@ -140,20 +159,15 @@ def encode(
     check_video(video_BTHWC)
     shape, s = embedder.latent_shape(video_BTHWC.shape), embedder.space_factor
     rows, n = plan_chunks(embedder, params, "encode", shape, video_BTHWC.dtype, memory_budget_gb)
-    cuts = [embedder.frames(at) for at in (*range(0, shape[1], n), shape[1])]
-
-    def encode_rows(block):
-        if n == shape[1]:
-            return np.asarray(encode_chunk(embedder, params, block, None)[0])
-        chunks = (block[:, a:b] for a, b in zip(cuts, cuts[1:]))
-        return np.concatenate(list(encode_stream(embedder, params, chunks)), axis=1)
-
+    if n < shape[1]:
+        chunks = regroup([video_BTHWC], chunk_lengths(embedder, n))
+        return np.concatenate(list(encode_stream(embedder, params, chunks, rows)), axis=1)
     blocks = row_blocks(shape[2], rows, embedder.halo)
-    parts = [
-        encode_rows(video_BTHWC[:, :, above * s : below * s])[:, :, first - above : last - above]
-        for first, last, above, below in blocks
-    ]
-    return np.concatenate(parts, axis=2)
+
+    def run(video, _):
+        return encode_chunk(embedder, params, video, None)[0], None
+
+    return _Rows(run, blocks, s, 1)(video_BTHWC)
 
 
 def decode(
@@ -209,7 +223,8 @@ def decode_segments(
             video = _decode_planned(embedder, params, whole, plan, sharding, key)
         yield video
         return
-    stream = decode_stream(embedder, params, _regroup(segments, plan.frames), sharding, key)
+    chunks = regroup(segments, itertools.repeat(plan.frames))
+    stream = decode_stream(embedder, params, chunks, sharding, key)
     while True:
         with on_mesh(mesh):  # entered for each chunk: the caller has its own mesh in between
             video = next(stream, None)
@@ -228,33 +243,63 @@ def _decode_planned(
 ) -> np.ndarray:
     (rows, n), shape, s = plan, latents_BTHWC.shape, embedder.space_factor
 
-    def decode_rows(block):
-        if n == shape[1]:
-            return np.asarray(
-                decode_chunk(embedder, params, jax.device_put(block, sharding), None, True, key)[0]
-            )
-        chunks = (block[:, at : at + n] for at in range(0, shape[1], n))
-        return np.concatenate(list(decode_stream(embedder, params, chunks, sharding, key)), axis=1)
+    if n < shape[1]:
+        chunks = regroup([latents_BTHWC], itertools.repeat(n))
+        stream = decode_stream(embedder, params, chunks, sharding, key, rows)
+        return np.concatenate(list(stream), axis=1)
 
-    blocks = row_blocks(shape[2], rows, embedder.halo)
-    parts = [
-        decode_rows(latents_BTHWC[:, :, above:below])[
-            :, :, (first - above) * s : (last - above) * s
-        ]
-        for first, last, above, below in blocks
-    ]
-    return np.concatenate(parts, axis=2)
+    def run(latents, _):
+        latents = jax.device_put(latents, sharding)
+        return decode_chunk(embedder, params, latents, None, True, key)[0], None
+
+    return _Rows(run, row_blocks(shape[2], rows, embedder.halo), 1, s)(latents_BTHWC)
 
 
-def _regroup(segments: Iterable[AnyArray], frames: int) -> Iterator[np.ndarray]:
-    """Regroup latents of any lengths in chunks of `frames` latent frames, and a rest."""
-    waiting = None
+class _Rows:
+    """Runs a chunk in blocks of rows, one after another, each with its own cache.
+
+    Args:
+      run: (chunk, cache) -> (result, cache).
+      blocks: see `row_blocks`.
+      before, after: rows of the chunk and of the result in one latent row.
+    """
+
+    def __init__(self, run: Callable[..., tuple[Any, Any]], blocks, before: int, after: int):
+        self._run, self._blocks = run, list(blocks)
+        self._before, self._after = before, after
+        self._caches: list[Any] = [None] * len(self._blocks)
+        self.began = False
+
+    def __call__(self, chunk: np.ndarray) -> np.ndarray:
+        """Return the result of all rows; a chunk continues the one before."""
+        self.began, parts, s = True, [], self._after
+        for i, (first, last, above, below) in enumerate(self._blocks):
+            block = chunk[:, :, above * self._before : below * self._before]
+            out, cache = self._run(block, self._caches[i])
+            # The device has room for the cache of one block.
+            self._caches[i] = cache if len(self._blocks) == 1 else jax.device_get(cache)
+            parts.append(np.asarray(out)[:, :, (first - above) * s : (last - above) * s])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+
+
+def chunk_lengths(embedder: Embedder, latent_frames: int) -> Iterator[int]:
+    """Yield the frames of the chunks of a clip that have `latent_frames` each, without end."""
+    for n in itertools.count(latent_frames, latent_frames):
+        yield embedder.frames(n) - embedder.frames(n - latent_frames)
+
+
+def regroup(segments: Iterable[AnyArray], lengths: Iterable[int]) -> Iterator[np.ndarray]:
+    """Regroup segments (B, T, ...) of any lengths in chunks of `lengths` frames, and a rest."""
+    lengths, waiting = iter(lengths), None
+    length = next(lengths)
     for segment in segments:
         segment = np.asarray(segment)
+        if waiting is not None:
+            _check_alike(segment, waiting)
         waiting = segment if waiting is None else np.concatenate([waiting, segment], axis=1)
-        while waiting.shape[1] >= frames:
-            yield waiting[:, :frames]
-            waiting = waiting[:, frames:]
+        while waiting.shape[1] >= length:
+            yield waiting[:, :length]
+            waiting, length = waiting[:, length:], next(lengths)
     if waiting is not None and waiting.shape[1]:
         yield waiting
 
