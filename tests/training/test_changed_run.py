@@ -244,3 +244,23 @@ def test_six_lines_say_what_is_trained(copied, capsys):
 
 
 NAMES = ("clips", "left out", "captions", "steps", "parameters", "devices")
+
+
+@pytest.mark.slow
+def test_longer_captions_get_new_positions(tiny_runs, tmp_path):
+    def given(steps, max_bytes):
+        text = {"text": {**VDIT["text"], "max_bytes": max_bytes}}
+        base = tiny_values(VDIT, optimizer=OPTIMIZER, loop={"steps": steps}, **text)
+        return {**base, "embedder": str(tiny_runs / "vidvae")}
+
+    run(given(2, 64), tmp_path / "run")
+    before = state_of(tmp_path / "run")
+    assert run(given(3, 128), tmp_path / "run", accept_changes=True)["step"] == 3
+    after = state_of(tmp_path / "run")
+    rows = {name: after[name]["text"]["params"]["positions"].shape[0] for name in ("params", "ema")}
+    assert rows == {"params": 33, "ema": 33}
+    old = before["params"]["text"]["params"]["positions"]
+    moved = after["params"]["text"]["params"]["positions"][: len(old)] - old
+    assert len(old) == 17 and 0 < jnp.abs(moved).max() < 0.01, "a step from where they were"
+    with pytest.raises(UserError, match="arrays of its state differ"):
+        run(given(4, 64), tmp_path / "run", accept_changes=True)

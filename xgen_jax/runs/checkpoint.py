@@ -99,13 +99,22 @@ class Checkpoints:
         """Load (state, data) as `restore`, but by the paths of arrays alone.
 
         The state may have been saved in other containers, such as the empty ones of an optimiser
-        with another weight decay.
+        with another weight decay. An array has the number of rows that was saved.
         """
         step = self._choose(step)
         leaves, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
         wanted = {_path_name(path): leaf for path, leaf in leaves}
         there = self._metadata(step)
-        by_path = jax.tree_util.tree_map_with_path(lambda path, _: wanted[_path_name(path)], there)
+
+        def as_saved(path, saved):
+            leaf = wanted[_path_name(path)]
+            if leaf.shape == saved.shape:
+                return leaf
+            # As many rows may not divide over the devices.
+            whole = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
+            return jax.ShapeDtypeStruct(saved.shape, leaf.dtype, sharding=whole)
+
+        by_path = jax.tree_util.tree_map_with_path(as_saved, there)
         loaded = self._load({"state": by_path, "data": None}, step)
         arrays = {
             _path_name(path): leaf

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -31,7 +32,7 @@ from xgen_jax.training.run_log import NonFiniteLoss, RunLog
 from xgen_jax.training.state import TrainState, abstract_state, start_state
 from xgen_jax.training.summary import Summary
 from xgen_jax.training.tasks.base import Task
-from xgen_jax.typing import Params
+from xgen_jax.typing import Array, Params
 
 
 def fit(
@@ -74,6 +75,8 @@ def fit(
         # `check_state` has compared the arrays of a run that has changed; the rest may differ.
         restore = checkpoints.restore_arrays if run.changes() else checkpoints.restore
         state, _ = restore(abstract)
+        if array_shapes(state) != array_shapes(abstract):
+            state = grow(state, start_state(task, optimizer, shardings, key, arrays, start))
     else:
         state = start_state(task, optimizer, shardings, key, arrays, start)
     frozen = jax.device_put(task.frozen, tree_shardings(task.frozen, mesh))
@@ -126,6 +129,7 @@ def check_state(run: RunFolder, config: Run, task: Task, pipeline: Pipeline, mes
         f"{name}: {there.get(name, 'not there')} -> {here.get(name, 'not there')}"
         for name in sorted(there.keys() | here.keys())
         if there.get(name) != here.get(name)
+        and not (task.may_grow(name) and _longer(there.get(name, ()), here.get(name, ())))
     ]
     if differing:
         listed = "\n  ".join(differing[:3])
@@ -135,6 +139,21 @@ def check_state(run: RunFolder, config: Run, task: Task, pipeline: Pipeline, mes
             "keys that they depend on as they were, choose another folder, or start again with "
             "--overwrite"
         )
+
+
+def grow(state: TrainState, new: TrainState) -> TrainState:
+    """Append, to arrays with fewer rows than those of a new state, the latter's other rows."""
+
+    def longer(old: Array, new: Array) -> Array:
+        if old.shape == new.shape:
+            return old
+        return jax.device_put(jnp.concatenate([old, new[len(old) :]]), new.sharding)
+
+    return jax.tree.map(longer, state, new)
+
+
+def _longer(there: tuple[int, ...], here: tuple[int, ...]) -> bool:
+    return bool(there and here) and there[0] < here[0] and there[1:] == here[1:]
 
 
 def take_steps(

@@ -97,6 +97,12 @@ class Task(abc.ABC):
           frozen: the task's `frozen`.
         """
 
+    def may_grow(self, name: str) -> bool:
+        """Return whether an array of the state, by its path, may get more rows when a run goes on
+        with a changed configuration; the new ones are those of a new run."""
+        del name
+        return False
+
     def ema_params(self, params: Params) -> Params:
         """Select the sub-trees that have an exponential moving average (EMA); only it is used after
         training."""

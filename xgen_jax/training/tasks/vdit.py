@@ -150,6 +150,11 @@ class VDiTTask(Task):
         """Return fingerprints of the embedder and of a frozen text encoder."""
         return {"embedder": self.embedder_fingerprint, **self.text.fingerprints()}
 
+    def may_grow(self, name: str) -> bool:
+        """Return whether it is the byte encoder's table of positions, which longer captions need;
+        see `Task.may_grow`."""
+        return name.endswith("text/params/positions")
+
     def batch_arrays(self, batch: Batch) -> Arrays:
         """Select video uint8 (B, T, H, W, 3) or latents (B, t, h, w, c), the conditioner's arrays,
         and the micro-conditions of each clip, (B, 5), where they are known."""
