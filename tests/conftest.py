@@ -2,6 +2,7 @@
 (pyproject.toml)."""
 
 import atexit
+import fcntl
 import os
 import pathlib
 import shutil
@@ -36,7 +37,14 @@ def tiny_runs(tmp_path_factory) -> pathlib.Path:
     from xgen_jax.commands.train import train
     from xgen_jax.testing import VDIT, VIDVAE, tiny_run
 
-    root = tmp_path_factory.mktemp("runs")
-    train(tiny_run(VIDVAE), root / "vidvae")
-    train(tiny_run(VDIT, embedder=str(root / "vidvae")), root / "vdit")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share what the first has trained
+        root = tmp_path_factory.getbasetemp().parent / "tiny_runs"
+        root.mkdir(exist_ok=True)
+    else:
+        root = tmp_path_factory.mktemp("runs")
+    with open(root / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "vdit" / "run.json").exists():
+            train(tiny_run(VIDVAE), root / "vidvae")
+            train(tiny_run(VDIT, embedder=str(root / "vidvae")), root / "vdit")
     return root
