@@ -273,7 +273,7 @@ def reconstruct(**flags: Any) -> dict[str, Any]:
         `commands.reconstruct.ReconstructRequest`.
 
     Returns:
-      A summary: the file, PSNR, SSIM, MSE, sharpness, seconds.
+      A summary: the file, PSNR, SSIM, MSE, sharpness, blockiness, seconds.
 
     Raises:
       UserError: missing flags, an unreadable video, an output that exists.

@@ -60,7 +60,8 @@ def reconstruct_file(request: ReconstructRequest) -> dict[str, Any]:
     frames that it has.
 
     Returns:
-      video (the path), shape (T, H, W, 3), fps, psnr_db, ssim, mse, sharpness, wall_s.
+      video (the path), shape (T, H, W, 3), fps, psnr_db, ssim, mse, sharpness, blockiness,
+      wall_s.
 
     Raises:
       UserError: an unreadable video, an output that exists, steps or a speed that the embedder
@@ -73,9 +74,10 @@ def reconstruct_file(request: ReconstructRequest) -> dict[str, Any]:
     reconstruction = reconstruct(original, request.speed, between=request.between)
     at = moments(len(original), request.speed)
     own, shown = at == np.floor(at), original[np.floor(at).astype(int)]
-    result = compare(shown[own], reconstruction[own])
+    result = compare(shown[own], reconstruction[own], patch=reconstruct.embedder.patch)
     write_video(path, side_by_side(shown, reconstruction), fps)
-    figures = {name: round(result[name], 4) for name in ("psnr_db", "ssim", "mse", "sharpness")}
+    names = ("psnr_db", "ssim", "mse", "sharpness", "blockiness")
+    figures = {name: round(result[name], 4) for name in names}
     return {
         "video": str(path),
         "shape": list(reconstruction.shape),

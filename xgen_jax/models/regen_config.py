@@ -94,6 +94,11 @@ class REGENConfig:
         """Pixels a side of one latent cell, and of one token."""
         return self.encoder.space_factor
 
+    @property
+    def patch(self) -> int:
+        """Pixels a side of the patches that the decoder puts together, one a token."""
+        return self.space_factor
+
     def latent_shape(self, video_shape: Shape) -> Shape:
         """Return the shape of a clip's latents: (t, h, w) of (T, H, W), or with batch and channels.
 

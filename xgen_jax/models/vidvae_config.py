@@ -114,6 +114,12 @@ class VidVAEConfig:
         return self.stem[1] * 2 ** sum(self.space_reduction)
 
     @property
+    def patch(self) -> int:
+        """Pixels a side of the patches that the decoder puts together, or of a latent cell if its
+        pyramid ends in pixels."""
+        return self.stem[1] if self.stem[1] > 1 else self.space_factor
+
+    @property
     def time_factor(self) -> int:
         """Frames of one latent frame, except the first."""
         return self.stem[0] * 2 ** sum(self.time_reduction)
