@@ -41,6 +41,11 @@ class VidVAETask(EmbedderTask):
         config = self.loss_config.adversarial
         return Discriminator(config.discriminator, self.model.dtype) if config.weight else None
 
+    @property
+    def last_convolution(self) -> str:
+        """Name of the decoder's last convolution in its head."""
+        return "pixels" if self.model.config.head_channels else "conv_out"
+
     def init(self, key: Array, arrays) -> Params:
         """Initialise the parameters of each group from one key."""
         video = to_unit_range(arrays["video"])
@@ -98,9 +103,12 @@ class VidVAETask(EmbedderTask):
         y = jax.lax.stop_gradient(reconstruction)
         (loss, metrics), cotangent = jax.value_and_grad(terms, has_aux=True)(y)
         fixed, fixed_features = jax.lax.stop_gradient((vidvae, features))
-        kernel = fixed["params"]["head"]["conv_out"]["kernel"]
+        kernel = fixed["params"]["head"][self.last_convolution]["kernel"]
         _, to_kernel = jax.vjp(
-            lambda kernel: to_pixels(_with_last_kernel(fixed, kernel), fixed_features), kernel
+            lambda kernel: to_pixels(
+                _with_kernel(fixed, self.last_convolution, kernel), fixed_features
+            ),
+            kernel,
         )
         disc_loss, gan_cotangent, gan_metrics = adversarial_terms(
             c.adversarial,
@@ -133,8 +141,8 @@ class VidVAETask(EmbedderTask):
         return loss, metrics
 
 
-def _with_last_kernel(vidvae: Params, kernel: Array) -> Params:
-    """Return the autoencoder's variables with another kernel in the last convolution."""
+def _with_kernel(vidvae: Params, name: str, kernel: Array) -> Params:
+    """Return the autoencoder's variables with another kernel in a convolution of the head."""
     head = vidvae["params"]["head"]
-    head = {**head, "conv_out": {**head["conv_out"], "kernel": kernel}}
+    head = {**head, name: {**head[name], "kernel": kernel}}
     return {**vidvae, "params": {**vidvae["params"], "head": head}}
