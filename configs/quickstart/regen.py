@@ -12,6 +12,8 @@ Your own videos: add --config.data.source.path=FOLDER
 --config.data.source.require_captions=False.
 """
 
+import dataclasses
+
 from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, REGENRun
@@ -25,12 +27,18 @@ from xgen_jax.parallel.mesh import MeshConfig
 
 def get_config(ratio: str = "8"):
     """A run at a ratio of 4, 8, 16 or 32 in time; one chunk a clip."""
-    model = PRESETS[f"tiny-{choose('ratio', ratio, (4, 8, 16, 32))}x"]
+    preset = PRESETS[f"tiny-{choose('ratio', ratio, (4, 8, 16, 32))}x"]
+    model = dataclasses.replace(preset, head_channels=8)
     bucket = Bucket(frames=model.chunk_frames, height=32, width=32, batch_size=8)
     run = REGENRun(
         model=model,
         loss=REGENLossConfig(
-            process="flow", prediction="x0", one_step_fraction=0.5, kl=2e-4, motion=4.0
+            process="flow",
+            prediction="x0",
+            one_step_fraction=0.5,
+            kl=2e-4,
+            motion=4.0,
+            gradient=0.1,
         ),
         data=DataConfig(source=SyntheticConfig(), seed=0, buckets=(bucket,)),
         optimizer=OptimizerConfig(

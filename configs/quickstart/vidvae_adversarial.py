@@ -28,26 +28,25 @@ changed nothing (30.49 dB with and without); at 5, started as here, the run osci
 edges 0.834). R1 at 0.3 lies between the two columns.
 """
 
-from xgen_jax.config.losses import AdversarialConfig, VidVAELossConfig
+import dataclasses
+
+from xgen_jax.config.losses import AdversarialConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig, VidVAERun
 from xgen_jax.configs.common import as_config_dict
+from xgen_jax.configs.quickstart.vidvae import LOSS, MODEL
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, SyntheticConfig
 from xgen_jax.models.discriminator import DiscriminatorConfig
-from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
 
 
 def get_config():
     run = VidVAERun(
         init_from="runs/quickstart/vidvae",
-        model=PRESETS["tiny"],
-        loss=VidVAELossConfig(
-            l1=0.0,
-            l2=1.0,
-            lpips=0.0,
-            kl=2e-4,
+        model=MODEL,
+        loss=dataclasses.replace(
+            LOSS,
             adversarial=AdversarialConfig(
                 weight=0.002,
                 start_step=1,

@@ -116,6 +116,7 @@ def test_reconstruction_suite_at_several_shapes_with_lpips(tiny_runs, tmp_path, 
             assert both.shape == (frames, height, 2 * width + 2, 3)
             assert len(row["lpips_vgg_frames"]) == len(row["sharpness_frames"]) == frames
             assert row["lpips_vgg"] > 0
+            assert 0 < row["blockiness"] <= 4
     assert "VGG16" in written["conventions"]["lpips_vgg"]
     text = (folder / "reconstruction.md").read_text()
     assert text in capsys.readouterr().err

@@ -284,6 +284,30 @@ def test_every_configuration_takes_a_step_when_shrunk(path, tiny_runs, tmp_path)
     assert all(math.isfinite(value) for value in summary.values() if isinstance(value, float))
 
 
+@pytest.mark.slow
+def test_the_quickstart_for_videos_takes_a_step_when_shrunk(tmp_path):
+    given = values(ROOT / "quickstart" / "vidvae.py", "videos")
+    with pytest.raises(UserError, match="needs a folder: give --config.data.source.path=FOLDER"):
+        task_of(run_config(given))
+    assert train(run_config(shrunk(given, None)), tmp_path / "run")["step"] == 1
+
+
+def test_the_quickstarts_decoders_have_a_head_and_the_adversarial_one_goes_on_from_it():
+    shapes, adversarial, regen = (
+        run_config(values(ROOT / "quickstart" / f"{name}.py"))
+        for name in ("vidvae", "vidvae_adversarial", "regen")
+    )
+    assert shapes.model.head_channels and regen.model.head_channels
+    assert adversarial.model == shapes.model
+    plain = dataclasses.replace(adversarial.loss, adversarial=shapes.loss.adversarial)
+    assert plain == shapes.loss and adversarial.loss.adversarial.weight
+    videos = run_config(values(ROOT / "quickstart" / "vidvae.py", "videos"))
+    assert videos.data.source.kind == "video_folder"
+    assert not videos.data.source.require_captions and videos.data.source.held_out_fraction
+    with pytest.raises(UserError, match="clips='films' is not known; choose one of shapes, videos"):
+        values(ROOT / "quickstart" / "vidvae.py", "films")
+
+
 def test_the_papers_configuration_is_the_papers():
     given = values(ROOT / "vidvae" / "paper.py")
     config = run_config(given)
@@ -329,7 +353,8 @@ def test_the_quickstarts_regen_and_its_transformer_are_of_one_ratio(ratio):
         run_config(values(ROOT / "quickstart" / f"{n}.py", str(ratio)))
         for n in ("regen", "vdit_regen")
     )
-    assert regen.model == REGEN_PRESETS[f"tiny-{ratio}x"]
+    preset = REGEN_PRESETS[f"tiny-{ratio}x"]
+    assert regen.model == dataclasses.replace(preset, head_channels=8)
     assert (
         [b.shape for b in regen.data.buckets]
         == [b.shape for b in vdit.data.buckets]

@@ -157,6 +157,81 @@ def test_sharpness_of_flat_frames_is_finite():
         reconstruction.sharpness_frames(flat[:, :1], flat[:, :1])
 
 
+def photo(offset=0):
+    """A clip of smooth random ground with grain, neither of which knows a grid."""
+    ground = noise((2, 104, 128, 3), seed=5)
+    for _ in range(3):
+        ground = box_blur(ground)
+    grain = noise((2, 96, 120, 3), seed=6) // 16
+    return ground[:, offset : offset + 96, offset : offset + 120] // 2 + grain
+
+
+def mesh(video, patch, offset=0, levels=12):
+    """Darken every second patch of a chessboard of patches."""
+    y, x = np.indices(video.shape[1:3])
+    board = ((y + offset) // patch + (x + offset) // patch) % 2
+    return video - (levels * board[None, :, :, None]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("patch", [4, 8])
+def test_blockiness_of_a_source_is_exactly_one_and_of_a_mesh_more(patch):
+    video = photo() // 2 + 40
+    assert reconstruction.blockiness(video, video, patch) == 1.0
+    faint, strong = (
+        reconstruction.blockiness(video, mesh(video, patch, levels=levels), patch)
+        for levels in (4, 12)
+    )
+    assert 1.05 < faint < strong
+    # On another grid it is no mesh of this one: the differences elsewhere grow instead.
+    assert reconstruction.blockiness(video, mesh(video, patch, offset=2), patch) < 1.0
+
+
+def test_blockiness_of_a_shifted_source_is_about_one():
+    video = photo()
+    for offset in (1, 2, 5):
+        shifted = photo(offset=offset)
+        assert reconstruction.blockiness(video, shifted, 4) == pytest.approx(1, abs=0.02)
+        blurred = reconstruction.blockiness(video, box_blur(shifted), 4)
+        assert blurred == pytest.approx(1, abs=0.04)  # neither blur nor grain is a mesh
+
+
+def test_blockiness_by_hand():
+    # Luma steps of 10 across the borders of 4x4 patches and 0 elsewhere, against 2 everywhere.
+    x = np.arange(12)
+    blocks = np.broadcast_to((10 * (x // 4))[:, None] + 10 * (x // 4), (1, 12, 12))
+    ramp = np.broadcast_to(2 * x[:, None] + 2 * x, (1, 12, 12))
+    grey = [np.repeat(v[..., None], 3, -1).astype(np.uint8) for v in (blocks, ramp)]
+    assert reconstruction.blockiness(grey[1], grey[0], 4) == reconstruction.BLOCKINESS_CAP
+    soft = grey[0] + 3 * grey[1]  # steps of 16 across borders, and of 6
+    np.testing.assert_allclose(reconstruction.blockiness(grey[1], soft, 4), 16.1 / 6.1)
+
+
+def test_blockiness_is_defined_for_flat_clips_and_single_patches():
+    flat = np.full((2, 16, 20, 3), (7, 130, 201), np.uint8)
+    assert reconstruction.blockiness(flat, flat // 2, 4) == 1.0
+    assert reconstruction.blockiness(flat, mesh(flat + 20, 4), 4) == 4.0
+    assert reconstruction.blockiness(flat, noise(flat.shape), 4) == pytest.approx(1, abs=0.1)
+    assert reconstruction.blockiness(flat, noise(flat.shape), 20) == 1.0
+    assert reconstruction.blockiness(flat, noise(flat.shape), 1) == 1.0
+    with pytest.raises(UserError, match="1x1 pixels or more, not 0x0"):
+        reconstruction.blockiness(flat, flat, 0)
+    with pytest.raises(UserError, match="differ in shape"):
+        reconstruction.blockiness(flat, flat[1:], 4)
+
+
+def test_blockiness_is_reported_for_a_size_of_patch():
+    video = photo() // 2 + 40
+    result = reconstruction.evaluate_reconstruction(
+        lambda video: mesh(video, 8), [("one", video)], patch=8
+    )
+    (row,) = result["videos"]
+    assert row["blockiness"] == reconstruction.blockiness(video, mesh(video, 8), 8)
+    assert result["mean"]["blockiness"] == row["blockiness"] > 1.05
+    assert "8x8 patches" in result["conventions"]["blockiness"]
+    without = reconstruction.compare(video, video)
+    assert "blockiness" not in without and "blockiness" not in reconstruction.CONVENTIONS
+
+
 class MeanDifference:
     """A stand-in for a learned distance."""
 

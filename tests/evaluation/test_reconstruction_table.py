@@ -32,17 +32,17 @@ def test_what_is_no_shape(shape):
 
 
 def test_the_papers_figures_are_next_to_its_shapes():
-    lines = table([entry("17x512x512", lpips_alex=0.25), entry("9x32x32")]).splitlines()
+    entries = [entry("17x512x512", lpips_alex=0.25, blockiness=1.04), entry("9x32x32")]
+    lines = table(entries).splitlines()
     assert lines[0] == (
-        "| frames x height x width | clips | PSNR, dB | SSIM | MSE | sharpness | LPIPS, AlexNet "
-        "| paper: PSNR / SSIM / MSE |"
+        "| frames x height x width | clips | PSNR, dB | SSIM | MSE | sharpness | blockiness "
+        "| LPIPS, AlexNet | paper: PSNR / SSIM / MSE |"
     )
     assert (
-        lines[2]
-        == "| 17x512x512 | 8 | 30.12 | 0.9000 | 0.00400 | 0.810 | 0.2500 | 33.83 / 0.935 / "
-        "0.00281 |"
+        lines[2] == "| 17x512x512 | 8 | 30.12 | 0.9000 | 0.00400 | 0.810 | 1.040 | 0.2500 "
+        "| 33.83 / 0.935 / 0.00281 |"
     )
-    assert lines[3] == "| 9x32x32 | 8 | 30.12 | 0.9000 | 0.00400 | 0.810 | – | – |"
+    assert lines[3] == "| 9x32x32 | 8 | 30.12 | 0.9000 | 0.00400 | 0.810 | – | – | – |"
     assert len({line.count("|") for line in lines[:4]}) == 1
     assert "2408.12590" in lines[5] and "clips here are others" in lines[5]
     assert lines[-2:] == ["- 17x512x512: a cat; a dog", "- 9x32x32: a cat; a dog"]

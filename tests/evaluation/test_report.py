@@ -125,7 +125,7 @@ def write_reconstruction(folder):
     ]
     for index, row in enumerate(rows):
         write_video(folder / row["file"], width=64, seed=index)
-    mean = {"psnr_db": 30.53, "ssim": 0.951, "mse": 0.0035, "sharpness": 0.876}
+    mean = {"psnr_db": 30.53, "ssim": 0.951, "mse": 0.0035, "sharpness": 0.876, "blockiness": 1.042}
     shapes = [{"shape": "9x32x32", "clips": 2, "mean": mean, "videos": rows}]
     write_json(folder / "reconstruction.json", {"shapes": shapes})
 
@@ -160,7 +160,7 @@ def test_page_says_what_the_runs_did(root):
     ):
         assert wanted in page.text, wanted
     for wanted in (
-        "sharpness 0.88",
+        "sharpness 0.88, blockiness 1.04",
         "shape: wanted circle, read square",
         "CPU <2 cores>",
         "model.width",

@@ -46,6 +46,9 @@ CONFIGS = {
         time_up="trilinear",
         kernels=((3, 3, 3), (3, 3, 3)),
     ),
+    "head": tiny_vidvae(
+        latent_channels=3, stem=(4, 2, 2), stem_hidden=8, head_channels=4, norm="rms"
+    ),
 }
 # Cuts of a clip of 17 frames, and of its 5 latent frames.
 VIDEO_CUTS = [(1, 16), (5, 12), (3, 7, 7)]
@@ -86,7 +89,8 @@ def check_streams(config, video_cuts, latent_cuts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "stem" else pytest.mark.slow) for n in CONFIGS]
+    "name",
+    [pytest.param(n, marks=() if n in ("stem", "head") else pytest.mark.slow) for n in CONFIGS],
 )
 def test_a_stream_gives_what_the_whole_clip_gives(name):
     check_streams(CONFIGS[name], VIDEO_CUTS, LATENT_CUTS)
@@ -264,8 +268,11 @@ def test_a_budget_chooses_chunks_that_fit_and_change_nothing():
 
 
 @pytest.mark.slow
-def test_blocks_of_rows_change_nothing_but_need_the_whole_halo(monkeypatch):
-    config = dataclasses.replace(CONFIGS["rms"], time_reduction=(False, False), time_expansion=None)
+@pytest.mark.parametrize("name", ["rms", "head"])
+def test_blocks_of_rows_change_nothing_but_need_the_whole_halo(monkeypatch, name):
+    config = CONFIGS[name]
+    if name == "rms":
+        config = dataclasses.replace(config, time_reduction=(False, False), time_expansion=None)
     embedder, params, video, latents, decoded = built(config, frames=1, height=64, width=4)
     monkeypatch.setattr(streaming, "plan_chunks", lambda *_: (5, 1))
     np.testing.assert_allclose(encode(embedder, params, video), latents, atol=1e-5)

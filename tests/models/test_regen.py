@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.regen import REGEN, Conditioning, count_parameters, frame_times
+from xgen_jax.models.regen import REGEN, Conditioning, Decoder, count_parameters, frame_times
 from xgen_jax.models.regen_config import PRESETS
 from xgen_jax.testing import REGEN_MODEL
 
@@ -218,6 +218,31 @@ def test_presets_make_two_latent_frames_of_a_chunk(name):
     assert (config.latent_channels, config.space_factor) == (8, 8)
 
 
+def test_a_head_lets_patches_overlap_within_each_frame():
+    config = dataclasses.replace(REGEN_MODEL, head_channels=4)
+    decoder, patch = Decoder(config, jnp.float32), config.patch
+    side = 2 * patch
+    x = jax.random.normal(jax.random.key(0), (1, 2, side, side, 3))
+    told = Conditioning(jnp.ones((1, 2, 2, 2, config.width)))
+
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(decoder.init, jax.random.key(1), x, jnp.zeros(1), told)
+    params = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape, np.float32), shapes)
+
+    @jax.jit
+    def with_bias(bias):
+        """Decode with another bias of the pixels (1, 1) of all patches in front of the head."""
+        final = params["params"]["final"]
+        final = {**final, "bias": jnp.asarray(final["bias"]).at[(patch + 1) * 4].add(bias)}
+        changed = {"params": {**params["params"], "final": final}}
+        return decoder.apply(changed, x, jnp.zeros(1), told)
+
+    change = np.abs(with_bias(1.0) - with_bias(0.0)).max(-1)
+    rows, columns = np.indices((side, side)) % patch
+    near = (np.abs(rows - 1) <= 1) & (np.abs(columns - 1) <= 1)
+    np.testing.assert_array_equal(change > 1e-4, np.broadcast_to(near, change.shape))
+
+
 def test_the_papers_decoder_has_the_papers_size():
     assert (PRESETS["paper-32x"].depth, PRESETS["paper-32x"].width, PRESETS["paper-32x"].heads) == (
         24,
@@ -234,6 +259,7 @@ def test_the_papers_decoder_has_the_papers_size():
         ({"conditioning": "none"}, "conditioning='none' is not known"),
         ({"heads": 3}, "width 16 must be a multiple of the 3 heads"),
         ({"siren_depth": 0}, "siren_depth must be 1 or more"),
+        ({"head_channels": -1}, "head_channels must be 0 or more, not -1"),
         (
             {
                 "encoder": dataclasses.replace(

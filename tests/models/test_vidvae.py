@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.vidvae import TimeMix, VidVAE
+from xgen_jax.models.vidvae import Head, TimeMix, VidVAE
 from xgen_jax.models.vidvae_config import PRESETS, VidVAEConfig
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import on_mesh, replicated, video_sharding
@@ -31,6 +31,7 @@ CONFIGS = {
         norm="rms",
     ),
     "stem": tiny_vidvae(latent_channels=3, stem_hidden=8, kernels=((3, 3, 3), (3, 3, 3))),
+    "head": tiny_vidvae(latent_channels=3, head_channels=4, norm="rms"),
 }
 SIDE = 8
 
@@ -110,6 +111,7 @@ def test_a_shape_it_cannot_take_is_an_error_that_names_the_nearest(shape, messag
         ),
         ({"time_up": "cubic"}, "time_up='cubic' is not known; choose one of causal, trilinear"),
         ({"flat_levels": 5}, "flat_levels must be 0 to 4"),
+        ({"head_channels": -1}, "head_channels must be 0 or more, not -1"),
     ],
 )
 def test_a_network_that_cannot_be_built_is_refused(changes, message):
@@ -236,6 +238,24 @@ def test_height_and_width_over_devices_change_nothing_and_gather_nothing(verb, m
     assert gathered, "the attention must gather something, or this test sees nothing"
     for shape in gathered:
         assert math.prod(int(side) for side in shape.split(",")) <= cells, f"{shape} is gathered"
+
+
+@pytest.mark.parametrize("channels,reach", [(0, 0), (4, 1)])
+def test_a_head_lets_patches_overlap_by_a_pixel(channels, reach):
+    config = tiny_vidvae(head_channels=channels, norm="rms")
+    head = Head(config, jnp.float32)
+    features = jax.random.normal(jax.random.key(0), (1, 2, 3, 3, 8))
+    params = jax.jit(head.init)(jax.random.key(1), features)
+    assert ("pixels" in params["params"]) == bool(channels)
+
+    def pixels(middle):
+        return head.apply(params, features.at[0, 1, 1, 1].set(middle))[0][0]
+
+    # The second latent frame is frames 1 to 4, the middle patch rows and columns 4 to 7.
+    influence = np.abs(jax.jit(jax.jacrev(pixels))(features[0, 1, 1, 1])).max((3, 4))
+    expected = np.zeros((5, 12, 12), bool)
+    expected[1:, 4 - reach : 8 + reach, 4 - reach : 8 + reach] = True
+    np.testing.assert_array_equal(influence > 0, expected)
 
 
 @pytest.mark.slow

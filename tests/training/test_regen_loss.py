@@ -32,6 +32,7 @@ MODEL = REGENConfig(
 ALL = REGENLossConfig(
     kl=0.3,
     motion=0.6,
+    gradient=0.4,
     lpips=0.5,
     consistency=0.7,
     weighting="velocity",
@@ -97,6 +98,9 @@ def one_chunk_as_written(objective, regen_params, x0_FHWC, key):
     loss += c.kl * 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
     if len(x0_FHWC) > 1:
         loss += c.motion * jnp.square((at_t - x0)[:, 1:] - (at_t - x0)[:, :-1]).mean()
+    error = at_t - x0
+    down, right = error[:, :, 1:] - error[:, :, :-1], error[:, :, :, 1:] - error[:, :, :, :-1]
+    loss += c.gradient * (jnp.abs(down).mean() + jnp.abs(right).mean())
     loss += (
         c.lpips * objective.lpips.apply(objective.frozen, jnp.clip(at_t[0], -1, 1), x0[0]).mean()
     )
@@ -147,6 +151,7 @@ def test_the_loss_and_its_gradient_are_the_formulas():
         "psnr_db",
         "kl",
         "motion",
+        "gradient",
         "lpips",
         "consistency",
         "psnr_one_step_db",

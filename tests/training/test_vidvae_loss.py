@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from xgen_jax.config.losses import AdversarialConfig, VidVAELossConfig
+from xgen_jax.config.losses import AdversarialConfig, REGENLossConfig, VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.sources.synthetic import SyntheticSource
@@ -27,6 +27,7 @@ from xgen_jax.training.tasks.adversarial import (
     hinge_generator,
     r1_penalty,
 )
+from xgen_jax.training.tasks.embedder import gradient_error
 
 MODEL = tiny_vidvae(
     # At four the RMS of a pixel's few channels comes so near zero that rounding shows in the
@@ -52,13 +53,18 @@ class Distance(nn.Module):
         return jnp.square(jnp.tanh(layer(x_BHWC)) - jnp.tanh(layer(y_BHWC))).mean((1, 2, 3))
 
 
-def make(adversarial=ADVERSARIAL, dtype=jnp.float32, lpips=0.3, frames=5, batch=4):
+def make(adversarial=ADVERSARIAL, dtype=jnp.float32, lpips=0.3, frames=5, batch=4, head_channels=0):
     """An objective, its parameters, and a batch of noise."""
     module = Distance() if lpips else None
     frozen = module.init(jax.random.key(7), *[jnp.zeros((1, 8, 8, 3))] * 2) if lpips else None
-    config = VidVAELossConfig(l1=0.5, l2=2.0, lpips=lpips, kl=0.1, adversarial=adversarial)
+    config = VidVAELossConfig(
+        l1=0.5, l2=2.0, gradient=0.7, lpips=lpips, kl=0.1, adversarial=adversarial
+    )
     objective = vidvae_task(
-        model=VidVAE(MODEL, dtype), loss_config=config, lpips=module, frozen=frozen
+        model=VidVAE(dataclasses.replace(MODEL, head_channels=head_channels), dtype),
+        loss_config=config,
+        lpips=module,
+        frozen=frozen,
     )
     # The clips of seed 0 lose two digits to rounding in the encoder's gradients; these do not.
     video = np.random.default_rng(2).integers(0, 256, (batch, frames, 16, 16, 3), np.uint8)
@@ -90,6 +96,7 @@ def as_written(objective, params, arrays, keys):
     frames = [x.reshape(-1, *x.shape[2:]) for x in (y, video)]
     lpips = objective.lpips.apply(objective.frozen, *frames).mean()
     rec = c.l1 * jnp.abs(y - video).mean() + c.l2 * jnp.square(y - video).mean() + c.lpips * lpips
+    rec += c.gradient * gradient_error(y, video)
     kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
     fixed = jax.lax.stop_gradient(params["discriminator"])
     gan = hinge_generator(objective.discriminator.apply(fixed, y))
@@ -101,8 +108,8 @@ def as_written(objective, params, arrays, keys):
     return rec, c.kl * kl, gan, disc
 
 
-def kernel_of(tree):
-    return tree["vidvae"]["params"]["head"]["conv_out"]["kernel"]
+def kernel_of(tree, name="conv_out"):
+    return tree["vidvae"]["params"]["head"][name]["kernel"]
 
 
 def assert_close(one, other, tolerance):
@@ -114,15 +121,17 @@ def assert_close(one, other, tolerance):
 
 
 @pytest.mark.slow
-def test_the_gradient_of_one_pass_is_that_of_the_loss_as_written(adversarial):
-    objective, params, arrays, keys = adversarial
+@pytest.mark.parametrize("head_channels,last", [(0, "conv_out"), (4, "pixels")])
+def test_the_gradient_of_one_pass_is_that_of_the_loss_as_written(head_channels, last):
+    objective, params, arrays = make(head_channels=head_channels)
+    keys = sample_keys(SEED, jnp.int32(3), np.arange(4, dtype=np.uint32))
 
     @jax.jit
     def by_hand(params):
         """Compute the gradient of each term separately."""
         terms = jnp.stack(as_written(objective, params, arrays, keys))
         gradients = jax.jacrev(lambda p: jnp.stack(as_written(objective, p, arrays, keys)))(params)
-        rec, gan = (jnp.linalg.norm(kernel_of(gradients)[i].ravel()) for i in (0, 2))
+        rec, gan = (jnp.linalg.norm(kernel_of(gradients, last)[i].ravel()) for i in (0, 2))
         weights = jnp.array([1.0, 1.0, 0.5 * rec / (gan + 1e-4), 1.0])
         return (
             weights @ terms,
@@ -200,6 +209,8 @@ def test_before_its_step_the_discriminator_does_nothing(adversarial):
     "make_config,message",
     [
         (lambda: VidVAELossConfig(l1=-1.0), r"loss\.l1 must be 0 or more, not -1\.0"),
+        (lambda: VidVAELossConfig(gradient=-1.0), r"loss\.gradient must be 0 or more, not -1\.0"),
+        (lambda: REGENLossConfig(gradient=-1.0), r"loss\.gradient must be 0 or more, not -1\.0"),
         (
             lambda: AdversarialConfig(start_step=-1),
             r"loss\.adversarial\.start_step must be 0 or more, not -1",
@@ -238,6 +249,15 @@ def test_r1_is_the_gradient_of_a_known_function():
     np.testing.assert_allclose(r1, 36 * jnp.square(x).mean(), rtol=1e-6)
 
 
+def test_the_gradient_error_counts_ripples_and_no_offset():
+    x = np.arange(2.0 * 3 * 4 * 4 * 3).reshape(2, 3, 4, 4, 3).astype(np.float32)
+    assert gradient_error(x + 7, x) == 0
+    rows = np.where(np.arange(4) % 2, 0.5, -0.5)[:, None, None]
+    assert gradient_error(x + rows, x) == pytest.approx(1.0)  # all vertical neighbours, by 1
+    assert gradient_error(x + rows + 2 * rows.swapaxes(0, 1), x) == pytest.approx(3.0)
+    assert gradient_error(x[:, :, :1, :1] + 1, x[:, :, :1, :1]) == 0  # a pixel has no neighbour
+
+
 @pytest.mark.slow
 def test_the_loss_is_its_formula_and_half_precision_leaves_its_terms_in_full():
     objective, params, arrays = make(adversarial=AdversarialConfig(), dtype=jnp.bfloat16)
@@ -259,12 +279,14 @@ def test_the_loss_is_its_formula_and_half_precision_leaves_its_terms_in_full():
     expected = {
         "l1": np.abs(error).mean(),
         "l2": np.square(error).mean(),
+        "gradient": sum(np.abs(np.diff(error, axis=axis)).mean() for axis in (2, 3)),
         "kl": 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).mean(),
         "psnr_db": (-10 * np.log10(np.square(error / 2).mean((1, 2, 3, 4)))).mean(),
     }
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
-    total = 0.5 * metrics["l1"] + 2.0 * metrics["l2"] + 0.3 * metrics["lpips"] + 0.1 * metrics["kl"]
+    weights = {"l1": 0.5, "l2": 2.0, "gradient": 0.7, "lpips": 0.3, "kl": 0.1}
+    total = sum(weight * metrics[name] for name, weight in weights.items())
     np.testing.assert_allclose(loss, total, rtol=1e-6)
 
 

@@ -122,7 +122,11 @@ def _reconstruction(request: EvaluateRequest) -> dict[str, Any]:
         name = "x".join(map(str, shape))
         clips = _clips(source, count, seed, shape)
         result = evaluate_reconstruction(
-            reconstruct, clips, _Progress(_results(folder, name), count), lpips=distance
+            reconstruct,
+            clips,
+            _Progress(_results(folder, name), count),
+            lpips=distance,
+            patch=reconstruct.embedder.patch,
         )
         conventions = result.pop("conventions")
         entries.append({"shape": name, **result})

@@ -76,7 +76,8 @@ def reconstruct_file(request: ReconstructRequest) -> dict[str, Any]:
     repeating frames, and the figures are those of the frames that it has.
 
     Returns:
-      video (the path), shape (T, H, W, 3), fps, psnr_db, ssim, mse, sharpness, wall_s.
+      video (the path), shape (T, H, W, 3), fps, psnr_db, ssim, mse, sharpness, blockiness,
+      wall_s.
 
     Raises:
       UserError: an unreadable video, a start after its end, an output that exists, steps or a speed
@@ -102,7 +103,7 @@ def reconstruct_file(request: ReconstructRequest) -> dict[str, Any]:
         for shown, reconstruction, own in pairs:
             writer.write(side_by_side(shown, reconstruction))
             if own.any():
-                result = compare(shown[own], reconstruction[own])
+                result = compare(shown[own], reconstruction[own], patch=reconstruct.embedder.patch)
                 for name in totals:
                     totals[name] += math.fsum(result[f"{name}_frames"])
             compared, written = compared + int(own.sum()), written + len(own)

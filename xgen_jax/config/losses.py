@@ -52,7 +52,7 @@ class VidVAELossConfig:
     frames.
 
     Attributes:
-      l1, l2, lpips, kl: the weights.
+      l1, l2, gradient, lpips, kl: the weights; see `training.tasks.vidvae`.
       lpips_weights: safetensors of LPIPS with VGG16, as FILE or TRUNK,HEADS; needed unless `lpips`
         is 0.
       adversarial: off by default.
@@ -60,13 +60,14 @@ class VidVAELossConfig:
 
     l1: float = 1.0
     l2: float = 0.0
+    gradient: float = 0.0
     lpips: float = 1.0
     lpips_weights: str | None = None
     kl: float = 1e-6
     adversarial: AdversarialConfig = AdversarialConfig()
 
     def __post_init__(self):
-        for name in ("l1", "l2", "lpips", "kl"):
+        for name in ("l1", "l2", "gradient", "lpips", "kl"):
             if getattr(self, name) < 0:
                 raise UserError(f"loss.{name} must be 0 or more, not {getattr(self, name)}")
 
@@ -95,6 +96,7 @@ class REGENLossConfig:
       kl: weight of KL(q(z|x) || N(0, 1)); at 0 (the paper names none) latents are the posterior's
         mean.
       motion: weight of the squared error of frame differences.
+      gradient: weight of the absolute error of differences of neighbouring pixels.
       lpips: weight of LPIPS of the predicted x0, a mean over frames.
       lpips_weights: see `VidVAELossConfig`.
       consistency: weight of the distance between x0 predicted at t = 1 and at the training time.
@@ -110,6 +112,7 @@ class REGENLossConfig:
     windows: str = "chunk"
     kl: float = 0.0
     motion: float = 0.0
+    gradient: float = 0.0
     lpips: float = 0.0
     lpips_weights: str | None = None
     consistency: float = 0.0
@@ -124,7 +127,7 @@ class REGENLossConfig:
         choose("loss.weighting", self.weighting, WEIGHTINGS)
         choose("loss.windows", self.windows, WINDOWS)
         choose("loss.time_distribution", self.time_distribution, DISTRIBUTIONS)
-        for name in ("kl", "motion", "lpips", "consistency"):
+        for name in ("kl", "motion", "gradient", "lpips", "consistency"):
             if getattr(self, name) < 0:
                 raise UserError(f"loss.{name} must be 0 or more, not {getattr(self, name)}")
         if not 0 <= self.one_step_fraction <= 1:

@@ -1,4 +1,4 @@
-"""Reconstruction metrics of uint8 videos, in NumPy: PSNR, SSIM, MSE and sharpness.
+"""Reconstruction metrics of uint8 videos, in NumPy: PSNR, SSIM, MSE, sharpness and blockiness.
 
 What a viewer sees is compared: both videos are uint8, so a model's floats are rounded and clipped
 first.
@@ -20,6 +20,17 @@ PSNR and MSE reward blur: their optimum is the mean of all that might be there. 
 
 with differences of neighbouring pixels for the gradient: 1 is natural, less is blurred, more is
 noisy.
+
+A decoder that puts frames together from patches may leave a mesh of their borders, which none of
+the above shows. With patches of p x p pixels,
+
+    blockiness = B(reconstruction) / B(original)
+    B = (mean |dY| across patch borders + c) / (mean |dY| elsewhere + c)
+
+where dY are the differences of horizontal and of vertical neighbours in all frames of a clip; those
+across a border are of pixels p n - 1 and p n, n = 1, 2, ... c = 0.1 of 255 levels gives flat clips
+a ratio. 1 is natural, more is a mesh, less is patches that are smoother at their borders than
+within.
 """
 
 import math
@@ -44,6 +55,8 @@ MEANS = ("psnr_db", "psnr_of_mean_mse_db", "ssim", "mse", "sharpness")
 LUMA = (299, 587, 114)
 # A flat frame, such as a fade to black, has no finite ratio unless the reconstruction is flat too.
 SHARPNESS_CAP = 4.0
+BLOCKINESS_CAP = 4.0
+BLOCKINESS_FLOOR = 0.1  # c of the module's docstring, in levels of 255
 
 CONVENTIONS = {
     "psnr_db": f"uint8, range 255, per frame, capped at {PSNR_CAP_DB:g} dB, mean over frames, "
@@ -56,6 +69,12 @@ CONVENTIONS = {
     f"(at most {SHARPNESS_CAP:g}; 1 where both are flat), mean over frames, then over clips; 1 is "
     "natural, below is blurred",
 }
+BLOCKINESS = (
+    "mean absolute difference of the luma across borders of {patch}x{patch} patches over that "
+    f"elsewhere, each plus {BLOCKINESS_FLOOR:g} levels, reconstruction's ratio over the "
+    f"original's, per clip (at most {BLOCKINESS_CAP:g}), mean over clips; 1 is natural, above is a "
+    "mesh"
+)
 
 Video = np.ndarray  # uint8 (T, H, W, 3); not from xgen_jax.typing, which would import JAX
 
@@ -139,14 +158,41 @@ def sharpness_frames(original: Video, reconstruction: Video) -> np.ndarray:
     return np.where((wanted == 0) & (got == 0), 1.0, np.minimum(ratio, SHARPNESS_CAP))
 
 
+def blockiness(original: Video, reconstruction: Video, patch: int) -> float:
+    """Compute the blockiness of a clip, as the module's docstring defines it.
+
+    Args:
+      original, reconstruction: uint8 (T, H, W, 3).
+      patch: pixels a side of the patches, which begin at the upper left corner.
+
+    Returns:
+      In [0, 4]; 1 where the videos are equal, and where a frame is a single patch or every pixel
+      is one.
+
+    Raises:
+      UserError: not two uint8 videos of one shape, or patches of less than a pixel.
+    """
+    _check(original, reconstruction)
+    if patch < 1:
+        raise UserError(f"blockiness needs patches of 1x1 pixels or more, not {patch}x{patch}")
+    if patch == 1 or max(original.shape[1:3]) <= patch:
+        return 1.0
+    wanted, got = (_border_ratio(video, patch) for video in (original, reconstruction))
+    return min(float(got / wanted), BLOCKINESS_CAP)
+
+
 def compare(
-    original: Video, reconstruction: Video, lpips: FrameDistance | None = None
+    original: Video,
+    reconstruction: Video,
+    lpips: FrameDistance | None = None,
+    patch: int | None = None,
 ) -> dict[str, Any]:
     """Compute all metrics of one clip.
 
     Args:
       original, reconstruction: uint8 (T, H, W, 3), H and W at least 11.
       lpips: a learned distance to report as well.
+      patch: pixels a side of the patches that the decoder puts together, to report `blockiness`.
 
     Returns:
       `psnr_db` (mean over frames, a frame counting for at most 100 dB: identical frames have no
@@ -154,7 +200,7 @@ def compare(
       above `psnr_db` without the cap), `ssim` (mean over frames), `mse` (mean, [-1, 1] scale),
       `sharpness` (mean over frames), `identical_frames` (count), and the lists `psnr_db_frames`,
       `ssim_frames`, `mse_frames`, `sharpness_frames`; with `lpips` its mean and list under its
-      name. All finite.
+      name; with `patch` `blockiness`. All finite.
 
     Raises:
       UserError: as `psnr_frames` and `ssim_frames`; what `lpips` raises.
@@ -175,6 +221,8 @@ def compare(
         "mse_frames": (mse * MSE_TO_UNIT).tolist(),
         "sharpness_frames": sharpness.tolist(),
     }
+    if patch is not None:
+        result["blockiness"] = blockiness(original, reconstruction, patch)
     if lpips is not None:
         distances = np.asarray(lpips(original, reconstruction), np.float64)
         result |= {lpips.name: float(distances.mean()), f"{lpips.name}_frames": distances.tolist()}
@@ -187,6 +235,7 @@ def evaluate_reconstruction(
     visit: Callable[[dict[str, Any], Video, Video], None] | None = None,
     worst: int = 5,
     lpips: FrameDistance | None = None,
+    patch: int | None = None,
 ) -> dict[str, Any]:
     """Reconstruct every clip and score it; one clip is in memory at a time.
 
@@ -197,6 +246,7 @@ def evaluate_reconstruction(
         progress; it may add entries to the row, such as the `file` it wrote.
       worst: number of clips with the lowest PSNR to list.
       lpips: a learned distance to report as well, under its name.
+      patch: as of `compare`.
 
     Returns:
       `clips` (count), `mean` (of each metric, over clips), `worst` (names, worst first),
@@ -210,7 +260,7 @@ def evaluate_reconstruction(
     for name, original in clips:
         reconstruction = reconstruct(original)
         try:
-            result = compare(original, reconstruction, lpips)
+            result = compare(original, reconstruction, lpips, patch)
         except UserError as error:
             raise UserError(f"clip {name!r}: {error}") from error
         frames, height, width, _ = original.shape
@@ -220,14 +270,17 @@ def evaluate_reconstruction(
         rows.append(row)
     if not rows:
         raise UserError("no clips to reconstruct: the data is empty, or every clip was left out")
-    means = MEANS if lpips is None else (*MEANS, lpips.name)
+    means, conventions = MEANS, CONVENTIONS
+    if patch is not None:
+        means = (*means, "blockiness")
+        conventions = conventions | {"blockiness": BLOCKINESS.format(patch=patch)}
+    if lpips is not None:
+        means, conventions = (*means, lpips.name), conventions | {lpips.name: lpips.convention}
     return {
         "clips": len(rows),
         "mean": {name: math.fsum(row[name] for row in rows) / len(rows) for name in means},
         "worst": [row["name"] for row in sorted(rows, key=lambda row: row["psnr_db"])[:worst]],
-        "conventions": CONVENTIONS
-        if lpips is None
-        else CONVENTIONS | {lpips.name: lpips.convention},
+        "conventions": conventions,
         "videos": rows,
     }
 
@@ -272,6 +325,20 @@ def _mse_frames(a: Video, b: Video) -> np.ndarray:
 def _psnr(mse: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return 10.0 * np.log10(DATA_RANGE**2 / mse)
+
+
+def _border_ratio(video: Video, patch: int) -> float:
+    """B of the module's docstring, of a clip uint8 (T, H, W, 3)."""
+    border, elsewhere = np.zeros(2), np.zeros(2)  # (sum, count) of the absolute differences
+    for frame in video:  # whole numbers: the sums are exact
+        luma = frame.astype(np.int64) @ np.array(LUMA)
+        for rows in (luma, luma.T):
+            steps = np.abs(np.diff(rows, axis=0))
+            across = np.arange(1, len(rows)) % patch == 0
+            border += steps[across].sum(), steps[across].size
+            elsewhere += steps[~across].sum(), steps[~across].size
+    of_border, of_rest = (total / count / sum(LUMA) for total, count in (border, elsewhere))
+    return (of_border + BLOCKINESS_FLOOR) / (of_rest + BLOCKINESS_FLOOR)
 
 
 def _gradient(frame: np.ndarray) -> float:

@@ -22,6 +22,7 @@ COLUMNS = {
     "ssim": ("SSIM", ".4f"),
     "mse": ("MSE", ".5f"),
     "sharpness": ("sharpness", ".3f"),
+    "blockiness": ("blockiness", ".3f"),
     "lpips_vgg": ("LPIPS, VGG16", ".4f"),
     "lpips_alex": ("LPIPS, AlexNet", ".4f"),
 }

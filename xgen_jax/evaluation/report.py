@@ -407,7 +407,9 @@ def _reconstruction(reconstruction: dict | None, folder: pathlib.Path, videos: _
         "ssim": ("SSIM", ".4f", ""),
         "mse": ("MSE in [-1, 1]", ".5f", ""),
     }
-    forms |= {"sharpness": ("sharpness", ".2f", "")}
+    # Results of earlier releases have no blockiness.
+    extra = ("sharpness", *(["blockiness"] if "blockiness" in mean else []))
+    forms |= {name: (name, ".2f", "") for name in extra}
     figures = ", ".join(
         f"{name} {_figure(mean.get(key), form)}{unit}" for key, (name, form, unit) in forms.items()
     )

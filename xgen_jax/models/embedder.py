@@ -63,6 +63,11 @@ class Embedder(abc.ABC):
         """Pixels a side of one latent cell."""
         return self.model.config.space_factor
 
+    @property
+    def patch(self) -> int:
+        """Pixels a side of the patches that the decoder puts together."""
+        return self.model.config.patch
+
     def latent_shape(self, video_shape: Shape) -> Shape:
         """Return the shape of a clip's latents.
 

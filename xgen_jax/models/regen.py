@@ -23,6 +23,7 @@ from flax import linen as nn
 from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.vidvae import Encoder
 from xgen_jax.nn.attention import SelfAttention
+from xgen_jax.nn.convolution import CausalConv3D
 from xgen_jax.nn.embeddings import (
     NORMAL,
     XAVIER,
@@ -135,9 +136,15 @@ class Decoder(nn.Module):
         x = join_scope(self, blocks)(x)
 
         x = layer_norm(x[:, : frames * height * width])  # without the latents' own tokens
-        x = nn.Dense(3 * patch**2, dtype=self.dtype, kernel_init=ZEROS, name="final")(x)
-        x = rearrange(x, "b (f h w) d -> b f h w d", f=frames, h=height)
-        return unpatchify(x, patch).astype(jnp.float32)
+        channels, init = (c.head_channels, XAVIER) if c.head_channels else (3, ZEROS)
+        final = nn.Dense(channels * patch**2, dtype=self.dtype, kernel_init=init, name="final")
+        x = rearrange(final(x), "b (f h w) d -> b f h w d", f=frames, h=height)
+        x = unpatchify(x, patch)
+        if c.head_channels:
+            # Frame by frame: decoding at other speeds has frames at other distances in a window.
+            pixels = CausalConv3D(3, (1, 3, 3), zero_init=True, dtype=self.dtype, name="pixels")
+            x, _ = pixels(nn.swish(x))
+        return x.astype(jnp.float32)
 
 
 class REGEN(nn.Module):

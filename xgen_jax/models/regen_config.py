@@ -28,6 +28,9 @@ class REGENConfig:
         latent frames of k + 1. Its factor in space is the decoder's patch, so that a token belongs
         to one place of the latent.
       width, depth, heads, mlp_ratio: of the decoder.
+      head_channels: channels of the decoder at the resolution of pixels, in front of a last
+        convolution of each frame with 3x3 taps, which lets the tokens' patches overlap; 0 for none,
+        as in the paper.
       siren_hidden, siren_depth: see `nn.siren.ModulatedSIREN`.
       siren_features: channels of its result, and of the projected content latent.
       conditioning: `content_aware`: the expanded latents are added to the tokens, which have no
@@ -41,6 +44,7 @@ class REGENConfig:
     depth: int = 24
     heads: int = 16
     mlp_ratio: int = 4
+    head_channels: int = 0
     siren_hidden: int = 256
     siren_depth: int = 3
     siren_features: int = 64
@@ -57,6 +61,8 @@ class REGENConfig:
         for name in ("depth", "siren_hidden", "siren_depth", "siren_features"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if self.head_channels < 0:
+            raise UserError(f"head_channels must be 0 or more, not {self.head_channels}")
         if self.ratio < 2:
             raise UserError("the encoder must reduce time: time_factor 1 leaves no motion latent")
         if self.encoder.depends_on_whole_clip:
@@ -93,6 +99,11 @@ class REGENConfig:
     def space_factor(self) -> int:
         """Pixels a side of one latent cell, and of one token."""
         return self.encoder.space_factor
+
+    @property
+    def patch(self) -> int:
+        """Pixels a side of the patches that the decoder puts together, one a token."""
+        return self.space_factor
 
     def latent_shape(self, video_shape: Shape) -> Shape:
         """Return the shape of a clip's latents: (t, h, w) of (T, H, W), or with batch and channels.

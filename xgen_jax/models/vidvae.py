@@ -271,12 +271,16 @@ class Head(nn.Module):
         if c.stem_hidden:
             x = nn.swish(nn.Dense(c.stem_hidden, dtype=self.dtype, name="stem")(x))
         conv = CausalConv3D(
-            3 * math.prod(c.stem), c.pixel_kernel, dtype=self.dtype, name="conv_out"
+            (c.head_channels or 3) * math.prod(c.stem),
+            c.pixel_kernel,
+            dtype=self.dtype,
+            name="conv_out",
         )
         x, new = conv(x, None if cache is None else cache[0])
-        return causal_depth_to_space(x, c.stem, started=cache is not None).astype(jnp.float32), (
-            new,
-        )
+        x = causal_depth_to_space(x, c.stem, started=cache is not None)
+        if c.head_channels:
+            x, _ = CausalConv3D(3, (1, 3, 3), dtype=self.dtype, name="pixels")(nn.swish(x))
+        return x.astype(jnp.float32), (new,)
 
 
 class VidVAE(nn.Module):

@@ -39,6 +39,10 @@ class VidVAEConfig:
       stem_hidden: width of a hidden layer between a patch and the pyramid, at both ends; 0 for
         none. A patch holds more values than a narrow pyramid has channels, and a linear map of few
         channels cannot reproduce its edges.
+      head_channels: channels of the decoder at the resolution of pixels, in front of a last
+        convolution of 1x3x3 taps; 0 for none, as in the paper. A decoder with a stem puts frames
+        together from patches that know nothing of each other, and leaves a mesh of their borders;
+        the convolution lets them overlap.
       mid_attention: attention at the lowest resolution.
       attention_layout: `per_frame`, or `released`: as Open-Sora-Plan's first public weights were
         trained, a reshape that mixes channels and frames of the whole clip (right for one frame).
@@ -63,6 +67,7 @@ class VidVAEConfig:
     blocks: int = 2
     stem: Kernel = (1, 1, 1)
     stem_hidden: int = 0
+    head_channels: int = 0
     mid_attention: bool = True
     attention_layout: str = "per_frame"
     kernels: tuple[Kernel, Kernel] = ((3, 3, 3), (3, 3, 3))
@@ -76,6 +81,8 @@ class VidVAEConfig:
             choose(name, getattr(self, name), choices)
         if self.norm_groups < 1:
             raise UserError(f"norm_groups must be 1 or more, not {self.norm_groups}")
+        if self.head_channels < 0:
+            raise UserError(f"head_channels must be 0 or more, not {self.head_channels}")
         if self.stem[1] != self.stem[2]:
             raise UserError(f"stem {self.stem} must be as wide as high")
         levels = [
@@ -114,6 +121,12 @@ class VidVAEConfig:
         return self.stem[1] * 2 ** sum(self.space_reduction)
 
     @property
+    def patch(self) -> int:
+        """Pixels a side of the patches that the decoder puts together, or of a latent cell if its
+        pyramid ends in pixels."""
+        return self.stem[1] if self.stem[1] > 1 else self.space_factor
+
+    @property
     def time_factor(self) -> int:
         """Frames of one latent frame, except the first."""
         return self.stem[0] * 2 ** sum(self.time_reduction)
@@ -148,7 +161,9 @@ class VidVAEConfig:
         if self.norm != "rms" or self.mid_attention:
             return None
         block, ends = sum(kernel[1] // 2 for kernel in self.kernels), self.pixel_kernel[1] // 2
-        encoder, decoder = 1 + 2 * block, ends  # from the latents down, and from the pixels up
+        # From the latents down, and from the pixels up: a tap of the head beyond a patch's border
+        # lies in the next patch.
+        encoder, decoder = 1 + 2 * block, ends + bool(self.head_channels)
         for reduced in reversed(self.space_reduction):
             encoder = (2 * encoder + 2 if reduced else encoder) + self.blocks * block
         for reduced in self.space_reduction:

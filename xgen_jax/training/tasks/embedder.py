@@ -146,6 +146,17 @@ def psnr_db(predicted_BTHWC: Array, video_BTHWC: Array) -> Array:
     return -10.0 * jnp.log10(jnp.square(error).mean((1, 2, 3, 4)) + 1e-10).mean()
 
 
+def gradient_error(predicted_BTHWC: Array, video_BTHWC: Array) -> Array:
+    """Compute the mean absolute error of the differences of neighbouring pixels, a scalar.
+
+    The means over vertical and over horizontal neighbours are added; frames of one row or column
+    have none of that kind.
+    """
+    error = predicted_BTHWC - video_BTHWC
+    changes = [jnp.abs(jnp.diff(error, axis=axis)) for axis in (2, 3)]
+    return sum((x.mean() for x in changes if x.size), jnp.zeros(()))
+
+
 def load_perceptual(loss_config: Any, buckets: tuple[Bucket, ...]) -> tuple[LPIPS | None, Params]:
     """Load LPIPS and its parameters for a loss that has the term and names its weights.
 

@@ -2,14 +2,15 @@
 section 3).
 
     loss = process.losses(decoder(x_t, t | expand(z, times)), x0, eps) + kl KL(q(z|x) || N(0, 1))
-           + motion | diff(x0' - x0) |^2 + lpips LPIPS(x0', x0)
+           + motion | diff(x0' - x0) |^2 + gradient |grad(x0' - x0)| + lpips LPIPS(x0', x0)
            + consistency | x0'(x_1, 1) - stop_gradient x0'(x_t, t) |^2
 
 x0' is the prediction converted to clean frames. The paper has the first term only, with eps of
 DDPM; all others are ours, and off if their weight is 0. With diff from a frame of the window to the
-next, the motion term weighs errors that flicker, and hardly those that stand still. The consistency
-term pulls the result of one step (t = 1, the same noise) to the prediction at the sampled time: a
-self-distillation into one step.
+next, the motion term weighs errors that flicker, and hardly those that stand still. The gradient
+term (`embedder.gradient_error`) weighs the grain on flat ground that a square hardly counts. The
+consistency term pulls the result of one step (t = 1, the same noise) to the prediction at the
+sampled time: a self-distillation into one step.
 
 A clip is cut in chunks, each encoded by itself. `choose_windows` chooses the frames that are
 denoised together. All random numbers of a clip come from its own key.
@@ -31,7 +32,7 @@ from xgen_jax.models.regen import Conditioning, frame_times
 from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.regen_windows import condition_chunks, condition_shifted, shifted_starts
 from xgen_jax.training.tasks.base import Arrays, Metrics
-from xgen_jax.training.tasks.embedder import EmbedderTask, psnr_db
+from xgen_jax.training.tasks.embedder import EmbedderTask, gradient_error, psnr_db
 from xgen_jax.typing import Array, Params
 
 # The streams of a chunk's randomness.
@@ -209,6 +210,9 @@ class REGENTask(EmbedderTask):
             change = jnp.diff(predicted - x0, axis=1)
             metrics["motion"] = jnp.square(change).sum() / max(1, change.size)  # an image has none
             metrics["loss"] += c.motion * metrics["motion"]
+        if c.gradient:
+            metrics["gradient"] = gradient_error(predicted, x0)
+            metrics["loss"] += c.gradient * metrics["gradient"]
         if c.lpips:
             # Far from data (eps at t = 1) a prediction is no picture: only what is within range is
             # compared.
