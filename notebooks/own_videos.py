@@ -82,7 +82,6 @@ xgen_jax.train(
     OUT / "vdit",
     keys={
         **DATA,
-        "data.buckets": "9x64x64x8",
         "embedder": str(OUT / "vidvae"),
         "text.max_bytes": 512,
         "loop.steps": STEPS,

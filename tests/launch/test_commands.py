@@ -192,7 +192,7 @@ def test_encode_prints_json_and_continues_after_an_interrupt(tiny_runs, tmp_path
         process.kill()
     assert process.returncode == 130, err
     assert out == ""
-    assert "the same command continues" in err and "Traceback" not in err
+    assert "run the same command again to go on" in err and "Traceback" not in err
     assert not list(tmp_path.rglob("*.tmp*")) and not (tmp_path / "out" / "manifest.json").exists()
     done = call("encode", *arguments)
     assert done.returncode == 0, done.stderr
