@@ -1,6 +1,6 @@
 """The mesh and the grain of tiny decoders, one change at a time; one JSON line per row on stdout.
 
-python benchmarks/patches.py [--config=vidvae] [--only='chosen;no head'] [--steps=600]
+python benchmarks/patches.py [--config=vidvae] [--only='chosen;head'] [--steps=600]
     [--root=runs/patches] [--clips=64]
 python benchmarks/patches.py --config=vidvae:videos --videos=FOLDER --held_out=FOLDER
 python benchmarks/patches.py --config=regen
@@ -34,14 +34,15 @@ from xgen_jax.inference.reconstruct import load_reconstructor
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "quickstart"
 UNSEEN = 10_000  # seed of clips that no training has
 SCORES = ("psnr_db", "ssim", "sharpness", "blockiness")
-NO_HEAD, NO_GRADIENT = {"model.head_channels": 0}, {"loss.gradient": 0.0}
+HEAD, NO_HEAD = {"model.head_channels": 8}, {"model.head_channels": 0}
+NO_GRADIENT = {"loss.gradient": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "chosen": {},
     "no head, no gradient term": NO_HEAD | NO_GRADIENT,
-    "no head": NO_HEAD,
-    "no gradient term": NO_GRADIENT,
-    "gradient 0.05": {"loss.gradient": 0.05},
-    "gradient 0.2": {"loss.gradient": 0.2},
+    "head": HEAD | NO_GRADIENT,
+    "head, gradient 0.05": HEAD | {"loss.gradient": 0.05},
+    "head, gradient 0.1": HEAD | {"loss.gradient": 0.1},
+    "head, gradient 0.2": HEAD | {"loss.gradient": 0.2},
 }
 OF_VIDVAE = {
     "stem_hidden 128": {"model.stem_hidden": 128},

@@ -38,7 +38,7 @@ CONFIG = pathlib.Path(__file__).resolve().parents[1] / "configs" / "quickstart" 
 DECODE_STEPS = (1, 4, 16)
 UNSEEN = 10_000  # seed of clips that no training has
 # With eps the errors of x0 near t = 1 are a hundred times as large: no other term counts.
-EPS = {"process": "ddpm", "prediction": "eps", "motion": 0.0}
+EPS = {"process": "ddpm", "prediction": "eps", "motion": 0.0, "gradient": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "chosen": {},
     "motion 0": {"motion": 0.0},

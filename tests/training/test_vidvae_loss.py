@@ -27,7 +27,7 @@ from xgen_jax.training.tasks.adversarial import (
     hinge_generator,
     r1_penalty,
 )
-from xgen_jax.training.tasks.embedder import gradient_error
+from xgen_jax.training.tasks.embedder import CHROMA, chroma_error, gradient_error
 
 MODEL = tiny_vidvae(
     # At four the RMS of a pixel's few channels comes so near zero that rounding shows in the
@@ -58,7 +58,7 @@ def make(adversarial=ADVERSARIAL, dtype=jnp.float32, lpips=0.3, frames=5, batch=
     module = Distance() if lpips else None
     frozen = module.init(jax.random.key(7), *[jnp.zeros((1, 8, 8, 3))] * 2) if lpips else None
     config = VidVAELossConfig(
-        l1=0.5, l2=2.0, gradient=0.7, lpips=lpips, kl=0.1, adversarial=adversarial
+        l1=0.5, l2=2.0, gradient=0.7, chroma=0.6, lpips=lpips, kl=0.1, adversarial=adversarial
     )
     objective = vidvae_task(
         model=VidVAE(dataclasses.replace(MODEL, head_channels=head_channels), dtype),
@@ -96,7 +96,7 @@ def as_written(objective, params, arrays, keys):
     frames = [x.reshape(-1, *x.shape[2:]) for x in (y, video)]
     lpips = objective.lpips.apply(objective.frozen, *frames).mean()
     rec = c.l1 * jnp.abs(y - video).mean() + c.l2 * jnp.square(y - video).mean() + c.lpips * lpips
-    rec += c.gradient * gradient_error(y, video)
+    rec += c.gradient * gradient_error(y, video) + c.chroma * chroma_error(y, video)
     kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
     fixed = jax.lax.stop_gradient(params["discriminator"])
     gan = hinge_generator(objective.discriminator.apply(fixed, y))
@@ -210,6 +210,7 @@ def test_before_its_step_the_discriminator_does_nothing(adversarial):
     [
         (lambda: VidVAELossConfig(l1=-1.0), r"loss\.l1 must be 0 or more, not -1\.0"),
         (lambda: VidVAELossConfig(gradient=-1.0), r"loss\.gradient must be 0 or more, not -1\.0"),
+        (lambda: VidVAELossConfig(chroma=-1.0), r"loss\.chroma must be 0 or more, not -1\.0"),
         (lambda: REGENLossConfig(gradient=-1.0), r"loss\.gradient must be 0 or more, not -1\.0"),
         (
             lambda: AdversarialConfig(start_step=-1),
@@ -258,6 +259,15 @@ def test_the_gradient_error_counts_ripples_and_no_offset():
     assert gradient_error(x[:, :, :1, :1] + 1, x[:, :, :1, :1]) == 0  # a pixel has no neighbour
 
 
+def test_the_chroma_error_is_blind_to_grey_and_sees_a_colour_in_full():
+    x = jax.random.uniform(jax.random.key(0), (2, 3, 4, 5, 3), minval=-1)
+    assert chroma_error(x + 0.3, x) == pytest.approx(0, abs=1e-10)
+    blue = jnp.asarray(np.broadcast_to(np.float32([-1, -1, 1]), (1, 1, 2, 2, 3)))
+    # Cb of pure blue is 1, of black 0; Cr is -0.081312 * 2.
+    error = chroma_error(blue, -jnp.ones_like(blue))
+    assert error == pytest.approx((1 + 0.162624**2) / 2, rel=1e-5)
+
+
 @pytest.mark.slow
 def test_the_loss_is_its_formula_and_half_precision_leaves_its_terms_in_full():
     objective, params, arrays = make(adversarial=AdversarialConfig(), dtype=jnp.bfloat16)
@@ -280,12 +290,13 @@ def test_the_loss_is_its_formula_and_half_precision_leaves_its_terms_in_full():
         "l1": np.abs(error).mean(),
         "l2": np.square(error).mean(),
         "gradient": sum(np.abs(np.diff(error, axis=axis)).mean() for axis in (2, 3)),
+        "chroma": np.square(error @ np.array(CHROMA).T).mean(),
         "kl": 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).mean(),
         "psnr_db": (-10 * np.log10(np.square(error / 2).mean((1, 2, 3, 4)))).mean(),
     }
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
-    weights = {"l1": 0.5, "l2": 2.0, "gradient": 0.7, "lpips": 0.3, "kl": 0.1}
+    weights = {"l1": 0.5, "l2": 2.0, "gradient": 0.7, "chroma": 0.6, "lpips": 0.3, "kl": 0.1}
     total = sum(weight * metrics[name] for name, weight in weights.items())
     np.testing.assert_allclose(loss, total, rtol=1e-6)
 

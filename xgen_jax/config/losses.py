@@ -52,7 +52,7 @@ class VidVAELossConfig:
     frames.
 
     Attributes:
-      l1, l2, gradient, lpips, kl: the weights; see `training.tasks.vidvae`.
+      l1, l2, gradient, chroma, lpips, kl: the weights; see `training.tasks.vidvae`.
       lpips_weights: safetensors of LPIPS with VGG16, as FILE or TRUNK,HEADS; needed unless `lpips`
         is 0.
       adversarial: off by default.
@@ -61,13 +61,14 @@ class VidVAELossConfig:
     l1: float = 1.0
     l2: float = 0.0
     gradient: float = 0.0
+    chroma: float = 0.0
     lpips: float = 1.0
     lpips_weights: str | None = None
     kl: float = 1e-6
     adversarial: AdversarialConfig = AdversarialConfig()
 
     def __post_init__(self):
-        for name in ("l1", "l2", "gradient", "lpips", "kl"):
+        for name in ("l1", "l2", "gradient", "chroma", "lpips", "kl"):
             if getattr(self, name) < 0:
                 raise UserError(f"loss.{name} must be 0 or more, not {getattr(self, name)}")
 

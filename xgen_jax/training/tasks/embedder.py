@@ -25,6 +25,8 @@ from xgen_jax.typing import Array, Params, Video
 from xgen_jax.weights.lpips import load_lpips
 
 STATISTICS_BATCHES = 32
+# Cb and Cr of R, G and B, ITU-R BT.601, each in [-1, 1] for colours in [-1, 1].
+CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,6 +157,12 @@ def gradient_error(predicted_BTHWC: Array, video_BTHWC: Array) -> Array:
     error = predicted_BTHWC - video_BTHWC
     changes = [jnp.abs(jnp.diff(error, axis=axis)) for axis in (2, 3)]
     return sum((x.mean() for x in changes if x.size), jnp.zeros(()))
+
+
+def chroma_error(predicted_BTHWC: Array, video_BTHWC: Array) -> Array:
+    """Compute the mean squared error of Cb and Cr (ITU-R BT.601) of video in [-1, 1], a scalar."""
+    error = (predicted_BTHWC - video_BTHWC).astype(jnp.float32)
+    return jnp.square(jnp.einsum("bthwc,dc->bthwd", error, jnp.asarray(CHROMA))).mean()
 
 
 def load_perceptual(loss_config: Any, buckets: tuple[Bucket, ...]) -> tuple[LPIPS | None, Params]:

@@ -1,11 +1,12 @@
 """VidVAE's task: reconstruction + KL, with an optional perceptual and adversarial term.
 
-    loss = l1 |x - y| + l2 (x - y)^2 + gradient |grad (x - y)| + lpips LPIPS(x, y)
-           + kl KL(q(z|x) || N(0, 1)) + adversarial (see `adversarial`)
+    loss = l1 |x - y| + l2 (x - y)^2 + gradient |grad (x - y)| + chroma (Cb, Cr of x - y)^2
+           + lpips LPIPS(x, y) + kl KL(q(z|x) || N(0, 1)) + adversarial (see `adversarial`)
 
 The paper (arXiv 2408.12590, section 3.1) prints neither terms nor weights; these are the terms of
-Open-Sora-Plan v1.1, which it builds on. The gradient term (`embedder.gradient_error`) is ours: the
-square of an error hardly counts where it is small, and leaves grain on flat ground.
+Open-Sora-Plan v1.1, which it builds on. The gradient and chroma terms (`gradient_error` and
+`chroma_error` in `embedder`) are ours: the square of an error hardly counts where it is small, and
+leaves grain on flat ground; and most of it is luma, so that narrow latents drop colours.
 """
 
 import dataclasses
@@ -24,7 +25,12 @@ from xgen_jax.models.discriminator import Discriminator
 from xgen_jax.training.optimizer import make_optimizer, optimize_apart
 from xgen_jax.training.tasks.adversarial import adversarial_terms
 from xgen_jax.training.tasks.base import Arrays, Metrics
-from xgen_jax.training.tasks.embedder import EmbedderTask, gradient_error, psnr_db
+from xgen_jax.training.tasks.embedder import (
+    EmbedderTask,
+    chroma_error,
+    gradient_error,
+    psnr_db,
+)
 from xgen_jax.typing import Array, Params
 
 
@@ -139,6 +145,9 @@ class VidVAETask(EmbedderTask):
         if c.gradient:
             metrics["gradient"] = gradient_error(reconstruction, video)
             loss = loss + c.gradient * metrics["gradient"]
+        if c.chroma:
+            metrics["chroma"] = chroma_error(reconstruction, video)
+            loss = loss + c.chroma * metrics["chroma"]
         if c.lpips:
             metrics["lpips"] = self.perceptual(frozen, reconstruction, video)
             loss = loss + c.lpips * metrics["lpips"]
