@@ -26,7 +26,7 @@ import xgen_jax
 VIDEOS = pathlib.Path(os.environ.get("XGEN_JAX_VIDEOS", "my_videos"))
 OUT = pathlib.Path(os.environ.get("XGEN_JAX_OUT", "runs/mine"))
 # Steps of the two models: a few minutes each on two CPU cores. For a result that is worth showing,
-# take the numbers of the configurations: 2400 and 4800.
+# take the numbers of the configurations: 9000 and 4800.
 STEPS = int(os.environ.get("XGEN_JAX_STEPS", "300"))
 
 # %% [markdown]
@@ -50,11 +50,7 @@ print(*sorted(path.name for path in VIDEOS.iterdir()), sep="\n")
 
 # %%
 DATA = {"data.source.path": str(VIDEOS), "data.buckets": "9x64x64x4"}
-xgen_jax.train(
-    "quickstart/vidvae",
-    OUT / "vidvae",
-    keys={**DATA, "data.source.require_captions": False, "loop.steps": STEPS},
-)
+xgen_jax.train("quickstart/vidvae:videos", OUT / "vidvae", keys={**DATA, "loop.steps": STEPS})
 
 # %%
 autoencoder = xgen_jax.load(OUT / "vidvae")
@@ -63,7 +59,7 @@ video, fps = xgen_jax.read_video(first, frames=33, cover=(64, 64))
 video = video[: 1 + (len(video) - 1) // 4 * 4, :64, :64]  # the lengths that it takes: 1 + 4n
 
 # %% [markdown]
-# The original, and what is left of it after 64 pixels of 4 frames became one vector of 8 numbers:
+# The original, and what is left of it after 4x4 pixels of 4 frames became 16 numbers:
 
 # %%
 xgen_jax.show(video, fps)
