@@ -15,9 +15,6 @@ expect    edges a little sharper, all else a little worse, compared with as many
             SSIM                                  0.895    0.909
             LPIPS, VGG of random weights          0.073    0.070
 
-These figures are of the quickstart's former decoder and loss, without model.head_channels and
-loss.gradient; the mesh of its patches was part of the ripple.
-
 Gradients are relative to the original's; an edge is where its luma steps by over 5 of 255. A
 sharpness of 1 is natural, above it is noisy.
 

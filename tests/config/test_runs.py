@@ -292,17 +292,17 @@ def test_the_quickstart_for_videos_takes_a_step_when_shrunk(tmp_path):
     assert train(run_config(shrunk(given, None)), tmp_path / "run")["step"] == 1
 
 
-def test_the_quickstarts_decoder_has_a_head_and_the_adversarial_one_goes_on_from_it():
+def test_the_quickstart_for_videos_has_a_head_and_the_adversarial_one_that_of_shapes():
     shapes, adversarial = (
         run_config(values(ROOT / "quickstart" / f"{name}.py"))
         for name in ("vidvae", "vidvae_adversarial")
     )
-    assert shapes.model.head_channels and shapes.loss.gradient
     assert adversarial.model == shapes.model
     plain = dataclasses.replace(adversarial.loss, adversarial=shapes.loss.adversarial)
     assert plain == shapes.loss and adversarial.loss.adversarial.weight
     videos = run_config(values(ROOT / "quickstart" / "vidvae.py", "videos"))
     assert videos.data.source.kind == "video_folder"
+    assert videos.model.head_channels and videos.loss.gradient and videos.loss.chroma
     assert not videos.data.source.require_captions and videos.data.source.held_out_fraction
     with pytest.raises(UserError, match="clips='films' is not known; choose one of shapes, videos"):
         values(ROOT / "quickstart" / "vidvae.py", "films")
