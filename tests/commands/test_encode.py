@@ -218,6 +218,7 @@ def test_what_was_added_or_corrected_is_encoded_and_the_rest_kept(tiny_runs, tmp
     assert contents(out) == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_update_goes_on(tiny_runs, tmp_path, monkeypatch):
     rng, videos = np.random.default_rng(0), tmp_path / "videos"
     names = [f"{number}.mp4" for number in range(6)]

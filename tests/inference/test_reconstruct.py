@@ -106,6 +106,7 @@ def test_blocks_of_rows(monkeypatch):
     assert np.abs(streamed.astype(int) - whole).max() <= 1
 
 
+@pytest.mark.slow
 def test_an_embedder_that_depends_on_the_whole_clip_gets_it():
     run, video = reconstructor("group"), clip(5)
     assert run.embedder.depends_on_whole_clip

@@ -34,6 +34,7 @@ def cut_at(x, *lengths):
     return (x[:, a:b] for a, b in zip(edges, edges[1:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [(5, 5, 5), (3, 4, 0, 4), (10,)])
 def test_latents_do_not_depend_on_the_cut(built, cut):
     embedder, params, video, latents, _ = built
@@ -73,6 +74,7 @@ def test_a_budget_is_planned_in_whole_chunks(built, verb):
         plan_chunks(embedder, params, verb, shape, np.float32, 1e-6)
 
 
+@pytest.mark.slow
 def test_another_key_compiles_nothing_and_decodes_other_frames(built, caplog):
     embedder, params, _, latents, decoded = built
     decode(embedder, params, latents, key=KEY)

@@ -178,6 +178,7 @@ def test_chunks_that_cannot_be_encoded_are_refused(chunks, message):
         list(encode_stream(embedder, params, chunks))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chunks,message",
     [

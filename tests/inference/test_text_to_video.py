@@ -80,6 +80,7 @@ def test_sampler_and_guidance_are_the_runs_by_default(model):
     assert np.abs(generate(guidance=GuidanceConfig(interval=(0.0, 1e-6))) - alone).max() <= 1
 
 
+@pytest.mark.slow
 def test_ddpm_with_a_learned_variance_and_micro_conditions_generates(model):
     config = dataclasses.replace(
         model.config,

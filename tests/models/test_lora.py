@@ -98,6 +98,7 @@ def test_a_convolution_is_one_matrix_of_all_its_taps():
     np.testing.assert_allclose(layer.apply(moved, x), layer.apply(params, x) + thin, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scanned_layers_move_as_separate_ones_do(base, apply):
     config = LoRAConfig(rank=3)
     adapter = perturbed(adapter_shapes(config, base), seed=1)

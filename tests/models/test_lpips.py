@@ -117,6 +117,7 @@ def test_equal_images_are_at_distance_zero_and_each_pair_counts_alone():
     np.testing.assert_allclose(distance(params, x[1:], y[1:]), both[1:], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_half_precision_images_are_compared_in_float32():
     model, params, x, y = build()
     x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)

@@ -163,6 +163,7 @@ def test_a_picture_tiled_is_encoded_and_drawn_tiled():
     np.testing.assert_allclose(tiled, jnp.tile(plain, (1, 1, 2, 2, 1)), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_time_is_continuous():
     """Between two frames lies what is between them, and near a frame what is near it."""
     model, params, video = build()

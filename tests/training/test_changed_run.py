@@ -16,6 +16,8 @@ from xgen_jax.training.metric_writers import read_jsonl
 from xgen_jax.training.run_log import NonFiniteLoss
 from xgen_jax.training.tasks.vidvae import VidVAETask
 
+pytestmark = pytest.mark.slow
+
 OPTIMIZER = {"name": "adamw", "learning_rate": 1e-3, "warmup_steps": 0, "schedule": "constant"}
 
 
@@ -49,7 +51,6 @@ def copied(stopped, tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
 def test_a_changed_run_goes_on_and_notes_what_has_changed(copied, capsys):
     other = values(
         4,
@@ -85,7 +86,6 @@ def test_a_changed_run_goes_on_and_notes_what_has_changed(copied, capsys):
     assert notes(copied)["changes"] == changes
 
 
-@pytest.mark.slow
 def test_other_data_needs_the_flag_once(copied):
     other = values(3, data={"source": {"kind": "synthetic", "num_clips": 50}})
     folder = RunFolder(copied)
@@ -195,7 +195,6 @@ def diverging(monkeypatch):
     return lambda step: at.append(step) if step is not None else at.clear()
 
 
-@pytest.mark.slow
 def test_a_run_that_diverges_is_saved_as_it_was_before_that_step(diverging, tmp_path, stopped):
     diverging(2)
     message = r"step 2: .*The step was not applied.*--config.optimizer.learning_rate=... --accept"
@@ -208,7 +207,6 @@ def test_a_run_that_diverges_is_saved_as_it_was_before_that_step(diverging, tmp_
     assert data[0] == data[1] and data[0]["step"] == 2
 
 
-@pytest.mark.slow
 def test_a_run_that_diverges_at_once_has_nothing_to_save(diverging, tmp_path):
     diverging(0)
     with pytest.raises(NonFiniteLoss, match="step 0: "):
@@ -216,7 +214,6 @@ def test_a_run_that_diverges_at_once_has_nothing_to_save(diverging, tmp_path):
     assert Checkpoints(tmp_path / "checkpoints").steps() == []
 
 
-@pytest.mark.slow
 def test_a_run_that_diverged_goes_on_as_one_that_was_slowed_down_in_time(
     diverging, tmp_path, copied
 ):
@@ -246,7 +243,6 @@ def test_six_lines_say_what_is_trained(copied, capsys):
 NAMES = ("clips", "left out", "captions", "steps", "parameters", "devices")
 
 
-@pytest.mark.slow
 def test_longer_captions_get_new_positions(tiny_runs, tmp_path):
     def given(steps, max_bytes):
         text = {"text": {**VDIT["text"], "max_bytes": max_bytes}}

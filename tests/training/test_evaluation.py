@@ -10,6 +10,8 @@ from xgen_jax.errors import UserError
 from xgen_jax.testing import VDIT, VIDVAE, tiny_run
 from xgen_jax.training.metric_writers import read_jsonl
 
+pytestmark = pytest.mark.slow
+
 LOOP = {"steps": 3, "evaluate_every": 2, "evaluate_batches": 1}
 
 
@@ -39,13 +41,11 @@ def test_steps_are_traced(evaluated):
     assert list((evaluated / "profile").rglob("*.xplane.pb"))
 
 
-@pytest.mark.slow
 def test_evaluation_changes_nothing(evaluated, tmp_path):
     train(tiny_run(VIDVAE, loop={"steps": 3}), tmp_path / "plain")
     assert_same(state_of(tmp_path / "plain"), state_of(evaluated))
 
 
-@pytest.mark.slow
 def test_a_transformer_is_evaluated_by_quartile_of_time_and_sampled(tiny_runs, tmp_path):
     changes = {
         "embedder": str(tiny_runs / "vidvae"),

@@ -301,6 +301,7 @@ def test_the_loss_is_its_formula_and_half_precision_leaves_its_terms_in_full():
     np.testing.assert_allclose(loss, total, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_terms_of_a_half_precision_adversarial_loss_are_in_full(adversarial):
     _, params, arrays, keys = adversarial
     objective, *_ = make(dtype=jnp.bfloat16)
