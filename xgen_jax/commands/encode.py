@@ -423,30 +423,29 @@ def _write_shards(
     with contextlib.closing(ConsoleWriter(total, "encode", done, (), unit="clips")) as console:
 
         def encoded(bucket: Bucket, numbers: Sequence[int]):
-            nonlocal done
             size = min(batch_size, writer.count(bucket.name))
             for batch in clips.batches(numbers, bucket.shape, size):
                 good = [clip for _, clip in batch if not isinstance(clip, str)]
                 records = iter(encoder(good, size) if good else ())
                 for number, clip in batch:
                     yield number, clip if isinstance(clip, str) else next(records)
-                done += len(batch)
-                console.progress(done, {})
 
         def samples(bucket: Bucket, shard: int, fresh: Iterator, known: Mapping[int, str]):
             nonlocal done, reused
             for number in writer.clips(bucket.name, shard):
-                if number not in known:
+                if number in known:
+                    record = writer.reuse(bucket.name, known[number])
+                    record["identity"] = known[number]
+                    caption = clips.caption(number, bucket.shape)
+                    if caption != record["caption"]:
+                        record["caption"] = caption
+                        record.update(encoder.embed([caption])[0])
+                    reused += 1
+                    yield number, record
+                else:
                     yield next(fresh)
-                    continue
-                record = writer.reuse(bucket.name, known[number])
-                record["identity"] = known[number]
-                caption = clips.caption(number, bucket.shape)
-                if caption != record["caption"]:
-                    record["caption"] = caption
-                    record.update(encoder.embed([caption])[0])
-                done, reused = done + 1, reused + 1
-                yield number, record
+                done += 1
+                console.progress(done, {})
 
         for bucket, shard in missing:
             marks = {n: clips.identity(n) for n in writer.clips(bucket.name, shard)}

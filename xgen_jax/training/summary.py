@@ -41,7 +41,7 @@ class Summary:
         counted = [pipeline.bucket(step) for step in range(min(steps, _PERIOD))]
         samples = sum(bucket.batch_size for bucket in counted) / len(counted) * steps
         captions, longest = 0, 0
-        for _, caption in source.captions():
+        for _, caption in filter(lambda each: each[1], source.captions()):
             captions, longest = captions + 1, max(longest, len(caption.encode(errors="replace")))
         return cls(
             {
@@ -96,7 +96,7 @@ class Summary:
         by_bucket = [f"{name}: {clips:,}" for name, clips in f["clips_by_bucket"].items()]
         more = f", and {len(by_bucket) - _SHOWN} more" if len(by_bucket) > _SHOWN else ""
         path = f" {f['path']}" if f["path"] else ""
-        captions = "not listed by the source"
+        captions = "none, or not listed by the source"
         if f["captions"]:
             captions = f"{f['captions']:,}, the longest of {f['longest_caption_bytes']} bytes"
         frozen = f", {f['frozen_parameters']:,} frozen" if f["frozen_parameters"] else ""
