@@ -1,8 +1,9 @@
 """The files of a folder and their headers, which are read once and remembered.
 
 The headers are kept in a SQLite file in the user's cache, by path, size and time of change, so that
-a start costs one listing of the folder, however many files it has. Deleting the cache loses nothing
-but time.
+a start costs one listing of the folder, however many files it has. A file that could not be read is
+tried again at every start, since the reason may have been a network or a permission. Deleting the
+cache loses nothing but time.
 """
 
 import concurrent.futures
@@ -18,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from xgen_jax.data.video import VideoInfo
 from xgen_jax.errors import UserError
 
-VERSION = 1  # of the table, and of what a probe finds: another one is made again
-_COLUMNS = "path, size, changed_ns, width, height, fps, frames, duration_s, problem"
+VERSION = 2  # of the table, and of what a probe finds: another one is made again
+_COLUMNS = "path, size, changed_ns, width, height, fps, frames, duration_s"
 _THREADS = 8  # more than cores may be: they wait for disks and networks
 _SAVED = 500  # files that are probed between two writes
 _SHOW_EVERY_S = 2.0
@@ -120,7 +121,8 @@ def probe_files(
                 rows = []
                 for place, info in zip(part, pool.map(try_probe, part)):
                     found[place] = info
-                    rows.append(_to_row(root, files[place], info))
+                    if not isinstance(info, str):
+                        rows.append(_to_row(root, files[place], info))
                     done += 1
                     progress(done)
                 remembered.store(rows)
@@ -131,17 +133,13 @@ def _key(root: str, file: File) -> bytes:
     return os.fsencode(f"{root}/{file.name}")  # not every name is Unicode
 
 
-def _to_row(root: str, file: File, info: VideoInfo | str) -> tuple:
+def _to_row(root: str, file: File, info: VideoInfo) -> tuple:
     about = (_key(root, file), file.size, file.changed_ns)
-    if isinstance(info, str):
-        return (*about, None, None, None, None, None, info)
-    return (*about, info.width, info.height, info.fps, info.frames, info.duration_s, None)
+    return (*about, info.width, info.height, info.fps, info.frames, info.duration_s)
 
 
-def _from_row(row: tuple) -> VideoInfo | str:
-    *_, width, height, fps, frames, duration_s, problem = row
-    if problem is not None:
-        return problem
+def _from_row(row: tuple) -> VideoInfo:
+    *_, width, height, fps, frames, duration_s = row
     return VideoInfo(width=width, height=height, fps=fps, frames=frames, duration_s=duration_s)
 
 
