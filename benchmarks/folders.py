@@ -24,7 +24,7 @@ import numpy as np
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.captions import read_captions
 from xgen_jax.data.config import DataConfig, SyntheticConfig
-from xgen_jax.data.latent_shards import LatentWriter
+from xgen_jax.data.latent_writer import LatentWriter
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.problems import Problems
 from xgen_jax.data.sources.base import Sample, Source

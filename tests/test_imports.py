@@ -53,7 +53,7 @@ ONLY_IN = {
         "data/video_writer.py",
     },
     "PIL": {"data/images.py"},
-    "array_record": {"data/latent_shards.py"},
+    "array_record": {"data/latent_shards.py", "data/latent_writer.py"},
     "msgpack": {"data/latent_shards.py"},
     "safetensors": {"weights/safetensors.py"},
     "sentencepiece": {"models/t5_tokenizer.py"},

@@ -14,7 +14,7 @@ from xgen_jax.commands.train import train
 from xgen_jax.config.runs import VidVAEWeights, run_config
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, LatentsConfig
-from xgen_jax.data.latent_shards import LatentWriter
+from xgen_jax.data.latent_writer import LatentWriter
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen_config import PRESETS as REGEN_PRESETS
 from xgen_jax.models.vdit import count_parameters

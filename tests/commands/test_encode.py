@@ -13,7 +13,7 @@ import xgen_jax
 from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
-from xgen_jax.data.latent_shards import LatentWriter
+from xgen_jax.data.latent_writer import LatentWriter
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.data.sources.synthetic import SyntheticSource

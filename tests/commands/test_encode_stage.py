@@ -13,7 +13,7 @@ from xgen_jax.config.runs import VidVAEWeights
 from xgen_jax.data import buckets
 from xgen_jax.data.buckets import make_buckets
 from xgen_jax.data.config import DataConfig, LatentsConfig
-from xgen_jax.data.latent_shards import LatentWriter
+from xgen_jax.data.latent_writer import LatentWriter
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.data.video_writer import write_video

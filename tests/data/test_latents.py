@@ -11,7 +11,8 @@ import pytest
 
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, LatentsConfig, VideoFolderConfig
-from xgen_jax.data.latent_shards import LatentReader, LatentWriter, pack, unpack, verify
+from xgen_jax.data.latent_shards import LatentReader, pack, unpack, verify
+from xgen_jax.data.latent_writer import LatentWriter
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources.factory import make_source
 from xgen_jax.data.sources.latents import LatentSource

@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from xgen_jax.data.buckets import COMMON_ASPECTS, STAGES, Bucket, Shape, make_buckets, parse_shapes
-from xgen_jax.data.latent_shards import DTYPES, LatentWriter
+from xgen_jax.data.latent_shards import DTYPES
+from xgen_jax.data.latent_writer import LatentWriter
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.sources.base import Source
 from xgen_jax.data.sources.synthetic import SyntheticSource
@@ -197,7 +198,7 @@ def encode_dataset(request: EncodeRequest) -> dict[str, Any]:
             settings,
             {bucket.name: listed for bucket, listed in members.items()},
             clips.numbers(source.held_out_clips()),
-            lambda name: clips.identities(next(b for b in videos if b.name == name), videos),
+            clips.identity,
         )
         encoder = _Encoder(embedder=network, params=params, text=text, dtype=request.dtype)
         kept, reused = _write_shards(writer, list(videos), clips, encoder, request.batch_size)
@@ -258,15 +259,7 @@ class _Clips:
         mark = self.source.identity(video)
         return f"{mark}-{clip}" if mark else ""
 
-    def identities(
-        self, bucket: Bucket, videos: Mapping[Bucket, np.ndarray | None]
-    ) -> Iterator[str]:
-        """Yield the identities of a bucket's clips."""
-        some = videos[bucket]
-        numbers = range(len(self)) if some is None else self.numbers(some).tolist()
-        return (self.identity(number) for number in numbers)
-
-    def caption(self, number: int, shape: Shape) -> str:
+    def caption(self, number: int, shape: Shape) -> str | None:
         """Return the caption that `read` gives, without reading the video."""
         video, _ = divmod(number, self.clips_per_video)
         return self.source.caption(video, self._rng(number, shape))
@@ -437,7 +430,7 @@ def _write_shards(
                     record = writer.reuse(bucket.name, known[number])
                     record["identity"] = known[number]
                     caption = clips.caption(number, bucket.shape)
-                    if caption != record["caption"]:
+                    if caption is not None and caption != record["caption"]:
                         record["caption"] = caption
                         record.update(encoder.embed([caption])[0])
                     reused += 1

@@ -1,4 +1,4 @@
-"""The container of encoded clips: shards of latents and captions on disk.
+"""The container of encoded clips, shards of latents and captions on disk, and its reader.
 
     DIR/settings.json         what is being encoded, written first: a rerun must mean the same
     DIR/9x32x32/clips.npy     the numbers of a bucket's clips, int64, ascending; absent: all
@@ -10,36 +10,26 @@
 
 Shard s of a bucket holds its clips [s n, (s + 1) n) except those that could not be read. A shard
 without its commit marker does not count: a run may be killed at any time, and a rerun ends with the
-same bytes. Records are msgpack; the container is ArrayRecord, imported nowhere else.
+same bytes. Records are msgpack; the container is ArrayRecord. `latent_writer` writes it.
 """
 
 import collections
-import contextlib
 import os
 import pathlib
-import shutil
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
 import msgpack
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader
 
 from xgen_jax.errors import UserError
 from xgen_jax.files import (
-    atomic_write,
-    check_free,
-    differences,
     file_sha256,
-    numbers_sha256,
     read_json,
     read_numbers,
-    refuse_differences,
-    remove_temporaries,
-    write_json,
-    write_numbers,
 )
 
 # Of layout and records. Version 1 stored all clips in all buckets, and padded text with a mask.
@@ -48,12 +38,9 @@ READABLE = (1, VERSION)
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # Arrays of a record; text (n, D), without padding, if captions were embedded.
 ARRAYS = ("latents", "text", "text_mask")
-# Settings that follow from the files and captions: where only these differ, clips that stayed the
-# same are taken over.
-CHANGEABLE = ("source_fingerprint", "clips", "members", "held_out")
 # Single records at random: reading ahead would read all in vain.
-_ONE_AT_A_TIME = "readahead_buffer_size:0,max_parallelism:0"
-PREVIOUS, HELD_OUT = "previous", "held_out.npy"
+ONE_AT_A_TIME = "readahead_buffer_size:0,max_parallelism:0"
+HELD_OUT = "held_out.npy"
 
 
 def pack(index: int, sample: dict[str, Any]) -> bytes:
@@ -83,251 +70,6 @@ def unpack(record: bytes) -> dict[str, Any]:
             dtype = np.dtype(DTYPES.get(stored["dtype"], stored["dtype"]))
             sample[name] = np.frombuffer(stored["bytes"], dtype).reshape(stored["shape"])
     return sample
-
-
-class LatentWriter:
-    """Write the folder of an encoded data set, or continue it.
-
-    Args:
-      path: of the folder.
-      settings: what decides the bytes, as JSON; `buckets` (names), `clips` and `shard_size` are
-        used here, and `text_length`, to which rows of text are padded, in reading.
-      members: by name the clips of a bucket, ascending numbers in [0, clips); a bucket that is not
-        named has all.
-      held_out: numbers of the clips that training does not see, ascending.
-      identities: gives what the clips of a bucket are cut from, in words (see `Source.identity`).
-
-    A folder that was written from the same data set before files or captions changed is written
-    again: what is `reusable` is taken from the records that it holds.
-
-    Raises:
-      UserError: the folder holds something else, what other settings made (which are listed), or
-        another data set, of which not even half of the clips are there now; nothing is touched.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        settings: dict[str, Any],
-        members: Mapping[str, np.ndarray] | None = None,
-        held_out: np.ndarray | None = None,
-        identities: Callable[[str], Iterable[str]] | None = None,
-    ):
-        self.path = pathlib.Path(path)
-        self.settings: dict[str, Any] = {"version": VERSION, **settings}
-        self._members = {name: np.asarray(clips, "<i8") for name, clips in (members or {}).items()}
-        if self._members:
-            # A release that divides the clips otherwise must not continue the shards of this one.
-            self.settings["members"] = {
-                name: {"clips": len(clips), "sha256": numbers_sha256(clips)}
-                for name, clips in self._members.items()
-            }
-        held_out = np.zeros(0, "<i8") if held_out is None else np.asarray(held_out, "<i8")
-        if len(held_out):
-            mark = {"clips": len(held_out), "sha256": numbers_sha256(held_out)}
-            self.settings["held_out"] = mark
-        if check_free(self.path, "settings.json", "latents"):
-            before = read_json(self.path / "settings.json")
-            differing = differences(before, self.settings)
-            of_data = all(line.split(":")[0] in CHANGEABLE for line in differing)
-            if differing and of_data and identities:
-                gone, kept = self._compare(identities)
-                if kept >= gone:
-                    differing = []
-                    self._set_aside()
-                else:
-                    differing.append(f"clips that are the same: {kept} of {kept + gone}")
-            refuse_differences(
-                differing,
-                f"{self.path} holds latents that were encoded otherwise",
-                "choose another --out, or remove that folder",
-            )
-        write_json(self.path / "settings.json", self.settings, durable=True)
-        for name, clips in self._members.items():
-            write_numbers(_members_file(self.path, name), clips)
-        if len(held_out):
-            write_numbers(self.path / HELD_OUT, held_out)
-        self._reusable = self._find_reusable()
-        self._previous: tuple[pathlib.Path, ArrayRecordReader] | None = None
-
-    def _compare(self, identities: Callable[[str], Iterable[str]]) -> tuple[int, int]:
-        """Count the clips in the folder that the data set has no longer, and those it still has."""
-        gone = kept = 0
-        for bucket in self.settings["buckets"]:
-            now = set(identities(bucket))
-            for marker in (self.path / bucket).glob("shard-*.json"):
-                entry = read_json(marker)
-                there = entry.get("identities", [""] * entry["count"])
-                same = sum(identity in now for identity in there if identity)
-                gone, kept = gone + len(there) - same, kept + same
-        return gone, kept
-
-    def _set_aside(self) -> None:
-        """Move the shards to a folder of `previous`. If this is interrupted, the next call moves
-        the rest to another."""
-        (self.path / "manifest.json").unlink(missing_ok=True)
-        (self.path / HELD_OUT).unlink(missing_ok=True)
-        previous = self.path / PREVIOUS
-        previous.mkdir(exist_ok=True)
-        numbers = [int(path.name) for path in previous.iterdir() if path.name.isdigit()]
-        generation = previous / str(max(numbers, default=-1) + 1)
-        generation.mkdir()
-        for bucket in self.settings["buckets"]:
-            if (self.path / bucket).is_dir():
-                os.rename(self.path / bucket, generation / bucket)
-
-    def _find_reusable(self) -> dict[tuple[str, str], tuple[pathlib.Path, int]]:
-        """Return (bucket, identity) -> (shard, place) of the records that were set aside."""
-        found = {}
-        for marker in sorted((self.path / PREVIOUS).glob("*/*/shard-*.json")):
-            entry, file = read_json(marker), marker.with_suffix(".arrayrecord")
-            if not file.is_file() or file.stat().st_size != entry["bytes"]:
-                continue
-            for place, identity in enumerate(entry.get("identities", ())):
-                if identity:
-                    found[marker.parent.name, identity] = file, place
-        return found
-
-    def reusable(self, bucket: str, identity: str) -> bool:
-        """Return whether a clip of this identity was encoded for the bucket before."""
-        return (bucket, identity) in self._reusable
-
-    def reuse(self, bucket: str, identity: str) -> dict[str, Any]:
-        """Return the record of a clip that is `reusable`, without its number; see `unpack`."""
-        file, place = self._reusable[bucket, identity]
-        if self._previous is None or self._previous[0] != file:  # neighbours come from one shard
-            self._previous = file, ArrayRecordReader(str(file), _ONE_AT_A_TIME)
-        sample = unpack(self._previous[1].read([place])[0])
-        del sample["index"]
-        return sample
-
-    def count(self, bucket: str) -> int:
-        """Return the number of clips of a bucket, those that cannot be read included."""
-        members = self._members.get(bucket)
-        return self.settings["clips"] if members is None else len(members)
-
-    def shards(self, bucket: str) -> int:
-        """Return the number of shards of a bucket."""
-        return max(1, -(-self.count(bucket) // self.settings["shard_size"]))
-
-    def clips(self, bucket: str, shard: int) -> Sequence[int]:
-        """Return the numbers of a shard's clips, ascending."""
-        size, members = self.settings["shard_size"], self._members.get(bucket)
-        places = range(shard * size, min((shard + 1) * size, self.count(bucket)))
-        return places if members is None else members[places.start : places.stop].tolist()
-
-    def file(self, bucket: str, shard: int) -> pathlib.Path:
-        """Return the path of a shard, which may not be there yet."""
-        return self.path / bucket / f"shard-{shard:05d}-of-{self.shards(bucket):05d}.arrayrecord"
-
-    def finished(self, bucket: str, shard: int) -> dict[str, Any] | None:
-        """Return a shard's commit marker, with "left_out": {clip: reason}; None if it must be
-        written."""
-        file = self.file(bucket, shard)
-        marker = file.with_suffix(".json")
-        if not (marker.is_file() and file.is_file()):
-            return None
-        entry = read_json(marker)
-        return entry if file.stat().st_size == entry["bytes"] else None
-
-    def write(
-        self, bucket: str, shard: int, samples: Iterable[tuple[int, dict[str, Any] | str]]
-    ) -> None:
-        """Write one shard and its commit marker.
-
-        Args:
-          bucket: its name.
-          shard: its number.
-          samples: (clip, sample) in ascending order; in place of a sample that cannot be read, the
-            reason. A sample may have an "identity": what it was made of, in a word.
-        """
-        file, count, left_out = self.file(bucket, shard), 0, {}
-        identities: list[str] = []
-        rates: collections.Counter[str] = collections.Counter()
-        longest: dict[str, int] = {}
-        remove_temporaries(file.parent, {file.stem})
-        with atomic_write(file, durable=True) as temporary:
-            with _disk_errors(file):
-                writer = ArrayRecordWriter(str(temporary), "group_size:1")
-            try:
-                for index, sample in samples:
-                    if isinstance(sample, str):
-                        left_out[str(index)] = sample
-                        continue
-                    with _disk_errors(file):
-                        writer.write(pack(index, sample))
-                    count += 1
-                    identities.append(sample.get("identity", ""))
-                    rates[f"{sample.get('fps', 0.0):.6g}"] += 1
-                    size = len(sample["caption"].encode())
-                    if size > longest.get("bytes", -1):
-                        longest = {"bytes": size, "clip": index}
-            finally:
-                with _disk_errors(file):
-                    writer.close()
-            size, digest = temporary.stat().st_size, file_sha256(temporary)
-            entry: dict[str, Any] = {"count": count, "bytes": size, "sha256": digest}
-            written = ArrayRecordReader(str(temporary)).num_records()
-            if written != count:
-                raise UserError(
-                    f"{file} cannot be written: {written} of {count} records arrived; "
-                    "is the disk full?"
-                )
-        if longest:
-            entry["longest_caption"] = longest
-        entry["rates"] = dict(sorted(rates.items()))  # clips by their frames a second
-        if any(identities):
-            entry["identities"] = identities
-        write_json(file.with_suffix(".json"), {**entry, "left_out": left_out}, durable=True)
-
-    def finish(self) -> dict[str, Any]:
-        """Write the manifest, once every shard is there, and return it.
-
-        Raises:
-          UserError: no clip of a bucket could be read. A bucket that has only some of the clips may
-            be left empty, if another has some.
-        """
-        buckets, longest, problem = {}, [], None
-        of_clips: list[dict[str, int] | None] = []
-        for bucket in self.settings["buckets"]:
-            rows: list[dict[str, Any]] = []
-            reasons: dict[str, str] = {}
-            for shard in range(self.shards(bucket)):
-                entry = self.finished(bucket, shard)
-                if entry is None:
-                    raise RuntimeError(f"{self.file(bucket, shard)} is not finished")
-                of_shard, known = entry.pop("rates", None), entry.pop("longest_caption", None)
-                entry.pop("identities", None)
-                if entry["count"]:
-                    longest.append((bucket, known))
-                    of_clips.append({} if bucket.startswith("1x") else of_shard)  # no images
-                reasons = entry["left_out"]
-                left_out = [int(index) for index in reasons]
-                file = f"{bucket}/{self.file(bucket, shard).name}"
-                rows.append({"file": file, **entry, "left_out": left_out})
-            if not sum(row["count"] for row in rows):
-                reason = next(iter(reasons.values()))
-                problem = f"not one clip of {bucket} could be read: {reason}"
-                if bucket not in self._members:
-                    raise UserError(problem)
-            buckets[bucket] = rows
-        if problem and not any(row["count"] for rows in buckets.values() for row in rows):
-            raise UserError(problem)
-        manifest = dict(self.settings)
-        # Shards of older releases do not say. Where some do not, the manifest stays what it was,
-        # for its digest is in the checkpoints of runs.
-        if longest and all(of_shard for _, of_shard in longest):
-            bucket, of_shard = max(longest, key=lambda each: each[1]["bytes"])
-            manifest["longest_caption"] = {**of_shard, "bucket": bucket}
-        rates: collections.Counter[str] = collections.Counter()
-        for of_shard in of_clips:
-            rates.update(of_shard or {})
-        if rates and None not in of_clips:
-            manifest["rates"] = dict(sorted(rates.items()))
-        manifest["shards"] = buckets
-        write_json(self.path / "manifest.json", manifest, durable=True)
-        shutil.rmtree(self.path / PREVIOUS, ignore_errors=True)
-        return manifest
 
 
 def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
@@ -462,7 +204,7 @@ class LatentReader:
         with self._lock:
             reader = self._open.pop(str(file), None)
             if reader is None:
-                reader = ArrayRecordReader(str(file), _ONE_AT_A_TIME)
+                reader = ArrayRecordReader(str(file), ONE_AT_A_TIME)
             self._open[str(file)] = reader
             while len(self._open) > self._limit:
                 self._open.popitem(last=False)
@@ -480,7 +222,7 @@ def read_members(path: pathlib.Path, bucket: str, row: Mapping[str, Any]) -> np.
     Raises:
       UserError: the list is missing, or not what was written.
     """
-    return read_numbers(_members_file(path, bucket), row["clips"], row["sha256"])
+    return read_numbers(members_file(path, bucket), row["clips"], row["sha256"])
 
 
 def verify(path: str | os.PathLike) -> Iterator[str]:
@@ -499,16 +241,6 @@ def verify(path: str | os.PathLike) -> Iterator[str]:
             yield f"{file} is not what was written: its SHA-256 differs"
 
 
-@contextlib.contextmanager
-def _disk_errors(file: pathlib.Path) -> Generator[None]:
-    """Turn RuntimeError, as which ArrayRecord raises errors of the system, into UserError."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise UserError(
-            f"{file} cannot be written ({error}); is the disk full or read-only?"
-        ) from error
-
-
-def _members_file(path: pathlib.Path, bucket: str) -> pathlib.Path:
+def members_file(path: pathlib.Path, bucket: str) -> pathlib.Path:
+    """Return the file of the numbers of a bucket's clips."""
     return path / bucket / "clips.npy"

@@ -95,12 +95,11 @@ class Source(abc.ABC):
         del index
         return ""
 
-    def caption(self, index: int, rng: np.random.Generator) -> str:
-        """Return the caption that `read` gives with the same `rng`, if the clip itself can be read.
-
-        Only sources with `identity` have it.
-        """
-        raise NotImplementedError(f"source {self.name!r} gives captions with its clips only")
+    def caption(self, index: int, rng: np.random.Generator) -> str | None:
+        """Return the caption that `read` gives with the same `rng`; None where only reading the
+        clip tells."""
+        del index, rng
+        return None
 
     def captions(self) -> Iterator[tuple[str, str]]:
         """Yield (where it stands, caption) for a check of all captions before training.
