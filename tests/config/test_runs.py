@@ -11,7 +11,8 @@ import pytest
 
 from xgen_jax.commands.train import train
 from xgen_jax.config.build import flat
-from xgen_jax.config.runs import FREE_KEYS, Run, differing_keys, run_config, to_dict
+from xgen_jax.config.changes import FREE_KEYS, differing_keys
+from xgen_jax.config.runs import Run, run_config, to_dict
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen_config import PRESETS as REGEN_PRESETS
 from xgen_jax.models.vidvae_config import PRESETS

@@ -7,7 +7,8 @@ import pytest
 from run_states import assert_same, contents, state_of
 
 from xgen_jax.commands.train import train
-from xgen_jax.config.runs import changes_network, run_config
+from xgen_jax.config.changes import changes_network
+from xgen_jax.config.runs import run_config
 from xgen_jax.errors import UserError
 from xgen_jax.runs.checkpoint import Checkpoints
 from xgen_jax.runs.folder import RunFolder

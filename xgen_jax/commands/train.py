@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from xgen_jax.config.runs import Run, Weights, change_rows
+from xgen_jax.config.changes import change_rows
+from xgen_jax.config.runs import Run, Weights
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources.factory import held_out_data, make_source
 from xgen_jax.errors import UserError

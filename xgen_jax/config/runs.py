@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from xgen_jax.config.build import RENAMED_OBJECTIVES, build, flat, rename
+from xgen_jax.config.build import RENAMED_OBJECTIVES, build, rename
 from xgen_jax.config.losses import REGENLossConfig, VDiTLossConfig, VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.data.config import DataConfig, as_written, nest_source
@@ -323,65 +323,6 @@ class VDiTWeights(HoldsTransformer, Weights):
     latent_channels: int
 
 
-# Keys that may change between two calls of the same run.
-FREE_KEYS = {
-    "loop.steps",
-    "loop.checkpoint_every",
-    "loop.keep_checkpoints",
-    "loop.log_every",
-    "loop.evaluate_every",
-    "loop.evaluate_batches",
-    "loop.profile_steps",
-    "data.num_threads",
-    "data.prefetch",
-    "data.source.path",  # the source's fingerprint guards what is in it
-    "text.path",  # the text encoder's fingerprint, likewise
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.tensor",
-    "mesh.sequence",
-    "decode_steps",
-    "sampler",
-    "sample_steps",
-    "sample_spacing",
-    "guidance_scale",
-    "guidance.channels",
-    "guidance.interval",
-    "guidance.zero_star",
-    "guidance.zero_steps",
-    "sample_fps",
-}
-
-
-# Keys of what the trained weights compute, or mean: a run cannot go on with others. All else may
-# change where the arrays of its state keep their shapes (`training.fit.check_state`).
-NETWORK_KEYS = (
-    "objective",
-    "network",
-    "model",
-    "lora",
-    "text",
-    "loss.process",
-    "loss.prediction",
-    "loss.windows",
-    "loss.adversarial.discriminator",
-)
-# Keys in these groups that do not change the network: how it is computed, and lengths, which may
-# show in shapes.
-_NOT_NETWORK = {
-    f"{group}.{key}"
-    for group in ("model", "model.encoder", "text")
-    for key in ("attention", "remat", "max_bytes", "length")
-}
-
-
-def changes_network(key: str) -> bool:
-    """Return whether a run's key, with dots, belongs to what the trained weights compute."""
-    if key in _NOT_NETWORK:
-        return False
-    return any(key == group or key.startswith(f"{group}.") for group in NETWORK_KEYS)
-
-
 def run_config(values: dict[str, Any], say: Callable[[str], None] | None = None) -> Run:
     """Build a run's configuration from nested dicts, as `configs/` and config.json hold them.
 
@@ -417,20 +358,3 @@ def folder_config(values: dict[str, Any]) -> Run | Weights:
 def to_dict(config: Run | Weights) -> dict[str, Any]:
     """Nested dicts and lists, ready for JSON; `folder_config` takes them back."""
     return dataclasses.asdict(config)
-
-
-def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keys other than the free ones whose values differ, alphabetically: (old, new) of each."""
-    a, b = flat(old), flat(new)
-    keys = sorted((a.keys() | b.keys()) - FREE_KEYS)
-    return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
-
-
-def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys other than the free ones whose values differ, as "key: old -> new"."""
-    return change_rows(changed_keys(old, new))
-
-
-def change_rows(changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    """What `changed_keys` returned, as "key: old -> new"."""
-    return [f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]

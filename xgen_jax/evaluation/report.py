@@ -517,7 +517,8 @@ def _reproduce(
     )
     names = [name for name in ("seed", "steps", "sampler", "guidance_scale") if name in settings]
     flags = " ".join(f"--{name}={shlex.quote(str(settings[name]))}" for name in names)
-    trained = [run["run"]["command"] for run in runs.values() if run.get("run", {}).get("command")]
+    summaries = [run.get("run", {}).get("summary", {}) for run in runs.values()]
+    trained = [summary["command"] for summary in summaries if summary.get("command")]
     if own is None:
         trained = ["bash launch/quickstart.sh"]
     commands = "# everything on this page, from nothing\n" + "\n".join(trained) if trained else ""

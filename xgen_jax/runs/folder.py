@@ -7,23 +7,14 @@ import importlib.metadata
 import os
 import pathlib
 import platform
-import shlex
 import shutil
-import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
 
-from xgen_jax.config.runs import (
-    Run,
-    Weights,
-    change_rows,
-    changed_keys,
-    changes_network,
-    folder_config,
-    to_dict,
-)
+from xgen_jax.config.changes import change_rows, changed_keys, changes_network
+from xgen_jax.config.runs import Run, Weights, folder_config, to_dict
 from xgen_jax.errors import UserError
 from xgen_jax.files import check_free, read_json, refuse_differences, write_json
 from xgen_jax.models.fingerprint import fingerprint
@@ -230,9 +221,7 @@ class RunFolder:
 def describe_machine() -> dict[str, Any]:
     """Return versions, device and host, for run.json."""
     device = jax.devices()[0]
-    trained_by = pathlib.Path(sys.argv[0]).stem == "train"  # and not by a notebook or a test
     return {
-        **({"command": shlex.join(["python", *sys.orig_argv[1:]])} if trained_by else {}),
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in ("xgen_jax", *PACKAGES)},

@@ -1,6 +1,9 @@
 """What a run is about to do, in six lines before its first step, and the same in run.json."""
 
 import dataclasses
+import pathlib
+import shlex
+import sys
 from typing import Any, Self
 
 import jax
@@ -43,8 +46,10 @@ class Summary:
         captions, longest = 0, 0
         for _, caption in filter(lambda each: each[1], source.captions()):
             captions, longest = captions + 1, max(longest, len(caption.encode(errors="replace")))
+        by_command = pathlib.Path(sys.argv[0]).stem == "train"  # and not by a notebook or a test
         return cls(
             {
+                "command": shlex.join(["python", *sys.orig_argv[1:]]) if by_command else None,
                 "source": source.name,
                 "path": "" if source.path is None else str(source.path),
                 "clips": len(source),

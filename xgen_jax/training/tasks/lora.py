@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from xgen_jax.config.changes import differing_keys
 from xgen_jax.config.runs import (
     HoldsTransformer,
     Run,
     VDiTRun,
     VDiTWeights,
     Weights,
-    differing_keys,
     to_dict,
 )
 from xgen_jax.data.buckets import Bucket
