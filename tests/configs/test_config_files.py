@@ -5,15 +5,13 @@ import pathlib
 import typing
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from xgen_jax.commands.arguments import keys_as_flags
 from xgen_jax.commands.config_file import load_config
 from xgen_jax.commands.start import FlagError
-from xgen_jax.config.build import flat
+from xgen_jax.config.build import allowed, flat, is_group
+from xgen_jax.config.keys import hints
 from xgen_jax.config.runs import run_config
-from xgen_jax.configs.common import as_config_dict
 from xgen_jax.configs.quickstart import vdit
 from xgen_jax.errors import UserError
 from xgen_jax.models.lora import LoRAConfig
@@ -22,30 +20,31 @@ from xgen_jax.models.text import T5TextConfig
 ROOT = pathlib.Path(__file__).parents[2] / "configs"
 CONFIGS = [path for path in sorted(ROOT.rglob("*.py")) if "def get_config(" in path.read_text()]
 
-# ml_collections loads a config file by a deprecated method.
-pytestmark = pytest.mark.filterwarnings("ignore:.*load_module.*:DeprecationWarning")
-
 
 def name(path):
     return str(path.relative_to(ROOT).with_suffix(""))
 
 
-def parse(path, *arguments):
-    """Parse a command line to its config, as a command does."""
-    argv = ["command", f"--config={path}", *arguments]
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    values(argv)
-    return holder.value
-
-
-def keys(config, prefix=""):
-    """Yield the dotted keys of a config, each with its value and type."""
-    for key, value in config.items():
-        if hasattr(value, "items"):
-            yield from keys(value, f"{prefix}{key}.")
+def keys(kind, value, prefix=""):
+    """Yield the dotted keys of a run's class, each with its value, if the run has it, and type."""
+    for name, hint in hints(kind).items():
+        item = getattr(value, name) if value is not None else None
+        if is_group(hint):
+            found = {}
+            for each in sorted(allowed(hint), key=lambda each: not isinstance(item, each)):
+                own = item if isinstance(item, each) else None
+                for row in keys(each, own, f"{prefix}{name}."):
+                    found.setdefault(row[0], row)
+            yield from found.values()
         else:
-            yield prefix + key, value, config.get_type(key)
+            yield prefix + name, item, typing.get_origin(allowed(hint)[0]) or allowed(hint)[0]
+
+
+def plain(value):
+    """A value as a dict or a tuple of plain values, whose text a flag takes."""
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
 
 
 def example(key, kind, run):
@@ -66,28 +65,26 @@ def example(key, kind, run):
     return {str: "x", int: 2, float: 2.0, bool: True, tuple: (1, 2)}[kind]
 
 
-def needed(kind, config, parts, group="config"):
+def needed(kind, value, parts, group="config"):
     """Return the flags that a key's group, or its kind, needs."""
     first, *rest = parts
     if not rest:
         return []
     if first == "lora":
         return ["--config.init_from=base", "--config.optimizer.name=adamw"]
-    hint = typing.get_type_hints(kind)[first]
-    kinds = [kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)] or [hint]
-    kinds.sort(key=lambda kind: len(kinds) > 1 and kind.kind != config[first].kind)
-    kind = next(
-        kind for kind in kinds if rest[0] in {field.name for field in dataclasses.fields(kind)}
-    )
+    own, kinds = getattr(value, first), allowed(hints(kind)[first])
+    kinds = sorted(kinds, key=lambda each: not isinstance(own, each))
+    kind = next(each for each in kinds if rest[0] in hints(each))
     group = f"{group}.{first}"
     flags = [f"--{group}.kind={kind.kind}"] if len(kinds) > 1 else []
-    if flags and kind.kind != config[first].kind:
+    if not isinstance(own, kind):
         flags += [
             f"--{group}.{field.name}=x"
             for field in dataclasses.fields(kind)
             if field.default is dataclasses.MISSING and field.name != rest[0]
         ]
-    return flags + needed(kind, config[first], rest, group)
+        return flags
+    return flags + needed(kind, own, rest, group)
 
 
 def load(path, *arguments):
@@ -98,22 +95,20 @@ def load(path, *arguments):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_every_key_can_be_set_by_a_flag_and_back_to_none(path):
-    config = parse(path)
-    assert config.is_locked
     run = load(path)
-    assert run == run_config(config.to_dict())
+    listed = list(keys(type(run), run))
     given = [
-        f"--config.{key}={value}"
-        for key, value, _ in keys(config)
+        f"--config.{key}={plain(value)}"
+        for key, value, _ in listed
         if value is not None and not key.startswith("data.source.")
     ]
     assert load(path, *given) == run
 
-    unset = [(key, kind) for key, value, kind in keys(config) if value is None]
+    unset = [(key, kind) for key, value, kind in listed if value is None]
     assert unset
     for key, kind in unset:
         value = example(key, kind, run)
-        extra = needed(type(run), config, key.split("."))
+        extra = needed(type(run), run, key.split("."))
         built = load(path, *extra, f"--config.{key}={value}")
         assert flat(dataclasses.asdict(built))[key] == flat({"": value})[""], key
         if flat(dataclasses.asdict(run)).get(key, value) is None and "kind" not in str(extra):
@@ -130,40 +125,31 @@ def test_a_float_takes_a_fraction_and_no_key_a_value_of_another_type(path):
 
 def test_another_kind_of_a_group_takes_its_keys_and_drops_those_of_the_first():
     path = ROOT / "quickstart" / "vdit.py"
-    config = parse(path, "--config.text.kind=t5", "--config.text.path=weights/t5")
-    text = run_config(config.to_dict()).text
+    text = load(path, "--config.text.kind=t5", "--config.text.path=weights/t5").text
     assert (text.kind, text.path, text.length) == ("t5", "weights/t5", 250)
     # A key of the kind that is not chosen is a mistake, if the user has given it.
-    config = parse(path, "--config.text.kind=t5", "--config.text.path=x", "--config.text.width=8")
-    with pytest.raises(UserError, match="config.text has no key 'width'"):
-        run_config(config.to_dict())
-    config = parse(path, "--config.text.path=weights/t5")
-    with pytest.raises(UserError, match="config.text has no key 'path'"):
-        run_config(config.to_dict())
-    with pytest.raises(UserError, match="config.text lacks the key 'path'"):
-        run_config(parse(path, "--config.text.kind=t5").to_dict())
-    with pytest.raises(UserError, match=r"config.text.kind='clip' is not known"):
-        run_config(parse(path, "--config.text.kind=clip").to_dict())
+    for flags, message in (
+        (("kind=t5", "path=x", "width=8"), "config.text has no key 'width'"),
+        (("path=weights/t5",), "config.text has no key 'path'"),
+        (("kind=t5",), "config.text lacks the key 'path'"),
+        (("kind=clip",), r"config.text.kind='clip' is not known"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load(path, *(f"--config.text.{flag}" for flag in flags))
 
 
 def test_a_group_that_may_be_none_is_there_once_a_key_of_it_is_set():
     path = ROOT / "quickstart" / "vdit.py"
-    assert run_config(parse(path).to_dict()).lora is None
+    assert load(path).lora is None
     arguments = ["--config.init_from=x", "--config.optimizer.name=adamw", "--config.lora.rank=8"]
-    assert run_config(parse(path, *arguments).to_dict()).lora == LoRAConfig(rank=8)
+    assert load(path, *arguments).lora == LoRAConfig(rank=8)
 
 
 def test_a_config_built_on_another_changes_kind_and_keys():
     config = vdit.get_config()
     config.text.max_bytes = 32
-    assert run_config(config.to_dict()).text.max_bytes == 32
-    config.lock()  # as config_flags does: the value is the config file's now, not the user's
-    config.text.kind = "t5"
-    config.text.path = "weights/t5"
+    config.sample_spacing = "even"
+    run = run_config(config.to_dict())
+    assert (run.text.max_bytes, run.sample_spacing) == (32, "even")
+    config.text = {"kind": "t5", "path": "weights/t5"}
     assert run_config(config.to_dict()).text == T5TextConfig(path="weights/t5")
-
-
-def test_whole_numbers_are_floats_where_floats_belong():
-    run = run_config(vdit.get_config().to_dict())
-    config = as_config_dict(dataclasses.replace(run, guidance_scale=4))
-    assert config.get_type("guidance_scale") is float

@@ -63,9 +63,7 @@ def _values(given: str) -> dict[str, Any]:
         if not hasattr(module, "get_config"):
             raise UserError("the config file has no function get_config()")
         values = module.get_config(*([argument] if colon else []))
-        if hasattr(values, "to_dict"):
-            # Locked, a ConfigDict knows which keys the file itself has set.
-            values = (values.lock() if hasattr(values, "lock") else values).to_dict()
+        values = values.to_dict() if hasattr(values, "to_dict") else values
     except UserError as error:
         raise FlagError(str(error)) from error
     except Exception as error:  # whatever the user's own code raises
