@@ -41,7 +41,7 @@ FLAGS = [
     integer("stride", 1, "Take every stride-th frame of that rate.", lower_bound=1),
     flags.DEFINE_bool("require_captions", True, "Leave out videos without a caption."),
     flags.DEFINE_float(
-        "seconds_per_clip", 4.0, "A video is one clip for each so many seconds.", lower_bound=0.001
+        "seconds_per_clip", 4.0, "Seconds of a video that count as one clip.", lower_bound=0.001
     ),
     flags.DEFINE_float(
         "held_out_fraction",

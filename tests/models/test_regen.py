@@ -224,10 +224,10 @@ def test_a_head_lets_patches_overlap_within_each_frame():
     decoder, patch = Decoder(config, jnp.float32), config.patch
     side = 2 * patch
     x = jax.random.normal(jax.random.key(0), (1, 2, side, side, 3))
-    told = Conditioning(jnp.ones((1, 2, 2, 2, config.width)))
+    conditioning = Conditioning(jnp.ones((1, 2, 2, 2, config.width)))
 
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(decoder.init, jax.random.key(1), x, jnp.zeros(1), told)
+    shapes = jax.eval_shape(decoder.init, jax.random.key(1), x, jnp.zeros(1), conditioning)
     params = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape, np.float32), shapes)
 
     @jax.jit
@@ -236,7 +236,7 @@ def test_a_head_lets_patches_overlap_within_each_frame():
         final = params["params"]["final"]
         final = {**final, "bias": jnp.asarray(final["bias"]).at[(patch + 1) * 4].add(bias)}
         changed = {"params": {**params["params"], "final": final}}
-        return decoder.apply(changed, x, jnp.zeros(1), told)
+        return decoder.apply(changed, x, jnp.zeros(1), conditioning)
 
     change = np.abs(with_bias(1.0) - with_bias(0.0)).max(-1)
     rows, columns = np.indices((side, side)) % patch

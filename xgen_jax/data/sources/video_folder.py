@@ -27,7 +27,8 @@ from xgen_jax.data.video import (
 from xgen_jax.errors import UserError, choose
 
 LEAST_TAIL_S = 4.0  # of a video whose end is held out
-# Clips that may be replaced because their files cannot be decoded, once so many were read.
+# Fraction of the clips that may be replaced because their files cannot be decoded, and the number
+# of clips read from which on it is checked.
 MAX_REPLACED, COUNTED_FROM = 0.25, 100
 
 _UNIFORMS = 4  # random numbers of a clip: start, row, column, mirrored
@@ -47,7 +48,7 @@ class VideoFolderSource(Source):
       fps: frames a second at which clips are sampled, by presentation time; None keeps each file's
         own.
       stride: take every stride-th frame of that rate.
-      seconds_per_clip: a video counts as one clip for each so many seconds, and at least as one;
+      seconds_per_clip: seconds of a video that count as one clip; a shorter video is one clip too.
         None counts every video once.
       split: "train" or "held_out" clips, or "all".
       held_out_fraction: part of the clips that training never sees, in [0, 1). A video of which
