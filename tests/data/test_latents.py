@@ -110,6 +110,9 @@ def test_text_is_stored_without_padding_and_read_with_it(tmp_path):
         assert clip["text_mask"].tolist() == [True] * index + [False] * (6 - index)
         np.testing.assert_array_equal(clip["text"][:index], row)
         assert not clip["text"][index:].any()
+        # A run that embeds captions by itself gets none.
+        alone = LatentSource(tmp_path, text=False).read(index, None, 5, 8, 8)
+        assert alone.keys() == clip.keys() - {"text", "text_mask"}
         assert clip["latents"].dtype == np.float32
     assert len(pack(0, {"latents": rows[3], "caption": "", "text": rows[1]})) + 2 * 3 * 2 == len(
         pack(0, {"latents": rows[3], "caption": "", "text": rows[3]})
@@ -362,6 +365,9 @@ def test_latents_go_through_the_pipeline(tmp_path):
             assert batch["text"].shape == (bucket.batch_size, 4, 6)
             assert batch["text_mask"].dtype == bool
             assert batch["caption"] == [f"clip {index} ☃" for index in batch["index"]]
+    without = Pipeline(make_source(config, text=False), config)
+    assert "text" not in without.batch(0)
+    assert without.fingerprint() == pipeline.fingerprint()
     # The folder may move; other bytes are another source.
     (tmp_path / "a").rename(tmp_path / "b")
     moved = LatentSource(tmp_path / "b")

@@ -1,14 +1,18 @@
 """Runs that would train on noise are refused before the first step: parameters of another
 embedder, captions that the text encoder cannot take, data of another kind than their path's."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from xgen_jax.commands.train import train
+from xgen_jax.config.runs import VDiTWeights, to_dict
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
+from xgen_jax.runs.folder import RunFolder
+from xgen_jax.runs.warm_start import with_base_embedder
 from xgen_jax.testing import VDIT, VIDVAE, tiny_run
 
 
@@ -29,8 +33,24 @@ def test_parameters_of_another_embedder_are_refused(other, tiny_runs, tmp_path, 
     with pytest.raises(UserError, match=message):
         train(foreign, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    own = tiny_run(VDIT, embedder=str(tiny_runs / "vidvae"), **changes)
+    own = tiny_run(VDIT, **changes)  # by default the base's
     assert train(own, tmp_path / "run")["step"] == 2
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["embedder"] == str(tiny_runs / "vidvae")
+
+
+def test_the_embedder_is_the_bases_or_has_to_be_named(tiny_runs, tmp_path):
+    base = tiny_run(VDIT, init_from=str(tiny_runs / "vdit"))
+    assert with_base_embedder(base).embedder == str(tiny_runs / "vidvae")
+    named = dataclasses.replace(base, embedder="other")
+    assert with_base_embedder(named) is named
+    with pytest.raises(UserError, match="needs an embedder: give --config.embedder=FOLDER"):
+        tiny_run(VDIT)
+    weights = VDiTWeights(kind="pixart", source="x", model=base.model, latent_channels=4)
+    RunFolder(tmp_path / "weights").write_json("config.json", to_dict(weights))
+    converted = dataclasses.replace(base, init_from=str(tmp_path / "weights"))
+    with pytest.raises(UserError, match="converted weights, which know no embedder: give --config"):
+        with_base_embedder(converted)
 
 
 @pytest.fixture

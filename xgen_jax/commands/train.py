@@ -16,6 +16,7 @@ from xgen_jax.files import locked
 from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.parallel.sharding import on_mesh
 from xgen_jax.runs.folder import RunFolder, check_fingerprints
+from xgen_jax.runs.warm_start import with_base_embedder
 from xgen_jax.training.fit import check_state, fit
 from xgen_jax.training.summary import Summary
 from xgen_jax.training.tasks import build_task
@@ -59,10 +60,10 @@ def train(
         raise UserError(
             "--overwrite starts again and --accept_changes goes on: give one of them, not both"
         )
-    run = RunFolder(workdir)
+    run, config = RunFolder(workdir), with_base_embedder(config)
     changed = run.check(config, overwrite, accept_changes)
     mesh = make_mesh(config.mesh)
-    source = make_source(config.data)
+    source = make_source(config.data, config.embeds_captions)
     config = config.for_clips(source.rates(), lambda line: print(line, file=sys.stderr))
     task = build_task(config, mesh, source)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -81,7 +82,8 @@ def train(
     held_out = None
     if config.loop.evaluate_every:
         multiple = mesh.shape["data"] * mesh.shape["fsdp"]
-        held_out = Pipeline(*held_out_data(config.data, multiple), **processes)
+        data = held_out_data(config.data, multiple, config.embeds_captions)
+        held_out = Pipeline(*data, **processes)
     if changed:
         listed = "\n  ".join(change_rows(changed))
         print(f"{run.path} goes on with changes (there -> here):\n  {listed}", file=sys.stderr)

@@ -141,6 +141,11 @@ class Run:
         """Adapter that is trained in place of the parameters, if any."""
         return None
 
+    @property
+    def embeds_captions(self) -> bool:
+        """Whether the network is conditioned on embeddings of a frozen text encoder."""
+        return False
+
     def for_clips(self, rates: Mapping[float, int], say: Callable[[str], None]) -> Self:
         """Return the configuration with what follows from the clips that are trained on.
 
@@ -206,7 +211,7 @@ class VDiTRun(HoldsTransformer, Run):
     """A run that trains a text-to-video transformer on an embedder's latents.
 
     Attributes:
-      embedder: the embedder's folder.
+      embedder: the embedder's folder; empty for that of the run in `init_from`.
       lora: trains an adapter of the transformer in `init_from`, which stays frozen; None trains
         the transformer itself.
       text: the text encoder.
@@ -216,7 +221,7 @@ class VDiTRun(HoldsTransformer, Run):
     """
 
     objective: str = "vdit"
-    embedder: str
+    embedder: str = ""
     lora: LoRAConfig | None = None
     model: VDiTConfig
     text: ByteTextConfig | T5TextConfig
@@ -229,6 +234,8 @@ class VDiTRun(HoldsTransformer, Run):
     sample_fps: float | None = None
 
     def __post_init__(self):
+        if not self.embedder and self.init_from is None:
+            raise UserError("a vdit run needs an embedder: give --config.embedder=FOLDER")
         # Settings that cannot sample are refused before anything is trained.
         process = self.loss.make_process(self.model.learned_variance)
         grid = make_grid(process, self.sample_steps, self.sample_spacing, self.loss.time_shift)
@@ -245,6 +252,11 @@ class VDiTRun(HoldsTransformer, Run):
     def adapter(self) -> LoRAConfig | None:
         """Adapter that is trained in place of the parameters, if any."""
         return self.lora
+
+    @property
+    def embeds_captions(self) -> bool:
+        """See `Run.embeds_captions`."""
+        return not self.text.trained
 
     @property
     def fps(self) -> float:

@@ -14,7 +14,14 @@ PATH_FLAG = "--config.data.source.path=FOLDER"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
-    """The moving-shapes dataset; see `data.sources.synthetic.SyntheticSource`."""
+    """The moving-shapes dataset; see `data.sources.synthetic.SyntheticSource`.
+
+    Attributes:
+      kind: `synthetic`.
+      split: `train`, combinations of attributes that are not held out; or `held_out`.
+      num_clips: number of clips.
+      style: how shapes look, `filled` or `outline`.
+    """
 
     kind: str = "synthetic"
     split: str = "train"
@@ -30,7 +37,18 @@ class SyntheticConfig:
 class VideoFolderConfig:
     """A folder of videos and images; see `data.sources.video_folder.VideoFolderSource`.
 
-    `path` may be left to a flag.
+    Attributes:
+      kind: `video_folder`.
+      path: of the folder; may be left to a flag.
+      split: `train` or `held_out` clips, or `all`.
+      held_out_fraction: part of the clips that training never sees, in [0, 1).
+      seconds_per_clip: seconds of a video that count as one clip; None counts each video once.
+      fps: frames a second at which clips are sampled; None keeps each file's own.
+      stride: take every stride-th frame of that rate.
+      require_captions: leave out videos without a caption.
+      flip: mirror half of the clips; not for captions that name left and right.
+      memory_gb: memory for frames, in 1e9 bytes; where those of all videos fit at a bucket's size,
+        each video is decoded once.
     """
 
     kind: str = "video_folder"
@@ -42,6 +60,7 @@ class VideoFolderConfig:
     stride: int = 1
     require_captions: bool = True
     flip: bool = False
+    memory_gb: float = 1.0
 
     def held_out(self) -> "VideoFolderConfig":
         """Return the configuration of the clips that training does not see.
@@ -59,9 +78,14 @@ class VideoFolderConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentsConfig:
-    """A folder of latents that launch/encode.py wrote. `path` may be left to a flag.
+    """A folder of latents that launch/encode.py wrote.
 
     Its clips are held out, or not, as those of the folder that was encoded.
+
+    Attributes:
+      kind: `latents`.
+      path: of the folder; may be left to a flag.
+      split: `train` or `held_out` clips, or `all`.
     """
 
     kind: str = "latents"

@@ -11,8 +11,9 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -37,6 +38,10 @@ READ_SUFFIXES = (
     *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv"),
 )
 MAX_BYTES = 4 << 30  # of decoded video in one call
+
+Frame = TypeVar("Frame")
+# Seconds since the start of the stream, seconds on display, and the picture, uint8 (H, W, 3).
+Timed = tuple[float, float, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,6 +139,7 @@ class VideoReader:
       height, width: of the frames.
       fps: their rate.
       expected: number of frames by the header, or 1 if it says nothing.
+      slack: seconds by which a frame's time may be off.
 
     Raises:
       UserError: an unreadable file, a frame above its limit (known before decoding), arguments out
@@ -172,7 +178,7 @@ class VideoReader:
         if cover is not None:
             height, width = cover_size(height, width, *cover)
         self.height, self.width, self.fps = height, width, float(fps or rate)
-        self._picked = _pick(timed, start_s, fps, slack)
+        self._timed, self._fps, self.slack = timed, fps, slack
         seconds = stream_seconds(stream)
         left = 1 if seconds is None else math.ceil((seconds - start_s) * self.fps)
         self.expected = max(1, left if frames is None else min(left, frames))
@@ -215,14 +221,27 @@ class VideoReader:
         """Close the file."""
         self._file.close()
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def _converter(self) -> Callable[[av.VideoFrame], np.ndarray]:
+        """Return the conversion of a frame to what is shown, (height, width, 3)."""
         size = self.height, self.width
         convert = RGBConverter(*(size[::-1] if self._turns % 2 else size))  # as stored
+        # Counter-clockwise, as in the display matrix.
+        return lambda frame: np.rot90(convert(frame), self._turns)
+
+    def timed(self) -> Iterator[Timed]:
+        """Yield all frames of the file with their times, from the key frame before the start;
+        instead of iterating."""
+        convert = self._converter()
+        for time_s, length_s, frame in self._timed:
+            yield time_s, length_s, convert(frame)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        convert = self._converter()
         last, image = None, np.empty(0)
-        for frame in itertools.islice(self._picked, self._frames):
+        picked = pick_frames(self._timed, self._start_s, self._fps, self.slack)
+        for frame in itertools.islice(picked, self._frames):
             if frame is not last:
-                # Counter-clockwise, as in the display matrix.
-                last, image = frame, np.rot90(convert(frame), self._turns)
+                last, image = frame, convert(frame)
             yield image
         if last is None:
             raise UserError(
@@ -288,8 +307,17 @@ def _timed_frames(
         yield time_s, float(frame.duration * frame.time_base) if frame.duration else 1 / rate, frame
 
 
-def _pick(timed, start_s: float, fps: float | None, slack: float) -> Iterator[av.VideoFrame]:
-    """Yield the frame on display at each output time: the latest whose own time is not after it."""
+def pick_frames(
+    timed: Iterable[tuple[float, float, Frame]], start_s: float, fps: float | None, slack: float
+) -> Iterator[Frame]:
+    """Yield the frame on display at each output time: the latest whose own time is not after it.
+
+    Args:
+      timed: (seconds since the start of the stream, seconds on display, frame) in increasing time,
+        from one that is not after `start_s`, if there is one.
+      start_s, fps: see `VideoReader`.
+      slack: seconds by which a time may be off.
+    """
     shown, count, end = None, 0, 0.0
     for time_s, length, frame in timed:
         if shown is not None and fps is None and time_s > start_s + slack:

@@ -6,12 +6,31 @@ import sys
 import jax
 import numpy as np
 
-from xgen_jax.config.runs import Run
+from xgen_jax.config.runs import HoldsTransformer, Run, VDiTRun
 from xgen_jax.errors import UserError
 from xgen_jax.files import differences, refuse_differences
 from xgen_jax.parallel.sharding import path_name
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.typing import Params
+
+
+def with_base_embedder(config: Run) -> Run:
+    """Return a run that names its embedder: a transformer that names none takes its base's.
+
+    Raises:
+      UserError: the base is not a run, and so has no embedder.
+    """
+    if not isinstance(config, VDiTRun) or config.embedder:
+        return config
+    assert config.init_from is not None  # a run without both is refused
+    folder = RunFolder(config.init_from)
+    base = folder.expect(HoldsTransformer, "a vdit run to start from")
+    if not isinstance(base, VDiTRun):
+        raise UserError(
+            f"init_from={config.init_from} holds converted weights, which know no embedder: give "
+            "--config.embedder=FOLDER"
+        )
+    return dataclasses.replace(config, embedder=folder.resolve_sibling(base.embedder))
 
 
 def starting_network(config: Run, wanted: Params, found: Params | None = None) -> Params:

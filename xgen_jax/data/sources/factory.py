@@ -18,22 +18,28 @@ from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.errors import UserError
 
 
-def make_source(config: DataConfig) -> Source:
+def make_source(config: DataConfig, text: bool = True) -> Source:
     """Build the source that `config.source` describes.
+
+    Args:
+      config: of the data.
+      text: give stored embeddings of captions; see `LatentSource`.
 
     Raises:
       UserError: a folder that is not given, holds another kind of clips, or cannot be read.
     """
-    return _MAKERS[type(config.source)](config.source, config)
+    return _MAKERS[type(config.source)](config.source, config, text)
 
 
-def _synthetic(source: SyntheticConfig, data: DataConfig) -> Source:
+def _synthetic(source: SyntheticConfig, data: DataConfig, text: bool) -> Source:
+    del text
     return SyntheticSource(
         seed=data.seed, split=source.split, num_clips=source.num_clips, style=source.style
     )
 
 
-def _video_folder(source: VideoFolderConfig, data: DataConfig) -> Source:
+def _video_folder(source: VideoFolderConfig, data: DataConfig, text: bool) -> Source:
+    del text
     return VideoFolderSource(
         source_folder(source),
         split=source.split,
@@ -43,28 +49,32 @@ def _video_folder(source: VideoFolderConfig, data: DataConfig) -> Source:
         stride=source.stride,
         require_captions=source.require_captions,
         flip=source.flip,
+        memory_gb=source.memory_gb,
         images=any(bucket.frames == 1 for bucket in data.buckets),
     )
 
 
-def _latents(source: LatentsConfig, data: DataConfig) -> Source:
+def _latents(source: LatentsConfig, data: DataConfig, text: bool) -> Source:
     del data
-    return LatentSource(source_folder(source), split=source.split)
+    return LatentSource(source_folder(source), split=source.split, text=text)
 
 
-_MAKERS: dict[type, Callable[[Any, DataConfig], Source]] = {
+_MAKERS: dict[type, Callable[[Any, DataConfig, bool], Source]] = {
     SyntheticConfig: _synthetic,
     VideoFolderConfig: _video_folder,
     LatentsConfig: _latents,
 }
 
 
-def held_out_data(config: DataConfig, multiple: int = 1) -> tuple[Source, DataConfig]:
+def held_out_data(
+    config: DataConfig, multiple: int = 1, text: bool = True
+) -> tuple[Source, DataConfig]:
     """Build the clips to evaluate on, which training does not see.
 
     Args:
       config: of the data that is trained on.
       multiple: of which every batch must be a multiple, the number of devices that share one.
+      text: see `make_source`.
 
     Returns:
       The source, and the configuration of its batches, which are smaller than those of training
@@ -76,7 +86,7 @@ def held_out_data(config: DataConfig, multiple: int = 1) -> tuple[Source, DataCo
     # Another seed than any run trains on.
     changes = {"source": config.source.held_out(), "seed": 10_000 + config.seed}
     config = dataclasses.replace(config, **changes)
-    source = make_source(config)
+    source = make_source(config, text)
     if config.fit:
         members = source.fit(config.buckets, config.seed)
     else:

@@ -26,6 +26,8 @@ class LatentSource(Source):
     Args:
       path: of the folder.
       split: "train" or "held_out" clips, or "all".
+      text: give the embeddings of captions, where they are stored; a model that is conditioned on
+        the captions themselves does without.
 
     Raises:
       UserError: a folder that is missing, not finished or damaged, see `LatentReader`; a split
@@ -34,8 +36,8 @@ class LatentSource(Source):
 
     name = "latents"
 
-    def __init__(self, path: str | os.PathLike, split: str = "all"):
-        self.path = pathlib.Path(path)
+    def __init__(self, path: str | os.PathLike, split: str = "all", text: bool = True):
+        self.path, self._text = pathlib.Path(path), text
         self._reader = LatentReader(path)
         self._split = choose("split", split, SPLITS)
         if split == "held_out" and not len(self._reader.held_out):
@@ -119,7 +121,9 @@ class LatentSource(Source):
         sample = reader.read(bucket, place)
         if self.manifest.get("fps"):
             sample.setdefault("fps", self.manifest["fps"])  # older records have none
-        if "text" in sample and "text_mask" not in sample:
+        if not self._text:
+            sample = {k: v for k, v in sample.items() if k not in ("text", "text_mask")}
+        elif "text" in sample and "text_mask" not in sample:
             tokens, length = len(sample["text"]), self.manifest["text_length"]
             sample["text"] = np.pad(sample["text"], ((0, length - tokens), (0, 0)))
             sample["text_mask"] = np.arange(length) < tokens

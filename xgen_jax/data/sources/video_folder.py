@@ -24,6 +24,7 @@ from xgen_jax.data.video import (
     read_video,
     resize_cover,
 )
+from xgen_jax.data.video_cache import VideoCache
 from xgen_jax.errors import UserError, choose
 
 LEAST_TAIL_S = 4.0  # of a video whose end is held out
@@ -59,6 +60,8 @@ class VideoFolderSource(Source):
       flip: mirror half of the clips. Off by default, because captions name left and right.
       substitute: replace a file that cannot be decoded by the next that can; if False, `read`
         raises UserError for it.
+      memory_gb: frames of videos to keep in memory, in 1e9 bytes; where all of the folder's fit at
+        the size at which they are read, each file is decoded once. Clips are the same.
 
     Attributes:
       problems: by kind, files and lines that were left out: unreadable videos and images, captions
@@ -85,6 +88,7 @@ class VideoFolderSource(Source):
         flip=False,
         images=False,
         substitute=True,
+        memory_gb: float = 0.0,
     ):
         self.path = pathlib.Path(path)
         if fps is not None and not 0 < fps <= 1000:
@@ -103,6 +107,8 @@ class VideoFolderSource(Source):
                 f"held_out_fraction must be 0 or more and below 1, not {held_out_fraction}"
             )
         choose("split", split, SPLITS)
+        if not 0 <= memory_gb < math.inf:
+            raise UserError(f"memory_gb must be 0 or more, not {memory_gb}")
         self._fps, self._stride, self._flip, self._substitute = fps, stride, flip, substitute
         self._split, self._fraction = split, held_out_fraction
         self._seconds_per_clip = seconds_per_clip
@@ -128,6 +134,9 @@ class VideoFolderSource(Source):
         if not self._files:
             raise UserError(f"no usable video in {self.path}\n{self.report()}")
         self._divide()
+        mine = set(self._part_file.tolist())
+        videos = [info for number, info in enumerate(self._infos) if number in mine]
+        self._cache = VideoCache(videos, int(memory_gb * 1e9))
 
     def _divide(self) -> None:
         """Choose the parts of the files that belong to the split, and number their clips."""
@@ -144,7 +153,8 @@ class VideoFolderSource(Source):
             raise UserError(
                 f"none of the {count} files in {self.path} is in the split {self._split!r} at "
                 f"held_out_fraction={fraction:g}; give another "
-                "--config.data.source.held_out_fraction, or more files"
+                "--config.data.source.held_out_fraction, more files, or, to train without "
+                "evaluation, --config.loop.evaluate_every=0"
             )
         files, begins, ends, counts, flags = (np.array(column) for column in zip(*chosen))
         self._part_file, self._part_begin_s, self._part_end_s = files, begins, ends
@@ -334,9 +344,11 @@ class VideoFolderSource(Source):
             image = read_image(self.path / file)
             video = resize_cover(image[None], height, width)
         else:
-            video, _ = read_video(
-                self.path / file, fps=fps, start_s=start_s, frames=frames, cover=(height, width)
-            )
+            path, cover = self.path / file, (height, width)
+            options = {"fps": fps, "start_s": start_s, "frames": frames, "cover": cover}
+            video = self._cache.read(path, **options)
+            if video is None:
+                video, _ = read_video(path, **options)
         if len(video) < frames:
             self._problems.note("shorter than a clip, last frame held", file)
             video = np.concatenate([video, np.repeat(video[-1:], frames - len(video), axis=0)])
