@@ -11,15 +11,21 @@ def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(image, exif=b"", palette=b"", transparency=b""):
+def png(image, exif=b"", palette=b"", transparency=b"", gamma=None, srgb=b"", cicp=b""):
     """PNG bytes of an array (H, W) or (H, W, 1, 2, 3 or 4) of uint8 or uint16; `palette` makes them
     its indices."""
+    colours = [
+        (b"gAMA", b"" if gamma is None else struct.pack(">I", round(gamma * 100_000))),
+        (b"sRGB", srgb),
+        (b"cICP", cicp),
+    ]
     image = image if image.ndim == 3 else image[..., None]
     kind = 3 if palette else {1: 0, 2: 4, 3: 2, 4: 6}[image.shape[2]]
     depth = 8 * image.dtype.itemsize
     header = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], depth, kind, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(image.dtype.newbyteorder(">")).tobytes() for row in image)
-    chunks = [(b"IHDR", header), (b"eXIf", exif), (b"PLTE", palette), (b"tRNS", transparency)]
+    about = [(b"eXIf", exif), (b"PLTE", palette), (b"tRNS", transparency)]
+    chunks = [(b"IHDR", header), *colours, *about]
     chunks = [(name, data) for name, data in chunks if data] + [(b"IDAT", zlib.compress(rows))]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks) + chunk(b"IEND", b"")
 

@@ -117,6 +117,35 @@ def test_deep_and_grey_images(tmp_path):
     assert np.abs(read(tmp_path, png(half)) - (picture() / 2 + 127.5)).max() <= 1.5
 
 
+@pytest.mark.parametrize("gamma", [1.0, 0.6, 0.25])
+def test_a_pngs_own_gamma_becomes_that_of_srgb(gamma, tmp_path):
+    codes = np.arange(256, dtype=np.uint8)[None]
+    # The file's values are light to the power of gamma; a screen's are light to that of 1 / 2.2.
+    shown = np.rint(255 * (codes / 255) ** (1 / 2.2 / gamma))[..., None].repeat(3, -1)
+    np.testing.assert_array_equal(read(tmp_path, png(codes, gamma=gamma)), shown)
+    deep = codes.astype(np.uint16) * 257
+    np.testing.assert_array_equal(read(tmp_path, png(deep, gamma=gamma)), shown)
+    clear = np.dstack([codes] * 3 + [np.full_like(codes, 255)])
+    np.testing.assert_array_equal(read(tmp_path, png(clear, gamma=gamma)), shown)
+    # sRGB's own, none, and what is meant by 0: nothing changes.
+    plain = codes[..., None].repeat(3, -1)
+    for own in ({"gamma": 0.45455}, {"gamma": gamma, "srgb": b"\0"}, {"gamma": 0.0}, {}):
+        np.testing.assert_array_equal(read(tmp_path, png(codes, **own)), plain)
+
+
+@pytest.mark.parametrize("curve", [16, 18])
+def test_hdr_is_refused(curve, tmp_path):
+    for data in (
+        png(picture(), cicp=bytes([9, curve, 0, 1])),
+        avif(picture()).replace(b"colrnclx\0\1\0\x0d", b"colrnclx\0\x09\0" + bytes([curve])),
+    ):
+        with pytest.raises(UserError, match="its colours are HDR .PQ or HLG."):
+            read(tmp_path, data)
+        with pytest.raises(UserError, match="its colours are HDR"):
+            probe_image(tmp_path / "image")
+    assert read(tmp_path, png(picture(), cicp=bytes([1, 13, 0, 1]))).shape == (24, 40, 3)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -1,8 +1,8 @@
 """Image files through Pillow: PNG, JPEG, WebP, AVIF, BMP and TIFF as they are displayed.
 
-The orientation in EXIF is applied, colour profiles are converted to sRGB, transparency is
-composited on white, 16 bits become 8, grey and CMYK become RGB. The first bytes decide the kind,
-not the name.
+The orientation in EXIF is applied, colour profiles and a PNG's gamma are converted to sRGB,
+transparency is composited on white, 16 bits become 8, grey and CMYK become RGB. HDR is refused. The
+first bytes decide the kind, not the name.
 """
 
 import functools
@@ -22,8 +22,11 @@ from xgen_jax.errors import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 IMAGE_FPS = 120.0  # the frame rate on which Open-Sora 1.1 conditions for images
 _MAX_BYTES = 2**28  # of a file
+_MAX_HEADER = 2**16  # bytes in which what names the colours begins
 _MAX_EXIF = 64  # blocks of a JPEG, which Pillow joins in quadratic time
 _ORIENTATION = 0x0112  # EXIF's tag
+_HDR = (16, 18)  # PQ and HLG, as ITU-T H.273 numbers the curves
+_GAMMA = 1 / 2.2  # of a PNG that says nothing
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -92,6 +95,11 @@ def _opened(path, max_pixels: int) -> tuple[Image.Image, int]:
         )
     if kind == "JPEG" and data.count(b"Exif\0\0") > _MAX_EXIF:
         raise UserError(f"cannot read {path}: it has more than {_MAX_EXIF} EXIF blocks")
+    if _curve(data, kind) in _HDR:
+        raise UserError(
+            f"cannot read {path}: its colours are HDR (PQ or HLG), which is read in videos only; "
+            "convert it to SDR"
+        )
     file = io.BytesIO(data)
     try:
         image = Image.open(file, formats=[kind])
@@ -141,6 +149,14 @@ def _kind(data: bytes) -> str | None:
     if data[4:8] == b"ftyp" and {b"avif", b"avis"} & {data[8:12], data[16:20], data[20:24]}:
         return "AVIF"
     return None
+
+
+def _curve(data: bytes, kind: str) -> int | None:
+    """Return the number of the transfer curve that an AVIF or a PNG names; None for none."""
+    # AVIF: colr, nclx, then primaries and curve of 2 bytes each; PNG: cICP, a byte each.
+    mark, place = {"AVIF": (b"colrnclx", 11), "PNG": (b"cICP", 5)}.get(kind, (b"", 0))
+    at = data.find(mark, 0, _MAX_HEADER) if mark else -1
+    return data[at + place] if 0 <= at < len(data) - place else None
 
 
 def _is_whole(data: bytes, kind: str, scan: int) -> bool:
@@ -200,7 +216,8 @@ def _rgb(image: Image.Image) -> np.ndarray:
     """uint8 (H, W, 3), sRGB, over white."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         codes = np.asarray(image).astype(np.int64)
-        grey = np.rint(np.clip(codes, 0, 65535) / 257).astype(np.uint8)
+        grey = np.rint(255 * (np.clip(codes, 0, 65535) / 65535) ** _exponent(image.info))
+        grey = grey.astype(np.uint8)
         colour = np.repeat(grey[..., None], 3, -1)
         clear = image.info.get("transparency")
         return over_white(colour, np.where(codes == clear, 0, 255)[..., None].astype(np.uint8))
@@ -227,7 +244,18 @@ def _srgb(image: Image.Image, info) -> Image.Image:
         except (ImageCms.PyCMSError, OSError):
             # A broken profile, or one of other channels, is ignored, as browsers do.
             return image.convert("RGB")
-    return image.convert("RGB")
+    image, exponent = image.convert("RGB"), _exponent(info)
+    if exponent == 1:
+        return image
+    return image.point([round(255 * (code / 255) ** exponent) for code in range(256)] * 3)
+
+
+def _exponent(info) -> float:
+    """Return the power that makes the values of a PNG with a gamma of its own sRGB's; else 1."""
+    gamma = info.get("gamma", _GAMMA)
+    if gamma <= 0 or "srgb" in info or info.get("icc_profile") or abs(gamma / _GAMMA - 1) < 0.02:
+        return 1.0
+    return _GAMMA / gamma
 
 
 @functools.cache
