@@ -15,7 +15,9 @@ from xgen_jax.config.runs import run_config
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError
 from xgen_jax.models.vidvae_config import PRESETS
+from xgen_jax.testing import BUCKET, REGEN_MODEL, VDIT, VIDVAE, tiny_run
 
+LPIPS_PARAMETERS = 14_714_688  # of VGG16's convolutions
 WITH_LIBTPU = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
 )
@@ -101,8 +103,42 @@ def test_steps_are_compiled_for_a_slice_and_a_large_one_does_not_fit():
     assert short["parameters"] == small["parameters"]
 
 
+CHANGES = {
+    "vidvae": {"loss": {"lpips": 1.0}, "data": {"buckets": [{**BUCKET, "height": 32}]}},
+    "vdit": {"embedder": "nowhere"},
+    "lora": {"init_from": "nowhere", "lora": {"rank": 2}},
+    "regen": {},
+}
+REGEN = {**VIDVAE, "objective": "regen", "model": dataclasses.asdict(REGEN_MODEL)}
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["vidvae", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vdit", "lora", "regen"))],
+)
+def test_every_familys_step_is_compiled_from_its_configuration_alone(family, tiny_runs):
+    values = {"vidvae": VIDVAE, "regen": REGEN}.get(family, VDIT)
+    run = tiny_run(values, **CHANGES[family])
+    embedder = tiny_run(VIDVAE).model if run.objective == "vdit" else None
+    report = plan.compile_train_step(run, "cpu", embedder)
+    assert (report["devices"], report["limit_bytes"], report["fits"]) == (1, None, True)
+    assert report["bucket"] == ("5x32x16" if family == "vidvae" else "5x16x16")
+    trained = {
+        name: json.loads((tiny_runs / name / "run.json").read_text())["parameters"]
+        for name in ("vidvae", "vdit")
+    }
+    if family in trained:
+        assert report["parameters"] == trained[family]
+    elif family == "lora":
+        assert 0 < report["parameters"] < trained["vdit"]
+    # Parameters, their EMA and two moments; of LPIPS and of an adapter's base also the weights.
+    assert report["peak_bytes"] > 16 * report["parameters"]
+    if family == "vidvae":
+        assert report["peak_bytes"] > 4 * LPIPS_PARAMETERS
+
+
 def test_a_batch_that_cannot_be_split_over_the_devices_is_refused(monkeypatch):
-    monkeypatch.setattr(plan, "slice_devices", lambda topology: jax.devices()[:4])
+    monkeypatch.setattr(plan, "named_devices", lambda topology: jax.devices()[:4])
     with pytest.raises(UserError, match="clips=6 cannot be split over the 4 devices of v5e:2x2"):
         plan.compile_denoise_step(
             run_config(VALUES), "v5e:2x2", PRESETS["paper"], (9, 64, 64), clips=6

@@ -170,6 +170,22 @@ class TaskFamily(Protocol):
         """
         ...
 
+    def abstract(self, config: Any, embedder: Any, bucket: Bucket) -> tuple[Task, Batch]:
+        """Make a run's task and a batch of one clip from shapes alone, to compile its step.
+
+        Nothing is loaded: frozen parameters are shapes.
+
+        Args:
+          config: of `config_class`.
+          embedder: configuration of the network on whose latents a transformer trains; None for
+            others.
+          bucket: of the clip.
+
+        Raises:
+          UserError: a bucket that the networks cannot take.
+        """
+        ...
+
 
 def resize_batch(arrays: Arrays, bucket: Bucket) -> Arrays:
     """Return the shapes of arrays with another bucket's batch size."""

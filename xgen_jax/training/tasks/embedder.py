@@ -17,7 +17,7 @@ from xgen_jax.data.sources.base import Source
 from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.latent_statistics import latent_statistics
-from xgen_jax.models.lpips import LPIPS
+from xgen_jax.models.lpips import LPIPS, PRESETS
 from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.runs.warm_start import starting_network
 from xgen_jax.training.tasks.base import Arrays, Metrics, Task, resize_batch
@@ -66,6 +66,22 @@ class EmbedderTask(Task):
         lpips, lpips_params = load_perceptual(config.loss, config.data.buckets)
         embedder = config.make_embedder(np.dtype(config.loop.compute_dtype))
         return cls(embedder=embedder, loss_config=config.loss, lpips=lpips, frozen=lpips_params)
+
+    @classmethod
+    def abstract(cls, config: Any, embedder: Any, bucket: Bucket) -> tuple[Task, Batch]:
+        """Make the task from shapes alone; LPIPS is VGG16. See `TaskFamily.abstract`."""
+        del embedder
+        config.model.latent_shape(bucket.shape)
+        lpips = LPIPS(PRESETS["vgg16"]) if config.loss.lpips else None
+        image = jax.ShapeDtypeStruct((1, bucket.height, bucket.width, 3), np.float32)
+        frozen = lpips and jax.eval_shape(lpips.init, jax.random.key(0), image, image)
+        task = cls(
+            embedder=config.make_embedder(np.dtype(config.loop.compute_dtype)),
+            loss_config=config.loss,
+            lpips=lpips,
+            frozen=frozen,
+        )
+        return task, {"video": np.zeros((1, *bucket.shape, 3), np.uint8)}
 
     @property
     def model(self) -> Any:

@@ -22,9 +22,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xgen_jax.config.losses import VDiTLossConfig
-from xgen_jax.config.runs import HoldsEmbedder, HoldsTransformer, Run, VDiTRun
+from xgen_jax.config.runs import DEFAULT_FPS, HoldsEmbedder, HoldsTransformer, Run, VDiTRun
 from xgen_jax.data.buckets import Bucket, shape_name
-from xgen_jax.data.pipeline import Batch
+from xgen_jax.data.pipeline import Batch, micro_conditions
 from xgen_jax.data.pixels import to_uint8, to_unit_range
 from xgen_jax.data.sources.base import Source
 from xgen_jax.diffusion.frame_masks import sample_frame_masks
@@ -40,7 +40,7 @@ from xgen_jax.models.vdit_config import MicroConditions
 from xgen_jax.parallel.sharding import replicated
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.runs.load import EMBEDDER, load_embedder
-from xgen_jax.runs.text_encoders import load_conditioner
+from xgen_jax.runs.text_encoders import load_conditioner, make_conditioner
 from xgen_jax.runs.warm_start import extend_null_caption, starting_network
 from xgen_jax.training.tasks.base import Arrays, Metrics, Task, resize_batch
 from xgen_jax.training.tasks.lora import LoRATask
@@ -123,6 +123,25 @@ class VDiTTask(Task):
                 params = jax.device_put(params, replicated(mesh))
             task = dataclasses.replace(task, embedder=embedder, embedder_params=params)
         return LoRATask.around(task, config) if config.lora else task
+
+    @classmethod
+    def abstract(cls, config: Any, embedder: Any, bucket: Bucket) -> tuple[Task, Batch]:
+        """Make the task on stored latents from shapes alone; see `TaskFamily.abstract`."""
+        check_buckets(config, embedder.latent_shape)
+        text = make_conditioner(config, np.dtype(config.loop.compute_dtype))
+        task = cls.on_latents(config, embedder.latent_shape, text)
+        latents, tokens = embedder.latent_shape(bucket.shape), config.model.null_caption_tokens or 1
+        batch = {
+            "latents": np.zeros((1, *latents, embedder.latent_channels), np.float32),
+            "caption": [""],
+            "micro_cond": micro_conditions(*bucket.shape, DEFAULT_FPS)[None],
+            "text": np.zeros((1, tokens, config.model.text_width), np.float32),
+            "text_mask": np.ones((1, tokens), bool),
+        }
+        if not config.adapter:
+            return task, batch
+        base = jax.eval_shape(task.init, jax.random.key(0), task.batch_arrays(batch))
+        return LoRATask(base=task, lora=config.adapter, frozen=base), batch
 
     @classmethod
     def on_latents(
