@@ -5,8 +5,15 @@ import itertools
 
 import pytest
 
-from xgen_jax.config.build import flat
-from xgen_jax.config.keys import UnknownKey, describe, names, set_keys
+from xgen_jax.config.build import allowed, flat, is_group
+from xgen_jax.config.keys import (
+    UnknownKey,
+    describe,
+    documentation,
+    hints,
+    names,
+    set_keys,
+)
 from xgen_jax.config.runs import REGENRun, Run, VDiTRun, VidVAERun, run_config, to_dict
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError
@@ -191,10 +198,22 @@ def test_help_lists_every_key_with_a_value_that_a_flag_takes(values):
     assert built(values, *(flag for flag in flags if flag.partition("=")[0] in own)) == run
 
 
+@pytest.mark.parametrize("values", [VIDVAE, VDIT_VALUES], ids=["vidvae", "vdit"])
+def test_no_key_goes_without_a_word(values):
+    def silent(kind):
+        for name, hint in hints(kind).items():
+            if not is_group(hint) and not documentation(kind).get(name):
+                yield f"{kind.__name__}.{name}"
+            for part in allowed(hint) if is_group(hint) else ():
+                yield from silent(part)
+
+    assert sorted(set(silent(type(run_config(values))))) == []
+
+
 def test_help_says_what_a_key_is_for():
     text = " ".join(describe(run_config(VDIT_VALUES)).split())
     assert "--config.loop.checkpoint_every=1000 steps between checkpoints; the last" in text
     assert "--config.lora: Kernels to adapt" in text and "(--config.lora=None now)" in text
     assert "--config.model=NAME takes a preset: VDiT-S/2, " in text
     assert "with --config.text.kind=t5: A frozen T5 encoder." in text
-    assert "--config.embedder=vae the embedder's folder." in text
+    assert "--config.embedder=vae the embedder's folder; empty for that of" in text

@@ -3,6 +3,7 @@
 
 import dataclasses
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -86,6 +87,7 @@ def convert(request: ConvertRequest) -> dict[str, Any]:
 
 
 def _autoencoder(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> dict[str, Any]:
+    print(f"reading {source}", file=sys.stderr)
     tensors, foreign = read_safetensors(source), read_config(source)
     model, params = vidvae.load_vidvae(kind, tensors, foreign, origin=str(source))
     config = VidVAEWeights(model=model, kind=kind, source=str(source.resolve()))
@@ -105,6 +107,7 @@ def _autoencoder(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> 
 
 
 def _transformer(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> dict[str, Any]:
+    print(f"reading {source}", file=sys.stderr)
     tensors, foreign = read_safetensors(source), read_config(source)
     model, channels, params, new = vdit.load_vdit(kind, tensors, foreign, origin=str(source))
     config = VDiTWeights(
@@ -160,7 +163,8 @@ def _write(
 ) -> tuple[RunFolder, int]:
     """Writes weights as a folder, with what else run.json is to say of them: (it, its
     parameters)."""
-    folder = RunFolder(out)
+    folder, parameters = RunFolder(out), sum(leaf.size for leaf in jax.tree.leaves(ema))
+    print(f"writing {out}: {parameters:,} parameters", file=sys.stderr)
     folder.create_or_resume(config, overwrite)
     checkpoints = folder.checkpoints()
     if checkpoints.steps():
@@ -172,7 +176,6 @@ def _write(
             )
     checkpoints.save(0, {"ema": ema}, {"fingerprints": fingerprints or {}})
     checkpoints.wait()
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(ema))
     folder.write_json("run.json", {**describe_machine(), "parameters": parameters, **about})
     return folder, parameters
 

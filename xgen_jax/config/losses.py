@@ -85,8 +85,8 @@ class REGENLossConfig:
     Attributes:
       process: `flow` or `ddpm`, see `diffusion.processes`; no variance is learned.
       prediction: `x0`, `eps` (the paper's; only with `ddpm`), `v` or `velocity`.
-      weighting: `uniform`: the squared error of the prediction; `velocity`, for x0: that of the
-        velocity it implies, at most `weight_limit` times the uniform one.
+      weighting, weight_limit: `uniform`: the squared error of the prediction; `velocity`, for x0:
+        that of the velocity it implies, at most `weight_limit` times the uniform one.
       time_distribution, time_shift: of training times, see `diffusion.time.sample_times`.
       one_step_fraction: fraction of chunks at exactly t = 1, where one-step decoding begins; 0 is
         the paper's.

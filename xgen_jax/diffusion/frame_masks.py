@@ -24,9 +24,9 @@ class FrameMaskConfig:
 
     Attributes:
       none: no frame.
-      quarter_...: 1 to a quarter of the frames: at a random place, at the head, at the tail, or as
-        many at each end.
-      image_...: a single frame there.
+      quarter_random, quarter_head, quarter_tail, quarter_head_tail: 1 to a quarter of the frames:
+        at a random place, at the head, at the tail, or as many at each end.
+      image_random, image_head, image_tail, image_head_tail: a single frame there.
     """
 
     none: float = 1.0

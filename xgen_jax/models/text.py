@@ -30,6 +30,7 @@ class ByteTextConfig:
     """Sizes of a byte-level encoder.
 
     Attributes:
+      kind: `bytes`.
       width: of the tokens, and of the encoder.
       depth, heads: of the encoder.
       max_bytes: the longest prompt, in UTF-8 bytes.
@@ -57,6 +58,7 @@ class T5TextConfig:
     """A frozen T5 encoder.
 
     Attributes:
+      kind: `t5`.
       path: its local folder in Hugging Face's layout, see `weights.t5`. Training on latents with
         stored embeddings only checks that they are its own; sampling reads it.
       length: tokens a caption, the end-of-sentence token included; longer ones are cut, with a

@@ -53,6 +53,7 @@ class VDiTConfig:
 
     Attributes:
       width: model width; a multiple of heads.
+      mlp_ratio: width of the MLP's hidden layer, in widths.
       depth: blocks.
       heads: attention heads.
       patch: side of a patch in latent cells; latents that patches do not tile are padded with

@@ -18,6 +18,12 @@ class MeshConfig:
     """Number of devices along each axis.
 
     At most one size may be -1, "all that are left"; without one, the first devices are used.
+
+    Attributes:
+      data: devices that share a batch, each with all parameters.
+      fsdp: devices that share a batch, and each parameter.
+      tensor: devices that share the channels of a transformer's kernels, and the columns of a clip.
+      sequence: devices that share the rows of a clip, or a transformer's places in a frame.
     """
 
     data: int = 1

@@ -299,15 +299,13 @@ def make_conditioner(
         if model.text_width != text.width:
             raise UserError(f"model.text_width {model.text_width} is not text.width {text.width}")
         return ByteConditioner(encoder=ByteTextEncoder(text, dtype))
-    if model.null_caption_tokens != text.length:
-        raise UserError(
-            f"model.null_caption_tokens {model.null_caption_tokens} is not text.length "
-            f"{text.length}: a T5's null caption is the network's, and as long as its captions"
-        )
-    if encoder and encoder.width != model.text_width:
-        raise UserError(
-            f"model.text_width {model.text_width} is not the width {encoder.width} of {text.path}"
-        )
+    # Its null caption is the network's, and as long as its captions.
+    needed = {"null_caption_tokens": text.length}
+    needed |= {"text_width": encoder.width} if encoder else {}
+    if any(getattr(model, name) != value for name, value in needed.items()):
+        flags = " ".join(f"--config.model.{name}={value}" for name, value in needed.items())
+        given = ", ".join(f"{name} {getattr(model, name)}" for name in needed)
+        raise UserError(f"the model has {given}; captions of the T5 in {text.path} need {flags}")
     return T5Conditioner(
         length=text.length,
         width=model.text_width,
