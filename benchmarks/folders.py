@@ -12,6 +12,7 @@ import argparse
 import os
 import pathlib
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.data.video_writer import write_video
 
 LATENTS = 1_000_000
+LINKS = 30_000  # to one file, of which file systems allow so many
 CLIPS = 10_000_000
 BUCKET = Bucket(frames=1, height=8, width=8, batch_size=16)
 
@@ -58,7 +60,11 @@ def videos(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             data = pathlib.Path(root) / "data"
             write_video(data / "0.mp4", np.zeros((24, 64, 64, 3), np.uint8), fps=24)
             for number in range(1, count):
-                os.link(data / "0.mp4", data / f"{number}.mp4")
+                first = number // LINKS * LINKS
+                if number == first:
+                    shutil.copyfile(data / "0.mp4", data / f"{number}.mp4")
+                else:
+                    os.link(data / f"{first}.mp4", data / f"{number}.mp4")
 
             def start(data=data):
                 VideoFolderSource(data, require_captions=False).fingerprint()

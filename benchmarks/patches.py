@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "head, gradient 0.05": HEAD | {"loss.gradient": 0.05},
     "head, gradient 0.1": HEAD | {"loss.gradient": 0.1},
     "head, gradient 0.2": HEAD | {"loss.gradient": 0.2},
+    "head, gradient 0.3": HEAD | {"loss.gradient": 0.3},
 }
 OF_VIDVAE = {
     "stem_hidden 128": {"model.stem_hidden": 128},

@@ -26,7 +26,7 @@ import xgen_jax
 VIDEOS = pathlib.Path(os.environ.get("XGEN_JAX_VIDEOS", "my_videos"))
 OUT = pathlib.Path(os.environ.get("XGEN_JAX_OUT", "runs/mine"))
 # Steps of the two models: a few minutes each on two CPU cores. For a result that is worth showing,
-# take the numbers of the configurations: 9000 and 4800.
+# take the numbers of the configurations: 8000 and 4800.
 STEPS = int(os.environ.get("XGEN_JAX_STEPS", "300"))
 
 # %% [markdown]
@@ -74,12 +74,11 @@ xgen_jax.show(autoencoder(video), fps)
 
 # %%
 xgen_jax.train(
-    "quickstart/vdit",
+    "quickstart/vdit:videos",
     OUT / "vdit",
     keys={
         **DATA,
         "embedder": str(OUT / "vidvae"),
-        "text.max_bytes": 512,
         "loop.steps": STEPS,
     },
 )

@@ -8,45 +8,31 @@ expect    a hole in the shape for 39 of 64 held-out prompts, 0 of 64 with the ba
           the weight; the base was a run of configs/quickstart/vdit.py, whose autoencoder was not
           trained on outlines (24.3 dB, 30.4 dB on filled shapes)
 
-Your own videos: add --config.data.source.path=FOLDER, with
-captions.jsonl in the folder.
+Your own captioned videos, on the model of runs/mine/vdit: --config=quickstart/vdit_lora:videos
+--config.data.source.path=FOLDER.
 
 Sample with launch/sample.py --model=runs/quickstart/vdit_lora, or with any weight:
 --model=runs/quickstart/vdit --lora=runs/quickstart/vdit_lora/adapter.safetensors:0.7
 """
 
-from xgen_jax.config.losses import VDiTLossConfig
-from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.config.runs import LoopConfig, VDiTRun
-from xgen_jax.configs.common import as_config_dict
-from xgen_jax.data.buckets import Bucket
-from xgen_jax.data.config import DataConfig, SyntheticConfig
-from xgen_jax.models.lora import LoRAConfig
-from xgen_jax.models.text import ByteTextConfig
-from xgen_jax.models.vdit_config import PRESETS
-from xgen_jax.parallel.mesh import MeshConfig
+from xgen_jax.configs.quickstart import vdit
 
 
-def get_config():
+def get_config(clips: str = "shapes"):
     """A run whose model, text and loss are the base's."""
-    run = VDiTRun(
-        embedder="runs/quickstart/vidvae",
-        init_from="runs/quickstart/vdit",
-        lora=LoRAConfig(rank=8, alpha=16.0),
-        model=PRESETS["tiny"],
-        text=ByteTextConfig(width=96, depth=1, heads=4, max_bytes=64),
-        loss=VDiTLossConfig(cond_drop_prob=0.1, time_distribution="logit_normal", time_shift=4.0),
-        data=DataConfig(
-            source=SyntheticConfig(style="outline"),
-            seed=2,
-            buckets=(Bucket(frames=9, height=32, width=32, batch_size=16),),
-        ),
-        optimizer=OptimizerConfig(
-            name="adamw", learning_rate=5e-3, schedule="linear", warmup_steps=50
-        ),
-        loop=LoopConfig(steps=400, ema_decay=0.99, compute_dtype="float32", checkpoint_every=200),
-        mesh=MeshConfig(fsdp=1),
-        sample_steps=12,
-        guidance_scale=3.0,
-    )
-    return as_config_dict(run)
+    config = vdit.get_config(clips)
+    config.init_from = "runs/mine/vdit" if clips == "videos" else "runs/quickstart/vdit"
+    config.embedder = ""  # the base's
+    config.lora = {"rank": 8, "alpha": 16.0}
+    config.data.seed = 2
+    if clips == "shapes":
+        config.data.source.style = "outline"
+    config.optimizer = {
+        "name": "adamw",
+        "learning_rate": 5e-3,
+        "schedule": "linear",
+        "warmup_steps": 50,
+    }
+    config.loop.update({"steps": 400, "ema_decay": 0.99, "checkpoint_every": 200})
+    config.guidance_scale = 3.0
+    return config

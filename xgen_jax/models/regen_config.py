@@ -138,17 +138,17 @@ class REGENConfig:
         return frames if tail < 2 else (chunks + 1) * self.chunk_frames
 
 
-def _tiny_encoder(ratio: int) -> VidVAEConfig:
+def _patch_encoder(channels: int, hidden: int, ratio: int) -> VidVAEConfig:
     """Return an encoder of 4x8x8 patches, and a level for each further halving of time."""
     halvings = (ratio // 4).bit_length() - 1
     return VidVAEConfig(
-        channels=(96,) * (1 + halvings),
+        channels=(channels,) * (1 + halvings),
         space_reduction=(False,) * (1 + halvings),
         time_reduction=(True,) * halvings + (False,),
         latent_channels=8,
         blocks=1,
         stem=(4, 8, 8),
-        stem_hidden=384,
+        stem_hidden=hidden,
         mid_attention=False,
         kernels=((1, 3, 3), (3, 1, 1)),
         norm="rms",
@@ -176,8 +176,9 @@ PRESETS = {
         f"paper-{k}x": REGENConfig(encoder=_encoder((128, 256, 512, 512, 512, 512), k))
         for k in RATIOS
     },
+    # Ours, for one GPU.
     **{
-        f"small-{k}x": REGENConfig(
+        f"base-{k}x": REGENConfig(
             encoder=_encoder((64, 128, 256, 256, 256, 256), k),
             width=512,
             depth=12,
@@ -187,10 +188,21 @@ PRESETS = {
         )
         for k in RATIOS
     },
+    **{
+        f"small-{k}x": REGENConfig(
+            encoder=_patch_encoder(192, 768, k),
+            width=320,
+            depth=10,
+            heads=5,
+            siren_hidden=128,
+            siren_features=32,
+        )
+        for k in RATIOS
+    },
     # Minutes on a laptop's CPU.
     **{
         f"tiny-{k}x": REGENConfig(
-            encoder=_tiny_encoder(k),
+            encoder=_patch_encoder(96, 384, k),
             width=128,
             depth=4,
             heads=4,

@@ -1,4 +1,12 @@
-"""The sizes and variants of a VidVAE, and its presets (arXiv 2408.12590, section 3.1)."""
+"""The sizes and variants of a VidVAE, and its presets (arXiv 2408.12590, section 3.1).
+
+name              latent          parameters
+paper             4x8x8,   4     229,169,895
+osp-v1.0, -v1.1   4x8x8,   4     (Open-Sora-Plan's weights)
+base              4x8x8,  16      85,648,067
+small             4x8x8,  16      14,806,019
+tiny              4x4x4,   8         519,720
+"""
 
 import dataclasses
 
@@ -216,6 +224,9 @@ _OSP = VidVAEConfig(
     attention_layout="released",
 )
 
+_PATCHES = VidVAEConfig(mid_attention=False, norm="rms")
+_SEPARATE = ((1, 3, 3), (3, 1, 1))  # in space, then in time
+
 PRESETS = {
     # The paper's table 3 network, 4x8x8, in the form of Open-Sora-Plan's CausalVAE v1.0, made
     # strictly causal.
@@ -229,8 +240,32 @@ PRESETS = {
         time_up_convolution=True,
         flat_levels=2,
     ),
+    # Ours, for one GPU: 4x8x8 with 16 channels, from patches, so that no level works on pixels. No
+    # norm and no attention looks beyond a convolution's taps: any size can be cut exactly.
+    "base": dataclasses.replace(
+        _PATCHES,
+        channels=(96, 192, 384),
+        space_reduction=(True, True, False),
+        time_reduction=(False, True, True),
+        stem=(1, 2, 2),
+        head_channels=16,
+        latent_channels=16,
+    ),
+    "small": dataclasses.replace(
+        _PATCHES,
+        channels=(128, 384),
+        space_reduction=(True, False),
+        time_reduction=(True, False),
+        blocks=1,
+        stem=(2, 4, 4),
+        stem_hidden=384,
+        head_channels=16,
+        latent_channels=16,
+        kernels=_SEPARATE,
+    ),
     # Minutes on a laptop's CPU: 4x4x4.
-    "tiny": VidVAEConfig(
+    "tiny": dataclasses.replace(
+        _PATCHES,
         channels=(64,),
         space_reduction=(False,),
         time_reduction=(False,),
@@ -238,8 +273,6 @@ PRESETS = {
         blocks=1,
         stem=(4, 4, 4),
         stem_hidden=256,
-        mid_attention=False,
-        kernels=((1, 3, 3), (3, 1, 1)),
-        norm="rms",
+        kernels=_SEPARATE,
     ),
 }

@@ -74,7 +74,8 @@ class EmbedderTask(Task):
         config.model.latent_shape(bucket.shape)
         lpips = LPIPS(PRESETS["vgg16"]) if config.loss.lpips else None
         image = jax.ShapeDtypeStruct((1, bucket.height, bucket.width, 3), np.float32)
-        frozen = lpips and jax.eval_shape(lpips.init, jax.random.key(0), image, image)
+        # Within, because a device that is not there cannot make a key.
+        frozen = lpips and jax.eval_shape(lambda x: lpips.init(jax.random.key(0), x, x), image)
         task = cls(
             embedder=config.make_embedder(np.dtype(config.loop.compute_dtype)),
             loss_config=config.loss,

@@ -140,7 +140,8 @@ class VDiTTask(Task):
         }
         if not config.adapter:
             return task, batch
-        base = jax.eval_shape(task.init, jax.random.key(0), task.batch_arrays(batch))
+        # Within, because a device that is not there cannot make a key.
+        base = jax.eval_shape(lambda x: task.init(jax.random.key(0), x), task.batch_arrays(batch))
         return LoRATask(base=task, lora=config.adapter, frozen=base), batch
 
     @classmethod

@@ -1,0 +1,68 @@
+"""A REGEN of 8x in time on your own clips, on one device; configs/finetune/ladder.py has the rungs.
+
+command   python launch/train.py --config=finetune/regen:12gb --workdir=runs/mine/regen
+            --config.data.source.path=FOLDER
+hardware  peak of the compiled train step: 2.3 GiB (12gb, RTX 4070), 15.7 GiB (24gb, RTX 4090),
+          43.8 GiB (80gb, H100), 1.3 GiB (cpu); not run on a GPU
+time      not measured; no GPU was timed
+expect    not trained. Loss, optimiser and rate are those of quickstart/regen, which reaches 28.9 dB
+          on shapes with the head and the gradient term that are on here (docs/regen.md)
+
+Clips of two chunks, decoded in windows across their border (docs/regen.md).
+
+What to change first: another ratio, --config.model=small-16x and clips of 34 frames; out of memory,
+a smaller batch in --config.data.buckets.
+"""
+
+import dataclasses
+
+from xgen_jax.config.losses import REGENLossConfig
+from xgen_jax.config.optimizer import OptimizerConfig
+from xgen_jax.config.runs import REGENRun
+from xgen_jax.configs.common import as_config_dict
+from xgen_jax.configs.finetune.ladder import rung
+from xgen_jax.data.config import DataConfig, VideoFolderConfig
+from xgen_jax.models.regen_config import PRESETS
+from xgen_jax.parallel.mesh import MeshConfig
+
+BATCH = {"cpu": 2, "12gb": 16, "24gb": 8, "80gb": 4}
+
+
+def get_config(name: str = "12gb"):
+    """The run of a rung: clips of two chunks, with windows across their border."""
+    here = rung(name)
+    model = dataclasses.replace(
+        PRESETS[f"{here.size}-8x"],
+        head_channels=8,
+        attention="auto",
+        remat="none" if here.dtype == "float32" else "full",
+    )
+    frames = 2 * model.chunk_frames
+    run = REGENRun(
+        model=model,
+        loss=REGENLossConfig(
+            process="flow",
+            prediction="x0",
+            one_step_fraction=0.5,
+            windows="shifted",
+            kl=2e-4,
+            motion=4.0,
+            gradient=0.1,
+        ),
+        data=DataConfig(
+            source=VideoFolderConfig(require_captions=False),
+            buckets=(here.bucket(BATCH[name], frames),),
+            num_threads=16,
+            prefetch=4,
+        ),
+        optimizer=OptimizerConfig(
+            name="muon",
+            learning_rate=0.02,
+            adam_learning_rate=3e-3,
+            schedule="linear",
+            warmup_steps=200,
+        ),
+        loop=here.loop(steps=50_000, ema_decay=0.999),
+        mesh=MeshConfig(fsdp=1),
+    )
+    return as_config_dict(run)
