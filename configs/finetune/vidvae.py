@@ -4,8 +4,8 @@ command   python launch/train.py --config=finetune/vidvae:12gb --workdir=runs/mi
             --config.data.source.path=FOLDER
 hardware  peak of the compiled train step: 5.2 GiB (12gb, RTX 4070), 10.9 GiB (24gb, RTX 4090),
           31.6 GiB (80gb, H100), 0.6 GiB (cpu); not run on a GPU
-time      cpu, two clips a step on one core shared with other work: 1.8 s a step with AdamW, 5 s with
-          Muon, whose cost does not grow with the batch; no GPU was timed
+time      cpu, two clips a step on one core shared with other work: 1.8 s a step with AdamW, 5 s
+          with Muon, whose cost does not grow with the batch; no GPU was timed
 expect    not trained to the end here. On the films of docs/vidvae.md, mean PSNR of the training
           clips in steps 80 to 110: 19.4 dB with Muon at 0.02, 16.4 dB with AdamW at 1e-3, which
           reaches 19.4 dB after 250 steps
