@@ -15,6 +15,7 @@ from rows import print_rows  # isort: skip  (it sets the environment)
 
 from xgen_jax.commands.config_file import load_config
 from xgen_jax.commands.plan import compile_train_step
+from xgen_jax.config.runs import VDiTRun
 from xgen_jax.configs.finetune.ladder import RUNGS
 from xgen_jax.errors import choose
 from xgen_jax.models.vidvae_config import PRESETS
@@ -30,10 +31,11 @@ def steps(options) -> Iterator[dict[str, Any]]:
     for what in wanted:
         name = choose("--only", what, known).split(":")[1]
         config = load_config(f"finetune/{what}", options.set)
-        embedder = PRESETS[RUNGS[name].size] if config.objective == "vdit" else None
+        embedder = PRESETS[RUNGS[name].size] if isinstance(config, VDiTRun) else None
         report = compile_train_step(config, DEVICES[name], embedder)
-        peak = report["peak_bytes"] / 2**30
-        yield {"what": f"finetune/{what}", **report, "peak_gib": round(peak, 2)}
+        peak = report["peak_bytes"]
+        report["peak_gib"] = peak and round(peak / 2**30, 2)
+        yield {"what": f"finetune/{what}", **report}
 
 
 def main() -> None:

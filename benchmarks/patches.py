@@ -47,8 +47,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 OF_VIDVAE = {
     "stem_hidden 128": {"model.stem_hidden": 128},
-    "8 latent channels": {"model.latent_channels": 8, "loss.kl": 2e-4},
-    "16 latent channels": {"model.latent_channels": 16, "loss.kl": 4e-4},
+    "8 latent channels": {"model.latent_channels": 8},
+    "16 latent channels": {"model.latent_channels": 16},
 }
 
 

@@ -298,7 +298,7 @@ def main() -> None:
         "--seed", default=0, type=int, help="seed of data, initialisation and noise"
     )
     parser.add_argument(
-        "--presets", default="tiny-4x,tiny-8x,tiny-16x,small-4x", help="presets for `speed`"
+        "--presets", default="tiny-4x,tiny-8x,tiny-16x,base-4x", help="presets for `speed`"
     )
     parser.add_argument(
         "--sides", default="64,64,64,64", help="sides of clips for `speed`, one per preset"

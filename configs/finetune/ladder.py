@@ -13,9 +13,20 @@ on a GPU. benchmarks/ladder.py compiles each for its device.
 
 import dataclasses
 
+from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import LoopConfig
 from xgen_jax.data.buckets import Bucket
+from xgen_jax.data.config import DataConfig, VideoFolderConfig
 from xgen_jax.errors import choose
+
+# Of the autoencoders; the quickstarts' but for a longer warm-up.
+MUON = OptimizerConfig(
+    name="muon",
+    learning_rate=0.02,
+    adam_learning_rate=3e-3,
+    schedule="linear",
+    warmup_steps=200,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +39,8 @@ class Rung:
       frames: of a clip, as a VidVAE takes them (1 + 4n).
       height, width: of a clip, in pixels.
       dtype: of the computation.
+      threads: that prepare batches.
+      remat: of the transformers.
     """
 
     size: str
@@ -36,14 +49,21 @@ class Rung:
     height: int
     width: int
     dtype: str = "bfloat16"
+    threads: int = 8
+    remat: str = "full"
 
-    def bucket(self, batch_size: int, frames: int | None = None) -> Bucket:
-        """Make the bucket of the rung's clips, or of clips with other frames."""
-        return Bucket(
+    def data(
+        self, source: VideoFolderConfig, batch_size: int, frames: int | None = None
+    ) -> DataConfig:
+        """Make the data: one bucket of the rung's clips, or of clips with other frames."""
+        bucket = Bucket(
             frames=frames or self.frames,
             height=self.height,
             width=self.width,
             batch_size=batch_size,
+        )
+        return DataConfig(
+            source=source, buckets=(bucket,), num_threads=self.threads, prefetch=self.threads
         )
 
     def loop(self, steps: int, ema_decay: float) -> LoopConfig:
@@ -65,6 +85,8 @@ RUNGS = {
         height=64,
         width=64,
         dtype="float32",
+        threads=2,
+        remat="none",
     ),
     "12gb": Rung(size="small", transformer="VDiT-S/2", frames=17, height=128, width=128),
     "24gb": Rung(size="base", transformer="VDiT-B/2", frames=17, height=256, width=256),

@@ -1,6 +1,6 @@
 """A REGEN of 8x in time on your own clips, on one device; configs/finetune/ladder.py has the rungs.
 
-command   python launch/train.py --config=finetune/regen:12gb --workdir=runs/mine/regen
+command   python launch/train.py --config=finetune/regen:12gb --workdir=runs/gpu/regen
             --config.data.source.path=FOLDER
 hardware  peak of the compiled train step: 2.3 GiB (12gb, RTX 4070), 15.7 GiB (24gb, RTX 4090),
           43.8 GiB (80gb, H100), 1.3 GiB (cpu); not run on a GPU
@@ -10,18 +10,18 @@ expect    not trained. Loss, optimiser and rate are those of quickstart/regen, w
 
 Clips of two chunks, decoded in windows across their border (docs/regen.md).
 
-What to change first: another ratio, --config.model=small-16x and clips of 34 frames; out of memory,
-a smaller batch in --config.data.buckets.
+What to change first: out of memory, a smaller batch in --config.data.buckets; another ratio,
+--config.model=small-16x --config.model.head_channels=8 --config.model.attention=auto
+--config.data.buckets=34x128x128x8.
 """
 
 import dataclasses
 
 from xgen_jax.config.losses import REGENLossConfig
-from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import REGENRun
 from xgen_jax.configs.common import as_config_dict
-from xgen_jax.configs.finetune.ladder import rung
-from xgen_jax.data.config import DataConfig, VideoFolderConfig
+from xgen_jax.configs.finetune.ladder import MUON, rung
+from xgen_jax.data.config import VideoFolderConfig
 from xgen_jax.models.regen_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
 
@@ -35,7 +35,7 @@ def get_config(name: str = "12gb"):
         PRESETS[f"{here.size}-8x"],
         head_channels=8,
         attention="auto",
-        remat="none" if here.dtype == "float32" else "full",
+        remat=here.remat,
     )
     frames = 2 * model.chunk_frames
     run = REGENRun(
@@ -49,19 +49,8 @@ def get_config(name: str = "12gb"):
             motion=4.0,
             gradient=0.1,
         ),
-        data=DataConfig(
-            source=VideoFolderConfig(require_captions=False),
-            buckets=(here.bucket(BATCH[name], frames),),
-            num_threads=16,
-            prefetch=4,
-        ),
-        optimizer=OptimizerConfig(
-            name="muon",
-            learning_rate=0.02,
-            adam_learning_rate=3e-3,
-            schedule="linear",
-            warmup_steps=200,
-        ),
+        data=here.data(VideoFolderConfig(require_captions=False), BATCH[name], frames),
+        optimizer=MUON,
         loop=here.loop(steps=50_000, ema_decay=0.999),
         mesh=MeshConfig(fsdp=1),
     )

@@ -1,6 +1,6 @@
 """A VDiT on your own captioned clips, on one device; configs/finetune/ladder.py has the rungs.
 
-command   python launch/train.py --config=finetune/vdit:12gb --workdir=runs/mine/vdit
+command   python launch/train.py --config=finetune/vdit:12gb --workdir=runs/gpu/vdit
             --config.data.source.path=LATENTS
 hardware  peak of the compiled train step: 2.0 GiB (12gb, RTX 4070), 6.8 GiB (24gb, RTX 4090),
           26.4 GiB (80gb, H100), 1.4 GiB (cpu); not run on a GPU
@@ -8,12 +8,12 @@ time      not measured; no GPU was timed
 expect    not trained. Rate, decay and guidance are those of flow models of this size elsewhere; the
           tiny model on real films is in quickstart/vdit:videos
 
-LATENTS is what launch/encode.py makes of your videos with runs/mine/vidvae. A folder of videos
+LATENTS is what launch/encode.py makes of your videos with runs/gpu/vidvae. A folder of videos
 works too, and is encoded in every step.
 
 What to change first: with few captions, a T5 in place of the bytes, which are learnt from them
 alone: --config.text=t5 --config.text.path=FOLDER, and what the run then asks for. On a REGEN:
---config.embedder=runs/mine/regen --config.data.buckets=18x128x128x64.
+--config.embedder=runs/gpu/regen --config.data.buckets=18x128x128x64.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import VDiTRun
 from xgen_jax.configs.common import as_config_dict
 from xgen_jax.configs.finetune.ladder import rung
-from xgen_jax.data.config import DataConfig, VideoFolderConfig
+from xgen_jax.data.config import VideoFolderConfig
 from xgen_jax.models.text import ByteTextConfig
 from xgen_jax.models.vdit_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
@@ -43,16 +43,14 @@ def get_config(name: str = "12gb"):
         text_width=TEXT.width,
         text_norm=True,
         attention="auto",
-        remat="none" if here.dtype == "float32" else "full",
+        remat=here.remat,
     )
     run = VDiTRun(
-        embedder="runs/mine/vidvae",
+        embedder="runs/gpu/vidvae",
         model=model,
         text=TEXT,
         loss=VDiTLossConfig(cond_drop_prob=0.1, time_distribution="logit_normal", time_shift=3.0),
-        data=DataConfig(
-            source=VideoFolderConfig(), buckets=(here.bucket(BATCH[name]),), num_threads=8
-        ),
+        data=here.data(VideoFolderConfig(), BATCH[name]),
         optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=200, clip_norm=1.0),
         loop=here.loop(steps=50_000, ema_decay=0.9995),
         mesh=MeshConfig(fsdp=1),

@@ -153,3 +153,19 @@ def test_a_config_built_on_another_changes_kind_and_keys():
     assert (run.text.max_bytes, run.sample_spacing) == (32, "even")
     config.text = {"kind": "t5", "path": "weights/t5"}
     assert run_config(config.to_dict()).text == T5TextConfig(path="weights/t5")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_a_path_given_by_flag_decides_the_kind_of_clips(path, tmp_path):
+    (tmp_path / "latents").mkdir()
+    (tmp_path / "latents" / "manifest.json").write_text('{"shard_size": 8}')
+    (tmp_path / "videos").mkdir()
+    for folder, kind in (("latents", "latents"), ("videos", "video_folder")):
+        given = f"--config.data.source.path={tmp_path / folder}"
+        source = load(path, given).data.source
+        assert (source.kind, source.path) == (kind, str(tmp_path / folder))
+        # A kind that is given too is only checked, where the clips are read.
+        other = "latents" if kind == "video_folder" else "video_folder"
+        assert load(path, given, f"--config.data.source.kind={other}").data.source.kind == other
+    own = load(path).data.source
+    assert load(path, "--config.data.source.path=None").data.source.kind == own.kind

@@ -1,6 +1,7 @@
 """Videos kept in memory: the clips that reading the file gives, or none."""
 
 import concurrent.futures
+import dataclasses
 
 import numpy as np
 import pytest
@@ -100,6 +101,22 @@ def test_the_file_decides_about_damage_and_starts_after_the_end(tmp_path):
     cache = VideoCache([info], 10**9)
     assert decoded(cache, path, start_s=0.0, **options) is None
     assert len(read_video(path, start_s=0.0, **options)[0]) == 5
+
+
+def test_what_a_header_hides_is_not_kept(tmp_path, monkeypatch):
+    path, options = tmp_path / "a.mp4", {"fps": None, "start_s": 0.0, "frames": 5, "cover": COVER}
+    encode(path, ramp(24))
+    short = dataclasses.replace(probe(path), frames=2)
+    assert decoded(VideoCache([short], 4 * 24 * 32 * 3), path, **options) is None
+    # Nor is a video without times of its own, which are others when it is read from within.
+    timed = VideoReader.timed
+
+    def repaired(reader):
+        reader.repaired = True
+        return timed(reader)
+
+    monkeypatch.setattr(VideoReader, "timed", repaired)
+    assert decoded(VideoCache([probe(path)], 10**9), path, **options) is None
 
 
 def test_a_folder_gives_the_same_clips_with_and_without_memory(tmp_path):

@@ -11,8 +11,10 @@ from xgen_jax.commands.start import FlagError
 from xgen_jax.config.build import rename
 from xgen_jax.config.keys import UnknownKey, describe, set_keys
 from xgen_jax.config.runs import Run, run_config
-from xgen_jax.data.config import nest_source
+from xgen_jax.data.config import SyntheticConfig, nest_source
 from xgen_jax.errors import UserError, choose
+
+PATH, KIND = "data.source.path", "data.source.kind"
 
 
 def load_config(
@@ -40,6 +42,10 @@ def load_config(
         raise FlagError(f"{error}\n--config={config_name(given)} --help lists all keys") from error
     except UserError as error:
         raise FlagError(str(error)) from error
+    flags = dict(pairs)
+    if flags.get(PATH, "None") != "None" and KIND not in flags:
+        # What lies there decides, whatever kind of clips the file is for.
+        values["data"]["source"]["kind"] = SyntheticConfig.kind
     return run_config(values, say)
 
 

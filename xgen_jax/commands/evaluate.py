@@ -188,6 +188,7 @@ def _clips_to_score(request: EvaluateRequest, run: RunFolder) -> tuple[Source, s
 
 def _folder(source: VideoFolderConfig) -> Source:
     buckets = (Bucket(frames=2, height=1, width=1, batch_size=1),)  # no images
+    source = dataclasses.replace(source, memory_gb=0.0)  # each clip is read once
     return make_source(DataConfig(source=source, buckets=buckets))
 
 

@@ -92,7 +92,7 @@ def compile_denoise_step(
     clips: int,
     dtype: str = "bfloat16",
 ) -> dict[str, Any]:
-    """Compile a sampling step for a slice: the program that `VideoSampler` runs.
+    """Compile a sampling step for named devices: the program that `VideoSampler` runs.
 
     A batch is split over the devices, each with all parameters of the transformer in float32. The
     condition and the null caption are one batch of the network.
@@ -109,8 +109,8 @@ def compile_denoise_step(
       See `compile_train_step`; `bucket` is the shape of a video.
 
     Raises:
-      UserError: no such slice, a shape that the embedder cannot take, a number of videos that
-        cannot be split over the devices, no libtpu.
+      UserError: no such devices, a shape that the embedder cannot take, a number of videos that
+        cannot be split over the devices, no compiler.
     """
     frames, height, width = shape
     latents = (*embedder.latent_shape(shape), embedder.latent_channels)

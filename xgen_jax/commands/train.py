@@ -60,7 +60,8 @@ def train(
         raise UserError(
             "--overwrite starts again and --accept_changes goes on: give one of them, not both"
         )
-    run, config = RunFolder(workdir), with_base_embedder(config)
+    run = RunFolder(workdir)
+    config = with_base_embedder(config, run, overwrite)
     changed = run.check(config, overwrite, accept_changes)
     mesh = make_mesh(config.mesh)
     source = make_source(config.data, config.embeds_captions)

@@ -73,7 +73,8 @@ class VideoFolderConfig:
                 "loop.evaluate_every needs held-out clips: give "
                 "--config.data.source.held_out_fraction=0.05, or --config.loop.evaluate_every=0"
             )
-        return dataclasses.replace(self, split="held_out")
+        # Each clip is read once.
+        return dataclasses.replace(self, split="held_out", memory_gb=0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

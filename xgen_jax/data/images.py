@@ -1,8 +1,8 @@
 """Image files through Pillow: PNG, JPEG, WebP, AVIF, BMP and TIFF as they are displayed.
 
 The orientation in EXIF is applied, colour profiles and a PNG's gamma are converted to sRGB,
-transparency is composited on white, 16 bits become 8, grey and CMYK become RGB. HDR is refused. The
-first bytes decide the kind, not the name.
+transparency is composited on white, 16 bits become 8, grey and CMYK become RGB. HDR that a PNG or
+an AVIF names in its header (cICP, nclx) is refused. The first bytes decide the kind, not the name.
 """
 
 import functools
@@ -25,7 +25,7 @@ _MAX_BYTES = 2**28  # of a file
 _MAX_HEADER = 2**16  # bytes in which what names the colours begins
 _MAX_EXIF = 64  # blocks of a JPEG, which Pillow joins in quadratic time
 _ORIENTATION = 0x0112  # EXIF's tag
-_HDR = (16, 18)  # PQ and HLG, as ITU-T H.273 numbers the curves
+_HDR = {16, 18}  # PQ and HLG, as ITU-T H.273 numbers the curves
 _GAMMA = 1 / 2.2  # of a PNG that says nothing
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -95,7 +95,8 @@ def _opened(path, max_pixels: int) -> tuple[Image.Image, int]:
         )
     if kind == "JPEG" and data.count(b"Exif\0\0") > _MAX_EXIF:
         raise UserError(f"cannot read {path}: it has more than {_MAX_EXIF} EXIF blocks")
-    if _curve(data, kind) in _HDR:
+    curves = _curves(data, kind)
+    if curves and set(curves) <= _HDR:
         raise UserError(
             f"cannot read {path}: its colours are HDR (PQ or HLG), which is read in videos only; "
             "convert it to SDR"
@@ -151,12 +152,13 @@ def _kind(data: bytes) -> str | None:
     return None
 
 
-def _curve(data: bytes, kind: str) -> int | None:
-    """Return the number of the transfer curve that an AVIF or a PNG names; None for none."""
+def _curves(data: bytes, kind: str) -> list[int]:
+    """List the numbers of the transfer curves that the header of an AVIF or a PNG names; an AVIF
+    with a gain map names that of the picture and that of the map."""
     # AVIF: colr, nclx, then primaries and curve of 2 bytes each; PNG: cICP, a byte each.
-    mark, place = {"AVIF": (b"colrnclx", 11), "PNG": (b"cICP", 5)}.get(kind, (b"", 0))
-    at = data.find(mark, 0, _MAX_HEADER) if mark else -1
-    return data[at + place] if 0 <= at < len(data) - place else None
+    mark, place = {"AVIF": (b"colrnclx", 3), "PNG": (b"cICP", 1)}.get(kind, (b"", 0))
+    parts = data[:_MAX_HEADER].split(mark)[1:] if mark else []
+    return [part[place] for part in parts if len(part) > place]
 
 
 def _is_whole(data: bytes, kind: str, scan: int) -> bool:

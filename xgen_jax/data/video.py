@@ -140,6 +140,7 @@ class VideoReader:
       fps: their rate.
       expected: number of frames by the header, or 1 if it says nothing.
       slack: seconds by which a frame's time may be off.
+      repaired: whether a time was missing or not after the one before, so far.
 
     Raises:
       UserError: an unreadable file, a frame above its limit (known before decoding), arguments out
@@ -167,6 +168,7 @@ class VideoReader:
                 f"start_s must be seconds from the start of the video, 0 or more, not {start_s}"
             )
         self.path, self._start_s, self._frames = path, start_s, frames
+        self.repaired = False
         self._file = contextlib.ExitStack()
         try:
             stream, rate, first, timed, slack = self._enter(max_pixels)
@@ -201,7 +203,7 @@ class VideoReader:
             if seek_s is not None and not seek(container, stream, seek_s):
                 self.close()
                 continue
-            timed = _timed_frames(self.path, container, stream, rate, sought=seek_s is not None)
+            timed = self._timed_frames(container, stream, rate, sought=seek_s is not None)
             first = next(timed, None)
             if seek_s is not None and (first is None or first[0] > self._start_s + slack):
                 self.close()
@@ -210,6 +212,34 @@ class VideoReader:
                 raise UserError(f"cannot read {self.path}: no frame could be decoded")
             return stream, rate, first[2], itertools.chain([first], timed), slack
         raise AssertionError("the last attempt reads from the beginning and always ends")
+
+    def _timed_frames(
+        self, container, stream, rate: float, *, sought: bool
+    ) -> Iterator[tuple[float, float, av.VideoFrame]]:
+        """Yield (seconds since the start of the stream, seconds on display, frame) in increasing
+        time."""
+        origin = float((stream.start_time or 0) * stream.time_base)
+        last = None
+        for frame in decode_frames(self.path, container, stream, from_key=sought):
+            assert frame.time_base is not None
+            stamp = frame.pts if frame.pts is not None else frame.dts
+            if stamp is not None:
+                time_s = float(stamp * frame.time_base) - origin
+            elif last is None:
+                # After a seek a frame without a time could be anywhere.
+                time_s = math.inf if sought else 0.0
+            else:
+                time_s = last
+            self.repaired |= stamp is None
+            if last is not None and time_s <= last:
+                self.repaired = True
+                time_s = last + 1 / rate  # missing or repeated times: continue at the nominal rate
+            last = time_s
+            yield (
+                time_s,
+                float(frame.duration * frame.time_base) if frame.duration else 1 / rate,
+                frame,
+            )
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -233,7 +263,9 @@ class VideoReader:
         instead of iterating."""
         convert = self._converter()
         for time_s, length_s, frame in self._timed:
-            yield time_s, length_s, convert(frame)
+            with file_errors(self.path):
+                image = convert(frame)
+            yield time_s, length_s, image
 
     def __iter__(self) -> Iterator[np.ndarray]:
         convert = self._converter()
@@ -282,29 +314,6 @@ def cover_size(height: int, width: int, target_height: int, target_width: int) -
     target."""
     scale = max(Fraction(target_height, height), Fraction(target_width, width))
     return max(target_height, round(height * scale)), max(target_width, round(width * scale))
-
-
-def _timed_frames(
-    path, container, stream, rate: float, *, sought: bool
-) -> Iterator[tuple[float, float, av.VideoFrame]]:
-    """Yield (seconds since the start of the stream, seconds on display, frame) in increasing
-    time."""
-    origin = float((stream.start_time or 0) * stream.time_base)
-    last = None
-    for frame in decode_frames(path, container, stream, from_key=sought):
-        assert frame.time_base is not None
-        stamp = frame.pts if frame.pts is not None else frame.dts
-        if stamp is not None:
-            time_s = float(stamp * frame.time_base) - origin
-        elif last is None:
-            # After a seek a frame without a time could be anywhere.
-            time_s = math.inf if sought else 0.0
-        else:
-            time_s = last
-        if last is not None and time_s <= last:
-            time_s = last + 1 / rate  # missing or repeated times: continue at the nominal rate
-        last = time_s
-        yield time_s, float(frame.duration * frame.time_base) if frame.duration else 1 / rate, frame
 
 
 def pick_frames(

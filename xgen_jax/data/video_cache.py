@@ -34,7 +34,7 @@ class VideoCache:
     """
 
     def __init__(self, videos: Iterable[VideoInfo], limit: int):
-        self._videos, self._left = videos, limit
+        self._videos, self._limit, self._left, self._held = videos, limit, limit, 0
         self._lock = threading.Lock()
         self._fits: dict[Size, bool] = {}
         self._kept: dict[Key, _Frames | None] = {}  # None: not yet, or never
@@ -65,7 +65,11 @@ class VideoCache:
 
     def wait(self) -> None:
         """Wait until all that was asked for is decoded."""
-        while (thread := self._thread) is not None:
+        while True:
+            with self._lock:
+                thread = self._thread
+            if thread is None:
+                return
             thread.join()
 
     def _has_room(self, cover: Size) -> bool:
@@ -90,12 +94,24 @@ class VideoCache:
                     return
                 path, cover = self._waiting.popleft()
             try:
-                with VideoReader(path, cover=cover) as reader:
-                    kept = _Frames(list(reader.timed()), reader.slack)
-            except UserError:
+                kept = self._decoded(path, cover)
+            except (UserError, ValueError, MemoryError):
                 continue  # a clip before the damage may still be read: the file decides
             with self._lock:
                 self._kept[path, cover] = kept
+
+    def _decoded(self, path: str, cover: Size) -> "_Frames | None":
+        """Decode a file; None for one that is longer than its header says, or whose times had to be
+        repaired: they are others where a clip is read from a key frame on."""
+        timed: list[Timed] = []
+        with VideoReader(path, cover=cover) as reader:
+            for time_s, length_s, image in reader.timed():
+                self._held += image.nbytes
+                timed.append((time_s, length_s, image))
+                if self._held > self._limit or reader.repaired:
+                    self._held -= sum(each[2].nbytes for each in timed)
+                    return None
+        return _Frames(timed, reader.slack)
 
 
 @dataclasses.dataclass(frozen=True)

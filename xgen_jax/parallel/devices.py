@@ -173,7 +173,7 @@ def memory_limit(device: Any) -> int | None:
 def _gpus(topology: str, *parts: str) -> Sequence[Any]:
     """Return the GPUs of "gpu:NAME" or "gpu:NAME:NUMBER"."""
     name, number = (*parts, "1")[:2] if parts else ("", "1")
-    if len(parts) > 2 or not number.isdigit() or not int(number):
+    if len(parts) > 2 or not number.isdecimal() or not int(number):
         raise UserError(f"{topology!r} names no GPUs; write gpu:4090 or gpu:h100:8")
     gpu = GPUS[choose("gpu", name, GPUS)]
     try:

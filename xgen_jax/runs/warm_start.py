@@ -10,12 +10,17 @@ from xgen_jax.config.runs import HoldsTransformer, Run, VDiTRun
 from xgen_jax.errors import UserError
 from xgen_jax.files import differences, refuse_differences
 from xgen_jax.parallel.sharding import path_name
-from xgen_jax.runs.folder import RunFolder
+from xgen_jax.runs.folder import CONFIG, RunFolder
 from xgen_jax.typing import Params
 
 
-def with_base_embedder(config: Run) -> Run:
+def with_base_embedder(config: Run, run: RunFolder, overwrite: bool = False) -> Run:
     """Return a run that names its embedder: a transformer that names none takes its base's.
+
+    Args:
+      config: of the run.
+      run: its folder; a run that goes on keeps the embedder that it has, and needs no base.
+      overwrite: start again, whatever the folder holds.
 
     Raises:
       UserError: the base is not a run, and so has no embedder.
@@ -23,6 +28,10 @@ def with_base_embedder(config: Run) -> Run:
     if not isinstance(config, VDiTRun) or config.embedder:
         return config
     assert config.init_from is not None  # a run without both is refused
+    if not overwrite and (run.path / CONFIG).is_file():
+        before = run.config()
+        if isinstance(before, VDiTRun) and before.init_from == config.init_from:
+            return dataclasses.replace(config, embedder=before.embedder)
     folder = RunFolder(config.init_from)
     base = folder.expect(HoldsTransformer, "a vdit run to start from")
     if not isinstance(base, VDiTRun):

@@ -42,8 +42,8 @@ class LatentSource(Source):
         self._split = choose("split", split, SPLITS)
         if split == "held_out" and not len(self._reader.held_out):
             raise UserError(
-                f"{path} holds no held-out clips; encode the videos again with "
-                "--held_out_fraction=0.05, or give --config.loop.evaluate_every=0"
+                f"{path} holds no held-out clips; encode the videos again with a larger "
+                "--held_out_fraction, or give --config.loop.evaluate_every=0"
             )
         self.manifest = self._reader.manifest
         made_by = {name: self.manifest.get(name) for name in ("embedder", "text_encoder")}

@@ -352,7 +352,8 @@ def check_buckets(config: VDiTRun, latent_shape: Callable[[Shape], Shape]) -> No
         try:
             config.model.check_latents(latent_shape(bucket.shape))
         except UserError as error:
-            raise UserError(f"bucket {bucket.name} of {config.embedder}: {error}") from error
+            where = f" of {config.embedder}" if config.embedder else ""
+            raise UserError(f"bucket {bucket.name}{where}: {error}") from error
 
 
 def check_latents(config: VDiTRun, source: Source, task: VDiTTask) -> None:
