@@ -199,7 +199,7 @@ def test_help_lists_every_key_with_a_value_that_a_flag_takes(values):
 
 
 @pytest.mark.parametrize("values", [VIDVAE, VDIT_VALUES], ids=["vidvae", "vdit"])
-def test_no_key_goes_without_a_word(values):
+def test_every_key_has_a_description(values):
     def silent(kind):
         for name, hint in hints(kind).items():
             if not is_group(hint) and not documentation(kind).get(name):
