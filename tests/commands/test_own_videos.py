@@ -135,6 +135,7 @@ def test_own_videos_become_a_page(runs, videos, tmp_path):
         text = file.read()
     assert "Scored on clips that were held out" in text and "more noise" in text
     assert "Accuracy by attribute" not in text and "quickstart.sh" not in text
+    assert "train the text-to-video transformer" in text and "No times" not in text
 
 
 def test_clips_that_were_replaced_are_named(videos, tmp_path, monkeypatch, capsys):

@@ -69,7 +69,7 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
     captions = _read_json(root / "evaluation" / "captions" / "captions.json")
     samples = _read_json(root / "evaluation" / "samples" / "samples.json")
     own = _own_folder(runs)
-    timings = _read_json(root / "timings.json")
+    timings = _read_json(root / "timings.json") or (_training_times(runs) if own else None)
     if not any((*runs.values(), reconstruction, captions, samples)):
         wanted = ", ".join(f"{stage}/metrics.jsonl" for stage in STAGES)
         raise UserError(
@@ -253,6 +253,16 @@ def _header(root: pathlib.Path, runs: Mapping[str, dict[str, Any]]) -> str:
         "text-to-video model: what was trained, how well it does, and how to do it "
         f"again.{where}</p></header>"
     )
+
+
+def _training_times(runs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+    """Return the seconds that each run has trained, where launch/quickstart.sh noted none."""
+    times = {}
+    for stage, title in STAGES.items():
+        last = (runs[stage].get("metrics") or [{}])[-1]
+        if _number(last.get("time_s")) is not None:
+            times[f"train the {title[0].lower()}{title[1:]}"] = last["time_s"]
+    return times
 
 
 def _total_s(timings: Mapping[str, Any]) -> float:
