@@ -205,7 +205,8 @@ def test_differing_keys_ignores_the_free_ones_and_names_the_others(vidvae):
 def shrunk(values, embedder):
     """Shrink a run to one step of tiny networks; every part and every kind of bucket stays."""
     values = copy.deepcopy(values)
-    values["loop"] |= {"steps": 1, "log_every": 1}
+    # tests/training/test_evaluation.py evaluates.
+    values["loop"] |= {"steps": 1, "log_every": 1, "evaluate_every": 0}
     values["mesh"] = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
     model, buckets = values["model"], values["data"]["buckets"]
     values["data"] |= {"source": {"kind": "synthetic", "num_clips": 8}, "num_threads": 0}

@@ -73,8 +73,11 @@ class LatentSource(Source):
         return clips[np.isin(clips, self._reader.held_out, invert=self._split == "train")]
 
     def rates(self) -> dict[float, int]:
-        """See `Source.rates`: those of all splits; folders of older releases may not know."""
-        rates = {float(rate): clips for rate, clips in self.manifest.get("rates", {}).items()}
+        """See `Source.rates`: those of all splits, rounded; folders of older releases may not
+        know."""
+        rates: dict[float, int] = {}
+        for rate, clips in self.manifest.get("rates", {}).items():
+            rates[round(float(rate), 2)] = rates.get(round(float(rate), 2), 0) + clips
         if not rates and self.manifest.get("fps"):
             rates = {self.manifest["fps"] / self.manifest.get("stride", 1): len(self)}
         return {rate: clips for rate, clips in rates.items() if rate > 0}
