@@ -34,7 +34,7 @@ from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.data.video_writer import write_video
 
 LATENTS = 1_000_000
-LINKS = 30_000  # to one file, of which file systems allow so many
+LINKS = 30_000  # to one file; file systems have a limit
 CLIPS = 10_000_000
 BUCKET = Bucket(frames=1, height=8, width=8, batch_size=16)
 

@@ -104,13 +104,14 @@ class VideoCache:
         """Decode a file; None for one that is longer than its header says, or whose times had to be
         repaired: they are others where a clip is read from a key frame on."""
         timed: list[Timed] = []
+        held = self._held
         with VideoReader(path, cover=cover) as reader:
             for time_s, length_s, image in reader.timed():
-                self._held += image.nbytes
-                timed.append((time_s, length_s, image))
-                if self._held > self._limit or reader.repaired:
-                    self._held -= sum(each[2].nbytes for each in timed)
+                held += image.nbytes
+                if held > self._limit or reader.repaired:
                     return None
+                timed.append((time_s, length_s, image))
+        self._held = held
         return _Frames(timed, reader.slack)
 
 

@@ -1,11 +1,13 @@
 """The sizes and variants of a VidVAE, and its presets (arXiv 2408.12590, section 3.1).
 
-name              latent          parameters
-paper             4x8x8,   4     229,169,895
-osp-v1.0, -v1.1   4x8x8,   4     (Open-Sora-Plan's weights)
-base              4x8x8,  16      85,648,067
-small             4x8x8,  16      14,806,019
-tiny              4x4x4,   8         519,720
+Compression in time and space, channels of the latent, and parameters:
+
+    name              latent          parameters
+    paper             4x8x8,   4     229,169,895
+    osp-v1.0, -v1.1   4x8x8,   4     (Open-Sora-Plan's weights)
+    base              4x8x8,  16      85,648,067
+    small             4x8x8,  16      14,806,019
+    tiny              4x4x4,   8         519,720
 """
 
 import dataclasses
