@@ -1,6 +1,7 @@
 """Foreign weights become a folder that commands take, and a transformer a foreign file, for
 `launch/convert.py`."""
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -8,6 +9,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from xgen_jax.config.runs import VDiTRun, VDiTWeights, VidVAEWeights
 from xgen_jax.errors import UserError, choose
@@ -15,10 +17,11 @@ from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.runs.adapters import with_adapter
 from xgen_jax.runs.folder import RunFolder, describe_machine
 from xgen_jax.runs.load import load_transformer
+from xgen_jax.training.metric_writers import ConsoleWriter
 from xgen_jax.typing import Params
 from xgen_jax.weights import vdit, vidvae
 from xgen_jax.weights.foreign_config import read_config
-from xgen_jax.weights.safetensors import SUFFIX, read_safetensors
+from xgen_jax.weights.safetensors import SUFFIX, iterate_safetensors, tensor_names
 
 EXPORT, LORA = "stdit2-export", "lora"
 KINDS = (*vidvae.KINDS, *vdit.KINDS, EXPORT, LORA)
@@ -87,8 +90,7 @@ def convert(request: ConvertRequest) -> dict[str, Any]:
 
 
 def _autoencoder(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> dict[str, Any]:
-    print(f"reading {source}", file=sys.stderr)
-    tensors, foreign = read_safetensors(source), read_config(source)
+    tensors, foreign = _read(source), read_config(source)
     model, params = vidvae.load_vidvae(kind, tensors, foreign, origin=str(source))
     config = VidVAEWeights(model=model, kind=kind, source=str(source.resolve()))
     folder, parameters = _write(out, config, {"vidvae": params}, overwrite)
@@ -107,8 +109,7 @@ def _autoencoder(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> 
 
 
 def _transformer(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> dict[str, Any]:
-    print(f"reading {source}", file=sys.stderr)
-    tensors, foreign = read_safetensors(source), read_config(source)
+    tensors, foreign = _read(source), read_config(source)
     model, channels, params, new = vdit.load_vdit(kind, tensors, foreign, origin=str(source))
     config = VDiTWeights(
         model=model, kind=kind, source=str(source.resolve()), latent_channels=channels
@@ -128,6 +129,17 @@ def _transformer(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> 
         "new_layers": list(new),
         "fingerprint": fingerprint(model, params),
     }
+
+
+def _read(source: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read all tensors of a checkpoint, with a progress bar."""
+    tensors: dict[str, np.ndarray] = {}
+    total = len(tensor_names(source))
+    with contextlib.closing(ConsoleWriter(total, f"read {source}", unit="tensors")) as console:
+        for name, tensor in iterate_safetensors(source):
+            tensors[name] = tensor
+            console.progress(len(tensors), {})
+    return tensors
 
 
 def _merge(source: str, base: str, out: str, overwrite: bool) -> dict[str, Any]:

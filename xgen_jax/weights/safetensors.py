@@ -66,6 +66,12 @@ def iterate_safetensors(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarr
                 yield name, file.get_tensor(name)
 
 
+def tensor_names(path: str | os.PathLike) -> list[str]:
+    """Return the names of a checkpoint's tensors, in the order of `iterate_safetensors`; errors
+    are the same."""
+    return [name for names in _files(path).values() for name in names]
+
+
 def sample_safetensors(
     path: str | os.PathLike, values: int
 ) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
