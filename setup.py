@@ -31,8 +31,20 @@ CORE = [
     "tensorboardX>=2.6.4,<3",
     "safetensors>=0.6,<0.9",
     "sentencepiece>=0.2.1,<0.3",
+    "pyarrow>=26,<27",
+    "tensorflow-datasets>=4.9.10,<4.10",  # reads without TensorFlow
+]
+CURATION = [
+    "opencv-python-headless>=5,<6",
+    "pdqhash>=0.2.8,<0.3",
+    "rapidocr>=3.10,<3.11",  # the model in its wheel is used by its file's name
+    "shapely>=2.0,<3",
+    "onnxruntime>=1.26,<2",
 ]
 TEST = [
+    *CURATION,
+    "ray>=2.50,<3",
+    "scenedetect-headless>=0.7.2,<0.8",  # whose values are compared
     "pytest>=9,<10",
     "pytest-xdist>=3.8,<4",
     "pytest-cov>=6,<8",  # launch/test.sh --cov
@@ -43,6 +55,8 @@ TEST = [
 ]
 EXTRAS = {
     "test": TEST,
+    "curation": CURATION,
+    "ray": [*CURATION, "ray>=2.50,<3"],  # launch/curate.py --engine=ray
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
     "gpu12": ["jax[cuda12]>=0.10.2,<0.12"],  # for drivers before 580
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],

@@ -17,7 +17,7 @@ from absl import flags
 text, integer = flags.DEFINE_string, flags.DEFINE_integer
 FLAGS = [
     text("embedder", None, "Run folder of a trained or converted VidVAE, or a REGEN."),
-    text("data", None, "Folder of videos and images, or the word synthetic."),
+    text("data", None, "Folder of videos and images or of curated clips, tfds:NAME, or synthetic."),
     text("out", None, "Folder for the latents."),
     text("buckets", None, "FRAMESxHEIGHTxWIDTH[,...]; by default what the embedder trained on."),
     text("stage", None, "240p, 480p or 720p: each clip in the one bucket that it fits."),

@@ -1,8 +1,9 @@
 """Raw videos to a trained text-to-video model, in JAX.
 
-    raw videos --train--> VidVAE | REGEN --encode_dataset--> latents --train--> VDiT --> videos
+    raw videos --curate--> shards --train--> VidVAE | REGEN --encode_dataset--> latents
+        --train--> VDiT --> videos
 
-Train and prepare          train, encode_dataset, presets
+Prepare and train          curate, train, encode_dataset, presets
 Use a trained model        load, load_text_to_video, load_embedder
 Encode and decode          encode, decode, and encode_stream, decode_stream for videos of any length
 What commands do           sample, reconstruct, evaluate, convert
@@ -24,6 +25,7 @@ __version__ = "0.2.0"
 __all__ = [
     "UserError",
     "convert",
+    "curate",
     "decode",
     "decode_stream",
     "encode",
@@ -199,6 +201,42 @@ def decode_stream(embedder: Any, params: Any, chunks: Iterable[Any]) -> Iterator
     from xgen_jax.inference.streaming import decode_stream
 
     return decode_stream(embedder, params, chunks)
+
+
+def curate(
+    videos: str | os.PathLike,
+    out: str | os.PathLike,
+    config: str | os.PathLike = "curation/default",
+    keys: Mapping[str, Any] | None = None,
+    **flags: Any,
+) -> dict[str, Any]:
+    """Curate a folder of raw videos: shots, duplicates, quality, text, motion, captions, shards.
+
+    Args:
+      videos: folder of the raw videos.
+      out: folder of the curation; a run that was interrupted goes on there.
+      config: a name in configs/ or a file.
+      keys: of the configuration, those to change: {"text.max_area": 0.05}.
+      flags: the other ones of `python -m xgen_jax curate --help`; see
+        `commands.curate.CurateRequest`.
+
+    Returns:
+      A summary: counts of videos and clips, the folder of shards, the page.
+
+    Raises:
+      UserError: no videos, a folder that holds something else, wrong keys or flags.
+
+    Example:
+      summary = xgen_jax.curate("videos", "curated", keys={"shots.min_side": 64}, dry_run=True)
+    """
+    from xgen_jax.commands.config_file import load_curation
+    from xgen_jax.commands.curate import CurateRequest, curate
+
+    pairs = [f"{key}={value}" for key, value in (keys or {}).items()]
+    loaded = load_curation(os.fspath(config), pairs)
+    return curate(
+        CurateRequest(config=loaded, videos=os.fspath(videos), out=os.fspath(out), **flags)
+    )
 
 
 def train(

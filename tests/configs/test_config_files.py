@@ -7,18 +7,23 @@ import typing
 import pytest
 
 from xgen_jax.commands.arguments import keys_as_flags
-from xgen_jax.commands.config_file import load_config
+from xgen_jax.commands.config_file import config_help, load_config, load_curation
 from xgen_jax.commands.start import FlagError
 from xgen_jax.config.build import allowed, flat, is_group
 from xgen_jax.config.keys import hints
 from xgen_jax.config.runs import run_config
 from xgen_jax.configs.quickstart import vdit
+from xgen_jax.curation.config import CurationConfig
 from xgen_jax.errors import UserError
 from xgen_jax.models.lora import LoRAConfig
 from xgen_jax.models.text import T5TextConfig
 
 ROOT = pathlib.Path(__file__).parents[2] / "configs"
-CONFIGS = [path for path in sorted(ROOT.rglob("*.py")) if "def get_config(" in path.read_text()]
+CONFIGS = [
+    path
+    for path in sorted(ROOT.rglob("*.py"))
+    if "def get_config(" in path.read_text() and path.parent.name != "curation"  # of no run
+]
 
 
 def name(path):
@@ -169,3 +174,19 @@ def test_a_path_given_by_flag_decides_the_kind_of_clips(path, tmp_path):
         assert load(path, given, f"--config.data.source.kind={other}").data.source.kind == other
     own = load(path).data.source
     assert load(path, "--config.data.source.path=None").data.source.kind == own.kind
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "curation").glob("*.py")), ids=lambda p: p.stem)
+def test_a_curation_takes_its_own_keys_and_lists_each_with_a_word_for_it(path):
+    config = load_curation(str(path), ["text.max_area=0.5", "pack.tiers=64,128"])
+    assert config.text.max_area == 0.5 and config.pack.tiers == (64, 128)
+    listed = config_help(f"curation/{path.stem}", [], load_curation)
+    for key, _, _ in keys(CurationConfig, config):
+        (line,) = (
+            line for line in listed.splitlines() if line.strip().startswith(f"--config.{key}=")
+        )
+        assert line
+    with pytest.raises(FlagError, match="did you mean --config.text.max_area"):
+        load_curation(str(path), ["text.max_aria=0.5"])
+    with pytest.raises(UserError, match=r"max_s=1 .*\(--config.shots.max_s=...\)"):
+        load_curation(str(path), ["shots.max_s=1"])

@@ -1,6 +1,5 @@
 """The report page: its contents, its omissions, and that it loads nothing from the network."""
 
-import html.parser
 import json
 import math
 import os
@@ -8,45 +7,12 @@ import os
 import av
 import numpy as np
 import pytest
+from html_page import Page
 
 from xgen_jax.errors import UserError
-from xgen_jax.evaluation import chart, report
+from xgen_jax.evaluation import chart, report, report_style
 
 EVIL = "<script>alert(\"x\")</script> a red circle & 'friends' src=https://evil.example/x"
-VOID = {"meta", "line", "rect", "polyline"}
-
-
-class Page(html.parser.HTMLParser):
-    """Check nesting while reading; collect tags, attributes and text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.words = [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(self.words)
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
 
 
 def write_video(path, width=32, seed=0):
@@ -194,7 +160,7 @@ def test_page_is_one_file_and_prompts_are_text(root):
     assert all(
         {"autoplay", "loop", "muted", "playsinline"} <= set(attrs) for attrs in page.all("video")
     )
-    style = report.STYLE
+    style = report_style.STYLE
     assert "url(" not in style and "@import" not in style
     assert "default-src 'none'" in next(a["content"] for a in page.all("meta") if "http-equiv" in a)
 

@@ -57,3 +57,24 @@ def test_own_videos_become_samples_and_a_page(tmp_path, monkeypatch):
     (printed,) = (out["text"] for out in outputs if "TextToVideo" in out.get("text", ""))
     assert len(printed) < 2000
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_raw_videos_become_shards_that_train(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for number in range(8):  # textures that move, each of its own
+        plane = rng.integers(0, 256, (12, 40, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        video = np.stack([plane[:, 2 * t : 2 * t + 128] for t in range(48)])
+        write_video(tmp_path / "in" / f"{number}.mp4", video, fps=24)
+        (tmp_path / "in" / f"{number}.txt").write_text("a texture moves")
+    monkeypatch.setenv("XGEN_JAX_VIDEOS", str(tmp_path / "in"))
+    monkeypatch.setenv("XGEN_JAX_OUT", str(tmp_path / "out"))
+    monkeypatch.setenv("XGEN_JAX_CAPTIONS", "file")
+    monkeypatch.setenv("XGEN_JAX_STEPS", "2")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    outputs = run("curate")
+    assert (tmp_path / "out" / "shards" / "manifest.json").is_file()
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert (tmp_path / "out" / "vidvae" / "run.json").is_file()
+    assert any("iframe" in out.get("data", {}).get("text/html", "") for out in outputs)

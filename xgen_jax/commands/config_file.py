@@ -8,9 +8,10 @@ from typing import Any
 
 from xgen_jax.commands.arguments import config_name, find_config
 from xgen_jax.commands.start import FlagError
-from xgen_jax.config.build import rename
-from xgen_jax.config.keys import UnknownKey, describe, set_keys
+from xgen_jax.config.build import build, rename
+from xgen_jax.config.keys import PREFIX, UnknownKey, describe, set_keys
 from xgen_jax.config.runs import Run, run_config
+from xgen_jax.curation.config import CurationConfig
 from xgen_jax.data.config import SyntheticConfig, nest_source
 from xgen_jax.errors import UserError, choose
 
@@ -35,13 +36,8 @@ def load_config(
     if isinstance(values.get("data"), dict):
         values["data"] = nest_source(values["data"], say)
     objective = choose("objective", values.get("objective"), Run.known)
-    pairs = [(key, value) for key, _, value in (each.partition("=") for each in keys)]
-    try:
-        values = set_keys(Run.known[objective], values, pairs, say)
-    except UnknownKey as error:
-        raise FlagError(f"{error}\n--config={config_name(given)} --help lists all keys") from error
-    except UserError as error:
-        raise FlagError(str(error)) from error
+    pairs = _pairs(keys)
+    values = _set(Run.known[objective], values, given, pairs, say)
     flags = dict(pairs)
     if flags.get(PATH, "None") != "None" and KIND not in flags:
         # What lies there decides, whatever kind of clips the file is for.
@@ -49,12 +45,38 @@ def load_config(
     return run_config(values, say)
 
 
-def config_help(given: str, keys: Sequence[str]) -> str:
+def load_curation(given: str, keys: Sequence[str]) -> CurationConfig:
+    """Build the configuration of a curation; see `load_config`."""
+    values = _set(CurationConfig, _values(given), given, _pairs(keys), lambda line: None)
+    return build(CurationConfig, values, PREFIX)
+
+
+def config_help(given: str, keys: Sequence[str], load: Callable[..., Any] = load_config) -> str:
     """List the keys of a configuration as flags, with their values and what they are for."""
     title = (
         f"keys of --config={config_name(given)}, with their values (=None where None is allowed)"
     )
-    return f"\n\n{title}:\n\n{describe(load_config(given, keys))}"
+    return f"\n\n{title}:\n\n{describe(load(given, keys))}"
+
+
+def _pairs(keys: Sequence[str]) -> list[tuple[str, str]]:
+    return [(key, value) for key, _, value in (each.partition("=") for each in keys)]
+
+
+def _set(
+    kind: type,
+    values: dict[str, Any],
+    given: str,
+    pairs: list[tuple[str, str]],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Set keys as flags give them; see `set_keys`."""
+    try:
+        return set_keys(kind, values, pairs, say)
+    except UnknownKey as error:
+        raise FlagError(f"{error}\n--config={config_name(given)} --help lists all keys") from error
+    except UserError as error:
+        raise FlagError(str(error)) from error
 
 
 def _values(given: str) -> dict[str, Any]:

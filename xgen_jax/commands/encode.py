@@ -18,11 +18,14 @@ import jax
 import numpy as np
 
 from xgen_jax.data.buckets import COMMON_ASPECTS, STAGES, Bucket, Shape, make_buckets, parse_shapes
+from xgen_jax.data.config import ShardsConfig, TFDSConfig, kind_of_folder
 from xgen_jax.data.latent_shards import DTYPES
 from xgen_jax.data.latent_writer import LatentWriter
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.sources.base import Source
+from xgen_jax.data.sources.shards import ShardSource
 from xgen_jax.data.sources.synthetic import SyntheticSource
+from xgen_jax.data.sources.tfds import TFDSSource
 from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.errors import UserError, choose
 from xgen_jax.files import locked
@@ -54,7 +57,8 @@ class EncodeRequest:
     Attributes:
       embedder: run folder of a VidVAE or a REGEN. One without latent statistics (converted weights)
         gets them from the first clips, before anything is encoded.
-      data: folder of videos and, for buckets of one frame, images; or the word "synthetic".
+      data: folder of videos and, for buckets of one frame, images; or of shards that
+        launch/curate.py wrote; or "tfds:NAME"; or the word "synthetic".
       out: folder for the latents.
       buckets: clip shapes, "9x32x32,1x32x32" (frames x height x width in pixels); by default those
         that the embedder was trained on. Every video is encoded in every shape, every image in
@@ -128,9 +132,7 @@ class EncodeRequest:
         elif self.clips_per_video != 1:
             raise UserError("clips_per_video is for folders of videos; give a larger --count")
         else:
-            for field in dataclasses.fields(self):
-                if field.name in _OF_FOLDERS and getattr(self, field.name) != field.default:
-                    raise UserError(f"--{field.name} is for folders of videos")
+            self._refuse(_OF_FOLDERS, "moving shapes have none")
 
     def table(self) -> tuple[Bucket, ...]:
         """Return the buckets to choose from; their batches mean nothing here."""
@@ -148,12 +150,27 @@ class EncodeRequest:
         """Return the clips; of a folder with its images or without."""
         if self.count is not None:  # given for synthetic clips, and for no others
             return SyntheticSource(seed=self.seed, num_clips=self.count)
+        kind = kind_of_folder(self.data)
+        if kind == ShardsConfig.kind:
+            self._refuse(("seconds_per_clip", "held_out_fraction"), "it was decided when packing")
+            options = {name: getattr(self, name) for name in ("fps", "stride", "require_captions")}
+            return ShardSource(self.data, **options)
+        if kind == TFDSConfig.kind:
+            self._refuse(("fps", "seconds_per_clip"), "frames of TFDS have no times")
+            options = {name: getattr(self, name) for name in ("stride", "held_out_fraction")}
+            return TFDSSource(self.data, **options)
         return VideoFolderSource(
             self.data,
             **{name: getattr(self, name) for name in _OF_FOLDERS},
             images=images,
             substitute=False,
         )
+
+    def _refuse(self, names: Sequence[str], reason: str) -> None:
+        """Raise UserError for flags that mean nothing for these clips."""
+        for field in dataclasses.fields(self):
+            if field.name in names and getattr(self, field.name) != field.default:
+                raise UserError(f"--{field.name} is for folders of videos: {reason}")
 
 
 def encode_dataset(request: EncodeRequest) -> dict[str, Any]:

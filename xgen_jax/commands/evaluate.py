@@ -13,7 +13,15 @@ import numpy as np
 from xgen_jax.commands.sample import read_prompts
 from xgen_jax.config.runs import Run, VDiTRun
 from xgen_jax.data.buckets import Bucket
-from xgen_jax.data.config import DataConfig, LatentsConfig, SyntheticConfig, VideoFolderConfig
+from xgen_jax.data.config import (
+    DataConfig,
+    LatentsConfig,
+    ShardsConfig,
+    SyntheticConfig,
+    TFDSConfig,
+    VideoFolderConfig,
+    kind_of_folder,
+)
 from xgen_jax.data.latent_shards import read_manifest
 from xgen_jax.data.sources.base import SPLITS, Source
 from xgen_jax.data.sources.factory import make_source
@@ -32,6 +40,9 @@ from xgen_jax.runs.folder import RunFolder
 from xgen_jax.typing import Video
 
 SHOWN = 64  # videos kept with the figures
+# Sources of videos that a person gave, which have clips that are held out.
+_Videos = VideoFolderConfig | ShardsConfig | TFDSConfig
+_VIDEOS = (VideoFolderConfig, ShardsConfig, TFDSConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +54,8 @@ class EvaluateRequest:
       out: folder for the results; for `report` the folder of a quickstart.
       embedder: run folder of a VidVAE or a REGEN (reconstruction).
       model: run folder of a VDiT (captions, samples).
-      data: folder of videos (reconstruction); by default that of the run, or the moving-shapes
-        dataset if the run was trained on it.
+      data: folder of videos, or of curated clips (reconstruction); by default that of the run, or
+        the moving-shapes dataset if the run was trained on it.
       split: clips of the folder, "held_out", "train" or "all" (reconstruction); by default those
         held out of the run's own folder, and all of another one.
       prompts_file: text file with a prompt on each line (samples).
@@ -161,9 +172,10 @@ def _clips_to_score(request: EvaluateRequest, run: RunFolder) -> tuple[Source, s
     """Return the clips to reconstruct, and the name of their split."""
     config = run.config()
     own = config.data.source if isinstance(config, Run) else None
-    if isinstance(own, VideoFolderConfig) and (request.data is None or request.split):
+    kind = kind_of_folder(request.data) if request.data else None
+    if isinstance(own, _VIDEOS) and (kind is None or (request.split and kind == own.kind)):
         config = dataclasses.replace(
-            own, path=request.data or own.path, require_captions=False, split=request.split or "all"
+            own, path=request.data or own.path, split=request.split or "all"
         )
         if request.split is None:
             some = len(_folder(config).held_out_clips())
@@ -172,9 +184,9 @@ def _clips_to_score(request: EvaluateRequest, run: RunFolder) -> tuple[Source, s
                 print("no clip is held out: those trained on are scored", file=sys.stderr)
         return _folder(config), config.split
     if request.data is not None:
-        folder = VideoFolderConfig(
-            path=request.data, require_captions=False, split=request.split or "all"
-        )
+        # A folder of latents has no videos to score: that is said by the source of videos.
+        made = next((one for one in _VIDEOS if one.kind == kind), VideoFolderConfig)
+        folder = made(path=request.data, split=request.split or "all")
         return _folder(folder), folder.split
     if request.split not in (None, "held_out"):
         raise UserError(
@@ -186,9 +198,12 @@ def _clips_to_score(request: EvaluateRequest, run: RunFolder) -> tuple[Source, s
     return clips, "held_out"
 
 
-def _folder(source: VideoFolderConfig) -> Source:
+def _folder(source: _Videos) -> Source:
     buckets = (Bucket(frames=2, height=1, width=1, batch_size=1),)  # no images
-    source = dataclasses.replace(source, memory_gb=0.0)  # each clip is read once
+    if not isinstance(source, TFDSConfig):
+        source = dataclasses.replace(source, require_captions=False)
+    if isinstance(source, VideoFolderConfig):
+        source = dataclasses.replace(source, memory_gb=0.0)  # each clip is read once
     return make_source(DataConfig(source=source, buckets=buckets))
 
 

@@ -6,10 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from xgen_jax.data.buckets import Bucket
+from xgen_jax.data.shard_layout import find_shards
 from xgen_jax.errors import UserError, choose
 from xgen_jax.files import read_json
 
 PATH_FLAG = "--config.data.source.path=FOLDER"
+NOTHING_HELD_OUT = (
+    "loop.evaluate_every needs held-out clips: give --config.data.source.held_out_fraction=0.05, "
+    "or --config.loop.evaluate_every=0"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,10 +74,7 @@ class VideoFolderConfig:
           UserError: no clips are held out.
         """
         if not self.held_out_fraction:
-            raise UserError(
-                "loop.evaluate_every needs held-out clips: give "
-                "--config.data.source.held_out_fraction=0.05, or --config.loop.evaluate_every=0"
-            )
+            raise UserError(NOTHING_HELD_OUT)
         # Each clip is read once.
         return dataclasses.replace(self, split="held_out", memory_gb=0.0)
 
@@ -98,10 +100,79 @@ class LatentsConfig:
         return dataclasses.replace(self, split="held_out")
 
 
-SourceConfig = SyntheticConfig | VideoFolderConfig | LatentsConfig
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardsConfig:
+    """A folder of curated clips; see `data.sources.shards.ShardSource`.
+
+    Attributes:
+      kind: `shards`.
+      path: of the folder that launch/curate.py wrote; may be left to a flag.
+      split: `train` or `held_out` clips, or `all`; which are held out was decided when packing.
+      fps: frames a second at which clips are sampled; None keeps each clip's own.
+      stride: take every stride-th frame of that rate.
+      require_captions: refuse shards without a single caption.
+      flip: mirror half of the clips; not for captions that name left and right.
+    """
+
+    kind: str = "shards"
+    path: str | None = None
+    split: str = "train"
+    fps: float | None = None
+    stride: int = 1
+    require_captions: bool = True
+    flip: bool = False
+
+    def held_out(self) -> "ShardsConfig":
+        """Return the configuration of the clips that training does not see."""
+        return dataclasses.replace(self, split="held_out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TFDSConfig:
+    """A data set of TensorFlow Datasets; see `data.sources.tfds.TFDSSource`.
+
+    Attributes:
+      kind: `tfds`.
+      path: `tfds:NAME` or `tfds:NAME:SPLIT`, where SPLIT is TFDS's own, e.g. `test` or
+        `train[:10%]`, and `train` by default; may be left to a flag.
+      data_dir: folder of prepared data sets; None for TFDS's own, ~/tensorflow_datasets.
+      split: `train` or `held_out` clips of that split of TFDS, or `all`.
+      held_out_fraction: part of its clips, the last, that training never sees, in [0, 1).
+      video: name of the feature with the frames; None for the first.
+      caption: name of the feature with the caption; None for the first text or class label.
+      frame_rate: frames a second of the videos; None where it is not known.
+      stride: take every stride-th frame.
+      flip: mirror half of the clips; not for captions that name left and right.
+    """
+
+    kind: str = "tfds"
+    path: str | None = None
+    data_dir: str | None = None
+    split: str = "train"
+    held_out_fraction: float = 0.05
+    video: str | None = None
+    caption: str | None = None
+    frame_rate: float | None = None
+    stride: int = 1
+    flip: bool = False
+
+    def held_out(self) -> "TFDSConfig":
+        """Return the configuration of the clips that training does not see.
+
+        Raises:
+          UserError: no clips are held out.
+        """
+        if not self.held_out_fraction:
+            raise UserError(NOTHING_HELD_OUT)
+        return dataclasses.replace(self, split="held_out")
+
+
+SourceConfig = SyntheticConfig | VideoFolderConfig | LatentsConfig | ShardsConfig | TFDSConfig
 KINDS: dict[str, type[SourceConfig]] = {
-    kind.kind: kind for kind in (SyntheticConfig, VideoFolderConfig, LatentsConfig)
+    kind.kind: kind
+    for kind in (SyntheticConfig, VideoFolderConfig, LatentsConfig, ShardsConfig, TFDSConfig)
 }
+TFDS_PREFIX = "tfds:"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +207,10 @@ class DataConfig:
 
 
 def kind_of_folder(path: str) -> str:
-    """Return the kind of source that lies in a folder: "latents" or "video_folder"."""
+    """Return the kind of source that a path means: "tfds" where it begins with `tfds:`, else what
+    lies in the folder, "latents", "shards" or "video_folder"."""
+    if path.startswith(TFDS_PREFIX):
+        return TFDSConfig.kind
     for name in ("manifest.json", "settings.json"):
         file = pathlib.Path(path, name)
         try:
@@ -144,23 +218,34 @@ def kind_of_folder(path: str) -> str:
                 return LatentsConfig.kind
         except UserError:  # not JSON, so not written by this library
             continue
-    return VideoFolderConfig.kind
+    return ShardsConfig.kind if find_shards(path) else VideoFolderConfig.kind
 
 
-def source_folder(source: VideoFolderConfig | LatentsConfig) -> str:
-    """Return the folder of a source, once it is sure not to hold the other kind of clips.
+# What is said of a path that holds a kind of clips, and of one that does not.
+_HOLDS = {
+    LatentsConfig.kind: ("holds latents", "holds no latents"),
+    ShardsConfig.kind: ("holds shards of clips", "holds no shards of clips"),
+    TFDSConfig.kind: ("is a data set of TFDS", "is no data set of TFDS"),
+}
+
+
+def source_folder(source: VideoFolderConfig | LatentsConfig | ShardsConfig | TFDSConfig) -> str:
+    """Return the path of a source, once it is sure not to hold another kind of clips.
 
     Raises:
-      UserError: no folder is given, or it holds the other kind.
+      UserError: no path is given, or it holds another kind.
     """
     if not source.path:
-        raise UserError(f"data.source.kind={source.kind!r} needs a folder: give {PATH_FLAG}")
+        flag = PATH_FLAG.replace("FOLDER", "tfds:NAME") if source.kind == "tfds" else PATH_FLAG
+        what = "a data set" if source.kind == "tfds" else "a folder"
+        raise UserError(f"data.source.kind={source.kind!r} needs {what}: give {flag}")
     there = kind_of_folder(source.path)
-    if pathlib.Path(source.path).is_dir() and there != source.kind:
-        holds = "holds latents" if there == LatentsConfig.kind else "holds no latents"
+    known = there == TFDSConfig.kind or pathlib.Path(source.path).is_dir()
+    if known and there != source.kind:
+        holds = _HOLDS[there][0] if there in _HOLDS else _HOLDS[source.kind][1]
         raise UserError(
             f"{source.path} {holds}, and data.source.kind={source.kind!r}: give "
-            f"--config.data.source.kind={there}, or another folder"
+            f"--config.data.source.kind={there}, or another path"
         )
     return source.path
 
@@ -188,8 +273,8 @@ def nest_source(
     """Return the keys of `data` with those of the source in `source`, chosen by what is there.
 
     Keys of older releases stand in `data` itself: {"source": "latents", "path": ...}. A `path`
-    decides the kind where none but the default is named: latents where a folder holds some, else
-    videos. Keys of another kind are dropped if they may be: configurations list those of several.
+    decides the kind where none but the default is named, see `kind_of_folder`. Keys of another kind
+    are dropped if they may be: configurations list those of several.
 
     Args:
       data: as a configuration file or a config.json has it; it is not changed.
@@ -237,6 +322,11 @@ def nest_source(
             raise UserError(
                 f"{key}={value} cannot be changed once clips are latents; give --{key} when "
                 "encoding"
+            )
+        if kind == TFDSConfig.kind:
+            raise UserError(
+                f"data.source.{key}={value} is for videos with times; of frames of TFDS give "
+                "data.source.frame_rate and data.source.stride"
             )
         if not flat:  # older releases had every key in every configuration, and looked at few
             raise UserError(f"data.source.{key}={value} is for videos; give {PATH_FLAG}")

@@ -13,18 +13,16 @@ without its commit marker does not count: a run may be killed at any time, and a
 same bytes. Records are msgpack; the container is ArrayRecord. `latent_writer` writes it.
 """
 
-import collections
 import os
 import pathlib
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
 import msgpack
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 
+from xgen_jax.data.array_records import OpenRecords
 from xgen_jax.errors import UserError
 from xgen_jax.files import (
     file_sha256,
@@ -38,8 +36,6 @@ READABLE = (1, VERSION)
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # Arrays of a record; text (n, D), without padding, if captions were embedded.
 ARRAYS = ("latents", "text", "text_mask")
-# Single records at random: reading ahead would read all in vain.
-ONE_AT_A_TIME = "readahead_buffer_size:0,max_parallelism:0"
 HELD_OUT = "held_out.npy"
 
 
@@ -146,13 +142,12 @@ class LatentReader:
                     f"{file} has {file.stat().st_size} bytes instead of {row['bytes']}: it was cut "
                     f"off or replaced; remove it and encode again into {self.path}"
                 )
-        self._limit, self._lock = open_shards, threading.Lock()
-        self._open: collections.OrderedDict[str, ArrayRecordReader] = collections.OrderedDict()
+        self._records = OpenRecords(open_shards)
 
     @property
     def open_shards(self) -> int:
         """The number of shards that are open now."""
-        return len(self._open)
+        return len(self._records)
 
     def count(self, bucket: str) -> int:
         """Return the number of clips of a bucket, those that were left out included."""
@@ -187,8 +182,10 @@ class LatentReader:
         place -= sum(other < clip for other in row["left_out"])
         file = self.path / row["file"]
         try:
-            sample = unpack(self._reader(file).read([place])[0])
-        except (RuntimeError, ValueError, IndexError, msgpack.UnpackException) as error:
+            sample = unpack(self._records.read(file, place))
+        except UserError as error:
+            raise UserError(f"{error}; encode it again") from error
+        except (ValueError, msgpack.UnpackException) as error:
             raise UserError(
                 f"record {place} of {file} cannot be read ({error}); encode it again"
             ) from error
@@ -198,17 +195,6 @@ class LatentReader:
                 "encode it again"
             )
         return sample
-
-    def _reader(self, file: pathlib.Path) -> ArrayRecordReader:
-        # Several threads may read from one reader; one that is dropped closes after its last read.
-        with self._lock:
-            reader = self._open.pop(str(file), None)
-            if reader is None:
-                reader = ArrayRecordReader(str(file), ONE_AT_A_TIME)
-            self._open[str(file)] = reader
-            while len(self._open) > self._limit:
-                self._open.popitem(last=False)
-            return reader
 
 
 def read_members(path: pathlib.Path, bucket: str, row: Mapping[str, Any]) -> np.ndarray:

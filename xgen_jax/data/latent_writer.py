@@ -5,19 +5,17 @@ what is the same is taken from there, and the rest is encoded.
 """
 
 import collections
-import contextlib
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from xgen_jax.data.array_records import OpenRecords, RecordWriter
 from xgen_jax.data.latent_shards import (
     HELD_OUT,
-    ONE_AT_A_TIME,
     VERSION,
     members_file,
     pack,
@@ -106,7 +104,7 @@ class LatentWriter:
         if len(held_out):
             write_numbers(self.path / HELD_OUT, held_out)
         self._reusable = self._find_reusable()
-        self._previous: tuple[pathlib.Path, ArrayRecordReader] | None = None
+        self._previous = OpenRecords(1)  # neighbours come from one shard
 
     def _compare(self, identity: Callable[[int], str]) -> tuple[int, int]:
         """Count the clips in the folder that the data set has no longer, and those it still has."""
@@ -154,9 +152,7 @@ class LatentWriter:
     def reuse(self, bucket: str, identity: str) -> dict[str, Any]:
         """Return the record of a clip that is `reusable`, without its number; see `unpack`."""
         file, place = self._reusable[bucket, identity]
-        if self._previous is None or self._previous[0] != file:  # neighbours come from one shard
-            self._previous = file, ArrayRecordReader(str(file), ONE_AT_A_TIME)
-        sample = unpack(self._previous[1].read([place])[0])
+        sample = unpack(self._previous.read(file, place))
         del sample["index"]
         return sample
 
@@ -200,38 +196,28 @@ class LatentWriter:
           samples: (clip, sample) in ascending order; in place of a sample that cannot be read, the
             reason. A sample may have an "identity": what it was made of, in a word.
         """
-        file, count, left_out = self.file(bucket, shard), 0, {}
+        file, left_out = self.file(bucket, shard), {}
         identities: list[str] = []
         rates: collections.Counter[str] = collections.Counter()
         longest: dict[str, int] = {}
         remove_temporaries(file.parent, {file.stem})
-        with atomic_write(file, durable=True) as temporary:
-            with _disk_errors(file):
-                writer = ArrayRecordWriter(str(temporary), "group_size:1")
-            try:
-                for index, sample in samples:
-                    if isinstance(sample, str):
-                        left_out[str(index)] = sample
-                        continue
-                    with _disk_errors(file):
-                        writer.write(pack(index, sample))
-                    count += 1
-                    identities.append(sample.get("identity", ""))
-                    rates[f"{sample.get('fps', 0.0):.6g}"] += 1
-                    size = len(sample["caption"].encode())
-                    if size > longest.get("bytes", -1):
-                        longest = {"bytes": size, "clip": index}
-            finally:
-                with _disk_errors(file):
-                    writer.close()
+        with (
+            atomic_write(file, durable=True) as temporary,
+            RecordWriter(temporary, file, "group_size:1") as writer,
+        ):
+            for index, sample in samples:
+                if isinstance(sample, str):
+                    left_out[str(index)] = sample
+                    continue
+                writer.write(pack(index, sample))
+                identities.append(sample.get("identity", ""))
+                rates[f"{sample.get('fps', 0.0):.6g}"] += 1
+                size = len(sample["caption"].encode())
+                if size > longest.get("bytes", -1):
+                    longest = {"bytes": size, "clip": index}
+            writer.close()
             size, digest = temporary.stat().st_size, file_sha256(temporary)
-            entry: dict[str, Any] = {"count": count, "bytes": size, "sha256": digest}
-            written = ArrayRecordReader(str(temporary)).num_records()
-            if written != count:
-                raise UserError(
-                    f"{file} cannot be written: {written} of {count} records arrived; "
-                    "is the disk full?"
-                )
+            entry: dict[str, Any] = {"count": writer.count, "bytes": size, "sha256": digest}
         if longest:
             entry["longest_caption"] = longest
         entry["rates"] = dict(sorted(rates.items()))  # clips by their frames a second
@@ -287,14 +273,3 @@ class LatentWriter:
         write_json(self.path / "manifest.json", manifest, durable=True)
         shutil.rmtree(self.path / PREVIOUS, ignore_errors=True)
         return manifest
-
-
-@contextlib.contextmanager
-def _disk_errors(file: pathlib.Path) -> Generator[None]:
-    """Turn RuntimeError, as which ArrayRecord raises errors of the system, into UserError."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise UserError(
-            f"{file} cannot be written ({error}); is the disk full or read-only?"
-        ) from error

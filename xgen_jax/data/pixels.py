@@ -1,4 +1,4 @@
-"""Pixels of files, uint8 0..255, and of models, float [-1, 1]; cropping."""
+"""Pixels of files, uint8 0..255, and of models, float [-1, 1]; cropping; random clips."""
 
 from typing import Any
 
@@ -85,3 +85,57 @@ def random_crop(
     rows, columns = video.shape[1:3]
     top, left = int(uniform[0] * (rows - height + 1)), int(uniform[1] * (columns - width + 1))
     return crop(video, height, width, top, left)
+
+
+UNIFORMS = 4  # random numbers of a clip: start, row, column, mirrored
+
+
+def random_start(
+    begin_s: float,
+    end_s: float,
+    *,
+    frames: int,
+    fps: float,
+    file_fps: float,
+    uniform: float,
+    place: int = 0,
+    count: int = 1,
+) -> float:
+    """Return the second at which a clip starts, one at which the file has a frame.
+
+    The last frame of the clip must start before the end: the choice is among the file's frames that
+    allow it, clip `place` of `count` among the place-th count-th of them.
+
+    Args:
+      begin_s, end_s: seconds of the file within which the clip lies, if it fits there.
+      frames, fps: of the clip.
+      file_fps: of the file.
+      uniform: number in [0, 1) that chooses.
+      place, count: of clips that share these seconds.
+    """
+    spare = end_s - begin_s - (frames - 1) / fps - 1 / file_fps
+    starts = 1 + max(0, int(spare * file_fps + 1e-3))
+    return begin_s + int((min(place, count - 1) + uniform) / count * starts) / file_fps
+
+
+def hold_last(video: np.ndarray, frames: int) -> np.ndarray:
+    """Repeat the last frame of (T, H, W, 3) until there are `frames`."""
+    missing = frames - len(video)
+    return np.concatenate([video, np.repeat(video[-1:], missing, axis=0)]) if missing > 0 else video
+
+
+def random_view(
+    video: np.ndarray, height: int, width: int, uniforms: np.ndarray, flip: bool
+) -> np.ndarray:
+    """Return (T, height, width, 3): a crop at a random place, mirrored in half of the cases.
+
+    Args:
+      video: (T, H, W, 3) that covers height x width.
+      height, width: of the crop.
+      uniforms: the clip's `UNIFORMS` numbers in [0, 1).
+      flip: mirror at all.
+    """
+    video = random_crop(video, height, width, (uniforms[1], uniforms[2]))
+    if flip and uniforms[3] < 0.5:
+        video = video[:, :, ::-1]
+    return np.ascontiguousarray(video)

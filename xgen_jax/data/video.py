@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from xgen_jax.data.color import RGBConverter, scaling_flags
+from xgen_jax.data.color import FastConverter, RGBConverter, YUVConverter, scaling_flags
 from xgen_jax.data.video_file import (
     MAX_PIXELS,
     decode_frames,
@@ -134,6 +134,8 @@ class VideoReader:
       cover: (height, width); each frame is resized, its aspect kept, until it just covers that
         size, in the same pass that converts the colours.
       max_pixels: height x width of a frame at most.
+      max_fps: of a reader without `fps`, to give a constant rate: that of the file, divided by the
+        least whole number that makes it `max_fps` or less; None for none.
 
     Attributes:
       height, width: of the frames.
@@ -156,6 +158,7 @@ class VideoReader:
         frames: int | None = None,
         cover: tuple[int, int] | None = None,
         max_pixels: int = MAX_PIXELS,
+        max_fps: float | None = None,
     ):
         if fps is not None and not (math.isfinite(fps) and fps > 0):
             raise UserError(
@@ -172,13 +175,15 @@ class VideoReader:
         self._file = contextlib.ExitStack()
         try:
             stream, rate, first, timed, slack = self._enter(max_pixels)
-            self._turns = round(first.rotation / 90)
+            self._first, self._turns = first, round(first.rotation / 90)
             width, height = displayed_size(path, stream, first, max_pixels)
         except BaseException:
             self.close()
             raise
         if cover is not None:
             height, width = cover_size(height, width, *cover)
+        if fps is None and max_fps is not None:
+            fps = rate / math.ceil(rate / max_fps - 1e-3)
         self.height, self.width, self.fps = height, width, float(fps or rate)
         self._timed, self._fps, self.slack = timed, fps, slack
         seconds = stream_seconds(stream)
@@ -251,29 +256,59 @@ class VideoReader:
         """Close the file."""
         self._file.close()
 
-    def _converter(self) -> Callable[[av.VideoFrame], np.ndarray]:
-        """Return the conversion of a frame to what is shown, (height, width, 3)."""
+    def converter(self, side: int = 0, fast: bool = False) -> Callable[..., np.ndarray]:
+        """Return the conversion of a frame to what is shown, uint8 (H, W, 3); see `Picture`."""
         size = self.height, self.width
-        convert = RGBConverter(*(size[::-1] if self._turns % 2 else size))  # as stored
+        if 0 < side < max(size):
+            size = tuple(max(1, round(length * side / max(size))) for length in size)
+        stored = size[::-1] if self._turns % 2 else size
+        convert = FastConverter(*stored) if fast else RGBConverter(*stored)
         # Counter-clockwise, as in the display matrix.
         return lambda frame: np.rot90(convert(frame), self._turns)
 
     def timed(self) -> Iterator[Timed]:
         """Yield all frames of the file with their times, from the key frame before the start;
         instead of iterating."""
-        convert = self._converter()
+        convert = self.converter()
         for time_s, length_s, frame in self._timed:
             with file_errors(self.path):
                 image = convert(frame)
             yield time_s, length_s, image
 
+    def pictures(self) -> Iterator[tuple[float, float, "Picture"]]:
+        """Yield the same as `timed`, with pictures that are converted only where they are asked
+        for, at any size."""
+        converters: dict[tuple[int, bool], Callable[..., np.ndarray]] = {}
+        for time_s, length_s, frame in self._timed:
+            yield time_s, length_s, Picture(self, frame, converters)
+
     def __iter__(self) -> Iterator[np.ndarray]:
-        convert = self._converter()
-        last, image = None, np.empty(0)
+        return self._converted(self.converter())
+
+    def to_encode(
+        self, sizes: Sequence[tuple[int, int]]
+    ) -> tuple[int, Iterator[list[av.VideoFrame]]]:
+        """Return the frames, instead of iterating, each at several sizes, for an encoder.
+
+        Args:
+          sizes: even heights and widths.
+
+        Returns:
+          The matrix of their colours, a value for the tag of a file; and the frames, yuv420p in
+          limited range. One that is shown again is the same object.
+        """
+        turns, first = self._turns, self._first
+        converters = [YUVConverter(height, width, first, turns) for height, width in sizes]
+        frames = self._converted(lambda frame: [convert(frame) for convert in converters])
+        return converters[0].matrix, frames
+
+    def _converted(self, convert: Callable[[av.VideoFrame], Frame]) -> Iterator[Frame]:
+        last = image = None
         picked = pick_frames(self._timed, self._start_s, self._fps, self.slack)
         for frame in itertools.islice(picked, self._frames):
             if frame is not last:
                 last, image = frame, convert(frame)
+            assert image is not None
             yield image
         if last is None:
             raise UserError(
@@ -285,6 +320,32 @@ class VideoReader:
         images = iter(self)
         while chunk := list(itertools.islice(images, frames)):
             yield np.stack(chunk)
+
+
+class Picture:
+    """A decoded frame, which is converted where it is asked for."""
+
+    def __init__(self, reader: VideoReader, frame: av.VideoFrame, converters: dict):
+        self._reader, self._frame, self._converters = reader, frame, converters
+        self._images: dict[tuple[int, bool], np.ndarray] = {}
+
+    def image(self, side: int = 0, fast: bool = False) -> np.ndarray:
+        """Return the picture, uint8 (H, W, 3) RGB.
+
+        Args:
+          side: pixels of the longer side at most; 0 for the size of the video.
+          fast: approximate colours, without HDR's curve and transparency, for measuring changes.
+
+        Raises:
+          UserError: the frame is damaged.
+        """
+        key = side, fast
+        if key not in self._images:
+            if key not in self._converters:
+                self._converters[key] = self._reader.converter(side, fast)
+            with file_errors(self._reader.path):
+                self._images[key] = np.ascontiguousarray(self._converters[key](self._frame))
+        return self._images[key]
 
 
 def resize_frames(video: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,6 +1,8 @@
 """The open video file: its stream, rate, length and frame size, whatever its header claims."""
 
 import contextlib
+import dataclasses
+import io
 import math
 import os
 import pathlib
@@ -26,6 +28,22 @@ _OPEN = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class VideoBytes:
+    """A video in memory, wherever the path of a file is taken.
+
+    Attributes:
+      name: for messages, where it comes from.
+      data: the bytes of its file.
+    """
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
 @contextlib.contextmanager
 def file_errors(path) -> Generator[None]:
     """Turn errors of FFmpeg and the system into UserErrors that name the file."""
@@ -47,16 +65,18 @@ def open_video(path, max_pixels: int):
       UserError: no readable video file, or frames of more than `max_pixels` by its header. Errors
         of what the caller does stay what they are, see `file_errors`.
     """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        raise UserError(f"cannot read {path}: it is a folder, not a video file")
-    if not path.is_file():
-        raise UserError(f"cannot read {path}: no such file")
+    if not isinstance(path, VideoBytes):
+        path = pathlib.Path(path)
+        if path.is_dir():
+            raise UserError(f"cannot read {path}: it is a folder, not a video file")
+        if not path.is_file():
+            raise UserError(f"cannot read {path}: no such file")
     with file_errors(path):
-        if path.stat().st_size == 0:
+        if _size(path) == 0:
             raise UserError(f"cannot read {path}: the file is empty (zero bytes)")
         # An absolute path cannot be taken for a protocol such as `concat:`.
-        container = av.open(os.path.abspath(path), options=_OPEN, metadata_errors="replace")
+        file = io.BytesIO(path.data) if isinstance(path, VideoBytes) else os.path.abspath(path)
+        container = av.open(file, "r", options=_OPEN, metadata_errors="replace")
     with container:
         with file_errors(path):
             stream = _best_stream(path, container)
@@ -71,6 +91,10 @@ def open_video(path, max_pixels: int):
             stream.thread_type, codec.thread_count = "NONE", 1
             codec.options = {"max_pixels": str(max_pixels)}
         yield container, stream
+
+
+def _size(path) -> int:
+    return len(path.data) if isinstance(path, VideoBytes) else os.path.getsize(path)
 
 
 def _best_stream(path, container):
@@ -189,7 +213,7 @@ def stream_length(path, container, stream, rate: float) -> tuple[float, int]:
     """
     indexed, claimed = stream.index_entries, stream_seconds(stream)
     if "mp4" in container.format.name and stream.frames and claimed and len(indexed):
-        size, last = os.path.getsize(path), indexed[-1]
+        size, last = _size(path), indexed[-1]
         if last.pos + last.size <= size:
             return claimed, stream.frames
         stamps = [entry.timestamp for entry in indexed if entry.pos + entry.size <= size]

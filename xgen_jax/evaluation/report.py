@@ -13,19 +13,19 @@ there is marked as missing.
 """
 
 import base64
-import html
 import json
 import math
 import os
 import pathlib
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from xgen_jax.config.build import flat
 from xgen_jax.errors import UserError
+from xgen_jax.evaluation import page
 from xgen_jax.evaluation.chart import line_chart
-from xgen_jax.evaluation.report_style import STYLE
+from xgen_jax.evaluation.page import escape
 from xgen_jax.files import read_json, write_text
 from xgen_jax.training.metric_writers import duration, read_jsonl
 
@@ -41,9 +41,7 @@ MAX_IN_SIGHT = 28  # the rest is folded away, so that the next section is near
 MAX_RECONSTRUCTIONS = 12
 # Bytes of all embedded videos before base64, which adds a third: the page stays below 3 MB.
 VIDEO_BUDGET = 2_000_000
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
-
-escape = html.escape
+SOURCES = "media-src data:"
 
 
 def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) -> pathlib.Path:
@@ -78,34 +76,29 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
         )
 
     videos = _Videos(VIDEO_BUDGET)
-    page = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        "<title>xgen_jax report: "
-        f"{escape(root.resolve().name)}</title><style>{STYLE}</style></head><body><main>",
+    body = [
         _header(root, runs),
         _tiles(reconstruction, captions, samples if own else None, timings),
-        _section("Samples", _samples(captions, root / "evaluation" / "captions", videos))
+        page.section("Samples", _samples(captions, root / "evaluation" / "captions", videos))
         if captions or not (own or samples)
         else "",
-        _section("Samples of own prompts", _own_samples(samples, root / "evaluation", videos))
+        page.section("Samples of own prompts", _own_samples(samples, root / "evaluation", videos))
         if samples or own
         else "",
-        _section("Accuracy by attribute", _accuracy(captions)) if captions or not own else "",
-        _section(
+        page.section("Accuracy by attribute", _accuracy(captions)) if captions or not own else "",
+        page.section(
             "Reconstruction",
             _note_on_clips(facts, own)
             + _reconstruction(reconstruction, root / "evaluation" / "reconstruction", videos),
         ),
-        _section("Training", _curves(runs)),
-        _section("Time", _timings(timings)),
-        _section("Configuration", _configuration(runs)),
-        _section("Versions and machine", _versions(runs)),
-        _section("Reproduce", _reproduce(root, runs, captions, samples, own)),
-        "</main></body></html>\n",
+        page.section("Training", _curves(runs)),
+        page.section("Time", _timings(timings)),
+        page.section("Configuration", _configuration(runs)),
+        page.section("Versions and machine", _versions(runs)),
+        page.section("Reproduce", _reproduce(root, runs, captions, samples, own)),
     ]
-    write_text(out, "".join(page))
+    title = f"xgen_jax report: {root.resolve().name}"
+    write_text(out, page.document(title, "".join(body), SOURCES))
     return out
 
 
@@ -187,43 +180,11 @@ class _Videos:
         grid += f'<div class="cards {kind}">{"".join(in_sight)}</div>'
         if folded:
             more = f'<div class="cards {kind}">{"".join(folded)}</div>'
-            grid += f"<details><summary>{len(folded)} more {kind}</summary>{more}</details>"
+            grid += page.folded(f"{len(folded)} more {kind}", more)
         return grid
 
 
-# Building blocks.
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>{body}</section>"
-
-
-def _missing(text: str) -> str:
-    return f'<p class="missing">{text}</p>'
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Table of cells that are HTML already."""
-    top = "".join(f"<th>{cell}</th>" for cell in head)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return (
-        f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return value
-
-
-def _figure(value: Any, form: str) -> str:
-    return "–" if _number(value) is None else format(value, form)
-
-
-def _bar(fraction: float) -> str:
-    width = 100 * min(max(fraction, 0), 1)
-    return f'<span class="bar"><span style="width:{width:.1f}%"></span></span>'
+# Formats.
 
 
 def _is_time(name: str) -> bool:
@@ -232,7 +193,7 @@ def _is_time(name: str) -> bool:
 
 def _value(name: str, value: Any) -> str:
     """Format a fact of a run, by the unit in its name."""
-    number = _number(value)
+    number = page.number(value)
     if number is not None and _is_time(name):
         return duration(number)
     if number is not None:
@@ -260,15 +221,15 @@ def _training_times(runs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
     times = {}
     for stage, title in STAGES.items():
         last = (runs[stage].get("metrics") or [{}])[-1]
-        if _number(last.get("time_s")) is not None:
+        if page.number(last.get("time_s")) is not None:
             times[f"train the {title[0].lower()}{title[1:]}"] = last["time_s"]
     return times
 
 
 def _total_s(timings: Mapping[str, Any]) -> float:
-    if _number(timings.get("total")) is not None:
+    if page.number(timings.get("total")) is not None:
         return timings["total"]
-    return math.fsum(value for value in timings.values() if _number(value) is not None)
+    return math.fsum(value for value in timings.values() if page.number(value) is not None)
 
 
 def _tiles(
@@ -277,19 +238,20 @@ def _tiles(
     tiles = []
     if reconstruction:
         mean = reconstruction.get("mean", {})
-        clips = _figure(reconstruction.get("clips"), ",")
-        remark = f"SSIM {_figure(mean.get('ssim'), '.3f')}, mean of {clips} clips"
-        tiles.append(("Reconstruction, PSNR", _figure(mean.get("psnr_db"), ".1f") + " dB", remark))
+        clips = page.figure(reconstruction.get("clips"), ",")
+        remark = f"SSIM {page.figure(mean.get('ssim'), '.3f')}, mean of {clips} clips"
+        tiles.append(
+            ("Reconstruction, PSNR", page.figure(mean.get("psnr_db"), ".1f") + " dB", remark)
+        )
     else:
         tiles.append(("Reconstruction, PSNR", "–", "not evaluated yet"))
     if captions:
-        remark = (
-            f"of {_figure(captions.get('prompts'), ',')} prompts, as the verifier reads the videos"
-        )
+        count = page.figure(captions.get("prompts"), ",")
+        remark = f"of {count} prompts, as the verifier reads the videos"
         tiles.append(
             (
                 "All attributes right",
-                _figure(captions.get("accuracy", {}).get("all"), ".0%"),
+                page.figure(captions.get("accuracy", {}).get("all"), ".0%"),
                 remark,
             )
         )
@@ -301,18 +263,14 @@ def _tiles(
         tiles.append(("Total time", duration(_total_s(timings)), "all stages together"))
     else:
         tiles.append(("Total time", "–", "not recorded"))
-    cells = (
-        f"<div><p>{name}</p><strong>{value}</strong><p>{remark}</p></div>"
-        for name, value, remark in tiles
-    )
-    return f'<div class="tiles">{"".join(cells)}</div>'
+    return page.tiles(tiles)
 
 
 def _samples(captions: dict | None, folder: pathlib.Path, videos: _Videos) -> str:
     if captions is None:
-        return _missing("No captions evaluation yet.")
+        return page.missing("No captions evaluation yet.")
     if not captions.get("samples"):
-        return _missing("The captions evaluation kept no samples.")
+        return page.missing("The captions evaluation kept no samples.")
 
     def caption(row: dict[str, Any]) -> str:
         correct, wanted, read = (row.get(name, {}) for name in ("correct", "wanted", "read"))
@@ -349,7 +307,7 @@ def _sampled_with(results: dict[str, Any]) -> str:
 
 def _own_samples(samples: dict | None, folder: pathlib.Path, videos: _Videos) -> str:
     if not (samples or {}).get("samples"):
-        return _missing(
+        return page.missing(
             "No samples yet: python launch/evaluate.py --suite=samples --prompts_file=FILE"
         )
     assert samples is not None
@@ -378,23 +336,23 @@ def _note_on_clips(reconstruction: Mapping[str, Any], own: str | None) -> str:
 
 def _accuracy(captions: dict | None) -> str:
     if captions is None:
-        return _missing("No captions evaluation yet.")
+        return page.missing("No captions evaluation yet.")
     accuracy, prompts = captions.get("accuracy", {}), captions.get("prompts")
     rows = []
     for name in sorted(accuracy, key=lambda name: name == "all"):  # all of them together comes last
-        value = _number(accuracy[name])
+        value = page.number(accuracy[name])
         if value is None:
             continue
         low_high = "–"
         if isinstance(prompts, int) and prompts > 0:
             low_high = "{:.0%} to {:.0%}".format(*wilson_interval(value, prompts))
         label = "<strong>all of them</strong>" if name == "all" else escape(str(name))
-        rows.append((label, f"{value:.1%}", _bar(value), low_high))
+        rows.append((label, f"{value:.1%}", page.bar(value), low_high))
     note = (
         '<p class="note">The interval is the 95% one for this many prompts (Wilson); it does not '
         "hold the spread between training runs.</p>"
     )
-    return _table(("attribute", "right", "", "95% interval"), rows) + note
+    return page.table(("attribute", "right", "", "95% interval"), rows) + note
 
 
 def wilson_interval(fraction: float, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -410,7 +368,7 @@ def wilson_interval(fraction: float, count: int, z: float = 1.96) -> tuple[float
 
 def _reconstruction(reconstruction: dict | None, folder: pathlib.Path, videos: _Videos) -> str:
     if reconstruction is None:
-        return _missing("No reconstruction evaluation yet.")
+        return page.missing("No reconstruction evaluation yet.")
     mean = reconstruction.get("mean", {})
     forms = {
         "psnr_db": ("PSNR", ".2f", " dB"),
@@ -421,15 +379,17 @@ def _reconstruction(reconstruction: dict | None, folder: pathlib.Path, videos: _
     extra = ("sharpness", *(["blockiness"] if "blockiness" in mean else []))
     forms |= {name: (name, ".2f", "") for name in extra}
     figures = ", ".join(
-        f"{name} {_figure(mean.get(key), form)}{unit}" for key, (name, form, unit) in forms.items()
+        f"{name} {page.figure(mean.get(key), form)}{unit}"
+        for key, (name, form, unit) in forms.items()
     )
-    head = f"<p>Mean over {_figure(reconstruction.get('clips'), ',')} clips: {figures}.</p>"
+    head = f"<p>Mean over {page.figure(reconstruction.get('clips'), ',')} clips: {figures}.</p>"
     rows = [row for row in reconstruction.get("videos", []) if row.get("file")]
     if not rows:
-        return head + _missing("The reconstruction evaluation kept no videos.")
+        return head + page.missing("The reconstruction evaluation kept no videos.")
 
     def caption(row: dict[str, Any]) -> str:
-        figures = f"{_figure(row.get('psnr_db'), '.1f')} dB, SSIM {_figure(row.get('ssim'), '.3f')}"
+        psnr, ssim = page.figure(row.get("psnr_db"), ".1f"), page.figure(row.get("ssim"), ".3f")
+        figures = f"{psnr} dB, SSIM {ssim}"
         return f'<p>{escape(str(row.get("name", "")))}</p><p class="note">{figures}</p>'
 
     remark = ": the original left, its reconstruction right"
@@ -442,10 +402,12 @@ def _curves(runs: Mapping[str, dict[str, Any]]) -> str:
         parts.append(f"<h3>{title}</h3>")
         rows = runs[stage].get("metrics")
         if not rows:
-            parts.append(_missing("No metrics yet."))
+            parts.append(page.missing("No metrics yet."))
             continue
         last = rows[-1]
-        time = f" in {duration(last['time_s'])}" if _number(last.get("time_s")) is not None else ""
+        time = (
+            f" in {duration(last['time_s'])}" if page.number(last.get("time_s")) is not None else ""
+        )
         parts.append(f'<p class="note">{last["step"]:,} steps{time}.</p><div class="charts">')
         for name, (label, log) in CURVES.items():
             points = [
@@ -460,14 +422,16 @@ def _curves(runs: Mapping[str, dict[str, Any]]) -> str:
 
 def _timings(timings: dict | None) -> str:
     if not timings:
-        return _missing("No times were recorded.")
+        return page.missing("No times were recorded.")
     total = _total_s(timings)
     rows = [
-        (escape(name), duration(value), _bar(value / total if total else 0))
+        (escape(name), duration(value), page.bar(value / total if total else 0))
         for name, value in timings.items()
-        if name != "total" and _number(value) is not None
+        if name != "total" and page.number(value) is not None
     ]
-    return _table(("stage", "time", ""), [*rows, ("<strong>total</strong>", duration(total), "")])
+    return page.table(
+        ("stage", "time", ""), [*rows, ("<strong>total</strong>", duration(total), "")]
+    )
 
 
 def _configuration(runs: Mapping[str, dict[str, Any]]) -> str:
@@ -475,15 +439,14 @@ def _configuration(runs: Mapping[str, dict[str, Any]]) -> str:
     for stage, title in STAGES.items():
         config = runs[stage].get("config")
         if config is None:
-            parts.append(_missing(f"{title}: no configuration."))
+            parts.append(page.missing(f"{title}: no configuration."))
             continue
         rows = [
             (f"<code>{escape(k)}</code>", f"<code>{escape(json.dumps(v))}</code>")
             for k, v in flat(config).items()
         ]
         parts.append(
-            f"<details><summary>{title}: {len(rows)} "
-            f"settings</summary>{_table(('name', 'value'), rows)}</details>"
+            page.folded(f"{title}: {len(rows)} settings", page.table(("name", "value"), rows))
         )
     return "".join(parts)
 
@@ -491,13 +454,13 @@ def _configuration(runs: Mapping[str, dict[str, Any]]) -> str:
 def _versions(runs: Mapping[str, dict[str, Any]]) -> str:
     facts = {stage: run["run"] for stage, run in runs.items() if "run" in run}
     if not facts:
-        return _missing("No run recorded its versions.")
+        return page.missing("No run recorded its versions.")
     head = ("", *facts)
 
     def table(columns: Mapping[str, Mapping[str, Any]]) -> str:
         names = dict.fromkeys(name for column in columns.values() for name in column)
         cells = ([_value(n, c[n]) if n in c else "–" for c in columns.values()] for n in names)
-        return _table(
+        return page.table(
             head,
             (
                 [escape(name.removesuffix("_s") if _is_time(name) else name), *row]

@@ -1,4 +1,4 @@
-"""The report page's style sheet: one column of text, grids that fold on a phone, light and dark."""
+"""The pages' style sheet: one column of text, grids that fold on a phone, light and dark."""
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbfa; --card: #fff; --ink: #1c1e21;
@@ -66,4 +66,35 @@ code { overflow-wrap: anywhere; }
   .tiles { grid-template-columns: 1fr; } .tiles strong { font-size: 28px; }
   .cards { grid-template-columns: repeat(2, 1fr); } .cards.clips { grid-template-columns: 1fr; }
   .bar { width: 80px; } th, td { padding-right: 14px; } }
+"""
+
+# In addition, on the page of a curation.
+CURATION_STYLE = """
+nav { margin-top: 18px; line-height: 2; }
+nav a { color: var(--accent); margin-right: 16px; white-space: nowrap; }
+.chart .kept { fill: var(--accent); }
+.chart .dropped { fill: var(--wrong); }
+.chart .threshold { stroke: var(--ink); stroke-dasharray: 4 3; }
+.chart .label { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
+.kept-count, .dropped-count { color: var(--accent); font-weight: 600; }
+.dropped-count { color: var(--wrong); }
+.bar.paper span { background: var(--soft); }
+.line { white-space: nowrap; margin: 0; }
+.line.note { font-size: inherit; }
+section .charts { margin-bottom: 8px; }
+.strip { display: flex; gap: 2px; background: #000; }
+.strip img, .strip span { flex: 1 1 0; min-width: 0; width: 100%; aspect-ratio: 16 / 9;
+  object-fit: contain; display: block; }
+.strip span { color: #aaa; font-size: 13px; padding: 8px 10px; }
+.cards { grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); }
+.cards.long { grid-template-columns: repeat(auto-fill, minmax(min(350px, 100%), 1fr)); }
+.sides { display: grid; gap: 8px 22px; grid-template-columns: repeat(2, 1fr); }
+.sides > * { min-width: 0; }
+.sides ul { margin: 0 0 14px; padding-left: 22px; }
+.sides .counts { align-self: center; }
+.sides h4 { margin: 12px 0 4px; font-size: 15px; }
+.sides h4 code { display: inline-block; }
+@media (max-width: 900px) { .sides { grid-template-columns: 1fr; } }
+@media (max-width: 600px) { .chart, .chart .label { font-size: 15px; }
+  .cards { grid-template-columns: repeat(2, 1fr); } .cards.long { grid-template-columns: 1fr; } }
 """

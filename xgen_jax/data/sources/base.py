@@ -107,3 +107,8 @@ class Source(abc.ABC):
         Only what is known without reading clips: a source may yield none, or only its longest.
         """
         return iter(())
+
+
+def choose_caption(captions: Sequence[str], rng: np.random.Generator) -> str:
+    """Return one of the captions of a clip, by chance where there are several."""
+    return captions[int(rng.integers(len(captions)))] if len(captions) > 1 else captions[0]

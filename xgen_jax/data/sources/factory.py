@@ -7,13 +7,17 @@ from typing import Any
 from xgen_jax.data.config import (
     DataConfig,
     LatentsConfig,
+    ShardsConfig,
     SyntheticConfig,
+    TFDSConfig,
     VideoFolderConfig,
     source_folder,
 )
 from xgen_jax.data.sources.base import Source
 from xgen_jax.data.sources.latents import LatentSource
+from xgen_jax.data.sources.shards import ShardSource
 from xgen_jax.data.sources.synthetic import SyntheticSource
+from xgen_jax.data.sources.tfds import TFDSSource
 from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.errors import UserError
 
@@ -59,10 +63,39 @@ def _latents(source: LatentsConfig, data: DataConfig, text: bool) -> Source:
     return LatentSource(source_folder(source), split=source.split, text=text)
 
 
+def _shards(source: ShardsConfig, data: DataConfig, text: bool) -> Source:
+    del data, text
+    return ShardSource(
+        source_folder(source),
+        source.split,
+        fps=source.fps,
+        stride=source.stride,
+        require_captions=source.require_captions,
+        flip=source.flip,
+    )
+
+
+def _tfds(source: TFDSConfig, data: DataConfig, text: bool) -> Source:
+    del data, text
+    return TFDSSource(
+        source_folder(source),
+        source.split,
+        data_dir=source.data_dir,
+        held_out_fraction=source.held_out_fraction,
+        video=source.video,
+        caption=source.caption,
+        frame_rate=source.frame_rate,
+        stride=source.stride,
+        flip=source.flip,
+    )
+
+
 _MAKERS: dict[type, Callable[[Any, DataConfig, bool], Source]] = {
     SyntheticConfig: _synthetic,
     VideoFolderConfig: _video_folder,
     LatentsConfig: _latents,
+    ShardsConfig: _shards,
+    TFDSConfig: _tfds,
 }
 
 

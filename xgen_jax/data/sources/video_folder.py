@@ -14,9 +14,9 @@ from xgen_jax.data.buckets import Bucket, fit
 from xgen_jax.data.captions import read_captions
 from xgen_jax.data.file_index import list_files, probe_files
 from xgen_jax.data.images import IMAGE_FPS, IMAGE_SUFFIXES, probe_image, read_image
-from xgen_jax.data.pixels import random_crop
+from xgen_jax.data.pixels import UNIFORMS, hold_last, random_start, random_view
 from xgen_jax.data.problems import Problems
-from xgen_jax.data.sources.base import SPLITS, Sample, Source
+from xgen_jax.data.sources.base import SPLITS, Sample, Source, choose_caption
 from xgen_jax.data.video import (
     READ_SUFFIXES,
     VideoInfo,
@@ -31,8 +31,6 @@ LEAST_TAIL_S = 4.0  # of a video whose end is held out
 # Fraction of the clips that may be replaced because their files cannot be decoded, and the number
 # of clips read from which on it is checked.
 MAX_REPLACED, COUNTED_FROM = 0.25, 100
-
-_UNIFORMS = 4  # random numbers of a clip: start, row, column, mirrored
 
 
 class VideoFolderSource(Source):
@@ -253,8 +251,8 @@ class VideoFolderSource(Source):
 
     def caption(self, index: int, rng: np.random.Generator) -> str:
         """See `Source.caption`."""
-        rng.random(_UNIFORMS)
-        return _choose(self._captions[self._part_file[self._part(index)[0]]], rng)
+        rng.random(UNIFORMS)
+        return choose_caption(self._captions[self._part_file[self._part(index)[0]]], rng)
 
     def captions(self) -> Iterator[tuple[str, str]]:
         """Yield (file, caption) of every caption of every file that has clips here."""
@@ -295,7 +293,7 @@ class VideoFolderSource(Source):
         part, place = self._part(index)
         image = _is_image(self._files[self._part_file[part]])
         # Before anything can fail, so that a substitute has the same numbers.
-        uniforms = rng.random(_UNIFORMS)
+        uniforms = rng.random(UNIFORMS)
         for step in range(len(self._part_file)):
             number = (part + step) % len(self._part_file)
             file_number = self._part_file[number]
@@ -311,7 +309,7 @@ class VideoFolderSource(Source):
                 continue
             self._count(replaced=step > 0)
             rate = self._rate(file, self._infos[file_number])
-            return {"video": video, "caption": _choose(captions, rng), "fps": rate}
+            return {"video": video, "caption": choose_caption(captions, rng), "fps": rate}
         what = "image" if image else "video"
         raise UserError(f"every {what} in {self.path} failed to decode\n{self.report()}")
 
@@ -335,11 +333,16 @@ class VideoFolderSource(Source):
         begin_s, end_s = float(self._part_begin_s[part]), float(self._part_end_s[part])
         count = int(self._part_first[part + 1] - self._part_first[part])
         fps = self._rate(file, info)
-        # The last output frame must start before the part ends: choose among the source frames that
-        # allow it, clip k of n among the k-th n-th of them.
-        spare = end_s - begin_s - (frames - 1) / fps - 1 / info.fps
-        starts = 1 + max(0, int(spare * info.fps + 1e-3))
-        start_s = begin_s + int((min(place, count - 1) + uniforms[0]) / count * starts) / info.fps
+        start_s = random_start(
+            begin_s,
+            end_s,
+            frames=frames,
+            fps=fps,
+            file_fps=info.fps,
+            uniform=uniforms[0],
+            place=place,
+            count=count,
+        )
         if _is_image(file):
             image = read_image(self.path / file)
             video = resize_cover(image[None], height, width)
@@ -351,11 +354,8 @@ class VideoFolderSource(Source):
                 video, _ = read_video(path, **options)
         if len(video) < frames:
             self._problems.note("shorter than a clip, last frame held", file)
-            video = np.concatenate([video, np.repeat(video[-1:], frames - len(video), axis=0)])
-        video = random_crop(video, height, width, (uniforms[1], uniforms[2]))
-        if self._flip and uniforms[3] < 0.5:
-            video = video[:, :, ::-1]
-        return np.ascontiguousarray(video)
+            video = hold_last(video, frames)
+        return random_view(video, height, width, uniforms, self._flip)
 
     def _rate(self, file: str, info: VideoInfo) -> float:
         """Frames a second at which clips of a file are sampled."""
@@ -364,10 +364,6 @@ class VideoFolderSource(Source):
 
 def _probe(path: pathlib.Path) -> VideoInfo:
     return (probe_image if _is_image(path.name) else probe)(path)
-
-
-def _choose(captions: Sequence[str], rng: np.random.Generator) -> str:
-    return captions[int(rng.integers(len(captions)))] if len(captions) > 1 else captions[0]
 
 
 def _hash_fraction(file: str) -> float:

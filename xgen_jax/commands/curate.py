@@ -1,0 +1,462 @@
+"""Curate a folder of raw videos: `launch/curate.py`.
+
+Measuring, captions and packing are done shard by shard, by an engine. Between them stand two steps
+over all clips, finding duplicates and selecting, which read the tables of clips alone.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import datetime
+import os
+import pathlib
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from xgen_jax.curation.clips import (
+    HASHES,
+    clip_shard,
+    clips_key,
+    clips_table,
+    measure_shard,
+    read_clips,
+    shard_facts,
+    tables,
+)
+from xgen_jax.curation.config import CurationConfig
+from xgen_jax.curation.duplicates import HashedClip, find_duplicates, find_similar
+from xgen_jax.curation.engines import Engine, make_engine
+from xgen_jax.curation.kept import (
+    SHARDS,
+    caption_shard,
+    is_shard_packed,
+    pack_shard,
+    sent_requests,
+    shard_captions,
+    write_kept,
+)
+from xgen_jax.curation.meter import between
+from xgen_jax.curation.pack import finish
+from xgen_jax.curation.selection import Decided, decide, funnel, funnel_text
+from xgen_jax.curation.store import SourceShard, digest, divide, read_table, write_table
+from xgen_jax.curation.webdataset import export_tars, import_tars
+from xgen_jax.data.captions import read_captions
+from xgen_jax.data.problems import Problems
+from xgen_jax.errors import UserError
+from xgen_jax.evaluation.curation_report import write_curation_report
+from xgen_jax.files import locked
+from xgen_jax.training.metric_writers import ConsoleWriter
+
+REPORT = "report.html"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CurateRequest:
+    """The flags of `launch/curate.py`.
+
+    Attributes:
+      config: of the curation.
+      videos: folder of the raw videos.
+      out: folder of the curation.
+      import_tars: folder of tar files to unpack to `videos` first; see `webdataset.import_tars`.
+      export_tars: folder for the packed clips as tar files; see `webdataset.export_tars`.
+      dry_run: print the funnel, and write no shards and no page.
+      engine, task_index, task_count, ray_address: see `curation.engines.make_engine`.
+
+    Raises:
+      UserError: a folder that is not given, or `out` in `videos`.
+    """
+
+    config: CurationConfig = CurationConfig()
+    videos: str = ""
+    out: str = ""
+    import_tars: str = ""
+    export_tars: str = ""
+    dry_run: bool = False
+    engine: str = "inline"
+    task_index: int | None = None
+    task_count: int | None = None
+    ray_address: str | None = None
+
+    def __post_init__(self):
+        missing = [name for name in ("videos", "out") if not getattr(self, name)]
+        if missing:
+            raise UserError(f"give {', '.join(f'--{name}=DIR' for name in missing)}")
+        if self.dry_run and self.export_tars:
+            raise UserError("--dry_run packs no clips that --export_tars could write")
+        videos, out = pathlib.Path(self.videos).resolve(), pathlib.Path(self.out).resolve()
+        if out.is_relative_to(videos) or videos.is_relative_to(out):
+            raise UserError(
+                f"--out={self.out} and --videos={self.videos} must not lie in each other: the next "
+                "curation would read its own shards"
+            )
+
+
+def curate(request: CurateRequest) -> dict[str, Any]:
+    """Measure, cut, select, caption and pack, or go on with what a run before left.
+
+    Returns:
+      Counts of videos, clips and kept clips; the paths of the page and of the shards. For a job of
+      an array that waits for others, the number of shards that are not measured, or not packed.
+
+    Raises:
+      UserError: no videos, a folder that holds something else, an engine or endpoint that cannot
+        be used.
+    """
+    started = time.monotonic()
+    config, out, videos = request.config, pathlib.Path(request.out), pathlib.Path(request.videos)
+    engine = make_engine(
+        request.engine, request.task_index, request.task_count, request.ray_address
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(engine.close)
+        if engine.alone:
+            stack.enter_context(locked(out, "curates into"))
+        if request.import_tars:
+            imported = import_tars(_tars(request.import_tars), videos)
+            print(f"unpacked to {videos}: {imported}", file=sys.stderr)
+        shards = divide(videos, out, config.videos_per_shard)
+        cpu_s = _measure(engine, shards, out, config)
+        if waiting := len(_unmeasured(shards, out, config)):
+            return _waits("measured", waiting, len(shards))
+        clips = _select(shards, out, config)
+        text = funnel_text(funnel(clips.table, clips.decided, clips.videos, len(clips.errors)))
+        print(text, file=sys.stderr)
+        kept = int(clips.decided.keep.sum())
+        summary: dict[str, Any] = {
+            "videos": clips.videos,
+            "unused_videos": len(clips.errors),
+            "clips": len(clips.decided.keep),
+            "kept": kept,
+        }
+        if request.dry_run:
+            return {**summary, "wall_s": round(time.monotonic() - started, 2)}
+        if not kept:
+            report = _report(request, shards, clips, {}, cpu_s)
+            raise UserError(f"no clip is kept; {report} shows why, and what to change")
+        # A shard without videos is packed too, empty: their numbers have no gaps.
+        packing = [_numbered(shards, number) for number in range(1 + shards[-1].number)]
+        for shard in packing:
+            write_kept(shard, out, clips.table, clips.decided.keep)
+        _caption(engine, shards, out, videos, config)
+        counts = _pack(engine, packing, out, config)
+        if waiting := sum(not is_shard_packed(shard, out, config) for shard in packing):
+            return _waits("packed", waiting, len(packing))
+        manifest = finish(out / SHARDS, len(packing), config.pack, {"config": digest(repr(config))})
+        report = _report(request, shards, clips, counts, cpu_s)
+        if not manifest["clips"]["held_out"]:
+            print(
+                "no clip is held out of training: give a larger --config.pack.held_out_fraction "
+                "to score what a model makes of others",
+                file=sys.stderr,
+            )
+        if request.export_tars:
+            summary["tars"] = len(export_tars(out / SHARDS, request.export_tars))
+    return {
+        **summary,
+        **counts,
+        "shards": str(out / SHARDS),
+        "report": str(report),
+        "held_out": manifest["clips"]["held_out"],
+        "wall_s": round(time.monotonic() - started, 2),
+    }
+
+
+def _tars(folder: str) -> list[pathlib.Path]:
+    tars = sorted(pathlib.Path(folder).rglob("*.tar"))
+    if not tars:
+        raise UserError(f"--import_tars={folder} holds no tar file")
+    return tars
+
+
+def _waits(what: str, waiting: int, total: int) -> dict[str, Any]:
+    print(
+        f"{waiting} of {total} shards are not {what} by the other jobs; submit the array again "
+        "when these have ended",
+        file=sys.stderr,
+    )
+    return {what: total - waiting, "shards": total, "waiting": waiting}
+
+
+def _numbered(shards: Sequence[SourceShard], number: int) -> SourceShard:
+    return next((shard for shard in shards if shard.number == number), SourceShard(number, ()))
+
+
+# Measuring.
+
+
+def _unmeasured(
+    shards: Sequence[SourceShard], out: pathlib.Path, config: CurationConfig
+) -> list[SourceShard]:
+    there = tables(out, config).values()
+    return [shard for shard in shards if not all(table.has(shard) for table in there)]
+
+
+def _measure(
+    engine: Engine, shards: Sequence[SourceShard], out: pathlib.Path, config: CurationConfig
+) -> dict[str, float]:
+    """Measure what is missing; seconds of processor time by stage, and "seconds" of video."""
+    missing = _unmeasured(shards, out, config)
+    total: dict[str, float] = collections.Counter()
+    with _bar("measure", sum(len(shard.files) for shard in missing), "videos") as show:
+        done = 0
+        for shard, cpu_s in engine.map(measure_shard, missing, out, config):
+            done += len(shard.files)
+            for name, seconds in cpu_s.items():
+                total[name] += seconds
+            show(done, total["seconds"])
+    return dict(total)
+
+
+@contextlib.contextmanager
+def _bar(name: str, total: int, unit: str) -> Generator[Callable[[int, float | None], None]]:
+    """Give a function that shows how many are done, and the seconds of video in them."""
+    if not total:
+        yield lambda done, video_s=None: None
+        return
+    with contextlib.closing(ConsoleWriter(total, name, show=("video_s",), unit=unit)) as console:
+
+        def show(done: int, video_s: float | None = None) -> None:
+            console.progress(done, {} if video_s is None else {"video_s": video_s})
+
+        yield show
+
+
+# Selecting.
+
+
+@dataclasses.dataclass
+class Clips:
+    """All clips of a curation.
+
+    Attributes:
+      table: columns, see `curation.selection`, and "shard".
+      decided: what the rules say of them.
+      videos: number of files.
+      errors: why files have no clips, by name.
+    """
+
+    table: dict[str, np.ndarray]
+    decided: Decided
+    videos: int
+    errors: dict[str, str]
+
+
+def _select(shards: Sequence[SourceShard], out: pathlib.Path, config: CurationConfig) -> Clips:
+    """Cut the clips, compare them with each other, and apply the rules."""
+    for shard in clips_table(out, config).missing(shards):
+        clip_shard(shard, out, config)
+    errors: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for shard in shards:
+        facts, reasons = shard_facts(shard, out, config)
+        errors |= reasons
+        for name in sorted(facts):
+            same = first.setdefault(facts[name]["sha256"], name)
+            if same != name:
+                errors[name] = f"it has the same bytes as {same}"
+    table = read_clips(shards, out, config, errors)
+    duplicates = _duplicates(table, shards, out, config)
+    table["duplicate_of"] = np.array(
+        [duplicates.get(name, "") for name in table["clip_id"]], object
+    )
+    return Clips(
+        table=table,
+        decided=decide(table, config),
+        videos=sum(len(shard.files) for shard in shards),
+        errors=errors,
+    )
+
+
+def _duplicates(
+    table: Mapping[str, np.ndarray],
+    shards: Sequence[SourceShard],
+    out: pathlib.Path,
+    config: CurationConfig,
+) -> dict[str, str]:
+    """Find duplicates among all clips, or read what was found; the kept clip by the dropped one."""
+    ids = digest(sorted(table["clip_id"].tolist()))
+    key = digest(clips_key(config), repr(config.duplicates), ids)
+    path = out / f"duplicates-{key}.parquet"
+    if not path.is_file():
+        found = _find_duplicates(table, shards, out, config)
+        names = {"clip_id": sorted(found), "duplicate_of": [found[name] for name in sorted(found)]}
+        for stale in out.glob("duplicates-*.parquet"):
+            stale.unlink()
+        schema = pa.schema([(name, pa.string()) for name in names])
+        write_table(path, pa.table(names, schema))
+    pairs = read_table(path)
+    return dict(zip(pairs["clip_id"].to_pylist(), pairs["duplicate_of"].to_pylist()))
+
+
+def _find_duplicates(
+    table: Mapping[str, np.ndarray],
+    shards: Sequence[SourceShard],
+    out: pathlib.Path,
+    config: CurationConfig,
+) -> dict[str, str]:
+    mine = set(zip(table["clip_id"], table["source"]))
+    features = bool(config.aesthetics.clip_dir) and config.duplicates.similarity is not None
+    clips, rows = [], []
+    columns = ("clip_id", "source", "start_s", "end_s", "width", "height", "bitrate", *HASHES[:3])
+    for shard in shards:
+        names = [*columns, "feature"] if features else columns
+        for row in clips_table(out, config).read(shard, names).to_pylist():
+            if (row["clip_id"], row["source"]) not in mine:
+                continue
+            clips.append(
+                HashedClip(
+                    id=row["clip_id"],
+                    length_s=row["end_s"] - row["start_s"],
+                    pixels=row["width"] * row["height"],
+                    bitrate=row["bitrate"],
+                    time_s=row["hash_time_s"],
+                    hashes=row["hashes"],
+                    quality=row["hash_quality"],
+                )
+            )
+            rows.append(row.get("feature"))
+    found = find_duplicates(clips, config.duplicates)
+    if features and clips:
+        left = [place for place, clip in enumerate(clips) if clip.id not in found]
+        found |= find_similar(
+            np.array([rows[place] for place in left], np.float32),
+            [clips[place].length_s for place in left],
+            [clips[place].id for place in left],
+            config.duplicates.similarity,
+            [clips[place].pixels for place in left],
+            [clips[place].bitrate for place in left],
+        )
+    return found
+
+
+# Captions and packing.
+
+
+def _caption(
+    engine: Engine,
+    shards: Sequence[SourceShard],
+    out: pathlib.Path,
+    videos: pathlib.Path,
+    config: CurationConfig,
+) -> None:
+    """Get the captions that are missing, within the budget."""
+    if config.captions.kind == "none":
+        return
+    given: Mapping[str, Sequence[str]] = {}
+    if config.captions.kind == "file":
+        names = [file.name for shard in shards for file in shard.files]
+        given = read_captions(videos, names, Problems(), required=True)
+    left = config.captions.budget
+    if left is not None:
+        left = max(0, left - sum(sent_requests(shard, out, config) for shard in shards))
+    mine = list(engine.mine(shards))
+    with _bar("caption", len(mine), "shards") as show:
+        for done, shard in enumerate(mine, 1):
+            sent = caption_shard(shard, out, config, given, left)
+            left = None if left is None else max(0, left - sent)
+            show(done, None)
+    if left == 0:
+        print(
+            f"the budget of {config.captions.budget} requests is spent; the other clips get their "
+            "captions in a later run with a larger --config.captions.budget",
+            file=sys.stderr,
+        )
+
+
+def _pack(
+    engine: Engine, shards: Sequence[SourceShard], out: pathlib.Path, config: CurationConfig
+) -> dict[str, int]:
+    """Pack every shard; counts of clips, see `pack_shard`."""
+    counts: dict[str, int] = collections.Counter()
+    with _bar("pack", len(shards), "shards") as show:
+        for done, (_, packed) in enumerate(engine.map(pack_shard, shards, out, config), 1):
+            counts.update(packed)
+            show(done, None)
+    return dict(counts)
+
+
+# The page.
+
+
+def _report(
+    request: CurateRequest,
+    shards: Sequence[SourceShard],
+    clips: Clips,
+    counts: Mapping[str, int],
+    cpu_s: Mapping[str, float],
+) -> pathlib.Path:
+    config, out, table = request.config, pathlib.Path(request.out), clips.table
+    captions = {}
+    if config.captions.kind != "none":
+        for shard in shards:
+            captions |= shard_captions(shard, out, config)
+    texts = [(captions.get(name) or {}).get("caption") or "" for name in table["clip_id"]]
+    pictures = tables(out, config)["thumbnails"]
+    by_shard: dict[int, dict[str, dict[str, np.ndarray]]] = {}
+
+    def thumbnails(clip: int) -> list[bytes]:
+        number = int(table["shard"][clip])
+        if number not in by_shard:
+            by_shard.clear()  # of one shard at a time: the page asks for few, in any order
+            by_shard[number] = _pictures(pictures.read(_numbered(shards, number)))
+        rows = by_shard[number].get(table["source"][clip])
+        if rows is None:
+            return []
+        return list(between(rows, table["start_s"][clip], table["end_s"][clip])["jpeg"])
+
+    base = [f"--videos={shlex.quote(request.videos)}", f"--out={shlex.quote(request.out)}"]
+    facts = {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "command": shlex.join(
+            ["python", *(word.replace("--config_key=", "--config.", 1) for word in sys.argv)]
+        ),
+        **{f"clips {name.replace('_', ' ')}": value for name, value in counts.items()},
+        **_speed(cpu_s),
+        "next": {
+            "try other thresholds": " ".join(["python launch/curate.py", *base, "--dry_run"]),
+            "train on the shards": "python launch/train.py --config=finetune/vidvae:cpu "
+            f"--workdir=RUN --config.data.source.path={shlex.quote(str(out / SHARDS))}",
+        },
+    }
+    return write_curation_report(
+        out / REPORT,
+        {**table, "caption": np.array(texts, object)},
+        clips.decided,
+        funnel(table, clips.decided, clips.videos, len(clips.errors)),
+        thumbnails,
+        sorted(clips.errors.items()),
+        facts,
+        config,
+    )
+
+
+def _pictures(table: pa.Table) -> dict[str, dict[str, np.ndarray]]:
+    """Return the rows of thumbnails of each video."""
+    rows: dict[str, dict[str, list]] = {}
+    for row in table.to_pylist():
+        of = rows.setdefault(row["file"], {"time_s": [], "jpeg": []})
+        of["time_s"].append(row["time_s"])
+        of["jpeg"].append(row["jpeg"])
+    return {
+        name: {"time_s": np.array(of["time_s"]), "jpeg": np.array(of["jpeg"], object)}
+        for name, of in rows.items()
+    }
+
+
+def _speed(cpu_s: Mapping[str, float]) -> dict[str, str]:
+    """Say what measuring cost, per 10 seconds of video, where something was measured."""
+    if not cpu_s.get("seconds"):
+        return {}
+    parts = {name: 10 * value / cpu_s["seconds"] for name, value in cpu_s.items()}
+    del parts["seconds"]
+    listed = ", ".join(f"{name} {value:.3f}" for name, value in parts.items())
+    return {"processor seconds per 10 s of video": f"{sum(parts.values()):.2f} ({listed})"}

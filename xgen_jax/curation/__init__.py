@@ -1,0 +1,16 @@
+"""From raw videos to training shards, as arXiv 2408.12590, section 3, did for 13 million clips.
+
+config        what each stage measures, and the thresholds
+measure       one decoding of a video, which feeds every `meter`
+shots text motion quality aesthetics duplicates    a stage each: its meter, its score of a clip
+clips         a video's clips with their scores, from what was measured
+selection     which clips are kept, and why the others are not
+captions      by an endpoint, a file or a function; `caption_endpoint` asks, `caption_transport`
+              speaks HTTP, `caption_text` decides what is a caption
+kept          the kept clips of a shard: their captions, and their packing
+encode, pack  clips as small files, and these as ArrayRecord shards
+webdataset    the same as tar files, and tar files as a folder of videos
+store         tables on disk, each written whole or not at all, under a key of what decides it
+isolation     a worker process with limits, for files that cannot be trusted
+engines       the shards of videos one after another, with Ray, or over an array of jobs
+"""

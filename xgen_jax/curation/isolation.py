@@ -1,0 +1,206 @@
+"""A process of its own for files that cannot be trusted.
+
+A damaged or hostile file can crash a decoder, or keep it busy without end. So each is decoded in a
+child process with limits of time and memory; whatever happens there is one error of one file. The
+child only computes: it is sent a function and its arguments, and sends back what the function
+returns. It ends when its parent does.
+
+`python -m xgen_jax.curation.isolation MEMORY_BYTES` is the child.
+"""
+
+import atexit
+import functools
+import os
+import pathlib
+import pickle
+import resource
+import selectors
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO, TypeVar
+
+from xgen_jax.errors import UserError
+
+T = TypeVar("T")
+
+_LENGTH = struct.Struct("<Q")
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+# One thread a child: an engine decides how many children there are.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_WALL_FACTOR = 10.0  # seconds by the clock for each of processor time, on a busy machine
+
+
+class Worker:
+    """A child process that calls functions, one at a time; a context manager.
+
+    A child that dies, or takes too long, is replaced with the next call.
+
+    Args:
+      memory_gb: of the child at most, in 1e9 bytes.
+    """
+
+    def __init__(self, memory_gb: float):
+        self._memory = int(memory_gb * 1e9)
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def run(self, function: Callable[..., T], *arguments: Any, silent_s: float) -> T:
+        """Return `function(*arguments)`, called in the child.
+
+        Args:
+          function: of a module; it and its arguments are pickled.
+          silent_s: seconds of processor time that it may take without a call of `alive`.
+
+        Raises:
+          UserError: as the function, or the child died, or took too long.
+        """
+        child = self._running()
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            _send(child.stdin, (function, arguments, silent_s))
+            # A child that waits for a disk, or is stopped, uses no processor time.
+            kind, value = _receive(child.stdout, silent_s * _WALL_FACTOR)
+        except TimeoutError as error:
+            self.close()
+            text = f"it did not answer for {silent_s * _WALL_FACTOR:.0f} s, and was stopped"
+            raise UserError(text) from error
+        except (EOFError, OSError) as error:
+            raise UserError(self._reason_of_death(silent_s)) from error
+        if kind == "user":
+            raise UserError(value)
+        if kind == "memory":
+            raise UserError(f"it needs more than {self._memory / 1e9:g} GB of memory")
+        if kind == "defect":
+            raise RuntimeError(f"in the worker: {value}")
+        return value
+
+    def close(self) -> None:
+        """End the child."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    _close(pipe)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._child is not None and self._child.poll() is not None:
+            self.close()
+        if self._child is None:
+            paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "xgen_jax.curation.isolation", str(self._memory)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={
+                    **os.environ,
+                    **dict.fromkeys(_THREADS, "1"),
+                    "PYTHONPATH": os.pathsep.join(paths),
+                },
+                start_new_session=True,  # Ctrl-C reaches the parent, which ends it
+            )
+        return self._child
+
+    def _reason_of_death(self, silent_s: float) -> str:
+        child = self._child
+        assert child is not None
+        code = child.wait()
+        self.close()
+        if code == -signal.SIGXCPU:
+            return f"it took more than {silent_s:.0f} s of processor time without a frame"
+        name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        return f"its decoder crashed ({name})"
+
+
+@functools.cache
+def shared_worker(memory_gb: float) -> Worker:
+    """Return this process's worker: what it has imported and loaded serves all shards."""
+    worker = Worker(memory_gb)
+    atexit.register(worker.close)
+    return worker
+
+
+def alive(seconds: float) -> None:
+    """Allow this process so many seconds of processor time from now on."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    limit = int(time.process_time() + seconds) + 1
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
+    )
+
+
+def _close(pipe: BinaryIO | Any) -> None:
+    try:
+        pipe.close()
+    except OSError:  # what was not sent yet goes nowhere
+        return
+
+
+def _send(pipe: Any, value: Any) -> None:
+    data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    pipe.write(_LENGTH.pack(len(data)))
+    pipe.write(data)
+    pipe.flush()
+
+
+def _receive(pipe: Any, timeout_s: float | None = None) -> Any:
+    """Read one value.
+
+    Raises:
+      TimeoutError: nothing came for that long.
+      EOFError: the other end is closed.
+    """
+    if timeout_s is not None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            if not selector.select(timeout_s):
+                raise TimeoutError
+    (length,) = _LENGTH.unpack(_exactly(pipe, _LENGTH.size))
+    return pickle.loads(_exactly(pipe, length))
+
+
+def _exactly(pipe: Any, count: int) -> bytes:
+    data = pipe.read(count)
+    if len(data) != count:
+        raise EOFError
+    return data
+
+
+def _serve(memory: int) -> None:
+    """Call what is sent, until the parent closes its end."""
+    # The functions' own output to stdout must not come between the answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    requests = os.fdopen(0, "rb", closefd=False)
+    # Memory that is written to, without what libraries only reserve.
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    while True:
+        try:
+            function, arguments, silent_s = _receive(requests)
+        except EOFError:
+            return
+        alive(silent_s)
+        try:
+            answer = "value", function(*arguments)
+        except UserError as error:
+            answer = "user", str(error)
+        except MemoryError:
+            answer = "memory", ""
+        except Exception as error:  # a defect, which the parent raises
+            answer = "defect", f"{type(error).__name__}: {error}"
+        _send(answers, answer)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))
