@@ -204,7 +204,7 @@ def _measure(
 ) -> dict[str, float]:
     """Measure what is missing; seconds of processor time by stage, and "seconds" of video."""
     missing = _unmeasured(shards, out, config)
-    total: dict[str, float] = collections.Counter()
+    total: dict[str, float] = collections.defaultdict(float)
     with _bar("measure", sum(len(shard.files) for shard in missing), "videos") as show:
         done = 0
         for shard, cpu_s in engine.map(measure_shard, missing, out, config):
@@ -303,11 +303,11 @@ def _find_duplicates(
     config: CurationConfig,
 ) -> dict[str, str]:
     mine = set(zip(table["clip_id"], table["source"]))
-    features = bool(config.aesthetics.clip_dir) and config.duplicates.similarity is not None
+    similarity = config.duplicates.similarity if config.aesthetics.clip_dir else None
     clips, rows = [], []
     columns = ("clip_id", "source", "start_s", "end_s", "width", "height", "bitrate", *HASHES[:3])
     for shard in shards:
-        names = [*columns, "feature"] if features else columns
+        names = [*columns, *([] if similarity is None else ["feature"])]
         for row in clips_table(out, config).read(shard, names).to_pylist():
             if (row["clip_id"], row["source"]) not in mine:
                 continue
@@ -324,13 +324,13 @@ def _find_duplicates(
             )
             rows.append(row.get("feature"))
     found = find_duplicates(clips, config.duplicates)
-    if features and clips:
+    if similarity is not None and clips:
         left = [place for place, clip in enumerate(clips) if clip.id not in found]
         found |= find_similar(
             np.array([rows[place] for place in left], np.float32),
             [clips[place].length_s for place in left],
             [clips[place].id for place in left],
-            config.duplicates.similarity,
+            similarity,
             [clips[place].pixels for place in left],
             [clips[place].bitrate for place in left],
         )

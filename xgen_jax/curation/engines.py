@@ -5,6 +5,7 @@ value. So an engine may run a task anywhere, twice, or kill it; what is missing 
 """
 
 import abc
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,7 +124,9 @@ class Ray(Engine):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
-            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            ray.init(
+                address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(f"--ray_address={address}: no Ray cluster answers ({error})") from error
 

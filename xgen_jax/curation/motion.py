@@ -46,8 +46,9 @@ class MotionMeter(Meter):
         self._config = config
         self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._dis.setFinestScale(1)  # of halved frames; the preset's 2 is for whole ones
-        self._before: tuple[float, np.ndarray] | None = None
-        self._long_before: tuple[float, np.ndarray] | None = None
+        nothing = -math.inf, np.zeros((0, 0), np.uint8)
+        self._before: tuple[float, np.ndarray] = nothing
+        self._long_before: tuple[float, np.ndarray] = nothing
         self._time_s = array.array("d")
         self._changed, self._moved, self._drift, self._flow = (array.array("f") for _ in range(4))
 
@@ -57,7 +58,7 @@ class MotionMeter(Meter):
         size = tuple(max(_LEAST_SIDE, side // 2) for side in gray.shape[::-1])
         gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
         changed, moved, drift, flow = 0.0, np.nan, np.nan, np.nan
-        if self._before is None or self._before[1].shape != gray.shape:
+        if self._before[1].shape != gray.shape:  # the first, or another size
             self._long_before = time_s, gray
         else:
             changed = self._part_changed(self._before[1], gray)
@@ -92,11 +93,13 @@ class MotionMeter(Meter):
     def _flow_per_second(
         self, before: tuple[float, np.ndarray], now: tuple[float, np.ndarray]
     ) -> float:
-        flow = self._dis.calc(before[1], now[1], None)
+        shape = (*now[1].shape, 2)
+        flow = self._dis.calc(before[1], now[1], np.zeros(shape, np.float32))
         length = cv2.magnitude(flow[..., 0], flow[..., 1])
         # By the square of the gradient: in flat parts the flow is that of the codec's noise. Where
         # all of the picture is flat, as at night, nothing is known to move.
-        weight = sum(cv2.Sobel(now[1], cv2.CV_32F, *order) ** 2 for order in ((1, 0), (0, 1)))
+        slope = cv2.Sobel(now[1], cv2.CV_32F, 1, 0), cv2.Sobel(now[1], cv2.CV_32F, 0, 1)
+        weight = slope[0] ** 2 + slope[1] ** 2
         length = float(np.vdot(length, weight) / (weight.sum() + _FLAT * weight.size))
         return length / float(np.hypot(*now[1].shape)) / (now[0] - before[0])
 

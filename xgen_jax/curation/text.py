@@ -53,7 +53,8 @@ class TextMeter(Meter):
         # The network was trained on BGR.
         found = self._detector(np.ascontiguousarray(image[..., ::-1]))
         # Their scores are of no use: rapidocr 3.10 sorts the boxes and leaves the scores unsorted.
-        corners = np.zeros((0, 4, 2)) if found.boxes is None else np.asarray(found.boxes)
+        boxes = getattr(found, "boxes", None)
+        corners = np.zeros((0, 4, 2)) if boxes is None else np.asarray(boxes)
         corners = corners[_are_lines(corners, height, width)]
         self._times_s.append(time_s)
         self._boxes.append((corners / (width, height)).astype(np.float32).ravel())
