@@ -28,7 +28,8 @@ import av
 import cv2
 import numpy as np
 
-from xgen_jax.curation.clips import METERS, clip_shard, measure_shard, measure_video, read_clips
+from xgen_jax.curation.clip_table import read_clips
+from xgen_jax.curation.clips import METERS, clip_shard, measure_shard, measure_video
 from xgen_jax.curation.config import CurationConfig, PackConfig, ShotsConfig
 from xgen_jax.curation.encode import encode_clip
 from xgen_jax.curation.engines import Engine, Inline, Ray

@@ -20,18 +20,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from xgen_jax.curation.clip_table import Clips, prune, select
 from xgen_jax.curation.clips import (
-    HASHES,
-    clip_shard,
-    clips_key,
-    clips_table,
     measure_shard,
-    read_clips,
-    shard_facts,
     tables,
 )
 from xgen_jax.curation.config import CurationConfig
-from xgen_jax.curation.duplicates import HashedClip, find_duplicates, find_similar
 from xgen_jax.curation.engines import Engine, make_engine
 from xgen_jax.curation.kept import (
     SHARDS,
@@ -44,8 +38,8 @@ from xgen_jax.curation.kept import (
 )
 from xgen_jax.curation.meter import between
 from xgen_jax.curation.pack import finish
-from xgen_jax.curation.selection import Decided, decide, funnel, funnel_text
-from xgen_jax.curation.store import SourceShard, digest, divide, read_table, write_table
+from xgen_jax.curation.selection import funnel, funnel_text
+from xgen_jax.curation.store import SourceShard, digest, divide
 from xgen_jax.curation.webdataset import export_tars, import_tars
 from xgen_jax.data.captions import read_captions
 from xgen_jax.data.problems import Problems
@@ -126,7 +120,7 @@ def curate(request: CurateRequest) -> dict[str, Any]:
         cpu_s = _measure(engine, shards, out, config)
         if waiting := len(_unmeasured(shards, out, config)):
             return _waits("measured", waiting, len(shards))
-        clips = _select(shards, out, config)
+        clips = select(shards, out, config)
         text = funnel_text(funnel(clips.table, clips.decided, clips.videos, len(clips.errors)))
         print(text, file=sys.stderr)
         kept = int(clips.decided.keep.sum())
@@ -151,6 +145,8 @@ def curate(request: CurateRequest) -> dict[str, Any]:
             return _waits("packed", waiting, len(packing))
         manifest = finish(out / SHARDS, len(packing), config.pack, {"config": digest(repr(config))})
         report = _report(request, shards, clips, counts, cpu_s)
+        if engine.alone:
+            prune(out, config)
         if not manifest["clips"]["held_out"]:
             print(
                 "no clip is held out of training: give a larger --config.pack.held_out_fraction "
@@ -227,114 +223,6 @@ def _bar(name: str, total: int, unit: str) -> Generator[Callable[[int, float | N
             console.progress(done, {} if video_s is None else {"video_s": video_s})
 
         yield show
-
-
-# Selecting.
-
-
-@dataclasses.dataclass
-class Clips:
-    """All clips of a curation.
-
-    Attributes:
-      table: columns, see `curation.selection`, and "shard".
-      decided: what the rules say of them.
-      videos: number of files.
-      errors: why files have no clips, by name.
-    """
-
-    table: dict[str, np.ndarray]
-    decided: Decided
-    videos: int
-    errors: dict[str, str]
-
-
-def _select(shards: Sequence[SourceShard], out: pathlib.Path, config: CurationConfig) -> Clips:
-    """Cut the clips, compare them with each other, and apply the rules."""
-    for shard in clips_table(out, config).missing(shards):
-        clip_shard(shard, out, config)
-    errors: dict[str, str] = {}
-    first: dict[str, str] = {}
-    for shard in shards:
-        facts, reasons = shard_facts(shard, out, config)
-        errors |= reasons
-        for name in sorted(facts):
-            same = first.setdefault(facts[name]["sha256"], name)
-            if same != name:
-                errors[name] = f"it has the same bytes as {same}"
-    table = read_clips(shards, out, config, errors)
-    duplicates = _duplicates(table, shards, out, config)
-    table["duplicate_of"] = np.array(
-        [duplicates.get(name, "") for name in table["clip_id"]], object
-    )
-    return Clips(
-        table=table,
-        decided=decide(table, config),
-        videos=sum(len(shard.files) for shard in shards),
-        errors=errors,
-    )
-
-
-def _duplicates(
-    table: Mapping[str, np.ndarray],
-    shards: Sequence[SourceShard],
-    out: pathlib.Path,
-    config: CurationConfig,
-) -> dict[str, str]:
-    """Find duplicates among all clips, or read what was found; the kept clip by the dropped one."""
-    ids = digest(sorted(table["clip_id"].tolist()))
-    key = digest(clips_key(config), repr(config.duplicates), ids)
-    path = out / f"duplicates-{key}.parquet"
-    if not path.is_file():
-        found = _find_duplicates(table, shards, out, config)
-        names = {"clip_id": sorted(found), "duplicate_of": [found[name] for name in sorted(found)]}
-        for stale in out.glob("duplicates-*.parquet"):
-            stale.unlink()
-        schema = pa.schema([(name, pa.string()) for name in names])
-        write_table(path, pa.table(names, schema))
-    pairs = read_table(path)
-    return dict(zip(pairs["clip_id"].to_pylist(), pairs["duplicate_of"].to_pylist()))
-
-
-def _find_duplicates(
-    table: Mapping[str, np.ndarray],
-    shards: Sequence[SourceShard],
-    out: pathlib.Path,
-    config: CurationConfig,
-) -> dict[str, str]:
-    mine = set(zip(table["clip_id"], table["source"]))
-    similarity = config.duplicates.similarity if config.aesthetics.clip_dir else None
-    clips, rows = [], []
-    columns = ("clip_id", "source", "start_s", "end_s", "width", "height", "bitrate", *HASHES[:3])
-    for shard in shards:
-        names = [*columns, *([] if similarity is None else ["feature"])]
-        for row in clips_table(out, config).read(shard, names).to_pylist():
-            if (row["clip_id"], row["source"]) not in mine:
-                continue
-            clips.append(
-                HashedClip(
-                    id=row["clip_id"],
-                    length_s=row["end_s"] - row["start_s"],
-                    pixels=row["width"] * row["height"],
-                    bitrate=row["bitrate"],
-                    time_s=row["hash_time_s"],
-                    hashes=row["hashes"],
-                    quality=row["hash_quality"],
-                )
-            )
-            rows.append(row.get("feature"))
-    found = find_duplicates(clips, config.duplicates)
-    if similarity is not None and clips:
-        left = [place for place, clip in enumerate(clips) if clip.id not in found]
-        found |= find_similar(
-            np.array([rows[place] for place in left], np.float32),
-            [clips[place].length_s for place in left],
-            [clips[place].id for place in left],
-            similarity,
-            [clips[place].pixels for place in left],
-            [clips[place].bitrate for place in left],
-        )
-    return found
 
 
 # Captions and packing.

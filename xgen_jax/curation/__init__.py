@@ -4,6 +4,7 @@ config        what each stage measures, and the thresholds
 measure       one decoding of a video, which feeds every `meter`
 shots text motion quality aesthetics duplicates    a stage each: its meter, its score of a clip
 clips         a video's clips with their scores, from what was measured
+clip_table    the clips of all shards, and the duplicates among them
 selection     which clips are kept, and why the others are not
 captions      by an endpoint, a file or a function; `caption_endpoint` asks, `caption_transport`
               speaks HTTP, `caption_text` decides what is a caption

@@ -130,7 +130,7 @@ class ChatEndpoint:
             try:
                 answer = self._request(clip_id, content, stop)
             except _Refused as refusal:
-                # The same question about gray pictures tells a setting from a clip.
+                # The same question about gray pictures shows whether a setting is wrong or a clip.
                 gray = self._content(np.full_like(frames, 127), times_s)
                 checks = self._check_settings(gray, stop)
                 return Answer(reason=str(refusal), requests=attempt + 1 + checks)

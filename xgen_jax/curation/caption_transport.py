@@ -177,10 +177,10 @@ class Transport:
 
 def _read(response: http.client.HTTPResponse, opened: socket.socket, deadline: float) -> bytes:
     """The body, within a time for the whole of it: some servers send a blank now and then."""
-    pieces, size = [], 0
-    while piece := response.read1(1 << 16):
-        pieces.append(piece)
-        size += len(piece)
+    parts, size = [], 0
+    while part := response.read1(1 << 16):
+        parts.append(part)
+        size += len(part)
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
@@ -190,7 +190,7 @@ def _read(response: http.client.HTTPResponse, opened: socket.socket, deadline: f
             opened.settimeout(left_s)
     if response.length:
         raise Failed("truncated answer")
-    return b"".join(pieces)
+    return b"".join(parts)
 
 
 def _read_key(variable: str) -> str:

@@ -5,10 +5,11 @@ the tables, so that other thresholds cost seconds.
 """
 
 import collections
+import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from xgen_jax.curation.config import CurationConfig
 from xgen_jax.curation.isolation import shared_worker
 from xgen_jax.curation.measure import Measured, ThumbnailMeter, measure
 from xgen_jax.curation.meter import Columns, Meter, between
+from xgen_jax.curation.selection import THRESHOLDS
 from xgen_jax.curation.store import SourceFile, SourceShard, Table, digest
 from xgen_jax.errors import UserError
 
@@ -63,8 +65,14 @@ def stage_keys(config: CurationConfig) -> dict[str, str]:
 
 def clips_key(config: CurationConfig) -> str:
     """Return the key of what decides the clips and their scores."""
-    deciding = (config.shots, config.motion, config.quality, config.text, config.aesthetics)
-    return digest(_CLIPS_VERSION, stage_keys(config), [repr(each) for each in deciding])
+    thresholds = {rule.key for rule in THRESHOLDS}  # which are applied to the scores afterwards
+    deciding = {
+        f"{stage}.{name}": value
+        for stage in ("shots", "motion", "quality", "text", "aesthetics")
+        for name, value in dataclasses.asdict(getattr(config, stage)).items()
+        if f"{stage}.{name}" not in thresholds
+    }
+    return digest(_CLIPS_VERSION, stage_keys(config), deciding)
 
 
 def tables(out: pathlib.Path, config: CurationConfig) -> dict[str, Table]:
@@ -175,7 +183,7 @@ def clip_shard(shard: SourceShard, out: pathlib.Path, config: CurationConfig) ->
         if file.name in facts:
             parts = {stage: of(file.name) for stage, of in by_file.items()}
             rows += _clips_of(facts[file.name], parts, config)
-    clips_table(out, config).write(shard, pa.Table.from_pylist(rows, _clip_schema(config)))
+    clips_table(out, config).write(shard, pa.Table.from_pylist(rows, clip_schema(config)))
 
 
 def _clips_of(
@@ -211,41 +219,13 @@ def _clips_of(
     return rows
 
 
-# Columns that only finding duplicates reads.
-HASHES = ("hashes", "hash_time_s", "hash_quality", "feature")
-
-
-def read_clips(
-    shards: Sequence[SourceShard], out: pathlib.Path, config: CurationConfig, unused: Container[str]
-) -> dict[str, np.ndarray]:
-    """Return the columns of all clips but `HASHES`, and "shard", the number of each one's shard.
-
-    Args:
-      shards: of the videos.
-      out: of the curation.
-      config: of the curation.
-      unused: names of videos whose clips are left out.
-    """
-    table = clips_table(out, config)
-    parts, numbers = [], []
-    for shard in shards:
-        part = table.read(shard, [n for n in _clip_schema(config).names if n not in HASHES])
-        parts.append(part)
-        numbers += [shard.number] * part.num_rows
-    whole = pa.concat_tables(parts)
-    columns = {name: whole[name].to_numpy() for name in whole.column_names}
-    columns["shard"] = np.array(numbers, np.int64)
-    mine = np.array([source not in unused for source in columns["source"]], bool)
-    return {name: values[mine] for name, values in columns.items()}
-
-
 def clip_id(sha256: str, start_s: float, end_s: float) -> str:
     """Return the name of a clip: it follows from the bytes of its video and its times alone."""
     span = round(start_s * 1e6), round(end_s * 1e6)
     return hashlib.sha256(f"{sha256}:{span[0]}:{span[1]}".encode()).hexdigest()[:20]
 
 
-def _clip_schema(config: CurationConfig) -> pa.Schema:
+def clip_schema(config: CurationConfig) -> pa.Schema:
     """Return the columns of the table of clips."""
     fields = {
         **dict.fromkeys(("clip_id", "source", "sha256"), pa.string()),

@@ -130,7 +130,7 @@ class QualityConfig(Stage):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AestheticsConfig(Stage):
-    """LAION's aesthetic predictor on CLIP features, where its weights are at hand.
+    """LAION's aesthetic predictor on CLIP features, where its weights are available.
 
     Attributes:
       clip_dir: folder of a CLIP ViT-L/14 (config.json and safetensors); None for none.
