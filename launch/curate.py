@@ -45,6 +45,9 @@ FLAGS = [
 
 def main():
     from xgen_jax.commands.config_file import load_curation
+    from xgen_jax.curation import check_installed
+
+    check_installed()
     from xgen_jax.commands.curate import CurateRequest, curate
 
     config = load_curation(CONFIG.value, KEYS.value)

@@ -17,7 +17,7 @@ FUNCTIONS = [name for name in xgen_jax.__all__ if name != "UserError"]
 
 @pytest.fixture(scope="module")
 def folder(tiny_runs, tmp_path_factory):
-    """A working folder as the examples expect it: runs/vidvae, runs/vdit, clip.mp4."""
+    """A working folder as the examples expect it: runs/vidvae, runs/vdit, clip.mp4, videos."""
     folder = tmp_path_factory.mktemp("examples")
     (folder / "runs").mkdir()
     lora = tiny_run(
@@ -31,6 +31,7 @@ def folder(tiny_runs, tmp_path_factory):
         (folder / "runs" / run).symlink_to(tiny_runs / run)
     video = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
     xgen_jax.write_video(folder / "clip.mp4", video)
+    xgen_jax.write_video(folder / "videos" / "clip.mp4", video)
     return folder
 
 

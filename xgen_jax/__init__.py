@@ -230,6 +230,9 @@ def curate(
       summary = xgen_jax.curate("videos", "curated", keys={"shots.min_side": 64}, dry_run=True)
     """
     from xgen_jax.commands.config_file import load_curation
+    from xgen_jax.curation import check_installed
+
+    check_installed()
     from xgen_jax.commands.curate import CurateRequest, curate
 
     pairs = [f"{key}={value}" for key, value in (keys or {}).items()]

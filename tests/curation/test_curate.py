@@ -330,6 +330,17 @@ def test_limits_name_their_flag(tmp_path):
     assert "longer than 0.001 hours (--config.limits.hours)" in page
 
 
+def test_missing_packages_are_named_with_the_extra(monkeypatch):
+    import xgen_jax
+    from xgen_jax import curation
+
+    monkeypatch.setattr(curation, "PACKAGES", ("numpy", "no_such_package"))
+    with pytest.raises(
+        UserError, match=r"needs no_such_package: pip install 'xgen_jax\[curation\]"
+    ):
+        xgen_jax.curate("videos", "out")
+
+
 def test_folders_that_cannot_be_right_are_refused(videos, tmp_path):
     with pytest.raises(UserError, match="give --videos=DIR, --out=DIR"):
         CurateRequest()

@@ -105,7 +105,9 @@ def curate(request: CurateRequest) -> dict[str, Any]:
         be used.
     """
     started = time.monotonic()
-    config, out, videos = request.config, pathlib.Path(request.out), pathlib.Path(request.videos)
+    # Absolute, since a worker elsewhere may have another working folder.
+    config, out = request.config, pathlib.Path(request.out).resolve()
+    videos = pathlib.Path(request.videos).resolve()
     engine = make_engine(
         request.engine, request.task_index, request.task_count, request.ray_address
     )

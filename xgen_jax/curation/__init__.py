@@ -15,3 +15,18 @@ store         tables on disk, each written whole or not at all, under a key of w
 isolation     a worker process with limits, for files that cannot be trusted
 engines       the shards of videos one after another, with Ray, or over an array of jobs
 """
+
+import importlib.util
+
+from xgen_jax.errors import UserError
+
+PACKAGES = ("cv2", "onnxruntime", "pdqhash", "rapidocr", "shapely")  # of the extra
+
+
+def check_installed() -> None:
+    """Raise UserError if a package of the extra `curation` is missing."""
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(
+            f"curation needs {', '.join(missing)}: pip install 'xgen_jax[curation]', in the "
+            "repository pip install -e '.[curation]'"
+        )
