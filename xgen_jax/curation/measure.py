@@ -89,6 +89,7 @@ def measure(path: str, meters: Mapping[str, Meter], limits: LimitsConfig) -> Mea
     Raises:
       UserError: it cannot be read to its end, or exceeds a limit.
     """
+    cv2.setNumThreads(1)  # how many videos are measured at once is the engine's business
     began = time.process_time()
     digest = file_sha256(path)
     grid = {name: min(_FIRST_S, meter.every_s) for name, meter in meters.items() if meter.every_s}
