@@ -63,6 +63,8 @@ def test_a_mistake_of_the_user_stays_one_and_a_defect_too(worker):
         worker.run(probe, "/nothing.mp4", silent_s=SILENT_S)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         worker.run(divmod, 1, 0, silent_s=SILENT_S)
+    with pytest.raises(RuntimeError, match="ModuleNotFoundError: .*test_isolation"):
+        worker.run(_lives, 1, silent_s=SILENT_S)  # of a module that the worker cannot import
 
 
 def test_it_prints_to_stderr_alone(worker):

@@ -62,7 +62,7 @@ class Worker:
         try:
             _send(child.stdin, (function, arguments, silent_s))
             # A child that waits for a disk, or is stopped, uses no processor time.
-            kind, value = _receive(child.stdout, silent_s * _WALL_FACTOR)
+            kind, value = pickle.loads(_receive(child.stdout, silent_s * _WALL_FACTOR))
         except TimeoutError as error:
             self.close()
             text = f"it did not answer for {silent_s * _WALL_FACTOR:.0f} s, and was stopped"
@@ -153,8 +153,8 @@ def _send(pipe: Any, value: Any) -> None:
     pipe.flush()
 
 
-def _receive(pipe: Any, timeout_s: float | None = None) -> Any:
-    """Read one value.
+def _receive(pipe: Any, timeout_s: float | None = None) -> bytes:
+    """Read one pickled value.
 
     Raises:
       TimeoutError: nothing came for that long.
@@ -166,7 +166,7 @@ def _receive(pipe: Any, timeout_s: float | None = None) -> Any:
             if not selector.select(timeout_s):
                 raise TimeoutError
     (length,) = _LENGTH.unpack(_exactly(pipe, _LENGTH.size))
-    return pickle.loads(_exactly(pipe, length))
+    return _exactly(pipe, length)
 
 
 def _exactly(pipe: Any, count: int) -> bytes:
@@ -187,11 +187,12 @@ def _serve(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while True:
         try:
-            function, arguments, silent_s = _receive(requests)
+            request = _receive(requests)
         except EOFError:
             return
-        alive(silent_s)
         try:
+            function, arguments, silent_s = pickle.loads(request)
+            alive(silent_s)
             answer = "value", function(*arguments)
         except UserError as error:
             answer = "user", str(error)
