@@ -66,7 +66,7 @@ class ShotsConfig(Stage):
     dissolve_dip: float = 0.12
     trim_s: float = 0.25
     min_s: float = 1.5
-    max_s: float = 16.0
+    max_s: float = 8.0
     min_side: int = 256
     min_fps: float = 12.0
 
