@@ -1,5 +1,6 @@
 """From a folder of videos to shards: what is kept and why, bad files, kills, other thresholds."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import tiny_clip
+from chat_server import sentence, serve
 from footage import Film, Join, Scene
 
 from xgen_jax.commands.curate import CurateRequest, curate
@@ -197,6 +199,35 @@ def test_captions_of_files_and_of_a_function(curated, videos, tmp_path, monkeypa
     rows = index(tmp_path / "function")
     assert len(rows) == len(index(curated[1]))
     assert all(row["captions"][0].startswith("4 frames of brightness") for row in rows)
+
+
+def test_an_endpoint_captions_each_clip_once_and_within_its_budget(tmp_path):
+    for number in range(4):
+        video = np.zeros((48, 48, 64, 3), np.uint8)
+        video[..., 1] = 8 * number + 4  # by which the server knows it
+        write_video(tmp_path / "videos" / f"{number}.mp4", video, 24)
+    with serve({1: ["500"], 2: ["garbage"]}) as server:
+        captions = CaptionsConfig(kind="endpoint", url=server.url, model="seer", budget=3)
+        config = dataclasses.replace(
+            CONFIG,
+            shots=dataclasses.replace(CONFIG.shots, min_side=48),
+            motion=dataclasses.replace(CONFIG.motion, min_motion=0.0),
+            quality=dataclasses.replace(CONFIG.quality, max_piqe=100.0),
+            pack=dataclasses.replace(CONFIG.pack, tiers=(48,), buckets="9x48x48"),
+            captions=captions,
+        )
+        with contextlib.suppress(UserError):  # none of them has a caption yet
+            assert run(tmp_path / "videos", tmp_path / "out", config)["packed"] < 4
+        assert len(server.seen) == 3
+        config = dataclasses.replace(config, captions=dataclasses.replace(captions, budget=None))
+        assert run(tmp_path / "videos", tmp_path / "out", config)["packed"] == 4
+        rows = index(tmp_path / "out")
+        assert {row["source"]: row["captions"] for row in rows} == {
+            f"{number}.mp4": [sentence(number)] for number in range(4)
+        }
+        asked = len(server.seen)
+        assert run(tmp_path / "videos", tmp_path / "out", config)["packed"] == 4
+        assert len(server.seen) == asked  # nothing is paid for twice
 
 
 def test_clip_features_compare_and_score(curated, videos, tmp_path):

@@ -23,7 +23,7 @@ def test_jobs_of_an_array_share_the_shards(count):
     jobs = [Array(index, count) for index in range(count)]
     done = [shard for job in jobs for shard, _ in job.map(number_of, SHARDS, 0)]
     assert sorted(done, key=lambda shard: shard.number) == SHARDS
-    assert not any(job.alone for job in jobs)
+    assert all(job.alone == (count == 1) for job in jobs)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_job_knows_its_place_from_the_scheduler(monkeypatch, variables, index,
         monkeypatch.setenv(name, value)
     job = make_engine("array", None, None, None)
     assert isinstance(job, Array)
-    assert (job.index, job.count) == (index, count)
+    assert (job.index, job.jobs) == (index, count)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ from xgen_jax.files import locked
 from xgen_jax.training.metric_writers import ConsoleWriter
 
 REPORT = "report.html"
+_REASONS = 5  # that are printed, of clips without a caption
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,13 @@ def curate(request: CurateRequest) -> dict[str, Any]:
         counts = _pack(engine, packing, out, config)
         if waiting := sum(not is_shard_packed(shard, out, config) for shard in packing):
             return _waits("packed", waiting, len(packing))
+        if not counts["packed"]:
+            why = (
+                "none of them has a caption; run again, or give --config.captions.kind=none"
+                if counts["without_caption"]
+                else "none of them could be cut from its video"
+            )
+            raise UserError(f"{kept} clips are kept, but {why}")
         manifest = finish(out / SHARDS, len(packing), config.pack, {"config": digest(repr(config))})
         report = _report(request, shards, clips, counts, cpu_s)
         if engine.alone:
@@ -247,12 +255,21 @@ def _caption(
     left = config.captions.budget
     if left is not None:
         left = max(0, left - sum(sent_requests(shard, out, config) for shard in shards))
+        left //= engine.jobs  # of which none knows what the others spend
     mine = list(engine.mine(shards))
     with _bar("caption", len(mine), "shards") as show:
         for done, shard in enumerate(mine, 1):
             sent = caption_shard(shard, out, config, given, left)
             left = None if left is None else max(0, left - sent)
             show(done, None)
+    reasons = collections.Counter(
+        row["reason"]
+        for shard in mine
+        for row in shard_captions(shard, out, config).values()
+        if row["caption"] is None
+    )
+    for reason, count in reasons.most_common(_REASONS):
+        print(f"{count} clips have no caption: {reason}", file=sys.stderr)
     if left == 0:
         print(
             f"the budget of {config.captions.budget} requests is spent; the other clips get their "
@@ -265,12 +282,12 @@ def _pack(
     engine: Engine, shards: Sequence[SourceShard], out: pathlib.Path, config: CurationConfig
 ) -> dict[str, int]:
     """Pack every shard; counts of clips, see `pack_shard`."""
-    counts: dict[str, int] = collections.Counter()
+    counts = dict.fromkeys(("packed", "without_caption", "failed"), 0)
     with _bar("pack", len(shards), "shards") as show:
         for done, (_, packed) in enumerate(engine.map(pack_shard, shards, out, config), 1):
-            counts.update(packed)
+            counts = {name: count + packed[name] for name, count in counts.items()}
             show(done, None)
-    return dict(counts)
+    return counts
 
 
 # The page.

@@ -32,10 +32,15 @@ class Engine(abc.ABC):
     """Runs a function of a shard over shards.
 
     Attributes:
-      alone: whether no other process works on the same curation.
+      jobs: processes that work on the same curation.
     """
 
-    alone = True
+    jobs = 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process works on the same curation."""
+        return self.jobs == 1
 
     def mine(self, shards: Sequence[SourceShard]) -> list[SourceShard]:
         """Return the shards that are this process's to work on."""
@@ -76,8 +81,6 @@ class Array(Inline):
       UserError: neither flags nor variables say it, or they contradict each other.
     """
 
-    alone = False
-
     def __init__(self, index: int | None, count: int | None):
         if (index is None) != (count is None):
             raise UserError("give both --task_index and --task_count")
@@ -85,11 +88,11 @@ class Array(Inline):
             index, count = _from_environment(os.environ)
         if not 0 <= index < count:
             raise UserError(f"--task_index={index} must be in 0 .. {count - 1} (--task_count)")
-        self.index, self.count = index, count
+        self.index, self.jobs = index, count
 
     def mine(self, shards: Sequence[SourceShard]) -> list[SourceShard]:
         """See `Engine.mine`."""
-        return [shard for shard in shards if shard.number % self.count == self.index]
+        return [shard for shard in shards if shard.number % self.jobs == self.index]
 
 
 def _from_environment(environment: Mapping[str, str]) -> tuple[int, int]:
