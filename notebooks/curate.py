@@ -42,7 +42,7 @@ xgen_jax.curate(VIDEOS, OUT, keys=KEYS, dry_run=True)
 xgen_jax.curate(VIDEOS, OUT, keys={**KEYS, "text.max_area": 0.05}, dry_run=True)
 
 # %% [markdown]
-# Now the same for real. Captions are those of the videos' folder where `captions.kind` is `file`;
+# Now the same for real. Captions are those of the videos' folder where `captions` is `file`;
 # an endpoint with OpenAI's interface writes them where it is `endpoint`.
 
 # %%
@@ -50,7 +50,7 @@ CAPTIONS = os.environ.get("XGEN_JAX_CAPTIONS", "none")
 curated = xgen_jax.curate(
     VIDEOS,
     OUT,
-    keys={**KEYS, "captions.kind": CAPTIONS, "pack.tiers": "64,256", "pack.held_out_fraction": 0.1},
+    keys={**KEYS, "captions": CAPTIONS, "pack.tiers": "64,256", "pack.held_out_fraction": 0.1},
 )
 print(curated)
 

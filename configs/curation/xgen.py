@@ -2,7 +2,7 @@
 
 command   python launch/curate.py --config=curation/xgen --videos=VIDEOS --out=CURATED
             --config.aesthetics.clip_dir=CLIP --config.aesthetics.head=FILE
-            --config.captions.kind=endpoint --config.captions.url=URL --config.captions.model=NAME
+            --config.captions=endpoint --config.captions.url=URL --config.captions.model=NAME
 hardware  CPU for all but CLIP and the captions; the paper used a cluster with a queue for each step
 time      see docs/curation.md
 expect    of the clips of the paper's videos 64.18% are no duplicates; 90.23% of these reach the

@@ -42,7 +42,7 @@ def test_a_path_of_a_file_stays_as_it_is(tmp_path, monkeypatch):
         ),
         ("vidvae", r"did you mean .*quickstart/vidvae"),
         ("mime.py", r"did you mean mine.py\?"),
-        ("zzz", r"zzz is not known; give a file, or one of finetune/regen, "),
+        ("zzz", r"zzz is not known; give a file, or one of curation/default, "),
         ("vdit/stages", r"vdit/stages is not known"),  # a module that configs share
         ("common", r"common is not known"),
     ],

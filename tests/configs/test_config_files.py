@@ -182,11 +182,12 @@ def test_a_curation_takes_its_own_keys_and_lists_each_with_a_word_for_it(path):
     assert config.text.max_area == 0.5 and config.pack.tiers == (64, 128)
     listed = config_help(f"curation/{path.stem}", [], load_curation)
     for key, _, _ in keys(CurationConfig, config):
-        (line,) = (
-            line for line in listed.splitlines() if line.strip().startswith(f"--config.{key}=")
-        )
-        assert line
+        assert f"  --config.{key}=" in listed, key
     with pytest.raises(FlagError, match="did you mean --config.text.max_area"):
         load_curation(str(path), ["text.max_aria=0.5"])
+    named = ["captions=endpoint", "captions.url=http://a/v1", "captions.model=seer"]
+    assert load_curation(str(path), named).captions.model == "seer"
+    with pytest.raises(UserError, match="give --config.captions.url="):
+        load_curation(str(path), ["captions=endpoint", "captions.model=seer"])
     with pytest.raises(UserError, match=r"max_s=1 .*\(--config.shots.max_s=...\)"):
         load_curation(str(path), ["shots.max_s=1"])

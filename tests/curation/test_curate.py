@@ -26,8 +26,11 @@ from footage import Film, Join, Scene
 from xgen_jax.commands.curate import CurateRequest, curate
 from xgen_jax.curation.config import (
     AestheticsConfig,
-    CaptionsConfig,
     CurationConfig,
+    EndpointCaptions,
+    FileCaptions,
+    FunctionCaptions,
+    NoCaptions,
     PackConfig,
     ShotsConfig,
 )
@@ -183,7 +186,7 @@ def test_captions_of_files_and_of_a_function(curated, videos, tmp_path, monkeypa
     copy = tmp_path / "videos"
     shutil.copytree(videos, copy)
     (copy / "kept.txt").write_text("a disc moves over a plain of colours")
-    captions = CaptionsConfig(kind="file")
+    captions = FileCaptions()
     of_files = dataclasses.replace(CONFIG, captions=captions)
     summary = run(copy, tmp_path / "files", of_files)
     rows = index(tmp_path / "files")
@@ -194,7 +197,7 @@ def test_captions_of_files_and_of_a_function(curated, videos, tmp_path, monkeypa
         "    return f'{len(frames)} frames of brightness {frames.mean():.0f}'\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    captions = CaptionsConfig(kind="function", function="my_captioner:brightness", side=64)
+    captions = FunctionCaptions(function="my_captioner:brightness", side=64)
     run(videos, tmp_path / "function", dataclasses.replace(CONFIG, captions=captions))
     rows = index(tmp_path / "function")
     assert len(rows) == len(index(curated[1]))
@@ -207,7 +210,7 @@ def test_an_endpoint_captions_each_clip_once_and_within_its_budget(tmp_path):
         video[..., 1] = 8 * number + 4  # by which the server knows it
         write_video(tmp_path / "videos" / f"{number}.mp4", video, 24)
     with serve({1: ["500"], 2: ["garbage"]}) as server:
-        captions = CaptionsConfig(kind="endpoint", url=server.url, model="seer", budget=3)
+        captions = EndpointCaptions(url=server.url, model="seer", budget=3)
         config = dataclasses.replace(
             CONFIG,
             shots=dataclasses.replace(CONFIG.shots, min_side=48),
@@ -255,7 +258,7 @@ def test_tar_files_go_in_and_out(curated, tmp_path):
     shutil.copytree(out, copy)
     export_tars(copy / "shards", tars)
     videos = tmp_path / "videos"
-    config = dataclasses.replace(CONFIG, captions=CaptionsConfig(kind="none"))
+    config = dataclasses.replace(CONFIG, captions=NoCaptions())
     flags = {"import_tars": str(tars), "export_tars": str(tmp_path / "again")}
     summary = run(videos, tmp_path / "out", config, **flags)
     assert summary["videos"] == len(index(out)) and summary["packed"] > 0

@@ -191,7 +191,7 @@ def test_without_captions_and_without_pictures(tmp_path):
     table = make_table(30)
     del table["caption"]
     _, page, _ = write(tmp_path, table, thumbnails=lambda clip: [])
-    assert "No captions: see --config.captions.kind." in page.text
+    assert "No captions: see --config.captions." in page.text
     assert "no picture was stored" in page.text and not page.all("img")
 
 

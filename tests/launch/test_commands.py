@@ -44,6 +44,7 @@ def test_help_shows_the_commands_own_flags_first(name):
         "sample": "--prompt",
         "evaluate": "--suite",
         "encode": "--shard_size",
+        "curate": "--videos",
     }
     assert own.get(name, "--embedder") in done.stdout
     assert "--alsologtostderr" not in done.stdout

@@ -148,7 +148,7 @@ def curate(request: CurateRequest) -> dict[str, Any]:
             return _waits("packed", waiting, len(packing))
         if not counts["packed"]:
             why = (
-                "none of them has a caption; run again, or give --config.captions.kind=none"
+                "none of them has a caption; run again, or give --config.captions=none"
                 if counts["without_caption"]
                 else "none of them could be cut from its video"
             )
@@ -246,10 +246,10 @@ def _caption(
     config: CurationConfig,
 ) -> None:
     """Get the captions that are missing, within the budget."""
-    if config.captions.kind == "none":
+    if not config.captions.WANTED:
         return
     given: Mapping[str, Sequence[str]] = {}
-    if config.captions.kind == "file":
+    if config.captions.OF_FILES:
         names = [file.name for shard in shards for file in shard.files]
         given = read_captions(videos, names, Problems(), required=True)
     left = config.captions.budget
@@ -302,7 +302,7 @@ def _report(
 ) -> pathlib.Path:
     config, out, table = request.config, pathlib.Path(request.out), clips.table
     captions = {}
-    if config.captions.kind != "none":
+    if config.captions.WANTED:
         for shard in shards:
             captions |= shard_captions(shard, out, config)
     texts = [(captions.get(name) or {}).get("caption") or "" for name in table["clip_id"]]

@@ -185,7 +185,7 @@ def _clips_to_score(request: EvaluateRequest, run: RunFolder) -> tuple[Source, s
         return _folder(config), config.split
     if request.data is not None:
         # A folder of latents has no videos to score: that is said by the source of videos.
-        made = next((one for one in _VIDEOS if one.kind == kind), VideoFolderConfig)
+        made = {one.kind: one for one in _VIDEOS}.get(kind or "", VideoFolderConfig)
         folder = made(path=request.data, split=request.split or "all")
         return _folder(folder), folder.split
     if request.split not in (None, "held_out"):

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from xgen_jax.curation.caption_transport import Failed, Response, Transport
-from xgen_jax.curation.config import CaptionsConfig
+from xgen_jax.curation.config import EndpointCaptions
 from xgen_jax.errors import UserError
 
 BUDGET_SPENT = "the budget of requests is spent"
@@ -81,9 +81,9 @@ class ChatEndpoint:
       UserError: the URL or the key cannot be used.
     """
 
-    def __init__(self, config: CaptionsConfig, budget: int | None = None, backoff_s: float = 1.0):
+    def __init__(self, config: EndpointCaptions, budget: int | None = None, backoff_s: float = 1.0):
         self._config, self._budget, self._backoff_s = config, budget, backoff_s
-        self._transport = Transport(config.url or "", config.key_variable, config.timeout_s)
+        self._transport = Transport(config.url, config.key_variable, config.timeout_s)
         self.requests = 0
         self._lock, self._settings_lock = threading.Lock(), threading.Lock()
         self._not_before = 0.0  # of time.monotonic(), as a server that is busy asked

@@ -18,7 +18,13 @@ import numpy as np
 
 from xgen_jax.curation.caption_endpoint import Answer, ChatEndpoint
 from xgen_jax.curation.caption_text import clean_caption, why_no_caption
-from xgen_jax.curation.config import CaptionsConfig
+from xgen_jax.curation.config import (
+    CaptionsConfig,
+    EndpointCaptions,
+    FileCaptions,
+    FunctionCaptions,
+    NoCaptions,
+)
 from xgen_jax.errors import UserError
 
 
@@ -112,13 +118,15 @@ def make_captioner(
     Raises:
       UserError: a function that cannot be imported, a URL or a key that cannot be used.
     """
-    if config.kind == "endpoint":
-        return EndpointCaptioner(config, budget)
-    if config.kind == "function":
-        return FunctionCaptioner(config)
-    if config.kind == "file":
-        return FileCaptioner(captions or {})
-    return None
+    match config:
+        case EndpointCaptions():
+            return EndpointCaptioner(config, budget)
+        case FunctionCaptions():
+            return FunctionCaptioner(config)
+        case FileCaptions():
+            return FileCaptioner(captions or {})
+        case NoCaptions():
+            return None
 
 
 class EndpointCaptioner:
@@ -132,7 +140,7 @@ class EndpointCaptioner:
 
     needs_frames = True
 
-    def __init__(self, config: CaptionsConfig, budget: int | None = None, backoff_s: float = 1.0):
+    def __init__(self, config: EndpointCaptions, budget: int | None = None, backoff_s: float = 1.0):
         self._config = config
         self._endpoint = ChatEndpoint(config, budget, backoff_s)
         self._prompt_hash = hashlib.sha256(config.prompt.encode()).hexdigest()[:12]
@@ -217,8 +225,8 @@ class FunctionCaptioner:
     requests = 0
     budget_spent = False
 
-    def __init__(self, config: CaptionsConfig):
-        self._name = config.function or ""
+    def __init__(self, config: FunctionCaptions):
+        self._name = config.function
         self._function = _import_function(self._name)
         self._key = os.environ.get(config.key_variable, "").strip()
 

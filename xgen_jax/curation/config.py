@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import ClassVar
 
-from xgen_jax.errors import UserError, choose
+from xgen_jax.errors import UserError
 
 
 class Stage:
@@ -206,21 +206,79 @@ class MotionConfig(Stage):
         _above(self, max_changed=0, jump=0)
 
 
-# Kinds of captions: see `curation.captions`.
-CAPTIONERS = ("none", "file", "endpoint", "function")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoCaptions(Stage):
+    """No captions: clips are packed without.
+
+    Attributes:
+      kind: `none`.
+    """
+
+    WANTED: ClassVar[bool] = False  # clips without a caption are packed, too
+    OF_FILES: ClassVar[bool] = False  # captions cost nothing, and may be corrected
+    frames: ClassVar[int] = 0
+    side: ClassVar[int] = 0
+    budget: ClassVar[int | None] = None
+
+    kind: str = "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CaptionsConfig(Stage):
-    """Where captions come from.
+class FileCaptions(Stage):
+    """The captions of the videos' folder (captions.jsonl, captions.csv or text files).
 
     Attributes:
-      kind: `none`; `file`, the captions of the videos' folder (captions.jsonl, captions.csv or text
-        files); `endpoint`, a server that speaks OpenAI's chat completions; `function`, a Python
-        function on this machine.
+      kind: `file`.
+    """
+
+    WANTED: ClassVar[bool] = True
+    OF_FILES: ClassVar[bool] = True
+    frames: ClassVar[int] = 0
+    side: ClassVar[int] = 0
+    budget: ClassVar[int | None] = None
+
+    kind: str = "file"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FunctionCaptions(Stage):
+    """A Python function on this machine.
+
+    Attributes:
+      kind: `function`.
+      function: `module:name` of f(frames uint8 (T, H, W, 3), times_s (T,)) -> caption.
+      frames: of a clip that it is given, equally spaced.
+      side: pixels of their longer side.
+      key_variable: environment variable with a key that the function uses; the key is kept out of
+        what is stored.
+    """
+
+    WANTED: ClassVar[bool] = True
+    OF_FILES: ClassVar[bool] = False
+    budget: ClassVar[int | None] = None
+
+    MEASURED: ClassVar[tuple[str, ...]] = ("function", "frames", "side")
+
+    kind: str = "function"
+    function: str
+    frames: int = 4
+    side: int = 512
+    key_variable: str = "OPENAI_API_KEY"
+
+    def __post_init__(self):
+        _above(self, frames=1, side=64)
+        if ":" not in self.function:
+            raise UserError(f"function={self.function!r} must be MODULE:NAME")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EndpointCaptions(Stage):
+    """A server that speaks OpenAI's chat completions.
+
+    Attributes:
+      kind: `endpoint`.
       url: of the endpoint, up to and without "/chat/completions".
       model: its name for the endpoint.
-      function: `module:name` of f(frames uint8 (T, H, W, 3), times_s) -> caption.
       prompt: what the endpoint is asked.
       frames: of a clip that are sent, equally spaced.
       side: pixels of their longer side.
@@ -232,14 +290,13 @@ class CaptionsConfig(Stage):
       key_variable: environment variable that holds the endpoint's key.
     """
 
-    MEASURED: ClassVar[tuple[str, ...]] = (
-        *("kind", "model", "function", "prompt", "frames", "side", "max_tokens"),
-    )
+    WANTED: ClassVar[bool] = True
+    OF_FILES: ClassVar[bool] = False
+    MEASURED: ClassVar[tuple[str, ...]] = ("model", "prompt", "frames", "side", "max_tokens")
 
-    kind: str = "none"
-    url: str | None = None
-    model: str | None = None
-    function: str | None = None
+    kind: str = "endpoint"
+    url: str
+    model: str
     prompt: str = (
         "Describe this video in 50 to 120 words: what is seen, what moves and how, the setting, "
         "the camera. Do not begin with 'The video'."
@@ -254,13 +311,11 @@ class CaptionsConfig(Stage):
     key_variable: str = "OPENAI_API_KEY"
 
     def __post_init__(self):
-        choose("captions.kind", self.kind, CAPTIONERS)
         _above(self, frames=1, side=64, max_tokens=1, concurrency=1, timeout_s=0.1, retries=0)
         _above(self, budget=0)
-        if self.kind == "endpoint" and not (self.url and self.model):
-            raise UserError("kind='endpoint' needs url and model")
-        if self.kind == "function" and ":" not in (self.function or ""):
-            raise UserError("kind='function' needs function=MODULE:NAME")
+
+
+CaptionsConfig = NoCaptions | FileCaptions | FunctionCaptions | EndpointCaptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -342,7 +397,7 @@ class CurationConfig:
     quality: QualityConfig = QualityConfig()
     text: TextConfig = TextConfig()
     motion: MotionConfig = MotionConfig()
-    captions: CaptionsConfig = CaptionsConfig()
+    captions: CaptionsConfig = NoCaptions()
     pack: PackConfig = PackConfig()
     limits: LimitsConfig = LimitsConfig()
     videos_per_shard: int = 16

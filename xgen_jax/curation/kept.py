@@ -71,7 +71,7 @@ def caption_shard(
       shard: of the clips.
       out: of the curation.
       config: of the curation.
-      captions: of each video by name, for `captions.kind=file`.
+      captions: of each video by name, for `FileCaptions`.
       budget: requests that are left; None for no bound.
 
     Returns:
@@ -85,7 +85,7 @@ def caption_shard(
     table = captions_table(out, config)
     rows = {row["clip_id"]: row for row in _read_captions(table, shard)}
     # Captions of files may be corrected; the others are paid for.
-    again = config.captions.kind == "file"
+    again = config.captions.OF_FILES
     missing = [row for row in kept if again or rows.get(row["clip_id"], {}).get("caption") is None]
     if captioner is None or not missing:
         return 0
@@ -96,7 +96,7 @@ def caption_shard(
     def requests() -> Iterator[CaptionRequest]:
         for row in missing:
             frames, times_s = np.zeros((1, 1, 1, 3), np.uint8), np.zeros(1)
-            if captioner.needs_frames:
+            if config.captions.frames:
                 times_s = _spread(row["start_s"], row["end_s"], config.captions.frames)
                 try:
                     frames = np.stack(
@@ -191,7 +191,7 @@ def _to_pack(
     """Return the clips to pack, and how many are left out because they have no caption."""
     paths = {file.name: file.path for file in shard.files}
     captions = shard_captions(shard, out, config)
-    asked = config.captions.kind != "none"
+    asked = config.captions.WANTED
     clips, without = [], 0
     for row in kept_table(out).read(shard).to_pylist():
         caption = captions.get(row["clip_id"], {}).get("caption") if asked else None

@@ -227,6 +227,8 @@ _HOLDS = {
     ShardsConfig.kind: ("holds shards of clips", "holds no shards of clips"),
     TFDSConfig.kind: ("is a data set of TFDS", "is no data set of TFDS"),
 }
+# What a source needs that is no folder, and the flag to give it.
+_NEEDS = {TFDSConfig.kind: ("a data set", PATH_FLAG.replace("FOLDER", "tfds:NAME"))}
 
 
 def source_folder(source: VideoFolderConfig | LatentsConfig | ShardsConfig | TFDSConfig) -> str:
@@ -236,8 +238,7 @@ def source_folder(source: VideoFolderConfig | LatentsConfig | ShardsConfig | TFD
       UserError: no path is given, or it holds another kind.
     """
     if not source.path:
-        flag = PATH_FLAG.replace("FOLDER", "tfds:NAME") if source.kind == "tfds" else PATH_FLAG
-        what = "a data set" if source.kind == "tfds" else "a folder"
+        what, flag = _NEEDS.get(source.kind, ("a folder", PATH_FLAG))
         raise UserError(f"data.source.kind={source.kind!r} needs {what}: give {flag}")
     there = kind_of_folder(source.path)
     known = there == TFDSConfig.kind or pathlib.Path(source.path).is_dir()

@@ -324,7 +324,7 @@ def _with_caption(table: Columns, decided: Decided) -> np.ndarray:
 def _captions(table: Columns, decided: Decided, sheets: ContactSheets) -> str:
     clips = _with_caption(table, decided)
     if not len(clips):
-        return page.missing("No captions: see --config.captions.kind.")
+        return page.missing("No captions: see --config.captions.")
     captions = [str(table["caption"][clip]) for clip in clips]
     words = np.array([len(caption.split()) for caption in captions])
     usual = _percent(float(((words >= 50) & (words <= 120)).mean()))

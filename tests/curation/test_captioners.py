@@ -22,7 +22,12 @@ from xgen_jax.curation.captions import (
     FunctionCaptioner,
     make_captioner,
 )
-from xgen_jax.curation.config import CaptionsConfig
+from xgen_jax.curation.config import (
+    EndpointCaptions,
+    FileCaptions,
+    FunctionCaptions,
+    NoCaptions,
+)
 from xgen_jax.errors import UserError
 
 KEY = "sk-a-secret-2718281828"
@@ -36,9 +41,7 @@ def key(monkeypatch):
 def endpoint(server, budget=None, **options):
     url = server if isinstance(server, str) else server.url
     options = {"concurrency": 4, "timeout_s": 10, "retries": 3, **options}
-    config = CaptionsConfig(
-        kind="endpoint", url=url, model="seer", key_variable="TEST_CAPTION_KEY", **options
-    )
+    config = EndpointCaptions(url=url, model="seer", key_variable="TEST_CAPTION_KEY", **options)
     return EndpointCaptioner(config, budget, backoff_s=0.01)
 
 
@@ -154,7 +157,10 @@ def test_what_is_sent():
     (body,) = server.bodies
     assert (body["model"], body["max_tokens"]) == ("seer", 77)
     text, *images = body["messages"][0]["content"]
-    assert CaptionsConfig().prompt in text["text"] and "0.50, 1.50, 2.50" in text["text"]
+    assert (
+        EndpointCaptions(url="http://a", model="b").prompt in text["text"]
+        and "0.50, 1.50, 2.50" in text["text"]
+    )
     assert len(images) == 3
     assert server.keys == [f"Bearer {KEY}"] and KEY not in json.dumps(body)
     assert "clip-5" not in json.dumps(body)
@@ -470,8 +476,8 @@ def narrow(frames):
 def test_captions_by_a_function(tmp_path, monkeypatch):
     (tmp_path / "my_captions.py").write_text(MODULE.replace("KEY", KEY))
     monkeypatch.syspath_prepend(tmp_path)
-    options = {"kind": "function", "key_variable": "TEST_CAPTION_KEY"}
-    captioner = make_captioner(CaptionsConfig(function="my_captions:describe", **options))
+    options = {"key_variable": "TEST_CAPTION_KEY"}
+    captioner = make_captioner(FunctionCaptions(function="my_captions:describe", **options))
     assert isinstance(captioner, FunctionCaptioner) and captioner.needs_frames
     results = list(captioner.caption(map(clip, range(3))))
     assert [result.clip_id for result in results] == ["clip-0", "clip-1", "clip-2"]
@@ -486,12 +492,12 @@ def test_captions_by_a_function(tmp_path, monkeypatch):
         "my_captions:narrow": r"must take \(frames, times_s\)",
     }.items():
         with pytest.raises(UserError, match=message):
-            make_captioner(CaptionsConfig(function=name, **options))
+            make_captioner(FunctionCaptions(function=name, **options))
 
 
 def test_captions_of_the_videos_files():
     captions = {"a/b.mp4": ("A cat sits.", "A cat, sitting."), "c.mp4": ("A\u202e dog.",)}
-    captioner = make_captioner(CaptionsConfig(kind="file"), captions=captions)
+    captioner = make_captioner(FileCaptions(), captions=captions)
     assert not captioner.needs_frames
 
     def results(names):
@@ -508,4 +514,4 @@ def test_captions_of_the_videos_files():
 
 
 def test_no_captions():
-    assert make_captioner(CaptionsConfig()) is None
+    assert make_captioner(NoCaptions()) is None
