@@ -8,8 +8,8 @@ expect    30.5 dB on held-out clips
 With --config.model.head_channels=8 --config.loss.gradient=0.3 a step takes 1.7 times as long, and
 as many steps reach 31.3 dB with less grain: a sharpness of 1.42 instead of 1.79 (docs/vidvae.md).
 
-Your own videos, at 64x64 and with 16 channels, for 8,000 steps: 22 minutes, 35.2 dB on the held-out
-ends of seven films and a blockiness of 1.03, 1 GB of memory and as much for the frames:
+Your own videos, at 64x64 and with 16 channels, for 8,000 steps: 20 to 22 minutes, 35.2 dB on the
+held-out ends of seven films and a blockiness of 1.03, 1 GB of memory and as much for the frames:
 
     python launch/train.py --config=quickstart/vidvae:videos --workdir=runs/mine/vidvae \\
         --config.data.source.path=FOLDER
