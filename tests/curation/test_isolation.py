@@ -49,6 +49,26 @@ def test_a_call_that_sleeps_ends(worker):
     assert time.monotonic() - began < 30
 
 
+def test_a_long_call_that_says_it_goes_on_is_not_ended(tmp_path, monkeypatch):
+    """As a film of hours: no frame takes long, all of them do."""
+    (tmp_path / "pulses.py").write_text(
+        "import time\n"
+        "from xgen_jax.curation.isolation import alive\n"
+        "def pulses(count):\n"
+        "    for _ in range(count):\n"
+        "        time.sleep(0.6)\n"
+        "        alive(5.0)\n"
+        "    return count\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    from pulses import pulses
+
+    with Worker(memory_gb=1.0) as worker:
+        worker.run(abs, -3, silent_s=SILENT_S)
+        assert worker.run(pulses, 5, silent_s=0.2) == 5  # 3 s, of which 2 s may be silent
+
+
 def test_memory_is_limited(worker):
     with pytest.raises(UserError, match="more than 1 GB of memory"):
         worker.run(np.ones, 10**9, silent_s=SILENT_S)

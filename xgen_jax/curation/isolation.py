@@ -31,6 +31,10 @@ _LENGTH = struct.Struct("<Q")
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 # One thread a child: an engine decides how many children there are.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_ALIVE = "alive"
+_SAY_EVERY_S = 0.5
+_answers: Any = None  # of a worker: where it writes to its parent
+_said_s = 0.0
 _WALL_FACTOR = 10.0  # seconds by the clock for each of processor time, on a busy machine
 
 
@@ -61,8 +65,11 @@ class Worker:
         assert child.stdin is not None and child.stdout is not None
         try:
             _send(child.stdin, (function, arguments, silent_s))
-            # A child that waits for a disk, or is stopped, uses no processor time.
-            kind, value = pickle.loads(_receive(child.stdout, silent_s * _WALL_FACTOR))
+            kind: str = _ALIVE
+            value: Any = None
+            while kind == _ALIVE:
+                # A child that waits for a disk, or is stopped, uses no processor time.
+                kind, value = pickle.loads(_receive(child.stdout, silent_s * _WALL_FACTOR))
         except TimeoutError as error:
             self.close()
             text = f"it did not answer for {silent_s * _WALL_FACTOR:.0f} s, and was stopped"
@@ -102,6 +109,7 @@ class Worker:
                 [sys.executable, "-m", "xgen_jax.curation.isolation", str(self._memory)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                bufsize=0,  # what is read ahead could not be waited for
                 env={
                     **os.environ,
                     **dict.fromkeys(_THREADS, "1"),
@@ -131,7 +139,12 @@ def shared_worker(memory_gb: float) -> Worker:
 
 
 def alive(seconds: float) -> None:
-    """Allow this process so many seconds of processor time from now on."""
+    """Allow this process so many seconds of processor time from now on; a worker also says that it
+    goes on."""
+    global _said_s
+    if _answers is not None and time.monotonic() - _said_s > _SAY_EVERY_S:
+        _said_s = time.monotonic()
+        _send(_answers, (_ALIVE, None))
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     limit = int(time.process_time() + seconds) + 1
     resource.setrlimit(
@@ -148,8 +161,9 @@ def _close(pipe: BinaryIO | Any) -> None:
 
 def _send(pipe: Any, value: Any) -> None:
     data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
-    pipe.write(_LENGTH.pack(len(data)))
-    pipe.write(data)
+    left = memoryview(_LENGTH.pack(len(data)) + data)
+    while left:
+        left = left[pipe.write(left) :]
     pipe.flush()
 
 
@@ -170,18 +184,23 @@ def _receive(pipe: Any, timeout_s: float | None = None) -> bytes:
 
 
 def _exactly(pipe: Any, count: int) -> bytes:
-    data = pipe.read(count)
-    if len(data) != count:
-        raise EOFError
-    return data
+    parts = []
+    while count:
+        part = pipe.read(count)
+        if not part:
+            raise EOFError
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
 
 
-def _serve(memory: int) -> None:
+def serve(memory: int) -> None:
     """Call what is sent, until the parent closes its end."""
+    global _answers
     # The functions' own output to stdout must not come between the answers.
-    answers = os.fdopen(os.dup(1), "wb")
+    answers = _answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    requests = os.fdopen(0, "rb", closefd=False)
+    requests = os.fdopen(0, "rb", buffering=0, closefd=False)
     # Memory that is written to, without what libraries only reserve.
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -204,4 +223,7 @@ def _serve(memory: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    # In the module that the functions import, not in this copy of it under another name.
+    from xgen_jax.curation import isolation
+
+    isolation.serve(int(sys.argv[1]))
