@@ -9,7 +9,8 @@ from xgen_jax.commands.config_file import load_config
 from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 from xgen_jax.commands.evaluate import EvaluateRequest, evaluate
 from xgen_jax.curation.config import PackConfig
-from xgen_jax.curation.pack import Clip, finish, is_held_out, write_shard
+from xgen_jax.curation.pack import Clip, is_held_out, write_shard
+from xgen_jax.curation.shard_index import finish
 from xgen_jax.data.config import ShardsConfig, TFDSConfig
 from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.data.video_writer import write_video

@@ -17,7 +17,8 @@ from xgen_jax import files
 from xgen_jax.curation import pack
 from xgen_jax.curation.config import PackConfig
 from xgen_jax.curation.encode import encode_clip
-from xgen_jax.curation.pack import Clip, finish, is_held_out, write_shard
+from xgen_jax.curation.pack import Clip, is_held_out, write_shard
+from xgen_jax.curation.shard_index import finish
 from xgen_jax.data.array_records import OpenRecords
 from xgen_jax.data.shard_layout import stored_size, tiers_for, unpack
 from xgen_jax.data.video import read_video

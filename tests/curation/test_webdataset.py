@@ -9,7 +9,8 @@ import pytest
 
 from xgen_jax.curation import webdataset
 from xgen_jax.curation.config import PackConfig
-from xgen_jax.curation.pack import Clip, finish, is_held_out, write_shard
+from xgen_jax.curation.pack import Clip, is_held_out, write_shard
+from xgen_jax.curation.shard_index import finish
 from xgen_jax.curation.webdataset import export_tars, import_tars
 from xgen_jax.data.shards import ShardReader
 from xgen_jax.data.sources.video_folder import VideoFolderSource

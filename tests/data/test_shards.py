@@ -10,7 +10,8 @@ import pytest
 from xgen_jax.curation import pack as packing
 from xgen_jax.curation.config import PackConfig
 from xgen_jax.curation.encode import encode_clip
-from xgen_jax.curation.pack import Clip, finish, is_held_out, write_shard
+from xgen_jax.curation.pack import Clip, is_held_out, write_shard
+from xgen_jax.curation.shard_index import finish
 from xgen_jax.data import shards as reading
 from xgen_jax.data.array_records import RecordWriter
 from xgen_jax.data.buckets import Bucket

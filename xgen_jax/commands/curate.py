@@ -37,8 +37,8 @@ from xgen_jax.curation.kept import (
     write_kept,
 )
 from xgen_jax.curation.meter import between
-from xgen_jax.curation.pack import finish
 from xgen_jax.curation.selection import funnel, funnel_text
+from xgen_jax.curation.shard_index import finish
 from xgen_jax.curation.store import SourceShard, digest, divide
 from xgen_jax.curation.webdataset import export_tars, import_tars
 from xgen_jax.data.captions import read_captions

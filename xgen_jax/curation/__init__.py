@@ -9,7 +9,8 @@ selection     which clips are kept, and why the others are not
 captions      by an endpoint, a file or a function; `caption_endpoint` asks, `caption_transport`
               speaks HTTP, `caption_text` decides what is a caption
 kept          the kept clips of a shard: their captions, and their packing
-encode, pack  clips as small files, and these as ArrayRecord shards
+encode, pack  clips as small files, and these as ArrayRecord shards; `shard_index` writes the index
+              and the manifest of all
 webdataset    the same as tar files, and tar files as a folder of videos
 store         tables on disk, each written whole or not at all, under a key of what decides it
 isolation     a worker process with limits, for files that cannot be trusted

@@ -2,7 +2,7 @@
 
     DIR/shard-00000-256p-1a2b3c4d.arrayrecord   a shard's clips whose shorter side is 256 pixels
     DIR/shard-00000.json    its commit marker: files with their SHA-256, clips with their numbers
-    DIR/index.parquet       a row a clip and a row group a shard, see `curation.pack.finish`
+    DIR/index.parquet       a row a clip and a row group a shard, see `curation.shard_index`
     DIR/manifest.json       all shards, counts and SHA-256s, written last: else nothing is read
 
 A clip is stored at every tier that it nearly fills, never enlarged; the smallest tier has all
