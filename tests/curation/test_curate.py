@@ -426,7 +426,7 @@ def test_kills_at_any_moment_end_with_the_same_bytes(curated, videos, tmp_path, 
     _, out = curated
     random = np.random.default_rng(0)
     flags = [f"--engine={engine}"]
-    for attempt in range(6):
+    for attempt in range(4):
         process = start(videos, tmp_path / "out", *flags)
         try:
             process.communicate(timeout=float(random.uniform(*KILL_S[engine])))

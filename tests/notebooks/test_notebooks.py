@@ -62,11 +62,13 @@ def test_own_videos_become_samples_and_a_page(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_raw_videos_become_shards_that_train(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    for number in range(8):  # textures that move, each of its own
-        plane = rng.integers(0, 256, (12, 40, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-        video = np.stack([plane[:, 2 * t : 2 * t + 128] for t in range(48)])
-        write_video(tmp_path / "in" / f"{number}.mp4", video, fps=24)
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[1] / "curation")
+    from footage import Film, Scene
+
+    (tmp_path / "in").mkdir()
+    for number in range(8):
+        scene = Scene(seed=20 + number, pan=0.15, discs=1, noise=2.0)
+        Film([scene], size=(96, 160)).write(tmp_path / "in" / f"{number}.mp4")
         (tmp_path / "in" / f"{number}.txt").write_text("a texture moves")
     monkeypatch.setenv("XGEN_JAX_VIDEOS", str(tmp_path / "in"))
     monkeypatch.setenv("XGEN_JAX_OUT", str(tmp_path / "out"))
