@@ -143,7 +143,13 @@ def long(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         taken = time.perf_counter() - start
         used = worker.run(resource.getrusage, resource.RUSAGE_SELF, silent_s=60.0)
         shape = [measured.facts["frames"], 144, 256]
-        yield row("measure: two hours", shape, taken, peak_bytes=used.ru_maxrss * 1024)
+        yield {
+            "what": "measure: two hours",
+            "shape": shape,
+            "device": device_name(),
+            "time_s": taken,
+            "peak_bytes": used.ru_maxrss * 1024,
+        }
 
 
 def peak() -> int:
