@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from xgen_jax.curation.isolation import Worker
+from xgen_jax.curation.isolation import Worker, alive
 from xgen_jax.errors import UserError
 
 SILENT_S = 20.0
@@ -32,6 +32,29 @@ def test_a_crash_is_an_error_and_the_next_call_works(worker, number):
     with pytest.raises(UserError, match=signal.Signals(number).name):
         worker.run(signal.raise_signal, number, silent_s=SILENT_S)
     assert worker.run(abs, -3, silent_s=SILENT_S) == 3
+
+
+def test_a_call_whose_worker_is_killed_is_made_again(tmp_path, monkeypatch):
+    (tmp_path / "once.py").write_text(
+        "import os, pathlib, signal\n"
+        "def die_once(mark):\n"
+        "    if not pathlib.Path(mark).exists():\n"
+        "        pathlib.Path(mark).touch()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return 'done'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    from once import die_once
+
+    with Worker(memory_gb=1.0) as worker:
+        assert worker.run(die_once, str(tmp_path / "mark"), silent_s=SILENT_S) == "done"
+
+
+def test_outside_a_worker_no_limit_is_set():
+    before = resource.getrlimit(resource.RLIMIT_CPU)
+    alive(1.0)
+    assert resource.getrlimit(resource.RLIMIT_CPU) == before
 
 
 def test_a_busy_loop_ends(worker):

@@ -3,7 +3,8 @@
 A damaged or hostile file can crash a decoder, or keep it busy without end. So each is decoded in a
 child process with limits of time and memory; whatever happens there is one error of one file. The
 child only computes: it is sent a function and its arguments, and sends back what the function
-returns. It ends when its parent does.
+returns. It ends when its parent does. It is no sandbox: a file that takes over a decoder has the
+rights of the user.
 
 `python -m xgen_jax.curation.isolation MEMORY_BYTES` is the child.
 """
@@ -41,7 +42,8 @@ _WALL_FACTOR = 10.0  # seconds by the clock for each of processor time, on a bus
 class Worker:
     """A child process that calls functions, one at a time; a context manager.
 
-    A child that dies, or takes too long, is replaced with the next call.
+    A child that dies, or takes too long, is replaced. A call during which it dies is made once
+    more, since something else may have killed it; only what dies twice is an error.
 
     Args:
       memory_gb: of the child at most, in 1e9 bytes.
@@ -59,23 +61,27 @@ class Worker:
           silent_s: seconds of processor time that it may take without a call of `alive`.
 
         Raises:
-          UserError: as the function, or the child died, or took too long.
+          UserError: as the function, or the child died twice, or took too long.
         """
-        child = self._running()
-        assert child.stdin is not None and child.stdout is not None
+        request = function, arguments, silent_s
         try:
-            _send(child.stdin, (function, arguments, silent_s))
-            kind: str = _ALIVE
-            value: Any = None
-            while kind == _ALIVE:
-                # A child that waits for a disk, or is stopped, uses no processor time.
-                kind, value = pickle.loads(_receive(child.stdout, silent_s * _WALL_FACTOR))
+            try:
+                kind, value = self._ask(request)
+            except TimeoutError:  # an OSError, too
+                raise
+            except (EOFError, OSError):
+                if self._status() == -signal.SIGXCPU:  # it would take as long again
+                    text = f"it took more than {silent_s:.0f} s of processor time without a frame"
+                    raise UserError(text) from None
+                kind, value = self._ask(request)
         except TimeoutError as error:
             self.close()
             text = f"it did not answer for {silent_s * _WALL_FACTOR:.0f} s, and was stopped"
             raise UserError(text) from error
         except (EOFError, OSError) as error:
-            raise UserError(self._reason_of_death(silent_s)) from error
+            code = self._status()
+            name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+            raise UserError(f"its decoder crashed ({name})") from error
         if kind == "user":
             raise UserError(value)
         if kind == "memory":
@@ -100,6 +106,23 @@ class Worker:
     def __exit__(self, *_) -> None:
         self.close()
 
+    def _ask(self, request: Any) -> tuple[str, Any]:
+        """Return the child's answer.
+
+        Raises:
+          TimeoutError: it says nothing for too long.
+          EOFError, OSError: it is dead.
+        """
+        child = self._running()
+        assert child.stdin is not None and child.stdout is not None
+        _send(child.stdin, request)
+        kind: str = _ALIVE
+        value: Any = None
+        while kind == _ALIVE:
+            # A child that waits for a disk, or is stopped, uses no processor time.
+            kind, value = pickle.loads(_receive(child.stdout, request[-1] * _WALL_FACTOR))
+        return kind, value
+
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is not None and self._child.poll() is not None:
             self.close()
@@ -119,15 +142,13 @@ class Worker:
             )
         return self._child
 
-    def _reason_of_death(self, silent_s: float) -> str:
+    def _status(self) -> int:
+        """Return the exit status of a child that is dead, and forget it."""
         child = self._child
         assert child is not None
         code = child.wait()
         self.close()
-        if code == -signal.SIGXCPU:
-            return f"it took more than {silent_s:.0f} s of processor time without a frame"
-        name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        return f"its decoder crashed ({name})"
+        return code
 
 
 @functools.cache
@@ -139,10 +160,12 @@ def shared_worker(memory_gb: float) -> Worker:
 
 
 def alive(seconds: float) -> None:
-    """Allow this process so many seconds of processor time from now on; a worker also says that it
-    goes on."""
+    """Allow a worker so many seconds of processor time from now on, and let its parent know that it
+    goes on. Elsewhere it does nothing."""
     global _said_s
-    if _answers is not None and time.monotonic() - _said_s > _SAY_EVERY_S:
+    if _answers is None:
+        return
+    if time.monotonic() - _said_s > _SAY_EVERY_S:
         _said_s = time.monotonic()
         _send(_answers, (_ALIVE, None))
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
