@@ -177,8 +177,10 @@ def test_jobs_of_an_array_do_what_one_process_does(curated, videos, tmp_path):
     first = run(videos, tmp_path / "out", **flags, task_index=0)
     assert first["waiting"] == 1  # shard 1 of 3 is the other job's
     assert "waiting" in run(videos, tmp_path / "out", **flags, task_index=1)
-    done = run(videos, tmp_path / "out", **flags, task_index=0)
-    assert done["packed"] == len(index(out))
+    assert not (tmp_path / "out" / "shards" / "manifest.json").exists()
+    assert "report" in run(videos, tmp_path / "out", **flags, task_index=0)
+    # Only one of them writes what all have in common.
+    assert run(videos, tmp_path / "out", **flags, task_index=1)["waiting"] == 0
     assert hashes(tmp_path / "out") == hashes(out)
 
 
@@ -362,6 +364,24 @@ def test_limits_name_their_flag(tmp_path):
         run(tmp_path / "videos", tmp_path / "out", dataclasses.replace(CONFIG, limits=limits))
     page = (tmp_path / "out" / "report.html").read_text()
     assert "longer than 0.001 hours (--config.limits.hours)" in page
+
+
+def test_errors_are_tried_again_under_other_limits_or_when_asked(tmp_path):
+    (tmp_path / "videos").mkdir()
+    film(20).write(tmp_path / "videos" / "short.mp4")
+    film(21, length_s=4.0).write(tmp_path / "videos" / "long.mp4")
+    limits = dataclasses.replace(CONFIG.limits, hours=0.001)
+    small = dataclasses.replace(CONFIG, limits=limits)
+    assert run(tmp_path / "videos", tmp_path / "out", small)["unused_videos"] == 1
+    assert run(tmp_path / "videos", tmp_path / "out")["unused_videos"] == 0
+    marks = sorted((tmp_path / "out" / "measured").rglob("*.parquet"))
+    times = [path.stat().st_mtime_ns for path in marks]
+    run(tmp_path / "videos", tmp_path / "out", retry_errors=True)  # there are none
+    assert [path.stat().st_mtime_ns for path in marks] == times
+    assert run(tmp_path / "videos", tmp_path / "new", small)["unused_videos"] == 1
+    before = hashes(tmp_path / "new")
+    run(tmp_path / "videos", tmp_path / "new", small, retry_errors=True)
+    assert hashes(tmp_path / "new") == before
 
 
 def test_missing_packages_are_named_with_the_extra(monkeypatch):

@@ -106,7 +106,7 @@ def measure(video):
 
 
 def scores(video):
-    return quality_scores(measure(video), CONFIG)
+    return quality_scores(measure(video))
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +183,9 @@ def test_scores_are_means_of_the_clips_rows():
     video = np.stack([np.full((32, 32, 3), level, np.uint8) for level in (0, 51, 102, 255)])
     rows = measure(video)
     assert all(rows[name].dtype == np.float32 for name in rows if name != "time_s")
-    part = quality_scores(between(rows, 1, 3), CONFIG)
+    part = quality_scores(between(rows, 1, 3))
     assert part["brightness"] == pytest.approx(0.3)
-    assert np.isnan(list(quality_scores(between(rows, 8, 9), CONFIG).values())).all()
+    assert np.isnan(list(quality_scores(between(rows, 8, 9)).values())).all()
 
 
 def test_a_picture_smaller_than_a_block_and_an_empty_video_have_no_score():
@@ -193,4 +193,4 @@ def test_a_picture_smaller_than_a_block_and_an_empty_video_have_no_score():
     assert np.isnan(tiny["piqe"]) and np.isnan(tiny["sharpness"])
     assert tiny["brightness"] == pytest.approx(0.2)
     assert np.isnan(piqe(np.zeros((400, 15), np.uint8)))
-    assert np.isnan(list(quality_scores(QualityMeter(CONFIG).columns(), CONFIG).values())).all()
+    assert np.isnan(list(quality_scores(QualityMeter(CONFIG).columns()).values())).all()

@@ -130,7 +130,7 @@ def measure(video, config=CONFIG):
 
 
 def area(video):
-    return text_scores(measure(video), CONFIG)["text_area"]
+    return text_scores(measure(video))["text_area"]
 
 
 def labelled(of_each):
@@ -175,7 +175,7 @@ def test_finding_text_needs_no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     video, truth = make_clip(np.random.default_rng(0), texture, "title", frames=1)
     config = TextConfig(side=288)  # a side that no other test has loaded the detector for
-    assert text_scores(measure(video, config), config)["text_area"] > truth
+    assert text_scores(measure(video, config))["text_area"] > truth
 
 
 def test_the_detector_is_loaded_once(monkeypatch):
@@ -229,7 +229,7 @@ def test_the_area_is_that_of_the_union_in_the_fullest_frame():
     }
 
     def scores(start_s, end_s):
-        return text_scores(between(rows, start_s, end_s), CONFIG)
+        return text_scores(between(rows, start_s, end_s))
 
     assert scores(0, 9) == pytest.approx({"text_area": 0.03, "text_boxes": 2})
     assert scores(1, 9) == pytest.approx({"text_area": 0.02, "text_boxes": 1}, rel=1e-5)
@@ -241,7 +241,7 @@ def test_a_video_without_a_frame_has_typed_columns_and_no_score():
     columns = TextMeter(CONFIG).columns()
     assert str(columns["boxes"].type) == "list<item: float>"
     rows = {"time_s": columns["time_s"], "boxes": columns["boxes"].to_numpy(zero_copy_only=False)}
-    assert np.isnan(text_scores(rows, CONFIG)["text_area"])
+    assert np.isnan(text_scores(rows)["text_area"])
 
 
 def test_more_than_the_limit_is_rejected_and_no_score_is_not():

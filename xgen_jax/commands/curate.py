@@ -21,10 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from xgen_jax.curation.clip_table import Clips, prune, select
-from xgen_jax.curation.clips import (
-    measure_shard,
-    tables,
-)
+from xgen_jax.curation.clips import is_measured, measure_shard, tables
 from xgen_jax.curation.config import CurationConfig
 from xgen_jax.curation.engines import Engine, make_engine
 from xgen_jax.curation.kept import (
@@ -62,6 +59,8 @@ class CurateRequest:
       out: folder of the curation.
       import_tars: folder of tar files to unpack to `videos` first; see `webdataset.import_tars`.
       export_tars: folder for the packed clips as tar files; see `webdataset.export_tars`.
+      retry_errors: measure videos again that could not be read; without it they are tried again
+        where their files or `limits` have changed.
       dry_run: print the funnel, and write no shards and no page.
       engine, task_index, task_count, ray_address: see `curation.engines.make_engine`.
 
@@ -74,6 +73,7 @@ class CurateRequest:
     out: str = ""
     import_tars: str = ""
     export_tars: str = ""
+    retry_errors: bool = False
     dry_run: bool = False
     engine: str = "inline"
     task_index: int | None = None
@@ -120,8 +120,8 @@ def curate(request: CurateRequest) -> dict[str, Any]:
             imported = import_tars(_tars(request.import_tars), videos)
             print(f"unpacked to {videos}: {imported}", file=sys.stderr)
         shards = divide(videos, out, config.videos_per_shard)
-        cpu_s = _measure(engine, shards, out, config)
-        if waiting := len(_unmeasured(shards, out, config)):
+        cpu_s = _measure(engine, shards, out, config, request.retry_errors)
+        if waiting := sum(not is_measured(shard, out, config) for shard in shards):
             return _waits("measured", waiting, len(shards))
         clips = select(shards, out, config)
         text = funnel_text(funnel(clips.table, clips.decided, clips.videos, len(clips.errors)))
@@ -139,14 +139,20 @@ def curate(request: CurateRequest) -> dict[str, Any]:
             report = _report(request, shards, clips, {}, cpu_s)
             raise UserError(f"no clip is kept; {report} shows why, and what to change")
         # A shard without videos is packed too, empty: their numbers have no gaps.
-        packing = [_numbered(shards, number) for number in range(1 + shards[-1].number)]
+        by_number = {shard.number: shard for shard in shards}
+        packing = [
+            by_number.get(number, SourceShard(number, ())) for number in range(1 + max(by_number))
+        ]
         for shard in packing:
             write_kept(shard, out, clips.table, clips.decided.keep)
         _caption(engine, shards, out, videos, config)
         counts = _pack(engine, packing, out, config)
         if waiting := sum(not is_shard_packed(shard, out, config) for shard in packing):
             return _waits("packed", waiting, len(packing))
-        if not counts["packed"]:
+        if not engine.first:
+            print("all shards are packed; job 0 writes their index and the page", file=sys.stderr)
+            return {**summary, **counts, "waiting": 0}
+        if engine.alone and not counts["packed"]:
             why = (
                 "none of them has a caption; run again, or give --config.captions=none"
                 if counts["without_caption"]
@@ -191,29 +197,23 @@ def _waits(what: str, waiting: int, total: int) -> dict[str, Any]:
     return {what: total - waiting, "shards": total, "waiting": waiting}
 
 
-def _numbered(shards: Sequence[SourceShard], number: int) -> SourceShard:
-    return next((shard for shard in shards if shard.number == number), SourceShard(number, ()))
-
-
 # Measuring.
 
 
-def _unmeasured(
-    shards: Sequence[SourceShard], out: pathlib.Path, config: CurationConfig
-) -> list[SourceShard]:
-    there = tables(out, config).values()
-    return [shard for shard in shards if not all(table.has(shard) for table in there)]
-
-
 def _measure(
-    engine: Engine, shards: Sequence[SourceShard], out: pathlib.Path, config: CurationConfig
+    engine: Engine,
+    shards: Sequence[SourceShard],
+    out: pathlib.Path,
+    config: CurationConfig,
+    retry_errors: bool,
 ) -> dict[str, float]:
     """Measure what is missing; seconds of processor time by stage, and "seconds" of video."""
-    missing = _unmeasured(shards, out, config)
+    count = not retry_errors
+    missing = [shard for shard in shards if not is_measured(shard, out, config, count)]
     total: dict[str, float] = collections.defaultdict(float)
     with _bar("measure", sum(len(shard.files) for shard in missing), "videos") as show:
         done = 0
-        for shard, cpu_s in engine.map(measure_shard, missing, out, config):
+        for shard, cpu_s in engine.map(measure_shard, missing, out, config, count):
             done += len(shard.files)
             for name, seconds in cpu_s.items():
                 total[name] += seconds
@@ -252,7 +252,7 @@ def _caption(
     if config.captions.OF_FILES:
         names = [file.name for shard in shards for file in shard.files]
         given = read_captions(videos, names, Problems(), required=True)
-    left = config.captions.budget
+    budget = left = config.captions.most_requests()
     if left is not None:
         left = max(0, left - sum(sent_requests(shard, out, config) for shard in shards))
         left //= engine.jobs  # of which none knows what the others spend
@@ -272,7 +272,7 @@ def _caption(
         print(f"{count} clips have no caption: {reason}", file=sys.stderr)
     if left == 0:
         print(
-            f"the budget of {config.captions.budget} requests is spent; the other clips get their "
+            f"the budget of {budget} requests is spent; the other clips get their "
             "captions in a later run with a larger --config.captions.budget",
             file=sys.stderr,
         )
@@ -313,7 +313,7 @@ def _report(
         number = int(table["shard"][clip])
         if number not in by_shard:
             by_shard.clear()  # of one shard at a time: the page asks for few, in any order
-            by_shard[number] = _pictures(pictures.read(_numbered(shards, number)))
+            by_shard[number] = _pictures(pictures.read(SourceShard(number, ())))
         rows = by_shard[number].get(table["source"][clip])
         if rows is None:
             return []

@@ -22,6 +22,7 @@ import numpy as np
 
 from xgen_jax.curation.caption_transport import Failed, Response, Transport
 from xgen_jax.curation.config import EndpointCaptions
+from xgen_jax.curation.measure import to_jpeg
 from xgen_jax.errors import UserError
 
 BUDGET_SPENT = "the budget of requests is spent"
@@ -318,9 +319,4 @@ def encode_jpeg(frame: np.ndarray, side: int) -> bytes:
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-    written, data = cv2.imencode(
-        ".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    )
-    if not written:
-        raise ValueError(f"no JPEG can be made of a frame {frame.shape}")
-    return data.tobytes()
+    return to_jpeg(frame, _JPEG_QUALITY)

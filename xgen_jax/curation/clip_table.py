@@ -116,7 +116,7 @@ def _duplicates(
         found = _find_duplicates(table, shards, out, config)
         names = {"clip_id": sorted(found), "duplicate_of": [found[name] for name in sorted(found)]}
         for stale in out.glob("duplicates-*.parquet"):
-            stale.unlink()
+            stale.unlink(missing_ok=True)  # another job may be as far
         schema = pa.schema([(name, pa.string()) for name in names])
         write_table(path, pa.table(names, schema))
     pairs = read_table(path)

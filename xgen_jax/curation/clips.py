@@ -94,15 +94,57 @@ def measure_video(path: str, stages: tuple[str, ...], config: CurationConfig) ->
     return measure(path, meters, config.limits)
 
 
+def is_measured(
+    shard: SourceShard, out: pathlib.Path, config: CurationConfig, errors: bool = True
+) -> bool:
+    """Return whether `measure_shard` has nothing to do.
+
+    Args:
+      shard: of the videos.
+      out: of the curation.
+      config: of the curation.
+      errors: whether a table with errors counts. One whose errors arose under other limits never
+        does: these may be why.
+    """
+    return all(_is_done(table, shard, config, errors) for table in tables(out, config).values())
+
+
+def _is_done(table: Table, shard: SourceShard, config: CurationConfig, errors: bool = True) -> bool:
+    if not table.has(shard):
+        return False
+    found, limits = _errors(table.read(shard, []))
+    return not found or (errors and limits == _limits(config))
+
+
+def _limits(config: CurationConfig) -> str:
+    return digest(repr(config.limits))
+
+
+def _errors(part: pa.Table) -> tuple[dict[str, str], str]:
+    """Return the reasons why videos are not in a table, and the limits under which they arose."""
+    about = part.schema.metadata or {}
+    return json.loads(about.get(b"errors", b"{}")), about.get(b"limits", b"").decode()
+
+
 def measure_shard(
-    shard: SourceShard, out: pathlib.Path, config: CurationConfig
+    shard: SourceShard, out: pathlib.Path, config: CurationConfig, errors_count: bool = True
 ) -> dict[str, float]:
     """Measure for a shard what no table has yet, and write the tables.
+
+    Args:
+      shard: of the videos.
+      out: of the curation.
+      config: of the curation.
+      errors_count: whether a table with errors counts; see `is_measured`.
 
     Returns:
       Seconds of processor time of each stage and of "decode"; "seconds", those of the videos.
     """
-    missing = {stage: t for stage, t in tables(out, config).items() if not t.has(shard)}
+    missing = {
+        stage: table
+        for stage, table in tables(out, config).items()
+        if not _is_done(table, shard, config, errors_count)
+    }
     cpu_s: dict[str, float] = collections.defaultdict(float)
     found: dict[str, list[pa.Table]] = {stage: [] for stage in missing}
     errors: dict[str, str] = {}
@@ -128,7 +170,7 @@ def measure_shard(
     for stage, table in missing.items():
         parts = [_files(rows)] if stage == FILES else found[stage]
         whole = pa.concat_tables(parts) if parts else _as_table("", _empty(stage, config))
-        about = {b"errors": json.dumps(errors).encode()}
+        about = {b"errors": json.dumps(errors).encode(), b"limits": _limits(config).encode()}
         table.write(shard, whole.replace_schema_metadata(about))
     return cpu_s
 
@@ -154,7 +196,7 @@ def shard_facts(
     facts, errors = {}, {}
     for stage, table in tables(out, config).items():
         part = table.read(shard, None if stage == FILES else [])
-        errors |= json.loads((part.schema.metadata or {}).get(b"errors", b"{}"))
+        errors |= _errors(part)[0]
         if stage == FILES:
             facts = {row["file"]: row for row in part.to_pylist()}
     reasons = {name: reason for name, reason in errors.items() if name in names}
@@ -206,8 +248,8 @@ def _clips_of(
             "start_s": start_s,
             "end_s": end_s,
             **motion.motion_scores(here["motion"]),
-            **text.text_scores(here["text"], config.text),
-            **quality.quality_scores(here["quality"], config.quality),
+            **text.text_scores(here["text"]),
+            **quality.quality_scores(here["quality"]),
             "hashes": [each.tobytes() for each in here["hashes"]["hash"]],
             "hash_time_s": here["hashes"]["time_s"].tolist(),
             "hash_quality": here["hashes"]["quality"].tolist(),

@@ -206,42 +206,54 @@ class MotionConfig(Stage):
         _above(self, max_changed=0, jump=0)
 
 
+class Captions(Stage):
+    """What kinds of captions have in common.
+
+    Attributes:
+      WANTED: whether clips without a caption are left out.
+      OF_FILES: whether captions cost nothing, and may be corrected.
+    """
+
+    WANTED: ClassVar[bool] = True
+    OF_FILES: ClassVar[bool] = False
+
+    def pictures(self) -> tuple[int, int]:
+        """Return how many frames of a clip are looked at, and the pixels of their longer side."""
+        return 0, 0
+
+    def most_requests(self) -> int | None:
+        """Return the requests of the whole curation at most; None for no bound."""
+        return None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NoCaptions(Stage):
+class NoCaptions(Captions):
     """No captions: clips are packed without.
 
     Attributes:
       kind: `none`.
     """
 
-    WANTED: ClassVar[bool] = False  # clips without a caption are packed, too
-    OF_FILES: ClassVar[bool] = False  # captions cost nothing, and may be corrected
-    frames: ClassVar[int] = 0
-    side: ClassVar[int] = 0
-    budget: ClassVar[int | None] = None
+    WANTED: ClassVar[bool] = False
 
     kind: str = "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FileCaptions(Stage):
+class FileCaptions(Captions):
     """The captions of the videos' folder (captions.jsonl, captions.csv or text files).
 
     Attributes:
       kind: `file`.
     """
 
-    WANTED: ClassVar[bool] = True
     OF_FILES: ClassVar[bool] = True
-    frames: ClassVar[int] = 0
-    side: ClassVar[int] = 0
-    budget: ClassVar[int | None] = None
 
     kind: str = "file"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FunctionCaptions(Stage):
+class FunctionCaptions(Captions):
     """A Python function on this machine.
 
     Attributes:
@@ -252,10 +264,6 @@ class FunctionCaptions(Stage):
       key_variable: environment variable with a key that the function uses; the key is kept out of
         what is stored.
     """
-
-    WANTED: ClassVar[bool] = True
-    OF_FILES: ClassVar[bool] = False
-    budget: ClassVar[int | None] = None
 
     MEASURED: ClassVar[tuple[str, ...]] = ("function", "frames", "side")
 
@@ -270,9 +278,13 @@ class FunctionCaptions(Stage):
         if ":" not in self.function:
             raise UserError(f"function={self.function!r} must be MODULE:NAME")
 
+    def pictures(self) -> tuple[int, int]:
+        """See `Captions.pictures`."""
+        return self.frames, self.side
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EndpointCaptions(Stage):
+class EndpointCaptions(Captions):
     """A server that speaks OpenAI's chat completions.
 
     Attributes:
@@ -290,8 +302,6 @@ class EndpointCaptions(Stage):
       key_variable: environment variable that holds the endpoint's key.
     """
 
-    WANTED: ClassVar[bool] = True
-    OF_FILES: ClassVar[bool] = False
     MEASURED: ClassVar[tuple[str, ...]] = ("model", "prompt", "frames", "side", "max_tokens")
 
     kind: str = "endpoint"
@@ -313,6 +323,14 @@ class EndpointCaptions(Stage):
     def __post_init__(self):
         _above(self, frames=1, side=64, max_tokens=1, concurrency=1, timeout_s=0.1, retries=0)
         _above(self, budget=0)
+
+    def pictures(self) -> tuple[int, int]:
+        """See `Captions.pictures`."""
+        return self.frames, self.side
+
+    def most_requests(self) -> int | None:
+        """See `Captions.most_requests`."""
+        return self.budget
 
 
 CaptionsConfig = NoCaptions | FileCaptions | FunctionCaptions | EndpointCaptions

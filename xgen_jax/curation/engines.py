@@ -33,9 +33,11 @@ class Engine(abc.ABC):
 
     Attributes:
       jobs: processes that work on the same curation.
+      first: whether this one of them writes what all shards have in common.
     """
 
     jobs = 1
+    first = True
 
     @property
     def alone(self) -> bool:
@@ -88,7 +90,7 @@ class Array(Inline):
             index, count = _from_environment(os.environ)
         if not 0 <= index < count:
             raise UserError(f"--task_index={index} must be in 0 .. {count - 1} (--task_count)")
-        self.index, self.jobs = index, count
+        self.index, self.jobs, self.first = index, count, index == 0
 
     def mine(self, shards: Sequence[SourceShard]) -> list[SourceShard]:
         """See `Engine.mine`."""

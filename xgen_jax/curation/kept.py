@@ -46,10 +46,12 @@ def write_kept(
     Args:
       shard: of the clips.
       out: of the curation.
-      clips: columns of all clips, see `clips.read_clips`.
+      clips: columns of all clips, see `clip_table.read_clips`.
       keep: bool (N,).
     """
-    mine = np.flatnonzero(keep & (clips["shard"] == shard.number))
+    # Clips stand in the order of their shards.
+    first, last = np.searchsorted(clips["shard"], (shard.number, shard.number + 1))
+    mine = first + np.flatnonzero(keep[first:last])
     columns = {name: pa.array(clips[name][mine]) for name in _COLUMNS}
     columns |= {name: pa.array(clips[name][mine], pa.float64()) for name in SCORES}
     columns |= {name: columns[name].cast(pa.string()) for name in ("clip_id", "source", "sha256")}
@@ -92,17 +94,18 @@ def caption_shard(
     paths = {file.name: file.path for file in shard.files}
     sent = 0
     worker = shared_worker(config.limits.memory_gb)
+    pictures, side = config.captions.pictures()
 
     def requests() -> Iterator[CaptionRequest]:
         for row in missing:
             frames, times_s = np.zeros((1, 1, 1, 3), np.uint8), np.zeros(1)
-            if config.captions.frames:
-                times_s = _spread(row["start_s"], row["end_s"], config.captions.frames)
+            if pictures:
+                times_s = _spread(row["start_s"], row["end_s"], pictures)
                 try:
                     frames = np.stack(
                         worker.run(
                             *(frames_at, paths[row["source"]], times_s.tolist()),
-                            config.captions.side,
+                            side,
                             silent_s=config.limits.seconds,
                         )
                     )
@@ -144,9 +147,10 @@ def _read_captions(table: Table, shard: SourceShard) -> list[dict[str, Any]]:
     return table.read(shard).to_pylist() if table.has(shard) else []
 
 
+_WHOLE = ("prompt_tokens", "completion_tokens", "requests")  # of a result; the others are text
 _CAPTIONS = pa.schema(
     [
-        (field.name, pa.int64() if "int" in str(field.type) else pa.string())
+        (field.name, pa.int64() if field.name in _WHOLE else pa.string())
         for field in dataclasses.fields(CaptionResult)
     ]
 )

@@ -73,8 +73,10 @@ class ThumbnailMeter(Meter):
 
 def to_jpeg(image: np.ndarray, quality: int) -> bytes:
     """Encode uint8 (H, W, 3) RGB; the same picture gives the same bytes."""
-    encoded, data = cv2.imencode(".jpg", image[..., ::-1], [int(cv2.IMWRITE_JPEG_QUALITY), quality])
-    assert encoded
+    settings = [int(cv2.IMWRITE_JPEG_QUALITY), quality]
+    encoded, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
+    if not encoded:
+        raise ValueError(f"no JPEG can be made of a picture {image.shape}")
     return data.tobytes()
 
 

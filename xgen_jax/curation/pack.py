@@ -181,7 +181,7 @@ def is_complete(folder: pathlib.Path, marker: Mapping[str, Any]) -> bool:
 def remove_manifest(folder: pathlib.Path) -> None:
     """Remove the manifest before the files that it names change."""
     if (folder / MANIFEST).exists():
-        (folder / MANIFEST).unlink()
+        (folder / MANIFEST).unlink(missing_ok=True)  # by another job of an array
         to_disk(folder)
 
 

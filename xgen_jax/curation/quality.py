@@ -54,15 +54,13 @@ class QualityMeter(Meter):
         return {"time_s": np.array(self._times_s, np.float64), **dict(zip(_SCORES, rows.T))}
 
 
-def quality_scores(rows: Columns, config: QualityConfig) -> dict[str, float]:
+def quality_scores(rows: Columns) -> dict[str, float]:
     """Return the means of a clip's frames: "piqe", "sharpness", "brightness", "contrast"; NaN where
     no frame was measured.
 
     Args:
       rows: of one clip, see `QualityMeter.columns`.
-      config: not used; the threshold is that of `rejected`.
     """
-    del config
     return {name: _mean(rows[name]) for name in _SCORES}
 
 

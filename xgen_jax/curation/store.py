@@ -9,14 +9,14 @@
     OUT/report.html                           the page
 
 KEY is a digest of what decides a table, so a table that is there is right: it is written whole or
-not at all, and never changed. A run that was killed goes on with what is missing.
+not at all. A run that was killed goes on with what is missing.
 """
 
 import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -60,10 +60,8 @@ class SourceShard:
         return f"{self.number:05d}"
 
 
-def divide(
-    videos: pathlib.Path, out: pathlib.Path, videos_per_shard: int, write: bool = True
-) -> list[SourceShard]:
-    """Return the shards of a folder of videos.
+def divide(videos: pathlib.Path, out: pathlib.Path, videos_per_shard: int) -> list[SourceShard]:
+    """Return the shards of a folder of videos, and keep the division in OUT/sources.json.
 
     A video that is in a shard already, with the same size and time of change, stays there. New and
     changed ones make new shards, in the order of their names; one that is gone leaves its shard.
@@ -72,7 +70,6 @@ def divide(
       videos: the folder, searched recursively.
       out: of the curation.
       videos_per_shard: of new shards.
-      write: keep the division, in OUT/sources.json.
 
     Raises:
       UserError: no videos, or `out` holds something else, or the curation of another folder.
@@ -97,7 +94,7 @@ def divide(
         shards.append(kept)
     new = [_row(file) for name, file in sorted(files.items()) if name not in placed]
     shards += [new[i : i + videos_per_shard] for i in range(0, len(new), videos_per_shard)]
-    if write and shards != before:
+    if shards != before:
         value = {"version": VERSION, "videos": folder, "shards": shards}
         write_json(out / SOURCES, value, durable=True)
     return [
@@ -150,10 +147,6 @@ class Table:
           UserError: it is damaged.
         """
         return read_table(self.path(shard), columns)
-
-    def parts(self, shards: Sequence[SourceShard]) -> Iterator[pa.Table]:
-        """Read the parts one after another."""
-        return (self.read(shard) for shard in shards)
 
 
 def write_table(path: pathlib.Path, table: pa.Table) -> None:

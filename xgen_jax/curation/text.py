@@ -66,7 +66,7 @@ class TextMeter(Meter):
         return {"time_s": np.array(self._times_s, np.float64), "boxes": boxes}
 
 
-def text_scores(rows: Columns, config: TextConfig) -> dict[str, float]:
+def text_scores(rows: Columns) -> dict[str, float]:
     """Return how much text a clip shows, NaN where no frame was searched.
 
     "text_area" is the largest part of a frame, 0 to 1, that boxes of text cover; a box has about
@@ -74,9 +74,7 @@ def text_scores(rows: Columns, config: TextConfig) -> dict[str, float]:
 
     Args:
       rows: of one clip, see `TextMeter.columns`; "boxes" is a NumPy array of arrays.
-      config: not used; the threshold is that of `rejected`.
     """
-    del config
     frames = [np.asarray(boxes, np.float32).reshape(-1, 4, 2) for boxes in rows["boxes"]]
     if not frames:
         return {"text_area": np.nan, "text_boxes": np.nan}

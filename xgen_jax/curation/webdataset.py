@@ -95,7 +95,7 @@ def import_tars(tars: Sequence[str | os.PathLike], out: str | os.PathLike) -> di
 
     Each tar becomes a folder of its name. The caption of KEY.mp4 is KEY.txt, or `caption`,
     `captions` or `text` of KEY.json. Other members are left out. A call again, after an
-    interruption, writes all files again.
+    interruption, keeps the videos that are there, by their sizes.
 
     Args:
       tars: files; compressed ones too.
@@ -106,7 +106,8 @@ def import_tars(tars: Sequence[str | os.PathLike], out: str | os.PathLike) -> di
 
     Raises:
       UserError: a tar that cannot be read; a member whose name leads out of the folder, that is a
-        link or a device, or that is too large, by its name; two members of one name.
+        link or a device, or that is too large, by its name; two members of one name; a file
+        in the folder that is another one.
     """
     out = pathlib.Path(out)
     stems = [_stem(pathlib.Path(path)) for path in tars]
@@ -123,6 +124,8 @@ def import_tars(tars: Sequence[str | os.PathLike], out: str | os.PathLike) -> di
                 if key in videos:
                     raise UserError(f"{path} has two videos of the key {key!r}")
                 videos[key] = relative
+                if _is_there(out / relative, size):
+                    continue
                 _check_free_space(out, size)
                 with (
                     atomic_write(out / relative) as temporary,
@@ -144,8 +147,19 @@ def import_tars(tars: Sequence[str | os.PathLike], out: str | os.PathLike) -> di
                 lines.append(json.dumps(line, ensure_ascii=False))
     if not counts["videos"]:
         raise UserError(f"{', '.join(map(str, tars))} hold no video; looked for KEY.mp4 and others")
-    write_text(out / JSONL, "".join(f"{line}\n" for line in lines), durable=True)
+    text = "".join(f"{line}\n" for line in lines)
+    if not _is_there(out / JSONL, len(text.encode())):
+        write_text(out / JSONL, text, durable=True)
     return counts
+
+
+def _is_there(path: pathlib.Path, size: int) -> bool:
+    """Return whether a file is there with that size. Raises UserError where it has another."""
+    if not path.exists():
+        return False
+    if path.stat().st_size != size:
+        raise UserError(f"{path} is there, and is another file; unpack to a folder of its own")
+    return True
 
 
 def _stem(path: pathlib.Path) -> str:
