@@ -214,3 +214,10 @@ def _texture(random, colours, height: int, width: int) -> np.ndarray:
     tint, spread = colours.uniform(-1, 1, 3), colours.uniform(25, 50)
     image = spread * (light / light.std())[..., None] + spread * (hue / hue.std())[..., None] * tint
     return np.clip(mean + image, 0, 255).astype(np.uint8)
+
+
+def feed(meter, frames):
+    """Return the columns of a meter that was given frames, (time_s, image)."""
+    for time_s, image in frames:
+        meter.add(time_s, image)
+    return meter.columns()

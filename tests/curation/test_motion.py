@@ -3,7 +3,7 @@
 import av
 import numpy as np
 import pytest
-from footage import Film, Join, Scene
+from footage import Film, Join, Scene, feed
 from verdict import dropped
 
 from xgen_jax.curation.config import MotionConfig, ShotsConfig
@@ -14,10 +14,7 @@ CONFIG = MotionConfig()
 
 
 def measured(frames):
-    meter = MotionMeter(CONFIG)
-    for time_s, image in frames:
-        meter.add(time_s, image)
-    return meter.columns()
+    return feed(MotionMeter(CONFIG), frames)
 
 
 def scores(frames):

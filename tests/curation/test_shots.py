@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import scenedetect
-from footage import Film, Join, Scene
+from footage import Film, Join, Scene, feed
 
 from xgen_jax.curation.config import ShotsConfig
 from xgen_jax.curation.shots import SIZE as METER_SIZE
@@ -17,10 +17,7 @@ SIZE = (72, 128)
 
 
 def measured(frames):
-    meter = ShotsMeter(CONFIG)
-    for time_s, image in frames:
-        meter.add(time_s, image)
-    return meter.columns()
+    return feed(ShotsMeter(CONFIG), frames)
 
 
 def decoded(path):

@@ -143,7 +143,9 @@ def labelled(of_each):
     return np.array([truth for _, truth in clips]), np.array([area(video) for video, _ in clips])
 
 
-def check(truth, found):
+@pytest.mark.parametrize("of_each", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_text_is_found_and_nothing_else(of_each):
+    truth, found = labelled(of_each)
     has, has_not = truth >= MAX, truth <= MAX / 2  # those between have boxes of about the threshold
     assert has.sum() >= len(truth) / 3 and has_not.sum() >= len(truth) / 3
     hits = dropped({"text_area": found}, "text", text=CONFIG)
@@ -156,15 +158,6 @@ def check(truth, found):
     # Boxes leave a margin around the letters, wider for smaller ones.
     assert 1.2 < np.median(ratio) < 1.7
     assert ((ratio > 0.8) & (ratio < 2.5)).mean() >= 0.95
-
-
-def test_text_is_found_and_nothing_else():
-    check(*labelled(1))
-
-
-@pytest.mark.slow
-def test_text_is_found_and_nothing_else_in_many_clips():
-    check(*labelled(10))
 
 
 def test_finding_text_needs_no_network(monkeypatch):

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from xgen_jax.config.keys import shown
 from xgen_jax.curation.clip_table import Clips, prune, select
 from xgen_jax.curation.clips import is_measured, measure_shard, tables
 from xgen_jax.curation.config import CurationConfig
@@ -319,17 +320,14 @@ def _report(
             return []
         return list(between(rows, table["start_s"][clip], table["end_s"][clip])["jpeg"])
 
-    base = [f"--videos={shlex.quote(request.videos)}", f"--out={shlex.quote(request.out)}"]
+    given = [f"--videos={request.videos}", f"--out={request.out}", *_changed(config)]
     facts = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "command": shlex.join(
-            ["python", *(word.replace("--config_key=", "--config.", 1) for word in sys.argv)]
-        ),
+        "command": shlex.join(["python", "launch/curate.py", *given]),
         **{f"clips {name.replace('_', ' ')}": value for name, value in counts.items()},
         **_speed(cpu_s),
         "next": {
-            "try other thresholds": " ".join(["python launch/curate.py", *base, "--dry_run"]),
             "train on the shards": "python launch/train.py --config=finetune/vidvae:cpu "
             f"--workdir=RUN --config.data.source.path={shlex.quote(str(out / SHARDS))}",
         },
@@ -344,6 +342,20 @@ def _report(
         facts,
         config,
     )
+
+
+def _changed(group: Any, prefix: str = "--config") -> list[str]:
+    """Return the flags for what differs from the defaults of `curation.config`."""
+    flags = []
+    for field in dataclasses.fields(group):
+        value, flag = getattr(group, field.name), f"{prefix}.{field.name}"
+        if not dataclasses.is_dataclass(value):
+            flags += [] if value == field.default else [f"{flag}={shown(value)}"]
+            continue
+        if type(value) is not type(field.default):
+            flags.append(f"{flag}={value.kind}")
+        flags += _changed(value, flag)
+    return flags
 
 
 def _pictures(table: pa.Table) -> dict[str, dict[str, np.ndarray]]:

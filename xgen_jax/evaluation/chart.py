@@ -92,6 +92,11 @@ def line_chart(
         note += f"; {dropped} not finite, not shown"
     first, last = (f"{short(smooth[i])} at {x_label} {x[i]:g}" for i in (0, -1))
     described = f"{note}: {first}, {last}"
+    return _figure(described, parts, x_label, note)
+
+
+def _figure(described: str, parts: Sequence[str], x_label: str, title: str) -> str:
+    """Return a chart in its frame."""
     middle = (LEFT + WIDTH - RIGHT) / 2
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
@@ -101,7 +106,7 @@ def line_chart(
         + "".join(parts)
         + f'<text x="{middle:.0f}" y="{HEIGHT - 6}" '
         f'text-anchor="middle">{html.escape(x_label)}</text>'
-        + f'<text class="label" x="{LEFT}" y="{TOP - 10}">{html.escape(note)}</text></svg>'
+        + f'<text class="label" x="{LEFT}" y="{TOP - 10}">{html.escape(title)}</text></svg>'
     )
 
 
@@ -184,17 +189,7 @@ def histogram(
     note = f"{label}{', log scale' if log else ''}"
     counted = f"{what}{', heights by square root' if tall else ''}"
     described = f"{counted}, by {note}; {len(values)} in all"
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{html.escape(described)}">'
-        f'<rect class="frame" x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" '
-        f'height="{HEIGHT - TOP - BOTTOM}"/>'
-        + "".join(parts)
-        + f'<text x="{middle:.0f}" y="{HEIGHT - 6}" '
-        f'text-anchor="middle">{html.escape(note)}</text>'
-        + f'<text class="label" x="{LEFT}" y="{TOP - 10}">{html.escape(counted)}</text></svg>'
-    )
+    return _figure(described, parts, note, counted)
 
 
 def _borders(values: np.ndarray, low: float | None, high: float | None, log: bool) -> np.ndarray:
