@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from xgen_jax.config.build import flat
+from xgen_jax.curation.caption_text import length_statistics
 from xgen_jax.curation.config import CurationConfig
 from xgen_jax.curation.meter import Columns
 from xgen_jax.curation.selection import (
@@ -327,7 +328,8 @@ def _captions(table: Columns, decided: Decided, sheets: ContactSheets) -> str:
         return page.missing("No captions: see --config.captions.")
     captions = [str(table["caption"][clip]) for clip in clips]
     words = np.array([len(caption.split()) for caption in captions])
-    usual = _percent(float(((words >= 50) & (words <= 120)).mean()))
+    lengths = length_statistics(captions)
+    usual = _percent(lengths["within_50_120"])
     same = len(captions) - len(set(captions))
     chart = histogram(words, "words", what="captions")
     sheet = sheets.sheet(
@@ -338,9 +340,10 @@ def _captions(table: Columns, decided: Decided, sheets: ContactSheets) -> str:
         captions=True,
     )
     return (
-        f"<p>{len(clips):,} of {decided.keep.sum():,} kept clips have one: {words.mean():.1f} "
-        f"words on average ({PAPER_WORDS} in the paper), {usual} of 50 to 120 words (about 87% in "
-        f"the paper). {same:,} are the same as another.</p>"
+        f"<p>{len(clips):,} of {decided.keep.sum():,} kept clips have one: "
+        f"{lengths['mean_words']:.1f} words on average ({PAPER_WORDS} in the paper), 5 to 95% of "
+        f"them {lengths['p5']:.0f} to {lengths['p95']:.0f}, {usual} of 50 to 120 words (about 87% "
+        f"in the paper). {same:,} are the same as another.</p>"
         f'<div class="charts"><div>{chart}</div></div>{sheet}'
     )
 
