@@ -79,7 +79,7 @@ def test_cuts_are_found_to_the_frame():
 def test_gradual_changes_are_found_and_left_out(kind):
     true = found = right = mixed = inside = 0
     random = np.random.default_rng(5)
-    for seed, scene in enumerate(name for name in KINDS if name != "fast"):
+    for seed, scene in enumerate(KINDS):
         joins = [Join(kind, float(length)) for length in random.uniform(0.4, 1.5, 6)]
         film = Film(scenes(scene, 7, seed, (3.0, 4.0)), joins, size=SIZE)
         rows = measured(film)
@@ -89,6 +89,8 @@ def test_gradual_changes_are_found_and_left_out(kind):
         for start_s, end_s in film.gradual_s:
             hit = any(a < end_s and start_s < b for a, b in regions)
             right += hit
+            if scene == "fast":  # where the mixed pictures change as the others do
+                continue
             # Frames with at least a tenth of either picture, that clips contain all the same.
             times = film.times
             margin_s = (end_s - start_s) / 10

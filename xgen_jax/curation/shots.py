@@ -198,14 +198,14 @@ def _gradual(rows: Columns, abrupt_s: np.ndarray, config: ShotsConfig) -> list[t
     for first, end in _runs(times, above, lag_s):
         if dip[first:end].max() < config.dissolve_dip:
             continue
-        # The whole hill, of which `above` is the top. It is half a lag wider than the change at
-        # each end; a quarter is given back, because its foot is below the motion around it.
+        # The whole hill, of which `above` is the top. It is up to half a lag wider than the change
+        # at each end, and its foot is below the motion around it: no mixed frame is left outside.
         peak = first + int(np.argmax(change[first:end]))
         foot = usual[peak] + _FOOT * (change[peak] - usual[peak])
         first, end = next(
             run for run in _runs(times, free & (change >= foot), lag_s) if peak < run[1]
         )
-        found.append((float(times[first]) + lag_s / 4, float(times[end - 1]) - lag_s / 4))
+        found.append((float(times[first]), float(times[end - 1])))
     return [(start_s, end_s) for start_s, end_s in found if 0 < end_s - start_s <= _LONGEST_S]
 
 
