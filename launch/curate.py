@@ -49,9 +49,10 @@ def main():
     from xgen_jax.curation import check_installed
 
     check_installed()
+    config = load_curation(CONFIG.value, KEYS.value)
+    # Only now, for it loads much, and a mistake in a key is told sooner.
     from xgen_jax.commands.curate import CurateRequest, curate
 
-    config = load_curation(CONFIG.value, KEYS.value)
     return curate(CurateRequest(config=config, **command.values(FLAGS)))
 
 

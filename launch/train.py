@@ -28,12 +28,14 @@ ACCEPT_CHANGES = flags.DEFINE_bool(
 
 def main():
     from xgen_jax.commands.config_file import load_config
-    from xgen_jax.commands.train import train
     from xgen_jax.errors import UserError
 
     if CONFIG.value is None or WORKDIR.value is None:
         raise UserError("give --config=FILE and --workdir=DIR")
     config = load_config(CONFIG.value, KEYS.value, lambda line: print(line, file=sys.stderr))
+    # Only now, for it loads jax, and a mistake in a key is told sooner.
+    from xgen_jax.commands.train import train
+
     return train(config, WORKDIR.value, OVERWRITE.value, ACCEPT_CHANGES.value)
 
 

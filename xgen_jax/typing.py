@@ -20,13 +20,27 @@ sliding-window extension, each conditioned on the last frames of the one before.
 Chunk: frames that an embedder encodes or decodes at once.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
-Array = jax.Array
-AnyArray = jax.Array | np.ndarray  # of a device or of the host
+if TYPE_CHECKING:
+    import jax
+
+    Array = jax.Array
+    AnyArray = jax.Array | np.ndarray  # of a device or of the host
+else:
+
+    def __getattr__(name: str) -> Any:
+        # Importing jax takes most of a second, and configurations want only the names below.
+        if name not in ("Array", "AnyArray"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import jax
+
+        return jax.Array if name == "Array" else jax.Array | np.ndarray
+
+
 Video = np.ndarray  # uint8 (T, H, W, 3)
 Params = Any  # a pytree of arrays
 Shape = tuple[int, ...]
+Kernel = tuple[int, int, int]  # taps, strides or patch sides in (T, H, W)

@@ -24,7 +24,7 @@ from xgen_jax.config.runs import VDiTRun
 from xgen_jax.configs.common import as_config_dict
 from xgen_jax.configs.finetune.ladder import rung
 from xgen_jax.data.config import VideoFolderConfig
-from xgen_jax.models.text import ByteTextConfig
+from xgen_jax.models.text_config import ByteTextConfig
 from xgen_jax.models.vdit_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
 

@@ -20,7 +20,7 @@ from xgen_jax.configs.common import as_config_dict
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, SyntheticConfig, VideoFolderConfig
 from xgen_jax.errors import choose
-from xgen_jax.models.text import ByteTextConfig
+from xgen_jax.models.text_config import ByteTextConfig
 from xgen_jax.models.vdit_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
 

@@ -37,7 +37,7 @@ from xgen_jax.configs.common import as_config_dict
 from xgen_jax.configs.quickstart.vidvae import LOSS, MODEL
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, SyntheticConfig
-from xgen_jax.models.discriminator import DiscriminatorConfig
+from xgen_jax.models.vidvae_config import DiscriminatorConfig
 from xgen_jax.parallel.mesh import MeshConfig
 
 

@@ -21,8 +21,8 @@ from xgen_jax.config.runs import LoopConfig, VDiTRun
 from xgen_jax.configs.common import as_config_dict
 from xgen_jax.data.buckets import COMMON_ASPECTS, STAGES, make_buckets
 from xgen_jax.data.config import DataConfig, LatentsConfig
-from xgen_jax.diffusion.frame_masks import OPEN_SORA
-from xgen_jax.models.text import T5TextConfig
+from xgen_jax.diffusion.config import OPEN_SORA
+from xgen_jax.models.text_config import T5TextConfig
 from xgen_jax.models.vdit_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
 

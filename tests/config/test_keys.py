@@ -18,8 +18,8 @@ from xgen_jax.config.runs import REGENRun, Run, VDiTRun, VidVAERun, run_config, 
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError
 from xgen_jax.models import regen_config, vdit_config, vidvae_config
-from xgen_jax.models.lora import LoRAConfig
-from xgen_jax.models.text import T5TextConfig
+from xgen_jax.models.lora_config import LoRAConfig
+from xgen_jax.models.text_config import T5TextConfig
 from xgen_jax.testing import VDIT, VIDVAE, tiny_run, tiny_values
 
 # The presets learn a variance, which a flow does not have.

@@ -15,8 +15,8 @@ from xgen_jax.config.runs import run_config
 from xgen_jax.configs.quickstart import vdit
 from xgen_jax.curation.config import CurationConfig
 from xgen_jax.errors import UserError
-from xgen_jax.models.lora import LoRAConfig
-from xgen_jax.models.text import T5TextConfig
+from xgen_jax.models.lora_config import LoRAConfig
+from xgen_jax.models.text_config import T5TextConfig
 
 ROOT = pathlib.Path(__file__).parents[2] / "configs"
 CONFIGS = [

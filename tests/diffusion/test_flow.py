@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xgen_jax.diffusion.config import PREDICTIONS
 from xgen_jax.diffusion.flow import RectifiedFlow
-from xgen_jax.diffusion.process import PREDICTIONS
 from xgen_jax.errors import UserError
 
 FLOW = RectifiedFlow()

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xgen_jax.diffusion.frame_masks import KINDS, OPEN_SORA, FrameMaskConfig, sample_frame_masks
+from xgen_jax.diffusion.config import KINDS, OPEN_SORA, FrameMaskConfig
+from xgen_jax.diffusion.frame_masks import sample_frame_masks
 from xgen_jax.errors import UserError
 
 

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xgen_jax.diffusion.config import GuidanceConfig
 from xgen_jax.diffusion.ddpm import DDPM
 from xgen_jax.diffusion.flow import RectifiedFlow
-from xgen_jax.diffusion.guidance import GuidanceConfig, combine, guided
+from xgen_jax.diffusion.guidance import combine, guided
 from xgen_jax.diffusion.process import Level
 from xgen_jax.errors import UserError
 

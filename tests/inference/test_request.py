@@ -11,7 +11,7 @@ from xgen_jax.commands.sample import parse_size
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.buckets import STAGES, make_buckets
 from xgen_jax.data.config import LatentsConfig
-from xgen_jax.diffusion.frame_masks import OPEN_SORA
+from xgen_jax.diffusion.config import OPEN_SORA
 from xgen_jax.errors import UserError
 from xgen_jax.inference.request import VideoPlan, VideoRequest, plan_video
 from xgen_jax.models.embedder import VidVAEEmbedder

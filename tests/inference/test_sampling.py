@@ -9,7 +9,7 @@ import pytest
 
 import xgen_jax
 from xgen_jax.data.pixels import to_uint8
-from xgen_jax.diffusion.frame_masks import OPEN_SORA
+from xgen_jax.diffusion.config import OPEN_SORA
 from xgen_jax.errors import UserError
 from xgen_jax.inference import sampling
 from xgen_jax.inference.conditioning import fit_condition

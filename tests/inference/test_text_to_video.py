@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 import xgen_jax
-from xgen_jax.diffusion.guidance import GuidanceConfig
+from xgen_jax.diffusion.config import GuidanceConfig
 from xgen_jax.errors import UserError
 from xgen_jax.inference.text_to_video import load_text_to_video
-from xgen_jax.models.vdit import VDiT
-from xgen_jax.models.vdit_config import MicroConditions
+from xgen_jax.models.vdit import MicroConditions, VDiT
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.discriminator import Discriminator, DiscriminatorConfig
+from xgen_jax.models.discriminator import Discriminator
+from xgen_jax.models.vidvae_config import DiscriminatorConfig
 
 NARROW = DiscriminatorConfig(width=4)
 

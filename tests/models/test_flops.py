@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from xgen_jax.models.flops import vdit_flops
-from xgen_jax.models.vdit import VDiT, abstract_variables
-from xgen_jax.models.vdit_config import PRESETS, MicroConditions
+from xgen_jax.models.vdit import MicroConditions, VDiT, abstract_variables
+from xgen_jax.models.vdit_config import PRESETS
 
 SMALL = dataclasses.replace(
     PRESETS["VDiT-S/2"], width=48, depth=2, heads=4, text_width=32, scan_layers=False

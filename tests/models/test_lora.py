@@ -8,7 +8,8 @@ import pytest
 from flax import linen as nn
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.lora import BLOCKS, LoRAConfig, adapter_shapes, init_adapter, merge
+from xgen_jax.models.lora import adapter_shapes, init_adapter, merge
+from xgen_jax.models.lora_config import BLOCKS, LoRAConfig
 from xgen_jax.models.vdit import VDiT, abstract_variables, unstack_layers
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh

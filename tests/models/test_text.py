@@ -11,11 +11,11 @@ from xgen_jax.models.text import (
     PAD,
     VOCABULARY,
     ByteConditioner,
-    ByteTextConfig,
     ByteTextEncoder,
     T5Conditioner,
     tokenize_bytes,
 )
+from xgen_jax.models.text_config import ByteTextConfig
 
 
 @pytest.mark.parametrize("prompt", ["a red circle", "ein grüner Würfel", "赤い円", "\x00\xff🎬"])

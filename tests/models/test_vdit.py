@@ -11,13 +11,14 @@ import pytest
 from xgen_jax.errors import UserError
 from xgen_jax.models import vdit_config
 from xgen_jax.models.vdit import (
+    MicroConditions,
     VDiT,
     abstract_variables,
     count_parameters,
     null_caption,
     unstack_layers,
 )
-from xgen_jax.models.vdit_config import PRESETS, MicroConditions, VDiTConfig
+from xgen_jax.models.vdit_config import PRESETS, VDiTConfig
 
 CONFIG = VDiTConfig(width=16, depth=2, heads=2, patch=2, text_width=8, remat="none")
 PAPER = dataclasses.replace(CONFIG, micro_cond=True, learned_variance=True, position_span=32.0)

@@ -15,15 +15,16 @@ from xgen_jax.config.losses import (
     VDiTLossConfig,
     VidVAELossConfig,
 )
-from xgen_jax.models.discriminator import DiscriminatorConfig
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.lpips import LPIPS, LPIPSConfig
 from xgen_jax.models.regen import REGEN
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.models.text import ByteConditioner, ByteTextConfig, ByteTextEncoder
+from xgen_jax.models.text import ByteConditioner, ByteTextEncoder
+from xgen_jax.models.text_config import ByteTextConfig
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_config import DiscriminatorConfig
 from xgen_jax.nn.conv3d import convolve
 from xgen_jax.parallel import sharding
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh

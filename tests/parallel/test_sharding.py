@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from xgen_jax.models.lora import LoRAConfig, adapter_shapes
+from xgen_jax.models.lora import adapter_shapes
+from xgen_jax.models.lora_config import LoRAConfig
 from xgen_jax.models.regen import abstract_variables as abstract_regen
 from xgen_jax.models.regen_config import PRESETS as REGEN_PRESETS
 from xgen_jax.models.vdit import abstract_variables

@@ -11,7 +11,8 @@ from flax import linen as nn
 from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.models.embedder import VidVAEEmbedder
-from xgen_jax.models.text import ByteConditioner, ByteTextConfig, ByteTextEncoder
+from xgen_jax.models.text import ByteConditioner, ByteTextEncoder
+from xgen_jax.models.text_config import ByteTextConfig
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae import VidVAE

@@ -15,8 +15,9 @@ from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.errors import UserError
-from xgen_jax.models.discriminator import Discriminator, DiscriminatorConfig
+from xgen_jax.models.discriminator import Discriminator
 from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_config import DiscriminatorConfig
 from xgen_jax.testing import tiny_vidvae, vidvae_task
 from xgen_jax.training.optimizer import optimize_apart
 from xgen_jax.training.state import TrainState, init_state, make_update, sample_keys

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.lora import LoRAConfig, adapter_shapes
+from xgen_jax.models.lora import adapter_shapes
+from xgen_jax.models.lora_config import LoRAConfig
 from xgen_jax.weights.lora import read_adapter, write_adapter
 from xgen_jax.weights.safetensors import read_metadata, read_safetensors, write_safetensors
 

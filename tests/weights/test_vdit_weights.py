@@ -13,10 +13,17 @@ import pytest
 from einops import rearrange
 from flax import linen as nn
 
-from xgen_jax.diffusion.guidance import GuidanceConfig, combine
+from xgen_jax.diffusion.config import GuidanceConfig
+from xgen_jax.diffusion.guidance import combine
 from xgen_jax.errors import UserError
-from xgen_jax.models.vdit import VDiT, abstract_variables, null_caption, unstack_layers
-from xgen_jax.models.vdit_config import PRESETS, MicroConditions
+from xgen_jax.models.vdit import (
+    MicroConditions,
+    VDiT,
+    abstract_variables,
+    null_caption,
+    unstack_layers,
+)
+from xgen_jax.models.vdit_config import PRESETS
 from xgen_jax.nn.norms import RMSNorm, layer_norm
 from xgen_jax.nn.positions import rotary, sinusoid, sinusoid_2d
 from xgen_jax.weights.safetensors import read_safetensors

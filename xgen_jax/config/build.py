@@ -171,7 +171,7 @@ def _build_group(kind: type, value: Any, where: str) -> Any:
         return kind(**built)
     except UserError as error:
         leaves = [name for name in fields if not is_group(kinds[name])]
-        raise UserError(_with_flag(str(error), where, leaves)) from error
+        raise UserError(with_flag(str(error), where, leaves)) from error
 
 
 def _refuse_other_kinds(kinds: list[Any], chosen: Any, value: Any, where: str) -> None:
@@ -186,7 +186,7 @@ def _refuse_other_kinds(kinds: list[Any], chosen: Any, value: Any, where: str) -
             )
 
 
-def _with_flag(message: str, where: str, names: typing.Iterable[str]) -> str:
+def with_flag(message: str, where: str, names: typing.Iterable[str]) -> str:
     """Add to what a class says of its values the flag of the one that it names first."""
     if "--config" in message or not where.startswith("--"):
         return message

@@ -1,16 +1,18 @@
 """The terms of each family's loss, and their weights."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.diffusion.frame_masks import FrameMaskConfig
-from xgen_jax.diffusion.process import Process
-from xgen_jax.diffusion.processes import make_process
-from xgen_jax.diffusion.time import DISTRIBUTIONS, shift_ratio
+from xgen_jax.diffusion.config import DISTRIBUTIONS, PREDICTIONS, PROCESS_NAMES, FrameMaskConfig
 from xgen_jax.errors import UserError, choose
-from xgen_jax.models.discriminator import DiscriminatorConfig
-from xgen_jax.models.regen_windows import WINDOWS
-from xgen_jax.typing import Array
+from xgen_jax.models.regen_config import WINDOWS
+from xgen_jax.models.vidvae_config import DiscriminatorConfig
+
+# Names of types alone, and imports in functions: a mistake in a key is told before jax is loaded.
+if TYPE_CHECKING:
+    from xgen_jax.diffusion.process import Process
+    from xgen_jax.typing import Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,8 @@ class REGENLossConfig:
                 "loss.prediction='eps' with loss.process='flow' cannot be decoded: at t = 1 eps "
                 "does not determine the data. Choose 'x0' or 'velocity', or loss.process='ddpm'"
             )
-        self.make_process()
+        choose("process", self.process, PROCESS_NAMES)
+        choose("prediction", self.prediction, PREDICTIONS)
         choose("loss.weighting", self.weighting, WEIGHTINGS)
         choose("loss.windows", self.windows, WINDOWS)
         choose("loss.time_distribution", self.time_distribution, DISTRIBUTIONS)
@@ -142,12 +145,14 @@ class REGENLossConfig:
         if self.weight_limit < 1:
             raise UserError(f"loss.weight_limit must be 1 or more, not {self.weight_limit}")
 
-    def make_process(self) -> Process:
+    def make_process(self) -> "Process":
         """Make the process that corrupts the frames, in training and in decoding.
 
         Raises:
           UserError: an unknown process or prediction.
         """
+        from xgen_jax.diffusion.processes import make_process
+
         options = {"learned_variance": False} if self.process == "ddpm" else {}
         return make_process(self.process, prediction=self.prediction, **options)
 
@@ -174,17 +179,21 @@ class VDiTLossConfig:
     frame_masks: FrameMaskConfig = FrameMaskConfig()
 
     def __post_init__(self):
-        self.make_process()
+        choose("process", self.process, PROCESS_NAMES)
         choose("loss.time_distribution", self.time_distribution, DISTRIBUTIONS)
 
-    def make_process(self, learned_variance: bool = False) -> Process:
+    def make_process(self, learned_variance: bool = False) -> "Process":
         """Make the process; UserError for an unknown one, or one without a variance to learn."""
+        from xgen_jax.diffusion.processes import make_process
+
         return make_process(self.process, learned_variance=learned_variance)
 
     def time_ratio(
-        self, height_px: float | Array, width_px: float | Array, latent_frames: int
-    ) -> float | Array:
+        self, height_px: "float | Array", width_px: "float | Array", latent_frames: int
+    ) -> "float | Array":
         """Return the ratio of `diffusion.time.shift` for a clip, in training and in sampling."""
         if not self.shift_by_size:
             return self.time_shift
+        from xgen_jax.diffusion.time import shift_ratio
+
         return shift_ratio(height_px, width_px, latent_frames, scale=self.time_shift)

@@ -7,27 +7,26 @@ project's. Both name the family of their network: "vidvae", "regen" or "vdit".
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from xgen_jax.config.build import RENAMED_OBJECTIVES, build, rename
+from xgen_jax.config.build import RENAMED_OBJECTIVES, build, rename, with_flag
 from xgen_jax.config.losses import REGENLossConfig, VDiTLossConfig, VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.data.config import DataConfig, as_written, nest_source
-from xgen_jax.diffusion.grids import make_grid
-from xgen_jax.diffusion.guidance import GuidanceConfig
-from xgen_jax.diffusion.samplers import make_steps
+from xgen_jax.diffusion.config import GuidanceConfig
 from xgen_jax.errors import UserError, choose
-from xgen_jax.models.embedder import Embedder, REGENEmbedder, VidVAEEmbedder
-from xgen_jax.models.lora import LoRAConfig
-from xgen_jax.models.regen import REGEN
+from xgen_jax.models.lora_config import LoRAConfig
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.models.text import ByteTextConfig, T5TextConfig
+from xgen_jax.models.text_config import ByteTextConfig, T5TextConfig
 from xgen_jax.models.vdit_config import VDiTConfig
-from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel.mesh import MeshConfig
+
+# Names of types alone, and imports in functions: a mistake in a key is told before jax is loaded.
+if TYPE_CHECKING:
+    from xgen_jax.models.embedder import Embedder
 
 DEFAULT_FPS = 8.0  # frames a second of samples, where the clips' rate is not known
 
@@ -86,7 +85,7 @@ class HoldsEmbedder(abc.ABC):
     model: Any
 
     @abc.abstractmethod
-    def make_embedder(self, dtype: Any = np.float32) -> Embedder:
+    def make_embedder(self, dtype: Any = np.float32) -> "Embedder":
         """Make the embedder of the folder's network, computing in `dtype`."""
 
 
@@ -102,8 +101,11 @@ class HoldsVidVAE(HoldsEmbedder):
 
     model: VidVAEConfig
 
-    def make_embedder(self, dtype: Any = np.float32) -> Embedder:
+    def make_embedder(self, dtype: Any = np.float32) -> "Embedder":
         """See `HoldsEmbedder`."""
+        from xgen_jax.models.embedder import VidVAEEmbedder
+        from xgen_jax.models.vidvae import VidVAE
+
         return VidVAEEmbedder(model=VidVAE(self.model, dtype))
 
 
@@ -146,6 +148,13 @@ class Run:
         """Whether the network is conditioned on embeddings of a frozen text encoder."""
         return False
 
+    def check(self) -> None:
+        """Raise UserError for values that only a diffusion process can judge, and so only jax.
+
+        `run_config` and `training.tasks.build_task` ask; values that are wrong by themselves are
+        refused when the dataclass is made.
+        """
+
     def for_clips(self, rates: Mapping[float, int], say: Callable[[str], None]) -> Self:
         """Return the configuration with what follows from the clips that are trained on.
 
@@ -186,7 +195,6 @@ class REGENRun(HoldsEmbedder, Run):
     decode_steps: int = 1
 
     def __post_init__(self):
-        make_grid(self.loss.make_process(), self.decode_steps)  # before training, not after
         longest = max(bucket.frames for bucket in self.data.buckets)
         least = 2 * self.model.chunk_frames
         if self.loss.windows == "shifted" and longest < least:
@@ -196,8 +204,17 @@ class REGENRun(HoldsEmbedder, Run):
                 "has not; add a longer bucket, or choose loss.windows='chunk'"
             )
 
-    def make_embedder(self, dtype: Any = np.float32) -> Embedder:
+    def check(self) -> None:
+        """See `Run.check`: steps of decoding that cannot be taken."""
+        from xgen_jax.diffusion.grids import make_grid
+
+        make_grid(self.loss.make_process(), self.decode_steps)
+
+    def make_embedder(self, dtype: Any = np.float32) -> "Embedder":
         """See `HoldsEmbedder`."""
+        from xgen_jax.models.embedder import REGENEmbedder
+        from xgen_jax.models.regen import REGEN
+
         return REGENEmbedder(
             model=REGEN(self.model, dtype),
             process=self.loss.make_process(),
@@ -236,17 +253,22 @@ class VDiTRun(HoldsTransformer, Run):
     def __post_init__(self):
         if not self.embedder and self.init_from is None:
             raise UserError("a vdit run needs an embedder: give --config.embedder=FOLDER")
-        # Settings that cannot sample are refused before anything is trained.
-        process = self.loss.make_process(self.model.learned_variance)
-        grid = make_grid(process, self.sample_steps, self.sample_spacing, self.loss.time_shift)
-        make_steps(self.sampler, grid)
-        self.guidance.check(process)
         if self.lora and self.init_from is None:
             raise UserError(
                 "lora needs a base: give init_from=FOLDER, a vdit run or converted weights"
             )
         if self.lora and self.optimizer.name == "muon":
             raise UserError("optimizer.name='muon' is for whole kernels; an adapter takes 'adamw'")
+
+    def check(self) -> None:
+        """See `Run.check`: settings that cannot sample."""
+        from xgen_jax.diffusion.grids import make_grid
+        from xgen_jax.diffusion.samplers import make_steps
+
+        process = self.loss.make_process(self.model.learned_variance)
+        grid = make_grid(process, self.sample_steps, self.sample_spacing, self.loss.time_shift)
+        make_steps(self.sampler, grid)
+        self.guidance.check(process.prediction)
 
     @property
     def adapter(self) -> LoRAConfig | None:
@@ -349,7 +371,12 @@ def run_config(values: dict[str, Any], say: Callable[[str], None] | None = None)
     if isinstance(values.get("data"), dict):
         values["data"] = nest_source(values["data"], say)
     objective = choose("objective", values.get("objective"), Run.known)
-    return build(Run.known[objective], values, "--config")
+    run = build(Run.known[objective], values, "--config")
+    try:
+        run.check()
+    except UserError as error:
+        raise UserError(with_flag(str(error), "--config", list(values))) from error
+    return run
 
 
 def folder_config(values: dict[str, Any]) -> Run | Weights:

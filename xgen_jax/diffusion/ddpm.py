@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from xgen_jax.diffusion import grids
-from xgen_jax.diffusion.process import PREDICTIONS, Level, Process, per_sample
+from xgen_jax.diffusion.config import PREDICTIONS
+from xgen_jax.diffusion.process import Level, Process, per_sample
 from xgen_jax.diffusion.time import sample_times
 from xgen_jax.errors import UserError, choose
 from xgen_jax.typing import Array

@@ -10,7 +10,8 @@ import dataclasses
 
 import numpy as np
 
-from xgen_jax.diffusion.process import PREDICTIONS, Level, Process
+from xgen_jax.diffusion.config import PREDICTIONS
+from xgen_jax.diffusion.process import Level, Process
 from xgen_jax.diffusion.time import sample_times, time_grid
 from xgen_jax.errors import UserError, choose
 from xgen_jax.typing import Array

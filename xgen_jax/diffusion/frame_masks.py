@@ -6,65 +6,11 @@ arXiv 2408.12590, section 3.2). In a frame mask, True means that the frame is no
 is modulated as at time 0.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
-from xgen_jax.errors import UserError
+from xgen_jax.diffusion.config import KINDS, FrameMaskConfig
 from xgen_jax.typing import Array
-
-KINDS = ("none", "quarter_random", "quarter_head", "quarter_tail", "quarter_head_tail")
-KINDS += ("image_random", "image_head", "image_tail", "image_head_tail")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FrameMaskConfig:
-    """Fractions of clips, which add up to 1, by the frames that are their condition.
-
-    Attributes:
-      none: no frame.
-      quarter_random, quarter_head, quarter_tail, quarter_head_tail: 1 to a quarter of the frames:
-        at a random place, at the head, at the tail, or as many at each end.
-      image_random, image_head, image_tail, image_head_tail: a single frame there.
-    """
-
-    none: float = 1.0
-    quarter_random: float = 0.0
-    quarter_head: float = 0.0
-    quarter_tail: float = 0.0
-    quarter_head_tail: float = 0.0
-    image_random: float = 0.0
-    image_head: float = 0.0
-    image_tail: float = 0.0
-    image_head_tail: float = 0.0
-
-    def __post_init__(self):
-        if min(self.fractions) < 0 or abs(sum(self.fractions) - 1.0) > 1e-6:
-            listed = ", ".join(
-                f"{kind} {fraction}" for kind, fraction in zip(KINDS, self.fractions)
-            )
-            raise UserError(
-                f"the fractions of frame masks must be 0 or more and add up to 1: {listed}"
-            )
-
-    @property
-    def fractions(self) -> tuple[float, ...]:
-        """Return the fractions in the order of `KINDS`."""
-        return tuple(getattr(self, kind) for kind in KINDS)
-
-
-OPEN_SORA = FrameMaskConfig(
-    none=0.75,
-    quarter_random=0.025,
-    quarter_head=0.025,
-    quarter_tail=0.025,
-    quarter_head_tail=0.05,
-    image_random=0.025,
-    image_head=0.025,
-    image_tail=0.025,
-    image_head_tail=0.05,
-)
 
 
 def sample_frame_masks(keys_B: Array, frames: int, config: FrameMaskConfig) -> Array:

@@ -1,6 +1,5 @@
 """Classifier-free guidance (arXiv 2207.12598): null + scale (condition - null), in one forward."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,56 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from xgen_jax.diffusion.config import PLAIN_GUIDANCE, GuidanceConfig
 from xgen_jax.diffusion.process import Denoised, Level, Process
-from xgen_jax.errors import UserError
 from xgen_jax.typing import Array
 
 # (x (B, ...), timestep (B,), condition, frame mask (B, T) or None) -> network output (B, ...)
 Predict = Callable[[Array, Array, Any, Array | None], Array]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GuidanceConfig:
-    """Variants of guidance; the scale itself is an argument of `guided`.
-
-    Attributes:
-      channels: number of channels of the prediction, from the first, that are guided; the others
-        are the conditional prediction's (Open-Sora 1.1 guides 3 of 4). None guides all. A learned
-        variance is never guided.
-      interval: times (from, to] that are guided (arXiv 2404.07724); outside, only the condition is
-        evaluated, at half the cost.
-      zero_star: scale the null prediction to fit the condition's best before guiding (arXiv
-      2503.18886, section 3.1).
-      zero_steps: number of first steps whose velocity is set to zero (section 3.2 there). For
-        rectified flow.
-    """
-
-    channels: int | None = None
-    interval: tuple[float, float] | None = None
-    zero_star: bool = False
-    zero_steps: int = 0
-
-    def __post_init__(self):
-        if self.channels is not None and self.channels < 1:
-            raise UserError(f"guidance channels={self.channels} must be 1 or more, or None for all")
-        if self.interval is not None and not 0.0 <= self.interval[0] < self.interval[1] <= 1.0:
-            raise UserError(
-                f"guidance interval={self.interval} must be two rising times within 0 .. 1"
-            )
-        if self.zero_steps < 0:
-            raise UserError(f"zero_steps={self.zero_steps} must be 0 or more")
-
-    def check(self, process: Process) -> None:
-        """Raise UserError for guidance that the process cannot do."""
-        if self.zero_steps and process.prediction != "velocity":
-            raise UserError(
-                f"zero_steps={self.zero_steps} is for velocities, and this process predicts "
-                f"{process.prediction}"
-            )
-
-
 def combine(
-    conditional: Array, null: Array, scale: float | Array, config: GuidanceConfig = GuidanceConfig()
+    conditional: Array, null: Array, scale: float | Array, config: GuidanceConfig = PLAIN_GUIDANCE
 ) -> Array:
     """Combine two predictions, (B, ..., C) each and without variance, to the guided one.
 
@@ -87,7 +46,7 @@ def guided(
     null: Any,
     scale: float | Array | None,
     process: Process,
-    config: GuidanceConfig = GuidanceConfig(),
+    config: GuidanceConfig = PLAIN_GUIDANCE,
     clip: float | None = None,
 ) -> Callable[[Array, Level, Array | None], Denoised]:
     """Make a denoise function for `samplers.sample` from a conditional network.
@@ -102,7 +61,7 @@ def guided(
       config: see there.
       clip: bound of |x0|; None for none.
     """
-    config.check(process)
+    config.check(process.prediction)
     both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), condition, null)
 
     def twice(a):

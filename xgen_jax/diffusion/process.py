@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xgen_jax.diffusion.config import PREDICTIONS
 from xgen_jax.errors import choose
 from xgen_jax.typing import AnyArray, Array, Shape
 
-PREDICTIONS = ("x0", "eps", "v", "velocity")
 # Streams of noise while sampling: a solver's own, and that which frames are noised with again.
 STEP_NOISE, FRAME_NOISE = 0, 1
 

@@ -6,10 +6,9 @@ from typing import overload
 import jax
 import numpy as np
 
+from xgen_jax.diffusion.config import DISTRIBUTIONS
 from xgen_jax.errors import UserError, choose
 from xgen_jax.typing import Array
-
-DISTRIBUTIONS = ("uniform", "logit_normal")
 
 
 @overload

@@ -16,15 +16,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xgen_jax.config.runs import VDiTRun
 from xgen_jax.data.pipeline import micro_conditions
+from xgen_jax.diffusion.config import GuidanceConfig
 from xgen_jax.diffusion.frames import KnownFrames
 from xgen_jax.diffusion.grids import make_grid
-from xgen_jax.diffusion.guidance import GuidanceConfig, guided
+from xgen_jax.diffusion.guidance import guided
 from xgen_jax.diffusion.process import Process
 from xgen_jax.diffusion.samplers import Steps, advance, begin, key_noise, make_steps
 from xgen_jax.inference.request import VideoPlan
 from xgen_jax.models.text import TextConditioner
-from xgen_jax.models.vdit import VDiT
-from xgen_jax.models.vdit_config import MicroConditions
+from xgen_jax.models.vdit import MicroConditions, VDiT
 from xgen_jax.parallel.memory import program_bytes
 from xgen_jax.parallel.sharding import BATCH, batch_sharding, on_mesh, tree_shardings
 from xgen_jax.typing import Array, Params, Shape

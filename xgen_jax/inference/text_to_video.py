@@ -28,7 +28,7 @@ from xgen_jax.inference.streaming import decode_segments, encode
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text import TextConditioner
 from xgen_jax.models.vdit import VDiT
-from xgen_jax.nn.attention import IMPLEMENTATIONS
+from xgen_jax.nn.choices import IMPLEMENTATIONS
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import on_mesh
 from xgen_jax.runs.adapters import with_adapter

@@ -11,44 +11,12 @@ would be poor, and a sample's logits would depend on the rest of the batch. The 
 the same.
 """
 
-import dataclasses
-
 import jax.numpy as jnp
 from flax import linen as nn
 
-from xgen_jax.errors import UserError
-from xgen_jax.nn.convolution import Kernel, convolve
-from xgen_jax.typing import Array
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DiscriminatorConfig:
-    """Sizes of a discriminator.
-
-    Attributes:
-      width: channels of the first layer; each later one has twice as many, up to eight times.
-      layers: layers that stride; one more and the one to the logits follow.
-    """
-
-    width: int = 64
-    layers: int = 3
-
-    def __post_init__(self):
-        for name in ("width", "layers"):
-            if getattr(self, name) < 1:
-                raise UserError(
-                    f"the discriminator's {name} must be 1 or more, not {getattr(self, name)}"
-                )
-
-    def features(self) -> list[tuple[int, Kernel]]:
-        """Return (channels, stride) of each layer before the logits."""
-        strides: list[Kernel] = [
-            (2, 2, 2) if layer < 2 else (1, 2, 2) for layer in range(self.layers)
-        ]
-        return [
-            (self.width * min(2**layer, 8), stride)
-            for layer, stride in enumerate([*strides, (1, 1, 1)])
-        ]
+from xgen_jax.models.vidvae_config import DiscriminatorConfig
+from xgen_jax.nn.convolution import convolve
+from xgen_jax.typing import Array, Kernel
 
 
 class Convolution3D(nn.Module):

@@ -10,7 +10,6 @@ import hashlib
 import json
 from typing import Any
 
-import jax
 import numpy as np
 
 from xgen_jax.typing import Params
@@ -31,6 +30,8 @@ def fingerprint(config: Any, params: Params) -> str:
       params: a tree of arrays, of which path, dtype, shape and bytes count; 1 GB takes about a
         second.
     """
+    import jax  # here, for the names above are wanted where jax is not loaded
+
     digest = hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode())
     leaves = {
         jax.tree_util.keystr(path): leaf

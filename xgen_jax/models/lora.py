@@ -7,7 +7,6 @@ paths, as specs are in `parallel.sharding`. The network is applied to the merged
 nothing of adapters. This costs memory for the merged kernels and, in training, their gradients.
 """
 
-import dataclasses
 import difflib
 import math
 import re
@@ -17,48 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from xgen_jax.errors import UserError
+from xgen_jax.models.lora_config import LoRAConfig
 from xgen_jax.parallel.sharding import path_name
 from xgen_jax.typing import Array, Params, Shape
-
-# Attention and MLP of a transformer's blocks, stacked or not.
-BLOCKS = (r"^vdit/.*attention\w*/(qkv|q|kv|proj)/kernel$", r"^vdit/.*mlp/fc[12]/kernel$")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoRAConfig:
-    """Kernels to adapt, and the rank and scale of their adapters.
-
-    Attributes:
-      rank: of the products, at most the smaller side of every kernel chosen. Queries, keys and
-        values that lie in one kernel share it.
-      alpha: the products are multiplied by alpha / rank.
-      rules: patterns to search in kernels' paths ("vdit/params/blocks/block/mlp/fc1/kernel"). A
-        kernel that any of them finds is adapted; each must find one. By default attention and MLP
-        of all blocks.
-    """
-
-    rank: int = 16
-    alpha: float = 16.0
-    rules: tuple[str, ...] = BLOCKS
-
-    def __post_init__(self):
-        for name in ("rank", "alpha"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"lora.{name} must be above 0, not {getattr(self, name)}")
-        if not self.rules:
-            raise UserError(f"lora.rules is empty; attention and MLP of all blocks are {BLOCKS}")
-        for rule in self.rules:
-            try:
-                re.compile(rule)
-            except re.error as error:
-                raise UserError(
-                    f"lora.rules has {rule!r}, which is no regular expression ({error})"
-                ) from error
-
-    @property
-    def scale(self) -> float:
-        """Factor of A B."""
-        return self.alpha / self.rank
 
 
 def adapter_shapes(

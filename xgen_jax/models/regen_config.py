@@ -9,9 +9,11 @@ import dataclasses
 
 from xgen_jax.errors import UserError, choose
 from xgen_jax.models.vidvae_config import VidVAEConfig
-from xgen_jax.nn.attention import IMPLEMENTATIONS
+from xgen_jax.nn.choices import IMPLEMENTATIONS
 from xgen_jax.typing import Shape
 
+# Frames that are denoised together, see `models.regen_windows`.
+WINDOWS = ("chunk", "shifted")
 CHOICES = {
     "attention": IMPLEMENTATIONS,
     "conditioning": ("content_aware", "in_context"),

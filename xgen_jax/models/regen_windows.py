@@ -39,7 +39,6 @@ from xgen_jax.models.regen import REGEN, Conditioning
 from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.typing import AnyArray, Array, Params
 
-WINDOWS = ("chunk", "shifted")
 # How frames between two frames of a clip are conditioned; see `own_times`.
 BETWEEN = ("interpolated", "continuous")
 # The content latent takes no part at time 0 exactly (see `models.regen`). In a window across a

@@ -8,73 +8,22 @@ stored next to the latents (the normal path) or computed when they are needed.
 import dataclasses
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from xgen_jax.errors import UserError, choose
+from xgen_jax.errors import UserError
+from xgen_jax.models.text_config import ByteTextConfig
 from xgen_jax.models.vdit import null_caption
-from xgen_jax.nn.attention import IMPLEMENTATIONS, SelfAttention
+from xgen_jax.nn.attention import SelfAttention
 from xgen_jax.nn.conv3d import gathered_convolution
 from xgen_jax.nn.mlp import MLP
 from xgen_jax.typing import Array, Params
 
 PAD, BEGIN, VOCABULARY = 0, 257, 258  # bytes are 1..256
 STRIDE = 4  # bytes a token
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ByteTextConfig:
-    """Sizes of a byte-level encoder.
-
-    Attributes:
-      kind: `bytes`.
-      width: of the tokens, and of the encoder.
-      depth, heads: of the encoder.
-      max_bytes: the longest prompt, in UTF-8 bytes.
-      attention: the implementation, see `xgen_jax.nn.attention`.
-      trained: whether the encoder is trained with the transformer, as params["text"].
-      path: folder of a frozen encoder; None for none.
-    """
-
-    trained: ClassVar[Literal[True]] = True  # along with the transformer
-    path: ClassVar[str | None] = None
-
-    kind: str = "bytes"
-    width: int = 96
-    depth: int = 2
-    heads: int = 4
-    max_bytes: int = 64
-    attention: str = "xla"
-
-    def __post_init__(self):
-        choose("text.attention", self.attention, IMPLEMENTATIONS)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class T5TextConfig:
-    """A frozen T5 encoder.
-
-    Attributes:
-      kind: `t5`.
-      path: its local folder in Hugging Face's layout, see `weights.t5`. Training on latents with
-        stored embeddings only checks that they are its own; sampling reads it.
-      length: tokens a caption, the end-of-sentence token included; longer ones are cut, with a
-        warning.
-      trained: see `ByteTextConfig`.
-    """
-
-    trained: ClassVar[Literal[False]] = False
-
-    kind: str = "t5"
-    path: str
-    length: int = 250
-
-    def __post_init__(self):
-        if self.length < 1:
-            raise UserError(f"text.length must be 1 or more, not {self.length}")
 
 
 class TextConditioner(Protocol):

@@ -19,7 +19,7 @@ It differs in three places:
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.vdit_config import MicroConditions, VDiTConfig
+from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.nn.attention import CrossAttention, SelfAttention
 from xgen_jax.nn.embeddings import (
     NORMAL,
@@ -47,6 +47,23 @@ from xgen_jax.nn.stack import Stack
 from xgen_jax.typing import Array, Params
 
 RELEASED_PATCH_PX = 16  # a side of the public network's patch: 2 latent cells of 8 pixels
+
+
+class MicroConditions(NamedTuple):
+    """Micro-conditioning: a clip's size, length and rate, each (B,) float (SDXL, arXiv 2307.01952).
+
+    Attributes:
+      height, width: in pixels.
+      aspect: height / width.
+      frames: number of pixel frames; 1 for an image.
+      fps: frames a second; Open-Sora gives images 120.
+    """
+
+    height: Array
+    width: Array
+    aspect: Array
+    frames: Array
+    fps: Array
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:

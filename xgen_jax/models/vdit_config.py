@@ -16,11 +16,10 @@ prints 731M, in units of 1024^2.
 """
 
 import dataclasses
-from typing import NamedTuple
 
 from xgen_jax.errors import UserError, choose
-from xgen_jax.nn.attention import IMPLEMENTATIONS
-from xgen_jax.typing import Array, Shape
+from xgen_jax.nn.choices import IMPLEMENTATIONS
+from xgen_jax.typing import Shape
 
 CHOICES = {
     "attention": IMPLEMENTATIONS,
@@ -28,23 +27,6 @@ CHOICES = {
     "attention_layout": ("factorised", "full"),
     "remat": ("none", "full"),
 }
-
-
-class MicroConditions(NamedTuple):
-    """Micro-conditioning: a clip's size, length and rate, each (B,) float (SDXL, arXiv 2307.01952).
-
-    Attributes:
-      height, width: in pixels.
-      aspect: height / width.
-      frames: number of pixel frames; 1 for an image.
-      fps: frames a second; Open-Sora gives images 120.
-    """
-
-    height: Array
-    width: Array
-    aspect: Array
-    frames: Array
-    fps: Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""The sizes and variants of a VidVAE, and its presets (arXiv 2408.12590, section 3.1).
+"""The sizes and variants of a VidVAE and of its discriminator, and the presets of the VidVAE (arXiv
+2408.12590, section 3.1).
 
 Compression in time and space, channels of the latent, and parameters:
 
@@ -13,10 +14,8 @@ Compression in time and space, channels of the latent, and parameters:
 import dataclasses
 
 from xgen_jax.errors import UserError, choose
-from xgen_jax.nn.attention import IMPLEMENTATIONS
-from xgen_jax.nn.convolution import Kernel
-from xgen_jax.nn.norms import VIDEO_NORMS
-from xgen_jax.typing import Shape
+from xgen_jax.nn.choices import IMPLEMENTATIONS, VIDEO_NORMS
+from xgen_jax.typing import Kernel, Shape
 
 CHOICES = {
     "attention": IMPLEMENTATIONS,
@@ -216,6 +215,36 @@ class VidVAEConfig:
     def padded_frames(self, frames: int) -> int:
         """Return the least length, `frames` or more, that can be encoded."""
         return frames + -(frames - 1) % self.time_factor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """Sizes of a discriminator.
+
+    Attributes:
+      width: channels of the first layer; each later one has twice as many, up to eight times.
+      layers: layers that stride; one more and the one to the logits follow.
+    """
+
+    width: int = 64
+    layers: int = 3
+
+    def __post_init__(self):
+        for name in ("width", "layers"):
+            if getattr(self, name) < 1:
+                raise UserError(
+                    f"the discriminator's {name} must be 1 or more, not {getattr(self, name)}"
+                )
+
+    def features(self) -> list[tuple[int, Kernel]]:
+        """Return (channels, stride) of each layer before the logits."""
+        strides: list[Kernel] = [
+            (2, 2, 2) if layer < 2 else (1, 2, 2) for layer in range(self.layers)
+        ]
+        return [
+            (self.width * min(2**layer, 8), stride)
+            for layer, stride in enumerate([*strides, (1, 1, 1)])
+        ]
 
 
 # Open-Sora-Plan's published form, which differs from the paper preset in three ways.

@@ -16,6 +16,7 @@ from flax import linen as nn
 from jax import lax
 
 from xgen_jax.errors import choose
+from xgen_jax.nn.choices import IMPLEMENTATIONS
 from xgen_jax.nn.chunked_attention import chunked
 from xgen_jax.nn.cudnn_attention import cudnn, cudnn_takes
 from xgen_jax.nn.embeddings import XAVIER, ZEROS
@@ -23,7 +24,6 @@ from xgen_jax.nn.norms import RMSNorm
 from xgen_jax.nn.positions import rotary
 from xgen_jax.typing import Array
 
-IMPLEMENTATIONS = ("auto", "xla", "chunked", "cudnn")
 # `auto` leaves shorter sequences, such as the frames at one place of a clip, to plain XLA: the
 # flash kernel works on blocks of 64 tokens or more, most of which would be padding.
 FEWEST_FLASH_TOKENS = 64

@@ -24,9 +24,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from xgen_jax.typing import Array
+from xgen_jax.typing import Array, Kernel
 
-Kernel = tuple[int, int, int]  # taps, strides or patch sides in (T, H, W)
 Padding = tuple[tuple[int, int], tuple[int, int]]  # zeros before and behind, in (H, W)
 
 Shaped = Array | jax.ShapeDtypeStruct

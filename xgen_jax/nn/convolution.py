@@ -13,8 +13,8 @@ from einops import rearrange
 from flax import linen as nn
 from jax import lax
 
-from xgen_jax.nn.conv3d import Kernel, convolve
-from xgen_jax.typing import Array
+from xgen_jax.nn.conv3d import convolve
+from xgen_jax.typing import Array, Kernel
 
 
 def extend_in_time(

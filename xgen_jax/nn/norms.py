@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax import lax
 
 from xgen_jax.errors import choose
+from xgen_jax.nn.choices import VIDEO_NORMS
 from xgen_jax.typing import Array
 
 
@@ -65,9 +66,6 @@ def layer_norm(x: Array, epsilon: float = 1e-6) -> Array:
     y = x.astype(jnp.float32)
     y = y - y.mean(-1, keepdims=True)
     return (y * lax.rsqrt((y * y).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)
-
-
-VIDEO_NORMS = ("group_per_frame", "group", "rms")
 
 
 def video_norm(

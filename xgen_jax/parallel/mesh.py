@@ -3,12 +3,14 @@ nothing."""
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
 
 from xgen_jax.errors import UserError
+
+if TYPE_CHECKING:  # configurations take `MeshConfig`, and jax takes most of a second to load
+    from jax.sharding import Mesh
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
@@ -32,12 +34,15 @@ class MeshConfig:
     sequence: int = 1
 
 
-def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+def make_mesh(config: MeshConfig, devices=None) -> "Mesh":
     """Make the mesh of a configuration from `devices`, by default all.
 
     Raises:
       UserError: sizes that the number of devices cannot fill.
     """
+    import jax
+    from jax.sharding import AxisType, Mesh
+
     devices = jax.devices() if devices is None else list(devices)
     sizes = [getattr(config, axis) for axis in AXES]
     free = [axis for axis, size in zip(AXES, sizes) if size == -1]

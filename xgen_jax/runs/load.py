@@ -9,7 +9,8 @@ import numpy as np
 from xgen_jax.config.runs import HoldsEmbedder, HoldsTransformer, VDiTRun
 from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
-from xgen_jax.models.text import ByteTextConfig, ByteTextEncoder
+from xgen_jax.models.text import ByteTextEncoder
+from xgen_jax.models.text_config import ByteTextConfig
 from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.typing import Params
 

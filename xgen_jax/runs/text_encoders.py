@@ -32,11 +32,11 @@ from xgen_jax.models.text import (
     ByteConditioner,
     ByteTextEncoder,
     T5Conditioner,
-    T5TextConfig,
     TextConditioner,
     refuse_empty,
     tokenize_bytes,
 )
+from xgen_jax.models.text_config import T5TextConfig
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import batch_sharding, on_mesh, parameter_spec
 from xgen_jax.runs.folder import CONFIG, RunFolder

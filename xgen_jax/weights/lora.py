@@ -14,7 +14,8 @@ import pathlib
 import jax
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.lora import LoRAConfig, adapter_shapes
+from xgen_jax.models.lora import adapter_shapes
+from xgen_jax.models.lora_config import LoRAConfig
 from xgen_jax.parallel.sharding import path_name
 from xgen_jax.typing import Params
 from xgen_jax.weights.safetensors import (

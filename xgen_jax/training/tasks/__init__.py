@@ -19,6 +19,7 @@ def build_task(config: Run, mesh: Mesh | None, source: Source) -> Task:
     Raises:
       UserError: every mistake of the user; also a batch that cannot be divided.
     """
+    config.check()
     shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     for bucket in config.data.buckets:
         if bucket.batch_size % config.loop.accumulate:

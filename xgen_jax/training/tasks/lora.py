@@ -25,7 +25,8 @@ from xgen_jax.data.pipeline import Batch, Pipeline
 from xgen_jax.errors import UserError
 from xgen_jax.files import refuse_differences
 from xgen_jax.models.fingerprint import EXECUTION, fingerprint
-from xgen_jax.models.lora import LoRAConfig, adapter_shapes, init_adapter, merge
+from xgen_jax.models.lora import adapter_shapes, init_adapter, merge
+from xgen_jax.models.lora_config import LoRAConfig
 from xgen_jax.runs.adapters import store_adapter
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.runs.load import TRANSFORMER

@@ -35,8 +35,7 @@ from xgen_jax.diffusion.samplers import key_noise, make_steps, sample
 from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text import TextConditioner
-from xgen_jax.models.vdit import VDiT, abstract_variables
-from xgen_jax.models.vdit_config import MicroConditions
+from xgen_jax.models.vdit import MicroConditions, VDiT, abstract_variables
 from xgen_jax.parallel.sharding import replicated
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.runs.load import EMBEDDER, load_embedder
