@@ -51,6 +51,7 @@ ONLY_IN = {
     "av": {
         "curation/encode.py",
         "data/color.py",
+        "data/deinterlace.py",
         "data/images.py",
         "data/video.py",
         "data/video_file.py",

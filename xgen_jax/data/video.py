@@ -2,7 +2,8 @@
 
 Frames are addressed by presentation time, never by index: counts in containers are unreliable (an
 AVI may announce 444 frames and hold 68), and in files of variable rate an index gives no time.
-Pixels are those that a player shows: square, upright, and with the colours of `color`. Sizes are
+Pixels are those that a player shows: square, upright, deinterlaced (`deinterlace`), and with the
+colours of `color`. Sizes are
 checked before anything is decoded: a 3 MB file can unpack to gigabytes. Only local files of the
 listed containers are opened, so that FFmpeg does not follow a playlist under another name.
 """
@@ -20,6 +21,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from xgen_jax.data.color import FastConverter, RGBConverter, YUVConverter, scaling_flags
+from xgen_jax.data.deinterlace import deinterlace
 from xgen_jax.data.video_file import (
     MAX_PIXELS,
     decode_frames,
@@ -38,6 +40,7 @@ READ_SUFFIXES = (
     *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv"),
 )
 MAX_BYTES = 4 << 30  # of decoded video in one call
+_NEIGHBOUR_S = 0.2  # holds a frame or more of interlaced video
 
 Frame = TypeVar("Frame")
 # Seconds since the start of the stream, seconds on display, and the picture, uint8 (H, W, 3).
@@ -171,7 +174,7 @@ class VideoReader:
                 f"start_s must be seconds from the start of the video, 0 or more, not {start_s}"
             )
         self.path, self._start_s, self._frames = path, start_s, frames
-        self.repaired = False
+        self.repaired = self._interlaced = False
         self._file = contextlib.ExitStack()
         try:
             stream, rate, first, timed, slack = self._enter(max_pixels)
@@ -196,8 +199,10 @@ class VideoReader:
         """(stream, rate, first frame, all with their times, slack) from the frame at the start."""
         # A seek may land late (an open group of pictures, a broken index) or not work at all (GIF):
         # step back, then decode from the beginning.
-        for seek_s in (self._start_s, self._start_s - 5.0, None):
-            if seek_s is not None and seek_s <= 0:
+        # Of interlaced video the frame before is needed, too (`deinterlace`): a few frames do.
+        near = self._start_s - _NEIGHBOUR_S
+        for seek_s in (self._start_s, near, self._start_s - 5.0, None):
+            if seek_s is not None and (seek_s <= 0 or (seek_s == near and not self._interlaced)):
                 continue
             container, stream = self._file.enter_context(open_video(self.path, max_pixels))
             rate = frame_rate(self.path, stream)
@@ -209,6 +214,7 @@ class VideoReader:
                 self.close()
                 continue
             timed = self._timed_frames(container, stream, rate, sought=seek_s is not None)
+            timed = deinterlace(self.path, timed, sought=seek_s is not None)
             first = next(timed, None)
             if seek_s is not None and (first is None or first[0] > self._start_s + slack):
                 self.close()
@@ -236,6 +242,7 @@ class VideoReader:
             else:
                 time_s = last
             self.repaired |= stamp is None
+            self._interlaced |= bool(frame.interlaced_frame)
             if last is not None and time_s <= last:
                 self.repaired = True
                 time_s = last + 1 / rate  # missing or repeated times: continue at the nominal rate
