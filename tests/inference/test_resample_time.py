@@ -13,7 +13,7 @@ from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.inference import resample_time
 from xgen_jax.inference.reconstruct import Reconstructor, load_reconstructor
-from xgen_jax.inference.resample_time import decode_at_speed, moments
+from xgen_jax.inference.resample_time import decode_at_speed, moments, stream_at_speed
 from xgen_jax.inference.streaming import decode
 from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.vidvae import VidVAE
@@ -71,6 +71,39 @@ def test_twice_as_fast_is_every_other_frame(built):
         plain[:, ::2],
         atol=2e-5,
     )
+
+
+@pytest.mark.parametrize("windows", ["chunk", "shifted"])
+@pytest.mark.parametrize("speed", [0.5, 0.3, 1.5, 3.0])
+def test_a_stream_holds_few_frames_and_adds_up_each_of_its_windows(monkeypatch, windows, speed):
+    """Windows return their positions: a frame is whole when its weights add up to 1."""
+    embedder, params = regen_embedder(windows=windows)
+    latents, length = np.zeros((1, 2 * 12, 1, 1, 4), np.float32), embedder.model.config.chunk_frames
+    monkeypatch.setattr(
+        resample_time,
+        "sample_window",
+        lambda e, p, z, window, key: (
+            np.ones((1, len(window.mix_F), 4, 4, 3)) * window.frames_F[None, :, None, None, None]
+        ),
+    )
+    every = max(1, int(np.ceil(speed)))
+    chunks = [chunk[0, :, 0, 0, 0] for chunk in stream_at_speed(embedder, params, latents, speed)]
+    wanted = np.arange(0, len(moments(12 * length, speed / every)), every)
+    np.testing.assert_allclose(np.concatenate(chunks), wanted, atol=1e-5)
+    assert max(map(len, chunks)) <= 2 * length / speed + 1 and len(chunks) >= 10
+
+
+@pytest.mark.parametrize("speed", [0.5, 2.0])
+def test_a_stream_at_another_speed_equals_the_whole_clip(speed):
+    embedder, params = regen_embedder()
+    reconstruct = Reconstructor(embedder=embedder, params=params)
+    video = np.random.default_rng(4).integers(0, 256, (13, 7, 6, 3), np.uint8)
+    whole = reconstruct(video, speed)
+    parts = list(reconstruct.stream(iter([video[:4], video[4:5], video[5:]]), speed=speed))
+    assert len(parts) > 1
+    streamed = np.concatenate(parts)
+    assert streamed.shape == whole.shape == (len(moments(13, speed)), 7, 6, 3)
+    assert np.abs(streamed.astype(int) - whole).max() <= 1
 
 
 def test_times_far_beyond_a_chunk_are_told_of(built, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xgen_jax.commands.sample import check_output_file, check_suffix
-from xgen_jax.data.video import VideoReader, probe, read_video
+from xgen_jax.data.video import VideoReader, probe
 from xgen_jax.data.video_writer import VideoWriter
 from xgen_jax.errors import UserError, choose
 from xgen_jax.evaluation.reconstruction import compare, side_by_side
@@ -72,8 +72,9 @@ def reconstruct_file(request: ReconstructRequest) -> dict[str, Any]:
     """Reconstruct a video file and write it next to the original.
 
     Read, encoded, decoded, compared and written chunk by chunk, in memory that does not grow with
-    the length; only at another speed the clip is taken whole. The original is then slowed by
-    repeating frames, and the figures are those of the frames that it has.
+    the length; at another speed only the latents are kept whole, and the file is read twice. The
+    original is then slowed by repeating frames, and the figures are those of the frames that it
+    has.
 
     Returns:
       video (the path), shape (T, H, W, 3), fps, psnr_db, ssim, mse, sharpness, blockiness,
@@ -138,8 +139,32 @@ def _stream(request: ReconstructRequest, reconstruct: Reconstructor) -> Pairs:
 
 
 def _at_speed(request: ReconstructRequest, reconstruct: Reconstructor) -> Pairs:
-    """Yield the whole video, slowed or faster, with its reconstruction."""
-    original, _ = read_video(request.video, start_s=request.start, frames=request.frames)
-    reconstruction = reconstruct(original, request.speed, between=request.between)
-    at = moments(len(original), request.speed)
-    yield original[np.floor(at).astype(int)], reconstruction, at == np.floor(at)
+    """Yield the video, slowed or faster, with its reconstruction.
+
+    All of it is encoded before the first frame is decoded, so it is read again to be shown.
+    """
+    count = shown = 0
+
+    def read(reader: VideoReader):
+        nonlocal count
+        for chunk in reader.chunks(_READ):
+            count += len(chunk)
+            yield chunk
+
+    with contextlib.ExitStack() as files:
+        encoded, again = (
+            files.enter_context(
+                VideoReader(request.video, start_s=request.start, frames=request.frames)
+            )
+            for _ in range(2)
+        )
+        frames, number, frame = enumerate(again), -1, np.empty(0)
+        options = {"speed": request.speed, "between": request.between}
+        for reconstruction in reconstruct.stream(read(encoded), **options):
+            at = moments(count, request.speed)[shown : shown + len(reconstruction)]
+            shown, original = shown + len(at), []
+            for place in np.floor(at):
+                while number < place:
+                    number, frame = next(frames)
+                original.append(frame)
+            yield np.stack(original), reconstruction, at == np.floor(at)

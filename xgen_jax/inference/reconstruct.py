@@ -10,7 +10,7 @@ import numpy as np
 from xgen_jax.data.pixels import check_clip, to_uint8
 from xgen_jax.errors import UserError, choose
 from xgen_jax.inference.chunks import plan_chunks
-from xgen_jax.inference.resample_time import BETWEEN, decode_at_speed, moments
+from xgen_jax.inference.resample_time import BETWEEN, decode_at_speed, moments, stream_at_speed
 from xgen_jax.inference.streaming import (
     chunk_lengths,
     decode,
@@ -88,29 +88,38 @@ class Reconstructor:
             )
         return to_uint8(out[0])[:shown, :height, :width]
 
-    def stream(self, chunks: Iterable[Video], key: Array | None = None) -> Iterator[Video]:
+    def stream(
+        self,
+        chunks: Iterable[Video],
+        key: Array | None = None,
+        speed: float = 1.0,
+        between: str = BETWEEN[0],
+    ) -> Iterator[Video]:
         """Reconstruct a video that comes in chunks, in memory that does not grow with its length.
 
-        An embedder that depends on the whole clip gets it whole.
+        An embedder that depends on the whole clip gets it whole. At another speed the latents of
+        the whole video are kept: its frames, once encoded, are not.
 
         Args:
           chunks: uint8 (T, H, W, 3) of any lengths and one size.
-          key: as of a call.
+          key, speed, between: as of a call.
 
         Yields:
-          uint8 (T, H, W, 3), together as many frames as `chunks`, and equal to what a call with all
-          of them gives; chunk by chunk, some frames behind the input.
+          uint8 (T, H, W, 3), together equal to what a call with all of `chunks` gives; chunk by
+          chunk, some frames behind the input, and at another speed after all of it.
 
         Raises:
           UserError: as a call; chunks of different sizes, or none.
         """
         embedder, params, chunks = self.embedder, self.params, iter(chunks)
+        embedder.check_speed(speed)
+        choose("between", between, BETWEEN)
         first = next(chunks, None)
         if first is None:
             raise UserError("the video to reconstruct holds no frame")
         chunks = itertools.chain([first], chunks)
         if embedder.depends_on_whole_clip:
-            yield self(np.concatenate(list(chunks)), key=key)
+            yield self(np.concatenate(list(chunks)), speed, key, between)
             return
         check_clip(first)
         height, width = first.shape[1:3]
@@ -132,12 +141,20 @@ class Reconstructor:
         shape = embedder.latent_shape((1, frames, *sides, 3))
         budget = self.memory_budget_gb
         encoding = plan_chunks(embedder, params, "encode", shape, np.uint8, budget)
-        decoding = plan_chunks(embedder, params, "decode", shape, np.float32, budget)
         video = regroup(padded(), chunk_lengths(embedder, encoding.frames))
         latents = encode_stream(embedder, params, video, encoding.rows)
-        latents = regroup(latents, itertools.repeat(decoding.frames))
-        for out in decode_stream(embedder, params, latents, key=key, rows=decoding.rows):
-            out = to_uint8(out[0, : seen - shown, :height, :width])
+        if speed == 1.0:
+            decoding = plan_chunks(embedder, params, "decode", shape, np.float32, budget)
+            latents = regroup(latents, itertools.repeat(decoding.frames))
+            decoded = decode_stream(embedder, params, latents, key=key, rows=decoding.rows)
+        else:
+            # How a frame is conditioned depends on where the clip ends.
+            whole = np.concatenate(list(latents), axis=1)
+            regen = cast(REGENEmbedder, embedder)  # `check_speed` has refused any other
+            decoded = stream_at_speed(regen, params, whole, speed, budget, key, between)
+        for out in decoded:
+            left = (seen if speed == 1.0 else len(moments(seen, speed))) - shown
+            out = to_uint8(out[0, :left, :height, :width])
             shown += len(out)
             if len(out):
                 yield out

@@ -13,6 +13,7 @@ sampled together, and handles windows across the borders of chunks.
 import functools
 import math
 import sys
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -60,7 +61,27 @@ def decode_at_speed(
     key: Array | None = None,
     between: str = BETWEEN[0],
 ) -> np.ndarray:
-    """Decode normalised latents of a clip at another speed.
+    """Decode normalised latents of a clip at another speed: `stream_at_speed`, in one array.
+
+    Returns:
+      Video (B, F, H, W, 3), float32, about [-1, 1], at the positions that `moments` gives.
+    """
+    chunks = stream_at_speed(embedder, params, latents_BTHWC, speed, memory_budget_gb, key, between)
+    return np.concatenate(list(chunks), axis=1)
+
+
+def stream_at_speed(
+    embedder: REGENEmbedder,
+    params: Params,
+    latents_BTHWC: np.ndarray,
+    speed: float,
+    memory_budget_gb: float | None = None,
+    key: Array | None = None,
+    between: str = BETWEEN[0],
+) -> Iterator[np.ndarray]:
+    """Decode normalised latents of a clip at another speed, window by window.
+
+    In memory are the latents, and the frames of the windows that overlap.
 
     A position that is one of the clip's frames comes out as `streaming.decode` gives it. A faster
     result is sampled at positions at most a frame apart, of which some are left out. Times farther
@@ -75,8 +96,8 @@ def decode_at_speed(
       key: see `Embedder.decode_chunk`.
       between: a name in `BETWEEN`; see the module.
 
-    Returns:
-      Video (B, F, H, W, 3), float32, about [-1, 1], at the positions that `moments` gives.
+    Yields:
+      Video (B, F, H, W, 3), float32, about [-1, 1]; together at the positions that `moments` gives.
 
     Raises:
       UserError: a speed out of range, an unknown `between`; a budget in which a window does not
@@ -93,9 +114,14 @@ def decode_at_speed(
         latents = np.concatenate([latents, latents[:, -1:]], axis=1)
     batch, _, height, width, _ = latents.shape
     side = embedder.space_factor
-    video = np.zeros((batch, len(positions_F), side * height, side * width, 3), np.float32)
-    fits = set()
-    for window in plan_windows(config, frames, embedder.windows, positions_F, between):
+    size, fits = (side * height, side * width, 3), set()
+    planned = plan_windows(config, frames, embedder.windows, positions_F, between)
+    planned.sort(key=lambda window: window.frames_F[0])
+    # Frames from number `done` on, as far as windows have reached; those before the first frame of
+    # the next window are whole.
+    held, done = np.zeros((batch, 0, *size), np.float32), 0
+    following = [int(window.frames_F[0]) for window in planned[1:]] + [len(positions_F)]
+    for window, following_frame in zip(planned, following):
         first, last = int(window.chunks_2F.min()), int(window.chunks_2F.max())
         here = latents[:, 2 * first : 2 * (last + 1)]
         here = here.reshape(batch, last + 1 - first, -1, *here.shape[2:])
@@ -113,8 +139,13 @@ def decode_at_speed(
                 )
             fits.add((here.shape, len(window.frames_F)))
         weights = asked.weights_F[None, :, None, None, None]
-        video[:, window.frames_F] += weights * np.asarray(sample_window(*arguments))
-    return video[:, ::every]
+        if (more := int(window.frames_F[-1]) + 1 - done - held.shape[1]) > 0:
+            held = np.concatenate([held, np.zeros((batch, more, *size), np.float32)], axis=1)
+        held[:, window.frames_F - done] += weights * np.asarray(sample_window(*arguments))
+        whole, held = np.split(held, [following_frame - done], axis=1)
+        whole, done = whole[:, -done % every :: every], following_frame
+        if whole.shape[1]:
+            yield whole
 
 
 def _warn_of_untrained_times(

@@ -104,7 +104,7 @@ class CLIPVision(nn.Module):
 
     Attributes:
       config: sizes.
-      attention: how it is computed, one of `nn.attention.IMPLEMENTATIONS`.
+      attention: how it is computed, one of `nn.choices.IMPLEMENTATIONS`.
       dtype: of the blocks; norms, softmax and projection are float32.
     """
 

@@ -89,7 +89,7 @@ def decode_chunks(
       last: whether the clip ends here; otherwise the last `look_ahead` frames come with the next
         call.
       key_B: of each clip's noise.
-      windows: a name in `regen_windows.WINDOWS`, as the decoder was trained.
+      windows: a name in `regen_config.WINDOWS`, as the decoder was trained.
 
     Returns:
       (video (B, F, H, W, 3), about [-1, 1], cache).

@@ -192,24 +192,32 @@ def plan_windows(
     stride = max(1, math.ceil(1 / spacing - 1e-9))
     planned = []
 
-    def add(frames_F, chunks_2F, times_2F, mix_F, weights_F):
+    def add(chosen_F, chunks_2F, times_2F, mix_F, weights_F, before=0):
         for phase in range(stride):
-            if len(part := frames_F[phase::stride]):
+            if len(part := chosen_F[phase::stride]):
                 fields = (chunks_2F, times_2F, mix_F, weights_F)
-                planned.append(Window(part, *(field[..., part] for field in fields)))
+                planned.append(Window(before + part, *(field[..., part] for field in fields)))
 
-    borders = range(frames // length - 1 if windows == "shifted" else 0)
-    weights_of = [border_weights(config, positions_F, first) for first in borders]
-    own_weights_F = np.round(1.0 - sum(weights_of, np.zeros(count)), 9)
+    across = []  # (border, first position of its window, weights from there): short in a long clip
+    across_weights_F = np.zeros(count)
+    for first in range(frames // length - 1 if windows == "shifted" else 0):
+        begin = first * length + middle(config) - 0.5
+        ends = begin - overlap(config), begin + length + overlap(config)
+        low, high = np.searchsorted(positions_F, ends)
+        weights_F = border_weights(config, positions_F[low:high], first)
+        across_weights_F[low:high] += weights_F
+        across.append((first, low, weights_F))
+    own_weights_F = np.round(1.0 - across_weights_F, 9)
     own = own_times(config, frames, positions_F, between)
     chunk_F = np.floor(positions_F / length).astype(int)
     for chunk in range(chunk_F[-1] + 1):
         if own_weights_F[chunk_F == chunk].any():
             add(np.flatnonzero(chunk_F == chunk), *own, own_weights_F)
-    for first, weights_F in zip(borders, weights_of):
-        chunks_2F = np.broadcast_to([[first], [first + 1]], (2, count))
-        times = border_times(config, positions_F - first * length)
-        add(np.flatnonzero(weights_F), chunks_2F, *times, weights_F)
+    for first, low, weights_F in across:
+        here_F = positions_F[low : low + len(weights_F)]
+        chunks_2F = np.broadcast_to([[first], [first + 1]], (2, len(here_F)))
+        times = border_times(config, here_F - first * length)
+        add(np.flatnonzero(weights_F), chunks_2F, *times, weights_F, before=low)
     return planned
 
 
