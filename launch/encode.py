@@ -50,6 +50,12 @@ FLAGS = [
         lower_bound=0.0,
         upper_bound=0.99,
     ),
+    flags.DEFINE_enum(
+        "hold_out",
+        "files",
+        ["files", "ends"],
+        "files: ends of long videos, and some others whole; ends: the end of every video.",
+    ),
 ]
 
 

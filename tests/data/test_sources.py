@@ -288,6 +288,43 @@ def test_a_long_video_gives_its_end(tmp_path):
     assert seen == {"train": set(range(19)), "held_out": set(range(19, 31))}
 
 
+def test_each_of_few_short_videos_gives_its_end(tmp_path):
+    names = [f"{number}.mp4" for number in range(5)]
+    make_folder(tmp_path, names, frames=16, fps=4, captions=False)  # 4 s each
+    options = {"require_captions": False, "held_out_fraction": 0.05}
+    digest = VideoFolderSource(tmp_path, split="train", **options).fingerprint()
+    with pytest.raises(UserError, match="give --config.data.source.hold_out=ends"):
+        VideoFolderSource(tmp_path, split="held_out", **options)
+    seen = {}
+    for split in ("train", "held_out"):
+        source = VideoFolderSource(tmp_path, split=split, hold_out="ends", **options)
+        assert source.files == names and source.fingerprint() != digest
+        seen[split] = {
+            number
+            for clip in range(len(source))
+            for seed in range(20)
+            for number in numbers(source.read(clip, rng(seed), 2, 16, 16)["video"])
+        }
+    # A quarter of each, since 5% would be a single frame.
+    assert seen == {"train": set(range(12)), "held_out": set(range(12, 16))}
+    long = VideoFolderSource(
+        tmp_path, split="held_out", hold_out="ends", **options | {"held_out_fraction": 0.5}
+    )
+    assert long.extents()[:, 0].tolist() == [8] * 5
+    nothing = VideoFolderSource(tmp_path, hold_out="ends", **options | {"held_out_fraction": 0.0})
+    assert len(nothing.held_out_clips()) == 0 and len(nothing) == 5
+    with pytest.raises(UserError, match="hold_out='tails' is not known"):
+        VideoFolderSource(tmp_path, hold_out="tails")
+
+
+def test_an_image_is_not_cut(tmp_path):
+    make_folder(tmp_path, ["a.mp4"], frames=16, fps=4, captions=False)
+    make_images(tmp_path, ["b.png"])
+    options = {"require_captions": False, "held_out_fraction": 0.01, "images": True}
+    source = VideoFolderSource(tmp_path, hold_out="ends", **options)
+    assert len(source) == 3 and source.held_out_clips().tolist() == [1]
+
+
 def test_folders_behind_links_are_searched_once(tmp_path):
     make_folder(tmp_path / "store", ["a.mp4"], captions=False)
     data = tmp_path / "data"

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from xgen_jax.data.buckets import COMMON_ASPECTS, STAGES, Bucket, Shape, make_buckets, parse_shapes
-from xgen_jax.data.config import ShardsConfig, TFDSConfig, kind_of_folder
+from xgen_jax.data.config import HOLD_OUT, ShardsConfig, TFDSConfig, kind_of_folder
 from xgen_jax.data.latent_shards import DTYPES
 from xgen_jax.data.latent_writer import LatentWriter
 from xgen_jax.data.pixels import to_unit_range
@@ -47,7 +47,10 @@ _SHOWN = 10
 # Values that decide the bytes, besides the networks, the source and the buckets.
 _DECIDING = ("stage", "aspects", "clips_per_video", "seed", "shard_size", "dtype")
 _DECIDING += ("compute_dtype", "fps", "stride", "require_captions")
-_OF_FOLDERS = ("fps", "stride", "require_captions", "seconds_per_clip", "held_out_fraction")
+_OF_FOLDERS = (
+    *("fps", "stride", "require_captions"),
+    *("seconds_per_clip", "held_out_fraction", "hold_out"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,8 @@ class EncodeRequest:
         the captions. Tokens are stored without padding.
       text_length: tokens a caption, of a T5's folder; 250 by default. Longer captions are cut and
         counted.
-      fps, stride, require_captions, seconds_per_clip, held_out_fraction: see `VideoFolderSource`.
+      fps, stride, require_captions, seconds_per_clip, held_out_fraction, hold_out: see
+        `VideoFolderSource`.
         The clips that are held out are encoded too, for evaluation while training.
 
     Raises:
@@ -104,6 +108,7 @@ class EncodeRequest:
     require_captions: bool = True
     seconds_per_clip: float | None = 4.0
     held_out_fraction: float = 0.05
+    hold_out: str = HOLD_OUT[0]
 
     def __post_init__(self):
         for name in ("embedder", "data", "out"):
@@ -152,11 +157,13 @@ class EncodeRequest:
             return SyntheticSource(seed=self.seed, num_clips=self.count)
         kind = kind_of_folder(self.data)
         if kind == ShardsConfig.kind:
-            self._refuse(("seconds_per_clip", "held_out_fraction"), "it was decided when packing")
+            self._refuse(
+                ("seconds_per_clip", "held_out_fraction", "hold_out"), "it was decided when packing"
+            )
             options = {name: getattr(self, name) for name in ("fps", "stride", "require_captions")}
             return ShardSource(self.data, **options)
         if kind == TFDSConfig.kind:
-            self._refuse(("fps", "seconds_per_clip"), "frames of TFDS have no times")
+            self._refuse(("fps", "seconds_per_clip", "hold_out"), "frames of TFDS have no times")
             options = {name: getattr(self, name) for name in ("stride", "held_out_fraction")}
             return TFDSSource(self.data, **options)
         return VideoFolderSource(

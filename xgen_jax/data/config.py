@@ -11,6 +11,8 @@ from xgen_jax.errors import UserError, choose
 from xgen_jax.files import read_json
 
 PATH_FLAG = "--config.data.source.path=FOLDER"
+# What a folder holds out of training; see `data.sources.video_folder.VideoFolderSource`.
+HOLD_OUT = ("files", "ends")
 NOTHING_HELD_OUT = (
     "loop.evaluate_every needs held-out clips: give --config.data.source.held_out_fraction=0.05, "
     "or --config.loop.evaluate_every=0"
@@ -47,6 +49,8 @@ class VideoFolderConfig:
       path: of the folder; may be left to a flag.
       split: `train` or `held_out` clips, or `all`.
       held_out_fraction: part of the clips that training never sees, in [0, 1).
+      hold_out: `files`, the ends of long videos and some of the others whole; or `ends`, the end of
+        every video, for a folder of few.
       seconds_per_clip: seconds of a video that count as one clip; None counts each video once.
       fps: frames a second at which clips are sampled; None keeps each file's own.
       stride: take every stride-th frame of that rate.
@@ -60,12 +64,16 @@ class VideoFolderConfig:
     path: str | None = None
     split: str = "train"
     held_out_fraction: float = 0.05
+    hold_out: str = "files"
     seconds_per_clip: float | None = 4.0
     fps: float | None = None
     stride: int = 1
     require_captions: bool = True
     flip: bool = False
     memory_gb: float = 1.0
+
+    def __post_init__(self):
+        choose("hold_out", self.hold_out, HOLD_OUT)
 
     def held_out(self) -> "VideoFolderConfig":
         """Return the configuration of the clips that training does not see.

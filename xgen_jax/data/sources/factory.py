@@ -48,6 +48,7 @@ def _video_folder(source: VideoFolderConfig, data: DataConfig, text: bool) -> So
         source_folder(source),
         split=source.split,
         held_out_fraction=source.held_out_fraction,
+        hold_out=source.hold_out,
         seconds_per_clip=source.seconds_per_clip,
         fps=source.fps,
         stride=source.stride,

@@ -12,6 +12,7 @@ import numpy as np
 
 from xgen_jax.data.buckets import Bucket, fit
 from xgen_jax.data.captions import read_captions
+from xgen_jax.data.config import HOLD_OUT
 from xgen_jax.data.file_index import list_files, probe_files
 from xgen_jax.data.images import IMAGE_FPS, IMAGE_SUFFIXES, probe_image, read_image
 from xgen_jax.data.pixels import UNIFORMS, hold_last, random_start, random_view
@@ -28,6 +29,8 @@ from xgen_jax.data.video_cache import VideoCache
 from xgen_jax.errors import UserError, choose
 
 LEAST_TAIL_S = 4.0  # of a video whose end is held out
+# Of a video with `hold_out="ends"`: where the tail would be shorter than LEAST_TAIL_S.
+MOST_OF_SHORT = 0.25
 # Fraction of the clips that may be replaced because their files cannot be decoded, and the number
 # of clips read from which on it is checked.
 MAX_REPLACED, COUNTED_FROM = 0.25, 100
@@ -54,6 +57,9 @@ class VideoFolderSource(Source):
         that part lasts `LEAST_TAIL_S` or more gives its end; a shorter one, and an image, is held
         out whole or not at all, by a hash of its relative path. So what is held out does not change
         when files are added.
+      hold_out: "files" is the above. "ends" is for a folder of few short videos, where a hash may
+        choose none or a whole film: each video gives its end, at least `LEAST_TAIL_S` of it, or
+        `MOST_OF_SHORT` of it where that is less. An image is held out as above.
       require_captions: leave out videos without a caption; if False their caption is "".
       flip: mirror half of the clips. Off by default, because captions name left and right.
       substitute: replace a file that cannot be decoded by the next that can; if False, `read`
@@ -82,6 +88,7 @@ class VideoFolderSource(Source):
         seconds_per_clip: float | None = None,
         split: str = "all",
         held_out_fraction: float = 0.0,
+        hold_out: str = HOLD_OUT[0],
         require_captions=True,
         flip=False,
         images=False,
@@ -105,10 +112,11 @@ class VideoFolderSource(Source):
                 f"held_out_fraction must be 0 or more and below 1, not {held_out_fraction}"
             )
         choose("split", split, SPLITS)
+        choose("hold_out", hold_out, HOLD_OUT)
         if not 0 <= memory_gb < math.inf:
             raise UserError(f"memory_gb must be 0 or more, not {memory_gb}")
         self._fps, self._stride, self._flip, self._substitute = fps, stride, flip, substitute
-        self._split, self._fraction = split, held_out_fraction
+        self._split, self._fraction, self._hold_out = split, held_out_fraction, hold_out
         self._seconds_per_clip = seconds_per_clip
         self._problems = Problems()
         self._counts = {"read": 0, "replaced": 0}
@@ -150,9 +158,9 @@ class VideoFolderSource(Source):
             count, fraction = len(self._files), self._fraction
             raise UserError(
                 f"none of the {count} files in {self.path} is in the split {self._split!r} at "
-                f"held_out_fraction={fraction:g}; give another "
-                "--config.data.source.held_out_fraction, more files, or, to train without "
-                "evaluation, --config.loop.evaluate_every=0"
+                f"held_out_fraction={fraction:g}; give --config.data.source.hold_out=ends (the end "
+                "of each video), another --config.data.source.held_out_fraction, more files, or, "
+                "to train without evaluation, --config.loop.evaluate_every=0"
             )
         files, begins, ends, counts, flags = (np.array(column) for column in zip(*chosen))
         self._part_file, self._part_begin_s, self._part_end_s = files, begins, ends
@@ -163,7 +171,11 @@ class VideoFolderSource(Source):
         """Return a file's (begin_s, end_s, clips, held out)."""
         end_s, fraction = info.duration_s, self._fraction
         tail_s = end_s * fraction
-        if tail_s >= LEAST_TAIL_S:
+        ends = self._hold_out == "ends" and fraction > 0 and not _is_image(file)
+        if ends:
+            tail_s = max(tail_s, min(LEAST_TAIL_S, end_s * MOST_OF_SHORT))
+            ends = tail_s * info.fps >= 1  # else the video is too short to be cut
+        if tail_s >= LEAST_TAIL_S or ends:
             border_s = math.ceil((end_s - tail_s) * info.fps) / info.fps  # where a frame begins
             spans = [(0.0, border_s, False), (border_s, end_s, True)]
         else:
@@ -267,6 +279,8 @@ class VideoFolderSource(Source):
         settings: list = [self.name, self._fps, self._stride, self._flip]
         if self._seconds_per_clip is not None or self._fraction:
             settings += [self._seconds_per_clip, self._fraction, self._split]
+        if self._hold_out != HOLD_OUT[0]:
+            settings.append(self._hold_out)
         digest = hashlib.sha256(json.dumps(settings).encode())
         for file, captions, size in zip(self._files, self._captions, self._sizes):
             row = [os.fsencode(file).hex(), size, captions[0] if len(captions) == 1 else captions]
