@@ -377,3 +377,23 @@ def test_latents_go_through_the_pipeline(tmp_path):
     assert moved.fingerprint() != LatentSource(tmp_path / "c").fingerprint()
     with pytest.raises(UserError, match="holds latents.*give --config.data.source.kind=latents"):
         make_source(dataclasses.replace(config, source=VideoFolderConfig(path=str(tmp_path / "b"))))
+
+
+def test_clips_of_more_shards_than_stay_open_come_once_an_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr("xgen_jax.data.sources.latents.OPEN_FILES", 4)
+    members = {"5x8x8": np.array([0, 1, 3, 4, 7, 8, 9, 10])}
+    write(tmp_path, bad={3, 8}, members=members)
+    five, one = (Bucket(frames=frames, height=8, width=8, batch_size=1) for frames in (5, 1))
+    source = LatentSource(tmp_path)
+    assert source.file_starts([one]) is None
+    starts = source.file_starts([five, one])
+    assert starts is not None and [each.tolist() for each in starts] == [[0, 7], [0, 4, 8]]
+    config = DataConfig(
+        source=LatentsConfig(path=str(tmp_path)), buckets=(five, one), fit=True, num_threads=0
+    )
+    pipeline = Pipeline(source, config)
+    taken = {five: [], one: []}
+    for step in range(30):
+        taken[pipeline.bucket(step)] += pipeline.batch(step)["index"].tolist()
+    assert sorted(taken[five][:6]) == [0, 1, 4, 7, 9, 10]
+    assert sorted(taken[one][:9]) == [0, 1, 2, 4, 5, 6, 7, 9, 10]

@@ -22,7 +22,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
-from xgen_jax.data.array_records import OpenRecords
+from xgen_jax.data.array_records import OPEN_FILES, OpenRecords
 from xgen_jax.errors import UserError
 from xgen_jax.files import (
     file_sha256,
@@ -113,7 +113,7 @@ class LatentReader:
         size, by name, or a bucket's list of clips that is missing or not what was written.
     """
 
-    def __init__(self, path: str | os.PathLike, open_shards: int = 128):
+    def __init__(self, path: str | os.PathLike, open_shards: int = OPEN_FILES):
         self.path = pathlib.Path(path)
         self.manifest = read_manifest(path)
         self.members = {
@@ -160,6 +160,12 @@ class LatentReader:
     def place(self, bucket: str, clip: int) -> int:
         """Return the place in a bucket of its first clip from `clip` on; `count` if none is."""
         return int(np.searchsorted(self.members[bucket], clip)) if bucket in self.members else clip
+
+    def starts(self, bucket: str) -> np.ndarray:
+        """Return the first clip of each shard of a bucket, ascending."""
+        shards = len(self.manifest["shards"].get(bucket, ()))
+        places = np.arange(shards) * self.manifest["shard_size"]
+        return self.members[bucket][places] if bucket in self.members and shards else places
 
     def clips(self, bucket: str) -> np.ndarray:
         """Return the clips of a bucket that could be read, ascending."""

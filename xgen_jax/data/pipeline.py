@@ -21,15 +21,18 @@ from typing import Any, TypeVar
 import grain
 import numpy as np
 
+from xgen_jax.data.array_records import OPEN_FILES
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig
 from xgen_jax.data.images import IMAGE_FPS
 from xgen_jax.data.sources.base import Sample, Source
+from xgen_jax.data.window_shuffle import WindowShuffle
 from xgen_jax.errors import UserError
 
 T = TypeVar("T")
 
 _OLD_NAMES = {"keep_prob": "keep"}  # of a bucket's keys, in fingerprints of any release
+_LEAST_WINDOW = 16  # files
 _MAX_PERIOD = 1000  # steps; weights in ratios finer than this are rounded
 # Streams of randomness under the seed; `buckets.fit` has the next.
 _SCHEDULE, _SHUFFLE, _CLIP = range(3)
@@ -91,6 +94,12 @@ def slot_counts(weights: list[float]) -> list[int]:
     return [max(1, round(weight / sum(weights) * _MAX_PERIOD)) for weight in weights]
 
 
+def window_files(buckets: int) -> int:
+    """Return the files of which the clips of a bucket are shuffled together, where not all stay
+    open. Half of those that do, so that a window can begin while another ends."""
+    return max(_LEAST_WINDOW, OPEN_FILES // (2 * buckets))
+
+
 def micro_conditions(frames: int, height: int, width: int, fps: float) -> np.ndarray:
     """Return height, width, height / width, frames and fps of a clip, float32 (5,).
 
@@ -147,6 +156,7 @@ class Pipeline:
         ]
         weights = batches if config.fit else [bucket.weight for bucket in self.buckets]
         self._schedule = Schedule(weights, config.seed)
+        self._file_starts = source.file_starts(self.buckets)
         orders = [self._order(number) for number in self._numbers]
         # Batched first and divided after: each process takes whole runs of the global batch, and
         # only what it reads is prepared.
@@ -255,6 +265,8 @@ class Pipeline:
     def _order(self, number: int) -> grain.MapDataset:
         """Endless (place in the stream, one of the bucket's clips), shuffled again in each epoch,
         without replacement."""
+        if self._file_starts is not None:
+            return grain.MapDataset.range(sys.maxsize).map(self._window_shuffle(number))
         seed = np.random.SeedSequence((self._config.seed, _SHUFFLE, number)).generate_state(1)[0]
         # Grain gives the shuffled index modulo the epoch; the place includes the epoch, and costs
         # nothing.
@@ -265,6 +277,16 @@ class Pipeline:
             .repeat()
             .map_with_index(_pair)
         )
+
+    def _window_shuffle(self, number: int) -> WindowShuffle:
+        assert self._file_starts is not None
+        starts, members = self._file_starts[self._numbers.index(number)], self._members[number]
+        if members is not None:
+            starts = np.searchsorted(members, starts)
+        clips = self._clips(number)
+        starts = np.unique(np.concatenate([[0], starts[starts < clips]]))
+        seed = (self._config.seed, _SHUFFLE, number)
+        return WindowShuffle(starts, clips, window_files(len(self.buckets)), seed)
 
     def _read(self, number: int, pair: tuple[int, int]) -> Sample:
         place, index = pair
@@ -305,7 +327,9 @@ class Pipeline:
             }
             for bucket in self._config.buckets
         ]
-        order = [self._config.seed, len(self._source), self._schedule.slots, sample]
+        order: list[Any] = [self._config.seed, len(self._source), self._schedule.slots, sample]
+        if self._file_starts is not None:
+            order.append({"files of a window": window_files(len(self.buckets))})
         if self._config.fit:
             order += [
                 hashlib.sha256(np.asarray(members, np.int64).tobytes()).hexdigest()

@@ -71,6 +71,12 @@ class Source(abc.ABC):
         """Return the clips that a bucket can have without `fit`, ascending; None for all."""
         del bucket
 
+    def file_starts(self, buckets: Sequence[Bucket]) -> list[np.ndarray] | None:
+        """Return for each bucket the first clip of each file that its clips are read from,
+        ascending; None where all files stay open, or a clip is a file, so that clips may be read in
+        any order."""
+        del buckets
+
     def rates(self) -> dict[float, int]:
         """Return the number of clips by their frames a second; {} where they are not known. Images
         do not count."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from xgen_jax.data.array_records import OPEN_FILES
 from xgen_jax.data.buckets import Bucket, shape_name
 from xgen_jax.data.latent_shards import LatentReader
 from xgen_jax.data.sources.base import SPLITS, Sample, Source
@@ -66,6 +67,11 @@ class LatentSource(Source):
         ):
             return None
         return self._of_split(self._reader.clips(bucket.name))
+
+    def file_starts(self, buckets: Sequence[Bucket]) -> list[np.ndarray] | None:
+        """See `Source.file_starts`: the shards of these buckets."""
+        starts = [self._reader.starts(bucket.name) for bucket in buckets]
+        return starts if sum(map(len, starts)) > OPEN_FILES else None
 
     def _of_split(self, clips: np.ndarray) -> np.ndarray:
         if self._split == "all":
