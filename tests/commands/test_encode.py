@@ -17,6 +17,7 @@ from xgen_jax.data.latent_writer import LatentWriter
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.data.sources.synthetic import SyntheticSource
+from xgen_jax.data.video import VideoReader
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.files import locked
@@ -145,16 +146,14 @@ def test_a_folder_of_videos_is_encoded_and_what_cannot_be_read_left_out(
         encode(**arguments, out=str(tmp_path / "out"))
     arguments["require_captions"] = False
     # Breaks after its header was read.
-    from xgen_jax.data.sources import video_folder as sources
+    read = VideoReader.read
 
-    read = sources.read_video
+    def broken(reader, *args, **options):
+        if reader.path.name == "c.mp4":
+            raise UserError(f"cannot read {reader.path}: damaged")
+        return read(reader, *args, **options)
 
-    def broken(path, **options):
-        if path.name == "c.mp4":
-            raise UserError(f"cannot read {path}: damaged")
-        return read(path, **options)
-
-    monkeypatch.setattr(sources, "read_video", broken)
+    monkeypatch.setattr(VideoReader, "read", broken)
     result = encode(**arguments, out=str(tmp_path / "out"), batch_size=4, dtype="bfloat16")
     assert (result["buckets"], result["left_out"]) == ({"5x16x16": 9}, 3)
     printed = capsys.readouterr().err

@@ -56,6 +56,24 @@ class Source(abc.ABC):
           All samples of a source have the same keys.
         """
 
+    def read_together(
+        self,
+        indices: Sequence[int],
+        rngs: Sequence[np.random.Generator],
+        frames: int,
+        height: int,
+        width: int,
+    ) -> list[Sample | UserError]:
+        """Return what `read` gives for each of several clips of one file (see `where`), or the
+        error that it raises. By default they are read one after another."""
+        samples: list[Sample | UserError] = []
+        for index, rng in zip(indices, rngs, strict=True):
+            try:
+                samples.append(self.read(index, rng, frames, height, width))
+            except UserError as error:
+                samples.append(error)
+        return samples
+
     def fit(self, buckets: Sequence[Bucket], seed: int) -> list[np.ndarray]:
         """Return for each bucket the clips that go to it, ascending; see `data.buckets.fit`.
 
