@@ -34,6 +34,7 @@ T = TypeVar("T")
 _OLD_NAMES = {"keep_prob": "keep"}  # of a bucket's keys, in fingerprints of any release
 _LEAST_WINDOW = 16  # files
 _MAX_PERIOD = 1000  # steps; weights in ratios finer than this are rounded
+_RAGGED = ("caption", "text")  # columns of a batch that stay lists
 # Streams of randomness under the seed; `buckets.fit` has the next.
 _SCHEDULE, _SHUFFLE, _CLIP = range(3)
 
@@ -42,6 +43,7 @@ _SCHEDULE, _SHUFFLE, _CLIP = range(3)
 #   the source's arrays, stacked: "video" uint8 (B, T, H, W, 3), or "latents" float32
 #                (B, t, h, w, c), ...
 #   "caption"    list of B strings
+#   "text"       list of B arrays (n, D), each of its own n: padding would be most of the batch
 #   "sample_id"  int64 (B,), unique over buckets and epochs: fold it into PRNG keys
 #   "index"      int64 (B,), number of the clip in the source
 #   "micro_cond" float32 (B, 5), conditions of a transformer: see `micro_conditions`
@@ -381,5 +383,5 @@ def _pair(place: int, index: int) -> tuple[int, int]:
 def _stack(samples) -> Batch:
     columns = {name: [sample[name] for sample in samples] for name in samples[0]}
     return {
-        name: column if name == "caption" else np.stack(column) for name, column in columns.items()
+        name: column if name in _RAGGED else np.stack(column) for name, column in columns.items()
     }

@@ -1,6 +1,7 @@
 """The source of clips that the pipeline asks: an interface, with a default for what most lack."""
 
 import abc
+import math
 import pathlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from xgen_jax.errors import UserError
 
 SPLITS = ("train", "held_out", "all")  # of the clips of a source
 # "caption": str, "fps": float, and arrays: "video", or "latents" with, where they were stored,
-# "text" and "text_mask".
+# "text" (n, D), the embeddings of the caption's n tokens.
 Sample = dict[str, Any]
 
 
@@ -88,6 +89,11 @@ class Source(abc.ABC):
     def clips_for(self, bucket: Bucket) -> np.ndarray | None:
         """Return the clips that a bucket can have without `fit`, ascending; None for all."""
         del bucket
+
+    def clip_bytes(self, bucket: Bucket) -> int:
+        """Return about how many bytes of memory a clip of a bucket takes; by default, its
+        pixels."""
+        return math.prod((*bucket.shape, 3))
 
     def file_starts(self, buckets: Sequence[Bucket]) -> list[np.ndarray] | None:
         """Return for each bucket the first clip of each file that its clips are read from,
