@@ -137,7 +137,7 @@ class Pipeline:
                     f"batch_size {bucket.batch_size} cannot be split equally over {process_count} "
                     f"processes; make it a multiple of {process_count}"
                 )
-        self._source, self._config = source, config
+        self._source, self._config, self._process_count = source, config, process_count
         self.problems: list[str] = []
         self._members = (
             self._fitting()
@@ -197,9 +197,16 @@ class Pipeline:
 
         Background threads prepare the batches.
         """
-        return BatchIterator(
-            self._dataset, start_step, self._config.num_threads, self._config.prefetch
+        return BatchIterator(self._dataset, start_step, self._config.num_threads, self.prefetch())
+
+    def prefetch(self) -> int:
+        """Return how many batches are prepared in advance, which `data.prefetch_gb` limits by the
+        bytes of the largest bucket's."""
+        largest = max(
+            self._source.clip_bytes(bucket) * (bucket.batch_size // self._process_count)
+            for bucket in self.buckets
         )
+        return min(self._config.prefetch, max(1, int(self._config.prefetch_gb * 1e9 / largest)))
 
     def fingerprint(self) -> str:
         """Return digests of the source, of the buckets and of the order, joined by dots.
