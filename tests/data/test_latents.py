@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import resource
 
 import ml_dtypes
 import numpy as np
@@ -428,6 +429,19 @@ def test_more_shards_than_may_be_open(tmp_path):
         clip = reader.read("1x8x8", reader.place("1x8x8", index))
         np.testing.assert_array_equal(clip["latents"], sample("1x8x8", index)["latents"])
     assert reader.open_shards == 2
+
+
+def test_the_system_is_asked_for_as_many_files_as_stay_open(tmp_path):
+    write(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        LatentReader(tmp_path)
+        raised, still = resource.getrlimit(resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert still == hard
+    assert raised == 8192 if hard == resource.RLIM_INFINITY else raised == min(8192, hard)
 
 
 def test_the_longest_caption_is_known_without_reading_all(tmp_path):

@@ -341,7 +341,8 @@ class T5Conditioner:
     def _padded(self, rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Pad tokens (n, width) of each caption with zeros. Only here, when a batch goes to the
         devices: padding is most of it, and would be most of the memory of those that wait."""
-        text = np.zeros((len(rows), self.length, self.width), rows[0].dtype if rows else np.float32)
+        dtype = rows[0].dtype if len(rows) else np.float32
+        text = np.zeros((len(rows), self.length, self.width), dtype)
         mask = np.zeros(text.shape[:2], bool)
         for place, row in enumerate(rows):
             text[place, : len(row)], mask[place, : len(row)] = row, True
