@@ -130,4 +130,11 @@ def test_few_files_keep_the_order_and_the_fingerprint_says_so():
     source, buckets, order = many.fingerprint().split(".")
     assert few.fingerprint().startswith(f"{source}.{buckets}.")
     assert not few.fingerprint().endswith(order)
-    assert window_files(1) == 512 and window_files(2) == 256 and window_files(100) == 16
+
+
+def test_a_window_has_half_of_the_files_that_stay_open_or_64_batches():
+    assert window_files(files=12_696, batches=203_125) == 512
+    assert window_files(files=12_696, batches=203_125, buckets=2) == 256
+    assert window_files(files=12_696, batches=203_125, buckets=100) == 5
+    assert window_files(files=10_000, batches=1_000, buckets=10) == 640  # a batch is of ten files
+    assert window_files(files=2_000, batches=1) == 128_000  # all in one window

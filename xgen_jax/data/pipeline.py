@@ -32,7 +32,7 @@ from xgen_jax.errors import UserError
 T = TypeVar("T")
 
 _OLD_NAMES = {"keep_prob": "keep"}  # of a bucket's keys, in fingerprints of any release
-_LEAST_WINDOW = 16  # files
+_LEAST_BATCHES = 64  # of clips that are shuffled together
 _MAX_PERIOD = 1000  # steps; weights in ratios finer than this are rounded
 _RAGGED = ("caption", "text")  # columns of a batch that stay lists
 # Streams of randomness under the seed; `buckets.fit` has the next.
@@ -96,10 +96,20 @@ def slot_counts(weights: list[float]) -> list[int]:
     return [max(1, round(weight / sum(weights) * _MAX_PERIOD)) for weight in weights]
 
 
-def window_files(buckets: int) -> int:
-    """Return the files of which the clips of a bucket are shuffled together, where not all stay
-    open. Half of those that do, so that a window can begin while another ends."""
-    return max(_LEAST_WINDOW, OPEN_FILES // (2 * buckets))
+def window_files(files: int, batches: float, buckets: int = 1) -> int:
+    """Return how many files the clips that are shuffled together come from, where not all files
+    stay open.
+
+    Half of those that do, so that a window can begin while another ends; or more, for at least
+    `_LEAST_BATCHES`, of small files or large batches.
+
+    Args:
+      files: of a bucket's clips.
+      batches: in all of them.
+      buckets: that are open together.
+    """
+    least = math.ceil(_LEAST_BATCHES * files / max(1, batches))
+    return max(OPEN_FILES // (2 * buckets), least, 1)
 
 
 def micro_conditions(frames: int, height: int, width: int, fps: float) -> np.ndarray:
@@ -158,7 +168,8 @@ class Pipeline:
         ]
         weights = batches if config.fit else [bucket.weight for bucket in self.buckets]
         self._schedule = Schedule(weights, config.seed)
-        self._file_starts = source.file_starts(self.buckets)
+        starts = source.file_starts(self.buckets)
+        self._windows = None if starts is None else list(map(self._window, self._numbers, starts))
         orders = [self._order(number) for number in self._numbers]
         # Batched first and divided after: each process takes whole runs of the global batch, and
         # only what it reads is prepared.
@@ -274,8 +285,9 @@ class Pipeline:
     def _order(self, number: int) -> grain.MapDataset:
         """Endless (place in the stream, one of the bucket's clips), shuffled again in each epoch,
         without replacement."""
-        if self._file_starts is not None:
-            return grain.MapDataset.range(sys.maxsize).map(self._window_shuffle(number))
+        if self._windows is not None:
+            shuffle = self._windows[self._numbers.index(number)]
+            return grain.MapDataset.range(sys.maxsize).map(shuffle)
         seed = np.random.SeedSequence((self._config.seed, _SHUFFLE, number)).generate_state(1)[0]
         # Grain gives the shuffled index modulo the epoch; the place includes the epoch, and costs
         # nothing.
@@ -287,15 +299,15 @@ class Pipeline:
             .map_with_index(_pair)
         )
 
-    def _window_shuffle(self, number: int) -> WindowShuffle:
-        assert self._file_starts is not None
-        starts, members = self._file_starts[self._numbers.index(number)], self._members[number]
+    def _window(self, number: int, starts: np.ndarray) -> WindowShuffle:
+        """Return the order of a bucket's clips, given the first clip of each file."""
+        members, clips = self._members[number], self._clips(number)
         if members is not None:
             starts = np.searchsorted(members, starts)
-        clips = self._clips(number)
         starts = np.unique(np.concatenate([[0], starts[starts < clips]]))
-        seed = (self._config.seed, _SHUFFLE, number)
-        return WindowShuffle(starts, clips, window_files(len(self.buckets)), seed)
+        batches = clips / self._config.buckets[number].batch_size
+        files = window_files(len(starts), batches, len(self.buckets))
+        return WindowShuffle(starts, clips, files, (self._config.seed, _SHUFFLE, number))
 
     def _read(self, number: int, pair: tuple[int, int]) -> Sample:
         place, index = pair
@@ -337,8 +349,8 @@ class Pipeline:
             for bucket in self._config.buckets
         ]
         order: list[Any] = [self._config.seed, len(self._source), self._schedule.slots, sample]
-        if self._file_starts is not None:
-            order.append({"files of a window": window_files(len(self.buckets))})
+        if self._windows is not None:
+            order.append({"windows": [shuffle.windows for shuffle in self._windows]})
         if self._config.fit:
             order += [
                 hashlib.sha256(np.asarray(members, np.int64).tobytes()).hexdigest()
