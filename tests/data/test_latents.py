@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import resource
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +18,7 @@ from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources.factory import make_source
 from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.errors import UserError
+from xgen_jax.files import write_json
 
 SETTINGS = {
     "embedder": "e" * 16,
@@ -35,10 +37,7 @@ def sample(bucket, index, text=False):
         "caption": f"clip {index} ☃",
     }
     if text:
-        out |= {
-            "text": rng.standard_normal((4, 6), np.float32),
-            "text_mask": np.arange(4) < 1 + index % 4,
-        }
+        out["text"] = rng.standard_normal((1 + index % 4, 6), np.float32)
     return out
 
 
@@ -93,7 +92,103 @@ def test_every_clip_is_read_as_it_was_written(tmp_path):
     assert list(verify(tmp_path / "whole")) == []
 
 
-def test_text_is_stored_without_padding_and_read_with_it(tmp_path):
+def write_version(path, version, text):
+    """Write a folder as the releases with that version of the layout did."""
+    path.mkdir(exist_ok=True)
+    (path / "settings.json").write_text(json.dumps({"version": 2, **SETTINGS}))
+    writer = LatentWriter(path, SETTINGS)
+    for bucket in SETTINGS["buckets"]:
+        for shard in range(writer.shards(bucket)):
+            clips = {index: sample(bucket, index, text) for index in writer.clips(bucket, shard)}
+            if version == 1 and text:
+                for clip in clips.values():
+                    tokens = len(clip["text"])
+                    clip["text"] = np.pad(clip["text"], ((0, 4 - tokens), (0, 0)))
+                    clip["text_mask"] = np.arange(4) < tokens
+            writer.write(bucket, shard, clips.items())
+    writer.finish()
+    for name in ("settings.json", "manifest.json"):
+        values = json.loads((path / name).read_text())
+        assert values["version"] == 2
+        write_json(path / name, values | {"version": version})
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_folders_of_older_versions_give_the_same_clips(tmp_path, version):
+    write_version(tmp_path / "old", version, text=True)
+    write(tmp_path / "new", text=True)
+    assert not list((tmp_path / "old").rglob("text-*"))
+    for text in (True, False):
+        old, new = (LatentSource(tmp_path / name, text=text) for name in ("old", "new"))
+        for index in range(11):
+            one, other = old.read(index, None, 5, 8, 8), new.read(index, None, 5, 8, 8)
+            assert one.keys() == other.keys() and ("text" in one) == text
+            for name in one:
+                np.testing.assert_array_equal(one[name], other[name])
+    assert list(verify(tmp_path / "old")) == []
+    # Text that a run does not need takes no bytes to read, and no file.
+    for file in (tmp_path / "new").rglob("text-*"):
+        file.unlink()
+    assert (
+        LatentSource(tmp_path / "new", text=False).read(3, None, 5, 8, 8)["caption"] == "clip 3 ☃"
+    )
+    with pytest.raises(
+        UserError, match=r"text-00000-of-00003.arrayrecord is missing; encode again"
+    ):
+        LatentSource(tmp_path / "new")
+
+
+def test_a_folder_of_version_2_stays_what_it_is_until_its_data_changes(tmp_path):
+    write_version(tmp_path, 2, text=True)
+    before = contents(tmp_path)
+    assert write(tmp_path, text=True) == 0 and contents(tmp_path) == before
+    # Another encoding is none the less refused.
+    with pytest.raises(UserError, match=r"otherwise.*\n  embedder: "):
+        write(tmp_path, text=True, embedder="f" * 16)
+    # One that broke off is continued in the version that it has.
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "5x8x8" / "shard-00001-of-00003.json").unlink()
+    assert write(tmp_path, text=True) == 4
+    assert contents(tmp_path) == before
+
+
+def test_clips_of_a_changed_folder_of_version_2_move_to_the_new_layout(tmp_path):
+    def encode(path, names, settings=SETTINGS):
+        """Encode clips by their names; return those that were not taken over."""
+        settings = {**settings, "clips": len(names), "buckets": ["5x8x8"], "source": "files"}
+        settings["source_fingerprint"] = ",".join(map(str, names))
+        writer = LatentWriter(path, settings, identity=lambda clip: f"file {names[clip]}")
+        new = []
+
+        def clips(shard):
+            for number in writer.clips("5x8x8", shard):
+                mark = f"file {names[number]}"
+                if writer.reusable("5x8x8", mark):
+                    yield number, writer.reuse("5x8x8", mark) | {"identity": mark}
+                else:
+                    new.append(names[number])
+                    yield number, sample("5x8x8", names[number], True) | {"identity": mark}
+
+        for shard in range(writer.shards("5x8x8")):
+            if not writer.finished("5x8x8", shard):
+                writer.write("5x8x8", shard, clips(shard))
+        writer.finish()
+        return new
+
+    tmp_path.joinpath("old").mkdir()
+    older = {"version": 2, **SETTINGS, "clips": 5, "buckets": ["5x8x8"], "source": "files"}
+    older["source_fingerprint"] = "0,1,2,3,4"
+    (tmp_path / "old" / "settings.json").write_text(json.dumps(older))
+    assert encode(tmp_path / "old", [0, 1, 2, 3, 4]) == [0, 1, 2, 3, 4]
+    assert json.loads((tmp_path / "old" / "manifest.json").read_text())["version"] == 2
+    for _ in range(2):  # from version 2 to 3, and within 3
+        names = [0, 2, 3, 4, 7] if not list((tmp_path / "old").rglob("text-*")) else [0, 2, 7, 8]
+        assert encode(tmp_path / "old", names) == names[-1:]
+        encode(tmp_path / f"new{len(names)}", names)
+        assert contents(tmp_path / "old") == contents(tmp_path / f"new{len(names)}")
+
+
+def test_text_has_files_of_its_own_without_padding(tmp_path):
     writer = LatentWriter(tmp_path, {**SETTINGS, "clips": 4, "text_length": 6})
     rows = [
         np.random.default_rng(n).standard_normal((n, 3)).astype(ml_dtypes.bfloat16)
@@ -106,24 +201,46 @@ def test_text_is_stored_without_padding_and_read_with_it(tmp_path):
     source = LatentSource(tmp_path)
     for index, row in enumerate(rows):
         clip = source.read(index, None, 5, 8, 8)
-        assert clip["text"].shape == (6, 3) and clip["text"].dtype == ml_dtypes.bfloat16
-        assert clip["text_mask"].tolist() == [True] * index + [False] * (6 - index)
-        np.testing.assert_array_equal(clip["text"][:index], row)
-        assert not clip["text"][index:].any()
+        assert clip["text"].dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(clip["text"], row)
         # A run that embeds captions by itself gets none.
         alone = LatentSource(tmp_path, text=False).read(index, None, 5, 8, 8)
-        assert alone.keys() == clip.keys() - {"text", "text_mask"}
+        assert alone.keys() == clip.keys() - {"text"}
         assert clip["latents"].dtype == np.float32
-    assert len(pack(0, {"latents": rows[3], "caption": "", "text": rows[1]})) + 2 * 3 * 2 == len(
-        pack(0, {"latents": rows[3], "caption": "", "text": rows[3]})
-    )
+    assert len(pack(0, {"text": rows[1]})) + 2 * 3 * 2 == len(pack(0, {"text": rows[3]}))
+    with pytest.raises(ValueError, match="some clips of .* have text, and some have none"):
+        mixed = [(index, sample("5x8x8", index, text=index > 0)) for index in range(4)]
+        writer.write("5x8x8", 0, mixed)
+
+
+def test_damage_of_text_is_found_and_the_file_named(tmp_path):
+    write(tmp_path, text=True)
+    file = tmp_path / "5x8x8" / "text-00001-of-00003.arrayrecord"
+    good = file.read_bytes()
+    file.write_bytes(good[: len(good) // 2])
+    with pytest.raises(
+        UserError, match=r"text-00001-of-00003.arrayrecord has \d+ bytes instead of"
+    ):
+        LatentSource(tmp_path)
+    file.write_bytes(good[:200] + bytes(byte ^ 255 for byte in good[200:264]) + good[264:])
+    assert "text-00001-of-00003.arrayrecord is not what was written" in next(verify(tmp_path))
+    source = LatentSource(tmp_path)
+    with pytest.raises(UserError, match=r"record . of .*text-00001-of-00003.* cannot be read"):
+        for index in range(4, 8):
+            source.read(index, None, 5, 8, 8)
+    # A shard whose text was lost is written again, with the same bytes.
+    file.unlink()
+    assert write(tmp_path, text=True) == 4 and file.read_bytes() == good
+    file.write_bytes((tmp_path / "5x8x8" / "text-00000-of-00003.arrayrecord").read_bytes())
+    with pytest.raises(UserError, match=r"text-00001.* is not clip 4"):
+        LatentSource(tmp_path).read(4, None, 5, 8, 8)
 
 
 @pytest.mark.parametrize("break_after", [0, 1, 4, 6, 8, 13, 21])
 def test_a_run_that_broke_off_ends_with_the_same_bytes(tmp_path, break_after):
-    assert write(tmp_path / "straight", bad={2}) == 22
+    assert write(tmp_path / "straight", bad={2}, text=True) == 22
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "broken", bad={2}, break_after=break_after)
+        write(tmp_path / "broken", bad={2}, break_after=break_after, text=True)
     assert not list((tmp_path / "broken").rglob("*.tmp*"))
     with pytest.raises(UserError, match="encoding has not ended"):
         LatentSource(tmp_path / "broken")
@@ -132,11 +249,11 @@ def test_a_run_that_broke_off_ends_with_the_same_bytes(tmp_path, break_after):
     stale = tmp_path / "broken" / "5x8x8" / ".shard-00002-of-00003.0123abcd.tmp.arrayrecord"
     if break_after <= 8:
         stale.write_bytes(b"half a shard")
-    left = write(tmp_path / "broken", bad={2})
+    left = write(tmp_path / "broken", bad={2}, text=True)
     finished = {0: 0, 1: 0, 4: 4, 6: 4, 8: 8, 13: 11, 21: 19}[break_after]  # clips of whole shards
     assert left == 22 - finished
     assert contents(tmp_path / "broken") == contents(tmp_path / "straight")
-    assert write(tmp_path / "broken", bad={2}) == 0
+    assert write(tmp_path / "broken", bad={2}, text=True) == 0
 
 
 def test_a_shard_without_its_commit_marker_does_not_count(tmp_path):
@@ -245,7 +362,7 @@ def test_wrong_folders_are_refused(tmp_path):
     manifest = tmp_path / "latents" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 99}))
     with pytest.raises(
-        UserError, match="of version 99, and this release reads versions 1 and 2; encode again"
+        UserError, match="of version 99, and this release reads versions 1, 2, 3; encode again"
     ):
         LatentSource(tmp_path / "latents")
 
@@ -314,6 +431,19 @@ def test_more_shards_than_may_be_open(tmp_path):
     assert reader.open_shards == 2
 
 
+def test_the_system_is_asked_for_as_many_files_as_stay_open(tmp_path):
+    write(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        LatentReader(tmp_path)
+        raised, still = resource.getrlimit(resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert still == hard
+    assert raised == 8192 if hard == resource.RLIM_INFINITY else raised == min(8192, hard)
+
+
 def test_the_longest_caption_is_known_without_reading_all(tmp_path):
     # "☃" has three bytes, so that clip 10 is the longest, and first in 5x8x8.
     write(tmp_path / "all", text=True)
@@ -362,8 +492,9 @@ def test_latents_go_through_the_pipeline(tmp_path):
             step, batch = next(batches)
             bucket = pipeline.bucket(step)
             assert batch["latents"].shape == (bucket.batch_size, *LATENTS[f"{bucket.frames}x8x8"])
-            assert batch["text"].shape == (bucket.batch_size, 4, 6)
-            assert batch["text_mask"].dtype == bool
+            assert [text.shape for text in batch["text"]] == [
+                (1 + index % 4, 6) for index in batch["index"]
+            ]
             assert batch["caption"] == [f"clip {index} ☃" for index in batch["index"]]
     without = Pipeline(make_source(config, text=False), config)
     assert "text" not in without.batch(0)
@@ -377,3 +508,50 @@ def test_latents_go_through_the_pipeline(tmp_path):
     assert moved.fingerprint() != LatentSource(tmp_path / "c").fingerprint()
     with pytest.raises(UserError, match="holds latents.*give --config.data.source.kind=latents"):
         make_source(dataclasses.replace(config, source=VideoFolderConfig(path=str(tmp_path / "b"))))
+
+
+def test_clips_of_more_shards_than_stay_open_come_once_an_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr("xgen_jax.data.sources.latents.OPEN_FILES", 4)
+    members = {"5x8x8": np.array([0, 1, 3, 4, 7, 8, 9, 10])}
+    write(tmp_path, bad={3, 8}, members=members)
+    five, one = (Bucket(frames=frames, height=8, width=8, batch_size=1) for frames in (5, 1))
+    source = LatentSource(tmp_path)
+    assert source.file_starts([one]) is None
+    starts = source.file_starts([five, one])
+    assert starts is not None and [each.tolist() for each in starts] == [[0, 7], [0, 4, 8]]
+    config = DataConfig(
+        source=LatentsConfig(path=str(tmp_path)), buckets=(five, one), fit=True, num_threads=0
+    )
+    pipeline = Pipeline(source, config)
+    taken = {five: [], one: []}
+    for step in range(30):
+        taken[pipeline.bucket(step)] += pipeline.batch(step)["index"].tolist()
+    assert sorted(taken[five][:6]) == [0, 1, 4, 7, 9, 10]
+    assert sorted(taken[one][:9]) == [0, 1, 2, 4, 5, 6, 7, 9, 10]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_memory_of_a_clip_is_known_before_it_is_read(tmp_path, version):
+    """About: latents as float32, and the mean of the text as it is stored."""
+    settings = {**SETTINGS, "clips": 40, "shard_size": 40}
+    if version == 2:
+        (tmp_path / "settings.json").write_text(json.dumps({"version": 2, **settings}))
+    writer, rng = LatentWriter(tmp_path, settings), np.random.default_rng(0)
+    for bucket, shape in LATENTS.items():
+        clips = [
+            {
+                "latents": rng.standard_normal(shape).astype(np.float16),
+                "text": rng.standard_normal((index % 8, 4096), np.float32),
+                "caption": "",
+            }
+            for index in range(40)
+        ]
+        writer.write(bucket, 0, enumerate(clips))
+    writer.finish()
+    for bucket in (Bucket(frames=frames, height=8, width=8, batch_size=1) for frames in (5, 1)):
+        source = LatentSource(tmp_path)
+        clips = [source.read(index, None, *bucket.shape) for index in range(40)]
+        mean = np.mean([clip["latents"].nbytes + clip["text"].nbytes for clip in clips])
+        assert 0.9 * mean < source.clip_bytes(bucket) < 1.2 * mean
+        without = LatentSource(tmp_path, text=False)
+        assert without.clip_bytes(bucket) == clips[0]["latents"].nbytes

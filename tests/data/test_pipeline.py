@@ -238,3 +238,22 @@ def test_a_folder_of_videos_end_to_end(tmp_path):
                 batch, {name: np.concatenate([part[name] for part in parts]) for name in batch}
             )
     assert "3.mp4" in source.report()
+
+
+def test_batches_that_wait_are_limited_by_their_bytes():
+    def prefetch(gb, **options):
+        return Pipeline(NoiseSource(), config(prefetch=8, prefetch_gb=gb), **options).prefetch()
+
+    largest = 2 * 9 * 8 * 12 * 3  # bytes of a batch of BUCKETS[2]
+    assert prefetch(1.0) == 8
+    assert prefetch(3.5 * largest / 1e9) == 3
+    assert prefetch(3.5 * largest / 1e9, process_count=2) == 7
+    assert prefetch(0.1 * largest / 1e9) == 1
+    with Pipeline(NoiseSource(), config(prefetch=8, prefetch_gb=1e-9)).iterate() as batches:
+        assert [next(batches)[0] for _ in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("gb", [0, -1.0, float("nan"), float("inf")])
+def test_no_memory_for_batches_is_refused(gb):
+    with pytest.raises(UserError, match=r"data.prefetch_gb.*must be above 0, not"):
+        config(prefetch_gb=gb)

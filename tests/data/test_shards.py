@@ -340,3 +340,16 @@ def test_a_path_alone_decides(packed):
         assert isinstance(made, ShardSource) and made.path == packed / "shards"
         with pytest.raises(UserError, match="holds shards of clips.*source.kind=shards"):
             make_source(DataConfig(source=VideoFolderConfig(path=str(path)), buckets=buckets))
+
+
+def test_clips_of_more_shards_than_stay_open_come_once_an_epoch(packed, monkeypatch):
+    source = ShardSource(packed)
+    bucket = Bucket(frames=3, height=16, width=20, batch_size=2)
+    assert source.file_starts([bucket]) is None  # three shards of two tiers
+    monkeypatch.setattr("xgen_jax.data.sources.shards.OPEN_FILES", 5)
+    starts = source.file_starts([bucket, bucket])
+    assert starts is not None and [each.tolist() for each in starts] == [[0, 6, 10]] * 2
+    config = DataConfig(source=ShardsConfig(path=str(packed)), buckets=(bucket,), num_threads=0)
+    pipeline = Pipeline(source, config)
+    taken = [index for step in range(8) for index in pipeline.batch(step)["index"].tolist()]
+    assert sorted(taken) == list(range(16))

@@ -79,10 +79,8 @@ def test_stored_embeddings_are_those_of_the_t5(root):
     for index in range(6):
         clip = source.read(index, None, 5, 16, 16)
         (row,) = captions([clip["caption"]])
-        assert clip["text_mask"].sum() == len(row) <= LENGTH == len(clip["text"])
-        np.testing.assert_allclose(
-            clip["text"][: len(row)].astype(np.float32), row, rtol=2**-8, atol=1e-6
-        )
+        assert len(clip["text"]) == len(row) <= LENGTH
+        np.testing.assert_allclose(clip["text"].astype(np.float32), row, rtol=2**-8, atol=1e-6)
 
 
 def test_the_run_keeps_both_fingerprints(root, tiny_runs):
@@ -96,14 +94,11 @@ def test_a_dropped_stored_caption_is_the_null_caption_of_the_run(root, tiny_runs
     objective = task_of(config(root, tiny_runs))
     source = LatentSource(root / "latents")
     clips = [source.read(index, None, 5, 16, 16) for index in range(2)]
-    batch = {
-        key: np.stack([clip[key] for clip in clips]) for key in ("latents", "text", "text_mask")
-    }
-    text = objective.text.batch_arrays({**batch, "caption": [clip["caption"] for clip in clips]})
+    text = objective.text.batch_arrays({"text": [clip["text"] for clip in clips]})
     params = Checkpoints(root / "run" / "checkpoints").restore_part(("params",))
     dropped, mask = jax.jit(objective.text.embed)(params, text, np.array([True, False]))
     np.testing.assert_array_equal(dropped[0], params["vdit"]["constants"]["null_caption"])
-    assert mask[0].all() and mask[1].sum() == clips[1]["text_mask"].sum()
+    assert mask[0].all() and mask[1].sum() == len(clips[1]["text"])
 
 
 def test_training_needs_no_t5_and_sampling_needs_its_weights_once(root, tiny_runs, tmp_path):

@@ -81,15 +81,10 @@ NULL = np.arange(12, dtype=np.float32).reshape(4, 3)
 VARIABLES = {"vdit": {"constants": {"null_caption": NULL}}}
 
 
-def stored(lengths, places=4):
-    """As a batch has them: rows of ones, two, ..., padded."""
-    mask = np.arange(places)[None] < np.array(lengths)[:, None]
-    text = (
-        mask[..., None]
-        * np.arange(1.0, len(lengths) + 1, dtype=np.float32)[:, None, None]
-        * np.ones(3, np.float32)
-    )
-    return {"text": text, "text_mask": mask, "caption": ["x"] * len(lengths)}
+def stored(lengths):
+    """As a batch has them: rows of ones, two, ..., each of its own length."""
+    rows = [np.full((n, 3), 1 + row, np.float32) for row, n in enumerate(lengths)]
+    return {"text": rows, "caption": ["x"] * len(lengths)}
 
 
 @pytest.mark.parametrize("opensora_compat", [False, True])
@@ -128,7 +123,7 @@ def test_stored_rows_are_padded_to_the_length_and_never_cut():
     with pytest.raises(
         UserError, match=r"stored embeddings are \(4, 3\); the run takes up to \(3, 3\)"
     ):
-        T5Conditioner(length=3, width=3).batch_arrays(stored([2]))
+        T5Conditioner(length=3, width=3).batch_arrays(stored([2, 4]))
     with pytest.raises(UserError, match="the run has no text encoder to make them"):
         T5Conditioner(length=6, width=3).batch_arrays({"caption": ["a"]})
 

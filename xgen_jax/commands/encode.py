@@ -8,6 +8,7 @@ what is new is encoded and the rest is kept. `data.latent_shards` describes the 
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from xgen_jax.data.batches import batches
 from xgen_jax.data.buckets import COMMON_ASPECTS, STAGES, Bucket, Shape, make_buckets, parse_shapes
 from xgen_jax.data.config import HOLD_OUT, ShardsConfig, TFDSConfig, kind_of_folder
 from xgen_jax.data.latent_shards import DTYPES
@@ -262,14 +264,25 @@ class _Clips:
         first = videos * self.clips_per_video
         return (first[:, None] + np.arange(self.clips_per_video)).reshape(-1)
 
-    def read(self, number: int, shape: Shape) -> dict[str, Any] | str:
-        """Return a clip, or the reason why it cannot be read."""
-        video, _ = divmod(number, self.clips_per_video)
-        try:
-            sample = self.source.read(video, self._rng(number, shape), *shape)
-        except UserError as error:
-            return str(error)
-        return {**sample, "identity": self.identity(number)}
+    def read(self, numbers: Sequence[int], shape: Shape) -> list[NumberedClip]:
+        """Return clips of one file, or the reasons why they cannot be read."""
+        indices = [number // self.clips_per_video for number in numbers]
+        rngs = [self._rng(number, shape) for number in numbers]
+        samples = self.source.read_together(indices, rngs, *shape)
+        return [
+            (number, str(sample))
+            if isinstance(sample, UserError)
+            else (number, {**sample, "identity": self.identity(number)})
+            for number, sample in zip(numbers, samples, strict=True)
+        ]
+
+    def _runs(self, numbers: Sequence[int] | np.ndarray, most: int) -> Iterator[Sequence[int]]:
+        """Divide clips into runs of one file, of `most` clips at most."""
+        files = itertools.groupby(
+            numbers, lambda number: self.source.where(number // self.clips_per_video)
+        )
+        for file, clips in files:
+            yield from batches(list(clips), most if file else 1)
 
     def _rng(self, number: int, shape: Shape) -> np.random.Generator:
         # By what the video is where that is known, so that one more does not change the others.
@@ -292,17 +305,17 @@ class _Clips:
         self, numbers: Sequence[int] | np.ndarray, shape: Shape, batch_size: int
     ) -> Iterator[list[NumberedClip]]:
         """Yield (number, clip) in order, `batch_size` at a time; the next batch is read while the
-        caller has this one."""
-        pool = concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        caller has this one. Clips of one file are read together, in as few runs as keep all threads
+        at work."""
+        threads = len(os.sched_getaffinity(0))
+        pool = concurrent.futures.ThreadPoolExecutor(threads)
         ahead: list = []
         try:
             for first in range(0, len(numbers) + batch_size, batch_size):
-                reading = [
-                    (number, pool.submit(self.read, number, shape))
-                    for number in numbers[first:][:batch_size]
-                ]
+                runs = self._runs(numbers[first:][:batch_size], -(-batch_size // threads))
+                reading = [pool.submit(self.read, run, shape) for run in runs]
                 if ahead:
-                    yield [(number, clip.result()) for number, clip in ahead]
+                    yield [clip for run in ahead for clip in run.result()]
                 ahead = reading
         finally:
             pool.shutdown(cancel_futures=True)

@@ -16,6 +16,7 @@ FREE_KEYS = {
     "loop.profile_steps",
     "data.num_threads",
     "data.prefetch",
+    "data.prefetch_gb",
     "data.source.data_dir",
     "data.source.memory_gb",
     "data.source.path",  # the source's fingerprint guards what is in it

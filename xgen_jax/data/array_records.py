@@ -7,6 +7,7 @@ import collections
 import contextlib
 import os
 import pathlib
+import resource
 import threading
 from collections.abc import Generator
 
@@ -18,6 +19,12 @@ from xgen_jax.errors import UserError
 ONE_A_GROUP = "group_size:1,uncompressed"
 # Single records at random: reading ahead would read all in vain.
 ONE_AT_A_TIME = "readahead_buffer_size:0,max_parallelism:0"
+# Files of one kind that a process keeps open, some 30 kB each. Clips of more files are shuffled
+# within windows of files, so this number decides the order of batches: never make it depend on the
+# machine.
+OPEN_FILES = 1024
+# Linux allows 1024 by default, which is for programs that wait with select().
+_WANTED_FILES = 8 * OPEN_FILES
 
 
 @contextlib.contextmanager
@@ -91,11 +98,11 @@ class OpenRecords:
     """Readers of ArrayRecord files, those used last kept open; safe to use from threads.
 
     Args:
-      limit: files that are kept open at most.
+      limit: files that are kept open at most; fewer where the system allows few.
     """
 
-    def __init__(self, limit: int):
-        self._limit, self._lock = limit, threading.Lock()
+    def __init__(self, limit: int = OPEN_FILES):
+        self._limit, self._lock = min(limit, _allowed_files() // 8), threading.Lock()
         self._open: collections.OrderedDict[str, ArrayRecordReader] = collections.OrderedDict()
 
     def __len__(self) -> int:
@@ -124,3 +131,13 @@ class OpenRecords:
             while len(self._open) > self._limit:
                 self._open.popitem(last=False)
             return reader
+
+
+def _allowed_files() -> int:
+    """Return how many files this process may have open, after asking the system for enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _WANTED_FILES if hard == resource.RLIM_INFINITY else min(_WANTED_FILES, hard)
+    if soft == resource.RLIM_INFINITY or soft >= most:
+        return _WANTED_FILES if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most

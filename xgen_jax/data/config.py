@@ -1,6 +1,7 @@
 """The data of a run: a source of clips by its kind, buckets, and the preparation of batches."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -196,6 +197,8 @@ class DataConfig:
         repeats its last frame if it is too short; images go to buckets of one frame only.
       num_threads: threads that prepare batches, one batch each; 0 prepares them in the caller.
       prefetch: batches that are prepared in advance; fewer than threads would leave some idle.
+      prefetch_gb: memory of a process for them, in 1e9 bytes: there are fewer where this many of
+        the largest do not fit, but always one.
     """
 
     source: SourceConfig
@@ -204,10 +207,16 @@ class DataConfig:
     fit: bool = False
     num_threads: int = 2
     prefetch: int = 2
+    prefetch_gb: float = 4.0
 
     def __post_init__(self):
         if not self.buckets:
             raise UserError("the data needs at least one bucket")
+        if not 0 < self.prefetch_gb < math.inf:
+            raise UserError(
+                "data.prefetch_gb, the memory for batches prepared in advance, must be above 0, "
+                f"not {self.prefetch_gb}; to prepare none, give --config.data.num_threads=0"
+            )
         for name in ("seed", "num_threads", "prefetch"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:

@@ -5,6 +5,7 @@ what is the same is taken from there, and the rest is encoded.
 """
 
 import collections
+import contextlib
 import os
 import pathlib
 import shutil
@@ -16,9 +17,12 @@ import numpy as np
 from xgen_jax.data.array_records import OpenRecords, RecordWriter
 from xgen_jax.data.latent_shards import (
     HELD_OUT,
+    TEXT,
+    TEXT_APART,
     VERSION,
     members_file,
     pack,
+    text_file,
     unpack,
 )
 from xgen_jax.errors import UserError
@@ -41,20 +45,53 @@ CHANGEABLE = ("source_fingerprint", "clips", "members", "held_out")
 PREVIOUS = "previous"
 
 
+class _File:
+    """A file of records that is renamed when it is complete; a context manager.
+
+    Attributes:
+      writer: of its records.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._path, self._stack = path, contextlib.ExitStack()
+
+    def __enter__(self) -> "_File":
+        self._temporary = self._stack.enter_context(atomic_write(self._path, durable=True))
+        self.writer = self._stack.enter_context(
+            RecordWriter(self._temporary, self._path, "group_size:1")
+        )
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self._stack.__exit__(*error)
+
+    def close(self) -> dict[str, Any]:
+        """Complete the file and return its {"bytes", "sha256"}."""
+        self.writer.close()
+        return {"bytes": self._temporary.stat().st_size, "sha256": file_sha256(self._temporary)}
+
+
+def _is_whole(file: pathlib.Path, entry: Mapping[str, Any]) -> bool:
+    """Return whether a shard, and its text if it has any, are as long as its marker says."""
+    files = [(file, entry)] + ([(text_file(file), entry["text"])] if "text" in entry else [])
+    return all(path.is_file() and path.stat().st_size == row["bytes"] for path, row in files)
+
+
 class LatentWriter:
     """Write the folder of an encoded data set, or continue it.
 
     Args:
       path: of the folder.
       settings: what decides the bytes, as JSON; `buckets` (names), `clips` and `shard_size` are
-        used here, and `text_length`, to which rows of text are padded, in reading.
+        used here.
       members: by name the clips of a bucket, ascending numbers in [0, clips); a bucket that is not
         named has all.
       held_out: numbers of the clips that training does not see, ascending.
       identity: gives what a clip is cut from, by its number (see `Source.identity`).
 
     A folder that was written from the same data set before files or captions changed is written
-    again: what is `reusable` is taken from the records that it holds.
+    again: what is `reusable` is taken from the records that it holds. One of version 2 stays so
+    until then, since its fingerprint is in the checkpoints of runs.
 
     Raises:
       UserError: the folder holds something else, what other settings made (which are listed), or
@@ -84,6 +121,8 @@ class LatentWriter:
             self.settings["held_out"] = mark
         if check_free(self.path, "settings.json", "latents"):
             before = read_json(self.path / "settings.json")
+            if before.get("version") == 2:
+                self.settings["version"] = 2
             differing = differences(before, self.settings)
             of_data = all(line.split(":")[0] in CHANGEABLE for line in differing)
             if differing and of_data and identity:
@@ -91,6 +130,7 @@ class LatentWriter:
                 if kept >= gone:
                     differing = []
                     self._set_aside()
+                    self.settings["version"] = VERSION
                 else:
                     differing.append(f"clips that are the same: {kept} of {kept + gone}")
             refuse_differences(
@@ -104,7 +144,7 @@ class LatentWriter:
         if len(held_out):
             write_numbers(self.path / HELD_OUT, held_out)
         self._reusable = self._find_reusable()
-        self._previous = OpenRecords(1)  # neighbours come from one shard
+        self._previous = OpenRecords(2)  # neighbours come from one shard and its text
 
     def _compare(self, identity: Callable[[int], str]) -> tuple[int, int]:
         """Count the clips in the folder that the data set has no longer, and those it still has."""
@@ -138,7 +178,7 @@ class LatentWriter:
         found = {}
         for marker in sorted((self.path / PREVIOUS).glob("*/*/shard-*.json")):
             entry, file = read_json(marker), marker.with_suffix(".arrayrecord")
-            if not file.is_file() or file.stat().st_size != entry["bytes"]:
+            if not _is_whole(file, entry):
                 continue
             for place, identity in enumerate(entry.get("identities", ())):
                 if identity:
@@ -153,6 +193,8 @@ class LatentWriter:
         """Return the record of a clip that is `reusable`, without its number; see `unpack`."""
         file, place = self._reusable[bucket, identity]
         sample = unpack(self._previous.read(file, place))
+        if text_file(file).is_file():
+            sample |= unpack(self._previous.read(text_file(file), place))
         del sample["index"]
         return sample
 
@@ -180,10 +222,10 @@ class LatentWriter:
         written."""
         file = self.file(bucket, shard)
         marker = file.with_suffix(".json")
-        if not (marker.is_file() and file.is_file()):
+        if not marker.is_file():
             return None
         entry = read_json(marker)
-        return entry if file.stat().st_size == entry["bytes"] else None
+        return entry if _is_whole(file, entry) else None
 
     def write(
         self, bucket: str, shard: int, samples: Iterable[tuple[int, dict[str, Any] | str]]
@@ -200,24 +242,29 @@ class LatentWriter:
         identities: list[str] = []
         rates: collections.Counter[str] = collections.Counter()
         longest: dict[str, int] = {}
-        remove_temporaries(file.parent, {file.stem})
-        with (
-            atomic_write(file, durable=True) as temporary,
-            RecordWriter(temporary, file, "group_size:1") as writer,
-        ):
+        remove_temporaries(file.parent, {file.stem, text_file(file).stem})
+        with contextlib.ExitStack() as files:
+            records, texts = files.enter_context(_File(file)), None
             for index, sample in samples:
                 if isinstance(sample, str):
                     left_out[str(index)] = sample
                     continue
-                writer.write(pack(index, sample))
+                text = {name: sample[name] for name in TEXT if name in sample}
+                if text and self.settings["version"] >= TEXT_APART:
+                    texts = texts or files.enter_context(_File(text_file(file)))
+                    texts.writer.write(pack(index, text))
+                    sample = {name: sample[name] for name in sample if name not in TEXT}
+                records.writer.write(pack(index, sample))
                 identities.append(sample.get("identity", ""))
                 rates[f"{sample.get('fps', 0.0):.6g}"] += 1
                 size = len(sample["caption"].encode())
                 if size > longest.get("bytes", -1):
                     longest = {"bytes": size, "clip": index}
-            writer.close()
-            size, digest = temporary.stat().st_size, file_sha256(temporary)
-            entry: dict[str, Any] = {"count": writer.count, "bytes": size, "sha256": digest}
+            entry: dict[str, Any] = {"count": records.writer.count, **records.close()}
+            if texts:
+                if texts.writer.count != records.writer.count:
+                    raise ValueError(f"some clips of {file} have text, and some have none")
+                entry["text"] = texts.close()
         if longest:
             entry["longest_caption"] = longest
         entry["rates"] = dict(sorted(rates.items()))  # clips by their frames a second
@@ -248,8 +295,10 @@ class LatentWriter:
                     of_clips.append({} if bucket.startswith("1x") else of_shard)  # no images
                 reasons = entry["left_out"]
                 left_out = [int(index) for index in reasons]
-                file = f"{bucket}/{self.file(bucket, shard).name}"
-                rows.append({"file": file, **entry, "left_out": left_out})
+                file = self.file(bucket, shard)
+                if "text" in entry:
+                    entry["text"] = {"file": f"{bucket}/{text_file(file).name}", **entry["text"]}
+                rows.append({"file": f"{bucket}/{file.name}", **entry, "left_out": left_out})
             if not sum(row["count"] for row in rows):
                 reason = next(iter(reasons.values()))
                 problem = f"not one clip of {bucket} could be read: {reason}"

@@ -21,16 +21,20 @@ from typing import Any, TypeVar
 import grain
 import numpy as np
 
+from xgen_jax.data.array_records import OPEN_FILES
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig
 from xgen_jax.data.images import IMAGE_FPS
 from xgen_jax.data.sources.base import Sample, Source
+from xgen_jax.data.window_shuffle import WindowShuffle
 from xgen_jax.errors import UserError
 
 T = TypeVar("T")
 
 _OLD_NAMES = {"keep_prob": "keep"}  # of a bucket's keys, in fingerprints of any release
+_LEAST_BATCHES = 64  # of clips that are shuffled together
 _MAX_PERIOD = 1000  # steps; weights in ratios finer than this are rounded
+_RAGGED = ("caption", "text")  # columns of a batch that stay lists
 # Streams of randomness under the seed; `buckets.fit` has the next.
 _SCHEDULE, _SHUFFLE, _CLIP = range(3)
 
@@ -39,6 +43,7 @@ _SCHEDULE, _SHUFFLE, _CLIP = range(3)
 #   the source's arrays, stacked: "video" uint8 (B, T, H, W, 3), or "latents" float32
 #                (B, t, h, w, c), ...
 #   "caption"    list of B strings
+#   "text"       list of B arrays (n, D), each of its own n: padding would be most of the batch
 #   "sample_id"  int64 (B,), unique over buckets and epochs: fold it into PRNG keys
 #   "index"      int64 (B,), number of the clip in the source
 #   "micro_cond" float32 (B, 5), conditions of a transformer: see `micro_conditions`
@@ -91,6 +96,22 @@ def slot_counts(weights: list[float]) -> list[int]:
     return [max(1, round(weight / sum(weights) * _MAX_PERIOD)) for weight in weights]
 
 
+def window_files(files: int, batches: float, buckets: int = 1) -> int:
+    """Return how many files the clips that are shuffled together come from, where not all files
+    stay open.
+
+    Half of those that do, so that a window can begin while another ends; or more, for at least
+    `_LEAST_BATCHES`, of small files or large batches.
+
+    Args:
+      files: of a bucket's clips.
+      batches: in all of them.
+      buckets: that are open together.
+    """
+    least = math.ceil(_LEAST_BATCHES * files / max(1, batches))
+    return max(OPEN_FILES // (2 * buckets), least, 1)
+
+
 def micro_conditions(frames: int, height: int, width: int, fps: float) -> np.ndarray:
     """Return height, width, height / width, frames and fps of a clip, float32 (5,).
 
@@ -126,7 +147,7 @@ class Pipeline:
                     f"batch_size {bucket.batch_size} cannot be split equally over {process_count} "
                     f"processes; make it a multiple of {process_count}"
                 )
-        self._source, self._config = source, config
+        self._source, self._config, self._process_count = source, config, process_count
         self.problems: list[str] = []
         self._members = (
             self._fitting()
@@ -147,6 +168,8 @@ class Pipeline:
         ]
         weights = batches if config.fit else [bucket.weight for bucket in self.buckets]
         self._schedule = Schedule(weights, config.seed)
+        starts = source.file_starts(self.buckets)
+        self._windows = None if starts is None else list(map(self._window, self._numbers, starts))
         orders = [self._order(number) for number in self._numbers]
         # Batched first and divided after: each process takes whole runs of the global batch, and
         # only what it reads is prepared.
@@ -185,9 +208,16 @@ class Pipeline:
 
         Background threads prepare the batches.
         """
-        return BatchIterator(
-            self._dataset, start_step, self._config.num_threads, self._config.prefetch
+        return BatchIterator(self._dataset, start_step, self._config.num_threads, self.prefetch())
+
+    def prefetch(self) -> int:
+        """Return how many batches are prepared in advance, which `data.prefetch_gb` limits by the
+        bytes of the largest bucket's."""
+        largest = max(
+            self._source.clip_bytes(bucket) * (bucket.batch_size // self._process_count)
+            for bucket in self.buckets
         )
+        return min(self._config.prefetch, max(1, int(self._config.prefetch_gb * 1e9 / largest)))
 
     def fingerprint(self) -> str:
         """Return digests of the source, of the buckets and of the order, joined by dots.
@@ -255,6 +285,9 @@ class Pipeline:
     def _order(self, number: int) -> grain.MapDataset:
         """Endless (place in the stream, one of the bucket's clips), shuffled again in each epoch,
         without replacement."""
+        if self._windows is not None:
+            shuffle = self._windows[self._numbers.index(number)]
+            return grain.MapDataset.range(sys.maxsize).map(shuffle)
         seed = np.random.SeedSequence((self._config.seed, _SHUFFLE, number)).generate_state(1)[0]
         # Grain gives the shuffled index modulo the epoch; the place includes the epoch, and costs
         # nothing.
@@ -265,6 +298,16 @@ class Pipeline:
             .repeat()
             .map_with_index(_pair)
         )
+
+    def _window(self, number: int, starts: np.ndarray) -> WindowShuffle:
+        """Return the order of a bucket's clips, given the first clip of each file."""
+        members, clips = self._members[number], self._clips(number)
+        if members is not None:
+            starts = np.searchsorted(members, starts)
+        starts = np.unique(np.concatenate([[0], starts[starts < clips]]))
+        batches = clips / self._config.buckets[number].batch_size
+        files = window_files(len(starts), batches, len(self.buckets))
+        return WindowShuffle(starts, clips, files, (self._config.seed, _SHUFFLE, number))
 
     def _read(self, number: int, pair: tuple[int, int]) -> Sample:
         place, index = pair
@@ -305,7 +348,9 @@ class Pipeline:
             }
             for bucket in self._config.buckets
         ]
-        order = [self._config.seed, len(self._source), self._schedule.slots, sample]
+        order: list[Any] = [self._config.seed, len(self._source), self._schedule.slots, sample]
+        if self._windows is not None:
+            order.append({"windows": [shuffle.windows for shuffle in self._windows]})
         if self._config.fit:
             order += [
                 hashlib.sha256(np.asarray(members, np.int64).tobytes()).hexdigest()
@@ -357,5 +402,5 @@ def _pair(place: int, index: int) -> tuple[int, int]:
 def _stack(samples) -> Batch:
     columns = {name: [sample[name] for sample in samples] for name in samples[0]}
     return {
-        name: column if name == "caption" else np.stack(column) for name, column in columns.items()
+        name: column if name in _RAGGED else np.stack(column) for name, column in columns.items()
     }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from xgen_jax.data.array_records import OpenRecords
+from xgen_jax.data.array_records import OPEN_FILES, OpenRecords
 from xgen_jax.data.shard_layout import INDEX, read_manifest, record_column, unpack
 from xgen_jax.errors import UserError
 from xgen_jax.files import file_sha256
@@ -43,7 +43,9 @@ class ShardReader:
         size, by name.
     """
 
-    def __init__(self, path: str | os.PathLike, open_files: int = 128, kept_rows: int = 1024):
+    def __init__(
+        self, path: str | os.PathLike, open_files: int = OPEN_FILES, kept_rows: int = 1024
+    ):
         self.path, self.manifest = read_manifest(path)
         self.tiers = sorted(self.manifest["tiers"])
         for name, size in self._sizes():

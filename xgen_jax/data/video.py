@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from av.video.reformatter import VideoReformatter
 
 from xgen_jax.data.color import FastConverter, RGBConverter, YUVConverter, scaling_flags
 from xgen_jax.data.deinterlace import deinterlace
+from xgen_jax.data.frame_times import Rewindable, pick_frames
 from xgen_jax.data.video_file import (
     MAX_PIXELS,
     decode_frames,
@@ -105,22 +106,7 @@ def read_video(
     """
     options = {"fps": fps, "start_s": start_s, "frames": frames, "cover": cover}
     with VideoReader(path, **options, max_pixels=max_pixels) as reader:
-        size = reader.height * reader.width * 3
-
-        def check(count: int) -> None:
-            if count * size > max_bytes:
-                raise UserError(
-                    f"cannot read {path}: {count} frames of {reader.width}x{reader.height} are "
-                    f"above the limit of {max_bytes / 2**30:.3g} GiB; read fewer frames at a "
-                    "time, or smaller"
-                )
-
-        check(reader.expected)
-        video = []
-        for image in reader:
-            check(len(video) + 1)  # again, since headers are unreliable
-            video.append(image)
-    return np.stack(video), reader.fps
+        return reader.read(max_bytes), reader.fps
 
 
 class VideoReader:
@@ -177,7 +163,7 @@ class VideoReader:
         self.repaired = self._interlaced = False
         self._file = contextlib.ExitStack()
         try:
-            stream, rate, first, timed, slack = self._enter(max_pixels)
+            stream, rate, first, timed, slack, self._entry = self._enter(max_pixels)
             self._first, self._turns = first, round(first.rotation / 90)
             width, height = displayed_size(path, stream, first, max_pixels)
         except BaseException:
@@ -188,7 +174,7 @@ class VideoReader:
         if fps is None and max_fps is not None:
             fps = rate / math.ceil(rate / max_fps - 1e-3)
         self.height, self.width, self.fps = height, width, float(fps or rate)
-        self._timed, self._fps, self.slack = timed, fps, slack
+        self._timed, self._fps, self.slack = Rewindable(timed, slack), fps, slack
         seconds = stream_seconds(stream)
         left = 1 if seconds is None else math.ceil((seconds - start_s) * self.fps)
         self.expected = max(1, left if frames is None else min(left, frames))
@@ -196,7 +182,8 @@ class VideoReader:
             self.expected = frames or 1
 
     def _enter(self, max_pixels: int):
-        """(stream, rate, first frame, all with their times, slack) from the frame at the start."""
+        """(stream, rate, first frame, all with their times, slack, mark of the place) from the key
+        frame before the start."""
         # A seek may land late (an open group of pictures, a broken index) or not work at all (GIF):
         # step back, then decode from the beginning.
         # Of interlaced video the frame before is needed, too (`deinterlace`): a few frames do.
@@ -221,7 +208,8 @@ class VideoReader:
                 continue
             if first is None:
                 raise UserError(f"cannot read {self.path}: no frame could be decoded")
-            return stream, rate, first[2], itertools.chain([first], timed), slack
+            entry = seek_s is not None, first[0]
+            return stream, rate, first[2], itertools.chain([first], timed), slack, entry
         raise AssertionError("the last attempt reads from the beginning and always ends")
 
     def _timed_frames(
@@ -262,6 +250,47 @@ class VideoReader:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def share(self, other: "VideoReader") -> bool:
+        """Go on with the frames of a reader of the same file that starts no later, if both decode
+        from the same key frame, and close this one's file.
+
+        Returns:
+          Whether they do; if not, nothing changes.
+        """
+        if self._entry != other._entry:
+            return False
+        self._timed = other._timed
+        self.close()
+        return True
+
+    def read(self, max_bytes: int = MAX_BYTES, next_s: float = math.inf) -> np.ndarray:
+        """Return all frames that the reader would yield, uint8 (T, H, W, 3); instead of iterating.
+
+        Args:
+          max_bytes: of the result at most.
+          next_s: start of the reader that shares this one's frames afterwards.
+
+        Raises:
+          UserError: also for a result above its limit, known before decoding.
+        """
+        size = self.height * self.width * 3
+
+        def check(count: int) -> None:
+            if count * size > max_bytes:
+                raise UserError(
+                    f"cannot read {self.path}: {count} frames of {self.width}x{self.height} are "
+                    f"above the limit of {max_bytes / 2**30:.3g} GiB; read fewer frames at a "
+                    "time, or smaller"
+                )
+
+        check(self.expected)
+        self._timed.rewind(next_s)
+        video = []
+        for image in self:
+            check(len(video) + 1)  # again, since headers are unreliable
+            video.append(image)
+        return np.stack(video)
 
     def converter(self, side: int = 0, fast: bool = False) -> Callable[..., np.ndarray]:
         """Return the conversion of a frame to what is shown, uint8 (H, W, 3); see `Picture`."""
@@ -382,31 +411,3 @@ def cover_size(height: int, width: int, target_height: int, target_width: int) -
     target."""
     scale = max(Fraction(target_height, height), Fraction(target_width, width))
     return max(target_height, round(height * scale)), max(target_width, round(width * scale))
-
-
-def pick_frames(
-    timed: Iterable[tuple[float, float, Frame]], start_s: float, fps: float | None, slack: float
-) -> Iterator[Frame]:
-    """Yield the frame on display at each output time: the latest whose own time is not after it.
-
-    Args:
-      timed: (seconds since the start of the stream, seconds on display, frame) in increasing time,
-        from one that is not after `start_s`, if there is one.
-      start_s, fps: see `VideoReader`.
-      slack: seconds by which a time may be off.
-    """
-    shown, count, end = None, 0, 0.0
-    for time_s, length, frame in timed:
-        if shown is not None and fps is None and time_s > start_s + slack:
-            yield shown
-        while shown is not None and fps is not None and start_s + count / fps + slack < time_s:
-            yield shown
-            count += 1
-        shown, end = frame, time_s + length
-    if shown is not None and fps is None and end > start_s + slack:
-        yield shown
-    # The length of the last frame is the least certain time: a frame that would be on display for
-    # one tick is left out.
-    while shown is not None and fps is not None and start_s + count / fps + 3 * slack < end:
-        yield shown
-        count += 1

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from xgen_jax.data.video import Timed, VideoInfo, VideoReader, cover_size, pick_frames
+from xgen_jax.data.frame_times import pick_frames
+from xgen_jax.data.video import Timed, VideoInfo, VideoReader, cover_size
 from xgen_jax.errors import UserError
 
 Size = tuple[int, int]

@@ -313,8 +313,7 @@ class VideoSampler:
         """Make the arrays of a batch of empty captions; stored embeddings need no encoder."""
         stored = {
             "caption": [""] * self.batch_size,
-            "text": np.zeros((self.batch_size, 0, self.text.width), np.float32),
-            "text_mask": np.zeros((self.batch_size, 0), bool),
+            "text": [np.zeros((0, self.text.width), np.float32)] * self.batch_size,
         }
         return self.text.batch_arrays(stored)
 

@@ -269,12 +269,7 @@ class T5Conditioner:
 
     def arrays(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
         """Return {"text" (B, length, width), "text_mask" bool (B, length)} by the encoder."""
-        rows = self._require_encoder()(captions)
-        text = np.zeros((len(rows), self.length, self.width), rows[0].dtype if rows else np.float32)
-        mask = np.zeros(text.shape[:2], bool)
-        for place, row in enumerate(rows):
-            text[place, : len(row)], mask[place, : len(row)] = row, True
-        return {"text": text, "text_mask": mask}
+        return self._padded(self._require_encoder()(captions))
 
     def batch_arrays(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """Return a batch's stored embeddings, padded to the length, or the encoder's if none are.
@@ -284,17 +279,23 @@ class T5Conditioner:
         """
         if "text" not in batch:
             return self.arrays(batch["caption"])
-        text, mask = np.asarray(batch["text"]), np.asarray(batch["text_mask"])
-        if text.shape[1] > self.length or text.shape[2] != self.width:
-            raise UserError(
-                f"stored embeddings are {text.shape[1:]}; "
-                f"the run takes up to {(self.length, self.width)}"
-            )
-        pad = self.length - text.shape[1]
-        return {
-            "text": np.pad(text, ((0, 0), (0, pad), (0, 0))),
-            "text_mask": np.pad(mask, ((0, 0), (0, pad))),
-        }
+        for row in batch["text"]:
+            if row.shape[0] > self.length or row.shape[1] != self.width:
+                raise UserError(
+                    f"stored embeddings are {row.shape}; "
+                    f"the run takes up to {(self.length, self.width)}"
+                )
+        return self._padded(batch["text"])
+
+    def _padded(self, rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Pad tokens (n, width) of each caption with zeros. Only here, when a batch goes to the
+        devices: padding is most of it, and would be most of the memory of those that wait."""
+        dtype = rows[0].dtype if len(rows) else np.float32
+        text = np.zeros((len(rows), self.length, self.width), dtype)
+        mask = np.zeros(text.shape[:2], bool)
+        for place, row in enumerate(rows):
+            text[place, : len(row)], mask[place, : len(row)] = row, True
+        return {"text": text, "text_mask": mask}
 
     def init(self, key: Array, arrays: dict[str, Array]) -> Params:
         """Return {}: nothing is trained."""

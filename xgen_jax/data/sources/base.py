@@ -1,6 +1,7 @@
 """The source of clips that the pipeline asks: an interface, with a default for what most lack."""
 
 import abc
+import math
 import pathlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from xgen_jax.errors import UserError
 
 SPLITS = ("train", "held_out", "all")  # of the clips of a source
 # "caption": str, "fps": float, and arrays: "video", or "latents" with, where they were stored,
-# "text" and "text_mask".
+# "text" (n, D), the embeddings of the caption's n tokens.
 Sample = dict[str, Any]
 
 
@@ -56,6 +57,24 @@ class Source(abc.ABC):
           All samples of a source have the same keys.
         """
 
+    def read_together(
+        self,
+        indices: Sequence[int],
+        rngs: Sequence[np.random.Generator],
+        frames: int,
+        height: int,
+        width: int,
+    ) -> list[Sample | UserError]:
+        """Return what `read` gives for each of several clips of one file (see `where`), or the
+        error that it raises. By default they are read one after another."""
+        samples: list[Sample | UserError] = []
+        for index, rng in zip(indices, rngs, strict=True):
+            try:
+                samples.append(self.read(index, rng, frames, height, width))
+            except UserError as error:
+                samples.append(error)
+        return samples
+
     def fit(self, buckets: Sequence[Bucket], seed: int) -> list[np.ndarray]:
         """Return for each bucket the clips that go to it, ascending; see `data.buckets.fit`.
 
@@ -70,6 +89,17 @@ class Source(abc.ABC):
     def clips_for(self, bucket: Bucket) -> np.ndarray | None:
         """Return the clips that a bucket can have without `fit`, ascending; None for all."""
         del bucket
+
+    def clip_bytes(self, bucket: Bucket) -> int:
+        """Return about how many bytes of memory a clip of a bucket takes; by default, its
+        pixels."""
+        return math.prod((*bucket.shape, 3))
+
+    def file_starts(self, buckets: Sequence[Bucket]) -> list[np.ndarray] | None:
+        """Return for each bucket the first clip of each file that its clips are read from,
+        ascending; None where all files stay open, or a clip is a file, so that clips may be read in
+        any order."""
+        del buckets
 
     def rates(self) -> dict[float, int]:
         """Return the number of clips by their frames a second; {} where they are not known. Images

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from xgen_jax.data.array_records import OPEN_FILES
 from xgen_jax.data.buckets import Bucket, shape_name
 from xgen_jax.data.latent_shards import LatentReader
 from xgen_jax.data.sources.base import SPLITS, Sample, Source
@@ -18,7 +19,7 @@ class LatentSource(Source):
     """A folder that `launch/encode.py` wrote, as a source of clips.
 
     Samples are "latents" float32 (t, h, w, c), "caption", "fps", and, where captions were embedded,
-    "text" (L, D) in its stored dtype, padded with zeros, and "text_mask" (L,).
+    "text" (n, D) in its stored dtype: the caption's own n tokens, without padding.
 
     Clip i is what the source that was encoded gave for its clip i. One that could not be read then,
     or was not encoded in the bucket, is replaced by the next that was, as in a folder of videos.
@@ -37,8 +38,8 @@ class LatentSource(Source):
     name = "latents"
 
     def __init__(self, path: str | os.PathLike, split: str = "all", text: bool = True):
-        self.path, self._text = pathlib.Path(path), text
-        self._reader = LatentReader(path)
+        self.path = pathlib.Path(path)
+        self._reader = LatentReader(path, text)
         self._split = choose("split", split, SPLITS)
         if split == "held_out" and not len(self._reader.held_out):
             raise UserError(
@@ -66,6 +67,16 @@ class LatentSource(Source):
         ):
             return None
         return self._of_split(self._reader.clips(bucket.name))
+
+    def clip_bytes(self, bucket: Bucket) -> int:
+        """See `Source.clip_bytes`: latents of the first clip as float32, and the mean text."""
+        sample = self.read(0, None, *bucket.shape)
+        return sample["latents"].nbytes + self._reader.text_bytes(bucket.name)
+
+    def file_starts(self, buckets: Sequence[Bucket]) -> list[np.ndarray] | None:
+        """See `Source.file_starts`: the shards of these buckets."""
+        starts = [self._reader.starts(bucket.name) for bucket in buckets]
+        return starts if sum(map(len, starts)) > OPEN_FILES else None
 
     def _of_split(self, clips: np.ndarray) -> np.ndarray:
         if self._split == "all":
@@ -124,10 +135,6 @@ class LatentSource(Source):
         sample = reader.read(bucket, place)
         if self.manifest.get("fps"):
             sample.setdefault("fps", self.manifest["fps"])  # older records have none
-        if not self._text:
-            sample = {k: v for k, v in sample.items() if k not in ("text", "text_mask")}
-        elif "text" in sample and "text_mask" not in sample:
-            tokens, length = len(sample["text"]), self.manifest["text_length"]
-            sample["text"] = np.pad(sample["text"], ((0, length - tokens), (0, 0)))
-            sample["text_mask"] = np.arange(length) < tokens
+        if "text_mask" in sample:  # the first release stored padding
+            sample["text"] = sample["text"][sample.pop("text_mask")]
         return {**sample, "latents": sample["latents"].astype(np.float32)}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from xgen_jax.data.array_records import OPEN_FILES
 from xgen_jax.data.buckets import Bucket, fit
 from xgen_jax.data.pixels import UNIFORMS, hold_last, random_start, random_view
 from xgen_jax.data.shard_layout import GROUPS, record_column, stored_size
@@ -117,6 +118,12 @@ class ShardSource(Source):
         """Return for each bucket the clips that go to it; see `data.buckets.fit`."""
         chosen = fit(self.extents(), buckets, seed)
         return [np.flatnonzero(chosen == number) for number in range(len(buckets))]
+
+    def file_starts(self, buckets: Sequence[Bucket]) -> list[np.ndarray] | None:
+        """See `Source.file_starts`: shards, each of a file a tier."""
+        if len(self.manifest["shards"]) * len(self._reader.tiers) <= OPEN_FILES:
+            return None
+        return [self._first[:-1]] * len(buckets)
 
     def rates(self) -> dict[float, int]:
         """See `Source.rates`; rates are rounded, so that 29.97 and 30000 / 1001 are one."""

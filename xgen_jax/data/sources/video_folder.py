@@ -26,6 +26,7 @@ from xgen_jax.data.video import (
     resize_cover,
 )
 from xgen_jax.data.video_cache import VideoCache
+from xgen_jax.data.video_clips import read_clips
 from xgen_jax.errors import UserError, choose
 
 LEAST_TAIL_S = 4.0  # of a video whose end is held out
@@ -34,6 +35,7 @@ MOST_OF_SHORT = 0.25
 # Fraction of the clips that may be replaced because their files cannot be decoded, and the number
 # of clips read from which on it is checked.
 MAX_REPLACED, COUNTED_FROM = 0.25, 100
+_REPLACED = "unreadable when decoded, replaced by the next"
 
 
 class VideoFolderSource(Source):
@@ -310,22 +312,55 @@ class VideoFolderSource(Source):
         uniforms = rng.random(UNIFORMS)
         for step in range(len(self._part_file)):
             number = (part + step) % len(self._part_file)
-            file_number = self._part_file[number]
-            file, captions = self._files[file_number], self._captions[file_number]
-            if _is_image(file) != image:
+            if _is_image(self._files[self._part_file[number]]) != image:
                 continue
             try:
                 video = self._read_clip(number, place, frames, height, width, uniforms)
             except UserError as error:
-                self._problems.note("unreadable when decoded, replaced by the next", str(error))
+                self._problems.note(_REPLACED, str(error))
                 if not self._substitute:
                     raise
                 continue
             self._count(replaced=step > 0)
-            rate = self._rate(file, self._infos[file_number])
-            return {"video": video, "caption": choose_caption(captions, rng), "fps": rate}
+            return self._sample(number, video, rng)
         what = "image" if image else "video"
         raise UserError(f"every {what} in {self.path} failed to decode\n{self.report()}")
+
+    def read_together(
+        self,
+        indices: Sequence[int],
+        rngs: Sequence[np.random.Generator],
+        frames: int,
+        height: int,
+        width: int,
+    ) -> list[Sample | UserError]:
+        """See `Source.read_together`. Without substitutes, a video is decoded in one pass."""
+        number = self._part_file[self._part(indices[0])[0]]
+        file, info = self._files[number], self._infos[number]
+        if self._substitute or _is_image(file) or len(indices) == 1:
+            return super().read_together(indices, rngs, frames, height, width)
+        uniforms = [rng.random(UNIFORMS) for rng in rngs]
+        starts_s = [
+            self._start_s(*self._part(index), frames, each)
+            for index, each in zip(indices, uniforms, strict=True)
+        ]
+        options = {"fps": self._rate(file, info), "frames": frames, "cover": (height, width)}
+        samples: list[Sample | UserError] = []
+        clips = read_clips(self.path / file, starts_s, **options)
+        for index, rng, each, video in zip(indices, rngs, uniforms, clips, strict=True):
+            part, _ = self._part(index)
+            if isinstance(video, UserError):
+                self._problems.note(_REPLACED, str(video))
+                samples.append(video)
+            else:
+                video = self._viewed(file, video, frames, height, width, each)
+                samples.append(self._sample(part, video, rng))
+        return samples
+
+    def _sample(self, part: int, video: np.ndarray, rng: np.random.Generator) -> Sample:
+        number = self._part_file[part]
+        rate = self._rate(self._files[number], self._infos[number])
+        return {"video": video, "caption": choose_caption(self._captions[number], rng), "fps": rate}
 
     def _count(self, replaced: bool) -> None:
         """Count a clip, and raise UserError once too many were replaced."""
@@ -344,19 +379,7 @@ class VideoFolderSource(Source):
     ) -> np.ndarray:
         number = self._part_file[part]
         file, info = self._files[number], self._infos[number]
-        begin_s, end_s = float(self._part_begin_s[part]), float(self._part_end_s[part])
-        count = int(self._part_first[part + 1] - self._part_first[part])
-        fps = self._rate(file, info)
-        start_s = random_start(
-            begin_s,
-            end_s,
-            frames=frames,
-            fps=fps,
-            file_fps=info.fps,
-            uniform=uniforms[0],
-            place=place,
-            count=count,
-        )
+        fps, start_s = self._rate(file, info), self._start_s(part, place, frames, uniforms)
         if _is_image(file):
             image = read_image(self.path / file)
             video = resize_cover(image[None], height, width)
@@ -366,6 +389,27 @@ class VideoFolderSource(Source):
             video = self._cache.read(path, **options)
             if video is None:
                 video, _ = read_video(path, **options)
+        return self._viewed(file, video, frames, height, width, uniforms)
+
+    def _start_s(self, part: int, place: int, frames: int, uniforms: np.ndarray) -> float:
+        """Return the second of its file at which clip `place` of a part begins."""
+        number = self._part_file[part]
+        file, info = self._files[number], self._infos[number]
+        return random_start(
+            float(self._part_begin_s[part]),
+            float(self._part_end_s[part]),
+            frames=frames,
+            fps=self._rate(file, info),
+            file_fps=info.fps,
+            uniform=uniforms[0],
+            place=place,
+            count=int(self._part_first[part + 1] - self._part_first[part]),
+        )
+
+    def _viewed(
+        self, file: str, video: np.ndarray, frames: int, height: int, width: int, uniforms
+    ) -> np.ndarray:
+        """Return a clip of the whole length, cropped, from the frames that its file gave."""
         if len(video) < frames:
             self._problems.note("shorter than a clip, last frame held", file)
             video = hold_last(video, frames)

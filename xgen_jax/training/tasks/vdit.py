@@ -134,8 +134,7 @@ class VDiTTask(Task):
             "latents": np.zeros((1, *latents, embedder.latent_channels), np.float32),
             "caption": [""],
             "micro_cond": micro_conditions(*bucket.shape, DEFAULT_FPS)[None],
-            "text": np.zeros((1, tokens, config.model.text_width), np.float32),
-            "text_mask": np.ones((1, tokens), bool),
+            "text": [np.zeros((tokens, config.model.text_width), np.float32)],
         }
         if not config.adapter:
             return task, batch
