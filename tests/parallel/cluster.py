@@ -74,7 +74,7 @@ class Processes:
                 )
             )
 
-    def results(self, timeout_s: float = 240.0) -> list[tuple[int, str, str]]:
+    def results(self, timeout_s: float = 600.0) -> list[tuple[int, str, str]]:
         """Wait for all; return (exit code, stdout, stderr) of each."""
         deadline, found = time.monotonic() + timeout_s, []
         for process in self.started:

@@ -3,6 +3,7 @@
 import pathlib
 import random
 import shutil
+import signal
 import time
 
 import jax
@@ -143,25 +144,29 @@ def test_a_host_with_another_config_is_named_on_every_host(root, tmp_path):
     assert not (tmp_path / "run").exists()  # before anything is written
 
 
-def test_two_processes_that_are_killed_end_with_the_same_bits(root, tmp_path):
-    """One of them is killed at random; the other is ended as a scheduler would, and both are
-    started again."""
-    folder, rng, kills = tmp_path / "run", random.Random(0), 0
+def test_two_processes_that_are_stopped_and_killed_end_with_the_same_bits(root, tmp_path):
+    """SIGTERM to one of them: both save the same step, and end. SIGKILL of one, as a machine that
+    fails: the other is ended as a scheduler would."""
+    folder, rng = tmp_path / "run", random.Random(0)
     flags = [f"--config={root}/vidvae.py", f"--workdir={folder}"]
-    codes: list[int] = []
-    while codes != [0, 0]:
-        wanted = rng.randint(1, 4) + 4 * kills  # rows of metrics, at which one is killed
+    for number, sent in ((rng.randint(1, 4), signal.SIGTERM), (rng.randint(6, 9), signal.SIGKILL)):
         with Processes("train", [flags, flags]) as started:
-            while kills < 2 and all(each.poll() is None for each in started.started):
-                there = folder / "metrics.jsonl"
-                if there.exists() and there.read_bytes().count(b"\n") >= wanted:
-                    started.started[rng.randint(0, 1)].kill()
-                    kills += 1
-                    break
-                time.sleep(0.005)
-            else:
+            wait_for_rows(folder, number, started)
+            started.started[rng.randint(0, 1)].send_signal(sent)
+            if sent == signal.SIGTERM:
                 codes = [code for code, *_ in started.results()]
-                assert codes == [0, 0]
-    assert kills == 2
+                assert codes[0] == codes[1] and codes[0] in (130, 143)
+        saved = RunFolder(folder).checkpoints().steps()
+        if sent == signal.SIGTERM:
+            assert number <= saved[-1] < 12
+    train(folder, root / "vidvae.py", processes=2)
     assert rows(folder) == rows(root / "vidvae2")
     assert ema(folder) == ema(root / "vidvae2")
+
+
+def wait_for_rows(folder, number, started):
+    """Wait until a run has written so many rows of metrics."""
+    metrics = folder / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < number:
+        assert all(each.poll() is None for each in started.started), started.results()
+        time.sleep(0.005)
