@@ -174,7 +174,7 @@ def _devices_of_task(tasks: int) -> dict[str, Any]:
 
 
 def _initialize(options: dict[str, Any], timeout_s: float) -> None:
-    # Its notifier catches SIGTERM, and the command could not: training saves on that signal.
+    # Its notifier would take SIGTERM, so that it ends no process that has no handler of its own.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # jax ends the process with a stack trace of C++ when its own time is over; this one comes first
@@ -191,6 +191,8 @@ def _initialize(options: dict[str, Any], timeout_s: float) -> None:
                 "or the address is not of this host; give --coordinator with another port, or the "
                 "address of the host of process 0"
             ) from error
+        if "coordinator_address" in options or "must be called before" in str(error):
+            raise
         raise UserError(
             f"the environment looks like a cluster and names no coordinator ({error}); give "
             "--coordinator=HOST:PORT, --num_processes=N and --process_id=I, or --num_processes=1 "
