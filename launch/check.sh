@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Check the source without running it: lint, format, types. Makes .venv (or $VENV), and installs
-# what is missing.
+# Check the source without running it: lint, format, types, scripts for clusters. Makes .venv (or
+# $VENV), and installs what is missing.
 #
 #     bash launch/check.sh            report
 #     bash launch/check.sh --fix      apply the fixes of ruff; lower the counts of type errors
@@ -16,4 +16,5 @@ else
   "$PYTHON" -m ruff check
   "$PYTHON" -m ruff format --check
   "$PYTHON" .ci/check_types.py
+  "$VENV/bin/shellcheck" launch/cluster/*.sh
 fi

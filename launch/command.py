@@ -8,6 +8,11 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 if (_ROOT / "xgen_jax").is_dir() and str(_ROOT) not in sys.path:
     sys.path.insert(0, str(_ROOT))
 
-from xgen_jax.commands.start import run, values  # noqa: E402  (the path comes first)
+from xgen_jax.commands.start import (  # noqa: E402  (the path comes first)
+    in_processes,
+    process_flags,
+    run,
+    values,
+)
 
-__all__ = ["run", "values"]
+__all__ = ["in_processes", "process_flags", "run", "values"]

@@ -57,12 +57,14 @@ FLAGS = [
         "files: ends of long videos, and some others whole; ends: the end of every video.",
     ),
 ]
+PROCESSES = command.process_flags()
 
 
 def main():
     from xgen_jax.commands.encode import EncodeRequest, encode_dataset
 
-    return encode_dataset(EncodeRequest(**command.values(FLAGS)))
+    request = EncodeRequest(**command.values(FLAGS))
+    return command.in_processes(PROCESSES, lambda: encode_dataset(request))
 
 
 if __name__ == "__main__":

@@ -46,13 +46,15 @@ FLAGS = [
         "lpips", None, "LPIPS weights of VGG16 or AlexNet, FILE.safetensors or TRUNK,HEADS."
     ),
 ]
+PROCESSES = command.process_flags()
 
 
 def main():
     from xgen_jax.commands.evaluate import EvaluateRequest, evaluate
 
     given = {name: value for name, value in command.values(FLAGS).items() if value is not None}
-    return evaluate(EvaluateRequest(**given))
+    request = EvaluateRequest(**given)
+    return command.in_processes(PROCESSES, lambda: evaluate(request))
 
 
 if __name__ == "__main__":

@@ -51,12 +51,14 @@ FLAGS = [
     flags.DEFINE_bool("offload", False, "Transformer and decoder on the devices in turns."),
     number("memory_budget_gb", None, "What a device may use, in GB (1e9 bytes)."),
 ]
+PROCESSES = command.process_flags()
 
 
 def main():
     from xgen_jax.commands.sample import SampleRequest, sample_files
 
-    return sample_files(SampleRequest(**command.values(FLAGS)))
+    request = SampleRequest(**command.values(FLAGS))
+    return command.in_processes(PROCESSES, lambda: sample_files(request))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ ACCEPT_CHANGES = flags.DEFINE_bool(
     "Go on with the run in --workdir although its data, schedule or loss has changed; run.json "
     "notes what.",
 )
+PROCESSES = command.process_flags()
 
 
 def main():
@@ -33,10 +34,14 @@ def main():
     if CONFIG.value is None or WORKDIR.value is None:
         raise UserError("give --config=FILE and --workdir=DIR")
     config = load_config(CONFIG.value, KEYS.value, lambda line: print(line, file=sys.stderr))
-    # Only now, for it loads jax, and a mistake in a key is told sooner.
-    from xgen_jax.commands.train import train
 
-    return train(config, WORKDIR.value, OVERWRITE.value, ACCEPT_CHANGES.value)
+    def call():
+        # Only now, for it loads jax, and a mistake in a key is told sooner.
+        from xgen_jax.commands.train import train
+
+        return train(config, WORKDIR.value, OVERWRITE.value, ACCEPT_CHANGES.value)
+
+    return command.in_processes(PROCESSES, call)
 
 
 def keys_help():

@@ -13,7 +13,19 @@ T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """A mistake in a path, a value, a file or a configuration."""
+    """A mistake in a path, a value, a file or a configuration.
+
+    Attributes:
+      exit_code: of a command that ends with it.
+    """
+
+    exit_code = 1
+
+
+class TemporaryError(UserError):
+    """Nobody's mistake: the same command may go on when it is started again."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: schedulers start the command again
 
 
 def choose(name: str, value: Any, choices: Iterable[T]) -> T:

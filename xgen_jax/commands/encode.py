@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from xgen_jax.commands.hosts import check_hosts
 from xgen_jax.data.batches import batches
 from xgen_jax.data.buckets import COMMON_ASPECTS, STAGES, Bucket, Shape, make_buckets, parse_shapes
 from xgen_jax.data.config import HOLD_OUT, ShardsConfig, TFDSConfig, kind_of_folder
@@ -33,6 +34,7 @@ from xgen_jax.errors import UserError, choose
 from xgen_jax.files import locked
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.latent_statistics import latent_statistics
+from xgen_jax.parallel.agreement import check_equal, from_first, gather, is_first, together
 from xgen_jax.parallel.memory import GB
 from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.runs.load import load_embedder
@@ -185,6 +187,9 @@ class EncodeRequest:
 def encode_dataset(request: EncodeRequest) -> dict[str, Any]:
     """Encode the requested clips; called again, write only the missing shards.
 
+    Several processes (`jax.process_count()`) divide the missing shards, and need a common folder;
+    the bytes are those of one process.
+
     Returns:
       The summary: folder, fingerprint of the embedder, clips by bucket, shards, clips left out.
 
@@ -193,44 +198,55 @@ def encode_dataset(request: EncodeRequest) -> dict[str, Any]:
         latents that are not finite.
     """
     started = time.monotonic()
-    table, dtype = request.table(), np.dtype(request.compute_dtype)
-    network, params = load_embedder(request.embedder, dtype, require_statistics=False)
-    for bucket in table:
-        network.latent_shape(bucket.shape)
-    text = None
-    if request.text_encoder:
-        text = load_captions(request.text_encoder, dtype, request.text_length, request.batch_size)
-    source = request.source(images=any(bucket.frames == 1 for bucket in table))
-    if report := source.report():
-        print(report, file=sys.stderr)
-    clips = _Clips(source=source, clips_per_video=request.clips_per_video, seed=request.seed)
-    videos = _fit(source, table, request.seed) if request.stage else _assign(source, table)
-    members = {bucket: clips.numbers(some) for bucket, some in videos.items() if some is not None}
-    params = _with_statistics(request, network, params, clips, members, list(videos))
-    settings = {
-        "embedder": network.fingerprint(params),
-        "text_encoder": text.fingerprint if text else None,
-        "text_length": text.length if text else None,
-        "text_width": text.width if text else None,
-        "source": source.name,
-        "source_fingerprint": source.fingerprint(),
-        "buckets": [bucket.name for bucket in videos],
-        "clips": len(clips),
-        **{name: getattr(request, name) for name in _DECIDING},
-    }
-    with locked(request.out, "encodes into"):
-        writer = LatentWriter(
-            request.out,
-            settings,
-            {bucket.name: listed for bucket, listed in members.items()},
-            clips.numbers(source.held_out_clips()),
-            clips.identity,
-        )
-        encoder = _Encoder(embedder=network, params=params, text=text, dtype=request.dtype)
-        kept, reused = _write_shards(writer, list(videos), clips, encoder, request.batch_size)
-        manifest = writer.finish()
-    if text and text.cut:
-        print(f"{text.cut} captions had more than {text.length} tokens; cut", file=sys.stderr)
+    check_hosts(dataclasses.asdict(request))
+    with contextlib.ExitStack() as stack:
+        with together():  # a mistake that one process finds ends all of them
+            table, dtype = request.table(), np.dtype(request.compute_dtype)
+            network, params = load_embedder(request.embedder, dtype, require_statistics=False)
+            for bucket in table:
+                network.latent_shape(bucket.shape)
+            text = None
+            if request.text_encoder:
+                length, size = request.text_length, request.batch_size
+                text = load_captions(request.text_encoder, dtype, length, size)
+            source = request.source(images=any(bucket.frames == 1 for bucket in table))
+            if report := source.report():
+                print(report, file=sys.stderr)
+            clips = _Clips(
+                source=source, clips_per_video=request.clips_per_video, seed=request.seed
+            )
+            videos = _fit(source, table, request.seed) if request.stage else _assign(source, table)
+            members = {
+                bucket: clips.numbers(some) for bucket, some in videos.items() if some is not None
+            }
+            params = _with_statistics(request, network, params, clips, members, list(videos))
+            settings = {
+                "embedder": network.fingerprint(params),
+                "text_encoder": text.fingerprint if text else None,
+                "text_length": text.length if text else None,
+                "text_width": text.width if text else None,
+                "source": source.name,
+                "source_fingerprint": source.fingerprint(),
+                "buckets": [bucket.name for bucket in videos],
+                "clips": len(clips),
+                **{name: getattr(request, name) for name in _DECIDING},
+            }
+            check_equal({"encoded": settings})
+            named = {bucket.name: listed for bucket, listed in members.items()}
+            held_out = clips.numbers(source.held_out_clips())
+            writer = None
+            if is_first():  # it stands for all processes, and sets aside what has changed
+                stack.enter_context(locked(request.out, "encodes into"))
+                writer = LatentWriter(request.out, settings, named, held_out, clips.identity)
+        with together():
+            if writer is None:
+                writer = LatentWriter(request.out, settings, named, held_out, clips.identity)
+            encoder = _Encoder(embedder=network, params=params, text=text, dtype=request.dtype)
+            kept, reused = _write_shards(writer, list(videos), clips, encoder, request.batch_size)
+        reused, cut = (sum(own) for own in zip(*gather([reused, text.cut if text else 0])))
+        manifest = from_first(writer.finish)
+    if text and cut:
+        print(f"{cut} captions had more than {text.length} tokens; cut", file=sys.stderr)
     rows = [row for rows in manifest["shards"].values() for row in rows]
     return {
         "latents": str(writer.path),
@@ -242,7 +258,7 @@ def encode_dataset(request: EncodeRequest) -> dict[str, Any]:
         "kept_shards": kept,
         "reused_clips": reused,
         "left_out": _report_left_out(writer),
-        "captions_cut": text.cut if text else 0,
+        "captions_cut": cut,
         "size_gb": round(sum(row["bytes"] for row in rows) / GB, 6),
         "wall_s": round(time.monotonic() - started, 1),
     }
@@ -414,6 +430,22 @@ def _with_statistics(
     folder = RunFolder(request.embedder)
     if (folder.path / LATENT_STATISTICS).exists():
         return params
+
+    statistics = from_first(lambda: _measure(request, network, params, clips, members, buckets))
+    return network.bundle(
+        params["model"], np.array(statistics["mean"]), np.array(statistics["std"])
+    )
+
+
+def _measure(
+    request: EncodeRequest,
+    network: Embedder,
+    params: Params,
+    clips: _Clips,
+    members: dict[Bucket, np.ndarray],
+    buckets: list[Bucket],
+) -> dict[str, Any]:
+    """Measure latent statistics and store them in the embedder's folder."""
     everything = range(len(clips))
     bucket = max(buckets, key=lambda bucket: len(members.get(bucket, everything)))
     numbers = members.get(bucket, everything)[:STATISTICS_CLIPS]
@@ -425,31 +457,42 @@ def _with_statistics(
                 yield np.stack(readable)
 
     statistics = latent_statistics(network, params["model"], videos())
-    folder.write_json(LATENT_STATISTICS, statistics)
+    RunFolder(request.embedder).write_json(LATENT_STATISTICS, statistics)
     print(
         f"{request.embedder} had no {LATENT_STATISTICS}; measured over {len(numbers)} clips of "
         f"{bucket.name} and stored there",
         file=sys.stderr,
     )
-    return network.bundle(
-        params["model"], np.array(statistics["mean"]), np.array(statistics["std"])
-    )
+    return statistics
 
 
 def _write_shards(
     writer: LatentWriter, buckets: list[Bucket], clips: _Clips, encoder: _Encoder, batch_size: int
 ) -> tuple[int, int]:
-    """Write the missing shards.
+    """Write this process's part of the missing shards.
 
     Returns:
-      The number of shards that were there, and of clips whose latents were taken from an encoding
-      of the same folder before it changed.
+      The number of shards that were there, and of clips whose latents this process took from an
+      encoding of the same folder before it changed.
     """
     reused = 0
     shards = [(bucket, shard) for bucket in buckets for shard in range(writer.shards(bucket.name))]
-    missing = [each for each in shards if not writer.finished(each[0].name, each[1])]
-    total = sum(writer.count(bucket.name) for bucket in buckets)
-    done = total - sum(len(writer.clips(bucket.name, shard)) for bucket, shard in missing)
+    unfinished = from_first(
+        lambda: [
+            place
+            for place, (bucket, shard) in enumerate(shards)
+            if not writer.finished(bucket.name, shard)
+        ]
+    )
+    own = unfinished[jax.process_index() :: jax.process_count()]
+    missing = [shards[place] for place in own]
+    # The first process shows its own part: the others are about as fast.
+    others = {shards[place] for place in unfinished} - set(missing)
+    total, left = (
+        sum(len(writer.clips(bucket.name, shard)) for bucket, shard in some)
+        for some in ([each for each in shards if each not in others], missing)
+    )
+    done = total - left
     with contextlib.closing(ConsoleWriter(total, "encode", done, (), unit="clips")) as console:
 
         def encoded(bucket: Bucket, numbers: Sequence[int]):
@@ -483,7 +526,7 @@ def _write_shards(
             numbers = [number for number in marks if number not in known]
             with contextlib.closing(encoded(bucket, numbers)) as fresh:
                 writer.write(bucket.name, shard, samples(bucket, shard, fresh, known))
-    return len(shards) - len(missing), reused
+    return len(shards) - len(unfinished), reused
 
 
 def _report_left_out(writer: LatentWriter) -> int:

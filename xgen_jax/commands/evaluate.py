@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from xgen_jax.commands.hosts import check_hosts
 from xgen_jax.commands.sample import read_prompts
 from xgen_jax.config.runs import Run, VDiTRun
+from xgen_jax.data.batches import batches
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import (
     DataConfig,
@@ -35,7 +38,10 @@ from xgen_jax.evaluation.reconstruction_table import expand_shapes, table
 from xgen_jax.evaluation.report import write_report
 from xgen_jax.files import write_json, write_text
 from xgen_jax.inference.reconstruct import load_reconstructor
+from xgen_jax.inference.request import VideoRequest
+from xgen_jax.inference.sampling import BatchRow
 from xgen_jax.inference.text_to_video import TextToVideo, load_text_to_video
+from xgen_jax.parallel.agreement import gather_arrays, is_first, together
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.typing import Video
 
@@ -110,6 +116,9 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     file, and writes samples.json and NNN.mp4 into OUT/samples; `report` writes the page of a folder
     with runs and these results.
 
+    Several processes (`jax.process_count()`) divide clips and prompts, and need a common folder;
+    the results are those of one process. A report is for one process.
+
     Returns:
       The scores, and the paths of the files.
 
@@ -117,7 +126,11 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
       UserError: no such run, videos or weights that cannot be read, a shape that is none.
     """
     *_, suite = SUITES[request.suite]
-    return suite(request)
+    if suite is _report and jax.process_count() > 1:
+        raise UserError("--suite=report writes one page: start it in one process")
+    check_hosts(dataclasses.asdict(request))
+    with together():  # a mistake that one process finds ends all of them
+        return suite(request)
 
 
 def _reconstruction(request: EvaluateRequest) -> dict[str, Any]:
@@ -150,10 +163,10 @@ def _reconstruction(request: EvaluateRequest) -> dict[str, Any]:
         "seed": seed,
         **reconstruct.embedder.settings,
     }
-    write_text(folder / "reconstruction.md", text)
-    write_json(
-        folder / "reconstruction.json", {"shapes": entries, "conventions": conventions, **facts}
-    )
+    if is_first():
+        write_text(folder / "reconstruction.md", text)
+        results = {"shapes": entries, "conventions": conventions, **facts}
+        write_json(folder / "reconstruction.json", results)
     return {
         "suite": "reconstruction",
         "shapes": {
@@ -210,10 +223,11 @@ def _folder(source: _Videos) -> Source:
 def _clips(
     source: Source, count: int, seed: int, shape: tuple[int, int, int]
 ) -> Iterator[tuple[str, Video]]:
-    """Yield names and clips: a file is named by its path, so that the worst can be looked at, a
-    synthetic clip by its caption."""
+    """Yield names and clips of this process's part: a file is named by its path, so that the worst
+    can be looked at, a synthetic clip by its caption."""
     # Spread over the files: the first clips may all be of one long video.
-    for index in np.linspace(0, len(source) - 1, count).round().astype(int).tolist():
+    indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+    for index in indices[jax.process_index() :: jax.process_count()]:
         clip = source.read(index, np.random.default_rng((seed, index)), *shape)
         yield (
             ": ".join(part for part in (source.where(index), clip["caption"]) if part),
@@ -225,18 +239,19 @@ class _Progress:
     """Keeps the first clips as videos, and prints the progress; called with each clip."""
 
     def __init__(self, folder: pathlib.Path, count: int):
-        self.folder, self.count, self.done = folder, count, 0
+        # The number of the next clip; those between are of other processes.
+        self.folder, self.count, self.number = folder, count, jax.process_index()
 
     def __call__(self, row: dict[str, Any], original: Video, reconstruction: Video) -> None:
-        if self.done < SHOWN:
-            file = self.folder / f"{self.done:03d}.mp4"
+        if self.number < SHOWN:
+            file = self.folder / f"{self.number:03d}.mp4"
             write_video(file, side_by_side(original, reconstruction))
             row["file"] = f"{self.folder.name}/{file.name}"
-        self.done += 1
+        place = f"{self.number + 1}/{self.count}"
         print(
-            f"{self.folder.name} {self.done}/{self.count}  {row['psnr_db']:.2f} dB  {row['name']}",
-            file=sys.stderr,
+            f"{self.folder.name} {place}  {row['psnr_db']:.2f} dB  {row['name']}", file=sys.stderr
         )
+        self.number += jax.process_count()
 
 
 def _captions(request: EvaluateRequest) -> dict[str, Any]:
@@ -250,10 +265,9 @@ def _captions(request: EvaluateRequest) -> dict[str, Any]:
         seed=seed,
     )
     _write_samples(folder, report.scores["samples"], report.videos, loaded.fps)
-    write_json(
-        folder / "captions.json",
-        {**report.scores, "settings": _settings(loaded, request), "model": str(request.model)},
-    )
+    if is_first():
+        settings = {"settings": _settings(loaded, request), "model": str(request.model)}
+        write_json(folder / "captions.json", {**report.scores, **settings})
     return {
         "suite": "captions",
         "prompts": report.scores["prompts"],
@@ -289,7 +303,8 @@ def _samples(request: EvaluateRequest) -> dict[str, Any]:
     rows = [{"prompt": prompt} for prompt in prompts]
     _write_samples(folder, rows, videos, loaded.fps)
     results = {"samples": rows, "settings": _settings(loaded, request), "model": request.model}
-    write_json(folder / "samples.json", results)
+    if is_first():
+        write_json(folder / "samples.json", results)
     return {
         "suite": "samples",
         "prompts": len(prompts),
@@ -301,20 +316,32 @@ def _samples(request: EvaluateRequest) -> dict[str, Any]:
 def _sample(
     loaded: TextToVideo, request: EvaluateRequest, prompts: list[str], seed: int
 ) -> list[Video]:
-    def progress(done, total):
-        print(f"{done}/{total} videos", file=sys.stderr)
-
-    options = {"steps": request.steps, "guidance_scale": request.guidance_scale}
-    return list(loaded(prompts, seed, progress=progress, **options))
+    """Sample a video for each prompt, the batches in turns of all processes; all get all videos."""
+    loaded.networks.text.check(prompts)
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed} must be 0 or more, and below 2^32")
+    plan = loaded.plan(VideoRequest(steps=request.steps, guidance_scale=request.guidance_scale))
+    size = min(loaded.batch_size(plan), len(prompts))
+    generator = loaded.generator(plan, size)
+    rows = [BatchRow(prompt, seed, index) for index, prompt in enumerate(prompts)]
+    videos: list[Video] = []
+    for turn in batches(list(batches(rows, size)), jax.process_count()):
+        # A process without a batch repeats the last one, for all must take part.
+        own = turn[min(jax.process_index(), len(turn) - 1)]
+        made = np.concatenate(list(generator(own)), axis=1)
+        for batch, theirs in zip(turn, gather_arrays(made)):
+            videos += list(theirs[: len(batch)])
+        print(f"{len(videos)}/{len(prompts)} videos", file=sys.stderr)
+    return videos
 
 
 def _write_samples(
     folder: pathlib.Path, rows: list[dict[str, Any]], videos: Sequence[Video], fps: float
 ) -> None:
     """Write the first videos, and name them in their rows."""
-    for number, (row, video) in enumerate(zip(rows, videos)):
-        if number < SHOWN:
-            row["file"] = f"{number:03d}.mp4"
+    for number, (row, video) in enumerate(zip(rows[:SHOWN], videos)):
+        row["file"] = f"{number:03d}.mp4"
+        if is_first():
             write_video(folder / row["file"], video, fps)
 
 

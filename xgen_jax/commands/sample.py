@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from xgen_jax.commands.hosts import check_hosts
 from xgen_jax.data.video_writer import WRITE_SUFFIXES, VideoWriter
 from xgen_jax.errors import UserError
 from xgen_jax.files import (
@@ -26,6 +27,7 @@ from xgen_jax.inference.conditioning import fit_condition, read_condition
 from xgen_jax.inference.request import VideoPlan, VideoRequest
 from xgen_jax.inference.sampling import BatchRow
 from xgen_jax.inference.text_to_video import TextToVideo, VideoGenerator, load_text_to_video
+from xgen_jax.parallel.agreement import check_equal, from_first, is_first, together
 from xgen_jax.training.metric_writers import ConsoleWriter
 from xgen_jax.typing import Video
 
@@ -205,39 +207,45 @@ def sample_files(request: SampleRequest) -> dict[str, Any]:
       UserError: a folder of videos with other settings; whatever loading and sampling refuse.
     """
     started = time.monotonic()
-    prompts, paths = _prompts_and_paths(request)
-    if request.seed + len(prompts) > 2**32:
-        raise UserError(
-            f"seed={request.seed} must be below 2^32 with the {len(prompts)} lines added to it"
+    check_hosts(dataclasses.asdict(request))
+    with together():  # a mistake that one process finds ends all of them
+        prompts, paths = _prompts_and_paths(request)
+        if request.seed + len(prompts) > 2**32:
+            raise UserError(
+                f"seed={request.seed} must be below 2^32 with the {len(prompts)} lines added to it"
+            )
+        model = request.load()
+        plan = model.plan(request.video())
+        condition = _condition(request, plan, model)
+        batch_size = request.batch_size
+        batch_size = min(model.batch_size(plan) if batch_size is None else batch_size, len(prompts))
+        generator = model.generator(plan, batch_size, conditioned=condition is not None)
+        # Asked once: another process may have begun to write.
+        todo = from_first(
+            lambda: [n for n, path in enumerate(paths) if request.overwrite or not path.exists()]
         )
-    model = request.load()
-    plan = model.plan(request.video())
-    condition = _condition(request, plan, model)
-    batch_size = request.batch_size
-    batch_size = min(model.batch_size(plan) if batch_size is None else batch_size, len(prompts))
-    generator = model.generator(plan, batch_size, conditioned=condition is not None)
-    todo = [line for line, path in enumerate(paths) if request.overwrite or not path.exists()]
-    # Refuses a bad prompt before anything is generated.
-    negative = [] if request.negative_prompt is None else [request.negative_prompt]
-    model.networks.text.prepare([prompts[line] for line in todo] + negative)
-    scale = request.file_scale(plan)
+        # Refuses a bad prompt before anything is generated.
+        negative = [] if request.negative_prompt is None else [request.negative_prompt]
+        model.networks.text.prepare([prompts[line] for line in todo] + negative)
+        scale = request.file_scale(plan)
+        settings = {"seed": request.seed, "step": model.step, **generator.settings}
+        if scale != 1:
+            settings["scale"] = scale
+        if request.lora:
+            settings["lora"] = request.lora
+        if condition is not None:
+            settings["condition"] = hashlib.sha256(condition.tobytes()).hexdigest()[:16]
+        check_equal({"sampled": settings, "prompts": prompts})
     batches = make_batches(todo, batch_size)[jax.process_index() :: jax.process_count()]
-    lines = [line for batch in batches for line in batch if line is not None]
     rows = [BatchRow(prompt, request.seed + line) for line, prompt in enumerate(prompts)]
     with contextlib.ExitStack() as stack:
-        if request.prompt is None:
-            if jax.process_index() == 0:  # it stands for the processes that share the lines
+        with together():
+            if request.prompt is None and is_first():  # it stands for all processes
                 stack.enter_context(locked(request.out, "samples into"))
-            settings = {"seed": request.seed, "step": model.step, **generator.settings}
-            if scale != 1:
-                settings["scale"] = scale
-            if request.lora:
-                settings["lora"] = request.lora
-            if condition is not None:
-                settings["condition"] = hashlib.sha256(condition.tobytes()).hexdigest()[:16]
-            _create_or_resume(request, settings, prompts, paths)
-            remove_temporaries(request.out, {paths[line].stem for line in lines})
-        _write_videos(generator, batches, rows, paths, condition, scale)
+                _create_or_resume(request, settings, prompts, paths)
+                remove_temporaries(request.out, {paths[line].stem for line in todo})
+        with together():
+            _write_videos(generator, batches, rows, paths, condition, scale)
     wall_s = round(time.monotonic() - started, 2)
     if request.prompt is not None:
         return {
@@ -251,7 +259,7 @@ def sample_files(request: SampleRequest) -> dict[str, Any]:
     return {
         "folder": str(pathlib.Path(request.out)),
         "prompts": len(prompts),
-        "generated": len(lines),
+        "generated": len(todo),
         "kept": len(prompts) - len(todo),
         "wall_s": wall_s,
     }

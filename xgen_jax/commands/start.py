@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, NoReturn, TextIO
 
@@ -15,16 +16,21 @@ from xgen_jax.commands.arguments import KEY_FLAG, current_arguments, keys_as_fla
 from xgen_jax.environment import ask_for_huge_pages
 from xgen_jax.errors import UserError
 
+# What defines flags for a command leaves them to it: its --help shows them.
+flags.disclaim_key_flags()
+
 
 class FlagError(UserError):
     """A mistake in the flags, such as a key that the configuration does not have."""
+
+    exit_code = 2
 
 
 HELP = ("--help", "-help", "-h")
 
 
 def run(
-    main: Callable[[], dict[str, Any]],
+    main: Callable[[], dict[str, Any] | None],
     help_text: str,
     renamed: Mapping[str, str] | None = None,
     more_help: Callable[[], str] | None = None,
@@ -32,10 +38,11 @@ def run(
     """Parse the flags, call `main` and print what it returns as one JSON line.
 
     Exits with 0, with 1 for a mistake of the user that `main` finds, with 2 for one in the flags
-    (also `FlagError` by `main`), and with 130 when interrupted.
+    (also `FlagError` by `main`), with 75 for what may pass (`TemporaryError`), and with 130 when
+    interrupted.
 
     Args:
-      main: the command; it reads its flags and imports what is slow to import.
+      main: the command; it reads its flags and imports what is slow to import. None prints nothing.
       help_text: what --help shows above the flags.
       renamed: flags that had another name in the release before, old -> new.
       more_help: what --help shows after the flags, which it may read; empty for nothing.
@@ -60,11 +67,17 @@ def run(
             # OSError: a full disk, or a folder without permission, is not a defect of the library.
             except (UserError, OSError) as error:
                 print(f"error: {error}", file=sys.stderr)
-                sys.exit(1)
+                _leave(getattr(error, "exit_code", 1))
             except KeyboardInterrupt:
                 print("interrupted; run the same command again to go on", file=sys.stderr)
-                sys.exit(130)
-            stream.write(json.dumps(result) + "\n")
+                _leave(130)
+            except Exception:
+                if not _one_of_several():
+                    raise
+                traceback.print_exc()
+                _leave(1)
+            if result is not None:
+                stream.write(json.dumps(result) + "\n")
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -74,6 +87,40 @@ def run(
             _fail_in_flags(argv, error)
 
     app.run(call, flags_parser=parse)
+
+
+def process_flags() -> list[flags.FlagHolder]:
+    """Define the flags of a command that several processes can share; see
+    `parallel.processes.started`."""
+    return [
+        flags.DEFINE_string(
+            "coordinator",
+            None,
+            "HOST:PORT of process 0, where the environment (Slurm, TPU VM) does not say it.",
+        ),
+        flags.DEFINE_integer(
+            "num_processes",
+            None,
+            "Of this command; 1 alone is one process, whatever the environment says.",
+            lower_bound=1,
+        ),
+        flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0),
+    ]
+
+
+def in_processes(
+    holders: Iterable[flags.FlagHolder], call: Callable[[], dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Call a command as one of the processes that `process_flags` describe.
+
+    Returns:
+      What it returns; None in other processes than the first.
+    """
+    from xgen_jax.parallel.processes import started
+
+    with started(**values(holders)) as first:
+        result = call()
+    return result if first else None
 
 
 def values(holders: Iterable[flags.FlagHolder]) -> dict[str, Any]:
@@ -92,6 +139,23 @@ def result_stream() -> Generator[TextIO]:
             yield stream
     finally:
         sys.stdout.flush()
+
+
+def _one_of_several() -> bool:
+    if "jax" not in sys.modules:  # a command that failed before it was loaded, or needs none
+        return False
+    import jax
+
+    return jax.distributed.is_initialized()
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; one of several processes as `parallel.processes.leave` does."""
+    if _one_of_several():
+        from xgen_jax.parallel.processes import leave
+
+        leave(code)
+    sys.exit(code)
 
 
 def _set_environment() -> None:
@@ -128,4 +192,4 @@ def _show_help(
 
 def _fail_in_flags(argv: list[str], error: Exception) -> NoReturn:
     _say(f"error: {error}\n{pathlib.Path(argv[0]).name} --help lists the flags")
-    sys.exit(2)
+    _leave(2)

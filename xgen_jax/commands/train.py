@@ -5,14 +5,15 @@ import os
 import sys
 from typing import Any
 
-import jax
-
+from xgen_jax.commands.hosts import check_hosts
 from xgen_jax.config.changes import change_rows
-from xgen_jax.config.runs import Run, Weights
+from xgen_jax.config.runs import Run, Weights, to_dict
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources.factory import held_out_data, make_source
 from xgen_jax.errors import UserError
 from xgen_jax.files import locked
+from xgen_jax.parallel.agreement import check_equal, is_first, together
+from xgen_jax.parallel.arrays import batch_part
 from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.parallel.sharding import on_mesh
 from xgen_jax.runs.folder import RunFolder, check_fingerprints
@@ -60,39 +61,52 @@ def train(
         raise UserError(
             "--overwrite starts again and --accept_changes goes on: give one of them, not both"
         )
+    check_hosts(to_dict(config))
     run = RunFolder(workdir)
-    config = with_base_embedder(config, run, overwrite)
-    changed = run.check(config, overwrite, accept_changes)
-    mesh = make_mesh(config.mesh)
-    source = make_source(config.data, config.embeds_captions)
-    config = config.for_clips(source.rates(), lambda line: print(line, file=sys.stderr))
-    task = build_task(config, mesh, source)
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    pipeline = Pipeline(source, config.data, **processes)
-    if report := pipeline.report():
-        print(report, file=sys.stderr)
-    saved = None
-    if not overwrite and run.checkpoints().steps():
-        saved = run.checkpoints().restore_data()
-        changed |= data_change(run, pipeline, saved, accept_changes)
-        check_fingerprints(task.fingerprints(), saved, f"the run in {run.path}")
+    with together():  # a mistake that one process finds ends all of them
+        config = with_base_embedder(config, run, overwrite)
+        changed = run.check(config, overwrite, accept_changes)
+        mesh = make_mesh(config.mesh)
+        index, count = batch_part(mesh)
+        part = {"process_index": index, "process_count": count}
+        source = make_source(config.data, config.embeds_captions)
+        config = config.for_clips(source.rates(), lambda line: print(line, file=sys.stderr))
+        task = build_task(config, mesh, source)
+        pipeline = Pipeline(source, config.data, **part)
+        if report := pipeline.report():
+            print(report, file=sys.stderr)
+        steps = [] if overwrite else run.checkpoints().steps()
+        marks = ("clips (index and captions)", "buckets", "schedule")
+        check_equal(
+            {
+                "data": dict(zip(marks, pipeline.fingerprint().split("."))),
+                "frozen networks": task.fingerprints(),
+                "checkpoints in the run folder": steps,
+            }
+        )
+        saved = None
+        if steps:
+            saved = run.checkpoints().restore_data()
+            changed |= data_change(run, pipeline, saved, accept_changes)
+            check_fingerprints(task.fingerprints(), saved, f"the run in {run.path}")
+            if changed:
+                with on_mesh(mesh):
+                    check_state(run, config, task, pipeline, mesh)
+        start = task.warm_start(config) if saved is None else None
+        held_out = None
+        if config.loop.evaluate_every:
+            multiple = mesh.shape["data"] * mesh.shape["fsdp"]
+            data = held_out_data(config.data, multiple, config.embeds_captions)
+            held_out = Pipeline(*data, **part)
         if changed:
-            with on_mesh(mesh):
-                check_state(run, config, task, pipeline, mesh)
-    start = task.warm_start(config) if saved is None else None
-    held_out = None
-    if config.loop.evaluate_every:
-        multiple = mesh.shape["data"] * mesh.shape["fsdp"]
-        data = held_out_data(config.data, multiple, config.embeds_captions)
-        held_out = Pipeline(*data, **processes)
-    if changed:
-        listed = "\n  ".join(change_rows(changed))
-        print(f"{run.path} goes on with changes (there -> here):\n  {listed}", file=sys.stderr)
-    summary = Summary.of_data(source, config.data, pipeline, config.loop.steps)
+            listed = "\n  ".join(change_rows(changed))
+            print(f"{run.path} goes on with changes (there -> here):\n  {listed}", file=sys.stderr)
+        summary = Summary.of_data(source, config.data, pipeline, config.loop.steps)
     with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:  # it stands for the processes of this run
-            stack.enter_context(locked(run.path, "trains in"))
-        run.create_or_resume(config, overwrite, changed)
+        with together():
+            if is_first():  # it stands for the processes of this run
+                stack.enter_context(locked(run.path, "trains in"))
+                run.create_or_resume(config, overwrite, changed)
         stack.enter_context(on_mesh(mesh))
         return fit(run, config, task, pipeline, mesh, held_out, start, summary)
 

@@ -33,6 +33,7 @@ a ratio. 1 is natural, more is a mesh, less is patches that are smoother at thei
 within.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ import numpy as np
 
 from xgen_jax.data.pixels import check_clip
 from xgen_jax.errors import UserError
+from xgen_jax.parallel.agreement import gather
 
 DATA_RANGE = 255.0
 WINDOW = 11
@@ -238,9 +240,12 @@ def evaluate_reconstruction(
 ) -> dict[str, Any]:
     """Reconstruct every clip and score it; one clip is in memory at a time.
 
+    Several processes give their own clips each, in turns: of n, process p has the clips p, p + n,
+    ... The result is that of all.
+
     Args:
       reconstruct: video -> video of the same shape, both uint8 (T, H, W, 3).
-      clips: (name, video) pairs, at least one.
+      clips: (name, video) pairs, at least one in all.
       visit: called with each clip's row, original and reconstruction, to save them or to show
         progress; it may add entries to the row, such as the `file` it wrote.
       worst: number of clips with the lowest PSNR to list.
@@ -267,6 +272,8 @@ def evaluate_reconstruction(
         if visit is not None:
             visit(row, original, reconstruction)
         rows.append(row)
+    turns = itertools.zip_longest(*gather(rows))
+    rows = [row for turn in turns for row in turn if row is not None]
     if not rows:
         raise UserError("no clips to reconstruct: the data is empty, or every clip was left out")
     means, conventions = MEANS, CONVENTIONS

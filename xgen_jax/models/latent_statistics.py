@@ -13,20 +13,21 @@ import numpy as np
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
-from xgen_jax.typing import Params
+from xgen_jax.parallel.arrays import fetch
+from xgen_jax.typing import AnyArray, Params
 
 _SMALLEST_STD = 1e-6  # a channel that does not vary is divided by this instead of by zero
 
 
 def latent_statistics(
-    embedder: Embedder, model_params: Params, videos: Iterable[np.ndarray]
+    embedder: Embedder, model_params: Params, videos: Iterable[AnyArray]
 ) -> dict[str, Any]:
     """Measure the statistics of the posterior means of videos.
 
     Args:
       embedder: makes the latents; those of a REGEN's content and motion count alike.
       model_params: of its model.
-      videos: batches, uint8 (B, T, H, W, 3).
+      videos: batches, uint8 (B, T, H, W, 3), on the host or over the devices of all processes.
 
     Returns:
       {"mean": (c,), "std": (c,), "values": their number per channel}.
@@ -41,7 +42,7 @@ def latent_statistics(
     encode = jax.jit(lambda params, video: embedder.encode(params, to_unit_range(video)))
     count, total, squares = 0, np.zeros(channels), np.zeros(channels)
     for video in videos:
-        latents = np.asarray(encode(params, video), np.float64)
+        latents = np.asarray(fetch(encode(params, video)), np.float64)
         latents = latents.reshape(-1, latents.shape[-1])
         count += len(latents)
         total, squares = total + latents.sum(0), squares + np.square(latents).sum(0)

@@ -10,6 +10,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.models.lora import merge
 from xgen_jax.models.vdit_config import VDiTConfig
+from xgen_jax.parallel.agreement import is_first
 from xgen_jax.runs.folder import ADAPTER, RunFolder
 from xgen_jax.typing import Params
 from xgen_jax.weights.lora import read_adapter, write_adapter
@@ -21,7 +22,7 @@ def store_adapter(folder: RunFolder) -> None:
     assert lora is not None
     base = checkpoints.restore_data()["fingerprints"]["base"]
     adapter = checkpoints.restore_part(("ema", "lora"))
-    if jax.process_index() == 0:
+    if is_first():
         write_adapter(folder.path / ADAPTER, adapter, lora, base, overwrite=True)
 
 

@@ -18,6 +18,7 @@ with warnings.catch_warnings():
     from orbax.checkpoint import v1 as ocp
 
 from xgen_jax.errors import UserError
+from xgen_jax.parallel.agreement import from_first, is_first, together
 from xgen_jax.typing import Params
 
 # Orbax logs every step of every save, and a failure with its traceback besides its exception.
@@ -54,13 +55,12 @@ class Checkpoints:
         A step that is there already is left as it is: a run's state at a step is always the same.
         """
         self.wait()
-        if step in self.steps():
-            return
         target = (self.folder / str(step)).absolute()
+        if from_first(lambda: step in self.steps()):
+            return
         try:
             # Made here, because Orbax waits minutes for a folder that cannot be made.
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove_unfinished(target)
+            from_first(lambda: self._make_free(target))
             self._pending = (
                 ocp.save_checkpointables_async(str(target), {"state": state, "data": data}),
                 target,
@@ -73,12 +73,14 @@ class Checkpoints:
         if self._pending is None:
             return
         (response, target), self._pending = self._pending, None
-        try:
-            response.result()
-        except (OSError, ValueError) as error:
-            raise _cannot_write(target, error) from error
-        for step in self.steps()[: -self._keep]:
-            shutil.rmtree(self.folder / str(step))
+        with together():  # then every process sees it in the folder
+            try:
+                response.result()
+            except (OSError, ValueError) as error:
+                raise _cannot_write(target, error) from error
+        if is_first():
+            for step in self.steps()[: -self._keep]:
+                shutil.rmtree(self.folder / str(step))
 
     def restore(
         self, abstract_state: Params, step: int | None = None
@@ -186,8 +188,9 @@ class Checkpoints:
             )
         return steps[-1] if step is None else step
 
-    def _remove_unfinished(self, target: pathlib.Path) -> None:
-        """Remove what killed saves, or an incomplete copy of `target`, left behind."""
+    def _make_free(self, target: pathlib.Path) -> None:
+        """Make the folder; remove what killed saves, or a part of a copy of `target`, left."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         for path in (*self.folder.glob("*.orbax-checkpoint-tmp*"), target):
             if path.exists():
                 shutil.rmtree(path)

@@ -11,6 +11,8 @@ import numpy as np
 from xgen_jax.config.runs import LoopConfig
 from xgen_jax.data.pipeline import Batch, Pipeline
 from xgen_jax.data.video_writer import write_video
+from xgen_jax.parallel.agreement import is_first
+from xgen_jax.parallel.arrays import fetch
 from xgen_jax.training.run_log import RunLog
 from xgen_jax.training.state import TrainState, sample_keys
 from xgen_jax.training.tasks.base import Task
@@ -74,11 +76,11 @@ class Evaluation:
         with jax.transfer_guard("allow"):
             for batch in self.batches:
                 arrays, sample_id = self.task.to_device(batch, self.sharding)
-                rows.append(jax.device_get(self.figures(state.ema, arrays, sample_id, frozen)))
+                rows.append(fetch(self.figures(state.ema, arrays, sample_id, frozen)))
             batch = self.batches[0]
             arrays, _ = self.task.to_device(batch, self.sharding)
             video = self.task.preview(state.ema, arrays, batch)
-        if video is not None and jax.process_index() == 0:
+        if video is not None and is_first():
             path = log.run.path / "previews" / f"{done:08d}.gif"
             path.parent.mkdir(exist_ok=True)
             write_video(path, video, PREVIEW_FPS)

@@ -22,6 +22,8 @@ from jax.sharding import Mesh
 from xgen_jax.config.runs import LoopConfig, Run
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.errors import UserError
+from xgen_jax.parallel.agreement import StopVote, is_first
+from xgen_jax.parallel.arrays import put
 from xgen_jax.parallel.memory import program_bytes
 from xgen_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
 from xgen_jax.runs.checkpoint import array_shapes
@@ -69,7 +71,7 @@ def fit(
     checkpoints = run.checkpoints(loop.keep_checkpoints)
     # Shapes, then shardings, then values: every array is made on its own devices.
     arrays, _ = task.to_device(pipeline.batch(0), on_batch)
-    key = jax.device_put(jax.random.key(loop.seed), replicated(mesh))
+    key = put(jax.random.key(loop.seed), replicated(mesh))
     abstract, shardings = abstract_state(task, optimizer, mesh, key, arrays)
     if checkpoints.steps():
         # `check_state` has compared the arrays of a run that has changed; the rest may differ.
@@ -79,7 +81,7 @@ def fit(
             state = grow(state, start_state(task, optimizer, shardings, key, arrays, start))
     else:
         state = start_state(task, optimizer, shardings, key, arrays, start)
-    frozen = jax.device_put(task.frozen, tree_shardings(task.frozen, mesh))
+    frozen = put(task.frozen, tree_shardings(task.frozen, mesh))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
     first_step = int(state.step)
     last: dict[str, float] = {}
@@ -94,7 +96,7 @@ def fit(
             size = max(program_bytes(cast(Any, step)) for step in steps.values())
             summary = summary.of_run(config, first_step, parameters, task.frozen, mesh, size)
             facts["summary"] = summary.facts
-            if jax.process_index() == 0:
+            if is_first():
                 print("\n".join(summary.lines()), file=sys.stderr)
         log = RunLog(run, config, task, pipeline, checkpoints, first_step, facts)
         state, last = take_steps(
@@ -122,7 +124,7 @@ def check_state(run: RunFolder, config: Run, task: Task, pipeline: Pipeline, mes
     """
     optimizer = task.optimizer(config.optimizer, config.loop.steps)
     arrays, _ = task.to_device(pipeline.batch(0), batch_sharding(mesh))
-    key = jax.device_put(jax.random.key(config.loop.seed), replicated(mesh))
+    key = put(jax.random.key(config.loop.seed), replicated(mesh))
     here = array_shapes(abstract_state(task, optimizer, mesh, key, arrays)[0])
     there = run.checkpoints().shapes()
     differing = [
@@ -174,29 +176,31 @@ def take_steps(
         batches = stack.enter_context(contextlib.closing(pipeline.iterate(first_step)))
         profiler = stack.enter_context(Profiler(log.run.path / "profile", loop.profile_steps))
         interrupted = stack.enter_context(caught_signals())
+        vote = StopVote()
         # A transfer that nobody asked for would stall every step.
         stack.enter_context(jax.transfer_guard("disallow"))
         for step, batch in batches:
             profiler.before(step)
             arrays, sample_id = task.to_device(batch, on_batch)
-            place = jax.make_array_from_process_local_data(everywhere, np.int32(step))
+            place = put(np.int32(step), everywhere)
             state, metrics = steps[pipeline.bucket(step)](state, arrays, sample_id, frozen, place)
             done = step + 1
             profiler.after(step, state)
+            stop = vote(bool(interrupted))
             try:
                 log.flush_metrics()  # of the step before; the device works on this one
                 log.dispatched(step, batch, metrics)
                 if evaluation.due(done):
                     log.flush_metrics(evaluation(done, state, frozen, log))
-                if interrupted or done % loop.checkpoint_every == 0 or done == loop.steps:
+                if stop or done % loop.checkpoint_every == 0 or done == loop.steps:
                     log.flush_metrics()
             except NonFiniteLoss as error:
                 if error.step > first_step:  # what was loaded or initialised needs no checkpoint
                     log.save(error.step, state)
                 raise
-            if interrupted or done % loop.checkpoint_every == 0 or done == loop.steps:
+            if stop or done % loop.checkpoint_every == 0 or done == loop.steps:
                 log.save(done, state)
-                if interrupted and done < loop.steps:
+                if stop and done < loop.steps:
                     raise KeyboardInterrupt
             if done == loop.steps:
                 break

@@ -11,6 +11,7 @@ import numpy as np
 from xgen_jax.config.runs import Run
 from xgen_jax.data.pipeline import Batch, Pipeline
 from xgen_jax.errors import UserError
+from xgen_jax.parallel.agreement import is_first
 from xgen_jax.runs.checkpoint import Checkpoints
 from xgen_jax.runs.folder import RUN, RunFolder, describe_machine
 from xgen_jax.training.metric_writers import (
@@ -72,11 +73,13 @@ class RunLog:
         self._mark_step = first_step
         self._pending: tuple[int, Batch, Any] | None = None
         self._reported = pipeline.report()
-        self._writers = MetricWriters(
-            ConsoleWriter(config.loop.steps, config.objective, first_step, SHOWN),
-            JsonlWriter(run.metrics, first_step + 1),  # rows carry the number of updates made
-            TensorBoardWriter(run.path / "tensorboard", first_step + 1),
-        )
+        self._writers = MetricWriters()
+        if is_first():  # it writes for all
+            self._writers = MetricWriters(
+                ConsoleWriter(config.loop.steps, config.objective, first_step, SHOWN),
+                JsonlWriter(run.metrics, first_step + 1),  # rows carry the number of updates made
+                TensorBoardWriter(run.path / "tensorboard", first_step + 1),
+            )
 
     def dispatched(self, step: int, batch: Batch, metrics: Any) -> None:
         """Note the metrics of a step on the device, to be looked at by `flush_metrics`."""
@@ -116,7 +119,8 @@ class RunLog:
         """Start to save a checkpoint."""
         self._report_clips()
         # The times first, so that no checkpoint is without them.
-        self.run.write_facts({**self._facts, "wall_s": self._elapsed_s()})
+        if is_first():
+            self.run.write_facts({**self._facts, "wall_s": self._elapsed_s()})
         data = {**self._pipeline.state(step), "fingerprints": self._task.fingerprints()}
         with jax.transfer_guard("allow"):
             self._checkpoints.save(step, state, data)

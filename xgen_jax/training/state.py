@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from xgen_jax.parallel.arrays import put
 from xgen_jax.parallel.sharding import tree_shardings
 from xgen_jax.training.tasks.base import Arrays, Task
 from xgen_jax.typing import Array, Params
@@ -79,7 +80,7 @@ def start_state(
     state = jax.jit(init, out_shardings=shardings)(key, arrays)
     if start is None:
         return state
-    start = jax.device_put(start, {name: shardings.params[name] for name in start})
+    start = put(start, {name: shardings.params[name] for name in start})
     ema = {**state.ema, **jax.tree.map(jnp.copy, start)}
     return state.replace(params={**state.params, **start}, ema=ema)
 

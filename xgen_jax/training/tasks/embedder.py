@@ -18,6 +18,8 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.latent_statistics import latent_statistics
 from xgen_jax.models.lpips import LPIPS, PRESETS
+from xgen_jax.parallel.agreement import from_first, is_first
+from xgen_jax.parallel.arrays import fetch, put_batch
 from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.runs.warm_start import starting_network
 from xgen_jax.training.tasks.base import Arrays, Metrics, Task, resize_batch
@@ -142,15 +144,20 @@ class EmbedderTask(Task):
 
     def preview(self, params: Params, arrays: Arrays, batch: Batch) -> Video | None:
         """Show originals above their reconstructions."""
+        del batch  # this process's part
         reconstruction = self._reconstruct(params, arrays["video"])
-        return stack_rows(batch["video"], to_uint8(jax.device_get(reconstruction)))
+        video, reconstruction = fetch((arrays["video"], reconstruction))
+        return stack_rows(video, to_uint8(reconstruction))
 
     def finish(self, run: RunFolder, params: Params, pipeline: Pipeline, trained: bool) -> None:
         """Measure the latent statistics and write them next to the checkpoints."""
-        if trained or not (run.path / LATENT_STATISTICS).exists():
-            videos = (pipeline.batch(step)["video"] for step in range(STATISTICS_BATCHES))
-            statistics = latent_statistics(self.embedder, params[self.network], videos)
-            run.write_json(LATENT_STATISTICS, statistics)
+        if from_first(lambda: trained or not (run.path / LATENT_STATISTICS).exists()):
+            batches = (pipeline.batch(step) for step in range(STATISTICS_BATCHES))
+            model_params = params[self.network]
+            videos = (put_batch(batch["video"], model_params) for batch in batches)
+            statistics = latent_statistics(self.embedder, model_params, videos)
+            if is_first():
+                run.write_json(LATENT_STATISTICS, statistics)
 
 
 def stack_rows(original_BTHWC: Video, other_BTHWC: Video, clips: int = 4) -> Video:

@@ -36,6 +36,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text import TextConditioner
 from xgen_jax.models.vdit import MicroConditions, VDiT, abstract_variables
+from xgen_jax.parallel.arrays import fetch, put
 from xgen_jax.parallel.sharding import replicated
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.runs.load import EMBEDDER, load_embedder
@@ -119,7 +120,7 @@ class VDiTTask(Task):
         task = dataclasses.replace(task, preview_with=preview)
         if not stored:
             if mesh is not None:
-                params = jax.device_put(params, replicated(mesh))
+                params = put(params, replicated(mesh))
             task = dataclasses.replace(task, embedder=embedder, embedder_params=params)
         return LoRATask.around(task, config) if config.lora else task
 
@@ -279,7 +280,7 @@ class VDiTTask(Task):
         del batch
         if self.preview_with is None:
             return None
-        few = jax.tree.map(lambda x: jax.device_get(x)[:PREVIEW_CLIPS], arrays)
+        few = jax.tree.map(lambda x: x[:PREVIEW_CLIPS], fetch(arrays))
         config, frames = self.loss_config, few["latents"].shape[1]
         ratio = config.time_shift
         if config.shift_by_size:
@@ -287,7 +288,7 @@ class VDiTTask(Task):
             ratio = float(config.time_ratio(height, width, frames))
         latents = self._sample(params, few, ratio=ratio)
         video = self._decode(self.preview_with.params, latents)
-        return np.concatenate(list(to_uint8(jax.device_get(video))), axis=2)
+        return np.concatenate(list(to_uint8(fetch(video))), axis=2)
 
     def _sampled(self, params: Params, arrays: Arrays, ratio: float) -> Array:
         """Sample latents of the captions and shapes of a batch, with times shifted by a ratio."""
