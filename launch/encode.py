@@ -14,7 +14,7 @@ added or corrected it encodes what is new and keeps the rest.
 import command
 from absl import flags
 
-text, integer = flags.DEFINE_string, flags.DEFINE_integer
+text, integer, enum = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_enum
 FLAGS = [
     text("embedder", None, "Run folder of a trained or converted VidVAE, or a REGEN."),
     text("data", None, "Folder of videos and images or of curated clips, tfds:NAME, or synthetic."),
@@ -27,12 +27,8 @@ FLAGS = [
     integer("seed", 0, "Of places and crops, or of synthetic clips (data.seed).", lower_bound=0),
     integer("batch_size", 16, "Clips encoded at once.", lower_bound=1),
     integer("shard_size", 1024, "Clips a shard.", lower_bound=1),
-    flags.DEFINE_enum(
-        "dtype", "float32", ["float32", "bfloat16", "float16"], "In which latents are stored."
-    ),
-    flags.DEFINE_enum(
-        "compute_dtype", "float32", ["float32", "bfloat16"], "In which networks compute."
-    ),
+    enum("dtype", "float32", ["float32", "bfloat16", "float16"], "In which latents are stored."),
+    enum("compute_dtype", "float32", ["float32", "bfloat16"], "In which networks compute."),
     text("text_encoder", None, "Folder of a T5, or of a VDiT run, that embeds captions."),
     integer("text_length", None, "Tokens a caption of a T5; by default 250.", lower_bound=1),
     flags.DEFINE_float(
@@ -50,7 +46,7 @@ FLAGS = [
         lower_bound=0.0,
         upper_bound=0.99,
     ),
-    flags.DEFINE_enum(
+    enum(
         "hold_out",
         "files",
         ["files", "ends"],
