@@ -14,10 +14,12 @@ from xgen_jax.errors import UserError
 from xgen_jax.inference import sampling
 from xgen_jax.inference.conditioning import fit_condition
 from xgen_jax.inference.request import VideoRequest
+from xgen_jax.inference.residency import sampling_mesh
 from xgen_jax.inference.sampling import BatchRow
 from xgen_jax.inference.streaming import decode, encode
 from xgen_jax.models.vdit import VDiT, abstract_variables
 from xgen_jax.parallel.memory import GB, tree_bytes
+from xgen_jax.parallel.sharding import device_bytes
 
 PROMPT = "a red circle moving left"
 RANDOM = np.random.default_rng(0)
@@ -193,6 +195,59 @@ def test_residency_changes_nothing(model):
         match="more than memory_budget_gb=1e-05; allow more, or take a smaller batch_size",
     ):
         generate(memory_budget_gb=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "enough", "sharing"),
+    [
+        (8, 4, 1, (8, 1)),
+        (3, 4, 1, (3, 1)),
+        (3, 4, 6, (3, 2)),
+        (1, 4, 1, (1, 1)),
+        (1, 4, 3, (1, 4)),  # 3 do not divide the heads
+        (1, 6, 8, (1, 6)),  # not enough, but the most there are
+    ],
+)
+def test_devices_share_parameters_with_the_batch_and_more_where_memory_asks(
+    batch, heads, enough, sharing
+):
+    mesh = sampling_mesh(batch, heads, jax.devices(), lambda mesh: mesh.size >= enough)
+    assert (mesh.shape["fsdp"], mesh.shape["tensor"]) == sharing
+    assert mesh.size == sharing[0] * sharing[1]
+
+
+@pytest.mark.slow
+def test_parameters_over_devices_give_the_video_of_one_device(model):
+    network = dataclasses.replace(model.config.model, width=128, heads=4)
+    channels, random = model.networks.embedder.latent_channels, np.random.default_rng(0)
+    vdit = jax.tree.map(
+        lambda p: 0.1 * random.standard_normal(p.shape, np.float32),
+        abstract_variables(network, channels),
+    )
+    params = jax.device_get({**model.networks.params, "vdit": vdit})
+    networks = dataclasses.replace(model.networks, model=VDiT(network), params=params)
+    config = dataclasses.replace(model.config, model=network)
+    wide = dataclasses.replace(model, config=config, networks=networks)
+    rows = [BatchRow(PROMPT, 5), BatchRow(PROMPT, 6)]
+
+    def generate(rows, **options):
+        generator = dataclasses.replace(wide, **options).generator(plan(wide), len(rows))
+        latents = np.concatenate([np.asarray(x) for x in generator.latents(rows)], axis=1)
+        return generator, latents
+
+    alone, expected = generate(rows[1:])
+    two, latents_of_two = generate(rows)
+    np.testing.assert_allclose(latents_of_two[1:], expected, atol=2e-5, rtol=1e-4)
+    # Not enough for one device: others share its heads and channels.
+    sampled_with = {name: params[name] for name in ("vdit", "text")}
+    step_gb = alone.sampler.step_bytes(sampled_with) / GB
+    shared, latents_of_shared = generate(rows[1:], memory_budget_gb=0.8 * step_gb)
+    np.testing.assert_allclose(latents_of_shared, expected, atol=2e-5, rtol=1e-4)
+    assert shared.mesh.shape["tensor"] > 1 and shared.mesh.size == shared.mesh.shape["tensor"]
+    whole = device_bytes(vdit, alone.mesh)
+    assert whole == tree_bytes(vdit)
+    assert device_bytes(vdit, two.mesh) < 0.6 * whole
+    assert device_bytes(vdit, shared.mesh) < 0.8 * whole
 
 
 def test_mistakes_are_named(model, capsys):

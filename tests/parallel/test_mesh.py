@@ -30,9 +30,12 @@ def test_devices_are_laid_out_as_asked(sizes, shape):
         ({"data": -1}, "at most one -1"),
         ({"data": 0}, "must be positive"),
         ({"tensor": -2}, "must be positive"),
-        ({"data": 3}, r"does not fit on 8 device\(s\)"),
-        ({"data": 9, "fsdp": 1}, r"does not fit on 8 device\(s\)"),
-        ({"data": 16}, r"does not fit on 8 device\(s\)"),
+        (
+            {"data": 3},
+            "leaves parts of 8 devices to fsdp: .* 3 devices together, which must divide 8",
+        ),
+        ({"data": 9, "fsdp": 1}, "--config.mesh.data=9 .* has 9 devices, and there are 8"),
+        ({"data": 16}, "has 16 devices, and there are 8"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(sizes, message):

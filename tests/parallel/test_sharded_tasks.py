@@ -1,13 +1,16 @@
 """Loss and gradients of all objectives on a mesh equal those on one device."""
 
 import dataclasses
+import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xgen_jax.config.losses import (
     AdversarialConfig,
@@ -15,11 +18,10 @@ from xgen_jax.config.losses import (
     VDiTLossConfig,
     VidVAELossConfig,
 )
-from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.lpips import LPIPS, LPIPSConfig
 from xgen_jax.models.regen import REGEN
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.models.text import ByteConditioner, ByteTextEncoder
+from xgen_jax.models.text import ByteConditioner, ByteTextEncoder, T5Conditioner
 from xgen_jax.models.text_config import ByteTextConfig
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import VDiTConfig
@@ -36,12 +38,17 @@ VIDVAE = tiny_vidvae(channels=(64,), kernels=((1, 3, 3), (3, 3, 3)))
 STEP = 2
 
 
-def random_like(tree, seed=1):
-    """Parameters at random: those that start at zero hide gradients."""
+def random_parameters(shapes, seed=1):
+    """Parameters at random: some of a new network are zero, and hide gradients."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda x: x + np.float32(0.05) * rng.standard_normal(x.shape, np.float32), tree
-    )
+
+    def draw(path, leaf):
+        x = rng.standard_normal(leaf.shape, np.float32)
+        if path[-1].key == "kernel":
+            return x * np.float32(math.prod(leaf.shape[-2:-1]) ** -0.5)
+        return np.float32(path[-1].key == "scale") + np.float32(0.05) * x
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def make_vidvae():
@@ -58,9 +65,9 @@ def make_vidvae():
 def make_regen():
     model = REGENConfig(
         encoder=dataclasses.replace(VIDVAE, latent_channels=3),
-        width=16,
+        width=64,
         depth=2,
-        heads=2,
+        heads=4,
         siren_hidden=8,
         siren_depth=1,
         siren_features=4,
@@ -69,32 +76,63 @@ def make_regen():
     return regen_task(model=REGEN(model), loss_config=REGENLossConfig(), lpips=None, frozen=None)
 
 
-def make_vdit():
-    embedder = VidVAEEmbedder(model=VidVAE(VIDVAE))
-    params = jax.jit(embedder.model.init)(jax.random.key(0), jnp.zeros((1, 5, 8, 8, 3)))
+def make_vdit(text=None, **model):
+    """A VDiT on stored embeddings of captions, or with a text encoder that is trained along."""
+    sizes = {"width": 32, "depth": 2, "heads": 4, "patch": 1, "text_width": 24, "remat": "none"}
+    config = VDiTConfig(**sizes, null_caption_tokens=0 if text else 6, **model)
     return VDiTTask(
-        model=VDiT(VDiTConfig(width=16, depth=2, heads=2, text_width=64, remat="none")),
-        text=ByteConditioner(
-            encoder=ByteTextEncoder(ByteTextConfig(width=64, depth=1, heads=2, max_bytes=8))
-        ),
-        embedder=embedder,
-        embedder_params=embedder.bundle(params, np.zeros(4), np.ones(4)),
+        model=VDiT(config),
+        text=text or T5Conditioner(length=6, width=config.text_width),
         loss_config=VDiTLossConfig(cond_drop_prob=0.5),
     )
 
 
-OBJECTIVES = {"vidvae": make_vidvae, "regen": make_regen, "vdit": make_vdit}
+def make_vdit_with_text():
+    config = ByteTextConfig(width=24, depth=1, heads=2, max_bytes=8)
+    return make_vdit(ByteConditioner(encoder=ByteTextEncoder(config)))
 
 
-@pytest.fixture(scope="module", params=OBJECTIVES)
-def case(request):
+# Each objective, and the shape of its clips or latents. Frames of factorised attention: 2 are
+# shared out among two devices, of 3 each device has some heads.
+OBJECTIVES = {
+    "vidvae": (make_vidvae, (5, 16, 16, 3)),
+    "regen": (make_regen, (5, 16, 16, 3)),
+    "vdit": (make_vdit, (2, 8, 12, 4)),
+    "vdit-text": (make_vdit_with_text, (2, 8, 12, 4)),
+    "vdit-odd": (make_vdit, (3, 8, 12, 4)),
+    "vdit-full": (
+        lambda: make_vdit(attention_layout="full", positions="rope_3d"),
+        (3, 8, 12, 4),
+    ),
+}
+# Every two axes are in one of them.
+MESHES = {
+    "data-fsdp-tensor": {"data": 2, "fsdp": 2, "tensor": 2},
+    "data-fsdp-sequence": {"data": 2, "fsdp": 2, "sequence": 2},
+    "fsdp-tensor-sequence": {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2},
+}
+# Variants of an objective, each on one mesh; the others on all.
+VARIANTS = {"vdit-text": "data-fsdp-tensor", "vdit-odd": "fsdp-tensor-sequence"}
+QUICK = {("vdit-full", "fsdp-tensor-sequence")}
+
+
+@functools.cache
+def make_case(name):
     """(loss and gradients as a function, its arguments, its values on one device)."""
-    objective = OBJECTIVES[request.param]()
-    video = np.random.default_rng(0).integers(0, 256, (8, 5, 16, 16, 3), np.uint8)
+    make, shape = OBJECTIVES[name]
+    objective, rng = make(), np.random.default_rng(0)
+    if name.startswith("vdit"):
+        clips = {
+            "latents": rng.standard_normal((8, *shape), np.float32),
+            "text": rng.standard_normal((8, 6, 24), np.float32),
+            "text_mask": np.arange(6)[None] < rng.integers(1, 7, (8, 1)),
+        }
+    else:
+        clips = {"video": rng.integers(0, 256, (8, *shape), np.uint8)}
     arrays = objective.prepare(
-        objective.batch_arrays({"video": video, "caption": [f"clip {i}" for i in range(8)]})
+        objective.batch_arrays({**clips, "caption": [f"clip {i}" for i in range(8)]})
     )
-    params = random_like(jax.jit(objective.init)(jax.random.key(1), arrays))
+    params = random_parameters(jax.eval_shape(objective.init, jax.random.key(1), arrays))
     sample_id = np.arange(8, dtype=np.uint32)
 
     def loss(params, arrays, sample_id, frozen):
@@ -106,51 +144,88 @@ def case(request):
 
 
 def on_mesh(case, config):
-    """Loss and gradients on a mesh, parameters by the rules."""
+    """Loss and gradients on a mesh, parameters by the rules, and the compiled program's text."""
     loss, (params, arrays, sample_id, frozen), _ = case
     mesh = make_mesh(MeshConfig(**config))
     on_batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    shardings, frozen_shardings = (sharding.tree_shardings(tree, mesh) for tree in (params, frozen))
+    # Everything here is small; without a threshold the sharded paths are really taken.
+    shardings, frozen_shardings = (
+        sharding.tree_shardings(tree, mesh, smallest=1) for tree in (params, frozen)
+    )
     with sharding.on_mesh(mesh):
+        arguments = (
+            jax.device_put(params, shardings),
+            *jax.device_put((arrays, sample_id), on_batch),
+            jax.device_put(frozen, frozen_shardings),
+        )
         sharded = jax.jit(
             jax.value_and_grad(lambda *arguments: loss(*arguments)),
             out_shardings=(whole, shardings),
         )
-        return jax.device_get(
-            sharded(
-                jax.device_put(params, shardings),
-                *jax.device_put((arrays, sample_id), on_batch),
-                jax.device_put(frozen, frozen_shardings),
-            )
-        )
+        compiled = sharded.lower(*arguments).compile()
+        return jax.device_get(compiled(*arguments)), compiled.as_text()
 
 
-def assert_close(ours, theirs):
-    """The loss to 1e-5, each gradient to 3e-5 of the largest.
-
-    One device sums the 384 equal terms of the discriminator's last bias one after another, and
-    loses 2e-5 of them.
-    """
+def assert_close(ours, theirs, tolerance=1e-5):
+    """The loss to 1e-5, each gradient to a part of the largest."""
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(theirs[1]))
     leaves = jax.tree_util.tree_leaves_with_path(theirs[1])
     for (path, right), got in zip(leaves, jax.tree.leaves(ours[1]), strict=True):
         np.testing.assert_allclose(
-            got, right, atol=3e-5 * largest, rtol=0, err_msg=sharding.path_name(path)
+            got, right, atol=tolerance * largest, rtol=0, err_msg=sharding.path_name(path)
         )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("axis", ["tensor", pytest.param("sequence", marks=pytest.mark.slow)])
-def test_loss_and_gradients_are_one_devices(case, axis, monkeypatch):
-    # Everything here is small; without a threshold the sharded paths are really taken.
-    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
-    assert_close(on_mesh(case, {"data": 2, "fsdp": 2, axis: 2}), case[2])
+@pytest.mark.parametrize(
+    "name,mesh",
+    [
+        pytest.param(name, mesh, marks=() if (name, mesh) in QUICK else pytest.mark.slow)
+        for name in OBJECTIVES
+        for mesh in MESHES
+        if VARIANTS.get(name, mesh) == mesh
+    ],
+)
+def test_loss_and_gradients_are_one_devices(name, mesh):
+    case, sizes = make_case(name), MESHES[mesh]
+    ours, program = on_mesh(case, sizes)
+    # One device sums the 384 equal terms of the discriminator's last bias one after another, and
+    # loses 2e-5 of them.
+    assert_close(ours, case[2], 3e-5 if name == "vidvae" else 1e-5)
+    if name != "vidvae":  # tests/models/test_vidvae.py reads its program
+        assert_tokens_stay_divided(program, name, sizes, case[1][0])
+
+
+def assert_tokens_stay_divided(program, name, sizes, params):
+    """Heads are exchanged for tokens, and no device has all tokens of its clips in all features."""
+    _, shape = OBJECTIVES[name]
+    tokens, width = (shape[0] * 16, 64) if name == "regen" else (math.prod(shape[:3]), 32)
+    clips = 8 // (sizes["data"] * sizes["fsdp"])
+    whole = clips * tokens * width
+    # Parameters are gathered, at once or in parts, one layer of a stack at a time.
+    leaves = jax.tree.leaves(params)
+    layers = [leaf[0] for leaf in leaves if leaf.ndim > 1]
+    parts = {leaf.size // n for leaf in (*leaves, *layers) for n in (1, 2, 4, 8)}
+    assert whole not in parts, "choose sizes that tell activations and parameters apart"
+    if "sequence" in sizes:
+        assert collectives(program, "all-to-all"), "the layout exchanges nothing"
+    for shape in collectives(program, "all-gather"):
+        size = math.prod(shape)
+        assert size < whole or size in parts, f"{shape} is gathered"
+
+
+def collectives(program, kind):
+    """The shapes of what an operation results in, wherever it is in a program's text."""
+    found = re.findall(rf"= (.*?) {kind}(?:-start)?\(", program)
+    return [
+        tuple(int(side) for side in shape.split(",") if side)
+        for result in found
+        for shape in re.findall(r"\w+\[([\d,]*)\]", result)
+    ]
 
 
 @pytest.mark.slow
-def test_lpips_of_frames_over_devices_is_one_devices(monkeypatch):
-    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
+def test_lpips_of_frames_over_devices_is_one_devices():
     model, rng = LPIPS(LPIPSConfig(widths=(64,) * 5)), np.random.default_rng(0)
     x, y = rng.uniform(-1, 1, (2, 40, 16, 16, 3)).astype(np.float32)
     params = jax.jit(model.init)(jax.random.key(7), x[:1], y[:1])
@@ -163,13 +238,13 @@ def test_lpips_of_frames_over_devices_is_one_devices(monkeypatch):
     frames = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
     with sharding.on_mesh(mesh):
         sharded = (
-            jax.device_put(params, sharding.tree_shardings(params, mesh)),
+            jax.device_put(params, sharding.tree_shardings(params, mesh, smallest=1)),
             *jax.device_put((x, y), frames),
         )
         got = jax.jit(jax.value_and_grad(lambda *arguments: distance(*arguments), argnums=1))(
             *sharded
         )
-    assert_close(jax.device_get(got), expected)
+    assert_close(jax.device_get(got), expected, 3e-5)
 
 
 @pytest.mark.parametrize("dim", [3, 4], ids=["input channels", "output channels"])
@@ -202,4 +277,33 @@ def test_a_convolution_does_not_depend_on_which_channels_of_its_kernel_are_shard
         got = jax.jit(function, out_shardings=(None, (sharding.batch_sharding(mesh), channels)))(
             *sharded
         )
-    assert_close(jax.device_get(got), expected)
+    assert_close(jax.device_get(got), expected, 3e-5)
+
+
+def test_the_compiler_still_convolves_wrongly_where_input_channels_are_sharded():
+    """The reason for `gather_kernel`. No project code: XLA's partitioner alone."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((8, 4, 4, 64), np.float32)
+    kernel = rng.standard_normal((3, 3, 64, 64), np.float32)
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("batch", "columns"))
+    placed = NamedSharding(mesh, PartitionSpec("batch", None, "columns"))
+
+    def convolve_2d(x, kernel):
+        dims = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dims)
+
+    def on_columns(x, kernel):
+        x = jax.lax.with_sharding_constraint(x, placed)
+        return jax.lax.with_sharding_constraint(convolve_2d(x, kernel), placed)
+
+    right = jax.jit(convolve_2d)(x, kernel)
+    errors = {}
+    for name, spec in {"whole": (), "sharded": (None, None, "batch")}.items():
+        arguments = (
+            jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch"))),
+            jax.device_put(kernel, NamedSharding(mesh, PartitionSpec(*spec))),
+        )
+        errors[name] = float(np.abs(jax.jit(on_columns)(*arguments) - right).max())
+    largest = float(np.abs(right).max())
+    assert errors["whole"] < 1e-4 * largest
+    assert errors["sharded"] > 0.1 * largest, "jax now does this right: remove gather_kernel"

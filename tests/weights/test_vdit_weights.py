@@ -132,15 +132,18 @@ def test_every_layer_gives_what_that_of_stdit2_gives(case, norm):
     assert_golden(rearrange(out, "b t h w c -> b c t h w"), f"{case}/{norm}")
     tokens, t6, t3 = record["blocks_0"][0][:3]
     block = record["blocks_0/block"]
+    space, time, text = (
+        record[f"blocks_0/block/attention_{name}"] for name in ("space", "time", "text")
+    )
     got = {
         "tokens_in": rearrange(tokens, "b t s d -> b (t s) d"),
         "t_spc_mlp": rearrange(t6, "b 1 n d -> b (n d)"),
         "t_tmp_mlp": rearrange(t3, "b 1 n d -> b (n d)"),
-        "block0_spatial_attn_in": record["blocks_0/block/attention_space"][0][0],
-        "block0_spatial_attn_out": record["blocks_0/block/attention_space"][1],
-        "block0_temporal_attn_in": record["blocks_0/block/attention_time"][0][0],
-        "block0_temporal_attn_out": record["blocks_0/block/attention_time"][1],
-        "block0_cross_attn_out": record["blocks_0/block/attention_text"][1],
+        "block0_spatial_attn_in": rearrange(space[0][0], "b t s d -> (b t) s d"),
+        "block0_spatial_attn_out": rearrange(space[1], "b t s d -> (b t) s d"),
+        "block0_temporal_attn_in": rearrange(time[0][0], "b s t d -> (b s) t d"),
+        "block0_temporal_attn_out": rearrange(time[1], "b s t d -> (b s) t d"),
+        "block0_cross_attn_out": rearrange(text[1], "b t s d -> b (t s) d"),
         "block0": rearrange(block[1], "b t s d -> b (t s) d"),
         "block1": rearrange(record["blocks_1/block"][1], "b t s d -> b (t s) d"),
     }

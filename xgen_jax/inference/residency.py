@@ -1,20 +1,61 @@
-"""Residency of several networks' parameters: on the devices, or on the host until needed.
+"""Residency of several networks' parameters: on which devices, or on the host until needed.
 
-With offloading, transformer and decoder are on the devices one after the other, never both.
+Devices that share a batch share the parameters too. With offloading, transformer and decoder are on
+the devices one after the other, never both.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 
 import jax
 from jax.sharding import Mesh
 
 from xgen_jax.errors import UserError
 from xgen_jax.inference.chunks import ChunkPlan
-from xgen_jax.parallel.memory import GB, format_gb, tree_bytes
-from xgen_jax.parallel.sharding import tree_shardings
+from xgen_jax.parallel.memory import GB, format_gb
+from xgen_jax.parallel.mesh import MeshConfig, make_mesh
+from xgen_jax.parallel.sharding import device_bytes, tree_shardings
 from xgen_jax.typing import Params
+
+
+def sampling_mesh(
+    batch_size: int, heads: int, devices: Sequence[jax.Device], fits: Callable[[Mesh], bool]
+) -> Mesh:
+    """Choose the devices for sampling: as many as divide the batch, which share the parameters.
+
+    Where that is too much for a device, each part of the batch is sampled by several, which share
+    its heads and channels: as few as are enough, if there are.
+
+    Args:
+      batch_size: videos at once.
+      heads: of the transformer's attention.
+      devices: of this process.
+      fits: whether devices of a mesh have enough memory.
+    """
+    sharing = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+    several = [n for n in range(1, len(devices) // sharing + 1) if heads % n == 0]
+    meshes = (make_mesh(MeshConfig(fsdp=sharing, tensor=n), devices) for n in several)
+    for mesh in meshes:
+        if fits(mesh):
+            break
+    return mesh
+
+
+def fits_devices(params: Params, mesh: Mesh, offload: bool) -> bool:
+    """Return whether parameters take at most half of the devices' memory, where that is known.
+
+    Args:
+      params: by network.
+      mesh: the devices.
+      offload: see `Residency`.
+    """
+    limit = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
+    if limit is None:
+        return True
+    embedder = device_bytes(params["embedder"], mesh)
+    others = device_bytes(params, mesh) - embedder
+    return (max(embedder, others) if offload else embedder + others) <= limit / 2
 
 
 class Residency:
@@ -68,6 +109,7 @@ class MemoryPlan:
 
 def plan_memory(
     params: Params,
+    mesh: Mesh,
     budget_gb: float | None,
     step_bytes: Callable[[], int],
     plan_decoder: Callable[[float | None], ChunkPlan],
@@ -77,6 +119,7 @@ def plan_memory(
 
     Args:
       params: parameters by network; "embedder" has the decoder.
+      mesh: devices that share them.
       budget_gb: memory of a device, in GB (1e9 bytes), parameters included; None for no limit.
       step_bytes: () -> bytes of a device that a sampling step needs, parameters included.
       plan_decoder: budget in GB -> chunks of the decoder, see `plan_chunks`.
@@ -94,9 +137,9 @@ def plan_memory(
             f"memory_budget_gb={budget_gb:g}; allow more, or take a smaller batch_size, size or "
             "segment_frames"
         )
-    embedder = tree_bytes(params["embedder"])
+    embedder = device_bytes(params["embedder"], mesh)
     if not offload and step + embedder <= budget_gb * GB:
-        left_gb = budget_gb - (tree_bytes(params) - embedder) / GB
+        left_gb = budget_gb - (device_bytes(params, mesh) - embedder) / GB
         with contextlib.suppress(UserError):  # a decoder that does not fit there may fit alone
             decoder = plan_decoder(left_gb)
             return MemoryPlan(offload=False, decoder=decoder, embedder_budget_gb=left_gb)

@@ -1,12 +1,14 @@
 """A trained text-to-video model as a callable."""
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from xgen_jax.config.runs import VDiTRun
 from xgen_jax.data.batches import batches, padded_rows
@@ -22,14 +24,14 @@ from xgen_jax.inference.request import (
     plan_video,
     trained_with_conditions,
 )
-from xgen_jax.inference.residency import Residency, plan_memory
+from xgen_jax.inference.residency import Residency, fits_devices, plan_memory, sampling_mesh
 from xgen_jax.inference.sampling import BatchRow, VideoSampler, decode_keys
 from xgen_jax.inference.streaming import decode_segments, encode
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text import TextConditioner
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.nn.choices import IMPLEMENTATIONS
-from xgen_jax.parallel.mesh import MeshConfig, make_mesh
+from xgen_jax.parallel.memory import GB
 from xgen_jax.parallel.sharding import on_mesh
 from xgen_jax.runs.adapters import with_adapter
 from xgen_jax.runs.folder import RunFolder, check_fingerprints
@@ -81,7 +83,7 @@ class VideoGenerator:
       config: of the run that trained them.
       plan: of the videos.
       batch_size: videos at once; a batch is split over as many devices of this process as divide
-        it.
+        it, which share the parameters; see `sampling_mesh`.
       offload: hold parameters on the host, and on the devices either the transformer's or the
         decoder's.
       memory_budget_gb: memory of a device, in GB (1e9 bytes), parameters included. It sets the
@@ -107,27 +109,41 @@ class VideoGenerator:
     ):
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be 1 or more")
-        devices = jax.local_devices()
-        shared = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
-        self.mesh = make_mesh(MeshConfig(data=shared, fsdp=1), devices)
         self.plan, self.batch_size, self._embedder = plan, batch_size, networks.embedder
-        self.sampler = VideoSampler(
-            model=networks.model,
-            text=networks.text,
-            config=config,
-            plan=plan,
-            batch_size=batch_size,
-            mesh=self.mesh,
-        )
+        sampled_with = _without_embedder(networks.params)
+
+        def sampler_on(mesh: Mesh) -> VideoSampler:
+            return VideoSampler(
+                model=networks.model,
+                text=networks.text,
+                config=config,
+                plan=plan,
+                batch_size=batch_size,
+                mesh=mesh,
+            )
+
+        @functools.cache
+        def step_bytes(mesh: Mesh) -> int:
+            return sampler_on(mesh).step_bytes(sampled_with)
+
+        def fits(mesh: Mesh) -> bool:
+            if memory_budget_gb is None:
+                return fits_devices(networks.params, mesh, offload)
+            return step_bytes(mesh) <= memory_budget_gb * GB
+
+        heads = networks.model.config.heads
+        self.mesh = sampling_mesh(batch_size, heads, jax.local_devices(), fits)
+        self.sampler = sampler_on(self.mesh)
         self._memory = plan_memory(
             networks.params,
+            self.mesh,
             memory_budget_gb,
-            lambda: self.sampler.step_bytes(_without_embedder(networks.params)),
+            lambda: step_bytes(self.mesh),
             lambda budget_gb: plan_chunks(
                 networks.embedder,
                 networks.params["embedder"],
                 "decode",
-                (batch_size // shared, *self._latent_shape[1:]),
+                (batch_size // self.mesh.shape["fsdp"], *self._latent_shape[1:]),
                 np.float32,
                 budget_gb,
             ),

@@ -33,6 +33,7 @@ from xgen_jax.nn.embeddings import (
     patchify,
     unpatchify,
 )
+from xgen_jax.nn.layout import TOKENS, constrain
 from xgen_jax.nn.mlp import MLP
 from xgen_jax.nn.norms import layer_norm
 from xgen_jax.nn.positions import sinusoid, sinusoid_2d
@@ -46,11 +47,11 @@ class Conditioning(NamedTuple):
 
     Attributes:
       added_BFHWD: added to each token of the frames.
-      tokens_BND: further tokens to attend to; None for a content-aware model.
+      tokens_BtHWD: further frames of tokens to attend to; None for a content-aware model.
     """
 
     added_BFHWD: Array
-    tokens_BND: Array | None = None
+    tokens_BtHWD: Array | None = None
 
 
 class LatentExpansion(nn.Module):
@@ -85,8 +86,7 @@ class LatentExpansion(nn.Module):
         kind = kind[None, : z_BtHWC.shape[1], None, None]
         z = embedder(z_BtHWC) + place_HWD[None, None] + kind
         time = sinusoid(times_BF * c.ratio, c.width).astype(self.dtype)[:, :, None, None]
-        tokens_BND = rearrange(z, "b t h w d -> b (t h w) d")
-        return Conditioning(time + place_HWD[None, None], tokens_BND)
+        return Conditioning(time + place_HWD[None, None], z)
 
 
 class Block(nn.Module):
@@ -96,14 +96,20 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BND: Array) -> Array:
+    def __call__(self, x_BTSD: Array) -> Array:
         c, kwargs = self.config, {"zero_init": True, "dtype": self.dtype}
         attention = SelfAttention(
-            c.heads, qk_norm=True, implementation=c.attention, name="attention", **kwargs
+            c.heads,
+            qk_norm=True,
+            implementation=c.attention,
+            dims=TOKENS[:-1],
+            attended=2,
+            name="attention",
+            **kwargs,
         )
-        x_BND = x_BND + attention(layer_norm(x_BND))
-        x_BND = x_BND + MLP(c.mlp_ratio * c.width, name="mlp", **kwargs)(layer_norm(x_BND))
-        return nn.with_logical_constraint(x_BND, ("batch", "space", "width"))
+        x_BTSD = x_BTSD + attention(layer_norm(x_BTSD))
+        x_BTSD = x_BTSD + MLP(c.mlp_ratio * c.width, name="mlp", **kwargs)(layer_norm(x_BTSD))
+        return constrain(x_BTSD, TOKENS)
 
 
 class Decoder(nn.Module):
@@ -119,27 +125,27 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x_BFHWC: Array, time_B: Array, conditioning: Conditioning) -> Array:
         c, patch = self.config, self.config.space_factor
-        _, frames, rows, columns, _ = x_BFHWC.shape
-        height, width = rows // patch, columns // patch  # in patches, one a latent cell
+        _, frames, rows, _, _ = x_BFHWC.shape
+        height = rows // patch  # in patches, one a latent cell
 
         t_embedder = TimestepEmbedder(c.width, dtype=self.dtype, name="t_embedder")
         t = join_scope(self, t_embedder)(time_B)  # (B, D)
+        # Columns are gathered as pixels, not as features; so are those of latents in `expand`.
+        x_BFHWC = constrain(x_BFHWC, ("batch", None, "height", None, None))
         x = patchify(x_BFHWC, patch)  # (B, F, h, w, p * p * 3)
         x = nn.Dense(c.width, dtype=self.dtype, kernel_init=XAVIER, name="x_embedder")(x)
         x = x + conditioning.added_BFHWD + t[:, None, None, None]
-        x = rearrange(x, "b f h w d -> b (f h w) d")
-        if conditioning.tokens_BND is not None:
-            x = jnp.concatenate([x, conditioning.tokens_BND + t[:, None]], axis=1)
-        x = nn.with_logical_constraint(x, ("batch", "space", "width"))
+        if conditioning.tokens_BtHWD is not None:
+            x = jnp.concatenate([x, conditioning.tokens_BtHWD + t[:, None, None, None]], axis=1)
+        x = constrain(rearrange(x, "b t h w d -> b t (h w) d"), TOKENS)
 
         blocks = Stack(Block, (c, self.dtype), c.depth, c.scan_layers, c.remat == "full")
         x = join_scope(self, blocks)(x)
 
-        x = layer_norm(x[:, : frames * height * width])  # without the latents' own tokens
+        x = layer_norm(x[:, :frames])  # without the latents' own tokens
         channels, init = (c.head_channels, XAVIER) if c.head_channels else (3, ZEROS)
         final = nn.Dense(channels * patch**2, dtype=self.dtype, kernel_init=init, name="final")
-        x = rearrange(final(x), "b (f h w) d -> b f h w d", f=frames, h=height)
-        x = unpatchify(x, patch)
+        x = unpatchify(rearrange(final(x), "b f (h w) d -> b f h w d", h=height), patch)
         if c.head_channels:
             # Frame by frame: decoding at other speeds has frames at other distances in a window.
             pixels = CausalConv3D(3, (1, 3, 3), zero_init=True, dtype=self.dtype, name="pixels")
@@ -179,6 +185,7 @@ class REGEN(nn.Module):
 
         Frame i of k + 1 is at time i / k, an image at 0.
         """
+        z_BtHWC = constrain(z_BtHWC, ("batch", None, "height", None, None))
         return self.expansion(z_BtHWC.astype(self.dtype), times_BF)
 
     def denoise(self, x_BFHWC: Array, time_B: Array, conditioning: Conditioning) -> Array:

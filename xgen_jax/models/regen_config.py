@@ -6,10 +6,12 @@ are ours.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 from xgen_jax.errors import UserError, choose
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.nn.choices import IMPLEMENTATIONS
+from xgen_jax.parallel.sequence import check_attention
 from xgen_jax.typing import Shape
 
 # Frames that are denoised together, see `models.regen_windows`.
@@ -129,6 +131,16 @@ class REGENConfig:
                 f"{self.chunk_frames}n + 1; the nearest are {below}, {above}"
             )
         return 2 * chunks + tail, *self.encoder.latent_shape((1, height, width))[1:]
+
+    def check_mesh(self, mesh: Mapping[str, int], latent_shape: Shape) -> None:
+        """Raise UserError for latents (t, h, w) that devices cannot share; see `check_attention`.
+
+        Args:
+          mesh: sizes by axis.
+          latent_shape: of a clip.
+        """
+        _, rows, columns = latent_shape
+        check_attention(mesh, self.heads, self.chunk_frames, (rows, columns), frames_apart=False)
 
     def frames(self, latent_frames: int) -> int:
         """Return the frames of a clip of `latent_frames`: the inverse of `latent_shape`."""

@@ -40,6 +40,7 @@ from xgen_jax.nn.embeddings import (
     patchify,
     unpatchify,
 )
+from xgen_jax.nn.layout import TOKENS, axis_size, constrain
 from xgen_jax.nn.mlp import MLP
 from xgen_jax.nn.norms import layer_norm
 from xgen_jax.nn.positions import sinusoid, sinusoid_2d
@@ -83,7 +84,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTSD, t6_BF6D, t3_BF3D, text_BLD, mask_BL, positions):
-        c, (batch, frames, _, width) = self.config, x_BTSD.shape
+        c, (_, frames, _, width) = self.config, x_BTSD.shape
 
         def rows(t, name):
             table = self.param(name, nn.initializers.normal(width**-0.5), (t.shape[2], width))
@@ -98,30 +99,37 @@ class Block(nn.Module):
 
         h = modulate(layer_norm(x_BTSD), shift_s, scale_s)
         if c.attention_layout == "full":
-            h = rearrange(h, "b t s d -> b (t s) d")
-            h = SelfAttention(c.heads, name="attention", **self_kwargs)(h, positions["all"])
-            x_BTSD = x_BTSD + gate_s * rearrange(h, "b (t s) d -> b t s d", t=frames)
+            attention = SelfAttention(
+                c.heads, name="attention", dims=TOKENS[:-1], attended=2, **self_kwargs
+            )
+            x_BTSD = x_BTSD + gate_s * attention(h, positions["all"])
         else:
-            h = rearrange(h, "b t s d -> (b t) s d")
-            h = SelfAttention(c.heads, name="attention_space", **self_kwargs)(h, positions["space"])
-            x_BTSD = x_BTSD + gate_s * rearrange(h, "(b t) s d -> b t s d", b=batch)
+            # Whole frames on a device; where they cannot be shared out, all frames for some heads.
+            by_frames = frames % axis_size("frames") == 0
+            dims = ("batch", "frames", None) if by_frames else TOKENS[:-1]
+            h = constrain(h, TOKENS)
+            attention = SelfAttention(c.heads, name="attention_space", dims=dims, **self_kwargs)
+            x_BTSD = x_BTSD + gate_s * constrain(attention(h, positions["space"]), TOKENS)
 
             shift_t, scale_t, gate_t = rows(t3_BF3D, "scale_shift_table_temporal")
-            h = rearrange(modulate(layer_norm(x_BTSD), shift_t, scale_t), "b t s d -> (b s) t d")
-            h = SelfAttention(c.heads, zero_init=True, name="attention_time", **self_kwargs)(
-                h, positions["time"]
+            h = rearrange(modulate(layer_norm(x_BTSD), shift_t, scale_t), "b t s d -> b s t d")
+            attention = SelfAttention(
+                c.heads,
+                zero_init=True,
+                name="attention_time",
+                dims=("batch", "space", None),
+                **self_kwargs,
             )
-            x_BTSD = x_BTSD + gate_t * rearrange(h, "(b s) t d -> b t s d", b=batch)
+            h = attention(h, positions["time"])
+            x_BTSD = x_BTSD + gate_t * rearrange(h, "b s t d -> b t s d")
 
-        h = rearrange(layer_norm(x_BTSD) if c.text_norm else x_BTSD, "b t s d -> b (t s) d")
-        h = CrossAttention(c.heads, c.text_norm, True, name="attention_text", **kwargs)(
-            h, text_BLD, mask_BL
-        )
-        x_BTSD = x_BTSD + rearrange(h, "b (t s) d -> b t s d", t=frames)
+        x_BTSD = x_BTSD + CrossAttention(
+            c.heads, c.text_norm, True, name="attention_text", dims=TOKENS[:-1], **kwargs
+        )(layer_norm(x_BTSD) if c.text_norm else x_BTSD, text_BLD, mask_BL)
 
         h = modulate(layer_norm(x_BTSD), shift_m, scale_m)
         h = MLP(c.mlp_ratio * width, dtype=self.dtype, name="mlp")(h)
-        return nn.with_logical_constraint(x_BTSD + gate_m * h, ("batch", "time", "space", "width"))
+        return constrain(x_BTSD + gate_m * h, TOKENS)
 
 
 class Modulation(nn.Module):
@@ -262,7 +270,7 @@ class VDiT(nn.Module):
         x = nn.Dense(c.width, dtype=self.dtype, kernel_init=XAVIER, name="x_embedder")(x)
         scales = _patch_scales(c, height, width, micro_cond)
         x = _add_positions(c, x, height, width, scales)
-        x = nn.with_logical_constraint(x, ("batch", "time", "space", "width"))
+        x = constrain(x, TOKENS)
 
         # Conditions, (B, F, D): F = 2 is [the diffusion time, time 0] where frames are given clean.
         zero = () if frame_mask_BT is None else (jnp.zeros_like(time_B),)

@@ -16,9 +16,11 @@ prints 731M, in units of 1024^2.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 from xgen_jax.errors import UserError, choose
 from xgen_jax.nn.choices import IMPLEMENTATIONS
+from xgen_jax.parallel.sequence import check_attention
 from xgen_jax.typing import Shape
 
 CHOICES = {
@@ -130,6 +132,18 @@ class VDiTConfig:
             raise UserError(
                 f"latents of {'x'.join(map(str, latent_shape))} (t x h x w) hold nothing to work on"
             )
+
+    def check_mesh(self, mesh: Mapping[str, int], latent_shape: Shape) -> None:
+        """Raise UserError for latents (t, h, w) that devices cannot share; see `check_attention`.
+
+        Args:
+          mesh: sizes by axis.
+          latent_shape: of a clip.
+        """
+        frames, *sides = latent_shape
+        rows, columns = (-(-side // self.patch) for side in sides)
+        apart = self.attention_layout == "factorised"
+        check_attention(mesh, self.heads, frames, (rows, columns), apart)
 
 
 # The form of the paper's network, and of its smaller relatives.

@@ -9,9 +9,10 @@ tokens, and `chunked` elsewhere. Every name gives the same values and gradients 
 precision.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import linen as nn
 from jax import lax
 
@@ -20,6 +21,7 @@ from xgen_jax.nn.choices import IMPLEMENTATIONS
 from xgen_jax.nn.chunked_attention import chunked
 from xgen_jax.nn.cudnn_attention import cudnn, cudnn_takes
 from xgen_jax.nn.embeddings import XAVIER, ZEROS
+from xgen_jax.nn.layout import Names, constrain, on_each_device
 from xgen_jax.nn.norms import RMSNorm
 from xgen_jax.nn.positions import rotary
 from xgen_jax.typing import Array
@@ -114,8 +116,65 @@ def attention(
             return cudnn(q_BNKC, k_BMKC, v_BMKC, mask_BM)
 
 
+def _attention_on_each_device(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask_BM: Array | None,
+    implementation: str,
+    names: Names,
+    key_names: Names,
+) -> Array:
+    """`attention` of queries (..., K, C) to keys and values (..., M, K, C), without exchange.
+
+    Args:
+      q, k, v: the dims of keys before M are of sequences apart; queries have them too.
+      mask_BM: see `attention`; for keys of one sequence a sample.
+      implementation: see `attention`.
+      names, key_names: of the dims of the queries, and of keys and values.
+    """
+
+    def attend(q, k, v, *masks) -> Array:
+        sequences = math.prod(k.shape[:-3])
+        arrays = (x.reshape(sequences, -1, *x.shape[-2:]) for x in (q, k, v))
+        mask = masks[0] if masks else None
+        return attention(*arrays, mask_BM=mask, implementation=implementation).reshape(q.shape)
+
+    masks = () if mask_BM is None else (mask_BM,)
+    all_names = (names, key_names, key_names, ("batch", None))[: 3 + len(masks)]
+    return on_each_device(attend, all_names, names)(q, k, v, *masks)
+
+
+class HeadsDense(nn.Module):
+    """`nn.Dense` to `parts` arrays of heads: (..., D) -> (..., parts, K, C).
+
+    The parameters are those of an `nn.Dense` of all these features. `tensor` shards heads, not
+    features: the parts of a kernel that is cut in equal runs of features do not begin where runs
+    do, and dividing them afterwards would exchange activations instead of parts of the kernel.
+    """
+
+    parts: int
+    heads: int
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        features = self.parts * self.width
+        kernel = self.param("kernel", XAVIER, (x.shape[-1], features), jnp.float32)
+        bias = self.param("bias", ZEROS, (features,), jnp.float32)
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        shape = (self.parts, self.heads, self.width // self.heads)
+        kernel = constrain(kernel.reshape(-1, *shape), (None, None, "heads", None))
+        y = lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+        return y + bias.reshape((1,) * (x.ndim - 1) + shape)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with optional QK-norm and rotary positions.
+
+    Where a dim of tokens that are attended to is sharded, devices exchange tokens for heads before
+    the attention and heads for tokens after it, one all-to-all each (Ulysses, arXiv 2309.14509).
 
     Attributes:
       heads: number of heads; the width must be a multiple of it.
@@ -125,6 +184,9 @@ class SelfAttention(nn.Module):
         dependence on distance alone.
       zero_init: start the output projection at zero, so that the layer starts as the identity of a
       residual block.
+      dims: names of the dims of x but the last, see `nn.layout`.
+      attended: how many of them, from the last, are dims of tokens that attend to one another; the
+        others are of sequences apart.
     """
 
     heads: int
@@ -133,17 +195,27 @@ class SelfAttention(nn.Module):
     rotate_first: bool = False
     implementation: str = "xla"
     dtype: jnp.dtype = jnp.float32
+    dims: tuple[str | None, ...] = ("batch", None)
+    attended: int = 1
 
     @nn.compact
     def __call__(
-        self, x_BND: Array, positions: Array | None = None, mask_BN: Array | None = None
+        self, x: Array, positions: Array | None = None, mask_BN: Array | None = None
     ) -> Array:
-        """x, the tokens' positions (see `rotary`) and which of them are keys -> as x."""
-        width = x_BND.shape[-1]
-        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=XAVIER, name="qkv")(x_BND)
-        q, k, v = (
-            rearrange(y, "b n (k c) -> b n k c", k=self.heads) for y in jnp.split(qkv, 3, axis=-1)
-        )
+        """x (B, ..., D), the tokens' positions (see `rotary`) and which of them are keys -> as x.
+
+        The mask is for x of one sequence a sample, (B, N, D).
+        """
+        width, dims, apart = x.shape[-1], self.dims, len(self.dims) - self.attended
+        x = constrain(x, (*dims, "width"))
+        qkv = HeadsDense(3, self.heads, width, self.dtype, name="qkv")(x)
+        qkv = constrain(qkv, (*dims, None, "heads", None))
+        # Tokens for heads: from here each device has whole sequences, of some of the heads.
+        exchanged = any(name is not None for name in dims[apart:])
+        heads = "exchanged_heads" if exchanged else "heads"
+        whole = (*dims[:apart], *[None] * self.attended)
+        qkv = constrain(qkv, (*whole, None, heads, None))
+        q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:apart], -1, *qkv.shape[-3:]), -3, 0)
         if self.rotate_first and positions is not None:
             q, k = rotary(q, positions), rotary(k, positions)
         if self.qk_norm:
@@ -153,38 +225,48 @@ class SelfAttention(nn.Module):
             )
         if not self.rotate_first and positions is not None:
             q, k = rotary(q, positions), rotary(k, positions)
-        y = rearrange(attention(q, k, v, mask_BN, self.implementation), "b n k c -> b n (k c)")
-        return nn.Dense(
-            width, dtype=self.dtype, kernel_init=ZEROS if self.zero_init else XAVIER, name="proj"
-        )(y)
+
+        names = (*dims[:apart], None, heads, None)
+        y = _attention_on_each_device(q, k, v, mask_BN, self.implementation, names, names)
+        # Heads for tokens.
+        y = constrain(y.reshape(*x.shape[:-1], *y.shape[-2:]), (*whole, heads, None))
+        y = constrain(y, (*dims, "heads", None)).reshape(x.shape)
+        init = ZEROS if self.zero_init else XAVIER
+        y = nn.Dense(width, dtype=self.dtype, kernel_init=init, name="proj")(y)
+        # So is its gradient: of a kernel's gradient by two arrays that are sharded over different
+        # dims, XLA (jax 0.10.2) sums only a part.
+        return constrain(y, (*dims, "width"))
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from x to a context of another length, e.g. text. Attributes as in
-    `SelfAttention`."""
+    """Multi-head attention from x to a context of another length, e.g. text.
+
+    Every device has the whole context, so that tokens of x stay where they are. Attributes as in
+    `SelfAttention`; all dims of x behind the first are of tokens.
+    """
 
     heads: int
     qk_norm: bool = False
     zero_init: bool = False
     implementation: str = "xla"
     dtype: jnp.dtype = jnp.float32
+    dims: tuple[str | None, ...] = ("batch", None)
 
     @nn.compact
-    def __call__(self, x_BND: Array, context_BLD: Array, mask_BL: Array | None = None) -> Array:
-        width = x_BND.shape[-1]
-        q = nn.Dense(width, dtype=self.dtype, kernel_init=XAVIER, name="q")(x_BND)
-        k, v = jnp.split(
-            nn.Dense(2 * width, dtype=self.dtype, kernel_init=XAVIER, name="kv")(context_BLD),
-            2,
-            axis=-1,
-        )
-        q, k, v = (rearrange(y, "b n (k c) -> b n k c", k=self.heads) for y in (q, k, v))
+    def __call__(self, x: Array, context_BLD: Array, mask_BL: Array | None = None) -> Array:
+        """x (B, ..., D), a context (B, L, D) and which tokens of it count -> as x."""
+        width = x.shape[-1]
+        q = HeadsDense(1, self.heads, width, self.dtype, name="q")(x)[..., 0, :, :]
+        kv = HeadsDense(2, self.heads, width, self.dtype, name="kv")(context_BLD)
+        k, v = jnp.moveaxis(kv, -3, 0)
         if self.qk_norm:
             q, k = (
                 RMSNorm(dtype=self.dtype, name="q_norm")(q),
                 RMSNorm(dtype=self.dtype, name="k_norm")(k),
             )
-        y = rearrange(attention(q, k, v, mask_BL, self.implementation), "b n k c -> b n (k c)")
+
+        names, of_context = (*self.dims, "heads", None), ("batch", None, "heads", None)
+        y = _attention_on_each_device(q, k, v, mask_BL, self.implementation, names, of_context)
         return nn.Dense(
             width, dtype=self.dtype, kernel_init=ZEROS if self.zero_init else XAVIER, name="proj"
-        )(y)
+        )(y.reshape(x.shape))

@@ -6,18 +6,18 @@ import numpy as np
 from xgen_jax.typing import Array
 
 
-def rotary(x_BNKC: Array, positions: Array, base: float = 10_000.0) -> Array:
+def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:
     """Rotate interleaved channel pairs by position times frequency (RoFormer, arXiv 2104.09864).
 
     Args:
-      x_BNKC: queries or keys; C must be even.
+      x: queries or keys (..., N, K, C); C must be even.
       positions: (N,), the real position of each token (in latent frames here); or (N, A), its
         positions along A axes, among which the channels are divided: 2 floor(C / 2A) for each, and
         the remainder to the first.
       base: the longest wavelength is about 2*pi*base positions.
     """
-    channels = x_BNKC.shape[-1]
-    positions = jnp.asarray(positions, jnp.float32).reshape(x_BNKC.shape[1], -1)
+    channels = x.shape[-1]
+    positions = jnp.asarray(positions, jnp.float32).reshape(x.shape[-3], -1)
     axes = positions.shape[1]
     each = 2 * (channels // (2 * axes))
     angles = []
@@ -25,11 +25,12 @@ def rotary(x_BNKC: Array, positions: Array, base: float = 10_000.0) -> Array:
         frequencies = base ** -(np.arange(0, count, 2) / count)
         angles.append(positions[:, axis, None] * jnp.asarray(frequencies, jnp.float32)[None, :])
     angles = jnp.concatenate(angles, axis=1)
-    cos, sin = (f(angles)[None, :, None, :].astype(x_BNKC.dtype) for f in (jnp.cos, jnp.sin))
-    pairs = x_BNKC.reshape(*x_BNKC.shape[:-1], channels // 2, 2)
+    angles = angles.reshape((1,) * (x.ndim - 3) + (x.shape[-3], 1, -1))
+    cos, sin = (f(angles).astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    pairs = x.reshape(*x.shape[:-1], channels // 2, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return rotated.reshape(x_BNKC.shape)
+    return rotated.reshape(x.shape)
 
 
 def sinusoid(x: Array, dim: int, max_period: float = 10_000.0) -> Array:

@@ -24,8 +24,10 @@ class MeshConfig:
     Attributes:
       data: devices that share a batch, each with all parameters.
       fsdp: devices that share a batch, and each parameter.
-      tensor: devices that share the channels of a transformer's kernels, and the columns of a clip.
-      sequence: devices that share the rows of a clip, or a transformer's places in a frame.
+      tensor: devices that share the channels and heads of a transformer's kernels, and the columns
+        of a clip.
+      sequence: devices that share the rows of a clip, and a transformer's tokens: all of them, but
+        in attention itself, where they share heads or frames. It must divide these equally.
     """
 
     data: int = 1
@@ -45,15 +47,19 @@ def make_mesh(config: MeshConfig, devices=None) -> "Mesh":
 
     devices = jax.devices() if devices is None else list(devices)
     sizes = [getattr(config, axis) for axis in AXES]
+    given = " ".join(f"--config.mesh.{axis}={size}" for axis, size in zip(AXES, sizes))
     free = [axis for axis, size in zip(AXES, sizes) if size == -1]
     known = math.prod(size for size in sizes if size != -1)
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"mesh sizes must be positive, at most one -1; got {given}")
+    if known > len(devices):
         raise UserError(
-            f"mesh sizes must be positive, at most one -1; got {dict(zip(AXES, sizes))}"
+            f"the mesh {given} has {known} devices, and there are {len(devices)}: make it smaller"
         )
-    if known > len(devices) or (free and len(devices) % known):
+    if free and len(devices) % known:
         raise UserError(
-            f"the mesh {dict(zip(AXES, sizes))} does not fit on {len(devices)} device(s)"
+            f"the mesh {given} leaves parts of {len(devices)} devices to {free[0]}: the other "
+            f"sizes are {known} devices together, which must divide {len(devices)}"
         )
     if free:
         sizes[AXES.index(free[0])] = len(devices) // known

@@ -1,8 +1,11 @@
 """Tasks, one module a family of networks. `TASKS` is the only dispatch on a run's family."""
 
+from collections.abc import Mapping
+
 from jax.sharding import Mesh
 
 from xgen_jax.config.runs import Run
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.sources.base import Source
 from xgen_jax.errors import UserError, choose
 from xgen_jax.training.tasks.base import Task, TaskFamily
@@ -17,19 +20,41 @@ def build_task(config: Run, mesh: Mesh | None, source: Source) -> Task:
     """Build the task of a run; see `TaskFamily.build`.
 
     Raises:
-      UserError: every mistake of the user; also a batch that cannot be divided.
+      UserError: every mistake of the user; also a batch or a clip that the mesh cannot divide.
     """
     config.check()
-    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    accumulate = config.loop.accumulate
     for bucket in config.data.buckets:
-        if bucket.batch_size % config.loop.accumulate:
+        if bucket.batch_size % accumulate:
             raise UserError(
-                f"a batch of {bucket.batch_size} cannot be cut in "
-                f"loop.accumulate={config.loop.accumulate} equal parts"
+                f"a batch of {bucket.batch_size} cannot be cut in loop.accumulate={accumulate} "
+                "equal parts"
             )
-        if bucket.batch_size % shards:
-            raise UserError(
-                f"bucket {bucket.name}: a batch of {bucket.batch_size} cannot be split equally "
-                f"over {shards} devices (mesh.data x mesh.fsdp)"
-            )
-    return TASKS[choose("objective", config.objective, TASKS)].build(config, mesh, source)
+        if mesh is not None:
+            check_batch(mesh.shape, bucket)
+    task = TASKS[choose("objective", config.objective, TASKS)].build(config, mesh, source)
+    if mesh is not None:
+        for bucket in config.data.buckets:
+            check_clips(task, mesh.shape, bucket)
+    return task
+
+
+def check_batch(mesh: Mapping[str, int], bucket: Bucket) -> None:
+    """Raise UserError for a bucket whose batch a mesh, sizes by axis, cannot divide equally."""
+    data, fsdp = mesh["data"], mesh["fsdp"]
+    if left := bucket.batch_size % (data * fsdp):
+        below = bucket.batch_size - left
+        nearest = " or ".join(str(n) for n in (below, below + data * fsdp) if n)
+        raise UserError(
+            f"bucket {bucket.name}: a batch of {bucket.batch_size} cannot be split equally over "
+            f"{data * fsdp} devices (mesh.data={data} x mesh.fsdp={fsdp}); give a batch_size of "
+            f"{nearest}, or other sizes as --config.mesh.data= and --config.mesh.fsdp="
+        )
+
+
+def check_clips(task: Task, mesh: Mapping[str, int], bucket: Bucket) -> None:
+    """Raise UserError, with the bucket's name, for clips that a mesh cannot divide."""
+    try:
+        task.check_mesh(mesh, bucket)
+    except UserError as error:
+        raise UserError(f"bucket {bucket.name}: {error}") from error

@@ -7,6 +7,7 @@ line in `training.tasks.TASKS`.
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -47,6 +48,13 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def batch_arrays(self, batch: Batch) -> Arrays:
         """Make, on the host, the arrays of a batch that the device needs."""
+
+    def check_mesh(self, mesh: Mapping[str, int], bucket: Bucket) -> None:
+        """Raise UserError for a mesh, sizes by axis, whose devices cannot share a bucket's clips.
+
+        Its batch has been checked.
+        """
+        del mesh, bucket
 
     def prepare(self, arrays: Arrays) -> Arrays:
         """Compute, on the device, the part of the step that needs frozen networks only."""

@@ -6,6 +6,7 @@ Gradients, optimiser state, EMA and checkpoints are those of the adapter only.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -87,6 +88,10 @@ class LoRATask(Task):
     def fingerprints(self) -> dict[str, str]:
         """Return fingerprints of the base, and of the frozen networks that the base itself uses."""
         return {**self.base.fingerprints(), "base": self.fingerprint}
+
+    def check_mesh(self, mesh: Mapping[str, int], bucket: Bucket) -> None:
+        """Check what the base does."""
+        self.base.check_mesh(mesh, bucket)
 
     def batch_arrays(self, batch: Batch) -> Arrays:
         """Make the base's arrays."""

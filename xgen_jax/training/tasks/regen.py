@@ -17,6 +17,7 @@ denoised together. All random numbers of a clip come from its own key.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ import numpy as np
 
 from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.config.runs import REGENRun
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.diffusion.process import Process
 from xgen_jax.errors import UserError
@@ -118,6 +120,11 @@ class REGENTask(EmbedderTask):
     def process(self) -> Process:
         """Diffusion process of the frames."""
         return self.loss_config.make_process()
+
+    def check_mesh(self, mesh: Mapping[str, int], bucket: Bucket) -> None:
+        """Check the decoder's heads and tokens; see `Task.check_mesh`."""
+        config = self.model.config
+        config.check_mesh(mesh, config.latent_shape(bucket.shape))
 
     def init(self, key: Array, arrays) -> Params:
         """Initialise parameters from a key; they do not depend on the batch."""

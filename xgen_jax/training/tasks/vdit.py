@@ -13,7 +13,7 @@ on the batch around it.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -173,6 +173,11 @@ class VDiTTask(Task):
         """Return whether it is the byte encoder's table of positions, which longer captions need;
         see `Task.may_grow`."""
         return name.endswith("text/params/positions")
+
+    def check_mesh(self, mesh: Mapping[str, int], bucket: Bucket) -> None:
+        """Check heads and tokens; see `Task.check_mesh`."""
+        assert self.latent_shape is not None
+        self.model.config.check_mesh(mesh, self.latent_shape(bucket.shape))
 
     def batch_arrays(self, batch: Batch) -> Arrays:
         """Select video uint8 (B, T, H, W, 3) or latents (B, t, h, w, c), the conditioner's arrays,
