@@ -24,6 +24,12 @@ ACCEPT_CHANGES = flags.DEFINE_bool(
     "Go on with the run in --workdir although its data, schedule or loss has changed; run.json "
     "notes what.",
 )
+RESTORE = flags.DEFINE_enum(
+    "restore",
+    "latest",
+    ["latest", "latest_good"],
+    "Checkpoint to go on from: latest_good steps over damaged ones, and renames them.",
+)
 
 
 def main():
@@ -34,7 +40,7 @@ def main():
     if CONFIG.value is None or WORKDIR.value is None:
         raise UserError("give --config=FILE and --workdir=DIR")
     config = load_config(CONFIG.value, KEYS.value, lambda line: print(line, file=sys.stderr))
-    return train(config, WORKDIR.value, OVERWRITE.value, ACCEPT_CHANGES.value)
+    return train(config, WORKDIR.value, OVERWRITE.value, ACCEPT_CHANGES.value, RESTORE.value)
 
 
 def keys_help():

@@ -11,6 +11,7 @@ LEVELS = {
     "typing": 0,
     "files": 0,
     "environment": 0,
+    "signals": 0,
     "nn": 1,
     "diffusion": 1,
     "parallel": 1,

@@ -14,6 +14,7 @@ from absl import app, flags
 from xgen_jax.commands.arguments import KEY_FLAG, current_arguments, keys_as_flags
 from xgen_jax.environment import ask_for_huge_pages
 from xgen_jax.errors import UserError
+from xgen_jax.signals import Stopped, stop_when_asked
 
 
 class FlagError(UserError):
@@ -32,7 +33,8 @@ def run(
     """Parse the flags, call `main` and print what it returns as one JSON line.
 
     Exits with 0, with 1 for a mistake of the user that `main` finds, with 2 for one in the flags
-    (also `FlagError` by `main`), and with 130 when interrupted.
+    (also `FlagError` by `main`), with 130 when interrupted (Ctrl-C), and with 143 or 129 when a
+    scheduler or a closed terminal stops it (see `signals.Stopped`).
 
     Args:
       main: the command; it reads its flags and imports what is slow to import.
@@ -50,6 +52,7 @@ def run(
     logging.getLogger("jax").setLevel(logging.WARNING)
 
     def call(argv: list[str]) -> None:
+        stop_when_asked()
         with result_stream() as stream:
             try:
                 if len(argv) > 1:
@@ -61,9 +64,9 @@ def run(
             except (UserError, OSError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(1)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as error:
                 print("interrupted; run the same command again to go on", file=sys.stderr)
-                sys.exit(130)
+                sys.exit(error.exit_code if isinstance(error, Stopped) else 130)
             stream.write(json.dumps(result) + "\n")
 
     def parse(argv: list[str]) -> list[str]:
@@ -99,6 +102,8 @@ def _set_environment() -> None:
     cache = pathlib.Path.home() / ".cache" / "xgen_jax" / "compiled"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    # It would take SIGTERM for itself, and only say so to who asks it.
+    os.environ.setdefault("JAX_ENABLE_PREEMPTION_SERVICE", "false")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no notes for developers of XLA
 
 

@@ -1,41 +1,107 @@
 """Checkpoints with Orbax v1; the only module that imports Orbax.
 
-A checkpoint holds the train state and a small JSON for the data pipeline. It is committed by one
-rename, so a run that is killed while saving leaves the one before it. An Orbax checkpointer may
-call a failed save its latest, so the list of steps is always read from the folder.
+A checkpoint holds the train state, a digest of each of its arrays (`runs.digest`), and JSON of what
+else a run needs to go on. It is committed by one rename, so a run that is killed while saving
+leaves the one before it; what is read is compared with the digests. An Orbax checkpointer may call
+a failed save its latest, so the list of steps is always read from the folder.
 """
 
+import concurrent.futures
+import gc
+import hashlib
+import json
 import logging
+import math
 import pathlib
+import re
 import shutil
+import sys
+import threading
 import warnings
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecations inside Orbax's own imports
     from orbax.checkpoint import v1 as ocp
 
+from xgen_jax.config.runs import LoopConfig, better
 from xgen_jax.errors import UserError
+from xgen_jax.parallel.sharding import path_name
+from xgen_jax.runs.digest import tree_digests
 from xgen_jax.typing import Params
 
 # Orbax logs every step of every save, and a failure with its traceback besides its exception.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+# Which checkpoint to take, besides the number of a step.
+LATEST, LATEST_GOOD, BEST = CHOICES = ("latest", "latest_good", "best")
+Step = int | str | None  # None is LATEST
+
+T = TypeVar("T")
+# Parts of errors that say nothing about the files: to step over those checkpoints would be wrong.
+_NOT_DAMAGE = (
+    "RESOURCE_EXHAUSTED",
+    "PERMISSION_DENIED",
+    "Permission denied",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "Too many open files",
+)
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint whose files are not what was written."""
+
+
+class FailedSave(UserError):
+    """A checkpoint that could not be written; those before it are intact.
+
+    Attributes:
+      step: of the checkpoint.
+    """
+
+    def __init__(self, step: int, target: pathlib.Path, error: BaseException):
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        super().__init__(
+            f"the checkpoint {target} could not be written ({reason}); is the disk full or "
+            "read-only?"
+        )
+        self.step = step
 
 
 class Checkpoints:
-    """The checkpoints of one run; all but the newest `keep` are removed.
+    """The checkpoints of one run.
+
+    A save keeps the newest `keep`, those of steps that are multiples of `every`, and the one with
+    the best figure; the others are removed.
+
+    Attributes:
+      keep, every, best: see `LoopConfig.keep_checkpoints`, `keep_every` and `keep_best`.
 
     Raises:
-      UserError: on `save`, if the disk is full or cannot be written; on `restore`, if a checkpoint
-        is damaged or of another model.
+      FailedSave: on `save`, `poll` and `wait`, if the disk is full or cannot be written.
+      DamagedCheckpoint: on reading; with LATEST_GOOD only if no checkpoint is whole.
+      UserError: on reading, if there is no checkpoint, or one of another model.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 2):
+    def __init__(
+        self, folder: pathlib.Path, keep: int = 2, every: int = 0, best: str | None = None
+    ):
         self.folder = pathlib.Path(folder)
-        self._keep = keep
-        self._pending = None
+        self.keep, self.every, self.best = keep, every, best
+        self._pending: tuple[concurrent.futures.Future, int] | None = None
+        self._damaged: dict[int, DamagedCheckpoint] = {}
+        self._figures: dict[int, dict[str, float]] = {}
+
+    def keep_as(self, loop: LoopConfig) -> None:
+        """Keep what a run's configuration says."""
+        self.keep, self.every, self.best = loop.keep_checkpoints, loop.keep_every, loop.keep_best
 
     def steps(self) -> list[int]:
         """Return the steps of the committed checkpoints, ascending."""
@@ -52,160 +118,409 @@ class Checkpoints:
         """Start to write (state, data) in the background, after the last save has ended.
 
         A step that is there already is left as it is: a run's state at a step is always the same.
+
+        Args:
+          step: updates made.
+          state: a tree of arrays; with several processes each writes its part.
+          data: ready for JSON. "held_out", figures by name, decides which checkpoint is the best.
         """
         self.wait()
-        if step in self.steps():
+        if not _anywhere(step not in self.steps()):  # some may see the folder a little late
             return
-        target = (self.folder / str(step)).absolute()
+        target = self._target(step)
         try:
             # Made here, because Orbax waits minutes for a folder that cannot be made.
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove_unfinished(target)
-            self._pending = (
-                ocp.save_checkpointables_async(str(target), {"state": state, "data": data}),
-                target,
-            )
+            if jax.process_index() == 0:
+                self._remove_unfinished(target)
+            # Orbax waits minutes here too.
+            probe = self.folder / f"{step}.orbax-checkpoint-tmp-{jax.process_index()}"
+            probe.mkdir()
+            probe.rmdir()
+            state = jax.tree.map(_as_restored, state)
+            data = {**data, "keep_best": self.best} if self.best else data
+            arrays = jax.tree_util.tree_leaves_with_path(state)
+            kinds = {path_name(path): _kind(leaf) for path, leaf in arrays}
+            record = {"data": data, "arrays": kinds, "digests": tree_digests(state)}
+            # One string: Orbax writes every value of a tree as an array of its own.
+            record = {"json": json.dumps(record), "sha256": _sha256(record)}
+            response = ocp.save_checkpointables_async(str(target), {"state": state, "data": record})
         except (OSError, ValueError) as error:
-            raise _cannot_write(target, error) from error
+            raise FailedSave(step, target, error) from error
+        done: concurrent.futures.Future = concurrent.futures.Future()
+        threading.Thread(target=_finish, args=(response, done), daemon=True).start()
+        self._pending = done, step
+
+    def poll(self) -> None:
+        """Raise FailedSave if the last save has failed meanwhile; return at once."""
+        if self._pending is not None and self._pending[0].done():
+            self.wait()
 
     def wait(self) -> None:
-        """Wait until the last save is on disk, and remove the checkpoints past `keep`."""
+        """Wait until the last save is on disk, and remove what is not to be kept."""
         if self._pending is None:
             return
-        (response, target), self._pending = self._pending, None
-        try:
-            response.result()
-        except (OSError, ValueError) as error:
-            raise _cannot_write(target, error) from error
-        for step in self.steps()[: -self._keep]:
-            shutil.rmtree(self.folder / str(step))
+        future, step = self._pending
+        error = future.exception()
+        failed = error and FailedSave(step, self._target(step), error)
+        self._pending, future, error = None, None, None
+        first = jax.process_index() == 0
+        if failed is not None:
+            _collect_quietly()
+            if first:
+                self._remove_unfinished()  # it may be what fills the disk
+            raise failed
+        if first:
+            for old in self._not_kept():
+                self._remove(old)
 
     def restore(
-        self, abstract_state: Params, step: int | None = None
+        self, abstract_state: Params, step: Step = None, grown: bool = False
     ) -> tuple[Params, dict[str, Any]]:
-        """Load (state, data) of a step, by default the newest.
+        """Load (state, data), the arrays by their paths.
+
+        All processes of a run call it. The state may have been saved in other containers, such as
+        the empty ones of an optimiser with another weight decay.
 
         Args:
           abstract_state: shapes, dtypes and shardings wanted; a checkpoint made on other devices is
             resharded.
-          step: one of `steps()`.
+          step: one of `steps()` or CHOICES, by default the newest.
+          grown: allow arrays with other shapes, which have those that were saved.
         """
-        loaded = self._load({"state": abstract_state, "data": None}, step)
-        return loaded["state"], loaded["data"]
-
-    def restore_arrays(
-        self, abstract_state: Params, step: int | None = None
-    ) -> tuple[Params, dict[str, Any]]:
-        """Load (state, data) as `restore`, but by the paths of arrays alone.
-
-        The state may have been saved in other containers, such as the empty ones of an optimiser
-        with another weight decay. An array has the number of rows that was saved.
-        """
-        step = self._choose(step)
         leaves, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
-        wanted = {_path_name(path): leaf for path, leaf in leaves}
-        there = self._metadata(step)
+        wanted = {path_name(path): leaf for path, leaf in leaves}
 
-        def as_saved(path, saved):
-            leaf = wanted[_path_name(path)]
+        def abstract(name: str, saved: Any) -> Any:
+            leaf = wanted[name]
             if leaf.shape == saved.shape:
                 return leaf
             # As many rows may not divide over the devices.
             whole = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
             return jax.ShapeDtypeStruct(saved.shape, leaf.dtype, sharding=whole)
 
-        by_path = jax.tree_util.tree_map_with_path(as_saved, there)
-        loaded = self._load({"state": by_path, "data": None}, step)
-        arrays = {
-            _path_name(path): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(loaded["state"])
-        }
-        state = structure.unflatten(arrays[_path_name(path)] for path, _ in leaves)
-        return state, loaded["data"]
+        def load(step: int) -> tuple[Params, dict[str, Any]]:
+            record, loaded, error = {}, None, None
+            try:
+                record, tree = self._contents(step)
+                self._compare(step, wanted, tree, grown)
+                loaded = self._load_state(step, _map_named(abstract, tree))
+            except UserError as failed:  # raised below, so that no process waits for this one
+                error = failed
+            if _anywhere(error is not None):
+                target = self._target(step)
+                raise error or DamagedCheckpoint(f"another process cannot read {target}")
+            self._verify(step, record, loaded)
+            arrays = _named(loaded)
+            return structure.unflatten(arrays[name] for name in wanted), record["data"]
 
-    def restore_data(self, step: int | None = None) -> dict[str, Any]:
+        return self._first_whole(step, load, _of_first_process(self.steps()))
+
+    def restore_data(self, step: Step = None) -> dict[str, Any]:
         """Load the data that was saved with the state, without reading the state."""
-        return self._load({"data": None}, step)["data"]
+        return self._first_whole(step, self._record)["data"]
 
-    def _load(self, wanted: dict[str, Any], step: int | None) -> dict[str, Any]:
-        step = self._choose(step)
-        target = (self.folder / str(step)).absolute()
-        try:
-            return ocp.load_checkpointables(str(target), wanted)
-        # Orbax and TensorStore raise many kinds; each means the same to the user.
-        except Exception as error:
-            raise self._cannot_read(target, step, error) from error
-
-    def shapes(self, step: int | None = None) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every array of a state by its path, "params/vdit/..."."""
-        return array_shapes(self._metadata(self._choose(step)))
-
-    def _metadata(self, step: int) -> Params:
-        target = (self.folder / str(step)).absolute()
-        try:
-            return ocp.checkpointables_metadata(str(target)).metadata["state"]
-        except Exception as error:
-            raise self._cannot_read(target, step, error) from error
-
-    def restore_part(self, names: tuple[str, ...], step: int | None = None) -> Params:
+    def restore_part(self, names: tuple[str, ...], step: Step = None) -> Params:
         """Load the part of the state under `names`, e.g. ("ema",), onto this process's first
         device."""
-        step = self._choose(step)
-        target = (self.folder / str(step)).absolute()
-        try:
-            tree = ocp.checkpointables_metadata(str(target)).metadata["state"]
-            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        prefix = "".join(f"{name}/" for name in names)
 
-            def wanted(path, leaf):
-                keys = tuple(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
-                if keys[: len(names)] != names:
-                    return ocp.PLACEHOLDER
-                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        def abstract(name: str, saved: Any) -> Any:
+            if not f"{name}/".startswith(prefix):
+                return ocp.PLACEHOLDER
+            return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=sharding)
 
-            abstract = jax.tree_util.tree_map_with_path(wanted, tree)
-            part = ocp.load_checkpointables(str(target), {"state": abstract})["state"]
+        def load(step: int) -> Params:
+            record, tree = self._contents(step)
+            if not any(f"{name}/".startswith(prefix) for name in _named(tree)):
+                raise UserError(f"the checkpoint {self._target(step)} holds no {'/'.join(names)}")
+            part = self._load_state(step, _map_named(abstract, tree))
+            self._verify(step, record, part)
             for name in names:
                 part = part[name]
-        except Exception as error:
-            raise self._cannot_read(target, step, error) from error
-        return part
+            return part
 
-    def _cannot_read(self, target: pathlib.Path, step: int, error: Exception) -> UserError:
-        older = [each for each in self.steps() if each < step]
-        hint = f"; remove {target} to go on from step {older[-1]}" if older else ""
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        return UserError(f"the checkpoint {target} cannot be read ({reason}){hint}")
+        return self._first_whole(step, load)
 
-    def _choose(self, step: int | None) -> int:
-        steps = self.steps()
+    def shapes(self, step: Step = None) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every array of a state by its path, "params/vdit/..."."""
+        return self._first_whole(step, lambda step: array_shapes(self._contents(step)[1]))
+
+    def figures(self, step: int) -> dict[str, float]:
+        """Return the held-out figures that were saved with a checkpoint; {} if it has none."""
+        if step not in self._figures:
+            self._figures[step] = self.restore_data(step).get("held_out", {})
+        return self._figures[step]
+
+    def best_step(self, name: str) -> int | None:
+        """Return the step of the checkpoint with the best figure of a name, the first of equal
+        ones; None if no checkpoint that can be read has it."""
+        best = None
+        for step in self.steps():
+            try:
+                value = self.figures(step).get(name)
+            except UserError:
+                continue  # to read that checkpoint says what is wrong with it
+            if value is None or math.isnan(value):
+                continue
+            if best is None or better(name, value, best[0]):
+                best = value, step
+        return best and best[1]
+
+    def resolve(self, step: Step) -> int:
+        """Return the number of the step that a choice means; with LATEST_GOOD one that has not been
+        found damaged so far.
+
+        Raises:
+          UserError: there is none.
+        """
+        return next(self._candidates(step, self.steps()))
+
+    def set_aside(self, after: int) -> None:
+        """Rename the checkpoints of later steps to STEP.damaged: a run goes on before them."""
+        for step in self.steps():
+            if step > after:
+                old = self.folder / str(step)
+                names = (f"{step}.damaged", *(f"{step}.damaged.{n}" for n in range(2, 1000)))
+                new = next(
+                    old.with_name(name) for name in names if not (self.folder / name).exists()
+                )
+                old.rename(new)
+                print(f"renamed {old} to {new.name}", file=sys.stderr)
+
+    def _target(self, step: int) -> pathlib.Path:
+        return (self.folder / str(step)).absolute()
+
+    def _candidates(self, step: Step, steps: list[int]) -> Iterator[int]:
         if not steps:
             raise UserError(f"there is no finished checkpoint in {self.folder}; train first")
-        if step is not None and step not in steps:
+        if step is None or step == LATEST:
+            yield steps[-1]
+        elif step == LATEST_GOOD:
+            yield from reversed([each for each in steps if each not in self._damaged])
+            raise list(self._damaged.values())[-1]
+        elif step == BEST:
+            name = self.restore_data(steps[-1]).get("keep_best")
+            best = name and self.best_step(name)
+            if best is None:
+                raise UserError(
+                    f"no checkpoint in {self.folder} has a held-out figure to compare: train with "
+                    "--config.loop.keep_best=held_out_loss, or choose a step of "
+                    f"{', '.join(map(str, steps))}"
+                )
+            yield best
+        elif str(step).isdigit() and int(step) in steps:
+            yield int(step)
+        else:
             raise UserError(
-                f"there is no checkpoint of step {step} in {self.folder}; there are {steps}"
+                f"there is no checkpoint of step {step} in {self.folder}; there are {steps}, "
+                f"{', '.join(CHOICES)}"
             )
-        return steps[-1] if step is None else step
 
-    def _remove_unfinished(self, target: pathlib.Path) -> None:
+    def _first_whole(
+        self, step: Step, load: Callable[[int], T], steps: list[int] | None = None
+    ) -> T:
+        """Load what a choice means; with LATEST_GOOD step over damaged checkpoints, with a note."""
+        there = self.steps()
+        for each in self._candidates(step, there if steps is None else steps):
+            try:
+                return load(each)
+            except DamagedCheckpoint as error:
+                older = [other for other in there if other < each]
+                if step == LATEST_GOOD:
+                    self._damaged[each] = error
+                    print(f"{error}; it is stepped over", file=sys.stderr)
+                elif older and step in (None, LATEST):
+                    raise DamagedCheckpoint(
+                        f"{error}; --restore=latest_good takes the newest that is whole (there is "
+                        f"step {older[-1]}), as does renaming the folder to {each}.damaged"
+                    ) from None
+                else:
+                    raise
+        raise AssertionError("candidates end with an error")
+
+    def _read(self, step: int, read: Callable[[], T]) -> T:
+        """Call Orbax; of its many kinds of errors, each with pages of text, make one sentence."""
+        try:
+            return read()
+        except Exception as error:
+            text = "\n".join(f"{type(each).__name__}: {each}" for each in _chain(error))
+        _collect_quietly()
+        target = self._target(step)
+        for sign in _NOT_DAMAGE:
+            if sign in text:
+                line = next(line for line in text.splitlines() if sign in line)
+                raise UserError(f"the checkpoint {target} cannot be read now ({line[:300]})")
+        # The array that TensorStore was reading, or a file.
+        named = re.search(r"'path': '([\w.]+)/'", text) or re.search(
+            rf'"{re.escape(str(target))}/([^"]+)"', text
+        )
+        missing = "NOT_FOUND" in text or "FileNotFoundError" in text
+        what = named[1].rstrip("/") if named else "a file"
+        state = "missing" if missing else "damaged"
+        raise DamagedCheckpoint(f"the checkpoint {target} cannot be read: {what} is {state}")
+
+    def _record(self, step: int) -> dict[str, Any]:
+        """Read {"data", "arrays", "digests"} of a checkpoint; of an older release {"data"}."""
+        target = str(self._target(step))
+        saved = self._read(step, lambda: ocp.load_checkpointables(target, {"data": None})["data"])
+        if "sha256" not in saved:
+            return {"data": saved}
+        try:
+            record = json.loads(saved["json"])
+        except ValueError:
+            record = None
+        if record is None or _sha256(record) != saved["sha256"]:
+            raise DamagedCheckpoint(
+                f"the checkpoint {target} cannot be read: its data is not what was written"
+            )
+        return record
+
+    def _contents(self, step: int) -> tuple[dict[str, Any], Params]:
+        """Read (record, shapes of the state), which must agree."""
+        target, record = self._target(step), self._record(step)
+        tree = self._read(step, lambda: ocp.checkpointables_metadata(str(target)).metadata["state"])
+        if "arrays" in record:
+            there = {name: _kind(leaf) for name, leaf in _named(tree).items()}
+            for name in sorted(there.keys() | record["arrays"].keys()):
+                written, found = record["arrays"].get(name), there.get(name)
+                if written != found:
+                    raise DamagedCheckpoint(
+                        f"the checkpoint {target} cannot be read: {name} is {found or 'missing'}, "
+                        f"and {written or 'nothing'} was written"
+                    )
+        return record, tree
+
+    def _compare(self, step: int, wanted: dict[str, Any], tree: Params, grown: bool) -> None:
+        """Raise UserError if a state is not that of the model."""
+        there = _named(tree)
+        for name in sorted(there.keys() | wanted.keys()):
+            saved, here = _kind(there.get(name)), _kind(wanted.get(name))
+            may_differ = grown and saved and here and saved.split()[0] == here.split()[0]
+            if saved == here or may_differ:
+                continue
+            raise UserError(
+                f"the checkpoint {self._target(step)} cannot be read as the state of this run: "
+                f"{name} is {saved or 'missing'} there and {here or 'missing'} here"
+            )
+
+    def _load_state(self, step: int, abstract: Params) -> Params:
+        target = str(self._target(step))
+        return self._read(
+            step, lambda: ocp.load_checkpointables(target, {"state": abstract})["state"]
+        )
+
+    def _verify(self, step: int, record: dict[str, Any], loaded: Params) -> None:
+        """Compare the digests of what was loaded with those of what was saved."""
+        if "digests" not in record:
+            print(
+                f"{self._target(step)} is of a release without digests: it is used unchecked",
+                file=sys.stderr,
+            )
+            return
+        loaded = {
+            name: leaf for name, leaf in _named(loaded).items() if leaf is not ocp.PLACEHOLDER
+        }
+        digests = tree_digests(loaded)
+        wrong = [name for name in loaded if digests[name] != record["digests"][name]]
+        if wrong:
+            more = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
+            raise DamagedCheckpoint(
+                f"the checkpoint {self._target(step)} cannot be used: the values of {wrong[0]}"
+                f"{more} are not those that were written"
+            )
+
+    def _not_kept(self) -> list[int]:
+        steps = self.steps()
+        best = self.best_step(self.best) if self.best else None
+        return [
+            step
+            for step in steps[: -self.keep]
+            if step != best and not (self.every and step % self.every == 0)
+        ]
+
+    def _remove(self, step: int) -> None:
+        """Remove a checkpoint; one that is half removed does not count as one."""
+        going = self.folder / f"{step}.orbax-checkpoint-tmp-removed"
+        try:
+            (self.folder / str(step)).rename(going)
+            shutil.rmtree(going)
+        except OSError as error:
+            print(f"the old checkpoint {going} could not be removed ({error})", file=sys.stderr)
+
+    def _remove_unfinished(self, target: pathlib.Path | None = None) -> None:
         """Remove what killed saves, or an incomplete copy of `target`, left behind."""
         for path in (*self.folder.glob("*.orbax-checkpoint-tmp*"), target):
-            if path.exists():
+            if path is not None and path.exists():
                 shutil.rmtree(path)
 
 
 def array_shapes(tree: Params) -> dict[str, tuple[int, ...]]:
     """Return the shape of every array, or shape, of a tree by its path, as `Checkpoints.shapes`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_path_name(path): tuple(leaf.shape) for path, leaf in leaves}
+    return {name: tuple(leaf.shape) for name, leaf in _named(tree).items()}
 
 
-def _path_name(path: Any) -> str:
-    # What is an attribute in a state is a key on disk.
-    names = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in path)
-    return "/".join(map(str, names))
+def _named(tree: Params) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _cannot_write(target: pathlib.Path, error: Exception) -> UserError:
-    return UserError(
-        f"the checkpoint {target} could not be written ({error}); is the disk full or read-only?"
-    )
+def _map_named(function: Callable[[str, Any], Any], tree: Params) -> Params:
+    return jax.tree_util.tree_map_with_path(lambda path, x: function(path_name(path), x), tree)
+
+
+def _as_restored(leaf: Any) -> Any:
+    """Give an array of the host a type that jax has: others would be read as another one."""
+    if isinstance(leaf, np.ndarray):
+        return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
+    return leaf
+
+
+def _kind(leaf: Any) -> str | None:
+    """Return dtype and shape as "float32 8x4", or None for no array."""
+    if leaf is None:
+        return None
+    return f"{np.dtype(leaf.dtype).name} {'x'.join(map(str, leaf.shape))}".rstrip()
+
+
+def _sha256(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _collect_quietly() -> None:
+    """Collect the coroutines that a failure leaves behind, which complain about it."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+    finally:
+        sys.unraisablehook = hook
+
+
+def _finish(response: Any, done: concurrent.futures.Future) -> None:
+    try:
+        done.set_result(response.result())
+    except Exception as error:  # of any kind: the checkpoint is not there
+        done.set_exception(error)
+
+
+def _anywhere(flag: bool) -> bool:
+    """Return whether a flag is set in any process; all must call it."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def _of_first_process(steps: list[int]) -> list[int]:
+    """Return the steps up to the newest that the first process sees; all must call it."""
+    if jax.process_count() == 1:
+        return steps
+    newest = int(multihost_utils.broadcast_one_to_all(np.int32(max(steps, default=-1))))
+    return [step for step in steps if step <= newest]
