@@ -1,5 +1,6 @@
-"""Runs of weeks: damaged checkpoints, losses that are not finite or too high, full disks, stalls."""
+"""Runs of weeks: damaged checkpoints, losses out of range, full disks, stalls."""
 
+import gc
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ from xgen_jax.config.runs import LoopConfig, run_config
 from xgen_jax.errors import UserError
 from xgen_jax.runs.checkpoint import Checkpoints, DamagedCheckpoint, FailedSave
 from xgen_jax.testing import POINTWISE, VIDVAE, tiny_values
+from xgen_jax.training import loss_guard
 from xgen_jax.training.loss_guard import LEAST, MAX_ROLLBACKS, LossGuard, LossSpike, NonFiniteLoss
 from xgen_jax.training.metric_writers import read_jsonl
 from xgen_jax.training.tasks.vidvae import VidVAETask
@@ -78,13 +80,13 @@ def test_a_damaged_checkpoint_and_a_garbage_record_stop_no_run(straight, tmp_pat
 
 @pytest.fixture
 def changed_loss(monkeypatch):
-    """Give some steps another loss: a dict of step -> factor."""
+    """Multiply the loss of some steps: a dict of step -> factor."""
     own, factors = VidVAETask.loss, {}
 
     def loss(self, params, arrays, keys_B, step, frozen=None):
         value, metrics = own(self, params, arrays, keys_B, step, frozen)
         for at, factor in factors.items():
-            value = jnp.where(step == at, value * factor, value)
+            value = value * jnp.where(step == at, factor, 1.0)
         return value, metrics
 
     monkeypatch.setattr(VidVAETask, "loss", loss)
@@ -109,20 +111,25 @@ def test_a_step_that_is_not_finite_is_left_out_and_a_resumed_run_does_the_same(
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state["params"]))
     # One more in a row ends the run, from behind those steps; the resumed call knows of the first.
     run(tmp_path / "stopped", 3, skip_non_finite=1)
-    with pytest.raises(NonFiniteLoss, match="2th in a row, and loop.skip_non_finite=1 leaves out"):
+    with pytest.raises(
+        NonFiniteLoss, match="number 2 in a row, and loop.skip_non_finite=1 leaves out"
+    ):
         run(tmp_path / "stopped", 6, skip_non_finite=1)
     assert run(tmp_path / "stopped", 6, skip_non_finite=1)["step"] == 6
 
 
 @pytest.mark.slow
-def test_a_spike_takes_the_run_back_and_a_resumed_run_does_the_same(changed_loss, tmp_path):
-    at, steps = LEAST + 4, LEAST + 8
+def test_a_spike_takes_the_run_back_and_a_resumed_run_does_the_same(
+    changed_loss, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loss_guard, "LEAST", 5)
+    before, at, steps = 6, 8, 12
     changed_loss[at] = 1e4
-    options = {"rollback_sigma": 20.0, "checkpoint_every": LEAST, "log_every": 1}
+    options = {"rollback_sigma": 20.0, "checkpoint_every": before}
     run(tmp_path / "straight", steps, **options)
     (event,) = events(tmp_path / "straight")
     assert (event["event"], event["step"]) == ("rollback", at)
-    assert f"Back to step {LEAST}" in event["message"] and "samples [" in event["message"]
+    assert f"Back to step {before}" in event["message"] and "samples [" in event["message"]
     assert [row["step"] for row in rows(tmp_path / "straight")] == [
         step for step in range(1, steps + 1) if step != at + 1
     ]
@@ -153,13 +160,13 @@ def test_a_guard_bounds_what_it_does():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache")
+# A save that fails leaves event loops of Orbax behind, which complain when they are collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_reported_when_it_is_full_and_ends_the_run_only_at_the_end(
     straight, tmp_path, capsys
 ):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (6_000, before[1])
-    )  # bytes a file: for rows, not arrays
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, before[1]))  # for rows, not arrays
     try:
         with pytest.raises(FailedSave, match="checkpoints/4 could not be written"):
             run(tmp_path / "run")
@@ -170,6 +177,7 @@ def test_a_full_disk_is_reported_when_it_is_full_and_ends_the_run_only_at_the_en
     assert "checkpoints/2 could not be written" in capsys.readouterr().err
     run(tmp_path / "run")
     assert_same(state_of(tmp_path / "run"), state_of(straight))
+    gc.collect()
 
 
 def test_a_run_folder_that_has_gone_ends_the_run(straight, tmp_path, monkeypatch):

@@ -137,8 +137,8 @@ class LossGuard:
             )
         in_a_row, self.in_a_row = self.in_a_row, 0  # who goes on allows as many again
         raise NonFiniteLoss(
-            f"{what}It is the {in_a_row}th in a row, and loop.skip_non_finite={allowed} leaves out "
-            f"{allowed}; none was applied, and the same command goes on after them. {advice}",
+            f"{what}It is number {in_a_row} in a row, and loop.skip_non_finite={allowed} leaves "
+            f"out {allowed}; none was applied, and the same command goes on after them. {advice}",
             step,
         )
 
