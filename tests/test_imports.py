@@ -46,7 +46,7 @@ FORBIDDEN = {
 }
 EVERYWHERE_FORBIDDEN = {"tensorflow", "ml_collections", "torch"}
 ONLY_IN = {
-    "orbax": {"runs/checkpoint.py"},
+    "orbax": {"runs/stored.py"},
     "av": {
         "curation/encode.py",
         "data/color.py",

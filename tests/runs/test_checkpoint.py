@@ -15,7 +15,8 @@ from orbax.checkpoint import v1 as ocp
 
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
-from xgen_jax.runs.checkpoint import Checkpoints, DamagedCheckpoint, FailedSave, array_shapes
+from xgen_jax.runs.checkpoint import Checkpoints, FailedSave
+from xgen_jax.runs.stored import DamagedCheckpoint, array_shapes
 from xgen_jax.training.state import TrainState
 
 # A read that fails leaves event loops of Orbax behind, which complain when they are collected.

@@ -17,7 +17,8 @@ from run_states import assert_same, contents, state_of
 from xgen_jax.commands.train import train
 from xgen_jax.config.runs import LoopConfig, run_config
 from xgen_jax.errors import UserError
-from xgen_jax.runs.checkpoint import Checkpoints, DamagedCheckpoint, FailedSave
+from xgen_jax.runs.checkpoint import Checkpoints, FailedSave
+from xgen_jax.runs.stored import DamagedCheckpoint
 from xgen_jax.testing import POINTWISE, VIDVAE, tiny_values
 from xgen_jax.training import loss_guard
 from xgen_jax.training.loss_guard import LEAST, MAX_ROLLBACKS, LossGuard, LossSpike, NonFiniteLoss

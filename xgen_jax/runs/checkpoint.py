@@ -1,23 +1,16 @@
-"""Checkpoints with Orbax v1; the only module that imports Orbax.
+"""The checkpoints of a run: which there are, which are kept, and which one is taken.
 
-A checkpoint holds the train state, a digest of each of its arrays (`runs.digest`), and JSON of what
-else a run needs to go on. It is committed by one rename, so a run that is killed while saving
-leaves the one before it; what is read is compared with the digests. An Orbax checkpointer may call
-a failed save its latest, so the list of steps is always read from the folder.
+A checkpoint is committed by one rename, so a run that is killed while saving leaves the one before
+it. An Orbax checkpointer may call a failed save its latest, so the list of steps is always read
+from the folder. See `runs.stored` for what is in one.
 """
 
 import concurrent.futures
-import gc
-import hashlib
-import json
-import logging
 import math
 import pathlib
-import re
 import shutil
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -25,38 +18,25 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # deprecations inside Orbax's own imports
-    from orbax.checkpoint import v1 as ocp
-
 from xgen_jax.config.runs import LoopConfig, better
 from xgen_jax.errors import UserError
-from xgen_jax.parallel.sharding import path_name
-from xgen_jax.runs.digest import tree_digests
+from xgen_jax.runs.stored import (
+    NOT_LOADED,
+    DamagedCheckpoint,
+    StoredCheckpoint,
+    array_shapes,
+    collect_quietly,
+    map_named,
+    named,
+    write,
+)
 from xgen_jax.typing import Params
-
-# Orbax logs every step of every save, and a failure with its traceback besides its exception.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 # Which checkpoint to take, besides the number of a step.
 LATEST, LATEST_GOOD, BEST = CHOICES = ("latest", "latest_good", "best")
 Step = int | str | None  # None is LATEST
 
 T = TypeVar("T")
-# Parts of errors that say nothing about the files: to step over those checkpoints would be wrong.
-_NOT_DAMAGE = (
-    "RESOURCE_EXHAUSTED",
-    "PERMISSION_DENIED",
-    "Permission denied",
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-    "Too many open files",
-)
-
-
-class DamagedCheckpoint(UserError):
-    """A checkpoint whose files are not what was written."""
 
 
 class FailedSave(UserError):
@@ -137,14 +117,8 @@ class Checkpoints:
             probe = self.folder / f"{step}.orbax-checkpoint-tmp-{jax.process_index()}"
             probe.mkdir()
             probe.rmdir()
-            state = jax.tree.map(_as_restored, state)
             data = {**data, "keep_best": self.best} if self.best else data
-            arrays = jax.tree_util.tree_leaves_with_path(state)
-            kinds = {path_name(path): _kind(leaf) for path, leaf in arrays}
-            record = {"data": data, "arrays": kinds, "digests": tree_digests(state)}
-            # One string: Orbax writes every value of a tree as an array of its own.
-            record = {"json": json.dumps(record), "sha256": _sha256(record)}
-            response = ocp.save_checkpointables_async(str(target), {"state": state, "data": record})
+            response = write(target, state, data)
         except (OSError, ValueError) as error:
             raise FailedSave(step, target, error) from error
         done: concurrent.futures.Future = concurrent.futures.Future()
@@ -166,7 +140,7 @@ class Checkpoints:
         self._pending, future, error = None, None, None
         first = jax.process_index() == 0
         if failed is not None:
-            _collect_quietly()
+            collect_quietly()
             if first:
                 self._remove_unfinished()  # it may be what fills the disk
             raise failed
@@ -188,8 +162,7 @@ class Checkpoints:
           step: one of `steps()` or CHOICES, by default the newest.
           grown: allow arrays with other shapes, which have those that were saved.
         """
-        leaves, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
-        wanted = {path_name(path): leaf for path, leaf in leaves}
+        wanted, structure = named(abstract_state), jax.tree.structure(abstract_state)
 
         def abstract(name: str, saved: Any) -> Any:
             leaf = wanted[name]
@@ -200,25 +173,25 @@ class Checkpoints:
             return jax.ShapeDtypeStruct(saved.shape, leaf.dtype, sharding=whole)
 
         def load(step: int) -> tuple[Params, dict[str, Any]]:
+            stored = self._stored(step)
             record, loaded, error = {}, None, None
             try:
-                record, tree = self._contents(step)
-                self._compare(step, wanted, tree, grown)
-                loaded = self._load_state(step, _map_named(abstract, tree))
+                record, tree = stored.contents()
+                stored.compare(wanted, tree, grown)
+                loaded = stored.load(map_named(abstract, tree))
             except UserError as failed:  # raised below, so that no process waits for this one
                 error = failed
             if _anywhere(error is not None):
-                target = self._target(step)
-                raise error or DamagedCheckpoint(f"another process cannot read {target}")
-            self._verify(step, record, loaded)
-            arrays = _named(loaded)
+                raise error or DamagedCheckpoint(f"another process cannot read {stored.path}")
+            stored.verify(record, loaded)
+            arrays = named(loaded)
             return structure.unflatten(arrays[name] for name in wanted), record["data"]
 
         return self._first_whole(step, load, _of_first_process(self.steps()))
 
     def restore_data(self, step: Step = None) -> dict[str, Any]:
         """Load the data that was saved with the state, without reading the state."""
-        return self._first_whole(step, self._record)["data"]
+        return self._first_whole(step, lambda step: self._stored(step).record())["data"]
 
     def restore_part(self, names: tuple[str, ...], step: Step = None) -> Params:
         """Load the part of the state under `names`, e.g. ("ema",), onto this process's first
@@ -228,15 +201,16 @@ class Checkpoints:
 
         def abstract(name: str, saved: Any) -> Any:
             if not f"{name}/".startswith(prefix):
-                return ocp.PLACEHOLDER
+                return NOT_LOADED
             return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=sharding)
 
         def load(step: int) -> Params:
-            record, tree = self._contents(step)
-            if not any(f"{name}/".startswith(prefix) for name in _named(tree)):
-                raise UserError(f"the checkpoint {self._target(step)} holds no {'/'.join(names)}")
-            part = self._load_state(step, _map_named(abstract, tree))
-            self._verify(step, record, part)
+            stored = self._stored(step)
+            record, tree = stored.contents()
+            if not any(f"{name}/".startswith(prefix) for name in named(tree)):
+                raise UserError(f"the checkpoint {stored.path} holds no {'/'.join(names)}")
+            part = stored.load(map_named(abstract, tree))
+            stored.verify(record, part)
             for name in names:
                 part = part[name]
             return part
@@ -245,7 +219,7 @@ class Checkpoints:
 
     def shapes(self, step: Step = None) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array of a state by its path, "params/vdit/..."."""
-        return self._first_whole(step, lambda step: array_shapes(self._contents(step)[1]))
+        return self._first_whole(step, lambda step: array_shapes(self._stored(step).contents()[1]))
 
     def figures(self, step: int) -> dict[str, float]:
         """Return the held-out figures that were saved with a checkpoint; {} if it has none."""
@@ -291,6 +265,9 @@ class Checkpoints:
 
     def _target(self, step: int) -> pathlib.Path:
         return (self.folder / str(step)).absolute()
+
+    def _stored(self, step: int) -> StoredCheckpoint:
+        return StoredCheckpoint(self._target(step))
 
     def _candidates(self, step: Step, steps: list[int]) -> Iterator[int]:
         if not steps:
@@ -340,97 +317,6 @@ class Checkpoints:
                     raise
         raise AssertionError("candidates end with an error")
 
-    def _read(self, step: int, read: Callable[[], T]) -> T:
-        """Call Orbax; of its many kinds of errors, each with pages of text, make one sentence."""
-        try:
-            return read()
-        except Exception as error:
-            text = "\n".join(f"{type(each).__name__}: {each}" for each in _chain(error))
-        _collect_quietly()
-        target = self._target(step)
-        for sign in _NOT_DAMAGE:
-            if sign in text:
-                line = next(line for line in text.splitlines() if sign in line)
-                raise UserError(f"the checkpoint {target} cannot be read now ({line[:300]})")
-        # The array that TensorStore was reading, or a file.
-        named = re.search(r"'path': '([\w.]+)/'", text) or re.search(
-            rf'"{re.escape(str(target))}/([^"]+)"', text
-        )
-        missing = "NOT_FOUND" in text or "FileNotFoundError" in text
-        what = named[1].rstrip("/") if named else "a file"
-        state = "missing" if missing else "damaged"
-        raise DamagedCheckpoint(f"the checkpoint {target} cannot be read: {what} is {state}")
-
-    def _record(self, step: int) -> dict[str, Any]:
-        """Read {"data", "arrays", "digests"} of a checkpoint; of an older release {"data"}."""
-        target = str(self._target(step))
-        saved = self._read(step, lambda: ocp.load_checkpointables(target, {"data": None})["data"])
-        if "sha256" not in saved:
-            return {"data": saved}
-        try:
-            record = json.loads(saved["json"])
-        except ValueError:
-            record = None
-        if record is None or _sha256(record) != saved["sha256"]:
-            raise DamagedCheckpoint(
-                f"the checkpoint {target} cannot be read: its data is not what was written"
-            )
-        return record
-
-    def _contents(self, step: int) -> tuple[dict[str, Any], Params]:
-        """Read (record, shapes of the state), which must agree."""
-        target, record = self._target(step), self._record(step)
-        tree = self._read(step, lambda: ocp.checkpointables_metadata(str(target)).metadata["state"])
-        if "arrays" in record:
-            there = {name: _kind(leaf) for name, leaf in _named(tree).items()}
-            for name in sorted(there.keys() | record["arrays"].keys()):
-                written, found = record["arrays"].get(name), there.get(name)
-                if written != found:
-                    raise DamagedCheckpoint(
-                        f"the checkpoint {target} cannot be read: {name} is {found or 'missing'}, "
-                        f"and {written or 'nothing'} was written"
-                    )
-        return record, tree
-
-    def _compare(self, step: int, wanted: dict[str, Any], tree: Params, grown: bool) -> None:
-        """Raise UserError if a state is not that of the model."""
-        there = _named(tree)
-        for name in sorted(there.keys() | wanted.keys()):
-            saved, here = _kind(there.get(name)), _kind(wanted.get(name))
-            may_differ = grown and saved and here and saved.split()[0] == here.split()[0]
-            if saved == here or may_differ:
-                continue
-            raise UserError(
-                f"the checkpoint {self._target(step)} cannot be read as the state of this run: "
-                f"{name} is {saved or 'missing'} there and {here or 'missing'} here"
-            )
-
-    def _load_state(self, step: int, abstract: Params) -> Params:
-        target = str(self._target(step))
-        return self._read(
-            step, lambda: ocp.load_checkpointables(target, {"state": abstract})["state"]
-        )
-
-    def _verify(self, step: int, record: dict[str, Any], loaded: Params) -> None:
-        """Compare the digests of what was loaded with those of what was saved."""
-        if "digests" not in record:
-            print(
-                f"{self._target(step)} is of a release without digests: it is used unchecked",
-                file=sys.stderr,
-            )
-            return
-        loaded = {
-            name: leaf for name, leaf in _named(loaded).items() if leaf is not ocp.PLACEHOLDER
-        }
-        digests = tree_digests(loaded)
-        wrong = [name for name in loaded if digests[name] != record["digests"][name]]
-        if wrong:
-            more = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
-            raise DamagedCheckpoint(
-                f"the checkpoint {self._target(step)} cannot be used: the values of {wrong[0]}"
-                f"{more} are not those that were written"
-            )
-
     def _not_kept(self) -> list[int]:
         steps = self.steps()
         best = self.best_step(self.best) if self.best else None
@@ -454,54 +340,6 @@ class Checkpoints:
         for path in (*self.folder.glob("*.orbax-checkpoint-tmp*"), target):
             if path is not None and path.exists():
                 shutil.rmtree(path)
-
-
-def array_shapes(tree: Params) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every array, or shape, of a tree by its path, as `Checkpoints.shapes`."""
-    return {name: tuple(leaf.shape) for name, leaf in _named(tree).items()}
-
-
-def _named(tree: Params) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _map_named(function: Callable[[str, Any], Any], tree: Params) -> Params:
-    return jax.tree_util.tree_map_with_path(lambda path, x: function(path_name(path), x), tree)
-
-
-def _as_restored(leaf: Any) -> Any:
-    """Give an array of the host a type that jax has: others would be read as another one."""
-    if isinstance(leaf, np.ndarray):
-        return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
-    return leaf
-
-
-def _kind(leaf: Any) -> str | None:
-    """Return dtype and shape as "float32 8x4", or None for no array."""
-    if leaf is None:
-        return None
-    return f"{np.dtype(leaf.dtype).name} {'x'.join(map(str, leaf.shape))}".rstrip()
-
-
-def _sha256(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _collect_quietly() -> None:
-    """Collect the coroutines that a failure leaves behind, which complain about it."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            gc.collect()
-    finally:
-        sys.unraisablehook = hook
 
 
 def _finish(response: Any, done: concurrent.futures.Future) -> None:

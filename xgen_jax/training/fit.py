@@ -24,8 +24,9 @@ from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.memory import program_bytes
 from xgen_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
-from xgen_jax.runs.checkpoint import LATEST, LATEST_GOOD, Step, array_shapes
+from xgen_jax.runs.checkpoint import LATEST, LATEST_GOOD, Step
 from xgen_jax.runs.folder import RunFolder
+from xgen_jax.runs.stored import array_shapes
 from xgen_jax.signals import Stopped, stop_later
 from xgen_jax.training.compiled import abstract_arguments, compile_ahead, jit_update
 from xgen_jax.training.evaluation import Evaluation
