@@ -129,13 +129,13 @@ class LossGuard:
             "Lower the learning rate (--config.optimizer.learning_rate=... --accept_changes), or "
             "look at those samples"
         )
+        in_a_row, self.in_a_row = self.in_a_row, 0  # who goes on allows as many again
         if not allowed:
             raise NonFiniteLoss(
                 f"{what}The step was not applied; the run goes on from it with the same command. "
                 f"{advice}; --config.loop.skip_non_finite=N leaves out up to N such steps in a row",
                 step,
             )
-        in_a_row, self.in_a_row = self.in_a_row, 0  # who goes on allows as many again
         raise NonFiniteLoss(
             f"{what}It is number {in_a_row} in a row, and loop.skip_non_finite={allowed} leaves "
             f"out {allowed}; none was applied, and the same command goes on after them. {advice}",
