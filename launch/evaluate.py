@@ -24,6 +24,9 @@ FLAGS = [
     text("suite", None, "What to do: reconstruction, captions, samples or report."),
     text("embedder", None, "Run folder of a trained VidVAE or REGEN (reconstruction)."),
     text("model", None, "Run folder of a trained VDiT (captions, samples)."),
+    text(
+        "restore", "latest", "Checkpoint: latest, latest_good (the newest whole), best, or a step."
+    ),
     text("data", None, "Folder of videos; by default what the run trained on (reconstruction)."),
     flags.DEFINE_enum(
         "split",

@@ -41,6 +41,9 @@ FLAGS = [
         None,
         "Device memory to use, in GB (1e9 bytes); chunks are as long as it allows.",
     ),
+    flags.DEFINE_string(
+        "restore", "latest", "Checkpoint: latest, latest_good (the newest whole), best, or a step."
+    ),
     flags.DEFINE_bool("overwrite", False, "Replace a file that exists."),
 ]
 

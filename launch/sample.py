@@ -43,6 +43,9 @@ FLAGS = [
     text("embedder", None, "The embedder's run folder, if it is no longer where the run found it."),
     text("text_encoder", None, "The folder of the run's T5, likewise."),
     text("lora", None, "An adapter of the model: FILE or FILE:SCALE, or the run that trained it."),
+    text(
+        "restore", "latest", "Checkpoint: latest, latest_good (the newest whole), best, or a step."
+    ),
     text("text_cache", None, "Folder for embeddings of prompts."),
     flags.DEFINE_enum(
         "compute_dtype", None, ["bfloat16", "float32"], "By default the one trained in."

@@ -24,6 +24,12 @@ ACCEPT_CHANGES = flags.DEFINE_bool(
     "Go on with the run in --workdir although its data, schedule or loss has changed; run.json "
     "notes what.",
 )
+RESTORE = flags.DEFINE_enum(
+    "restore",
+    "latest",
+    ["latest", "latest_good"],
+    "Checkpoint to go on from: latest_good steps over damaged ones, and renames them.",
+)
 PROCESSES = command.process_flags()
 
 
@@ -39,7 +45,7 @@ def main():
         # Only now, for it loads jax, and a mistake in a key is told sooner.
         from xgen_jax.commands.train import train
 
-        return train(config, WORKDIR.value, OVERWRITE.value, ACCEPT_CHANGES.value)
+        return train(config, WORKDIR.value, OVERWRITE.value, ACCEPT_CHANGES.value, RESTORE.value)
 
     return command.in_processes(PROCESSES, call)
 

@@ -1,6 +1,11 @@
 """Files that are whole or missing, and settings that must be the same."""
 
+import errno
+import fcntl
 import os
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -86,3 +91,42 @@ def test_numbers_are_read_only_as_they_were_written(tmp_path):
     for count, sha256 in ((2, digest), (3, "0" * 64)):
         with pytest.raises(UserError, match="is not what was written"):
             files.read_numbers(tmp_path / "a.npy", count, sha256)
+
+
+def test_a_folder_is_held_by_one_process_and_taken_over_from_a_dead_one(tmp_path):
+    script = (
+        "import sys, time; from xgen_jax.files import locked\n"
+        "with locked(sys.argv[1], 'trains in'): print('held', flush=True); time.sleep(60)"
+    )
+    arguments = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        message = rf"another process trains in .* \(process {holder.pid} on .*\); wait for it"
+        with pytest.raises(UserError, match=message), files.locked(tmp_path, "trains in"):
+            pass
+        holder.kill()
+    assert (tmp_path / files.LOCK).exists()
+    with files.locked(tmp_path, "trains in"):
+        assert f"process {os.getpid()}" in (tmp_path / files.LOCK).read_text()
+    assert not (tmp_path / files.LOCK).exists()
+
+
+def test_without_locks_of_the_system_a_process_that_lives_holds_the_folder(
+    tmp_path, monkeypatch, capsys
+):
+    def no_locks(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    lock, here = tmp_path / files.LOCK, platform.node()
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    for text in (f"process {ended.pid} on {here}", "", "process 1 on another.machine"):
+        lock.write_text(text)
+        with files.locked(tmp_path, "trains in"):
+            pass
+        assert not lock.exists()
+    assert "names process 1 on another.machine" in capsys.readouterr().err
+    lock.write_text(f"process {os.getppid()} on {here}")
+    with pytest.raises(UserError, match="another process"), files.locked(tmp_path, "trains in"):
+        pass

@@ -13,6 +13,7 @@ LEVELS = {
     "typing": 0,
     "files": 0,
     "environment": 0,
+    "signals": 0,
     "nn": 1,
     "diffusion": 1,
     "parallel": 1,
@@ -47,7 +48,7 @@ FORBIDDEN = {
 }
 EVERYWHERE_FORBIDDEN = {"tensorflow", "ml_collections", "torch"}
 ONLY_IN = {
-    "orbax": {"runs/checkpoint.py"},
+    "orbax": {"runs/stored.py"},
     "av": {
         "curation/encode.py",
         "data/color.py",

@@ -14,6 +14,7 @@ import pathlib
 import platform
 import re
 import secrets
+import sys
 from collections.abc import Collection, Generator, Mapping
 from typing import Any
 
@@ -167,8 +168,10 @@ def check_free(folder: pathlib.Path, marker: str, what: str) -> bool:
 def locked(folder: Path, doing: str) -> Generator[None]:
     """Hold a folder for this process; another that wants it meanwhile is refused.
 
-    The system releases it when the process ends, whatever ends it. Within one process a folder may
-    be held once.
+    The system releases it when the process ends, whatever ends it, so what a dead process left is
+    taken over. Where a network file system has no locks, the file's text stands for them: a process
+    of this machine that lives holds it; of another machine nobody can say, and a note is printed.
+    Within one process a folder may be held once.
 
     Args:
       folder: made if it is not there.
@@ -184,27 +187,48 @@ def locked(folder: Path, doing: str) -> Generator[None]:
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})") from error
     try:
+        holder = os.read(descriptor, 200).decode(errors="replace").strip()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             taken = os.path.samestat(os.fstat(descriptor), os.stat(path))
         except (BlockingIOError, FileNotFoundError):
             taken = False  # held, or removed by its holder a moment ago
         except OSError:
-            taken = True  # some network file systems have no locks: then it is up to the user
+            taken = not _lives(holder, path)
         if not taken:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip()
             raise UserError(
                 f"another process {doing} {path.parent} ({holder or 'it does not say which'}); "
                 "wait for it, or give another folder"
             )
         os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        os.pwrite(descriptor, _this_process().encode(), 0)
         try:
             yield
         finally:
             path.unlink(missing_ok=True)  # before it is released, so that nobody can hold it
     finally:
         os.close(descriptor)
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {platform.node()}"
+
+
+def _lives(holder: str, path: pathlib.Path) -> bool:
+    """Whether the process that a lock's text names is known to live."""
+    named = re.fullmatch(r"process (\d+) on (.*)", holder)
+    if named is None or holder == _this_process():
+        return False
+    if named[2] != platform.node():
+        print(f"{path} names {holder}, and locks do not work here: end it first", file=sys.stderr)
+        return False
+    try:
+        os.kill(int(named[1]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def file_sha256(path: Path) -> str:

@@ -17,6 +17,7 @@ from xgen_jax.parallel import agreement, arrays
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.processes import started
 from xgen_jax.parallel.sharding import batch_sharding, replicated
+from xgen_jax.training.fit import stop_votes
 
 
 def make_pipeline(**part):
@@ -89,14 +90,13 @@ def main(coordinator, number):
         found["buckets"] = [pipeline.bucket(step).name for step in range(8)]
         found["sample ids"] = [pipeline.batch(step)["sample_id"].tolist() for step in range(4)]
 
-        vote, asked = agreement.StopVote(), []
-        signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-        found["votes"] = []
-        for step in range(5):
-            if step == 2 and number == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            with jax.transfer_guard("disallow"):
-                found["votes"].append(vote(bool(asked)))
+        asked = []
+        signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        largest = jax.jit(lambda votes: votes.max(), out_shardings=replicated(mesh))
+        with jax.transfer_guard("disallow"):
+            found["stop"] = int(jax.device_get(largest(stop_votes(mesh, asked))))
         found["first"] = first
     print(json.dumps(found))
 

@@ -1,21 +1,25 @@
 """Checkpoints: restored bit for bit, on any layout, and never half written."""
 
 import gc
+import json
 import pathlib
+import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
 
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
-from xgen_jax.runs.checkpoint import Checkpoints
+from xgen_jax.runs.checkpoint import Checkpoints, FailedSave
+from xgen_jax.runs.stored import DamagedCheckpoint, array_shapes
 from xgen_jax.training.state import TrainState
 
-# A read that fails leaves event loops and coroutines of Orbax behind, which complain when they are
-# collected.
+# A read that fails leaves event loops of Orbax behind, which complain when they are collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 DATA = {"step": 7, "fingerprint": "a.b.c"}
@@ -146,7 +150,7 @@ def test_saving_a_step_that_is_saved_already_is_no_error(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
-def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(tmp_path, damage):
+def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(tmp_path, damage, capsys):
     checkpoints = saved(tmp_path, 3, 7)
     files = [
         p for p in (tmp_path / "7").rglob("*") if p.is_file() and p.name != "_CHECKPOINT_METADATA"
@@ -158,18 +162,27 @@ def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(tmp_path, damage)
                 file.truncate(path.stat().st_size // 2)
         else:
             path.unlink()
-    with pytest.raises(UserError, match=r"7 cannot be read \(.*; remove .*7 to go on from step 3"):
+    message = (
+        r"^the checkpoint [^ ]*/7 cannot be read: [^;]*; --restore=latest_good .* step 3\)[^;]*$"
+    )
+    with pytest.raises(DamagedCheckpoint, match=message):
         checkpoints.restore(abstract(state()))
-    with pytest.raises(UserError, match="7 cannot be read"):
+    with pytest.raises(DamagedCheckpoint, match="7 cannot be read"):
         checkpoints.restore_part(("ema",))
+    restored, data = checkpoints.restore(abstract(state()), "latest_good")
+    assert_equal(restored, state(3))
+    assert data["step"] == checkpoints.resolve("latest_good") == 3
+    assert "7 cannot be read" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_model_is_an_error(tmp_path):
     checkpoints = saved(tmp_path, 7)
     other = state()
     other = other.replace(params={**other.params, "a": {"kernel": jnp.zeros((8, 5))}})
-    with pytest.raises(UserError, match="7 cannot be read"):
-        checkpoints.restore(abstract(other))
+    message = "7 cannot be read as the state of this run: params/a/kernel is float32 8x4 there and "
+    for choice in ("latest", "latest_good"):  # it is no damage, to step over it would be wrong
+        with pytest.raises(UserError, match=f"{message}float32 8x5 here"):
+            checkpoints.restore(abstract(other), choice)
 
 
 def test_no_checkpoint_is_an_error(tmp_path):
@@ -185,3 +198,113 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "c").write_text("a file where the folder should be")
     with pytest.raises(UserError, match="could not be written"):
         saved(pathlib.Path(tmp_path / "c"), 7)
+
+
+def flip(folder, rng):
+    """Flip a bit of the largest file of a checkpoint, which holds the values of its arrays."""
+    path = max(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    "flips", [pytest.param(6, id="6"), pytest.param(60, id="60", marks=pytest.mark.slow)]
+)
+def test_every_flipped_bit_is_noticed_named_and_stepped_over(tmp_path, flips):
+    rng, unnamed = np.random.default_rng(flips), 0
+    values = {"a": {"kernel": rng.standard_normal((64, 64), np.float32)}}
+    checkpoints = Checkpoints(tmp_path / "good")
+    for step in (3, 7):
+        checkpoints.save(step, {"params": values, "ema": values}, DATA)
+    checkpoints.wait()
+    for _ in range(flips):
+        shutil.rmtree(tmp_path / "bad", ignore_errors=True)
+        shutil.copytree(tmp_path / "good", tmp_path / "bad")
+        flip(tmp_path / "bad" / "7", rng)
+        wrong = []
+        for part in ("params", "ema"):
+            try:
+                assert_equal(Checkpoints(tmp_path / "bad").restore_part((part,)), values)
+            except DamagedCheckpoint as error:
+                wrong.append(part)
+                unnamed += f"{part}/a/kernel" not in str(error).replace(".", "/")
+                good = Checkpoints(tmp_path / "bad")
+                assert_equal(good.restore_part((part,), "latest_good"), values)
+                assert good.resolve("latest_good") == 3
+        assert wrong
+    assert unnamed == 0
+
+
+def test_a_checkpoint_of_an_older_release_is_used_with_a_note(tmp_path, capsys):
+    saved = {"state": {"ema": {"a": np.ones(3, np.float32)}}, "data": DATA}
+    ocp.save_checkpointables(str(tmp_path / "7"), saved)
+    checkpoints = Checkpoints(tmp_path)
+    assert_equal(checkpoints.restore_part(("ema",)), saved["state"]["ema"])
+    assert checkpoints.restore_data() == DATA
+    assert "7 is of a release without digests: it is used unchecked" in capsys.readouterr().err
+
+
+def test_if_all_are_damaged_the_error_says_so_and_nothing_is_removed(tmp_path):
+    checkpoints = saved(tmp_path, 3, 7)
+    for step in ("3", "7"):
+        shutil.rmtree(tmp_path / step / "data")
+    with pytest.raises(DamagedCheckpoint, match="3 cannot be read"):
+        checkpoints.restore(abstract(state()), "latest_good")
+    assert checkpoints.steps() == [3, 7]
+
+
+def test_checkpoints_past_the_one_gone_on_from_are_renamed(tmp_path):
+    checkpoints = saved(tmp_path, 3, 7)
+    (tmp_path / "7.damaged").mkdir()
+    checkpoints.set_aside(after=3)
+    assert checkpoints.steps() == [3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "7.damaged", "7.damaged.2"]
+
+
+def test_a_save_that_fails_is_no_checkpoint_and_the_next_one_may_succeed(tmp_path):
+    checkpoints = saved(tmp_path, 3)
+    large = {"a": np.random.default_rng(0).standard_normal(20_000).astype(np.float32)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (30_000, before[1])
+    )  # the system refuses to write more
+    try:
+        checkpoints.save(7, large, DATA)
+        with pytest.raises(
+            FailedSave, match=r"7 could not be written \(.*is the disk full"
+        ) as error:
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.step == 7 and checkpoints.steps() == [3]
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+    checkpoints.poll()  # it has been reported
+    checkpoints.save(7, large, DATA)
+    checkpoints.wait()
+    assert_equal(checkpoints.restore_part(()), large)
+
+
+def test_those_of_the_interval_and_the_best_are_kept_as_well(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, every=4, best="held_out_psnr_db")
+    psnr = {1: 20.0, 2: 26.0, 3: float("nan"), 4: 26.0, 5: 25.0, 6: 24.0}
+    for step, value in psnr.items():
+        data = {**DATA, "held_out": {"held_out_psnr_db": value, "held_out_loss": step}}
+        checkpoints.save(step, {"a": np.full(1, step)}, data)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4, 6]
+    assert Checkpoints(tmp_path).resolve("best") == 2
+    assert Checkpoints(tmp_path).best_step("held_out_loss") == 2
+    assert Checkpoints(tmp_path).restore_part((), "best")["a"] == 2
+    assert Checkpoints(tmp_path).restore_part((), "4")["a"] == 4
+    with pytest.raises(UserError, match="has a held-out figure to compare: train with"):
+        saved(tmp_path / "others", 3).resolve("best")
+
+
+def test_what_is_stored_is_what_the_digests_are_of(tmp_path):
+    """The names, kinds and digests of all arrays lie in the checkpoint's data."""
+    saved(tmp_path, 7)
+    stored = ocp.load_checkpointables(str(tmp_path / "7"), {"data": None})["data"]
+    record = json.loads(stored["json"])
+    assert record["digests"].keys() == record["arrays"].keys() == array_shapes(state()).keys()
+    assert record["arrays"]["params/a/kernel"] == "float32 8x4"

@@ -13,8 +13,8 @@ from xgen_jax.errors import UserError
 from xgen_jax.runs.checkpoint import Checkpoints
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.testing import POINTWISE, VDIT, VIDVAE, tiny_run, tiny_values
+from xgen_jax.training.loss_guard import NonFiniteLoss
 from xgen_jax.training.metric_writers import read_jsonl
-from xgen_jax.training.run_log import NonFiniteLoss
 from xgen_jax.training.tasks.vidvae import VidVAETask
 
 pytestmark = pytest.mark.slow

@@ -19,8 +19,8 @@ from xgen_jax.config.runs import run_config
 from xgen_jax.errors import UserError
 from xgen_jax.runs.checkpoint import Checkpoints
 from xgen_jax.testing import POINTWISE, VDIT, VIDVAE, tiny_values
+from xgen_jax.training.loss_guard import NonFiniteLoss
 from xgen_jax.training.metric_writers import read_jsonl
-from xgen_jax.training.run_log import NonFiniteLoss
 
 # The schedule of the rate must not depend on the number of steps, which may change between two
 # calls.

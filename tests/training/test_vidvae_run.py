@@ -16,8 +16,8 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.lpips import LPIPS, LPIPSConfig
 from xgen_jax.runs.load import load_embedder
 from xgen_jax.testing import POINTWISE, VIDVAE, tiny_values
+from xgen_jax.training.loss_guard import NonFiniteLoss
 from xgen_jax.training.metric_writers import read_jsonl
-from xgen_jax.training.run_log import NonFiniteLoss
 from xgen_jax.weights.safetensors import write_safetensors
 
 pytestmark = pytest.mark.slow

@@ -36,6 +36,7 @@ from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.latent_statistics import latent_statistics
 from xgen_jax.parallel.agreement import check_equal, from_first, gather, is_first, together
 from xgen_jax.parallel.memory import GB
+from xgen_jax.runs.checkpoint import LATEST
 from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.runs.load import load_embedder
 from xgen_jax.runs.text_encoders import ByteCaptions, T5Captions, load_captions
@@ -87,6 +88,8 @@ class EncodeRequest:
       fps, stride, require_captions, seconds_per_clip, held_out_fraction, hold_out: see
         `VideoFolderSource`.
         The clips that are held out are encoded too, for evaluation while training.
+      restore: checkpoint of the embedder: "latest", "latest_good", which steps over damaged ones,
+        "best" (see `LoopConfig.keep_best`), or the number of a step.
 
     Raises:
       UserError: missing or contradicting values, by flag.
@@ -113,6 +116,7 @@ class EncodeRequest:
     seconds_per_clip: float | None = 4.0
     held_out_fraction: float = 0.05
     hold_out: str = HOLD_OUT[0]
+    restore: str = LATEST
 
     def __post_init__(self):
         for name in ("embedder", "data", "out"):
@@ -202,7 +206,7 @@ def encode_dataset(request: EncodeRequest) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         with together():  # a mistake that one process finds ends all of them
             table, dtype = request.table(), np.dtype(request.compute_dtype)
-            network, params = load_embedder(request.embedder, dtype, require_statistics=False)
+            network, params = load_embedder(request.embedder, dtype, False, request.restore)
             for bucket in table:
                 network.latent_shape(bucket.shape)
             text = None

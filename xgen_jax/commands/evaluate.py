@@ -42,6 +42,7 @@ from xgen_jax.inference.request import VideoRequest
 from xgen_jax.inference.sampling import BatchRow
 from xgen_jax.inference.text_to_video import TextToVideo, load_text_to_video
 from xgen_jax.parallel.agreement import gather_arrays, is_first, together
+from xgen_jax.runs.checkpoint import LATEST
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.typing import Video
 
@@ -72,6 +73,8 @@ class EvaluateRequest:
       shapes: of the clips, "FRAMESxHEIGHTxWIDTH" each, or "paper" for the paper's three; the shape
         trained on by default (reconstruction).
       lpips: safetensors files of LPIPS (see `weights.lpips`); without them it is left out.
+      restore: checkpoint of the run: "latest", "latest_good", which steps over damaged ones,
+        "best" (see `LoopConfig.keep_best`), or the number of a step.
 
     Raises:
       UserError: an unknown suite, or one without the flags that it needs.
@@ -90,6 +93,7 @@ class EvaluateRequest:
     guidance_scale: float | None = None
     shapes: Sequence[str] | None = None
     lpips: Sequence[str] | None = None
+    restore: str = LATEST
 
     def __post_init__(self):
         if not self.suite:
@@ -140,7 +144,9 @@ def _reconstruction(request: EvaluateRequest) -> dict[str, Any]:
     distance = load_lpips_distance(request.lpips) if request.lpips else None
     source, split = _clips_to_score(request, run)
     count = min(count, len(source))
-    reconstruct = load_reconstructor(request.embedder, steps=request.steps)
+    reconstruct = load_reconstructor(
+        request.embedder, steps=request.steps, checkpoint=request.restore
+    )
     entries, conventions = [], {}
     for shape in wanted:
         name = "x".join(map(str, shape))
@@ -257,7 +263,7 @@ class _Progress:
 def _captions(request: EvaluateRequest) -> dict[str, Any]:
     _check_shapes(request.model)
     folder = _results(request.out, "captions")
-    loaded, seed = load_text_to_video(request.model), request.seed
+    loaded, seed = load_text_to_video(request.model, step=request.restore), request.seed
     started = time.monotonic()
     report = evaluate_captions(
         lambda prompts, seed: _sample(loaded, request, prompts, seed),
@@ -297,7 +303,7 @@ def _samples(request: EvaluateRequest) -> dict[str, Any]:
     folder = _results(request.out, "samples")
     assert request.prompts_file is not None
     prompts = read_prompts(request.prompts_file)
-    loaded = load_text_to_video(request.model)
+    loaded = load_text_to_video(request.model, step=request.restore)
     started = time.monotonic()
     videos = _sample(loaded, request, prompts, request.seed)
     rows = [{"prompt": prompt} for prompt in prompts]
@@ -376,10 +382,14 @@ Flags = tuple[str, ...]
 SUITES: dict[str, tuple[Flags, Flags, Callable[[EvaluateRequest], dict[str, Any]]]] = {
     "reconstruction": (
         ("embedder",),
-        ("data", "split", "count", "seed", "steps", "shapes", "lpips"),
+        ("data", "split", "count", "seed", "steps", "shapes", "lpips", "restore"),
         _reconstruction,
     ),
-    "captions": (("model",), ("count", "seed", "steps", "guidance_scale"), _captions),
-    "samples": (("model", "prompts_file"), ("seed", "steps", "guidance_scale"), _samples),
+    "captions": (("model",), ("count", "seed", "steps", "guidance_scale", "restore"), _captions),
+    "samples": (
+        ("model", "prompts_file"),
+        ("seed", "steps", "guidance_scale", "restore"),
+        _samples,
+    ),
     "report": ((), (), _report),
 }

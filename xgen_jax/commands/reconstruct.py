@@ -17,6 +17,7 @@ from xgen_jax.errors import UserError, choose
 from xgen_jax.evaluation.reconstruction import compare, side_by_side
 from xgen_jax.inference.reconstruct import Reconstructor, load_reconstructor
 from xgen_jax.inference.resample_time import BETWEEN, moments
+from xgen_jax.runs.checkpoint import LATEST
 from xgen_jax.training.metric_writers import ConsoleWriter
 from xgen_jax.typing import Video
 
@@ -38,6 +39,8 @@ class ReconstructRequest:
       speed, between: see `Reconstructor`.
       memory_budget_gb: what the device may use, in GB (1e9 bytes); chunks are as long as it allows.
       overwrite: replace a file that exists.
+      restore: checkpoint of the embedder: "latest", "latest_good", which steps over damaged ones,
+        "best" (see `LoopConfig.keep_best`), or the number of a step.
 
     Raises:
       UserError: missing values, an `out` that cannot be written, an unknown `between`.
@@ -53,6 +56,7 @@ class ReconstructRequest:
     between: str = BETWEEN[0]
     memory_budget_gb: float | None = None
     overwrite: bool = False
+    restore: str = LATEST
 
     def __post_init__(self):
         missing = [name for name in ("embedder", "video", "out") if not getattr(self, name)]
@@ -96,7 +100,9 @@ def reconstruct_file(request: ReconstructRequest) -> dict[str, Any]:
     expected = expected if request.frames is None else min(expected, request.frames)
     if request.speed != 1.0:
         expected = len(moments(expected, request.speed))
-    reconstruct = load_reconstructor(request.embedder, request.memory_budget_gb, request.steps)
+    reconstruct = load_reconstructor(
+        request.embedder, request.memory_budget_gb, request.steps, request.restore
+    )
     pairs = (_stream if request.speed == 1.0 else _at_speed)(request, reconstruct)
     totals, compared, written, shape = dict.fromkeys(FIGURES, 0.0), 0, 0, ()
     console = ConsoleWriter(expected, "reconstruct", 0, ("psnr_db",), unit="frames")

@@ -28,6 +28,7 @@ from xgen_jax.inference.request import VideoPlan, VideoRequest
 from xgen_jax.inference.sampling import BatchRow
 from xgen_jax.inference.text_to_video import TextToVideo, VideoGenerator, load_text_to_video
 from xgen_jax.parallel.agreement import check_equal, from_first, is_first, together
+from xgen_jax.runs.checkpoint import LATEST
 from xgen_jax.training.metric_writers import ConsoleWriter
 from xgen_jax.typing import Video
 
@@ -56,6 +57,8 @@ class SampleRequest:
       overwrite: replace videos that exist.
       embedder, text_encoder, lora, text_cache, compute_dtype, attention, offload,
         memory_budget_gb: see `load_text_to_video`.
+      restore: checkpoint of the model: "latest", "latest_good", which steps over damaged ones,
+        "best" (see `LoopConfig.keep_best`), or the number of a step.
 
     Raises:
       UserError: missing or contradicting values.
@@ -88,6 +91,7 @@ class SampleRequest:
     attention: str | None = None
     offload: bool = False
     memory_budget_gb: float | None = None
+    restore: str = LATEST
 
     def __post_init__(self):
         if not self.model or not self.out:
@@ -131,6 +135,7 @@ class SampleRequest:
         return load_text_to_video(
             self.model,
             self.embedder,
+            step=self.restore,
             text_encoder=self.text_encoder,
             text_cache=self.text_cache,
             lora=self.lora,

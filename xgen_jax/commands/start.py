@@ -15,6 +15,7 @@ from absl import app, flags
 from xgen_jax.commands.arguments import KEY_FLAG, current_arguments, keys_as_flags
 from xgen_jax.environment import ask_for_huge_pages
 from xgen_jax.errors import UserError
+from xgen_jax.signals import Stopped, stop_when_asked
 
 # What defines flags for a command leaves them to it: its --help shows them.
 flags.disclaim_key_flags()
@@ -38,8 +39,9 @@ def run(
     """Parse the flags, call `main` and print what it returns as one JSON line.
 
     Exits with 0, with 1 for a mistake of the user that `main` finds, with 2 for one in the flags
-    (also `FlagError` by `main`), with 75 for what may pass (`TemporaryError`), and with 130 when
-    interrupted.
+    (also `FlagError` by `main`), with 75 for what may pass (`TemporaryError`), with 130 when
+    interrupted (Ctrl-C), and with 143 or 129 when a scheduler or a closed terminal stops it (see
+    `signals.Stopped`).
 
     Args:
       main: the command; it reads its flags and imports what is slow to import. None prints nothing.
@@ -57,6 +59,7 @@ def run(
     logging.getLogger("jax").setLevel(logging.WARNING)
 
     def call(argv: list[str]) -> None:
+        stop_when_asked()
         with result_stream() as stream:
             try:
                 if len(argv) > 1:
@@ -68,9 +71,9 @@ def run(
             except (UserError, OSError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 _leave(getattr(error, "exit_code", 1))
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as error:
                 print("interrupted; run the same command again to go on", file=sys.stderr)
-                _leave(130)
+                _leave(error.exit_code if isinstance(error, Stopped) else 130)
             except Exception:
                 if not _one_of_several():
                     raise

@@ -10,12 +10,13 @@ from xgen_jax.config.changes import change_rows
 from xgen_jax.config.runs import Run, Weights, to_dict
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.data.sources.factory import held_out_data, make_source
-from xgen_jax.errors import UserError
+from xgen_jax.errors import UserError, choose
 from xgen_jax.files import locked
 from xgen_jax.parallel.agreement import check_equal, is_first, together
 from xgen_jax.parallel.arrays import batch_part
 from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.parallel.sharding import on_mesh
+from xgen_jax.runs.checkpoint import LATEST, LATEST_GOOD
 from xgen_jax.runs.folder import RunFolder, check_fingerprints
 from xgen_jax.runs.warm_start import with_base_embedder
 from xgen_jax.training.fit import check_state, fit
@@ -28,6 +29,7 @@ def train(
     workdir: str | os.PathLike,
     overwrite: bool = False,
     accept_changes: bool = False,
+    restore: str = LATEST,
 ) -> dict[str, Any]:
     """Train the run of a configuration in a folder, or continue it.
 
@@ -39,6 +41,8 @@ def train(
       accept_changes: go on with the run in the folder although its data, or keys that leave the
         network and the shapes of its state as they are, have changed: learning rate, schedule,
         weights of the loss, buckets, seed and the like. run.json notes what has changed, and when.
+      restore: the checkpoint to go on from: "latest", or "latest_good", which steps over damaged
+        ones and renames them to STEP.damaged.
 
     Returns:
       A summary: step, last metrics, seconds spent here, parameters.
@@ -57,6 +61,7 @@ def train(
             "a configuration is a dict or a Run, not a "
             f"{type(config).__name__}; of ml_collections give config.to_dict()"
         )
+    choose("restore", restore, (LATEST, LATEST_GOOD))
     if overwrite and accept_changes:
         raise UserError(
             "--overwrite starts again and --accept_changes goes on: give one of them, not both"
@@ -86,12 +91,12 @@ def train(
         )
         saved = None
         if steps:
-            saved = run.checkpoints().restore_data()
+            saved = run.checkpoints().restore_data(restore)
             changed |= data_change(run, pipeline, saved, accept_changes)
             check_fingerprints(task.fingerprints(), saved, f"the run in {run.path}")
             if changed:
                 with on_mesh(mesh):
-                    check_state(run, config, task, pipeline, mesh)
+                    check_state(run, config, task, pipeline, mesh, restore)
         start = task.warm_start(config) if saved is None else None
         held_out = None
         if config.loop.evaluate_every:
@@ -108,7 +113,7 @@ def train(
                 stack.enter_context(locked(run.path, "trains in"))
                 run.create_or_resume(config, overwrite, changed)
         stack.enter_context(on_mesh(mesh))
-        return fit(run, config, task, pipeline, mesh, held_out, start, summary)
+        return fit(run, config, task, pipeline, mesh, held_out, start, summary, restore)
 
 
 def data_change(

@@ -20,6 +20,7 @@ from xgen_jax.inference.streaming import (
     regroup,
 )
 from xgen_jax.models.embedder import Embedder, REGENEmbedder
+from xgen_jax.runs.checkpoint import Step
 from xgen_jax.runs.load import describe_embedder, load_embedder
 from xgen_jax.typing import Array, Params, Video
 
@@ -161,7 +162,10 @@ class Reconstructor:
 
 
 def load_reconstructor(
-    path, memory_budget_gb: float | None = None, steps: int | None = None
+    path,
+    memory_budget_gb: float | None = None,
+    steps: int | None = None,
+    checkpoint: Step = None,
 ) -> Reconstructor:
     """Load the run folder of an embedder.
 
@@ -169,12 +173,13 @@ def load_reconstructor(
       path: the folder.
       memory_budget_gb: see `Reconstructor`.
       steps: evaluations of a generative decoder; by default the run's.
+      checkpoint: its step, or one of `runs.checkpoint.CHOICES`; the newest by default.
 
     Raises:
       UserError: no such folder; steps for a decoder that is not generative, or that its process
         does not have.
     """
-    embedder, params = load_embedder(path, require_statistics=False)
+    embedder, params = load_embedder(path, require_statistics=False, step=checkpoint)
     if steps is not None:
         embedder = embedder.with_steps(steps)
     return Reconstructor(embedder=embedder, params=params, memory_budget_gb=memory_budget_gb)

@@ -34,6 +34,7 @@ from xgen_jax.nn.choices import IMPLEMENTATIONS
 from xgen_jax.parallel.memory import GB
 from xgen_jax.parallel.sharding import on_mesh
 from xgen_jax.runs.adapters import with_adapter
+from xgen_jax.runs.checkpoint import Step
 from xgen_jax.runs.folder import RunFolder, check_fingerprints
 from xgen_jax.runs.load import (
     TEXT_TO_VIDEO,
@@ -358,7 +359,7 @@ class TextToVideo:
 def load_text_to_video(
     path,
     embedder: str | None = None,
-    step: int | None = None,
+    step: Step = None,
     *,
     text_encoder: str | None = None,
     text_cache: str | None = None,
@@ -373,7 +374,7 @@ def load_text_to_video(
     Args:
       path: the run folder.
       embedder: the embedder's folder, if it is no longer where the run found it.
-      step: of a checkpoint; the newest by default.
+      step: of a checkpoint, or one of `runs.checkpoint.CHOICES`; the newest by default.
       text_encoder: the T5's folder, likewise, for a run that has one. Its weights are loaded when a
         prompt needs them.
       text_cache: folder of cached embeddings; see `runs.text_encoders.default_cache`.
@@ -404,6 +405,7 @@ def load_text_to_video(
     kept = jax.device_get if offload or memory_budget_gb is not None else (lambda tree: tree)
     checkpoints = folder.checkpoints()
     params = folder.ema_params(step)
+    step = checkpoints.resolve(step)
     params = kept(with_adapter(params, config.model, lora) if lora else params)
     trained_on, embedder_params = load_embedder(
         embedder or folder.resolve_sibling(config.embedder), np.dtype(dtype)
@@ -422,7 +424,7 @@ def load_text_to_video(
             embedder=trained_on,
             params={**params, "embedder": embedder_params},
         ),
-        step=checkpoints.steps()[-1] if step is None else step,
+        step=step,
         offload=offload,
         memory_budget_gb=memory_budget_gb,
     )

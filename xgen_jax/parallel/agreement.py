@@ -1,4 +1,4 @@
-"""What several processes tell each other: values, errors, differences, and when to stop.
+"""What several processes tell each other: values, errors and differences.
 
 Every function here must be called by all processes, in the same order. With one process all of them
 return at once.
@@ -138,25 +138,6 @@ def source_digest() -> str:
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-class StopVote:
-    """Whether any process was asked to stop: the same answer in all, at the same step.
-
-    An answer comes one call late, so that nobody waits for it: the sum over processes is computed
-    by the devices behind the step that was dispatched before it. One process has its answer at
-    once.
-    """
-
-    def __init__(self):
-        self._asked: jax.Array | None = None
-
-    def __call__(self, stop: bool) -> bool:
-        """Give this process's wish, once a step; return whether all stop after this step."""
-        if jax.process_count() == 1:
-            return stop
-        before, self._asked = self._asked, _rows_everywhere(np.array([stop], np.int32))
-        return before is not None and bool(jax.device_get(before.addressable_data(0)).any())
 
 
 def _exchange(message: dict[str, Any]) -> list[dict[str, Any]]:

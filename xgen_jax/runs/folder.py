@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import shutil
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.files import check_free, read_json, refuse_differences, write_json
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.models.lora import merge
-from xgen_jax.runs.checkpoint import Checkpoints
+from xgen_jax.runs.checkpoint import Checkpoints, Step
 from xgen_jax.typing import Params
 
 CONFIG, RUN, METRICS = "config.json", "run.json", "metrics.jsonl"
@@ -36,6 +37,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
+        self._checkpoints = Checkpoints(self.path / "checkpoints")
 
     @property
     def metrics(self) -> pathlib.Path:
@@ -150,8 +152,28 @@ class RunFolder:
     def changes(self) -> list[dict[str, Any]]:
         """Return the changes that were accepted so far, the oldest first: {"step", "date", "key",
         "old", "new"} of each, where the step is that from which training went on."""
-        there = (self.path / RUN).is_file()
-        return self.read_json(RUN).get("changes", []) if there else []
+        return self.facts().get("changes", [])
+
+    def facts(self) -> dict[str, Any]:
+        """Return what run.json notes; {} if it is missing or cannot be read, which no run needs to
+        go on: it is renamed then, with a note on stderr."""
+        path = self.path / RUN
+        if not path.is_file():
+            return {}
+        try:
+            return self.read_json(RUN)
+        except UserError as error:
+            aside = path.with_name(f"{RUN}.unreadable")
+            try:
+                path.replace(aside)
+                done = f"renamed to {aside.name}"
+            except OSError as failed:  # the next record replaces it
+                done = f"left there ({failed.strerror})"
+            print(
+                f"{error}; it is {done}: the record of times and changes begins again",
+                file=sys.stderr,
+            )
+            return {}
 
     def _note_changes(self, changed: Mapping[str, tuple[Any, Any]]) -> None:
         step = max(self.checkpoints().steps(), default=0)
@@ -163,24 +185,23 @@ class RunFolder:
             change = {"step": step, "date": date, "key": key, "old": old, "new": new}
             if change not in known:
                 noted.append(change)
-        facts = self.read_json(RUN) if (self.path / RUN).is_file() else {}
-        self.write_json(RUN, {**facts, "changes": noted})
+        self.write_json(RUN, {**self.facts(), "changes": noted})
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
         """Write run.json; the changes that it notes are kept."""
         changes = self.changes()
         self.write_json(RUN, {**facts, **({"changes": changes} if changes else {})})
 
-    def checkpoints(self, keep: int = 2) -> Checkpoints:
-        """Open the run's checkpoints; see `Checkpoints`."""
-        return Checkpoints(self.path / "checkpoints", keep)
+    def checkpoints(self) -> Checkpoints:
+        """Return the run's checkpoints; see `Checkpoints`."""
+        return self._checkpoints
 
-    def ema_params(self, step: int | None = None) -> Params:
+    def ema_params(self, step: Step = None) -> Params:
         """Load the EMA parameters of a run, or converted weights, by sub-tree. Those of a run that
         trained an adapter are its base's, with the adapter merged.
 
         Args:
-          step: of a checkpoint; the newest by default.
+          step: of a checkpoint, or one of `runs.checkpoint.CHOICES`; the newest by default.
 
         Raises:
           UserError: no such run, no checkpoint, or a base that is missing or has changed.
@@ -193,7 +214,8 @@ class RunFolder:
         base_folder = RunFolder(self.resolve_sibling(config.init_from))
         base = base_folder.ema_params()
         now = {"base": fingerprint(base_folder.config().model, base)}
-        check_fingerprints(now, checkpoints.restore_data(step), f"the adapter in {self.path}")
+        saved = checkpoints.restore_data(checkpoints.resolve(step))
+        check_fingerprints(now, saved, f"the adapter in {self.path}")
         return merge(base, ema["lora"], config.adapter.scale)
 
     def resolve_sibling(self, configured: str) -> str:

@@ -11,6 +11,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text import ByteTextEncoder
 from xgen_jax.models.text_config import ByteTextConfig
+from xgen_jax.runs.checkpoint import Step
 from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.typing import Params
 
@@ -44,7 +45,10 @@ def count_parameters(params: Params) -> int:
 
 
 def load_embedder(
-    path: str | os.PathLike, dtype: Any = np.float32, require_statistics: bool = True
+    path: str | os.PathLike,
+    dtype: Any = np.float32,
+    require_statistics: bool = True,
+    step: Step = None,
 ) -> LoadedEmbedder:
     """Load an embedder: EMA parameters together with the latent statistics.
 
@@ -53,6 +57,7 @@ def load_embedder(
       dtype: to compute in.
       require_statistics: False gives an embedder without measured statistics mean 0 and standard
         deviation 1, which is enough to encode and decode again.
+      step: of a checkpoint, or one of `runs.checkpoint.CHOICES`; the newest by default.
 
     Raises:
       UserError: no such folder, one of another network, no checkpoint, or no statistics where they
@@ -71,19 +76,17 @@ def load_embedder(
             "a data set"
         )
     embedder = config.make_embedder(dtype)
-    params = folder.checkpoints().restore_part(("ema", config.family))
+    params = folder.checkpoints().restore_part(("ema", config.family), step)
     mean, std = np.array(statistics["mean"]), np.array(statistics["std"])
     return LoadedEmbedder(embedder, embedder.bundle(params, mean, std))
 
 
-def load_transformer(
-    path: str | os.PathLike, step: int | None = None
-) -> tuple[HoldsTransformer, Params]:
+def load_transformer(path: str | os.PathLike, step: Step = None) -> tuple[HoldsTransformer, Params]:
     """Load a transformer: its configuration and the EMA parameters by sub-tree.
 
     Args:
       path: the folder of a vdit run, or of converted weights.
-      step: of a checkpoint; the newest by default.
+      step: of a checkpoint, or one of `runs.checkpoint.CHOICES`; the newest by default.
 
     Raises:
       UserError: no such folder, one of another network, or no checkpoint.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
@@ -33,9 +34,19 @@ def jit_update(
     mesh: Mesh,
     shardings: TrainState,
 ) -> jax.stages.Wrapped:
-    """Jit the update of a run; the state is donated, the metrics are replicated."""
-    update = make_update(task, optimizer, loop.seed, loop.ema_decay, loop.accumulate)
-    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    """Jit the update of a run; the state is donated, the metrics are replicated.
+
+    A sixth argument, one number a device, gives the metric "stop", the largest of them: all
+    processes learn in the same step that one of them was asked to stop.
+    """
+    skip = loop.skip_non_finite > 0
+    update = make_update(task, optimizer, loop.seed, loop.ema_decay, loop.accumulate, skip)
+
+    def step(state, arrays, sample_id_B, frozen=None, place=None, stop=None):
+        state, metrics = update(state, arrays, sample_id_B, frozen, place)
+        return state, metrics if stop is None else {**metrics, "stop": jnp.max(stop)}
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def abstract_arguments(
@@ -48,7 +59,11 @@ def abstract_arguments(
 
 
 def compile_ahead(
-    update: jax.stages.Wrapped, state: Any, arguments: dict[Bucket, tuple], frozen: Params = None
+    update: jax.stages.Wrapped,
+    state: Any,
+    arguments: dict[Bucket, tuple],
+    frozen: Params = None,
+    stop: jax.ShapeDtypeStruct | None = None,
 ) -> dict[Bucket, Callable]:
     """Compile the step of each bucket, and print a line on stderr for each.
 
@@ -56,9 +71,11 @@ def compile_ahead(
       update: see `jit_update`.
       state, frozen: shapes of a `TrainState` and of the frozen parameters, with their shardings.
       arguments: of each bucket, see `abstract_arguments`.
+      stop: shape of the last argument, where there are several processes.
 
     Returns:
-      By bucket (state, arrays, sample ids, frozen, step) -> (state, metrics); see `make_update`.
+      By bucket (state, arrays, sample ids, frozen, step, stop) -> (state, metrics); see
+      `make_update` and `jit_update`.
 
     Raises:
       UserError: a bucket whose step does not fit on the devices.
@@ -81,7 +98,7 @@ def compile_ahead(
         running = {}
         for bucket, shapes in arguments.items():
             before = time.monotonic()
-            lowered = update.lower(state, *shapes, frozen, state.step)
+            lowered = update.lower(state, *shapes, frozen, state.step, stop)
             running[pool.submit(compiled, bucket, lowered, before)] = bucket
         steps = {}
         for done in concurrent.futures.as_completed(running):

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from xgen_jax.config.runs import LoopConfig
+from xgen_jax.config.runs import HELD_OUT, LoopConfig
 from xgen_jax.data.pipeline import Batch, Pipeline
 from xgen_jax.data.video_writer import write_video
+from xgen_jax.errors import choose
 from xgen_jax.parallel.agreement import is_first
 from xgen_jax.parallel.arrays import fetch
 from xgen_jax.training.run_log import RunLog
@@ -18,7 +19,6 @@ from xgen_jax.training.state import TrainState, sample_keys
 from xgen_jax.training.tasks.base import Task
 from xgen_jax.typing import Params
 
-PREFIX = "held_out_"
 PREVIEW_FPS = 8.0
 
 
@@ -59,6 +59,16 @@ class Evaluation:
             task=task, batches=batches, loop=loop, sharding=sharding, figures=jax.jit(figures)
         )
 
+    def check(self, name: str, params: Params, arrays: Any, sample_id: Any, frozen: Params) -> None:
+        """Raise UserError unless there is a figure of that name, with its prefix.
+
+        Args:
+          name: of `LoopConfig.keep_best`.
+          params, arrays, sample_id, frozen: of `figures`, or their shapes.
+        """
+        figures = jax.eval_shape(self.figures, params, arrays, sample_id, frozen)
+        choose("loop.keep_best", name, [HELD_OUT + figure for figure in figures])
+
     def due(self, done: int) -> bool:
         """Return whether to evaluate after `done` steps."""
         every = self.loop.evaluate_every
@@ -87,6 +97,6 @@ class Evaluation:
             log.preview(done, path)
         names = dict.fromkeys(name for row in rows for name in row)
         return {
-            PREFIX + name: float(np.mean([row[name] for row in rows if name in row]))
+            HELD_OUT + name: float(np.mean([row[name] for row in rows if name in row]))
             for name in names
         }

@@ -3,37 +3,41 @@
 Order within a step: fetch a batch, dispatch the update, only then look at the metrics of the step
 before, so that the device never waits for the host. An update that is not finite was not applied,
 neither is the one dispatched after it: the state before it is saved, and the run stops with the
-step, the bucket and the samples.
+step, the bucket and the samples; or that batch is left out, see `loss_guard`. A run that is asked
+to stop finishes its step and saves first.
 """
 
 import contextlib
-import signal
+import dataclasses
 import sys
-import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xgen_jax.config.runs import LoopConfig, Run
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.errors import UserError
-from xgen_jax.parallel.agreement import StopVote, is_first
+from xgen_jax.parallel.agreement import from_first, is_first
 from xgen_jax.parallel.arrays import put
 from xgen_jax.parallel.memory import program_bytes
 from xgen_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
-from xgen_jax.runs.checkpoint import array_shapes
+from xgen_jax.runs.checkpoint import LATEST, LATEST_GOOD, Step
 from xgen_jax.runs.folder import RunFolder
+from xgen_jax.runs.stored import array_shapes
+from xgen_jax.signals import Stopped, stop_later
 from xgen_jax.training.compiled import abstract_arguments, compile_ahead, jit_update
 from xgen_jax.training.evaluation import Evaluation
-from xgen_jax.training.run_log import NonFiniteLoss, RunLog
+from xgen_jax.training.loss_guard import LossGuard, LossSpike, NonFiniteLoss
+from xgen_jax.training.run_log import RunLog
 from xgen_jax.training.state import TrainState, abstract_state, start_state
 from xgen_jax.training.summary import Summary
 from xgen_jax.training.tasks.base import Task
+from xgen_jax.training.watchdog import Watchdog
 from xgen_jax.typing import Array, Params
 
 
@@ -46,6 +50,7 @@ def fit(
     held_out: Pipeline | None = None,
     start: Params | None = None,
     summary: Summary | None = None,
+    restore: Step = LATEST,
 ) -> dict[str, Any]:
     """Train a task to the last step of its run, from the newest checkpoint if there is one.
 
@@ -58,29 +63,39 @@ def fit(
       held_out: batches to evaluate on, every `loop.evaluate_every` steps.
       start: sub-trees of parameters to start from (`Task.warm_start`).
       summary: of the data, shown with the rest before the first step.
+      restore: the checkpoint to go on from, LATEST or LATEST_GOOD.
 
     Returns:
       A summary: step, parameters, seconds spent here, the last metrics.
 
     Raises:
       NonFiniteLoss: that step was not applied; the newest checkpoint is the state before it.
+      Stopped: the process was asked to stop, and has saved.
+      FailedSave: the last checkpoint could not be written.
     """
     started = time.monotonic()
     loop, on_batch = config.loop, batch_sharding(mesh)
     optimizer = task.optimizer(config.optimizer, loop.steps)
-    checkpoints = run.checkpoints(loop.keep_checkpoints)
+    checkpoints = run.checkpoints()
+    checkpoints.keep_as(loop)
     # Shapes, then shardings, then values: every array is made on its own devices.
-    arrays, _ = task.to_device(pipeline.batch(0), on_batch)
+    arrays, sample_id = task.to_device(pipeline.batch(0), on_batch)
     key = put(jax.random.key(loop.seed), replicated(mesh))
     abstract, shardings = abstract_state(task, optimizer, mesh, key, arrays)
-    if checkpoints.steps():
-        # `check_state` has compared the arrays of a run that has changed; the rest may differ.
-        restore = checkpoints.restore_arrays if run.changes() else checkpoints.restore
-        state, _ = restore(abstract)
+
+    def begin(restore: Step) -> tuple[TrainState, dict[str, Any]]:
+        """Return (state, data) of the checkpoint to go on from, or of a new run."""
+        if not checkpoints.steps():
+            return start_state(task, optimizer, shardings, key, arrays, start), {}
+        # `check_state` has compared the arrays of a run that has changed.
+        state, data = checkpoints.restore(abstract, restore, grown=bool(run.changes()))
         if array_shapes(state) != array_shapes(abstract):
             state = grow(state, start_state(task, optimizer, shardings, key, arrays, start))
-    else:
-        state = start_state(task, optimizer, shardings, key, arrays, start)
+        if restore == LATEST_GOOD:
+            from_first(lambda: checkpoints.set_aside(after=int(state.step)))
+        return state, data
+
+    state, data = begin(restore)
     frozen = put(task.frozen, tree_shardings(task.frozen, mesh))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
     first_step = int(state.step)
@@ -89,8 +104,10 @@ def fit(
         before = time.monotonic()
         update = jit_update(task, optimizer, loop, mesh, shardings)
         arguments = {b: abstract_arguments(task, arrays, b, on_batch) for b in pipeline.buckets}
-        steps = compile_ahead(update, abstract, arguments, frozen)
+        steps = compile_ahead(update, abstract, arguments, frozen, stop_shape(mesh))
         evaluation = Evaluation.make(task, held_out, loop, on_batch)
+        if loop.keep_best:
+            evaluation.check(loop.keep_best, abstract.ema, arrays, sample_id, frozen)
         facts = {"parameters": parameters, "compile_s": time.monotonic() - before}
         if summary is not None:
             size = max(program_bytes(cast(Any, step)) for step in steps.values())
@@ -98,10 +115,23 @@ def fit(
             facts["summary"] = summary.facts
             if is_first():
                 print("\n".join(summary.lines()), file=sys.stderr)
-        log = RunLog(run, config, task, pipeline, checkpoints, first_step, facts)
-        state, last = take_steps(
-            task, pipeline, loop, on_batch, steps, state, frozen, log, evaluation
-        )
+        guard = LossGuard(loop, data.get("guard"))
+        while True:
+            log = RunLog(run, config, task, pipeline, checkpoints, first_step, facts, guard)
+            try:
+                state, last = take_steps(
+                    task, pipeline, loop, on_batch, steps, state, frozen, log, evaluation
+                )
+                break
+            except LossSpike as spike:
+                found = spike
+            del state  # two do not fit on the devices
+            state, data = begin(LATEST_GOOD)
+            first_step = int(state.step)
+            guard.check_rollbacks(found, first_step)
+            back = f"{found}. Back to step {first_step}, to go on without that batch"
+            log.rollback(found.step, back)
+            guard = LossGuard(loop, data.get("guard"), {*guard.left_out, found.step})
     task.finish(run, state.ema, pipeline, trained=bool(last))
     return {
         "objective": config.objective,
@@ -113,11 +143,18 @@ def fit(
     }
 
 
-def check_state(run: RunFolder, config: Run, task: Task, pipeline: Pipeline, mesh: Mesh) -> None:
-    """Check that a run can go on from its newest checkpoint with a configuration that has changed.
+def check_state(
+    run: RunFolder,
+    config: Run,
+    task: Task,
+    pipeline: Pipeline,
+    mesh: Mesh,
+    restore: Step = LATEST,
+) -> None:
+    """Check that a run can go on from its checkpoint with a configuration that has changed.
 
     Args:
-      run, config, task, pipeline, mesh: see `fit`; the mesh is the current one.
+      run, config, task, pipeline, mesh, restore: see `fit`; the mesh is the current one.
 
     Raises:
       UserError: parameters or the optimiser's state would have other shapes than the checkpoint.
@@ -126,7 +163,7 @@ def check_state(run: RunFolder, config: Run, task: Task, pipeline: Pipeline, mes
     arrays, _ = task.to_device(pipeline.batch(0), batch_sharding(mesh))
     key = put(jax.random.key(config.loop.seed), replicated(mesh))
     here = array_shapes(abstract_state(task, optimizer, mesh, key, arrays)[0])
-    there = run.checkpoints().shapes()
+    there = run.checkpoints().shapes(restore)
     differing = [
         f"{name}: {there.get(name, 'not there')} -> {here.get(name, 'not there')}"
         for name in sorted(there.keys() | here.keys())
@@ -171,40 +208,82 @@ def take_steps(
 ) -> tuple[TrainState, dict[str, float]]:
     """Take the steps from the state's to the last; return (state, the last metrics)."""
     with contextlib.ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(log.run.path, loop.stall_timeout_s))
         stack.enter_context(log)
         first_step, everywhere = int(state.step), state.step.sharding
         batches = stack.enter_context(contextlib.closing(pipeline.iterate(first_step)))
         profiler = stack.enter_context(Profiler(log.run.path / "profile", loop.profile_steps))
-        interrupted = stack.enter_context(caught_signals())
-        vote = StopVote()
+        asked = stack.enter_context(stop_later())
         # A transfer that nobody asked for would stall every step.
         stack.enter_context(jax.transfer_guard("disallow"))
         for step, batch in batches:
-            profiler.before(step)
-            arrays, sample_id = task.to_device(batch, on_batch)
-            place = put(np.int32(step), everywhere)
-            state, metrics = steps[pipeline.bucket(step)](state, arrays, sample_id, frozen, place)
             done = step + 1
+            watchdog.beat(f"step {step}")
+            profiler.before(step)
+            metrics = None
+            if step in log.guard.left_out:
+                next_place = put(np.int32(done), everywhere)
+                state = dataclasses.replace(cast(Any, state), step=next_place)
+            else:
+                place = put(np.int32(step), everywhere)
+                stop = stop_votes(cast(Mesh, on_batch.mesh), asked)
+                arrays, sample_id = task.to_device(batch, on_batch)
+                take = steps[pipeline.bucket(step)]
+                state, metrics = take(state, arrays, sample_id, frozen, place, stop)
             profiler.after(step, state)
-            stop = vote(bool(interrupted))
             try:
                 log.flush_metrics()  # of the step before; the device works on this one
-                log.dispatched(step, batch, metrics)
+                if metrics is not None:
+                    log.dispatched(step, batch, metrics)
+                best = False
                 if evaluation.due(done):
+                    watchdog.beat(f"the evaluation after step {step}")
                     log.flush_metrics(evaluation(done, state, frozen, log))
-                if stop or done % loop.checkpoint_every == 0 or done == loop.steps:
+                    best = log.is_best()
+                # With several processes each knows from the step before whether one was asked.
+                alone = jax.process_count() == 1
+                stopping = asked[0] if alone and asked else log.stop
+                last = stopping > 0 or done == loop.steps
+                due = last or best or done % loop.checkpoint_every == 0
+                if due:
                     log.flush_metrics()
-            except NonFiniteLoss as error:
-                if error.step > first_step:  # what was loaded or initialised needs no checkpoint
-                    log.save(error.step, state)
+            except NonFiniteLoss:
+                watchdog.beat(f"the checkpoint after step {step}")
+                reached = int(jax.device_get(state.step))
+                if reached > first_step:  # what was loaded or initialised needs no checkpoint
+                    log.save(reached, state, last=True)
                 raise
-            if stop or done % loop.checkpoint_every == 0 or done == loop.steps:
-                log.save(done, state)
-                if stop and done < loop.steps:
-                    raise KeyboardInterrupt
+            log.check_save()
+            if due:
+                watchdog.beat(f"the checkpoint of step {done}")
+                log.save(done, state, last)
+                if stopping and done < loop.steps:
+                    raise Stopped(stopping)
             if done == loop.steps:
                 break
+            watchdog.stepped(f"the batch of step {done}")
+        watchdog.beat("the end of the run")
     return state, log.last
+
+
+def stop_shape(mesh: Mesh) -> jax.ShapeDtypeStruct | None:
+    """Return the shape of `stop_votes`."""
+    if jax.process_count() == 1:
+        return None
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return jax.ShapeDtypeStruct((mesh.size,), np.int32, sharding=sharding)
+
+
+def stop_votes(mesh: Mesh, asked: list[int]) -> Array | None:
+    """Return one number a device of several processes: the signal by which its process was asked to
+    stop, or 0. A process alone needs none: None."""
+    shape = stop_shape(mesh)
+    if shape is None:
+        return None
+    mine = np.full(len(mesh.local_devices), asked[0] if asked else 0, np.int32)
+    # Asked for, which jax does not see where there are several processes.
+    with jax.transfer_guard("allow"):
+        return jax.make_array_from_process_local_data(shape.sharding, mine)
 
 
 class Profiler:
@@ -235,27 +314,3 @@ class Profiler:
 
     def __exit__(self, *exc_info: Any) -> None:
         self._stop()
-
-
-@contextlib.contextmanager
-def caught_signals() -> Generator[list[int]]:
-    """Give a list that fills when the process is asked to stop (Ctrl-C, a scheduler's SIGTERM), so
-    that a step is finished and saved first; asked twice, the process stops at once. Python allows
-    handlers in the main thread alone: elsewhere nothing is caught.
-    """
-    received: list[int] = []
-
-    def note(number, frame):
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

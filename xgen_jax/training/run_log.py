@@ -1,19 +1,20 @@
 """Metrics, times and checkpoints that a run writes while it trains."""
 
+import datetime
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from xgen_jax.config.runs import Run
+from xgen_jax.config.runs import Run, better
 from xgen_jax.data.pipeline import Batch, Pipeline
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.agreement import is_first
-from xgen_jax.runs.checkpoint import Checkpoints
-from xgen_jax.runs.folder import RUN, RunFolder, describe_machine
+from xgen_jax.runs.checkpoint import Checkpoints, FailedSave
+from xgen_jax.runs.folder import CONFIG, RunFolder, describe_machine
+from xgen_jax.training.loss_guard import LossGuard
 from xgen_jax.training.metric_writers import (
     ConsoleWriter,
     JsonlWriter,
@@ -23,19 +24,8 @@ from xgen_jax.training.metric_writers import (
 from xgen_jax.training.state import TrainState
 from xgen_jax.training.tasks.base import Task
 
+EVENTS = 200  # newest ones in run.json
 SHOWN = ("loss", "psnr_db", "disc_loss", "held_out_loss", "held_out_psnr_db")  # on the console
-
-
-class NonFiniteLoss(UserError):
-    """The loss or its gradient is NaN or infinite; the state before that step is intact.
-
-    Attributes:
-      step: the step that was not applied.
-    """
-
-    def __init__(self, message: str, step: int):
-        super().__init__(message)
-        self.step = step
 
 
 class RunLog:
@@ -44,6 +34,8 @@ class RunLog:
     Attributes:
       run: the folder.
       last: metrics of the last step that was looked at.
+      guard: what it does about losses that are not finite, or too high.
+      stop: signal that stops all processes, 0 for none: the metric "stop" of that step.
     """
 
     def __init__(
@@ -55,6 +47,7 @@ class RunLog:
         checkpoints: Checkpoints,
         first_step: int,
         facts: Mapping[str, Any],
+        guard: LossGuard,
     ):
         """Open the writers.
 
@@ -62,16 +55,24 @@ class RunLog:
           run, config, task, pipeline, checkpoints: of the run.
           first_step: updates made so far.
           facts: entries of run.json besides machine and times.
+          guard: of the losses, as it was after `first_step`.
         """
-        self.run, self.last = run, {}
+        self.run, self.last, self.guard, self.stop = run, {}, guard, 0
         self._loop, self._task, self._pipeline = config.loop, task, pipeline
         self._checkpoints = checkpoints
+        before = run.facts()
         self._facts = {**describe_machine(), **facts}
-        before = run.read_json(RUN) if first_step and (run.path / RUN).is_file() else {}
-        self._spent_before_s = before.get("wall_s", 0.0)
+        if "events" in before:
+            self._facts["events"] = before["events"]
+        self._spent_before_s = before.get("wall_s", 0.0) if first_step else 0.0
         self._started_s = self._mark_s = time.monotonic()
         self._mark_step = first_step
         self._pending: tuple[int, Batch, Any] | None = None
+        self._held_out: tuple[int, Mapping[str, float]] = first_step, {}
+        self._best: float | None = None
+        if name := config.loop.keep_best:
+            best = checkpoints.best_step(name)
+            self._best = None if best is None else checkpoints.figures(best)[name]
         self._reported = pipeline.report()
         self._writers = MetricWriters()
         if is_first():  # it writes for all
@@ -92,22 +93,33 @@ class RunLog:
           extra: figures of an evaluation after that step, which make a row due.
 
         Raises:
-          NonFiniteLoss: the loss or the gradient of that step is not finite.
+          NonFiniteLoss, LossSpike: see `LossGuard`.
+          UserError: the disk is full.
         """
         if self._pending is None:
             return
         (step, batch, metrics), self._pending = self._pending, None
         self.last = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self._check_finite(step, batch)
-        self.last |= extra or {}
+        self.stop = int(self.last.pop("stop", 0))
         done = step + 1
+        where = f"bucket {self._pipeline.bucket(step).name}, samples {batch['index'].tolist()}"
+        if skipped := self.guard.check(step, self.last, where):
+            self.note("skipped", step, skipped)
+        self.last |= extra or {}
+        if extra:
+            self._held_out = done, extra
         if extra or done % self._loop.log_every == 0 or done == self._loop.steps:
             now = time.monotonic()
             speed = (done - self._mark_step) / max(now - self._mark_s, 1e-9)
             self._mark_s, self._mark_step = now, done
-            self._writers.write(
-                done, {**self.last, "steps_per_s": speed, "time_s": self._elapsed_s()}
-            )
+            row = {**self.last, "steps_per_s": speed, "time_s": self._elapsed_s()}
+            try:
+                self._writers.write(done, row)
+            except OSError as error:
+                raise UserError(
+                    f"{self.run.metrics} cannot be written ({error.strerror}); the newest "
+                    "checkpoint is intact, and the same command goes on from it"
+                ) from error
         else:
             self._writers.progress(done, self.last)
 
@@ -115,15 +127,85 @@ class RunLog:
         """Show a preview's GIF in TensorBoard."""
         self._writers.image(step, "preview", path)
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Start to save a checkpoint."""
+    def is_best(self) -> bool:
+        """Return whether the last evaluation has the best value so far of `loop.keep_best`."""
+        name = self._loop.keep_best
+        if name is None:
+            return False
+        value = self._held_out[1][name]
+        best = value == value and (self._best is None or better(name, value, self._best))
+        self._best = value if best else self._best
+        return best
+
+    def check_save(self) -> None:
+        """Report the save under way if it has failed; the run goes on."""
+        try:
+            self._checkpoints.poll()
+        except FailedSave as error:
+            self._failed(error)
+
+    def save(self, step: int, state: TrainState, last: bool = False) -> None:
+        """Start to save a checkpoint.
+
+        Args:
+          step: updates made.
+          state: after them.
+          last: nothing is trained after it: wait until it is on disk.
+
+        Raises:
+          FailedSave: the last one could not be written. Others are reported, and the run goes on.
+          UserError: the folder of the run has gone.
+        """
         self._report_clips()
+        if not (self.run.path / CONFIG).is_file():
+            raise UserError(
+                f"the run folder {self.run.path} has gone while step {step} was trained: "
+                f"it holds no {CONFIG}"
+            )
         # The times first, so that no checkpoint is without them.
-        if is_first():
-            self.run.write_facts({**self._facts, "wall_s": self._elapsed_s()})
+        self._write_facts()
         data = {**self._pipeline.state(step), "fingerprints": self._task.fingerprints()}
-        with jax.transfer_guard("allow"):
-            self._checkpoints.save(step, state, data)
+        if guard := self.guard.state():
+            data["guard"] = guard
+        if self._held_out[1] and self._held_out[0] == step:
+            data["held_out"] = dict(self._held_out[1])
+        try:
+            self._checkpoints.wait()
+        except FailedSave as error:
+            self._failed(error)
+        try:
+            with jax.transfer_guard("allow"):
+                self._checkpoints.save(step, state, data)
+            if last:
+                self._checkpoints.wait()
+        except FailedSave as error:
+            if last:
+                raise
+            self._failed(error)
+
+    def note(self, event: str, step: int, message: str) -> None:
+        """Print what happened, and add it to the events in run.json with the next checkpoint."""
+        print(f"\n{message}", file=sys.stderr)
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        row = {"event": event, "step": step, "date": date, "message": message}
+        self._facts["events"] = [*self._facts.get("events", []), row][-EVENTS:]
+
+    def rollback(self, step: int, message: str) -> None:
+        """Note that the run goes back because of a step."""
+        self.note("rollback", step, message)
+        self._write_facts()
+
+    def _failed(self, error: FailedSave) -> None:
+        self.note("failed_save", error.step, f"{error} The run goes on; the next one may succeed")
+        self._write_facts()
+
+    def _write_facts(self) -> None:
+        if not is_first():
+            return
+        try:
+            self.run.write_facts({**self._facts, "wall_s": self._elapsed_s()})
+        except UserError as error:  # a record of times stops no run
+            print(f"\n{error}", file=sys.stderr)
 
     def _report_clips(self) -> None:
         """Print, and note in run.json, clips that turned out to be unusable while training."""
@@ -138,25 +220,18 @@ class RunLog:
     def _elapsed_s(self) -> float:
         return self._spent_before_s + time.monotonic() - self._started_s
 
-    def _check_finite(self, step: int, batch: Batch) -> None:
-        if np.isfinite(self.last["loss"]) and np.isfinite(self.last["grad_norm"]):
-            return
-        bucket = self._pipeline.bucket(step)
-        names = ", ".join(name for name, value in self.last.items() if not np.isfinite(value))
-        raise NonFiniteLoss(
-            f"step {step}: loss {self.last['loss']}, gradient norm {self.last['grad_norm']}, "
-            f"bucket {bucket.name}, samples {batch['index'].tolist()}; not finite: {names}. The "
-            "step was not applied; the run goes on from it with the same command. Lower the "
-            "learning rate (--config.optimizer.learning_rate=... --accept_changes), or look at "
-            "those samples",
-            step,
-        )
-
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *exc_info: Any) -> None:
-        try:
-            self._checkpoints.wait()
-        finally:
-            self._writers.close()
+    def __exit__(self, kind: Any, *exc_info: Any) -> None:
+        """Finish; an error here never hides the one that ends the run."""
+        failed: Exception | None = None
+        for finish in (self._checkpoints.wait, self._writers.close):
+            try:
+                finish()
+            except (UserError, OSError) as error:
+                failed = failed or error
+        if failed is not None and kind is None:
+            raise failed
+        if failed is not None:
+            print(f"\n{failed}", file=sys.stderr)

@@ -97,10 +97,12 @@ def make_update(
     seed: int,
     ema_decay: float,
     accumulate: int = 1,
+    skip: bool = False,
 ) -> Callable:
     """Make the update: (state, arrays, sample_id uint32 (B,), frozen) -> (state, metrics).
 
-    An update whose loss or gradient is not finite is not applied, and the step stays. With a fifth
+    An update whose loss or gradient is not finite is not applied, and the step stays; with `skip`
+    it advances, so that the batch is left out. With a fifth
     argument, the step that the batch is of, neither is one of another step than the state's: a
     batch that was dispatched after such an update. The gradient is the mean over
     `accumulate` parts of the batch, computed one after another: that of the whole batch for a loss
@@ -144,15 +146,17 @@ def make_update(
                 f"grad_norm_{name}": optax.tree.norm(group) for name, group in grads.items()
             }
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-        if step is not None:
-            finite &= state.step == step
+        in_turn = jnp.bool_(True) if step is None else state.step == step
+        applied = finite & in_turn
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A young EMA forgets its random start faster.
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = optax.incremental_update(task.ema_params(params), state.ema, 1.0 - decay)
         new = TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
-        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+        new = jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, state)
+        if skip:
+            new = new.replace(step=state.step + in_turn.astype(jnp.int32))
         return new, metrics
 
     return update
