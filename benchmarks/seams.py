@@ -39,9 +39,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from xgen_jax.commands.train import train
+from xgen_jax.config.loop import LoopConfig
 from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.config.runs import LoopConfig, REGENRun
+from xgen_jax.config.runs import REGENRun
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, SyntheticConfig, VideoFolderConfig
 from xgen_jax.data.pixels import center_crop, crop, to_uint8, to_unit_range

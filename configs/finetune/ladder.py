@@ -13,8 +13,8 @@ on a GPU. benchmarks/ladder.py compiles each for its device.
 
 import dataclasses
 
+from xgen_jax.config.loop import LoopConfig
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.config.runs import LoopConfig
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, VideoFolderConfig
 from xgen_jax.errors import choose

@@ -15,9 +15,10 @@ Your own videos: add --config.data.source.path=FOLDER
 --config.data.source.require_captions=False.
 """
 
+from xgen_jax.config.loop import LoopConfig
 from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.config.runs import LoopConfig, REGENRun
+from xgen_jax.config.runs import REGENRun
 from xgen_jax.configs.common import as_config_dict
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, SyntheticConfig

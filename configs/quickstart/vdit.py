@@ -13,9 +13,10 @@ Your own captioned videos, at 64x64 on the latents of runs/mine/vidvae, at 2.9 s
         --config.data.source.path=FOLDER
 """
 
+from xgen_jax.config.loop import LoopConfig
 from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.config.runs import LoopConfig, VDiTRun
+from xgen_jax.config.runs import VDiTRun
 from xgen_jax.configs.common import as_config_dict
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, SyntheticConfig, VideoFolderConfig

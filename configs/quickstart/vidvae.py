@@ -17,9 +17,10 @@ held-out ends of seven films and a blockiness of 1.03, 1 GB of memory and as muc
 
 import dataclasses
 
+from xgen_jax.config.loop import LoopConfig
 from xgen_jax.config.losses import VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.config.runs import LoopConfig, VidVAERun
+from xgen_jax.config.runs import VidVAERun
 from xgen_jax.configs.common import as_config_dict
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, SyntheticConfig, VideoFolderConfig

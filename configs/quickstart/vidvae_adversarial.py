@@ -30,9 +30,10 @@ edges 0.834). R1 at 0.3 lies between the two columns.
 
 import dataclasses
 
+from xgen_jax.config.loop import LoopConfig
 from xgen_jax.config.losses import AdversarialConfig
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.config.runs import LoopConfig, VidVAERun
+from xgen_jax.config.runs import VidVAERun
 from xgen_jax.configs.common import as_config_dict
 from xgen_jax.configs.quickstart.vidvae import LOSS, MODEL
 from xgen_jax.data.buckets import Bucket

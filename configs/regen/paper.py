@@ -26,9 +26,10 @@ x0 by rectified flow with half of the chunks at t = 1 learns much sooner (the sa
 
 import dataclasses
 
+from xgen_jax.config.loop import LoopConfig
 from xgen_jax.config.losses import REGENLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.config.runs import LoopConfig, REGENRun
+from xgen_jax.config.runs import REGENRun
 from xgen_jax.configs.common import as_config_dict
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, VideoFolderConfig

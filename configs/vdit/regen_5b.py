@@ -25,9 +25,10 @@ are our own. Batches are for 64 devices; --config=vdit/regen_5b:16 makes them fo
 
 import dataclasses
 
+from xgen_jax.config.loop import LoopConfig
 from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.config.runs import LoopConfig, VDiTRun
+from xgen_jax.config.runs import VDiTRun
 from xgen_jax.configs.common import as_config_dict
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, LatentsConfig

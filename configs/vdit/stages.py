@@ -15,9 +15,10 @@ import dataclasses
 
 from ml_collections import config_dict
 
+from xgen_jax.config.loop import LoopConfig
 from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.config.runs import LoopConfig, VDiTRun
+from xgen_jax.config.runs import VDiTRun
 from xgen_jax.configs.common import as_config_dict
 from xgen_jax.data.buckets import COMMON_ASPECTS, STAGES, make_buckets
 from xgen_jax.data.config import DataConfig, LatentsConfig

@@ -7,7 +7,8 @@ import pytest
 
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig, SyntheticConfig
-from xgen_jax.data.pipeline import Pipeline, slot_counts
+from xgen_jax.data.pipeline import Pipeline
+from xgen_jax.data.schedule import slot_counts
 from xgen_jax.data.sources.base import Source
 from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.data.video_writer import write_video

@@ -15,7 +15,8 @@ import pytest
 from run_states import assert_same, contents, state_of
 
 from xgen_jax.commands.train import train
-from xgen_jax.config.runs import LoopConfig, run_config
+from xgen_jax.config.loop import LoopConfig
+from xgen_jax.config.runs import run_config
 from xgen_jax.errors import UserError
 from xgen_jax.runs.checkpoint import Checkpoints, FailedSave
 from xgen_jax.runs.stored import DamagedCheckpoint

@@ -5,11 +5,8 @@ an interrupted encoding ends with the same bytes. After videos or captions were 
 what is new is encoded and the rest is kept. `data.latent_shards` describes the folder.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
-import itertools
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,174 +15,31 @@ from typing import Any
 import jax
 import numpy as np
 
+from xgen_jax.commands.encode_request import EncodeRequest
 from xgen_jax.commands.hosts import check_hosts
-from xgen_jax.data.batches import batches
-from xgen_jax.data.buckets import COMMON_ASPECTS, STAGES, Bucket, Shape, make_buckets, parse_shapes
-from xgen_jax.data.config import HOLD_OUT, ShardsConfig, TFDSConfig, kind_of_folder
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.latent_shards import DTYPES
 from xgen_jax.data.latent_writer import LatentWriter
+from xgen_jax.data.numbered_clips import NumberedClips
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.sources.base import Source
-from xgen_jax.data.sources.shards import ShardSource
-from xgen_jax.data.sources.synthetic import SyntheticSource
-from xgen_jax.data.sources.tfds import TFDSSource
-from xgen_jax.data.sources.video_folder import VideoFolderSource
-from xgen_jax.errors import UserError, choose
+from xgen_jax.errors import UserError
 from xgen_jax.files import locked
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.latent_statistics import latent_statistics
 from xgen_jax.parallel.agreement import check_equal, from_first, gather, is_first, together
 from xgen_jax.parallel.memory import GB
-from xgen_jax.runs.checkpoint import LATEST
 from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.runs.load import load_embedder
 from xgen_jax.runs.text_encoders import ByteCaptions, T5Captions, load_captions
 from xgen_jax.training.metric_writers import ConsoleWriter
 from xgen_jax.typing import Params
 
-SYNTHETIC = "synthetic"
-COMPUTE_DTYPES = ("float32", "bfloat16")
 STATISTICS_CLIPS = 256
-# A clip's number, and the clip or the reason why it cannot be read.
-NumberedClip = tuple[int, dict[str, Any] | str]
 _SHOWN = 10
 # Values that decide the bytes, besides the networks, the source and the buckets.
 _DECIDING = ("stage", "aspects", "clips_per_video", "seed", "shard_size", "dtype")
 _DECIDING += ("compute_dtype", "fps", "stride", "require_captions")
-_OF_FOLDERS = (
-    *("fps", "stride", "require_captions"),
-    *("seconds_per_clip", "held_out_fraction", "hold_out"),
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EncodeRequest:
-    """A request to encode clips into a folder of latents.
-
-    Attributes:
-      embedder: run folder of a VidVAE or a REGEN. One without latent statistics (converted weights)
-        gets them from the first clips, before anything is encoded.
-      data: folder of videos and, for buckets of one frame, images; or of shards that
-        launch/curate.py wrote; or "tfds:NAME"; or the word "synthetic".
-      out: folder for the latents.
-      buckets: clip shapes, "9x32x32,1x32x32" (frames x height x width in pixels); by default those
-        that the embedder was trained on. Every video is encoded in every shape, every image in
-        those of one frame.
-      stage: in place of shapes, a table of `data.buckets.STAGES`: a clip is encoded in the one
-        bucket that it fits, for training with data.fit.
-      aspects: of the stage's buckets, "9:16,1:1,16:9" (height:width) by default.
-      clips_per_video: of each shape, at random places.
-      count: number of synthetic clips, of which clip i is the one that training sees as clip i.
-      seed: of the places and crops, or of the synthetic clips.
-      batch_size: clips encoded at once; after running out of memory a rerun may take fewer.
-      shard_size: clips a shard.
-      dtype: in which latents and text embeddings are stored: "float32", "bfloat16" or "float16".
-      compute_dtype: in which the networks compute, "float32" or "bfloat16".
-      text_encoder: folder of a T5 (see `weights.t5`), or of a VDiT run, whose text encoder embeds
-        the captions. Tokens are stored without padding.
-      text_length: tokens a caption, of a T5's folder; 250 by default. Longer captions are cut and
-        counted.
-      fps, stride, require_captions, seconds_per_clip, held_out_fraction, hold_out: see
-        `VideoFolderSource`.
-        The clips that are held out are encoded too, for evaluation while training.
-      restore: checkpoint of the embedder: "latest", "latest_good", which steps over damaged ones,
-        "best" (see `LoopConfig.keep_best`), or the number of a step.
-
-    Raises:
-      UserError: missing or contradicting values, by flag.
-    """
-
-    embedder: str
-    data: str
-    out: str
-    buckets: str | None = None
-    stage: str | None = None
-    aspects: str | None = None
-    clips_per_video: int = 1
-    count: int | None = None
-    seed: int = 0
-    batch_size: int = 16
-    shard_size: int = 1024
-    dtype: str = "float32"
-    compute_dtype: str = "float32"
-    text_encoder: str | None = None
-    text_length: int | None = None
-    fps: float | None = None
-    stride: int = 1
-    require_captions: bool = True
-    seconds_per_clip: float | None = 4.0
-    held_out_fraction: float = 0.05
-    hold_out: str = HOLD_OUT[0]
-    restore: str = LATEST
-
-    def __post_init__(self):
-        for name in ("embedder", "data", "out"):
-            if not getattr(self, name):
-                raise UserError(f"give --{name}")
-        for name in ("clips_per_video", "batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        choose("dtype", self.dtype, DTYPES)
-        choose("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
-        if self.text_length is not None and (self.text_length < 1 or not self.text_encoder):
-            raise UserError("text_length must be 1 or more, and is for --text_encoder")
-        if self.stage is not None:
-            choose("stage", self.stage, STAGES)
-            if self.buckets:
-                raise UserError("give --stage or --buckets, not both")
-        elif self.aspects:
-            raise UserError("--aspects is for --stage")
-        if self.data != SYNTHETIC:
-            if self.count is not None:
-                raise UserError(
-                    f"--count is for --data={SYNTHETIC}; of a folder every video is encoded"
-                )
-        elif self.count is None:
-            raise UserError("give --count, the number of synthetic clips to encode")
-        elif self.clips_per_video != 1:
-            raise UserError("clips_per_video is for folders of videos; give a larger --count")
-        else:
-            self._refuse(_OF_FOLDERS, "moving shapes have none")
-
-    def table(self) -> tuple[Bucket, ...]:
-        """Return the buckets to choose from; their batches mean nothing here."""
-        if self.stage is not None:
-            aspects = self.aspects.split(",") if self.aspects else COMMON_ASPECTS
-            return make_buckets(STAGES[self.stage], aspects, devices=1)
-        shapes = (
-            parse_shapes(self.buckets.split(","))
-            if self.buckets
-            else RunFolder(self.embedder).shapes("buckets")
-        )
-        return tuple(Bucket(frames=t, height=h, width=w, batch_size=1) for t, h, w in shapes)
-
-    def source(self, images: bool) -> Source:
-        """Return the clips; of a folder with its images or without."""
-        if self.count is not None:  # given for synthetic clips, and for no others
-            return SyntheticSource(seed=self.seed, num_clips=self.count)
-        kind = kind_of_folder(self.data)
-        if kind == ShardsConfig.kind:
-            self._refuse(
-                ("seconds_per_clip", "held_out_fraction", "hold_out"), "it was decided when packing"
-            )
-            options = {name: getattr(self, name) for name in ("fps", "stride", "require_captions")}
-            return ShardSource(self.data, **options)
-        if kind == TFDSConfig.kind:
-            self._refuse(("fps", "seconds_per_clip", "hold_out"), "frames of TFDS have no times")
-            options = {name: getattr(self, name) for name in ("stride", "held_out_fraction")}
-            return TFDSSource(self.data, **options)
-        return VideoFolderSource(
-            self.data,
-            **{name: getattr(self, name) for name in _OF_FOLDERS},
-            images=images,
-            substitute=False,
-        )
-
-    def _refuse(self, names: Sequence[str], reason: str) -> None:
-        """Raise UserError for flags that mean nothing for these clips."""
-        for field in dataclasses.fields(self):
-            if field.name in names and getattr(self, field.name) != field.default:
-                raise UserError(f"--{field.name} is for folders of videos: {reason}")
 
 
 def encode_dataset(request: EncodeRequest) -> dict[str, Any]:
@@ -216,7 +70,7 @@ def encode_dataset(request: EncodeRequest) -> dict[str, Any]:
             source = request.source(images=any(bucket.frames == 1 for bucket in table))
             if report := source.report():
                 print(report, file=sys.stderr)
-            clips = _Clips(
+            clips = NumberedClips(
                 source=source, clips_per_video=request.clips_per_video, seed=request.seed
             )
             videos = _fit(source, table, request.seed) if request.stage else _assign(source, table)
@@ -266,79 +120,6 @@ def encode_dataset(request: EncodeRequest) -> dict[str, Any]:
         "size_gb": round(sum(row["bytes"] for row in rows) / GB, 6),
         "wall_s": round(time.monotonic() - started, 1),
     }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Clips:
-    """The clips to encode: clip k of video i has number i x clips_per_video + k."""
-
-    source: Source
-    clips_per_video: int
-    seed: int
-
-    def __len__(self) -> int:
-        return len(self.source) * self.clips_per_video
-
-    def numbers(self, videos: np.ndarray) -> np.ndarray:
-        """Return the numbers of the clips of some videos."""
-        first = videos * self.clips_per_video
-        return (first[:, None] + np.arange(self.clips_per_video)).reshape(-1)
-
-    def read(self, numbers: Sequence[int], shape: Shape) -> list[NumberedClip]:
-        """Return clips of one file, or the reasons why they cannot be read."""
-        indices = [number // self.clips_per_video for number in numbers]
-        rngs = [self._rng(number, shape) for number in numbers]
-        samples = self.source.read_together(indices, rngs, *shape)
-        return [
-            (number, str(sample))
-            if isinstance(sample, UserError)
-            else (number, {**sample, "identity": self.identity(number)})
-            for number, sample in zip(numbers, samples, strict=True)
-        ]
-
-    def _runs(self, numbers: Sequence[int] | np.ndarray, most: int) -> Iterator[Sequence[int]]:
-        """Divide clips into runs of one file, of `most` clips at most."""
-        files = itertools.groupby(
-            numbers, lambda number: self.source.where(number // self.clips_per_video)
-        )
-        for file, clips in files:
-            yield from batches(list(clips), most if file else 1)
-
-    def _rng(self, number: int, shape: Shape) -> np.random.Generator:
-        # By what the video is where that is known, so that one more does not change the others.
-        video, clip = divmod(number, self.clips_per_video)
-        mark = self.source.identity(video)
-        return np.random.default_rng((self.seed, int(mark, 16) if mark else video, clip, *shape))
-
-    def identity(self, number: int) -> str:
-        """Return the identity of a clip; see `Source.identity`."""
-        video, clip = divmod(number, self.clips_per_video)
-        mark = self.source.identity(video)
-        return f"{mark}-{clip}" if mark else ""
-
-    def caption(self, number: int, shape: Shape) -> str | None:
-        """Return the caption that `read` gives, without reading the video."""
-        video, _ = divmod(number, self.clips_per_video)
-        return self.source.caption(video, self._rng(number, shape))
-
-    def batches(
-        self, numbers: Sequence[int] | np.ndarray, shape: Shape, batch_size: int
-    ) -> Iterator[list[NumberedClip]]:
-        """Yield (number, clip) in order, `batch_size` at a time; the next batch is read while the
-        caller has this one. Clips of one file are read together, in as few runs as keep all threads
-        at work."""
-        threads = len(os.sched_getaffinity(0))
-        pool = concurrent.futures.ThreadPoolExecutor(threads)
-        ahead: list = []
-        try:
-            for first in range(0, len(numbers) + batch_size, batch_size):
-                runs = self._runs(numbers[first:][:batch_size], -(-batch_size // threads))
-                reading = [pool.submit(self.read, run, shape) for run in runs]
-                if ahead:
-                    yield [clip for run in ahead for clip in run.result()]
-                ahead = reading
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -425,7 +206,7 @@ def _with_statistics(
     request: EncodeRequest,
     network: Embedder,
     params: Params,
-    clips: _Clips,
+    clips: NumberedClips,
     members: dict[Bucket, np.ndarray],
     buckets: list[Bucket],
 ) -> Params:
@@ -445,7 +226,7 @@ def _measure(
     request: EncodeRequest,
     network: Embedder,
     params: Params,
-    clips: _Clips,
+    clips: NumberedClips,
     members: dict[Bucket, np.ndarray],
     buckets: list[Bucket],
 ) -> dict[str, Any]:
@@ -471,7 +252,11 @@ def _measure(
 
 
 def _write_shards(
-    writer: LatentWriter, buckets: list[Bucket], clips: _Clips, encoder: _Encoder, batch_size: int
+    writer: LatentWriter,
+    buckets: list[Bucket],
+    clips: NumberedClips,
+    encoder: _Encoder,
+    batch_size: int,
 ) -> tuple[int, int]:
     """Write this process's part of the missing shards.
 

@@ -1,9 +1,8 @@
 """Batches as a pure function of (seed, step): buckets, their schedule, and the Grain graph.
 
-A bucket is one clip shape (see `data.buckets`). Steps are divided into periods. In each period a
-bucket has a whole number of steps in proportion to its weight, in an order permuted by (seed,
-period). So every process knows the bucket of any step, and the place in that bucket's shuffled,
-endless stream of clips, without communication and without memory: the state of a run is its step.
+A bucket is one clip shape (see `data.buckets`). Every process knows the bucket of any step (see
+`data.schedule`), and the place in that bucket's shuffled, endless stream of clips, without
+communication and without memory: the state of a run is its step.
 Random choices of a clip follow from (seed, bucket, place), before the stream is divided among
 processes, so that the processes' batches, concatenated, are the batch of one process.
 """
@@ -15,7 +14,6 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from fractions import Fraction
 from typing import Any, TypeVar
 
 import grain
@@ -25,6 +23,7 @@ from xgen_jax.data.array_records import OPEN_FILES
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.config import DataConfig
 from xgen_jax.data.images import IMAGE_FPS
+from xgen_jax.data.schedule import Schedule
 from xgen_jax.data.sources.base import Sample, Source
 from xgen_jax.data.window_shuffle import WindowShuffle
 from xgen_jax.errors import UserError
@@ -33,10 +32,9 @@ T = TypeVar("T")
 
 _OLD_NAMES = {"keep_prob": "keep"}  # of a bucket's keys, in fingerprints of any release
 _LEAST_BATCHES = 64  # of clips that are shuffled together
-_MAX_PERIOD = 1000  # steps; weights in ratios finer than this are rounded
 _RAGGED = ("caption", "text")  # columns of a batch that stay lists
-# Streams of randomness under the seed; `buckets.fit` has the next.
-_SCHEDULE, _SHUFFLE, _CLIP = range(3)
+# Streams of randomness under the seed; `schedule` has the first, `buckets.fit` the next.
+_SHUFFLE, _CLIP = 1, 2
 
 
 # One process's part of a step's batch, B clips of one bucket:
@@ -50,50 +48,10 @@ _SCHEDULE, _SHUFFLE, _CLIP = range(3)
 Batch = dict[str, Any]
 
 
-class Schedule(grain.transforms.DatasetSelectionMap):
-    """step -> (number of its bucket, earlier steps of that bucket), in O(1)."""
-
-    def __init__(self, weights: list[float], seed: int):
-        self.slots = slot_counts(weights)
-        self._seed = seed
-        self._order = functools.lru_cache(maxsize=64)(self._permuted)
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        period, place = divmod(index, sum(self.slots))
-        order, rank = self._order(period)
-        bucket = int(order[place])
-        return bucket, period * self.slots[bucket] + int(rank[place])
-
-    def _permuted(self, period: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return each step's bucket in a period, and its rank among the steps of that bucket."""
-        order = np.repeat(np.arange(len(self.slots)), self.slots)
-        order = np.random.default_rng((self._seed, _SCHEDULE, period)).permutation(order)
-        rank = np.empty_like(order)
-        for bucket, count in enumerate(self.slots):
-            rank[order == bucket] = np.arange(count)
-        return order, rank
-
-
 def _element(dataset: grain.MapDataset[T], index: int) -> T:
     element = dataset[index]
     assert element is not None  # nothing is filtered out
     return element
-
-
-def slot_counts(weights: list[float]) -> list[int]:
-    """Return each bucket's steps in a period: the exact ratio of the weights if 1000 steps can hold
-    it, else rounded, at least 1."""
-    fractions = [Fraction(weight).limit_denominator(_MAX_PERIOD) for weight in weights]
-    denominator = math.lcm(*(fraction.denominator for fraction in fractions))
-    counts = [int(fraction * denominator) for fraction in fractions]
-    if min(counts) > 0:
-        counts = [count // math.gcd(*counts) for count in counts]
-        if sum(counts) <= _MAX_PERIOD:
-            return counts
-    return [max(1, round(weight / sum(weights) * _MAX_PERIOD)) for weight in weights]
 
 
 def window_files(files: int, batches: float, buckets: int = 1) -> int:

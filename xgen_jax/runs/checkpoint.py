@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from xgen_jax.config.runs import LoopConfig, better
+from xgen_jax.config.loop import LoopConfig, better
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.agreement import from_first, gather, is_first, together
 from xgen_jax.runs.stored import (

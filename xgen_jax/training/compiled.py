@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from xgen_jax.config.runs import LoopConfig
+from xgen_jax.config.loop import LoopConfig
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.memory import OUT_OF_MEMORY, format_gb, program_bytes

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from xgen_jax.config.runs import HELD_OUT, LoopConfig
+from xgen_jax.config.loop import HELD_OUT, LoopConfig
 from xgen_jax.data.pipeline import Batch, Pipeline
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import choose

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from xgen_jax.config.runs import LoopConfig, Run
+from xgen_jax.config.loop import LoopConfig
+from xgen_jax.config.runs import Run
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.agreement import from_first, is_first

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xgen_jax.config.runs import LoopConfig
+from xgen_jax.config.loop import LoopConfig
 from xgen_jax.errors import UserError
 
 WINDOW = 128  # losses that a spike is compared with, as in OLMo and Levanter

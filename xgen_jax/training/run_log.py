@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-from xgen_jax.config.runs import Run, better
+from xgen_jax.config.loop import better
+from xgen_jax.config.runs import Run
 from xgen_jax.data.pipeline import Batch, Pipeline
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.agreement import is_first
