@@ -55,6 +55,8 @@ def plain(value):
 def example(key, kind, run):
     """Return a value that a key without one can take."""
     match key.split("."):
+        case ["loop", "keep_best"]:
+            return "held_out_loss"
         case ["guidance", "interval"]:
             return (0.2, 0.8)
         case ["lora", "rules"]:
@@ -75,6 +77,8 @@ def needed(kind, value, parts, group="config"):
     first, *rest = parts
     if not rest:
         return []
+    if rest == ["keep_best"]:
+        return ["--config.loop.evaluate_every=2"]
     if first == "lora":
         return ["--config.init_from=base", "--config.optimizer.name=adamw"]
     own, kinds = getattr(value, first), allowed(hints(kind)[first])
