@@ -55,6 +55,8 @@ def plain(value):
 def example(key, kind, run):
     """Return a value that a key without one can take."""
     match key.split("."):
+        case [*_, "hold_out"]:
+            return "ends"
         case ["loop", "keep_best"]:
             return "held_out_loss"
         case ["guidance", "interval"]:
