@@ -1,10 +1,16 @@
 """Devices that a program can be compiled for without having them: slices of TPUs, and GPUs.
 
 The compilers come with the packages of `pip install xgen_jax[plan]` (TPU) and `xgen_jax[gpu]`.
+
+Figures are those of the makers' public pages: TPUs docs.cloud.google.com/tpu/docs (v4, v5e, v5p,
+v6e, tpu7x), GPUs the data sheets of NVIDIA (dense, not sparse), and for the compiler the
+specifications in openxla/xla, xla/backends/gpu/target_config/specs.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,18 +18,127 @@ from jax.experimental import topologies
 
 from xgen_jax.errors import UserError, choose
 
-# Memory of a TPU that programs may use, in GiB (2^30 bytes) as in the TPU compiler's messages.
-TPU_LIMITS_GIB = {
-    "TPU v4": 15.25,
-    "TPU v5 lite": 15.75,
-    "TPU v5": 95.74,
-    "TPU v6 lite": 31.25,
-    "TPU7x": 94.75,
-}
 # Triton's matrix products are tuned on the device; without it some shapes have no tiling.
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 # Fraction of a GPU's memory that JAX reserves, unless XLA_PYTHON_CLIENT_MEM_FRACTION says more.
 RESERVED = 0.75
+GPUS_PER_HOST = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Peak:
+    """What one device, as JAX counts them, can do at most.
+
+    Attributes:
+      bf16_tflops, f32_tflops: 1e12 operations a second of matrix products, in the precision that
+        JAX multiplies in by default: float32 as TF32 on GPUs, as bfloat16 on TPUs.
+      memory_gb_s: of its own memory, in 1e9 bytes a second.
+      link_gb_s: sent to the devices of its slice or host, at most, all links together.
+      network_gb_s: its part of its host's network, to other slices or hosts.
+    """
+
+    bf16_tflops: float
+    f32_tflops: float
+    memory_gb_s: float
+    link_gb_s: float
+    network_gb_s: float
+
+    def flops(self, dtype: str) -> float:
+        """Return the operations a second in a dtype of computation."""
+        return 1e12 * (self.f32_tflops if dtype == "float32" else self.bf16_tflops)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TPU:
+    """A generation of TPUs.
+
+    Attributes:
+      kind: as JAX has it.
+      dims: of its torus, 2 or 3.
+      most_chips: of a slice.
+      devices: of a chip.
+      limit_gib: memory of a device that programs may use, as the compiler's messages have it.
+      chip: the figures of a chip.
+    """
+
+    kind: str
+    dims: int
+    most_chips: int
+    devices: int = 1
+    limit_gib: float
+    chip: Peak
+
+    @property
+    def peak(self) -> Peak:
+        """The figures of a device: its part of the chip."""
+        values = dataclasses.asdict(self.chip)
+        return Peak(**{name: value / self.devices for name, value in values.items()})
+
+    def shapes(self) -> Iterator[str]:
+        """Yield the slices that can be had, from one chip on; of three dims those up to a cube of
+        8x8x8, larger ones being all of multiples of 4."""
+        if self.dims == 2:
+            yield from ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+            return
+        yield from ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4")
+        yield from ("4x4x4", "4x4x8", "4x8x8", "8x8x8")
+
+    def has(self, shape: str) -> bool:
+        """Whether there are slices of a shape."""
+        sides = [int(side) for side in shape.split("x")]
+        cubes = self.dims == 3 and sides == sorted(sides) and not any(side % 4 for side in sides)
+        return shape in self.shapes() or (
+            cubes and len(sides) == 3 and math.prod(sides) <= self.most_chips
+        )
+
+
+def _chip(tflops: float, memory_gb_s: float, link_gb_s: float, network_gb_s: float) -> Peak:
+    return Peak(
+        bf16_tflops=tflops,
+        f32_tflops=tflops,
+        memory_gb_s=memory_gb_s,
+        link_gb_s=link_gb_s,
+        network_gb_s=network_gb_s,
+    )
+
+
+# Links: half of the "bidirectional inter-chip interconnect bandwidth" of a chip. Network: "data
+# center network bandwidth"; none is published for v4, which has v5p's here.
+TPUS = {
+    "v4": TPU(
+        kind="TPU v4",
+        dims=3,
+        most_chips=4096,
+        devices=2,
+        limit_gib=15.25,
+        chip=_chip(275, 1228, 300, 6.25),
+    ),
+    "v5e": TPU(
+        kind="TPU v5 lite",
+        dims=2,
+        most_chips=256,
+        limit_gib=15.75,
+        chip=_chip(197, 819, 200, 3.125),
+    ),
+    "v5p": TPU(
+        kind="TPU v5", dims=3, most_chips=6144, limit_gib=95.74, chip=_chip(459, 2765, 600, 6.25)
+    ),
+    "v6e": TPU(
+        kind="TPU v6 lite",
+        dims=2,
+        most_chips=256,
+        limit_gib=31.25,
+        chip=_chip(918, 1638, 400, 12.5),
+    ),
+    "tpu7x": TPU(
+        kind="TPU7x",
+        dims=3,
+        most_chips=9216,
+        devices=2,
+        limit_gib=94.75,
+        chip=_chip(2307, 7380, 600, 12.5),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +156,10 @@ class GPU:
       shared_kib: shared memory of a core, in 2^10 bytes.
       threads: of a core.
       fpus: 32-bit units of a core.
+      bf16_tflops, tf32_tflops: dense matrix products with sums in float32, in 1e12 a second.
+      link_gb_s: NVLink, or 16 lanes of PCIe 4, in one direction.
+      network_gb_s: the adapter of a GPU in the maker's servers; of cards that are sold for
+        workstations an eighth of 100 Gb/s, an assumption.
     """
 
     name: str
@@ -53,6 +172,21 @@ class GPU:
     shared_kib: int
     threads: int
     fpus: int = 128
+    bf16_tflops: float
+    tf32_tflops: float
+    link_gb_s: float = 32
+    network_gb_s: float = 1.5625
+
+    @property
+    def peak(self) -> Peak:
+        """The figures of a device."""
+        return Peak(
+            bf16_tflops=self.bf16_tflops,
+            f32_tflops=self.tf32_tflops,
+            memory_gb_s=self.bandwidth_gb_s,
+            link_gb_s=self.link_gb_s,
+            network_gb_s=self.network_gb_s,
+        )
 
     def target(self) -> str:
         """Return the figures in the form that the compiler takes (XLA's GpuTargetConfigProto)."""
@@ -96,6 +230,8 @@ GPUS = {
         clock_ghz=2.48,
         shared_kib=100,
         threads=1536,
+        bf16_tflops=58.3,
+        tf32_tflops=29.1,
     ),
     "4090": GPU(
         name="NVIDIA GeForce RTX 4090",
@@ -107,6 +243,8 @@ GPUS = {
         clock_ghz=2.52,
         shared_kib=100,
         threads=1536,
+        bf16_tflops=165.2,
+        tf32_tflops=82.6,
     ),
     "a100": GPU(
         name="NVIDIA A100-SXM4-80GB",
@@ -119,6 +257,10 @@ GPUS = {
         shared_kib=164,
         threads=2048,
         fpus=64,
+        bf16_tflops=312,
+        tf32_tflops=156,
+        link_gb_s=300,
+        network_gb_s=25,
     ),
     "h100": GPU(
         name="NVIDIA H100 80GB HBM3",
@@ -130,32 +272,76 @@ GPUS = {
         clock_ghz=1.98,
         shared_kib=228,
         threads=2048,
+        bf16_tflops=989,
+        tf32_tflops=494.5,
+        link_gb_s=450,
+        network_gb_s=50,
+    ),
+    "h200": GPU(
+        name="NVIDIA H200 141GB HBM3e",
+        capability=(9, 0),
+        cores=132,
+        memory_gib=141.0,
+        bandwidth_gb_s=4800,
+        l2_mib=50,
+        clock_ghz=1.98,
+        shared_kib=228,
+        threads=2048,
+        bf16_tflops=989,
+        tf32_tflops=494.5,
+        link_gb_s=450,
+        network_gb_s=50,
+    ),
+    "b200": GPU(
+        name="NVIDIA B200",
+        capability=(10, 0),
+        cores=148,
+        memory_gib=178.36,
+        bandwidth_gb_s=7672,
+        l2_mib=126,
+        clock_ghz=1.965,
+        shared_kib=228,
+        threads=2048,
+        bf16_tflops=2250,
+        tf32_tflops=1125,
+        link_gb_s=900,
+        network_gb_s=50,
+    ),
+    "l40s": GPU(
+        name="NVIDIA L40S",
+        capability=(8, 9),
+        cores=142,
+        memory_gib=44.99,
+        bandwidth_gb_s=864,
+        l2_mib=96,
+        clock_ghz=2.52,
+        shared_kib=100,
+        threads=1536,
+        bf16_tflops=362,
+        tf32_tflops=183,
     ),
 }
 
 
-def named_devices(topology: str) -> Sequence[Any]:
+def named_devices(topology: str, slices: int = 1) -> Sequence[Any]:
     """Return devices to compile for, without the hardware.
 
     Args:
-      topology: of a slice of TPUs, generation and chips along each axis, "v5p:4x4x4"; of GPUs of
-        one host, "gpu:4090" or "gpu:h100:8"; or "cpu", this host's.
+      topology: of a slice of TPUs, generation and chips along each axis, "v5p:4x4x4"; of GPUs,
+        "gpu:4090" or "gpu:h100:8", of which hosts have 8; or of this host's CPU, "cpu" or "cpu:8".
+      slices: of TPUs, joined by the network of the data center.
 
     Raises:
       UserError: devices that are not known, or a compiler that is not installed.
     """
     kind, *rest = topology.split(":")
-    if topology == "cpu":
-        return jax.devices("cpu")[:1]
+    if slices < 1 or (slices > 1 and kind not in TPUS):
+        raise UserError(f"slices={slices} is for TPUs, 1 or more; {topology!r} has none")
+    if kind == "cpu":
+        return _cpus(topology, *rest)
     if kind == "gpu":
         return _gpus(topology, *rest)
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"cannot compile for the slice {topology!r} ({_reason(error)}); slices are written "
-            "v5p:2x2x1, v5e:4x4, v6e:4x4, and need libtpu: pip install xgen_jax[plan]"
-        ) from error
+    return _tpus(topology, slices)
 
 
 def memory_limit(device: Any) -> int | None:
@@ -166,19 +352,81 @@ def memory_limit(device: Any) -> int | None:
     for gpu in GPUS.values():
         if gpu.name == device.device_kind:
             return int(gpu.memory_gib * RESERVED * 2**30)
-    limit = TPU_LIMITS_GIB.get(device.device_kind)
-    return None if limit is None else int(limit * 2**30)
+    for tpu in TPUS.values():
+        if tpu.kind == device.device_kind:
+            return int(tpu.limit_gib * 2**30)
+    return None
 
 
-def _gpus(topology: str, *parts: str) -> Sequence[Any]:
-    """Return the GPUs of "gpu:NAME" or "gpu:NAME:NUMBER"."""
-    name, number = (*parts, "1")[:2] if parts else ("", "1")
-    if len(parts) > 2 or not number.isdecimal() or not int(number):
-        raise UserError(f"{topology!r} names no GPUs; write gpu:4090 or gpu:h100:8")
-    gpu = GPUS[choose("gpu", name, GPUS)]
+def peak_of(device: Any) -> Peak | None:
+    """Return the figures of a device; None if they are not known, as of a CPU."""
+    named = {gpu.name: gpu for gpu in GPUS.values()} | {tpu.kind: tpu for tpu in TPUS.values()}
+    kind = named.get(device.device_kind)
+    return kind and kind.peak
+
+
+def domains(devices: Sequence[Any]) -> list[int]:
+    """Return, for each device, the number of the slice or the host whose links it shares."""
+    if devices[0].platform == "gpu":
+        return [place // GPUS_PER_HOST for place in range(len(devices))]
+    return [getattr(device, "slice_index", None) or 0 for device in devices]
+
+
+def _number(topology: str, text: str, example: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise UserError(f"{topology!r} names no devices; write {example}")
+    return int(text)
+
+
+def _cpus(topology: str, number: str = "1", *more: str) -> Sequence[Any]:
+    count = _number(topology, ":".join((number, *more)), "cpu or cpu:8")
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise UserError(
+            f"{topology} needs JAX_NUM_CPU_DEVICES={count} in the environment before jax starts; "
+            f"this process has {len(devices)}"
+        )
+    return devices[:count]
+
+
+def _tpus(topology: str, slices: int) -> Sequence[Any]:
+    name, colon, shape = topology.partition(":")
+    if name not in TPUS:
+        known = (*TPUS, *(f"gpu:{gpu}" for gpu in GPUS), "cpu")
+        choose("topology", name, known)
+    tpu = TPUS[name]
+    if not re.fullmatch(r"\d+(x\d+)*", shape) or not tpu.has(shape):
+        listed = ", ".join(f"{name}:{each}" for each in tpu.shapes())
+        larger = f", and multiples of 4 up to {tpu.most_chips} chips" if tpu.dims == 3 else ""
+        raise UserError(f"there is no slice {topology!r}; {name} has {listed}{larger}")
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if math.prod(map(int, shape.split("x"))) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)  # the default is a host of 2x2x1
     try:
         return topologies.get_topology_desc(
-            platform="cuda", target_config=gpu.target(), topology=f"1x1x{number}"
+            platform="tpu", topology_name=topology, **options
+        ).devices
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"cannot compile for the slice {topology!r} ({_reason(error)}); it needs the TPU's "
+            "compiler: pip install xgen_jax[plan]"
+        ) from error
+
+
+def _gpus(topology: str, name: str = "", number: str = "1", *more: str) -> Sequence[Any]:
+    """Return the GPUs of "gpu:NAME" or "gpu:NAME:NUMBER"."""
+    gpu = GPUS[choose("gpu", name, GPUS)]
+    count = _number(topology, ":".join((number, *more)), "gpu:4090 or gpu:h100:8")
+    hosts, rest = divmod(count, GPUS_PER_HOST)
+    if hosts and rest:
+        raise UserError(
+            f"{topology!r}: hosts have {GPUS_PER_HOST} GPUs; write gpu:{name}:"
+            f"{hosts * GPUS_PER_HOST} or gpu:{name}:{(hosts + 1) * GPUS_PER_HOST}"
+        )
+    layout = f"1x{hosts}x{GPUS_PER_HOST}" if hosts and not rest else f"1x1x{count}"
+    try:
+        return topologies.get_topology_desc(
+            platform="cuda", target_config=gpu.target(), topology=layout
         ).devices
     except (RuntimeError, ValueError) as error:
         raise UserError(
