@@ -118,12 +118,11 @@ VIDVAES = {
 
 
 def embedder(network):
-    config = VIDVAES[network] if network in VIDVAES else REGEN_MODEL
     if network in VIDVAES:
-        return VidVAEEmbedder(model=VidVAE(config))
+        return VidVAEEmbedder(model=VidVAE(VIDVAES[network]))
     windows = "chunk" if network == "in_context" else "shifted"
     changes = {"head_channels": 3} if windows == "chunk" else {}
-    config = dataclasses.replace(config, scan_layers=False, conditioning=network, **changes)
+    config = dataclasses.replace(REGEN_MODEL, scan_layers=False, conditioning=network, **changes)
     return REGENEmbedder(
         model=REGEN(config), process=RectifiedFlow(prediction="x0"), steps=1, windows=windows
     )
@@ -160,7 +159,6 @@ def test_a_chunk_in_the_middle_of_a_clip_is_counted_without_its_first_frame(netw
     first = jax.ShapeDtypeStruct((1, 9, *video[2:]), np.float32)
     _, cache = jax.eval_shape(vae.encode_chunk, params, first)
     counted = program_flops(vae.encode_chunk, params, *shapes(video), cache)
-    frames = config.time_factor * 2
     assert flops.vidvae_encode_flops(config, (1, 8, 8, 8, 3), started=True) == counted
     first = jax.ShapeDtypeStruct(latents, np.float32)
     _, cache = jax.eval_shape(lambda p, z: vae.decode_chunk(p, z, None, False), params, first)

@@ -14,14 +14,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from xgen_jax.data.buckets import COMMON_ASPECTS, STAGES, Bucket, Shape, make_buckets, parse_shapes
 from xgen_jax.data.config import ShardsConfig, TFDSConfig, kind_of_folder
 from xgen_jax.data.latent_shards import DTYPES
 from xgen_jax.data.latent_writer import LatentWriter
-from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.sources.base import Source
 from xgen_jax.data.sources.shards import ShardSource
 from xgen_jax.data.sources.synthetic import SyntheticSource
@@ -29,6 +27,7 @@ from xgen_jax.data.sources.tfds import TFDSSource
 from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.errors import UserError, choose
 from xgen_jax.files import locked
+from xgen_jax.inference.chunks import encode_clips
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.latent_statistics import latent_statistics
 from xgen_jax.parallel.memory import GB
@@ -310,18 +309,13 @@ class _Encoder:
     text: ByteCaptions | T5Captions | None
     dtype: str
 
-    def __post_init__(self):
-        encode = jax.jit(lambda params, video: self.embedder.encode(params, to_unit_range(video)))
-        object.__setattr__(self, "_encode", encode)
-
     def __call__(self, clips: list[dict[str, Any]], batch_size: int) -> list[dict[str, Any]]:
         """Encode up to `batch_size` clips."""
         # A batch that is not full repeats its last clip: every batch of a shape runs the same
         # compiled program.
         rows = [clips[min(row, len(clips) - 1)] for row in range(batch_size)]
-        latents = self._stored(
-            np.asarray(self._encode(self.params, np.stack([row["video"] for row in rows])))
-        )
+        video = np.stack([row["video"] for row in rows])
+        latents = self._stored(np.asarray(encode_clips(self.embedder, self.params, video)))
         texts = self.embed([clip["caption"] for clip in clips])
         records = [
             {

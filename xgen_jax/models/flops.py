@@ -12,6 +12,7 @@ from xgen_jax.models import regen_windows
 from xgen_jax.models.discriminator import DiscriminatorConfig
 from xgen_jax.models.lpips import TRUNKS, LPIPSConfig
 from xgen_jax.models.regen_config import REGENConfig
+from xgen_jax.models.text import STRIDE, ByteTextConfig
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.nn.convolution import Kernel
@@ -54,6 +55,14 @@ def vdit_flops(
     modulations = 6 if config.attention_layout == "full" else 9
     time = 2 * (256 * d + d**2 + modulations * d**2)
     return float(clips * (config.depth * block + ends + text + time) * (TRAIN if train else 1))
+
+
+def text_encoder_flops(config: ByteTextConfig, captions: int, train: bool = False) -> float:
+    """Return the operations of the encoder of bytes that trains along with a VDiT."""
+    d, letters, tokens = config.width, config.max_bytes + 1, config.tokens
+    convolutions = 2 * (letters * 5 + tokens * 2 * STRIDE) * d**2
+    block = _self_attention(tokens, d, tokens) + 16 * tokens * d**2
+    return float(captions * (convolutions + config.depth * block) * (TRAIN if train else 1))
 
 
 def _self_attention(tokens: int, width: int, keys: int) -> float:

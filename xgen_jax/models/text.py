@@ -52,6 +52,11 @@ class ByteTextConfig:
     def __post_init__(self):
         choose("text.attention", self.attention, IMPLEMENTATIONS)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of a caption, padding included: the bytes and a begin token, joined by four."""
+        return -(-(self.max_bytes + 1) // STRIDE)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5TextConfig:
@@ -75,6 +80,11 @@ class T5TextConfig:
     def __post_init__(self):
         if self.length < 1:
             raise UserError(f"text.length must be 1 or more, not {self.length}")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a caption, padding included."""
+        return self.length
 
 
 class TextConditioner(Protocol):

@@ -89,9 +89,21 @@ class Collectives:
         """Bytes in all."""
         return self.link_bytes.total() + self.network_bytes.total()
 
+    @classmethod
+    def none(cls) -> "Collectives":
+        """Return those of a program that sends nothing."""
+        return cls(collections.Counter(), collections.Counter(), collections.Counter())
 
-def _nothing() -> Collectives:
-    return Collectives(collections.Counter(), collections.Counter(), collections.Counter())
+    def table(self) -> dict[str, dict[str, int]]:
+        """Return {kind: {"count", "link_bytes", "network_bytes"}}, for JSON."""
+        return {
+            kind: {
+                "count": count,
+                "link_bytes": round(self.link_bytes[kind]),
+                "network_bytes": round(self.network_bytes[kind]),
+            }
+            for kind, count in sorted(self.count.items())
+        }
 
 
 def collectives(hlo: str, domains: Sequence[int]) -> Collectives:
@@ -106,7 +118,7 @@ def collectives(hlo: str, domains: Sequence[int]) -> Collectives:
 
     @functools.cache
     def of(name: str) -> Collectives:
-        table, total = computations.get(name, {}), _nothing()
+        table, total = computations.get(name, {}), Collectives.none()
         for instruction in table.values():
             total += _own(instruction, table, name, domains)
             if instruction.operation == "while":
@@ -189,7 +201,7 @@ def _own(
     """What one instruction sends by itself."""
     kind = instruction.operation.removesuffix("-start")
     if kind not in SENT:
-        return _nothing()
+        return Collectives.none()
     if kind == "all-reduce" and _SCATTERED in name:
         kind = "reduce-scatter"
     groups = replica_groups(instruction.attributes, len(domains))
@@ -198,7 +210,7 @@ def _own(
         groups = [pair for pair in groups if len(set(pair)) > 1]
         size = 2 if groups else 1
     if size == 1:
-        return _nothing()
+        return Collectives.none()
     operands = (table[each].shape for each in instruction.names if each in table)
     sent = SENT[kind](size) * sum(map(shape_bytes, operands))
     crosses = any(len({domains[device] for device in group}) > 1 for group in groups)

@@ -365,6 +365,12 @@ def peak_of(device: Any) -> Peak | None:
     return kind and kind.peak
 
 
+def chips(device: Any, number: int) -> int:
+    """Return how many chips a number of devices are, as they are rented."""
+    of_a_chip = {tpu.kind: tpu.devices for tpu in TPUS.values()}
+    return max(1, number // of_a_chip.get(device.device_kind, 1))
+
+
 def domains(devices: Sequence[Any]) -> list[int]:
     """Return, for each device, the number of the slice or the host whose links it shares."""
     if devices[0].platform == "gpu":
