@@ -43,19 +43,19 @@ class Case(NamedTuple):
 
 # Largest bucket of each configuration, on the devices that its batches are made for.
 PAPER = (
-    Case("vdit/480p", "v5p:4x4x4"),
     Case("vidvae/paper", "v5p:2x2x2"),
-    Case("vdit/480p:8", "gpu:h100:8"),
-    Case("regen/paper", "v5p:2x4x4"),
-    Case("vdit/regen_5b", "v5p:4x4x4"),
-    Case("vdit/720p", "v5p:4x4x4"),
     Case("vidvae/paper", "gpu:h100:8"),
+    Case("vidvae/paper", "v6e:2x4", ("--bucket=17x512x512",)),
+    Case("regen/paper", "v5p:2x4x4"),
     Case("regen/paper", "gpu:h100:32"),
-    Case("vdit/regen_5b", "gpu:h100:64"),
     Case("vdit/240p", "v5p:4x4x4"),
     Case("vdit/240p:8", "gpu:h100:8"),
+    Case("vdit/480p", "v5p:4x4x4"),
+    Case("vdit/480p:8", "gpu:h100:8"),
+    Case("vdit/720p", "v5p:4x4x4"),
     Case("vdit/720p:8", "gpu:h100:8"),
-    Case("vidvae/paper", "v6e:2x4", ("--bucket=17x512x512",)),
+    Case("vdit/regen_5b", "v5p:4x4x4"),
+    Case("vdit/regen_5b", "gpu:h100:64"),
 )
 DEVICES = {"12gb": "gpu:4070", "24gb": "gpu:4090", "80gb": "gpu:h100", "cpu": "cpu"}
 RUNGS = tuple(
@@ -69,7 +69,12 @@ USE = (
     Case("vidvae/paper", "gpu:h100", ("--what=encode", "--bucket=17x480x848")),
     Case("regen/paper", "gpu:h100", ("--what=decode", "--frames=66")),
 )
-CASES = (*PAPER[:7], *RUNGS[:12], *PAPER[7:], *USE, *RUNGS[12:])
+# tests/benchmarks/test_plans.py compiles these again.
+SMALLEST = tuple(
+    Case(f"quickstart/{family}", "v5e:1x1", ("--config.mesh.fsdp=1",))
+    for family in ("vidvae", "vdit", "regen")
+)
+CASES = (*SMALLEST, *PAPER, *RUNGS, *USE)
 
 
 def saved() -> dict[str, dict[str, Any]]:
@@ -80,18 +85,17 @@ def saved() -> dict[str, dict[str, Any]]:
     return {row["case"]: row for row in rows}
 
 
+def command(case: Case) -> list[str]:
+    """Return the command that makes a plan."""
+    flags = (f"--config={case.config}", f"--topology={case.topology}", *case.flags)
+    return [sys.executable, str(ROOT / "launch" / "plan.py"), *flags]
+
+
 def make(cases: Iterable[Case]) -> None:
     """Make plans, each in a process of its own, and append their lines."""
     for case in cases:
-        command = [
-            sys.executable,
-            str(ROOT / "launch" / "plan.py"),
-            f"--config={case.config}",
-            f"--topology={case.topology}",
-            *case.flags,
-        ]
         print(f"== {case.name}", file=sys.stderr, flush=True)
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command(case), stdout=subprocess.PIPE, text=True)
         if done.returncode:
             print(f"== {case.name}: exit {done.returncode}", file=sys.stderr, flush=True)
             continue
@@ -106,6 +110,7 @@ def tables(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
         ("Training at the papers' scale", PAPER),
         ("Training on your own clips: `configs/finetune`", RUNGS),
         ("Sampling, encoding, decoding", USE),
+        ("The smallest of each family", SMALLEST),
     )
     for title, cases in groups:
         yield f"## {title}"
@@ -186,17 +191,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", help="configurations, with commas between")
+    parser.add_argument("--only", help="configurations, or whole cases, with commas between")
     parser.add_argument("--again", action="store_true", help="also those that are there")
     parser.add_argument("--write", action="store_true", help="only write the page")
     options = parser.parse_args()
     if not options.write:
         wanted, known = options.only and options.only.split(","), saved()
-        make(
-            case
-            for case in CASES
-            if (not wanted or case.config in wanted) and (options.again or case.name not in known)
-        )
+        chosen = [case for case in CASES if options.again or case.name not in known]
+        if wanted:
+            # In the order in which they are given.
+            chosen = [c for name in wanted for c in chosen if name in (c.config, c.name)]
+        make(chosen)
     write()
 
 

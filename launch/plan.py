@@ -1,16 +1,14 @@
-"""Plans a run before anything is rented: does it fit, how long does it take at least, what does it
-cost. The real program is compiled for the devices named, on any CPU host.
+"""Plans a run before anything is rented: does it fit, how long at least, at what cost? The program
+that the run would execute is compiled for the devices, on any CPU host.
 
 python launch/plan.py --config=vdit/480p --topology=v5p:4x4x4
 python launch/plan.py --config=finetune/vidvae:24gb --topology=gpu:4090 --largest_batch
 python launch/plan.py --config=vdit/720p --topology=gpu:h100:8 --what=sample --frames=113 \
     --size=720x1280 --dollars_per_hour=3
-python launch/plan.py --config=quickstart/vdit --topology=cpu:8 --config.mesh.fsdp=8
 
-Topologies: v4, v5e, v5p, v6e or tpu7x and the chips along each axis, v5e:4x4 or v5p:4x4x4 (with
---slices=2 for two); gpu:4070, 4090, a100, b200, h100, h200 or l40s and their number, gpu:h100:8
-(hosts of 8); cpu:8. TPUs need pip install "xgen_jax[plan]", GPUs "xgen_jax[gpu]"; neither needs the
-device. The plan is printed on stderr, and as one JSON line on stdout.
+Topologies: v4, v5e, v5p, v6e or tpu7x with chips along each axis; gpu:NAME:NUMBER with 4070, 4090,
+a100, b200, h100, h200 or l40s, of which hosts have 8; cpu:NUMBER. They need the compilers of
+pip install "xgen_jax[plan]" (TPU) and "xgen_jax[gpu]". The plan is printed on stderr.
 """
 
 import sys

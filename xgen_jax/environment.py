@@ -34,9 +34,6 @@ def compile_only(topology: str) -> None:
       topology: see `parallel.devices.named_devices`; of "cpu:8" jax gets that many CPU devices.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # Several processes of a host may load the TPU's compiler, none of which has a TPU.
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # this host need not be one of Google's
     kind, _, number = topology.partition(":")
     if kind == "cpu" and number.isdecimal():
         os.environ["JAX_NUM_CPU_DEVICES"] = number

@@ -8,6 +8,7 @@ the device, so that the workspace of a convolution may be larger there.
 """
 
 import dataclasses
+import math
 import re
 import sys
 import time
@@ -246,11 +247,10 @@ def _largest_batch(
     tried: dict[int, int | None] = {}
 
     def measure(units: int) -> float:
-        compiled, peak, _ = compile_program(lower(units * unit))
+        _, peak, why = compile_program(lower(units * unit))
         tried[units * unit] = peak
-        fits = compiled is not None and peak is not None and peak <= limit
-        say(f"batch {units * unit}: {_gib(peak)}, {'fits' if fits else 'does not fit'}")
-        return peak if fits and peak is not None else float("inf")
+        say(f"batch {units * unit}: {_gib(peak)}, {'fits' if why is None else 'does not fit'}")
+        return math.inf if why or peak is None else peak
 
     units = largest_chunk(measure, MOST_CLIPS, limit)
     return {"batch_size": units * unit, "tried": tried}

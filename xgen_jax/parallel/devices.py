@@ -9,6 +9,7 @@ specifications in openxla/xla, xla/backends/gpu/target_config/specs.
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -408,6 +409,10 @@ def _tpus(topology: str, slices: int) -> Sequence[Any]:
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if math.prod(map(int, shape.split("x"))) == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)  # the default is a host of 2x2x1
+    # Read when libtpu is loaded, for its compiler alone: several processes of a host may do that,
+    # and the host need not be one of Google's.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     try:
         return topologies.get_topology_desc(
             platform="tpu", topology_name=topology, **options
