@@ -21,7 +21,7 @@ from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError
 from xgen_jax.models import flops
 from xgen_jax.models.vidvae_config import PRESETS
-from xgen_jax.parallel.devices import Peak
+from xgen_jax.parallel.device_figures import Peak
 from xgen_jax.testing import (
     BUCKET,
     POINTWISE,
@@ -120,11 +120,10 @@ def test_what_does_not_fit_is_said_with_both_numbers_and_what_to_change(figures,
         assert flag in flags and flag in said[-1]
 
 
-@pytest.mark.parametrize(("most", "largest"), [(1000, 12), (330, 4), (300, 0)])
-def test_the_largest_batch_is_found_by_bisection(figures, monkeypatch, most, largest):
+def test_the_largest_batch_is_found_by_bisection(figures, monkeypatch):
     config = pointwise(loop={"accumulate": 2}, data={"buckets": [{**BUCKET, "batch_size": 4}]})
     request = PlanRequest(config=config, topology="cpu:2", largest_batch=True)
-    real, lowered, compiled = plans.train_program, [], []
+    real, lowered, compiled, limits = plans.train_program, [], [], [0]
 
     def lower(config, embedder, mesh, bucket):
         lowered[:] = lowered or [real(config, embedder, mesh, bucket)]
@@ -133,18 +132,21 @@ def test_the_largest_batch_is_found_by_bisection(figures, monkeypatch, most, lar
     def compile_program(program):
         compiled.append(program.batch_size)
         peak = 80 * program.batch_size
-        return None, peak, None if peak <= most else "does not fit: needs more"
+        return plans.Outcome(None, peak, "does not fit" if peak > limits[0] else None, 1.0)
 
-    monkeypatch.setattr(plans, "memory_limit", lambda device: most)
+    monkeypatch.setattr(plans, "memory_limit", lambda device: limits[0])
     monkeypatch.setattr(plans, "train_program", lower)
     monkeypatch.setattr(plans, "compile_program", compile_program)
-    report = plan(request, lambda line: None)
-    assert report["largest_batch"]["batch_size"] == largest
-    assert report["batch_size"] == (largest or 4)
-    # Multiples of the devices times the parts of a batch; each is compiled once on the way.
-    tried = report["largest_batch"]["tried"]
-    assert all(size % 4 == 0 for size in tried)
-    assert compiled == [*tried, report["batch_size"]]
+    for limits[0], largest in ((1000, 12), (330, 4), (300, 0)):
+        compiled.clear()
+        report = plan(request, lambda line: None)
+        assert report["largest_batch"]["batch_size"] == largest
+        assert report["batch_size"] == (largest or 4)
+        # Multiples of the devices times the parts of a batch, each compiled once; if none fits,
+        # the report is of the batch asked for.
+        tried = list(report["largest_batch"]["tried"])
+        assert all(size % 4 == 0 for size in tried)
+        assert compiled == (tried if largest else [*tried, 4])
 
 
 SAMPLE = {"what": "sample"}

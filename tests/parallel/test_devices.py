@@ -11,15 +11,8 @@ import jax
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.parallel.devices import (
-    GPUS,
-    TPUS,
-    chips,
-    domains,
-    memory_limit,
-    named_devices,
-    peak_of,
-)
+from xgen_jax.parallel.device_figures import GPUS, TPUS
+from xgen_jax.parallel.devices import chips, domains, memory_limit, named_devices, peak_of
 
 WITH_CUDA = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda13_plugin") is None, reason="CUDA's wheels are not installed"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from xgen_jax.parallel.devices import Peak
+from xgen_jax.parallel.device_figures import Peak
 from xgen_jax.parallel.step_time import StepTime, dollars, step_time
 
 PEAK = Peak(bf16_tflops=100, f32_tflops=50, memory_gb_s=1000, link_gb_s=100, network_gb_s=10)

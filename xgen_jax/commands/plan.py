@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -49,6 +49,22 @@ from xgen_jax.parallel.step_time import ASSUMED_MFU, dollars, step_time
 
 WHATS = ("train", "sample", "encode", "decode")
 MOST_CLIPS = 1024  # of a device, where the largest batch is looked for
+
+
+class Outcome(NamedTuple):
+    """What compiling a program gave.
+
+    Attributes:
+      compiled: None if the compiler refused.
+      peak: bytes that it needs on a device; None if the compiler does not say.
+      why: it does not fit; None if it does.
+      seconds: that it took.
+    """
+
+    compiled: jax.stages.Compiled | None
+    peak: int | None
+    why: str | None
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,20 +140,18 @@ def plan(
     dtype = np.dtype(request.config.loop.compute_dtype)
     embedder, origin = find_embedder(request.config, request.embedder, dtype)
     lower = _lowering(request, devices, embedder)
-    first = lower(request.batch_size)  # mistakes in the request show here
-    largest = None
+    program = lower(request.batch_size)  # mistakes in the request show here
+    outcome, largest = None, {}
     if request.largest_batch:
-        largest = _largest_batch(lower, first, _unit(request, first), say)
-        first = lower(largest["batch_size"] or first.batch_size)
+        program, outcome, largest = _largest_batch(lower, program, _unit(request, program), say)
     report = {
         "what": request.what,
         "topology": request.topology,
         "slices": request.slices,
         "embedder": origin,
-        **_report(first, request.dollars_per_hour),
+        **_report(program, outcome or compile_program(program), request.dollars_per_hour),
+        **largest,
     }
-    if largest is not None:
-        report["largest_batch"] = largest
     if not report["fits"]:
         report["advice"] = advice(request.config, report)
     say(readable(report))
@@ -240,34 +254,38 @@ def _unit(request: PlanRequest, program: Program) -> int:
 
 def _largest_batch(
     lower: Callable[[int], Program], first: Program, unit: int, say: Callable[[str], None]
-) -> dict[str, Any]:
+) -> tuple[Program, "Outcome | None", dict[str, Any]]:
+    """Return the program of the largest batch that fits and what compiling it gave, or the first
+    and None; and what was tried, for the report."""
     limit = memory_limit(first.mesh.devices.flat[0])
     if limit is None:
         raise UserError("--largest_batch needs devices whose memory is known, not a CPU")
+    best: list[tuple[Program, Outcome]] = []
     tried: dict[int, int | None] = {}
 
     def measure(units: int) -> float:
-        _, peak, why = compile_program(lower(units * unit))
-        tried[units * unit] = peak
-        say(f"batch {units * unit}: {_gib(peak)}, {'fits' if why is None else 'does not fit'}")
-        return math.inf if why or peak is None else peak
+        program = lower(units * unit)
+        outcome = compile_program(program)
+        tried[program.batch_size] = outcome.peak
+        fits = outcome.why is None and outcome.peak is not None
+        say(f"batch {program.batch_size}: {_gib(outcome.peak)}, {'fits' if fits else 'too large'}")
+        if not fits or outcome.peak is None:
+            return math.inf
+        best[:] = [(program, outcome)]
+        return outcome.peak
 
     units = largest_chunk(measure, MOST_CLIPS, limit)
-    return {"batch_size": units * unit, "tried": tried}
+    found = {"largest_batch": {"batch_size": units * unit, "tried": tried}}
+    return (*best[0], found) if units else (first, None, found)
 
 
 def _gib(size: int | None) -> str:
     return "too much" if size is None else f"{size / 2**30:.2f} GiB"
 
 
-def compile_program(program: Program) -> tuple[Any, int | None, str | None]:
-    """Compile a program.
-
-    Returns:
-      The compiled program, None if the compiler refused it; the bytes that it needs on a device,
-      None if the compiler does not say; and why it does not fit, None if it does.
-    """
-    device = program.mesh.devices.flat[0]
+def compile_program(program: Program) -> Outcome:
+    """Compile a program; the compiler's refusal for want of memory is an outcome."""
+    started, device = time.monotonic(), program.mesh.devices.flat[0]
     limit, options = memory_limit(device), COMPILER_OPTIONS.get(device.platform)
     try:
         compiled = program.lowered.compile(options)
@@ -275,10 +293,10 @@ def compile_program(program: Program) -> tuple[Any, int | None, str | None]:
         if OUT_OF_MEMORY not in str(error):
             raise
         peak = named_bytes(str(error))
-        return None, peak, _does_not_fit(peak, limit)
+        return Outcome(None, peak, _does_not_fit(peak, limit), time.monotonic() - started)
     peak = program_bytes(compiled)
-    fits = limit is None or peak <= limit
-    return compiled, peak, None if fits else _does_not_fit(peak, limit)
+    why = None if limit is None or peak <= limit else _does_not_fit(peak, limit)
+    return Outcome(compiled, peak, why, time.monotonic() - started)
 
 
 def _does_not_fit(peak: int | None, limit: int | None) -> str:
@@ -286,19 +304,18 @@ def _does_not_fit(peak: int | None, limit: int | None) -> str:
     return f"does not fit: needs {_gib(peak)}{has} on each device"
 
 
-def _report(program: Program, dollars_per_hour: float | None) -> dict[str, Any]:
-    """Compile a program, and return all of its plan that follows from it."""
-    started, mesh = time.monotonic(), program.mesh
+def _report(program: Program, outcome: Outcome, dollars_per_hour: float | None) -> dict[str, Any]:
+    """Return all of a plan that follows from a compiled program."""
+    mesh, (compiled, peak, why, seconds) = program.mesh, outcome
     device = mesh.devices.flat[0]
-    compiled, peak, why = compile_program(program)
     rented = chips(device, mesh.size)
     sent = None
     if mesh.size == 1:
         sent = Collectives.none()
     elif compiled is not None:
-        sent = collectives(compiled.as_text(), domains(list(mesh.devices.flat)))
+        sent = collectives(compiled.as_text() or "", domains(list(mesh.devices.flat)))
     temporaries = None if peak is None else max(0, peak - sum(program.resident.values()))
-    report = {
+    report: dict[str, Any] = {
         "devices": mesh.size,
         "chips": rented,
         "device_kind": device.device_kind,
@@ -315,7 +332,7 @@ def _report(program: Program, dollars_per_hour: float | None) -> dict[str, Any]:
         "flops": program.flops,
         "runs": program.runs,
         "collectives": None if sent is None else sent.table(),
-        "compile_s": round(time.monotonic() - started, 1),
+        "compile_s": round(seconds, 1),
     }
     figures = peak_of(device)
     if figures is None or sent is None or temporaries is None:

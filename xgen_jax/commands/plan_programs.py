@@ -97,8 +97,9 @@ def find_embedder(config: Run, given: str | None, dtype: Any = np.float32) -> tu
     where = given or named
     if os.path.isdir(where):
         folder = RunFolder(where)
-        if isinstance(folder.config(), VDiTRun) and not given:
-            return find_embedder(folder.config(), None, dtype)
+        other = folder.config()
+        if isinstance(other, VDiTRun) and not given:
+            return find_embedder(other, None, dtype)
         return folder.expect(HoldsEmbedder, "an embedder").make_embedder(dtype), f"that in {where}"
     if not given and where not in PRESET_OF:
         raise UserError(
@@ -292,16 +293,18 @@ def decode_program(embedder: Embedder, mesh: Mesh, batch_size: int, shape: Shape
     )
 
 
-def _encode_flops(embedder: Embedder, video_shape: Shape) -> float:
+def _encode_flops(embedder: Embedder, video_shape: tuple[int, ...]) -> float:
     if isinstance(embedder, REGENEmbedder):
         return flops.regen_encode_flops(embedder.model.config, video_shape)
+    assert isinstance(embedder, VidVAEEmbedder)
     return flops.vidvae_encode_flops(embedder.model.config, video_shape)
 
 
-def _decode_flops(embedder: Embedder, latent_shape: Shape, started: bool) -> float:
+def _decode_flops(embedder: Embedder, latent_shape: tuple[int, ...], started: bool) -> float:
     if isinstance(embedder, REGENEmbedder):
         config, steps, windows = embedder.model.config, embedder.steps, embedder.windows
         return flops.regen_decode_flops(config, latent_shape, steps, windows, started)
+    assert isinstance(embedder, VidVAEEmbedder)
     return flops.vidvae_decode_flops(embedder.model.config, latent_shape, started)
 
 
@@ -319,14 +322,13 @@ def _check_batch(batch_size: int, mesh: Mesh) -> None:
 
 
 def _embedder_params(embedder: Embedder, mesh: Mesh) -> Params:
-    config, channels = embedder.model.config, embedder.latent_channels
     if isinstance(embedder, REGENEmbedder):
-        model = regen_model.abstract_variables(config)
+        model = regen_model.abstract_variables(embedder.model.config)
     else:
-        side = config.space_factor
-        video = jax.ShapeDtypeStruct((1, config.frames(2), side, side, 3), np.float32)
+        side = embedder.space_factor
+        video = jax.ShapeDtypeStruct((1, embedder.frames(2), side, side, 3), np.float32)
         model = jax.eval_shape(embedder.model.init, jax.random.key(0), video)
-    statistic = jax.ShapeDtypeStruct((channels,), np.float32)
+    statistic = jax.ShapeDtypeStruct((embedder.latent_channels,), np.float32)
     params = {"model": model, "mean": statistic, "std": statistic}
     return _placed(params, jax.tree.map(lambda _: replicated(mesh), params))
 

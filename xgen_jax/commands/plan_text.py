@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from xgen_jax.config.runs import REGENRun, Run, VDiTRun
+from xgen_jax.config.runs import REGENRun, Run, VDiTRun, VidVAERun
 from xgen_jax.parallel.devices import RESERVED
 from xgen_jax.parallel.step_time import ASSUMED_MFU
 
@@ -132,6 +132,7 @@ def advice(config: Run, report: dict[str, Any]) -> list[str]:
 def _advice(config: Run, report: dict[str, Any]) -> Iterator[str]:
     clips = report["batch_size"] // (report["mesh"]["data"] * report["mesh"]["fsdp"])
     if report["what"] == "train":
+        assert isinstance(config, VDiTRun | REGENRun | VidVAERun)
         remat = "full" if isinstance(config, VDiTRun | REGENRun) else "level"
         if config.model.remat == "none":
             yield f"recompute in the backward pass: --config.model.remat={remat}"

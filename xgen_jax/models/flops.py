@@ -171,8 +171,8 @@ def vidvae_decode_flops(config: VidVAEConfig, latent_shape: Shape, started: bool
       latent_shape: (B, t, h, w, c) of a clip, or of a chunk.
       started: the clip began in an earlier chunk.
     """
-    c, clips = config, latent_shape[0]
-    x = _Clip(*latent_shape[1:], started)
+    c, (clips, frames, height, width, channels) = config, latent_shape
+    x = _Clip(frames, height, width, channels, started)
     total, x = x.convolve(c.latent_channels, (1, 1, 1))
     flops, x = x.convolve(c.channels[-1], (3, 3, 3))
     total += flops + _mid(c, x)

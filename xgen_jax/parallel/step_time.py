@@ -13,7 +13,7 @@ written and read at least once. No program reaches its floor: it is a bound, not
 
 import dataclasses
 
-from xgen_jax.parallel.devices import Peak
+from xgen_jax.parallel.device_figures import Peak
 
 ASSUMED_MFU = 0.4  # fraction of the peak that well-tuned training of transformers reaches
 
