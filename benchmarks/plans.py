@@ -17,6 +17,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from xgen_jax.commands.plan_text import duration  # noqa: E402  (the path comes first)
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "plans.jsonl"
 PAGE = ROOT / "docs" / "plans.md"
@@ -150,9 +154,9 @@ def _row(case: Case, row: dict[str, Any]) -> str:
         total = row["at_assumed_mfu"]["total_s"]
         chips = f" x {row['chips']}" if row["chips"] > 1 else ""
         times = [
-            f"{_seconds(row['floor']['step_s'])} ({row['floor']['bound']})",
-            _seconds(row["at_assumed_mfu"]["step_s"]),
-            f"{row['runs']:,} x = {_seconds(total)}{chips}",
+            f"{duration(row['floor']['step_s'])} ({row['floor']['bound']})",
+            duration(row["at_assumed_mfu"]["step_s"]),
+            f"{row['runs']:,} x = {duration(total)}{chips}",
         ]
     what = "" if row["what"] == "train" else f"{row['what']} "
     cells = [
@@ -170,13 +174,6 @@ def _row(case: Case, row: dict[str, Any]) -> str:
 
 def _gib(size: int | None) -> str:
     return "more" if size is None else f"{size / 2**30:.2f}"
-
-
-def _seconds(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{1e3 * seconds:.3g} ms"
 
 
 def write(page: pathlib.Path = PAGE) -> None:

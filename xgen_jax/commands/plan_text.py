@@ -103,12 +103,12 @@ def _time(report: dict[str, Any], step: str, whole: str) -> Iterator[str]:
         f"{peak['link_gb_s']:g} GB/s, network {peak['network_gb_s']:g} GB/s (data sheets)"
     )
     yield (
-        f"  floor        max(compute {_seconds(floor['compute_s'])} = FLOPs / peak, memory "
-        f"{_seconds(floor['memory_s'])} = (2 rewritten + read + 2 temporaries) / bandwidth,"
+        f"  floor        max(compute {duration(floor['compute_s'])} = FLOPs / peak, memory "
+        f"{duration(floor['memory_s'])} = (2 rewritten + read + 2 temporaries) / bandwidth,"
     )
     yield (
-        f"               network {_seconds(floor['network_s'])} = sent / links) = "
-        f"{_seconds(floor['step_s'])} a {step}, bound by {floor['bound']}"
+        f"               network {duration(floor['network_s'])} = sent / links) = "
+        f"{duration(floor['step_s'])} a {step}, bound by {floor['bound']}"
     )
     for name, words in (
         ("at_floor", "at the floor, which no program reaches"),
@@ -117,8 +117,8 @@ def _time(report: dict[str, Any], step: str, whole: str) -> Iterator[str]:
         each = report[name]
         cost = f", ${each['dollars']:,.2f}" if "dollars" in each else ""
         yield (
-            f"  {whole} {report['runs']:,} x {_seconds(each['step_s'])} = "
-            f"{_seconds(each['total_s'])}{cost}: {words}"
+            f"  {whole} {report['runs']:,} x {duration(each['step_s'])} = "
+            f"{duration(each['total_s'])}{cost}: {words}"
         )
     if report["what"] == "train":
         yield f"  as if each step were of {report['bucket']}"
@@ -177,7 +177,8 @@ def _flops(number: float) -> str:
     return f"{number / 1e6:.4g} MFLOP"
 
 
-def _seconds(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Format seconds in the largest unit of which there are two or more: "3.2 days", "77.3 ms"."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         if seconds >= 2 * size or (unit == "s" and seconds >= 1):
             return f"{seconds / size:.3g} {unit}"
