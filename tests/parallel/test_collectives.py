@@ -97,6 +97,32 @@ def test_a_loop_of_unknown_length_counts_once_and_is_reported():
     assert found.network_bytes.total() == 0
 
 
+SLICES = """
+ENTRY %main (x: bf16[1024,8,128]) -> token[] {
+  %x = bf16[1024,8,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %after = token[] after-all()
+  %send = (bf16[1024,8,128]{2,1,0}, u32[], token[]) send(%x, %after), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{TARGET}x{0:3}",_xla_megascale_transfer_type="KIND",is_spmd_generated="true"}
+  ROOT %done = token[] send-done(%send), channel_id=2, is_host_transfer=true
+}
+"""  # noqa: E501  (as the compiler writes it)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "sent"),
+    [
+        ("1,2", "ALL_REDUCE", 2 * 2**20),
+        ("1:4", "ALL_REDUCE", 3 * 2**20),
+        ("1,2,5:6", "ALL_GATHER", 6 * 2**20),
+        ("1,2", "ONE_TO_ONE", 2 * 2**20),
+    ],
+)
+def test_what_goes_to_other_slices_through_the_host_is_network_traffic(target, kind, sent):
+    program = SLICES.replace("TARGET", target).replace("KIND", kind)
+    name = kind.lower().replace("_", "-")
+    expected = {name: {"count": 1, "link_bytes": 0, "network_bytes": sent}}
+    assert collectives(program, [0, 0, 1, 1]).table() == expected
+
+
 @pytest.mark.parametrize(
     ("attributes", "groups"),
     [

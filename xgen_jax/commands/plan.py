@@ -309,11 +309,7 @@ def _report(program: Program, outcome: Outcome, dollars_per_hour: float | None) 
     mesh, (compiled, peak, why, seconds) = program.mesh, outcome
     device = mesh.devices.flat[0]
     rented = chips(device, mesh.size)
-    sent = None
-    if mesh.size == 1:
-        sent = Collectives.none()
-    elif compiled is not None:
-        sent = collectives(compiled.as_text() or "", domains(list(mesh.devices.flat)))
+    sent = Collectives.none() if mesh.size == 1 else _sent(compiled, mesh)
     temporaries = None if peak is None else max(0, peak - sum(program.resident.values()))
     report: dict[str, Any] = {
         "devices": mesh.size,
@@ -335,7 +331,7 @@ def _report(program: Program, outcome: Outcome, dollars_per_hour: float | None) 
         "compile_s": round(seconds, 1),
     }
     figures = peak_of(device)
-    if figures is None or sent is None or temporaries is None:
+    if figures is None or compiled is None or temporaries is None:
         return report
     rewritten = sum(program.resident[name] for name in program.rewritten)
     least = step_time(
@@ -345,8 +341,8 @@ def _report(program: Program, outcome: Outcome, dollars_per_hour: float | None) 
         rewritten=rewritten,
         read=sum(program.resident.values()) - rewritten,
         temporaries=temporaries,
-        link_bytes=sent.link_bytes.total(),
-        network_bytes=sent.network_bytes.total(),
+        link_bytes=0 if sent is None else sent.link_bytes.total(),
+        network_bytes=0 if sent is None else sent.network_bytes.total(),
     )
     report["device_figures"] = dataclasses.asdict(figures)
     report["floor"] = dataclasses.asdict(least) | {"step_s": least.floor_s, "bound": least.bound}
@@ -357,6 +353,18 @@ def _report(program: Program, outcome: Outcome, dollars_per_hour: float | None) 
             report[name]["dollars"] = round(total, 2)
     report["at_assumed_mfu"]["mfu"] = ASSUMED_MFU
     return report
+
+
+def _sent(compiled: jax.stages.Compiled | None, mesh: jax.sharding.Mesh) -> Collectives | None:
+    """Read what a device sends; None if there is no program, or this jaxlib cannot show it."""
+    if compiled is None:
+        return None
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        # Programs for tpu7x by libtpu 0.0.52 have instructions that jaxlib 0.10.2 does not know.
+        return None
+    return collectives(text, domains(list(mesh.devices.flat))) if text else None
 
 
 def named_bytes(message: str) -> int | None:

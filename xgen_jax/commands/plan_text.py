@@ -72,7 +72,8 @@ def _memory(report: dict[str, Any]) -> Iterator[str]:
 def _network(report: dict[str, Any]) -> Iterator[str]:
     table = report["collectives"]
     if table is None:
-        yield "  network      not known: there is no program"
+        reason = "; the floor is without it" if "floor" in report else ": there is no program"
+        yield f"  network      cannot be read{reason}"
         return
     yield "  network      " + ("nothing is sent" if not table else "sent by a device:")
     for kind, row in table.items():

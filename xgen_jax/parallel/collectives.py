@@ -8,6 +8,9 @@ sends in one operation on n devices with operands of b bytes, by the ring algori
     all-reduce        2 b (n - 1) / n      collective-permute           b
 
 The compiler may choose another algorithm, and overlap all of it with computation.
+
+Between slices of TPUs there are no collectives in the program of a device, which hands its data to
+the host (`send`); the host's runtime, named Megascale, does the rest. n is the number of slices.
 """
 
 import collections
@@ -29,6 +32,8 @@ SENT: dict[str, Callable[[int], float]] = {
     "collective-permute": lambda n: 1.0,
     "collective-broadcast": lambda n: 1.0,
 }
+_SLICES = re.compile(r'_xla_megascale_target="\{([\d,:]+)\}')
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _COMPUTATION = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[^\s(]+) \(.*\) -> .*\{\s*")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(?P<name>[^\s=]+) = (?P<rest>.*)")
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\]")
@@ -200,6 +205,8 @@ def _own(
 ) -> Collectives:
     """What one instruction sends by itself."""
     kind = instruction.operation.removesuffix("-start")
+    if kind == "send":
+        return _between_slices(instruction, table)
     if kind not in SENT:
         return Collectives.none()
     if kind == "all-reduce" and _SCATTERED in name:
@@ -211,12 +218,29 @@ def _own(
         size = 2 if groups else 1
     if size == 1:
         return Collectives.none()
-    operands = (table[each].shape for each in instruction.names if each in table)
-    sent = SENT[kind](size) * sum(map(shape_bytes, operands))
+    sent = SENT[kind](size) * _operand_bytes(instruction, table)
     crosses = any(len({domains[device] for device in group}) > 1 for group in groups)
     count, moved = collections.Counter({kind: 1}), collections.Counter({kind: sent})
     none = collections.Counter()
     return Collectives(count, none if crosses else moved, moved if crosses else none)
+
+
+def _between_slices(instruction: Instruction, table: dict[str, Instruction]) -> Collectives:
+    """What a device hands to its host for other slices."""
+    kinds = _BETWEEN_SLICES.search(instruction.attributes)
+    listed = _SLICES.search(instruction.attributes)
+    if kinds is None or listed is None:
+        return Collectives.none()
+    parts = [list(map(int, part.split(":"))) for part in listed[1].split(",")]
+    slices = sum(part[-1] - part[0] + 1 for part in parts)
+    kind = kinds[1].lower().replace("_", "-")
+    sent = SENT.get(kind, SENT["collective-permute"])(slices) * _operand_bytes(instruction, table)
+    none = collections.Counter()
+    return Collectives(collections.Counter({kind: 1}), none, collections.Counter({kind: sent}))
+
+
+def _operand_bytes(instruction: Instruction, table: dict[str, Instruction]) -> int:
+    return sum(shape_bytes(table[name].shape) for name in instruction.names if name in table)
 
 
 def shape_bytes(text: str) -> int:
