@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from xgen_jax.commands import plan as plans
+from xgen_jax.commands.arguments import find_config
+from xgen_jax.commands.config_file import load_config
 from xgen_jax.commands.plan import PlanRequest, plan
 from xgen_jax.commands.plan_programs import find_embedder
 from xgen_jax.config.runs import run_config
@@ -221,6 +223,9 @@ def test_the_largest_bucket_is_that_of_most_latent_cells_a_batch():
     data = dataclasses.replace(config.data, buckets=(never, *config.data.buckets))
     longer = dataclasses.replace(config, data=data)
     assert plans.largest_bucket(longer, embedder).name == "9x64x64"
+    # A REGEN has two latent frames of 33: it is its pixels that are computed on.
+    regen = load_config(find_config("regen/paper"), [])
+    assert plans.largest_bucket(regen, find_embedder(regen, None)[0]).name == "66x192x320"
 
 
 def test_named_bytes_reads_the_compilers_message():

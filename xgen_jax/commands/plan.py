@@ -76,8 +76,8 @@ class PlanRequest:
       topology: devices, see `parallel.devices.named_devices`.
       slices: of TPUs.
       what: the program: "train", "sample", "encode" or "decode".
-      bucket: "FRAMESxHEIGHTxWIDTH", one of the run's; by default the one of most latent cells a
-        batch. Of encoding and decoding the clip, of any shape.
+      bucket: "FRAMESxHEIGHTxWIDTH", one of the run's; by default the largest, see
+        `largest_bucket`. Of encoding and decoding the clip, of any shape.
       batch_size: clips at once on all devices together; by default the bucket's, and otherwise one
         clip a device (16 where they are encoded).
       size, frames: of the videos to sample or decode, "HEIGHTxWIDTH" in pixels, and their length.
@@ -216,13 +216,15 @@ def _bucket(config: Run, embedder: Embedder, name: str | None) -> Bucket:
 
 
 def largest_bucket(config: Run, embedder: Embedder) -> Bucket:
-    """Return the trained bucket with most latent cells a batch; of equal ones, that of the longest
-    clips."""
+    """Return the trained bucket with most to compute on a batch: latent cells of a transformer,
+    pixels of an embedder; of equal ones, that of the longest clips."""
 
-    def cells(bucket):
-        return bucket.batch_size * int(np.prod(embedder.latent_shape(bucket.shape))), bucket.frames
+    def size(bucket):
+        transformer = isinstance(config, VDiTRun)
+        shape = embedder.latent_shape(bucket.shape) if transformer else bucket.shape
+        return bucket.batch_size * int(np.prod(shape)), bucket.frames
 
-    return max((bucket for bucket in config.data.buckets if bucket.keep_prob), key=cells)
+    return max((bucket for bucket in config.data.buckets if bucket.keep_prob), key=size)
 
 
 def _size(size: str) -> tuple[int, int]:
