@@ -294,7 +294,7 @@ def compile_program(program: Program) -> Outcome:
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise
-        peak = named_bytes(str(error))
+        peak = named_bytes(str(error), sum(program.resident.values()))
         return Outcome(None, peak, _does_not_fit(peak, limit), time.monotonic() - started)
     peak = program_bytes(compiled)
     why = None if limit is None or peak <= limit else _does_not_fit(peak, limit)
@@ -303,7 +303,8 @@ def compile_program(program: Program) -> Outcome:
 
 def _does_not_fit(peak: int | None, limit: int | None) -> str:
     has = "" if limit is None else f", has {limit / 2**30:.2f} GiB"
-    return f"does not fit: needs {_gib(peak)}{has} on each device"
+    needs = "more" if peak is None else _gib(peak)
+    return f"does not fit: needs {needs}{has} on each device"
 
 
 def _report(program: Program, outcome: Outcome, dollars_per_hour: float | None) -> dict[str, Any]:
@@ -369,12 +370,14 @@ def _sent(compiled: jax.stages.Compiled | None, mesh: jax.sharding.Mesh) -> Coll
     return collectives(text, domains(list(mesh.devices.flat))) if text else None
 
 
-def named_bytes(message: str) -> int | None:
-    """Read the bytes needed from a compiler's refusal, "Used 16.51G of 15.75G hbm", in GiB; None if
-    there are none."""
-    found = re.search(r"[Uu]sed ([\d.]+)([KMGT])", message)
-    return (
-        int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]])
-        if found
-        else None
-    )
+def named_bytes(message: str, resident: int = 0) -> int | None:
+    """Read the bytes needed from a compiler's refusal, in GiB; None if there are none.
+
+    Compilers write "Used 16.51G of 15.75G hbm", or "memory required for HLO temporaries (54.68G)
+    exceeds available HBM (31.25G)", which leaves out the `resident` bytes of the arguments.
+    """
+    pattern = r"(?:[Uu]sed |required for HLO (?P<of>\w+) \()(?P<number>[\d.]+)(?P<unit>[KMGT])"
+    if (found := re.search(pattern, message)) is None:
+        return None
+    size = int(float(found["number"]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found["unit"]])
+    return size + resident if found["of"] == "temporaries" else size

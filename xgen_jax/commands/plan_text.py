@@ -72,8 +72,9 @@ def _memory(report: dict[str, Any]) -> Iterator[str]:
 def _network(report: dict[str, Any]) -> Iterator[str]:
     table = report["collectives"]
     if table is None:
-        reason = "; the floor is without it" if "floor" in report else ": there is no program"
-        yield f"  network      cannot be read{reason}"
+        there = "floor" in report
+        reason = "cannot be read; the floor is without it" if there else "there is no program"
+        yield f"  network      not known: {reason}"
         return
     yield "  network      " + ("nothing is sent" if not table else "sent by a device:")
     for kind, row in table.items():
@@ -147,10 +148,7 @@ def _advice(config: Run, report: dict[str, Any]) -> Iterator[str]:
         smaller = report["batch_size"] // clips
         yield f"a smaller batch: --batch_size={smaller} to try; --largest_batch finds what fits"
     elif report["what"] == "train":
-        yield (
-            "share clips over devices: --config.mesh.sequence=2 (heads must divide), or choose a "
-            "smaller --bucket"
-        )
+        yield "share clips over devices: --config.mesh.sequence=2; or choose a smaller --bucket"
     else:
         yield "fewer --frames or a smaller --size"
     if report["device_kind"].startswith("NVIDIA"):
@@ -158,9 +156,10 @@ def _advice(config: Run, report: dict[str, Any]) -> Iterator[str]:
             f"JAX reserves {RESERVED:.0%} of a GPU, which is what counts here; "
             "XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 in the environment of the run gives it more"
         )
-    yield "devices with more memory" + (
-        ", or more of them: the state is shared over mesh.fsdp" if report["what"] == "train" else ""
-    )
+    state = sum(report["bytes"].get(name, 0) for name in ("parameters", "ema", "optimizer"))
+    shared = report["what"] == "train" and state > (report["peak_bytes"] or 0) / 4
+    more = ", or more of them: the state is shared over mesh.fsdp" if shared else ""
+    yield f"devices with more memory{more}"
 
 
 def _gib(size: float) -> str:
