@@ -60,8 +60,7 @@ EXTRAS = {
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
     "gpu12": ["jax[cuda12]>=0.10.2,<0.12"],  # for drivers before 580
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
-    # TPU's compiler, to check on a CPU host whether a run fits on a slice
-    # (xgen_jax/commands/plan.py).
+    # TPU's compiler, with which launch/plan.py plans for a slice on a CPU host.
     "plan": ["libtpu>=0.0.42,<0.1"],
     # What benchmarks/ compares with.
     "bench": ["torch>=2.13,<2.14", "diffusers>=0.42.1,<0.43"],

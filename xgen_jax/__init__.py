@@ -3,7 +3,7 @@
     raw videos --curate--> shards --train--> VidVAE | REGEN --encode_dataset--> latents
         --train--> VDiT --> videos
 
-Prepare and train          curate, train, encode_dataset, presets
+Prepare and train          curate, plan, train, encode_dataset, presets
 Use a trained model        load, load_text_to_video, load_embedder
 Encode and decode          encode, decode, and encode_stream, decode_stream for videos of any length
 What commands do           sample, reconstruct, evaluate, convert
@@ -35,6 +35,7 @@ __all__ = [
     "load",
     "load_embedder",
     "load_text_to_video",
+    "plan",
     "presets",
     "read_video",
     "reconstruct",
@@ -271,17 +272,51 @@ def train(
       summary = xgen_jax.train(testing.VIDVAE, "runs/another")
     """
     from xgen_jax.commands.train import train
+
+    return train(_run_config(config, keys), workdir, overwrite, accept_changes)
+
+
+def plan(
+    config: Any, topology: str, keys: Mapping[str, Any] | None = None, **flags: Any
+) -> dict[str, Any]:
+    """Plan a run for devices that need not be there: memory, operations, least time, cost.
+
+    The program that the run would execute is compiled for them, on any CPU host, with the compilers
+    of `pip install xgen_jax[plan]` (TPU) and `xgen_jax[gpu]`.
+
+    Args:
+      config: see `train`.
+      topology: "v5p:4x4x4", "gpu:h100:8", "cpu".
+      keys: see `train`.
+      flags: the other ones of `python -m xgen_jax plan --help`; see `commands.plan.PlanRequest`.
+
+    Returns:
+      The plan, whose parts docs/plans.md names; "fits" is one of them.
+
+    Raises:
+      UserError: devices, a mesh, a batch or flags that do not go together, before compiling.
+
+    Example:
+      from xgen_jax import testing
+      fits = xgen_jax.plan(testing.VIDVAE, "cpu")["fits"]
+    """
+    from xgen_jax.commands.plan import PlanRequest, plan
+
+    return plan(PlanRequest(config=_run_config(config, keys), topology=topology, **flags))
+
+
+def _run_config(config: Any, keys: Mapping[str, Any] | None) -> Any:
+    """Return the configuration of a run from what `train` takes."""
     from xgen_jax.config.runs import run_config
 
     if isinstance(config, str | os.PathLike):
         from xgen_jax.commands.config_file import load_config
 
         pairs = [f"{key}={value}" for key, value in (keys or {}).items()]
-        config = load_config(os.fspath(config), pairs, lambda line: print(line, file=sys.stderr))
-    elif keys:
+        return load_config(os.fspath(config), pairs, lambda line: print(line, file=sys.stderr))
+    if keys:
         raise UserError("keys are for a configuration that is given by its name")
-    config = run_config(config) if isinstance(config, dict) else config
-    return train(config, workdir, overwrite, accept_changes)
+    return run_config(config) if isinstance(config, dict) else config
 
 
 def encode_dataset(**flags: Any) -> dict[str, Any]:

@@ -25,3 +25,15 @@ def ask_for_huge_pages() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def compile_only(topology: str) -> None:
+    """Set the variables of a process that compiles for devices which are not there.
+
+    Args:
+      topology: see `parallel.devices.named_devices`; of "cpu:8" jax gets that many CPU devices.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    kind, _, number = topology.partition(":")
+    if kind == "cpu" and number.isdecimal():
+        os.environ["JAX_NUM_CPU_DEVICES"] = number

@@ -8,7 +8,7 @@ clips that it trains on.
     80gb   one 80 GB GPU     base          VDiT-B/2      17x480x848
 
 Batches leave room: a step takes less than three quarters of the device, which is what JAX reserves
-on a GPU. benchmarks/ladder.py compiles each for its device.
+on a GPU. docs/plans.md has the plan of each on its device.
 """
 
 import dataclasses

@@ -4,10 +4,9 @@ command   python launch/train.py --config=vdit/480p --workdir=runs/vdit/480p
             --config.data.source.path=LATENTS
           It starts from runs/vdit/240p.
 hardware  a pod; the paper spent 642 to 672 H100 days on its three stages.
-          Compiled ahead of time for v5p:4x4x4 (64 chips; 549 s on two busy CPU cores): the bucket
-          with the most latent cells, 86 images of 512x512 a device, peaks at 16.7 of 95.7 GiB on
-          each. A v5e has only 15.75: try a smaller batch, or loop.accumulate=2, there. No other
-          bucket or slice was compiled.
+          Compiled ahead of time for v5p:4x4x4 (64 chips; docs/plans.md): the bucket with the most
+          latent cells, 86 images of 512x512 a device, peaks at 16.5 of 95.7 GiB on each. A v5e has
+          only 15.75: try a smaller batch, or loop.accumulate=2, there.
 time      not measured here
 expect    not reproduced here
 

@@ -21,10 +21,10 @@ from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.latent_shards import DTYPES
 from xgen_jax.data.latent_writer import LatentWriter
 from xgen_jax.data.numbered_clips import NumberedClips
-from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.sources.base import Source
 from xgen_jax.errors import UserError
 from xgen_jax.files import locked
+from xgen_jax.inference.chunks import encode_clips
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.latent_statistics import latent_statistics
 from xgen_jax.parallel.agreement import check_equal, from_first, gather, is_first, together
@@ -131,18 +131,13 @@ class _Encoder:
     text: ByteCaptions | T5Captions | None
     dtype: str
 
-    def __post_init__(self):
-        encode = jax.jit(lambda params, video: self.embedder.encode(params, to_unit_range(video)))
-        object.__setattr__(self, "_encode", encode)
-
     def __call__(self, clips: list[dict[str, Any]], batch_size: int) -> list[dict[str, Any]]:
         """Encode up to `batch_size` clips."""
         # A batch that is not full repeats its last clip: every batch of a shape runs the same
         # compiled program.
         rows = [clips[min(row, len(clips) - 1)] for row in range(batch_size)]
-        latents = self._stored(
-            np.asarray(self._encode(self.params, np.stack([row["video"] for row in rows])))
-        )
+        video = np.stack([row["video"] for row in rows])
+        latents = self._stored(np.asarray(encode_clips(self.embedder, self.params, video)))
         texts = self.embed([clip["caption"] for clip in clips])
         records = [
             {

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,12 @@ class ChunkPlan(NamedTuple):
 
     rows: int
     frames: int
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode_clips(embedder: Embedder, params: Params, video: Array) -> Array:
+    """Run `Embedder.encode` compiled, on whole clips of uint8."""
+    return embedder.encode(params, to_unit_range(video))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -56,6 +62,54 @@ def row_blocks(height: int, rows: int, halo: int | None) -> Iterator[tuple[int, 
         yield first, last, max(0, first - (halo or 0)), min(height, last + (halo or 0))
 
 
+def lower_chunk(
+    embedder: Embedder,
+    params: Params,
+    verb: str,
+    latent_shape: Shape,
+    dtype,
+    chunk: int,
+    whole: bool = False,
+    sharding: jax.sharding.Sharding | None = None,
+) -> tuple[jax.stages.Lowered, Any]:
+    """Lower the program of a chunk in the middle of a clip, or of a clip of one chunk.
+
+    Args:
+      embedder, params: see `load_embedder`; parameters may be shapes.
+      verb: `encode` or `decode`.
+      latent_shape: (B, t, h, w, c) of the clip.
+      dtype: of the video or the latents.
+      chunk: latent frames of the chunk, whole units unless it is the clip.
+      whole: the chunk is the clip.
+      sharding: of the clips and what is kept of them, if they are split over devices.
+
+    Returns:
+      The program, and the shapes of what it takes besides the parameters: the chunk and the cache.
+    """
+    batch, _, h, w, c = latent_shape
+    s, unit = embedder.space_factor, embedder.unit
+
+    def of(n, frames):
+        shape = (batch, frames, h * s, w * s, 3) if verb == "encode" else (batch, n, h, w, c)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def program(cache, x, last):
+        if verb == "encode":
+            return encode_chunk.lower(embedder, params, x, cache)
+        return decode_chunk.lower(embedder, params, x, cache, last)
+
+    if whole:
+        x = of(chunk, embedder.frames(chunk))
+        return program(None, x, True), (x, None)
+    # Two units: a decoder that looks ahead has a frame in its cache only after the first.
+    cache = program(None, of(2 * unit, embedder.frames(2 * unit)), False).out_info[1]
+    cache = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), cache
+    )
+    x = of(chunk, embedder.frames(unit + chunk) - embedder.frames(unit))
+    return program(cache, x, False), (x, cache)
+
+
 def chunk_bytes(
     embedder: Embedder,
     params: Params,
@@ -65,34 +119,9 @@ def chunk_bytes(
     chunk: int,
     whole: bool = False,
 ) -> int:
-    """Return the bytes that a chunk in the middle of a clip needs, or a clip of one chunk.
-
-    Args:
-      embedder, params: see `load_embedder`; parameters may be shapes.
-      verb: `encode` or `decode`.
-      latent_shape: (B, t, h, w, c) of the clip.
-      dtype: of the video or the latents.
-      chunk: latent frames of the chunk, whole units unless it is the clip.
-      whole: the chunk is the clip.
-    """
-    batch, _, h, w, c = latent_shape
-    s, unit = embedder.space_factor, embedder.unit
-
-    def of(n, frames):
-        shape = (batch, frames, h * s, w * s, 3) if verb == "encode" else (batch, n, h, w, c)
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    def program(cache, x, last):
-        if verb == "encode":
-            return encode_chunk.lower(embedder, params, x, cache)
-        return decode_chunk.lower(embedder, params, x, cache, last)
-
-    if whole:
-        return program_bytes(program(None, of(chunk, embedder.frames(chunk)), True).compile())
-    # Two units: a decoder that looks ahead has a frame in its cache only after the first.
-    cache = program(None, of(2 * unit, embedder.frames(2 * unit)), False).out_info[1]
-    frames = embedder.frames(unit + chunk) - embedder.frames(unit)
-    return program_bytes(program(cache, of(chunk, frames), False).compile())
+    """Return the bytes that a chunk needs; arguments are those of `lower_chunk`."""
+    lowered, _ = lower_chunk(embedder, params, verb, latent_shape, dtype, chunk, whole)
+    return program_bytes(lowered.compile())
 
 
 def plan_chunks(

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.text_config import ByteTextConfig
+from xgen_jax.models.text_config import STRIDE, ByteTextConfig
 from xgen_jax.models.vdit import null_caption
 from xgen_jax.nn.attention import SelfAttention
 from xgen_jax.nn.conv3d import gathered_convolution
@@ -23,7 +23,6 @@ from xgen_jax.nn.mlp import MLP
 from xgen_jax.typing import Array, Params
 
 PAD, BEGIN, VOCABULARY = 0, 257, 258  # bytes are 1..256
-STRIDE = 4  # bytes a token
 
 
 class TextConditioner(Protocol):

@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 from xgen_jax.errors import UserError, choose
 from xgen_jax.nn.choices import IMPLEMENTATIONS
 
+STRIDE = 4  # bytes a token
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByteTextConfig:
@@ -34,6 +36,11 @@ class ByteTextConfig:
     def __post_init__(self):
         choose("text.attention", self.attention, IMPLEMENTATIONS)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of a caption, padding included: the bytes and a begin token, joined by four."""
+        return -(-(self.max_bytes + 1) // STRIDE)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5TextConfig:
@@ -57,3 +64,8 @@ class T5TextConfig:
     def __post_init__(self):
         if self.length < 1:
             raise UserError(f"text.length must be 1 or more, not {self.length}")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a caption, padding included."""
+        return self.length

@@ -54,7 +54,7 @@ def format_gb(size: float) -> str:
     return f"{size / GB:.3g} GB"
 
 
-def largest_chunk(measure: Callable[[int], int], most: int, budget: float) -> int:
+def largest_chunk(measure: Callable[[int], float], most: int, budget: float) -> int:
     """Find the most latent frames whose chunk fits a budget.
 
     The length is doubled until a chunk does not fit, then bisected: about 2 log2(most)

@@ -28,7 +28,6 @@ from xgen_jax.models.prompts import clean_prompt
 from xgen_jax.models.t5 import T5Encoder
 from xgen_jax.models.t5_tokenizer import pad_ids
 from xgen_jax.models.text import (
-    STRIDE,
     ByteConditioner,
     ByteTextEncoder,
     T5Conditioner,
@@ -233,7 +232,7 @@ class ByteCaptions:
             self.encoder.config.width,
             0,
         )
-        self.length = -(-(self.encoder.config.max_bytes + 1) // STRIDE)
+        self.length = self.encoder.config.tokens
         self._batch, self._apply = batch_size, jax.jit(self.encoder.apply)
 
     def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:

@@ -23,15 +23,8 @@ def build_task(config: Run, mesh: Mesh | None, source: Source) -> Task:
       UserError: every mistake of the user; also a batch or a clip that the mesh cannot divide.
     """
     config.check()
-    accumulate = config.loop.accumulate
     for bucket in config.data.buckets:
-        if bucket.batch_size % accumulate:
-            raise UserError(
-                f"a batch of {bucket.batch_size} cannot be cut in loop.accumulate={accumulate} "
-                "equal parts"
-            )
-        if mesh is not None:
-            check_batch(mesh.shape, bucket)
+        check_batch(config, {} if mesh is None else mesh.shape, bucket)
     task = TASKS[choose("objective", config.objective, TASKS)].build(config, mesh, source)
     if mesh is not None:
         for bucket in config.data.buckets:
@@ -39,16 +32,26 @@ def build_task(config: Run, mesh: Mesh | None, source: Source) -> Task:
     return task
 
 
-def check_batch(mesh: Mapping[str, int], bucket: Bucket) -> None:
-    """Raise UserError for a bucket whose batch a mesh, sizes by axis, cannot divide equally."""
-    data, fsdp = mesh["data"], mesh["fsdp"]
-    if left := bucket.batch_size % (data * fsdp):
+def check_batch(config: Run, mesh: Mapping[str, int], bucket: Bucket) -> None:
+    """Raise UserError for a bucket whose batch cannot be divided equally: over the devices of a
+    mesh, sizes by axis, or into the parts of `loop.accumulate`."""
+    accumulate = config.loop.accumulate
+    if bucket.batch_size % accumulate:
+        raise UserError(
+            f"bucket {bucket.name}: a batch of {bucket.batch_size} cannot be cut in "
+            f"loop.accumulate={accumulate} equal parts"
+        )
+    data, fsdp = mesh.get("data", 1), mesh.get("fsdp", 1)
+    parts = accumulate * data * fsdp
+    if left := bucket.batch_size % parts:
         below = bucket.batch_size - left
-        nearest = " or ".join(str(n) for n in (below, below + data * fsdp) if n)
+        nearest = " or ".join(str(n) for n in (below, below + parts) if n)
+        times = f" x loop.accumulate={accumulate}" if accumulate > 1 else ""
         raise UserError(
             f"bucket {bucket.name}: a batch of {bucket.batch_size} cannot be split equally over "
-            f"{data * fsdp} devices (mesh.data={data} x mesh.fsdp={fsdp}); give a batch_size of "
-            f"{nearest}, or other sizes as --config.mesh.data= and --config.mesh.fsdp="
+            f"{data * fsdp} devices (mesh.data={data} x mesh.fsdp={fsdp}){times}; give a "
+            f"batch_size of {nearest}, or other sizes as --config.mesh.data= and "
+            "--config.mesh.fsdp="
         )
 
 
