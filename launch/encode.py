@@ -25,9 +25,7 @@ FLAGS = [
     integer("clips_per_video", 1, "Clips of each bucket, at random places.", lower_bound=1),
     integer("count", None, "Number of synthetic clips.", lower_bound=1),
     integer("seed", 0, "Of places and crops, or of synthetic clips (data.seed).", lower_bound=0),
-    text(
-        "restore", "latest", "Checkpoint: latest, latest_good (the newest whole), best, or a step."
-    ),
+    text("restore", "latest", "Checkpoint: latest, latest_good (newest whole), best, or a step."),
     integer("batch_size", 16, "Clips encoded at once.", lower_bound=1),
     integer("shard_size", 1024, "Clips a shard.", lower_bound=1),
     enum("dtype", "float32", ["float32", "bfloat16", "float16"], "In which latents are stored."),

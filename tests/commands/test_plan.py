@@ -167,7 +167,7 @@ SAMPLE = {"what": "sample"}
         ({}, {"batch_size": 2, "largest_batch": True}, "--batch_size or --largest_batch"),
         ({}, {"largest_batch": True}, "--largest_batch needs devices whose memory is known"),
         ({}, {"topology": "cpu:4"}, "has 2 of the 4 devices of cpu:4; give --config.mesh.fsdp=2"),
-        ({}, {"topology": "cpu"}, "does not fit on 1 device"),
+        ({}, {"topology": "cpu"}, "has 2 devices, and there are 1"),
         (
             {},
             {"batch_size": 3},
@@ -190,9 +190,9 @@ def test_mistakes_are_refused_before_anything_is_compiled(changes, flags, messag
         plan(request, lambda line: None)
 
 
-def test_heads_that_the_sequence_axis_cannot_share_are_refused():
+def test_tokens_that_the_sequence_axis_cannot_divide_are_refused():
     config = tiny_run({**VDIT, "embedder": "runs/vidvae"}, mesh={"sequence": 4, "fsdp": 1})
-    message = "mesh.sequence=4 cannot divide 2 attention heads .*smaller sizes that do: 1, 2"
+    message = "mesh.sequence=4 cannot divide the 1x1 = 1 tokens of a frame"
     with pytest.raises(UserError, match=message):
         plan(PlanRequest(config=config, topology="cpu:4", embedder="paper"), lambda line: None)
 

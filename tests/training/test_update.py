@@ -92,16 +92,15 @@ def assert_close(one, other, atol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), one, other)
 
 
-def test_eight_devices_do_what_one_does(objective, state, arrays, sample_id, monkeypatch):
-    # Everything here is small; without a threshold the sharded paths are really taken.
-    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
+def test_eight_devices_do_what_one_does(objective, state, arrays, sample_id):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     # Plain SGD: Muon's orthogonalisation blows rounding of near-zero gradients up, which says
     # nothing of the sharding.
     sgd = optax.sgd(1.0)
     plain = state.replace(opt_state=sgd.init(state.params))
     one, metrics_one = jax.jit(make_update(objective, sgd, SEED, 0.999))(plain, arrays, sample_id)
-    shardings = sharding.tree_shardings(plain, mesh)
+    # Everything here is small; without a threshold the sharded paths are really taken.
+    shardings = sharding.tree_shardings(plain, mesh, smallest=1)
     assert sum(any(s.spec) for s in jax.tree.leaves(shardings.params)) > 20
     on_batch = sharding.batch_sharding(mesh)
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.LOGICAL_AXES):

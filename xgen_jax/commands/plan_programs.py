@@ -3,7 +3,7 @@ of the train, sample, encode and decode commands."""
 
 import dataclasses
 import os
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -17,7 +17,6 @@ from xgen_jax.inference.chunks import encode_clips, lower_chunk, plan_chunks
 from xgen_jax.inference.request import VideoRequest, plan_video
 from xgen_jax.inference.sampling import VideoSampler
 from xgen_jax.models import flops, regen_config, vidvae_config
-from xgen_jax.models import regen as regen_model
 from xgen_jax.models.embedder import Embedder, REGENEmbedder, VidVAEEmbedder
 from xgen_jax.models.lpips import PRESETS as LPIPS_PRESETS
 from xgen_jax.models.regen import REGEN
@@ -181,8 +180,9 @@ def _vdit_flops(
 ) -> float:
     latents = (clips, *embedder.latent_shape(shape), embedder.latent_channels)
     total = flops.vdit_flops(config.model, latents, config.text.tokens, train)
-    if train and isinstance(config.text, ByteTextConfig):
-        total += flops.text_encoder_flops(config.text, clips, train)
+    if train and config.text.trained:
+        text = cast(ByteTextConfig, config.text)  # the only kind that is trained
+        total += flops.text_encoder_flops(text, clips, train)
     return total
 
 
@@ -248,7 +248,7 @@ def encode_program(embedder: Embedder, mesh: Mesh, batch_size: int, shape: Shape
         parameters=_count(params["model"]),
         resident={"parameters": bytes_of_a_device(params), "batch": bytes_of_a_device(video)},
         rewritten=(),
-        flops=_encode_flops(embedder, video.shape),
+        flops=embedder.encode_flops(video.shape),
         runs=1,
         dtype=np.dtype(embedder.model.dtype).name,
     )
@@ -278,25 +278,10 @@ def decode_program(embedder: Embedder, mesh: Mesh, batch_size: int, shape: Shape
             "cache": bytes_of_a_device(arguments[1]),
         },
         rewritten=("cache",),
-        flops=_decode_flops(embedder, (batch_size, chunk, *latents[2:]), started=not whole),
+        flops=embedder.decode_flops((batch_size, chunk, *latents[2:]), started=not whole),
         runs=-(-latents[1] // chunk),
         dtype=np.dtype(embedder.model.dtype).name,
     )
-
-
-def _encode_flops(embedder: Embedder, video_shape: tuple[int, ...]) -> float:
-    if isinstance(embedder, REGENEmbedder):
-        return flops.regen_encode_flops(embedder.model.config, video_shape)
-    assert isinstance(embedder, VidVAEEmbedder)
-    return flops.vidvae_encode_flops(embedder.model.config, video_shape)
-
-
-def _decode_flops(embedder: Embedder, latent_shape: tuple[int, ...], started: bool) -> float:
-    if isinstance(embedder, REGENEmbedder):
-        config, steps, windows = embedder.model.config, embedder.steps, embedder.windows
-        return flops.regen_decode_flops(config, latent_shape, steps, windows, started)
-    assert isinstance(embedder, VidVAEEmbedder)
-    return flops.vidvae_decode_flops(embedder.model.config, latent_shape, started)
 
 
 def _check_batch(batch_size: int, mesh: Mesh) -> None:
@@ -308,14 +293,8 @@ def _check_batch(batch_size: int, mesh: Mesh) -> None:
 
 
 def _embedder_params(embedder: Embedder, mesh: Mesh) -> Params:
-    if isinstance(embedder, REGENEmbedder):
-        model = regen_model.abstract_variables(embedder.model.config)
-    else:
-        side = embedder.space_factor
-        video = jax.ShapeDtypeStruct((1, embedder.frames(2), side, side, 3), np.float32)
-        model = jax.eval_shape(embedder.model.init, jax.random.key(0), video)
     statistic = jax.ShapeDtypeStruct((embedder.latent_channels,), np.float32)
-    params = {"model": model, "mean": statistic, "std": statistic}
+    params = {"model": embedder.abstract_model(), "mean": statistic, "std": statistic}
     return _placed(params, jax.tree.map(lambda _: replicated(mesh), params))
 
 

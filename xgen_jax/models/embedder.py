@@ -15,9 +15,9 @@ import numpy as np
 
 from xgen_jax.diffusion.process import Process
 from xgen_jax.errors import UserError
-from xgen_jax.models import regen_decoding, regen_windows
+from xgen_jax.models import flops, regen_decoding, regen_windows
 from xgen_jax.models.fingerprint import fingerprint
-from xgen_jax.models.regen import REGEN
+from xgen_jax.models.regen import REGEN, abstract_variables
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.typing import Array, Params, Shape
 
@@ -156,6 +156,19 @@ class Embedder(abc.ABC):
         return fingerprint(self.model.config, params)
 
     @abc.abstractmethod
+    def abstract_model(self) -> Params:
+        """Return the shapes of the network's parameters."""
+
+    @abc.abstractmethod
+    def encode_flops(self, video_shape: Shape) -> float:
+        """Return the operations of encoding clips (B, T, H, W, 3); see `models.flops`."""
+
+    @abc.abstractmethod
+    def decode_flops(self, latent_shape: Shape, started: bool = False) -> float:
+        """Return the operations of decoding latents (B, t, h, w, c): of a clip, or of a chunk of
+        one that has `started` before."""
+
+    @abc.abstractmethod
     def encode_chunk(self, params: Params, video_BTHWC: Array, cache=None) -> tuple[Array, Any]:
         """Encode a chunk of a clip to the posterior's mean.
 
@@ -238,6 +251,20 @@ class VidVAEEmbedder(Embedder):
         """See `VidVAEConfig.depends_on_whole_clip`."""
         return self.model.config.depends_on_whole_clip
 
+    def abstract_model(self) -> Params:
+        """See `Embedder.abstract_model`."""
+        side = self.space_factor
+        video = jax.ShapeDtypeStruct((1, self.frames(2), side, side, 3), np.float32)
+        return jax.eval_shape(self.model.init, jax.random.key(0), video)
+
+    def encode_flops(self, video_shape: Shape) -> float:
+        """See `Embedder.encode_flops`."""
+        return flops.vidvae_encode_flops(self.model.config, video_shape)
+
+    def decode_flops(self, latent_shape: Shape, started: bool = False) -> float:
+        """See `Embedder.decode_flops`."""
+        return flops.vidvae_decode_flops(self.model.config, latent_shape, started)
+
     def encode_chunk(self, params: Params, video_BTHWC: Array, cache=None) -> tuple[Array, Any]:
         """See `Embedder`. The first chunk has 1 + f*n frames, others have f*n."""
         encoded: Any = self.model.apply(params["model"], video_BTHWC, cache, method="encode")
@@ -311,6 +338,19 @@ class REGENEmbedder(Embedder):
 
     def check_speed(self, speed: float) -> None:
         """Any speed; `resample_time.moments` checks the range."""
+
+    def abstract_model(self) -> Params:
+        """See `Embedder.abstract_model`."""
+        return abstract_variables(self.model.config)
+
+    def encode_flops(self, video_shape: Shape) -> float:
+        """See `Embedder.encode_flops`."""
+        return flops.regen_encode_flops(self.model.config, video_shape)
+
+    def decode_flops(self, latent_shape: Shape, started: bool = False) -> float:
+        """See `Embedder.decode_flops`."""
+        config, steps, windows = self.model.config, self.steps, self.windows
+        return flops.regen_decode_flops(config, latent_shape, steps, windows, started)
 
     def encode_chunk(self, params: Params, video_BTHWC: Array, cache=None) -> tuple[Array, Any]:
         """See `Embedder`. Chunks are independent; a single frame at the end is an image."""

@@ -38,7 +38,7 @@ class TPU:
     """A generation of TPUs.
 
     Attributes:
-      kind: as JAX has it.
+      device_kind: as JAX has it.
       dims: of its torus, 2 or 3.
       most_chips: of a slice.
       devices: of a chip.
@@ -46,7 +46,7 @@ class TPU:
       chip: the figures of a chip.
     """
 
-    kind: str
+    device_kind: str
     dims: int
     most_chips: int
     devices: int = 1
@@ -91,7 +91,7 @@ def _chip(tflops: float, memory_gb_s: float, link_gb_s: float, network_gb_s: flo
 # center network bandwidth"; none is published for v4, which has v5p's here.
 TPUS = {
     "v4": TPU(
-        kind="TPU v4",
+        device_kind="TPU v4",
         dims=3,
         most_chips=4096,
         devices=2,
@@ -99,24 +99,28 @@ TPUS = {
         chip=_chip(275, 1228, 300, 6.25),
     ),
     "v5e": TPU(
-        kind="TPU v5 lite",
+        device_kind="TPU v5 lite",
         dims=2,
         most_chips=256,
         limit_gib=15.75,
         chip=_chip(197, 819, 200, 3.125),
     ),
     "v5p": TPU(
-        kind="TPU v5", dims=3, most_chips=6144, limit_gib=95.74, chip=_chip(459, 2765, 600, 6.25)
+        device_kind="TPU v5",
+        dims=3,
+        most_chips=6144,
+        limit_gib=95.74,
+        chip=_chip(459, 2765, 600, 6.25),
     ),
     "v6e": TPU(
-        kind="TPU v6 lite",
+        device_kind="TPU v6 lite",
         dims=2,
         most_chips=256,
         limit_gib=31.25,
         chip=_chip(918, 1638, 400, 12.5),
     ),
     "tpu7x": TPU(
-        kind="TPU7x",
+        device_kind="TPU7x",
         dims=3,
         most_chips=9216,
         devices=2,

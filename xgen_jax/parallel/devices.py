@@ -52,20 +52,22 @@ def memory_limit(device: Any) -> int | None:
         if gpu.name == device.device_kind:
             return int(gpu.memory_gib * RESERVED * 2**30)
     for tpu in TPUS.values():
-        if tpu.kind == device.device_kind:
+        if tpu.device_kind == device.device_kind:
             return int(tpu.limit_gib * 2**30)
     return None
 
 
 def peak_of(device: Any) -> Peak | None:
     """Return the figures of a device; None if they are not known, as of a CPU."""
-    named = {gpu.name: gpu for gpu in GPUS.values()} | {tpu.kind: tpu for tpu in TPUS.values()}
+    named = {gpu.name: gpu for gpu in GPUS.values()} | {
+        tpu.device_kind: tpu for tpu in TPUS.values()
+    }
     return named[device.device_kind].peak if device.device_kind in named else None
 
 
 def chips(device: Any, number: int) -> int:
     """Return how many chips a number of devices are, as they are rented."""
-    of_a_chip = {tpu.kind: tpu.devices for tpu in TPUS.values()}
+    of_a_chip = {tpu.device_kind: tpu.devices for tpu in TPUS.values()}
     return max(1, number // of_a_chip.get(device.device_kind, 1))
 
 
