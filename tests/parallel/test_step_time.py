@@ -25,6 +25,7 @@ NOTHING = {
         ({"temporaries": 1e12}, "memory_s", 2.0),
         ({"link_bytes": 1e11}, "network_s", 1.0),
         ({"network_bytes": 1e11}, "network_s", 10.0),
+        ({"link_bytes": 1e11, "network_bytes": 1e11}, "network_s", 10.0),
     ],
 )
 def test_each_part_is_work_over_what_the_device_can_do(work, part, seconds):

@@ -2,15 +2,21 @@
 
 An operation in the body of a loop counts as often as the loop runs: a scanned stack of 28 blocks
 gathers its parameters 28 times. Of a conditional, the branch that sends most counts. What a device
-sends in one operation on n devices with operands of b bytes, by the ring algorithms:
+sends in one operation with operands of b bytes, over the links of its domain (slice or host) to
+the m devices of it that take part, and over the network to k domains:
 
-    all-gather        b (n - 1)            reduce-scatter, all-to-all   b (n - 1) / n
-    all-reduce        2 b (n - 1) / n      collective-permute           b
+                      links                network
+    all-gather        b k (m - 1)          b (k - 1)
+    all-reduce        2 b (m - 1) / m      2 b / m (k - 1) / k
+    reduce-scatter    b (m - 1) / m        b / m (k - 1) / k
+    all-to-all        b (m - 1) / (m k)    b (k - 1) / k
+    permute           b, one or the other
 
-The compiler may choose another algorithm, and overlap all of it with computation.
+These are rings in each domain and between them, with each byte sent to another domain once. The
+runtime may choose other ways, and overlap all of it with computation.
 
 Between slices of TPUs there are no collectives in the program of a device, which hands its data to
-the host (`send`); the host's runtime, named Megascale, does the rest. n is the number of slices.
+the host (`send`); the host's runtime, named Megascale, does the rest. m is 1 there.
 """
 
 import collections
@@ -23,14 +29,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-SENT: dict[str, Callable[[int], float]] = {
-    "all-gather": lambda n: n - 1,
-    "all-reduce": lambda n: 2 * (n - 1) / n,
-    "reduce-scatter": lambda n: (n - 1) / n,
-    "all-to-all": lambda n: (n - 1) / n,
-    "ragged-all-to-all": lambda n: (n - 1) / n,
-    "collective-permute": lambda n: 1.0,
-    "collective-broadcast": lambda n: 1.0,
+# (m devices of a domain, k domains) -> parts of the operands' bytes sent (in a domain, to others).
+SENT: dict[str, Callable[[int, int], tuple[float, float]]] = {
+    "all-gather": lambda m, k: (k * (m - 1), k - 1),
+    "all-reduce": lambda m, k: (2 * (m - 1) / m, 2 * (k - 1) / (k * m)),
+    "reduce-scatter": lambda m, k: ((m - 1) / m, (k - 1) / (k * m)),
+    "all-to-all": lambda m, k: ((m - 1) / (m * k), (k - 1) / k),
+    "ragged-all-to-all": lambda m, k: ((m - 1) / (m * k), (k - 1) / k),
+    "collective-permute": lambda m, k: (float(k == 1), float(k > 1)),
+    "collective-broadcast": lambda m, k: (float(k == 1), float(k > 1)),
 }
 _SLICES = re.compile(r'_xla_megascale_target="\{([\d,:]+)\}')
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
@@ -116,8 +123,7 @@ def collectives(hlo: str, domains: Sequence[int]) -> Collectives:
 
     Args:
       hlo: text of the optimised program of one device.
-      domains: of the devices in the order of the program's mesh, see `devices.domains`: a
-        collective over devices of several counts as network traffic.
+      domains: of the devices in the order of the program's mesh, see `devices.domains`.
     """
     computations, entry = parse(hlo)
 
@@ -212,17 +218,23 @@ def _own(
     if kind == "all-reduce" and _SCATTERED in name:
         kind = "reduce-scatter"
     groups = replica_groups(instruction.attributes, len(domains))
-    size = max(map(len, groups), default=1)
     if kind == "collective-permute":
         groups = [pair for pair in groups if len(set(pair)) > 1]
-        size = 2 if groups else 1
+    size = max(map(len, groups), default=1)
     if size == 1:
         return Collectives.none()
-    sent = SENT[kind](size) * _operand_bytes(instruction, table)
-    crosses = any(len({domains[device] for device in group}) > 1 for group in groups)
-    count, moved = collections.Counter({kind: 1}), collections.Counter({kind: sent})
-    none = collections.Counter()
-    return Collectives(count, none if crosses else moved, moved if crosses else none)
+    crossed = max(len({domains[device] for device in group}) for group in groups)
+    return _sent(kind, max(1, size // crossed), crossed, _operand_bytes(instruction, table))
+
+
+def _sent(kind: str, members: int, crossed: int, size: int) -> Collectives:
+    """One operation with operands of `size` bytes on `members` devices of each domain."""
+    link, network = SENT[kind](members, crossed)
+    return Collectives(
+        collections.Counter({kind: 1}),
+        collections.Counter({kind: link * size}),
+        collections.Counter({kind: network * size}),
+    )
 
 
 def _between_slices(instruction: Instruction, table: dict[str, Instruction]) -> Collectives:
@@ -234,9 +246,8 @@ def _between_slices(instruction: Instruction, table: dict[str, Instruction]) -> 
     parts = [list(map(int, part.split(":"))) for part in listed[1].split(",")]
     slices = sum(part[-1] - part[0] + 1 for part in parts)
     kind = kinds[1].lower().replace("_", "-")
-    sent = SENT.get(kind, SENT["collective-permute"])(slices) * _operand_bytes(instruction, table)
-    none = collections.Counter()
-    return Collectives(collections.Counter({kind: 1}), none, collections.Counter({kind: sent}))
+    kind = kind if kind in SENT else "collective-permute"  # such as ONE_TO_ONE
+    return _sent(kind, 1, slices, _operand_bytes(instruction, table))
 
 
 def _operand_bytes(instruction: Instruction, table: dict[str, Instruction]) -> int:

@@ -2,8 +2,8 @@
 
     compute   FLOPs of a device / its peak in the dtype of the computation
     memory    (2 x what is rewritten + what is read + 2 x temporaries) / its bandwidth
-    network   bytes sent to the same slice or host / its links
-              + bytes sent to others / its part of the network
+    network   the larger of bytes sent in the slice or host / its links
+              and bytes sent to others / its part of the network
     floor     the largest of the three, as if they overlapped wholly
 
 FLOPs are those of the formula, without recomputation. Each byte that is rewritten, such as the
@@ -64,7 +64,7 @@ def step_time(
     return StepTime(
         compute_s=flops / peak.flops(dtype),
         memory_s=(2 * rewritten + read + 2 * temporaries) / (1e9 * peak.memory_gb_s),
-        network_s=(link_bytes / peak.link_gb_s + network_bytes / peak.network_gb_s) / 1e9,
+        network_s=max(link_bytes / peak.link_gb_s, network_bytes / peak.network_gb_s) / 1e9,
     )
 
 
