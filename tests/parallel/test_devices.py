@@ -83,7 +83,7 @@ def test_the_figures_of_a_device_are_its_part_of_the_chip():
         tpu = TPUS[name]
         assert tpu.peak.bf16_tflops * devices == tpu.chip.bf16_tflops
         assert tpu.peak.network_gb_s * devices == tpu.chip.network_gb_s
-        assert chips(_device(tpu.kind), 16) == 16 // devices
+        assert chips(_device(tpu.device_kind), 16) == 16 // devices
     h100 = GPUS["h100"].peak
     assert h100.flops("bfloat16") == 989e12
     assert h100.flops("float32") == h100.flops("bfloat16") / 2

@@ -155,18 +155,24 @@ class Embedder(abc.ABC):
         """
         return fingerprint(self.model.config, params)
 
-    @abc.abstractmethod
     def abstract_model(self) -> Params:
         """Return the shapes of the network's parameters."""
+        side = self.space_factor
+        video = jax.ShapeDtypeStruct((1, self.frames(2), side, side, 3), np.float32)
+        return jax.eval_shape(self.model.init, jax.random.key(0), video)
 
-    @abc.abstractmethod
     def encode_flops(self, video_shape: Shape) -> float:
-        """Return the operations of encoding clips (B, T, H, W, 3); see `models.flops`."""
+        """Return the operations of encoding clips (B, T, H, W, 3), for plans; see `models.flops`.
 
-    @abc.abstractmethod
+        Raises:
+          UserError: an embedder without a formula.
+        """
+        raise UserError(f"{type(self).__name__} has no formula of its operations to plan with")
+
     def decode_flops(self, latent_shape: Shape, started: bool = False) -> float:
         """Return the operations of decoding latents (B, t, h, w, c): of a clip, or of a chunk of
-        one that has `started` before."""
+        one that has `started` before. See `encode_flops`."""
+        raise UserError(f"{type(self).__name__} has no formula of its operations to plan with")
 
     @abc.abstractmethod
     def encode_chunk(self, params: Params, video_BTHWC: Array, cache=None) -> tuple[Array, Any]:
@@ -250,12 +256,6 @@ class VidVAEEmbedder(Embedder):
     def depends_on_whole_clip(self) -> str:
         """See `VidVAEConfig.depends_on_whole_clip`."""
         return self.model.config.depends_on_whole_clip
-
-    def abstract_model(self) -> Params:
-        """See `Embedder.abstract_model`."""
-        side = self.space_factor
-        video = jax.ShapeDtypeStruct((1, self.frames(2), side, side, 3), np.float32)
-        return jax.eval_shape(self.model.init, jax.random.key(0), video)
 
     def encode_flops(self, video_shape: Shape) -> float:
         """See `Embedder.encode_flops`."""
