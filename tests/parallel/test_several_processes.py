@@ -76,10 +76,14 @@ def test_a_run_of_two_processes_is_that_of_one(root):
     assert RunFolder(two).checkpoints().steps() == RunFolder(one).checkpoints().steps() == [9, 12]
 
 
-def copy_without_its_end(run, folder):
-    """Copy a run as it was after 9 of its 12 steps."""
+def copy_with_a_damaged_end(run, folder):
+    """Copy a run of 12 steps whose newest whole checkpoint is that of step 9."""
     shutil.copytree(run, folder)
-    shutil.rmtree(folder / "checkpoints" / "12")
+    files = [path for path in (folder / "checkpoints" / "12").rglob("*") if path.is_file()]
+    values = max(files, key=lambda path: path.stat().st_size)
+    content = values.read_bytes()
+    half = len(content) // 2
+    values.write_bytes(content[:half] + bytes(255 - byte for byte in content[half:]))
     (folder / "latent_statistics.json").unlink()
 
 
@@ -88,8 +92,10 @@ def test_a_checkpoint_of_two_processes_is_restored_by_one_and_by_four(
     root, tmp_path, processes, devices
 ):
     folder = tmp_path / "run"
-    copy_without_its_end(root / "vidvae2", folder)
-    train(folder, root / "vidvae.py", processes=processes, devices=devices)
+    copy_with_a_damaged_end(root / "vidvae2", folder)
+    good = "--restore=latest_good"  # all processes step over the same checkpoint
+    train(folder, root / "vidvae.py", good, processes=processes, devices=devices)
+    assert (folder / "checkpoints" / "12.damaged").is_dir()
     ours, wanted = rows(folder), rows(root / "vidvae2")
     if devices == 2:
         assert ours == wanted

@@ -235,3 +235,41 @@ def test_a_stall_ends_the_process_with_the_stacks_of_its_threads(tmp_path):
     for text in (done.stderr, (tmp_path / "stalled.txt").read_text()):
         assert "nothing came of the batch of step 4" in text
         assert "in read_that_never_returns" in text
+
+
+BLOCKED = """
+import sys, threading
+
+from xgen_jax.commands.train import train
+from xgen_jax.config.runs import run_config
+from xgen_jax.data.sources.synthetic import SyntheticSource
+from xgen_jax.testing import POINTWISE, VIDVAE, tiny_values
+
+read, reads = SyntheticSource.read, 0
+
+
+def read_that_stops(self, *arguments):
+    global reads
+    reads += 1
+    if reads > 60:
+        threading.Event().wait()
+    return read(self, *arguments)
+
+
+SyntheticSource.read = read_that_stops
+loop = {"steps": 100_000, "checkpoint_every": 4, "stall_timeout_s": 8.0}
+train(run_config(tiny_values(VIDVAE, model=POINTWISE, loop=loop)), sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_loader_that_stops_ends_the_run_which_goes_on_from_its_checkpoint(tmp_path):
+    workdir = tmp_path / "run"
+    arguments = [sys.executable, "-c", BLOCKED, str(workdir)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=os.environ)
+    assert done.returncode == 75, done.stderr
+    stacks = (workdir / "stalled.txt").read_text()
+    assert "stalled: nothing came of the batch of step" in stacks
+    assert "in read_that_stops" in stacks and "in take_steps" in stacks
+    newest = Checkpoints(workdir / "checkpoints").steps()[-1]
+    assert int(state_of(workdir)["step"]) == newest > 0
