@@ -271,7 +271,7 @@ def test_arguments_of_merging_that_cannot_be_right_are_refused(
 def test_the_base_and_the_adapter_are_split_over_devices(root, monkeypatch):
     """Six steps on eight devices, with all that can be sharded sharded, end as on one."""
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 0)
-    config = run_config(values(root, mesh={"fsdp": 2, "tensor": 4}))
+    config = run_config(values(root, mesh={"fsdp": 2, "tensor": 2, "sequence": 2}))
     train(config, root / "eight_devices")
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5),

@@ -65,7 +65,7 @@ def parameter_spec(
     name: str,
     shape: tuple[int, ...],
     mesh: Mesh | AbstractMesh,
-    smallest: int = SMALLEST_SHARDED,
+    smallest: int | None = None,
 ) -> PartitionSpec:
     """Return the spec of a parameter.
 
@@ -73,9 +73,9 @@ def parameter_spec(
       name: its path, "a/b/c".
       shape: of the parameter.
       mesh: of devices, or of sizes alone.
-      smallest: values; a parameter of fewer is replicated.
+      smallest: values; a parameter of fewer is replicated. SMALLEST_SHARDED by default.
     """
-    if math.prod(shape) < smallest:
+    if math.prod(shape) < (SMALLEST_SHARDED if smallest is None else smallest):
         return PartitionSpec()
     rule = rules_of(name)[0]
     trailing = dict(RULES).get(rule, ())
@@ -94,9 +94,7 @@ def parameter_spec(
     return PartitionSpec(*["fsdp" if dim == largest else None for dim in range(len(shape))])
 
 
-def tree_shardings(
-    tree: Params, mesh: Mesh | AbstractMesh, smallest: int = SMALLEST_SHARDED
-) -> Params:
+def tree_shardings(tree: Params, mesh: Mesh | AbstractMesh, smallest: int | None = None) -> Params:
     """Return a sharding for every leaf of a tree of arrays or shapes: parameters, EMA or optimiser
     state. `smallest` as of `parameter_spec`."""
 
