@@ -50,7 +50,7 @@ def main():
 
     check_installed()
     config = load_curation(CONFIG.value, KEYS.value)
-    # Only now, for it loads much, and a mistake in a key is told sooner.
+    # Only now, for it loads much, and a mistake in a key is reported sooner.
     from xgen_jax.commands.curate import CurateRequest, curate
 
     return curate(CurateRequest(config=config, **command.values(FLAGS)))

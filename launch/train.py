@@ -42,7 +42,7 @@ def main():
     config = load_config(CONFIG.value, KEYS.value, lambda line: print(line, file=sys.stderr))
 
     def call():
-        # Only now, for it loads jax, and a mistake in a key is told sooner.
+        # Only now, for it loads jax, and a mistake in a key is reported sooner.
         from xgen_jax.commands.train import train
 
         return train(config, WORKDIR.value, OVERWRITE.value, ACCEPT_CHANGES.value, RESTORE.value)

@@ -207,26 +207,9 @@ def _with_statistics(
 ) -> Params:
     """Return the parameters with latent statistics: those in the embedder's folder, or measured on
     the bucket with the most clips and stored there."""
-    folder = RunFolder(request.embedder)
+    folder, everything = RunFolder(request.embedder), range(len(clips))
     if (folder.path / LATENT_STATISTICS).exists():
         return params
-
-    statistics = from_first(lambda: _measure(request, network, params, clips, members, buckets))
-    return network.bundle(
-        params["model"], np.array(statistics["mean"]), np.array(statistics["std"])
-    )
-
-
-def _measure(
-    request: EncodeRequest,
-    network: Embedder,
-    params: Params,
-    clips: NumberedClips,
-    members: dict[Bucket, np.ndarray],
-    buckets: list[Bucket],
-) -> dict[str, Any]:
-    """Measure latent statistics and store them in the embedder's folder."""
-    everything = range(len(clips))
     bucket = max(buckets, key=lambda bucket: len(members.get(bucket, everything)))
     numbers = members.get(bucket, everything)[:STATISTICS_CLIPS]
 
@@ -236,14 +219,20 @@ def _measure(
             if readable:
                 yield np.stack(readable)
 
-    statistics = latent_statistics(network, params["model"], videos())
-    RunFolder(request.embedder).write_json(LATENT_STATISTICS, statistics)
-    print(
-        f"{request.embedder} had no {LATENT_STATISTICS}; measured over {len(numbers)} clips of "
-        f"{bucket.name} and stored there",
-        file=sys.stderr,
+    def measure() -> dict[str, Any]:
+        statistics = latent_statistics(network, params["model"], videos())
+        folder.write_json(LATENT_STATISTICS, statistics)
+        print(
+            f"{request.embedder} had no {LATENT_STATISTICS}; measured over {len(numbers)} clips of "
+            f"{bucket.name} and stored there",
+            file=sys.stderr,
+        )
+        return statistics
+
+    statistics = from_first(measure)
+    return network.bundle(
+        params["model"], np.array(statistics["mean"]), np.array(statistics["std"])
     )
-    return statistics
 
 
 def _write_shards(

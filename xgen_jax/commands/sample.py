@@ -26,7 +26,8 @@ from xgen_jax.files import (
 from xgen_jax.inference.conditioning import fit_condition, read_condition
 from xgen_jax.inference.request import VideoPlan, VideoRequest
 from xgen_jax.inference.sampling import BatchRow
-from xgen_jax.inference.text_to_video import TextToVideo, VideoGenerator, load_text_to_video
+from xgen_jax.inference.text_to_video import TextToVideo, load_text_to_video
+from xgen_jax.inference.video_generator import VideoGenerator
 from xgen_jax.parallel.agreement import check_equal, from_first, is_first, together
 from xgen_jax.runs.checkpoint import LATEST
 from xgen_jax.training.metric_writers import ConsoleWriter

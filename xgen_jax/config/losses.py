@@ -9,7 +9,7 @@ from xgen_jax.errors import UserError, choose
 from xgen_jax.models.regen_config import WINDOWS
 from xgen_jax.models.vidvae_config import DiscriminatorConfig
 
-# Names of types alone, and imports in functions: a mistake in a key is told before jax is loaded.
+# Names of types alone, and imports in functions: a mistake in a key is reported before jax loads.
 if TYPE_CHECKING:
     from xgen_jax.diffusion.process import Process
     from xgen_jax.typing import Array

@@ -25,7 +25,7 @@ from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.parallel.mesh import MeshConfig
 
-# Names of types alone, and imports in functions: a mistake in a key is told before jax is loaded.
+# Names of types alone, and imports in functions: a mistake in a key is reported before jax loads.
 if TYPE_CHECKING:
     from xgen_jax.models.embedder import Embedder
 

@@ -16,7 +16,7 @@ from xgen_jax.config.loop import LoopConfig
 from xgen_jax.errors import UserError
 
 WINDOW = 128  # losses that a spike is compared with, as in OLMo and Levanter
-LEAST = WINDOW // 2  # losses before a spike can be told from noise
+LEAST = WINDOW // 2  # losses that it takes to tell a spike from noise
 MAX_ROLLBACKS = 8  # from one checkpoint
 
 

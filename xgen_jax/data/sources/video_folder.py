@@ -27,11 +27,9 @@ from xgen_jax.data.video import (
 )
 from xgen_jax.data.video_cache import VideoCache
 from xgen_jax.data.video_clips import read_clips
+from xgen_jax.data.video_parts import Division
 from xgen_jax.errors import UserError, choose
 
-LEAST_TAIL_S = 4.0  # of a video whose end is held out
-# Of a video with `hold_out="ends"`: where the tail would be shorter than LEAST_TAIL_S.
-MOST_OF_SHORT = 0.25
 # Fraction of the clips that may be replaced because their files cannot be decoded, and the number
 # of clips read from which on it is checked.
 MAX_REPLACED, COUNTED_FROM = 0.25, 100
@@ -52,16 +50,9 @@ class VideoFolderSource(Source):
       fps: frames a second at which clips are sampled, by presentation time; None keeps each file's
         own.
       stride: take every stride-th frame of that rate.
-      seconds_per_clip: seconds of a video that count as one clip; a shorter video is one clip too.
-        None counts every video once.
+      seconds_per_clip: see `video_parts.Division`.
       split: "train" or "held_out" clips, or "all".
-      held_out_fraction: part of the clips that training never sees, in [0, 1). A video of which
-        that part lasts `LEAST_TAIL_S` or more gives its end; a shorter one, and an image, is held
-        out whole or not at all, by a hash of its relative path. So what is held out does not change
-        when files are added.
-      hold_out: "files" is the above. "ends" is for a folder of few short videos, where a hash may
-        choose none or a whole film: each video gives its end, at least `LEAST_TAIL_S` of it, or
-        `MOST_OF_SHORT` of it where that is less. An image is held out as above.
+      held_out_fraction, hold_out: which clips training never sees, see `video_parts.Division`.
       require_captions: leave out videos without a caption; if False their caption is "".
       flip: mirror half of the clips. Off by default, because captions name left and right.
       substitute: replace a file that cannot be decoded by the next that can; if False, `read`
@@ -104,22 +95,11 @@ class VideoFolderSource(Source):
             )
         if stride < 1:
             raise UserError(f"stride must be 1 or more, not {stride}")
-        if seconds_per_clip is not None and not 0 < seconds_per_clip < math.inf:
-            raise UserError(
-                f"seconds_per_clip must be above 0, or None to count every video once, not "
-                f"{seconds_per_clip}"
-            )
-        if not 0 <= held_out_fraction < 1:
-            raise UserError(
-                f"held_out_fraction must be 0 or more and below 1, not {held_out_fraction}"
-            )
         choose("split", split, SPLITS)
-        choose("hold_out", hold_out, HOLD_OUT)
         if not 0 <= memory_gb < math.inf:
             raise UserError(f"memory_gb must be 0 or more, not {memory_gb}")
         self._fps, self._stride, self._flip, self._substitute = fps, stride, flip, substitute
-        self._split, self._fraction, self._hold_out = split, held_out_fraction, hold_out
-        self._seconds_per_clip = seconds_per_clip
+        self._split, self._division = split, Division(held_out_fraction, hold_out, seconds_per_clip)
         self._problems = Problems()
         self._counts = {"read": 0, "replaced": 0}
         self._lock = threading.Lock()
@@ -151,13 +131,13 @@ class VideoFolderSource(Source):
         parts = [
             (number, *part)
             for number, (file, info) in enumerate(zip(self._files, self._infos))
-            for part in self._parts(file, info)
+            for part in self._division.parts(file, info.duration_s, info.fps, _is_image(file))
         ]
         held_out = np.array([part[-1] for part in parts], bool)
         mine = {"train": ~held_out, "held_out": held_out, "all": np.ones(len(parts), bool)}
         chosen = [part for part, taken in zip(parts, mine[self._split]) if taken]
         if not chosen:
-            count, fraction = len(self._files), self._fraction
+            count, fraction = len(self._files), self._division.held_out_fraction
             raise UserError(
                 f"none of the {count} files in {self.path} is in the split {self._split!r} at "
                 f"held_out_fraction={fraction:g}; give --config.data.source.hold_out=ends (the end "
@@ -168,29 +148,6 @@ class VideoFolderSource(Source):
         self._part_file, self._part_begin_s, self._part_end_s = files, begins, ends
         self._part_held_out = flags.astype(bool)
         self._part_first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-    def _parts(self, file: str, info: VideoInfo) -> list[tuple[float, float, int, bool]]:
-        """Return a file's (begin_s, end_s, clips, held out)."""
-        end_s, fraction = info.duration_s, self._fraction
-        tail_s = end_s * fraction
-        ends = self._hold_out == "ends" and fraction > 0 and not _is_image(file)
-        if ends:
-            tail_s = max(tail_s, min(LEAST_TAIL_S, end_s * MOST_OF_SHORT))
-            ends = tail_s * info.fps >= 1  # else the video is too short to be cut
-        if tail_s >= LEAST_TAIL_S or ends:
-            border_s = math.ceil((end_s - tail_s) * info.fps) / info.fps  # where a frame begins
-            spans = [(0.0, border_s, False), (border_s, end_s, True)]
-        else:
-            spans = [(0.0, end_s, bool(fraction) and _hash_fraction(file) < fraction)]
-        return [
-            (begin_s, stop_s, self._clips_in(stop_s - begin_s), held_out)
-            for begin_s, stop_s, held_out in spans
-        ]
-
-    def _clips_in(self, length_s: float) -> int:
-        if self._seconds_per_clip is None:
-            return 1
-        return max(1, int(length_s / self._seconds_per_clip + 1e-6))
 
     def __len__(self) -> int:
         return int(self._part_first[-1])
@@ -260,7 +217,7 @@ class VideoFolderSource(Source):
         number = self._part_file[part]
         span = float(self._part_begin_s[part]), float(self._part_end_s[part]), place
         of_file = [os.fsencode(self._files[number]).hex(), self._sizes[number], *span]
-        settings = [self._fps, self._stride, self._flip, self._seconds_per_clip]
+        settings = [self._fps, self._stride, self._flip, self._division.seconds_per_clip]
         return hashlib.sha256(json.dumps([of_file, settings]).encode()).hexdigest()[:16]
 
     def caption(self, index: int, rng: np.random.Generator) -> str:
@@ -279,10 +236,11 @@ class VideoFolderSource(Source):
         may move."""
         # What the releases before wrote, where nothing of what came after them is used.
         settings: list = [self.name, self._fps, self._stride, self._flip]
-        if self._seconds_per_clip is not None or self._fraction:
-            settings += [self._seconds_per_clip, self._fraction, self._split]
-        if self._hold_out != HOLD_OUT[0]:
-            settings.append(self._hold_out)
+        seconds, fraction = self._division.seconds_per_clip, self._division.held_out_fraction
+        if seconds is not None or fraction:
+            settings += [seconds, fraction, self._split]
+        if self._division.hold_out != HOLD_OUT[0]:
+            settings.append(self._division.hold_out)
         digest = hashlib.sha256(json.dumps(settings).encode())
         for file, captions, size in zip(self._files, self._captions, self._sizes):
             row = [os.fsencode(file).hex(), size, captions[0] if len(captions) == 1 else captions]
@@ -422,11 +380,6 @@ class VideoFolderSource(Source):
 
 def _probe(path: pathlib.Path) -> VideoInfo:
     return (probe_image if _is_image(path.name) else probe)(path)
-
-
-def _hash_fraction(file: str) -> float:
-    """A number in [0, 1) that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(os.fsencode(file)).digest()[:8]) / 2**64
 
 
 def _is_image(file: str) -> bool:
