@@ -1,4 +1,4 @@
-"""What `test_agreement` runs in each of two processes; prints what it found as JSON."""
+"""What `test_processes` runs in each of two processes; prints what it found as JSON."""
 
 import json
 import os
