@@ -281,7 +281,8 @@ class Checkpoints:
             if best is None:
                 raise UserError(
                     f"no checkpoint in {self.folder} has a held-out figure to compare: train with "
-                    "--config.loop.keep_best=held_out_loss, or choose a step of "
+                    "--config.loop.keep_best=held_out_psnr_db (an embedder) or held_out_loss (a "
+                    "transformer), or choose a step of "
                     f"{', '.join(map(str, steps))}"
                 )
             yield best
