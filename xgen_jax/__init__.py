@@ -397,7 +397,8 @@ def evaluate(suite: str, **flags: Any) -> dict[str, Any]:
     Example:
       scores = xgen_jax.evaluate("reconstruction", embedder="runs/vidvae", out="scores", count=2)
     """
-    from xgen_jax.commands.evaluate import EvaluateRequest, evaluate
+    from xgen_jax.commands.evaluate import evaluate
+    from xgen_jax.commands.evaluate_request import EvaluateRequest
 
     return evaluate(EvaluateRequest(suite=suite, **flags))
 

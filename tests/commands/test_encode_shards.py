@@ -7,7 +7,8 @@ import pytest
 
 from xgen_jax.commands.config_file import load_config
 from xgen_jax.commands.encode import EncodeRequest, encode_dataset
-from xgen_jax.commands.evaluate import EvaluateRequest, evaluate
+from xgen_jax.commands.evaluate import evaluate
+from xgen_jax.commands.evaluate_request import EvaluateRequest
 from xgen_jax.curation.config import PackConfig
 from xgen_jax.curation.pack import Clip, is_held_out, write_shard
 from xgen_jax.curation.shard_index import finish

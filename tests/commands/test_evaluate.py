@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xgen_jax import evaluate
-from xgen_jax.commands.evaluate import EvaluateRequest
+from xgen_jax.commands.evaluate_request import EvaluateRequest
 from xgen_jax.commands.reconstruct import ReconstructRequest, reconstruct_file
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.video import read_video

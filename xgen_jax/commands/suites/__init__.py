@@ -1,0 +1,1 @@
+"""The suites of `launch/evaluate.py`, a module each."""

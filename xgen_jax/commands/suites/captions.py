@@ -1,0 +1,58 @@
+"""Verify the captions of sampled moving shapes: `--suite=captions`."""
+
+import os
+import time
+from typing import Any
+
+from xgen_jax.commands.evaluate_request import EvaluateRequest
+from xgen_jax.commands.suites.results import results_folder
+from xgen_jax.commands.suites.samples import sample_prompts, settings_of, write_samples
+from xgen_jax.config.runs import VDiTRun
+from xgen_jax.data.config import LatentsConfig, SyntheticConfig
+from xgen_jax.data.latent_shards import read_manifest
+from xgen_jax.data.sources.synthetic import held_out_prompts
+from xgen_jax.errors import UserError
+from xgen_jax.evaluation.captions import evaluate_captions
+from xgen_jax.files import write_json
+from xgen_jax.inference.text_to_video import load_text_to_video
+from xgen_jax.parallel.agreement import is_first
+from xgen_jax.runs.folder import RunFolder
+
+
+def captions(request: EvaluateRequest) -> dict[str, Any]:
+    _check_shapes(request.model)
+    folder = results_folder(request.out, "captions")
+    loaded, seed = load_text_to_video(request.model, step=request.restore), request.seed
+    started = time.monotonic()
+    report = evaluate_captions(
+        lambda prompts, seed: sample_prompts(loaded, request, prompts, seed),
+        prompts=held_out_prompts(request.count, seed),
+        seed=seed,
+    )
+    write_samples(folder, report.scores["samples"], report.videos, loaded.fps)
+    if is_first():
+        settings = {"settings": settings_of(loaded, request), "model": str(request.model)}
+        write_json(folder / "captions.json", {**report.scores, **settings})
+    return {
+        "suite": "captions",
+        "prompts": report.scores["prompts"],
+        **{name: round(value, 4) for name, value in report.scores["accuracy"].items()},
+        "wall_s": round(time.monotonic() - started, 1),
+        "file": str(folder / "captions.json"),
+    }
+
+
+def _check_shapes(model: str) -> None:
+    """Raise UserError unless a run was trained on moving shapes, whose captions can be verified."""
+    config = RunFolder(model).expect(VDiTRun, "a model: a vdit run")
+    source = config.data.source
+    if isinstance(source, SyntheticConfig):
+        return
+    path = source.path or "other videos"
+    encoded = isinstance(source, LatentsConfig) and os.path.isdir(path)
+    if encoded and read_manifest(path)["source"] == SyntheticConfig.kind:
+        return
+    raise UserError(
+        f"--suite=captions verifies captions of moving shapes, and {model} was trained on "
+        f"{path}: give --suite=samples and --prompts_file=FILE"
+    )
