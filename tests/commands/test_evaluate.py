@@ -204,6 +204,9 @@ def test_captions_suite_reads_every_sample(tiny_runs, tmp_path):
     # A model of two steps generates noise: the verifier must not find the attributes asked for.
     assert result["all"] < 0.5
     assert all((tmp_path / "captions" / sample["file"]).is_file() for sample in written["samples"])
+    assert result["distinct_prompts"] == written["distinct_prompts"] == 4
+    low, high = result["interval"]["all"]
+    assert low <= result["all"] <= high and written["interval"].keys() == written["accuracy"].keys()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A source from its configuration."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from xgen_jax.data.config import (
     VideoFolderConfig,
     source_folder,
 )
+from xgen_jax.data.latent_shards import read_manifest
 from xgen_jax.data.sources.base import Source
 from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.data.sources.shards import ShardSource
@@ -98,6 +100,17 @@ _MAKERS: dict[type, Callable[[Any, DataConfig, bool], Source]] = {
     ShardsConfig: _shards,
     TFDSConfig: _tfds,
 }
+
+
+def shows_moving_shapes(source: Any) -> bool:
+    """Return whether the clips of a source, by its configuration, are of the moving-shapes dataset,
+    or latents of it: their captions can be verified, see `evaluation.captions`."""
+    if isinstance(source, SyntheticConfig):
+        return True
+    path = source.path if isinstance(source, LatentsConfig) else None
+    return path is not None and (
+        os.path.isdir(path) and read_manifest(path)["source"] == SyntheticConfig.kind
+    )
 
 
 def held_out_data(
