@@ -248,14 +248,16 @@ class Set:
         self.clips.append((original.copy(), reconstruction.copy()))
 
     def result(self):
-        return float(len(self.clips))
+        return {"value": float(len(self.clips)), "frames": 3, "notes": ["2 clips are few"]}
 
 
 def test_a_distance_of_sets_gets_every_clip():
     clips = [("one", noise(seed=1)), ("two", noise(seed=2))]
     distance = Set()
     result = reconstruction.evaluate_reconstruction(lambda x: 255 - x, clips, sets=[distance])
-    assert result["sets"] == {"rfvd": 2.0} and result["conventions"]["rfvd"] == "a stand-in"
+    assert result["sets"] == {"rfvd": {"value": 2.0, "frames": 3}}
+    assert "rfvd: 2 clips are few." in result["notes"]
+    assert result["conventions"]["rfvd"] == "a stand-in"
     for (_, video), pair in zip(clips, distance.clips):
         np.testing.assert_array_equal(pair, (video, 255 - video))
 

@@ -55,7 +55,10 @@ def test_without_the_papers_shapes_it_is_not_mentioned():
 
 def test_figures_of_all_clips_together_and_what_is_missing_are_shown():
     moving = {"seam_ratio": 1.31, "border": 1.2, "elsewhere": 0.9, "borders": 7}
-    first = entry("9x176x176", ms_ssim=0.97) | {"seams": moving, "sets": {"rfvd": 212.04}}
+    first = entry("9x176x176", ms_ssim=0.97) | {
+        "seams": moving,
+        "sets": {"rfvd": {"value": 212.04}},
+    }
     second = entry("1x32x32") | {
         "seams": {"missing": "no border"},
         "not_computed": {"ms_ssim": "too small"},

@@ -13,7 +13,7 @@ what those do not, in `evaluation.artifacts`; the change at chunk borders in `ev
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -83,8 +83,12 @@ class SetDistance(Protocol):
     def add(self, original: Video, reconstruction: Video) -> None:
         """Add a clip and its reconstruction, uint8 (T, H, W, 3)."""
 
-    def result(self) -> float:
+    def result(self) -> Mapping[str, Any]:
         """Return the distance of all clips so far, those of all processes together.
+
+        Returns:
+          `value`, and what it depends on, ready for JSON; `notes`, sentences on how far to trust
+          it, if any.
 
         Raises:
           UserError: fewer clips than it needs.
@@ -276,7 +280,7 @@ def evaluate_reconstruction(
       `clips` (count), `mean` (of each metric, over clips), `worst` (names, worst first),
       `conventions` (definitions of the metrics) and `videos`, one row a clip: `name`, `frames`,
       `height`, `width` and all of `compare`. Also what `reconstruction_summary.summarise` returns,
-      and `sets`, {name: distance}.
+      and `sets`, {name of a distance: its result}.
 
     Raises:
       UserError: no clips, or a clip that cannot be compared; the message names it. What a distance
@@ -309,10 +313,14 @@ def evaluate_reconstruction(
         conventions |= {"change": CHANGE, "seam_ratio": SEAM_RATIO}
     conventions |= {distance.name: distance.convention for distance in sets}
     order = sorted(range(len(rows)), key=lambda number: rows[number]["psnr_db"])[:worst]
+    summary = summarise(rows, chunk_starts)
+    together = {distance.name: dict(distance.result()) for distance in sets}
+    for name, found in together.items():
+        summary["notes"] += [f"{name}: {note}." for note in found.pop("notes", ())]
     return {
         "clips": len(rows),
-        **summarise(rows, chunk_starts),
-        "sets": {distance.name: distance.result() for distance in sets},
+        **summary,
+        "sets": together,
         "worst": [rows[number]["name"] for number in order],
         "worst_clips": [
             {"clip": number, **{key: rows[number][key] for key in ("name", "psnr_db", "ssim")}}

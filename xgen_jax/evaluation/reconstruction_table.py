@@ -63,7 +63,8 @@ def check_sides(shapes: Sequence[Shape]) -> None:
 def figures(entry: dict[str, Any]) -> dict[str, float]:
     """Return all figures of a shape by name: means over clips, and those of all clips together."""
     seams = {key: x for key, x in entry.get("seams", {}).items() if key == "seam_ratio"}
-    return {**entry["mean"], **seams, **entry.get("sets", {})}
+    sets = {name: found["value"] for name, found in entry.get("sets", {}).items()}
+    return {**entry["mean"], **seams, **sets}
 
 
 def table(entries: Sequence[dict[str, Any]]) -> str:

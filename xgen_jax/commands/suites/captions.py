@@ -7,7 +7,7 @@ from xgen_jax.commands.evaluate_request import EvaluateRequest
 from xgen_jax.commands.suites.results import SHOWN, results_folder
 from xgen_jax.commands.suites.samples import sample_prompts, settings_of, write_sample
 from xgen_jax.config.runs import VDiTRun
-from xgen_jax.data.sources.factory import shows_moving_shapes
+from xgen_jax.data.sources.factory import not_moving_shapes
 from xgen_jax.data.sources.synthetic import held_out_prompts
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.captions import evaluate_captions
@@ -49,9 +49,8 @@ def captions(request: EvaluateRequest) -> dict[str, Any]:
 def _check_shapes(model: str) -> None:
     """Raise UserError unless a run was trained on moving shapes, whose captions can be verified."""
     config = RunFolder(model).expect(VDiTRun, "a model: a vdit run")
-    if not shows_moving_shapes(config.data.source):
-        path = getattr(config.data.source, "path", None) or "other videos"
+    if other := not_moving_shapes(config.data.source):
         raise UserError(
-            f"--suite=captions verifies captions of moving shapes, and {model} was trained on "
-            f"{path}: give --suite=samples and --prompts_file=FILE"
+            f"--suite=captions verifies captions of moving shapes that are filled, and {model} was "
+            f"trained on {other}: give --suite=samples and --prompts_file=FILE"
         )

@@ -102,15 +102,15 @@ _MAKERS: dict[type, Callable[[Any, DataConfig, bool], Source]] = {
 }
 
 
-def shows_moving_shapes(source: Any) -> bool:
-    """Return whether the clips of a source, by its configuration, are of the moving-shapes dataset,
-    or latents of it: their captions can be verified, see `evaluation.captions`."""
+def not_moving_shapes(source: Any) -> str:
+    """Return what a source, by its configuration, shows instead of filled moving shapes; empty for
+    those, or latents of them: their captions can be verified, see `evaluation.captions`."""
     if isinstance(source, SyntheticConfig):
-        return True
-    path = source.path if isinstance(source, LatentsConfig) else None
-    return path is not None and (
-        os.path.isdir(path) and read_manifest(path)["source"] == SyntheticConfig.kind
-    )
+        return "" if source.style == "filled" else f"shapes of style {source.style!r}"
+    path = source.path
+    if path and isinstance(source, LatentsConfig) and os.path.isdir(path):
+        return "" if read_manifest(path)["source"] == SyntheticConfig.kind else path
+    return path or "other videos"
 
 
 def held_out_data(
