@@ -12,7 +12,7 @@ Flags = tuple[str, ...]
 SUITE_FLAGS: dict[str, tuple[Flags, Flags]] = {
     "reconstruction": (
         ("embedder",),
-        ("data", "split", "count", "seed", "steps", "shapes", "lpips", "restore"),
+        ("data", "split", "count", "seed", "steps", "shapes", "lpips", "i3d", "restore"),
     ),
     "captions": (("model",), ("count", "seed", "steps", "guidance_scale", "restore")),
     "samples": (("model", "prompts_file"), ("seed", "steps", "guidance_scale", "restore")),
@@ -42,7 +42,7 @@ class EvaluateRequest:
       embedder: run folder of a VidVAE or a REGEN (reconstruction).
       model: run folder of a VDiT (captions, samples, fvd, vbench_export).
       videos: folder of videos that were generated, in place of a model (fvd).
-      i3d: folder of a converted I3D, see `weights.i3d` (fvd).
+      i3d: folder of a converted I3D, see `weights.i3d` (fvd; reconstruction, for rFVD).
       frames: length of the clips; the model's by default, or 16 of folders (fvd, vbench_export).
       prompts_json: VBench_full_info.json (vbench_export).
       dimensions: of VBench, all by default (vbench_export).
