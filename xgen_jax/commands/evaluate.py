@@ -9,8 +9,10 @@ import jax
 from xgen_jax.commands.evaluate_request import EvaluateRequest
 from xgen_jax.commands.hosts import check_hosts
 from xgen_jax.commands.suites.captions import captions
+from xgen_jax.commands.suites.fvd import fvd
 from xgen_jax.commands.suites.reconstruction import reconstruction
 from xgen_jax.commands.suites.samples import samples
+from xgen_jax.commands.suites.vbench import vbench_export, vbench_import
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.report import write_report
 from xgen_jax.parallel.agreement import together
@@ -22,8 +24,10 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     `reconstruction` writes reconstruction.json, .md and SHAPE/NNN.mp4 into OUT/reconstruction;
     `captions` samples held-out prompts of moving shapes and writes captions.json and NNN.mp4 into
     OUT/captions (see `evaluation.captions` for the verifier); `samples` samples the prompts of a
-    file, and writes samples.json and NNN.mp4 into OUT/samples; `report` writes the page of a folder
-    with runs and these results.
+    file, and writes samples.json and NNN.mp4 into OUT/samples; `fvd` compares a model's samples, or
+    a folder of videos, with a folder, and writes fvd.json into OUT/fvd; `vbench_export` writes
+    VBench's prompt suite as videos into OUT/videos, and `vbench_import` makes vbench_scores.json
+    and .md of its results; `report` writes the page of a folder with runs and these results.
 
     Several processes (`jax.process_count()`) divide clips and prompts, and need a common folder;
     the results are those of one process. A report is for one process.
@@ -34,8 +38,8 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     Raises:
       UserError: no such run, videos or weights that cannot be read, a shape that is none.
     """
-    if request.suite == "report" and jax.process_count() > 1:
-        raise UserError("--suite=report writes one page: start it in one process")
+    if request.suite in ("report", "vbench_import") and jax.process_count() > 1:
+        raise UserError(f"--suite={request.suite} writes one page: start it in one process")
     check_hosts(dataclasses.asdict(request))
     with together():  # a mistake that one process finds ends all of them
         return SUITES[request.suite](request)
@@ -49,5 +53,8 @@ SUITES: dict[str, Callable[[EvaluateRequest], dict[str, Any]]] = {
     "reconstruction": reconstruction,
     "captions": captions,
     "samples": samples,
+    "fvd": fvd,
+    "vbench_export": vbench_export,
+    "vbench_import": vbench_import,
     "report": _report,
 }
