@@ -13,7 +13,8 @@ next to the paper's figures.
 `captions` samples held-out prompts, and reads color, shape, direction, size and background from the
 pixels.
 `samples` samples your own prompts.
-`report` writes the page of a folder with the runs vidvae and vdit, and evaluation/, the scores.
+`report` writes the page of a folder with the runs vidvae and vdit, and evaluation/, the scores;
+`compare` one of several such folders (--runs).
 """
 
 import command
@@ -21,7 +22,7 @@ from absl import flags
 
 text, integer = flags.DEFINE_string, flags.DEFINE_integer
 FLAGS = [
-    text("suite", None, "What to do: reconstruction, captions, samples or report."),
+    text("suite", None, "What to do: reconstruction, captions, samples, report or compare."),
     text("embedder", None, "Run folder of a trained VidVAE or REGEN (reconstruction)."),
     text("model", None, "Run folder of a trained VDiT (captions, samples)."),
     text(
@@ -34,6 +35,7 @@ FLAGS = [
         ["held_out", "train", "all"],
         "Clips of the folder; by default held_out of the run's own (reconstruction).",
     ),
+    flags.DEFINE_list("runs", None, "Folders DIR,DIR,... (compare)."),
     text("prompts_file", None, "Text file with a prompt on each line (samples)."),
     text("out", None, "Folder for the results; for report the quickstart folder itself."),
     integer("count", 64, "Number of clips or prompts.", lower_bound=1),

@@ -14,7 +14,8 @@ from xgen_jax.evaluation import chart, curation_report, page
 
 EVIL = '<script>alert("x")</script><img src=https://evil.example/x>&\'.mp4'
 FACTS = {
-    "date": "2026-11-29 06:00",
+    "commit": "0123abc",
+    "clips packed": 7,
     "machine": "2 cores <small>",
     "command": "python launch/curate.py --videos='a & b'",
     "next": {"train on them": "python launch/train.py --config.data.source.path=shards"},
@@ -82,7 +83,8 @@ def test_page_says_what_was_kept_and_why_not(tmp_path):
         assert f"--config.{flag}" in html.text
     assert "(not measured)" in html.text and "Not measured." in html.text  # aesthetics
     assert "Just dropped" in html.text and "Just kept" in html.text
-    assert "2 cores <small>" in html.text
+    for fact in ("2 cores <small>", "0123abc", "clips packed 7"):
+        assert fact in html.flat
     assert "--videos='a & b' \\\n  --config.text" in html.text
     assert "--config.data.source.path=shards" in html.text
     assert "1280×720" in html.text and "29.97" in html.text

@@ -9,6 +9,7 @@ import jax
 from xgen_jax.commands.evaluate_request import EvaluateRequest
 from xgen_jax.commands.hosts import check_hosts
 from xgen_jax.commands.suites.captions import captions
+from xgen_jax.commands.suites.compare import compare
 from xgen_jax.commands.suites.reconstruction import reconstruction
 from xgen_jax.commands.suites.samples import samples
 from xgen_jax.errors import UserError
@@ -23,10 +24,10 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     `captions` samples held-out prompts of moving shapes and writes captions.json and NNN.mp4 into
     OUT/captions (see `evaluation.captions` for the verifier); `samples` samples the prompts of a
     file, and writes samples.json and NNN.mp4 into OUT/samples; `report` writes the page of a folder
-    with runs and these results.
+    with runs and these results; `compare` writes OUT/comparison.html of several such folders.
 
     Several processes (`jax.process_count()`) divide clips and prompts, and need a common folder;
-    the results are those of one process. A report is for one process.
+    the results are those of one process. A page is for one process.
 
     Returns:
       The scores, and the paths of the files.
@@ -34,8 +35,8 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     Raises:
       UserError: no such run, videos or weights that cannot be read, a shape that is none.
     """
-    if request.suite == "report" and jax.process_count() > 1:
-        raise UserError("--suite=report writes one page: start it in one process")
+    if request.suite in ("report", "compare") and jax.process_count() > 1:
+        raise UserError(f"--suite={request.suite} writes one page: start it in one process")
     check_hosts(dataclasses.asdict(request))
     with together():  # a mistake that one process finds ends all of them
         return SUITES[request.suite](request)
@@ -50,4 +51,5 @@ SUITES: dict[str, Callable[[EvaluateRequest], dict[str, Any]]] = {
     "captions": captions,
     "samples": samples,
     "report": _report,
+    "compare": compare,
 }

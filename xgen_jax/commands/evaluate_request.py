@@ -17,6 +17,7 @@ SUITE_FLAGS: dict[str, tuple[Flags, Flags]] = {
     "captions": (("model",), ("count", "seed", "steps", "guidance_scale", "restore")),
     "samples": (("model", "prompts_file"), ("seed", "steps", "guidance_scale", "restore")),
     "report": ((), ()),
+    "compare": (("runs",), ()),
 }
 
 
@@ -25,7 +26,7 @@ class EvaluateRequest:
     """The flags of `launch/evaluate.py`.
 
     Attributes:
-      suite: `reconstruction`, `captions`, `samples` or `report`.
+      suite: `reconstruction`, `captions`, `samples`, `report` or `compare`.
       out: folder for the results; for `report` the folder of a quickstart.
       embedder: run folder of a VidVAE or a REGEN (reconstruction).
       model: run folder of a VDiT (captions, samples).
@@ -33,6 +34,7 @@ class EvaluateRequest:
         the moving-shapes dataset if the run was trained on it.
       split: clips of the folder, "held_out", "train" or "all" (reconstruction); by default those
         held out of the run's own folder, and all of another one.
+      runs: folders to compare, each as for `report`, or of a single run (compare).
       prompts_file: text file with a prompt on each line (samples).
       count: number of prompts, or of clips a shape; of a folder at most as many as there are.
       seed: of the clips, crops, prompts and noise.
@@ -54,6 +56,7 @@ class EvaluateRequest:
     model: str = ""
     data: str | None = None
     split: str | None = None
+    runs: Sequence[str] | None = None
     prompts_file: str | None = None
     count: int = 64
     seed: int = 0

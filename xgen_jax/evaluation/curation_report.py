@@ -42,7 +42,7 @@ ERRORS_IN_SIGHT = 12
 MAX_ROWS = 12  # sizes and frame rates
 PAPER_WORDS = 84.4  # a caption, on average; arXiv 2408.12590, section 3
 PAPER_SECONDS = 6.9  # a kept clip
-HEAD = ("date", "commit", "machine", "command", "next")  # facts that stand elsewhere
+HEAD = ("commit", "machine", "command", "next")  # facts that stand elsewhere
 STAGES = {
     "videos read": "files that could be read",
     "clips": "clips cut from them",
@@ -75,7 +75,7 @@ def write_curation_report(
       funnel: see `curation.selection.funnel`.
       thumbnails: a clip's JPEG files by its index in the table, in increasing time; few or none.
       errors: names of files that could not be read, and why.
-      facts: what to say of the run, by name: date, machine, commit. "command" is the one that was
+      facts: what to say of the run, by name: machine, commit. "command" is the one that was
         given; "next", a mapping from what to do next to its command.
       config: of the curation.
 
@@ -104,10 +104,7 @@ def write_curation_report(
         "curation",
         f"Curation of {out.resolve().parent.name}",
         "img",
-        facts={
-            **page.facts([str(facts.get("machine", ""))], [str(facts.get("commit", ""))]),
-            **({"date": facts["date"]} if "date" in facts else {}),
-        },
+        facts=page.facts(*([str(facts.get(name, ""))] for name in ("machine", "commit"))),
         others=others,
         paper_seconds=PAPER_SECONDS,
         rows={row.stage: row for row in funnel},

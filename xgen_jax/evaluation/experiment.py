@@ -12,7 +12,7 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from xgen_jax.errors import UserError
@@ -67,13 +67,14 @@ class Experiment:
             return None
         return next(iter(self.reconstruction.get("shapes") or [{}]))
 
+    def config(self, stage: str) -> dict[str, Any]:
+        """Return the configuration of a stage; {} where there is none."""
+        return self.stages.get(stage, {}).get("config") or {}
+
     @property
     def own(self) -> str | None:
         """The folder of videos or latents that was trained on; None for moving shapes."""
-        sources = (
-            (stage.get("config") or {}).get("data", {}).get("source")
-            for stage in self.stages.values()
-        )
+        sources = (self.config(stage).get("data", {}).get("source") for stage in self.stages)
         paths = (
             source["path"] for source in sources if isinstance(source, dict) and "path" in source
         )
@@ -102,23 +103,18 @@ class Experiment:
         return total if page.number(total) is not None else math.fsum((self.times or {}).values())
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """Date, commit and machine, for the head of a page."""
-        return page.facts(*_each_known(self.stages.values()))
+    def recorded(self) -> tuple[list[str], list[str], list[str]]:
+        """Machines, commits and dates of its runs, "" where one is not known; for `page.facts`."""
+        runs = [stage.get("run") or {} for stage in self.stages.values()]
+        machines = ["; ".join(filter(None, (x.get("device"), x.get("host")))) for x in runs]
+        return machines, *([x.get(name) or "" for x in runs] for name in ("commit", "date"))
 
     @property
     def commands(self) -> list[str]:
         """The commands that trained it."""
-        summaries = (files.get("run", {}).get("summary", {}) for files in self.stages.values())
-        return [summary["command"] for summary in summaries if summary.get("command")]
-
-
-def _each_known(stages: Iterable[dict[str, Any]]) -> tuple[list[str], list[str], list[str]]:
-    runs = [stage.get("run") or {} for stage in stages]
-    machines = [
-        "; ".join(str(run[name]) for name in ("device", "host") if run.get(name)) for run in runs
-    ]
-    return machines, *([str(run.get(name) or "") for run in runs] for name in ("commit", "date"))
+        runs = [stage.get("run") or {} for stage in self.stages.values()]
+        given = (x.get("command") or (x.get("summary") or {}).get("command") for x in runs)
+        return list(filter(None, given))
 
 
 def read_experiment(root: str | os.PathLike) -> Experiment:

@@ -25,8 +25,6 @@ from xgen_jax.files import write_text
 from xgen_jax.runs.folder import code_commit
 from xgen_jax.training.metric_writers import duration
 
-MAX_NAME = 90  # characters of a file's name that are shown
-
 
 def write_page(
     out: str | os.PathLike, template: str, title: str, media: str, **context: Any
@@ -131,12 +129,10 @@ def figure(value: Any, form: str, unit: str = "") -> str:
     return "–" if number(value) is None else f"{format(value, form)}{unit}"
 
 
-def middle_out(name: object) -> str:
-    """Return a file's name, its middle left out if it is long."""
+def middle_out(name: object, most: int = 90) -> str:
+    """Return a file's name, its middle left out if it has more than so many characters."""
     shown = str(name)
-    if len(shown) > MAX_NAME:
-        shown = f"{shown[: MAX_NAME // 3]}…{shown[-2 * MAX_NAME // 3 :]}"
-    return shown
+    return shown if len(shown) <= most else f"{shown[: most // 3]}…{shown[-2 * most // 3 :]}"
 
 
 def cut(text: object, most: int) -> str:

@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
         "report",
         experiment.name,
         "media",
-        facts=experiment.facts,
+        facts=page.facts(*experiment.recorded),
         experiment=experiment,
         stages=STAGES,
         samples=samples,
@@ -100,20 +100,26 @@ def _samples(experiment: Experiment, clips: Clips) -> Sheet | None:
 
 def style_of(experiment: Experiment) -> str:
     """Return how the moving shapes that were trained on are drawn."""
-    source = (experiment.stages.get("vdit", {}).get("config") or {}).get("data", {}).get("source")
+    source = experiment.config("vdit").get("data", {}).get("source")
     return source.get("style", "filled") if isinstance(source, dict) else "filled"
 
 
 def with_truth(
-    clips: Clips, folder: pathlib.Path, row: Mapping[str, Any], style: str, note: str = ""
+    clips: Clips,
+    folder: pathlib.Path,
+    row: Mapping[str, Any],
+    style: str,
+    note: str = "",
+    alone: bool = False,
 ) -> list[Clip]:
-    """Return a sample, and next to it what its prompt says where that is known.
+    """Return a sample, and unless it is to stand alone, before it what its prompt says where that
+    is known.
 
     Raises:
       PageIsFull: they do not fit.
     """
     sample = clips.read(folder, row.get("file"), str(row.get("prompt", "")), note)
-    truth = clips.truth(row.get("wanted"), sample, "truth", style)
+    truth = None if alone else clips.truth(row.get("wanted"), sample, "truth", style)
     return (
         [sample] if truth is None else [truth, dataclasses.replace(sample, note=note or "sample")]
     )

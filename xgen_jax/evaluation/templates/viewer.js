@@ -31,20 +31,21 @@
     code.parentElement.parentElement.append(button);
   }
 
-  // A click on a video enlarges all of its card, frame by frame.
+  // A click on a video, or on pictures of one, enlarges all of its card, frame by frame.
   document.body.append(document.getElementById("viewer").content);
   const dialog = document.querySelector("dialog.viewer");
-  const [stage, title, slider, output] =
-    [".stage", ".title", "input", "output"].map((name) => dialog.querySelector(name));
-  const play = dialog.querySelector("[data-do=play]");
-  let videos = [], frame = 0, frames = 1, fps = 8, notes = [], timer = 0;
+  const [stage, title, slider, output, play] =
+    [".stage", ".title", "input", "output", "[data-do=play]"].map((x) => dialog.querySelector(x));
+  let videos = [], pictures = [], frame = 0, frames = 1, fps = 0, notes = [], timer = 0;
 
   const show = (wanted) => {
     frame = (wanted + frames) % frames;
     for (const video of videos) video.currentTime = (frame + 0.5) / fps;
+    pictures.forEach((picture, i) => { picture.hidden = i !== frame; });
     slider.value = frame;
-    const note = notes[frame] ? ` · ${notes[frame]}` : "";
-    output.textContent = `frame ${frame + 1} of ${frames} · ${(frame / fps).toFixed(2)} s${note}`;
+    const time = videos.length ? [`${(frame / fps).toFixed(2)} s`] : [];
+    output.textContent =
+      [`frame ${frame + 1} of ${frames}`, ...time, notes[frame]].filter(Boolean).join(" · ");
   };
   const pause = () => { clearInterval(timer); timer = 0; play.textContent = "Play"; };
   const step = (by) => { pause(); show(frame + by); };
@@ -54,21 +55,28 @@
     play.textContent = "Pause";
   };
   const open = (clicked) => {
-    const shown = all("video", clicked.closest(".clips"));
-    fps = Number(clicked.dataset.fps);
-    frames = Math.max(1, Math.min(...shown.map((video) => Number(video.dataset.frames))));
-    notes = JSON.parse(clicked.dataset.notes || "[]");
-    stage.replaceChildren(...shown.map((video) => video.closest("figure").cloneNode(true)));
-    videos = all("video", stage);
+    const { fps: rate = 2, notes: texts = "[]" } = clicked.dataset; // pictures at two a second
+    const card = clicked.closest(".clips, .strip");
+    stage.replaceChildren(...[...card.children].map((part) => part.cloneNode(true)));
+    for (const part of all("[tabindex]", stage))
+      for (const name of ["tabindex", "role", "title"]) part.removeAttribute(name);
+    [videos, pictures] = [all("video", stage), all(".stage > img", dialog)];
+    fps = Number(rate);
+    notes = JSON.parse(texts);
+    frames = pictures.length || Math.min(...videos.map((video) => Number(video.dataset.frames)));
     for (const video of videos) {
-      video.autoplay = video.controls = false;
+      video.autoplay = false;
       video.preload = "auto";
       video.pause();
     }
-    title.textContent = clicked.getAttribute("aria-label");
+    const words = card.parentElement.querySelector(".words p");
+    title.textContent = words ? words.textContent : clicked.getAttribute("aria-label");
     slider.max = frames - 1;
+    frame = pictures.length ? [...card.children].indexOf(clicked)
+      : Math.floor(clicked.currentTime * fps);
     dialog.showModal();
-    step(Math.floor(clicked.currentTime * fps) - frame);
+    dialog.querySelector("[data-do=next]").focus();
+    step(0);
   };
   const buttons = { previous: () => step(-1), next: () => step(1), play: toggle };
   buttons.close = () => dialog.close();
@@ -83,13 +91,13 @@
     event.preventDefault();
     act();
   });
-  for (const video of all("main video")) {
-    video.tabIndex = 0;
-    video.setAttribute("role", "button");
-    video.title = "Enlarge, and step through the frames";
-    video.addEventListener("click", () => open(video));
-    video.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(video); }
+  for (const part of all("main video, main .strip img")) {
+    part.tabIndex = 0;
+    part.setAttribute("role", "button");
+    part.title = "Enlarge, and step through the frames";
+    part.addEventListener("click", () => open(part));
+    part.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(part); }
     });
   }
 })();
