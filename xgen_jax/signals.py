@@ -4,14 +4,18 @@ A command stops at once when it is asked to: `stop_when_asked`. A loop that has 
 is asked first and stops where it likes: `stop_later`.
 """
 
+import _thread
 import contextlib
 import os
+import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LOST = 128  # added to the number of a signal whose exception was lost
 GRACE_S = 5.0  # for the main thread to end by itself, which may be deep in a compiler or a read
 
 
@@ -34,9 +38,10 @@ _later = threading.Event()  # set while a loop decides itself when to stop
 def stop_when_asked() -> None:
     """Raise `Stopped` in the main thread on SIGTERM and SIGHUP, as Python does on Ctrl-C.
 
-    If the main thread does not end within GRACE_S, because it does not run Python code, the process
-    ends without it. To be called once, in the main thread, by a command. A SIGHUP that is ignored,
-    as under nohup, stays so.
+    Python drops an exception that is raised in a callback of the garbage collector (JAX has one) or
+    in a `__del__`: then it is raised again. If the main thread does not end within GRACE_S, because
+    it does not run Python code, the process ends without it. To be called once, in the main thread,
+    by a command. A SIGHUP that is ignored, as under nohup, stays so.
     """
 
     def stop(number, frame):
@@ -50,21 +55,38 @@ def stop_when_asked() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    report = sys.unraisablehook
+
+    def lost(unraisable):
+        error = unraisable.exc_value
+        if not isinstance(error, KeyboardInterrupt):
+            report(unraisable)
+            return
+        number = error.exit_code - 128 if isinstance(error, Stopped) else signal.SIGINT
+        os.write(writer, bytes([_LOST + number]))
+
+    sys.unraisablehook = lost
     threading.Thread(target=_end_in_time, args=(reader,), name="signals", daemon=True).start()
 
 
 def _end_in_time(reader: int) -> None:
     asked: list[int] = []
+    end_at: float | None = None
     while True:
+        left_s = None if end_at is None else max(end_at - time.monotonic(), 0.0)
+        if not select.select([reader], [], [], left_s)[0]:
+            os.write(2, b"the main thread did not end in time; the process ends without it\n")
+            os._exit(128 + asked[0])
         (number,) = os.read(reader, 1)
+        if number > _LOST:
+            time.sleep(0.01)  # for the main thread to leave the callback
+            _thread.interrupt_main(number - _LOST)
+            continue
         if number not in STOPPING or (number == signal.SIGINT and not _later.is_set()):
             continue
         asked.append(number)
-        if _later.is_set() and len(asked) == 1:
-            continue
-        time.sleep(GRACE_S)
-        os.write(2, b"the main thread did not end in time; the process ends without it\n")
-        os._exit(128 + asked[0])
+        if end_at is None and not (_later.is_set() and len(asked) == 1):
+            end_at = time.monotonic() + GRACE_S
 
 
 @contextlib.contextmanager
