@@ -1,5 +1,5 @@
 """Convert the weights of another project to a folder of ours, or back. Only safetensors are read,
-never a pickle.
+never a pickle; `i3d` opens its file with PyTorch in a process of its own.
 
 python launch/convert.py --kind=sd-vae --source=sd-vae-ft-mse/diffusion_pytorch_model.safetensors
     --out=runs/sd-vae
@@ -20,6 +20,9 @@ Back, to a file:
 To a merged model's folder, like that of its base:
 `lora`: an adapter (FILE, FILE:SCALE, or the folder of the run that trained it) merged into --base,
 the run or the converted weights that it was trained on.
+
+For FVD, --i3d of launch/evaluate.py:
+`i3d`: StyleGAN-V's i3d_torchscript.pt.
 """
 
 import command
@@ -27,7 +30,7 @@ from absl import flags
 
 text = flags.DEFINE_string
 FLAGS = [
-    text("kind", None, "sd-vae, osp-vae, stdit2, pixart, stdit2-export or lora."),
+    text("kind", None, "sd-vae, osp-vae, stdit2, pixart, stdit2-export, lora or i3d."),
     text("source", None, "The .safetensors file, or its folder; to export, a run folder."),
     text("out", None, "The folder to write, for --embedder or init_from; to export, the file."),
     text("base", None, "For lora: the folder of the model that the adapter was trained on."),

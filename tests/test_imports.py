@@ -46,7 +46,7 @@ FORBIDDEN = {
     "weights": {"optax", "orbax", "grain"},
     "inference": {"ml_collections"},
 }
-EVERYWHERE_FORBIDDEN = {"tensorflow", "ml_collections", "torch"}
+EVERYWHERE_FORBIDDEN = {"tensorflow", "ml_collections"}
 ONLY_IN = {
     "orbax": {"runs/stored.py"},
     "av": {
@@ -62,7 +62,8 @@ ONLY_IN = {
     "tensorflow_datasets": {"data/sources/tfds.py"},
     "array_record": {"data/array_records.py"},
     "msgpack": {"data/latent_shards.py", "data/shard_layout.py"},
-    "safetensors": {"weights/safetensors.py"},
+    "safetensors": {"weights/safetensors.py", "weights/torch_file.py"},
+    "torch": {"weights/torch_file.py"},  # runs in a process of its own
     "pdqhash": {"curation/duplicates.py"},
     "sentencepiece": {"models/t5_tokenizer.py"},
     "rapidocr": {"curation/text.py"},

@@ -9,6 +9,7 @@ import pytest
 from xgen_jax import evaluate
 from xgen_jax.commands.evaluate_request import EvaluateRequest
 from xgen_jax.commands.reconstruct import ReconstructRequest, reconstruct_file
+from xgen_jax.commands.suites import reconstruction as suite
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.video import read_video
 from xgen_jax.data.video_writer import write_video
@@ -40,6 +41,16 @@ def test_reconstruct_file_takes_any_real_mp4(tiny_runs, tmp_path):
     result = reconstruct_file(ReconstructRequest(**arguments))
     assert result["shape"] == [11, 46, 58, 3]
     assert 3 < result["psnr_db"] < 60
+    names = {
+        "psnr_db",
+        "psnr_of_mean_mse_db",
+        "ssim",
+        "mse",
+        "sharpness",
+        "blockiness",
+        "seam_ratio",
+    }
+    assert result.keys() == names | {"video", "shape", "fps", "wall_s"}
     both, fps = read_video(out)
     assert both.shape == (11, 46, 118, 3)
     assert fps == pytest.approx(24)
@@ -86,9 +97,47 @@ def test_reconstruction_suite_on_synthetic_and_real_clips(tiny_runs, tmp_path):
     )
     assert result["shapes"]["5x16x16"]["clips"] == 1
     assert (
-        "- 5x16x16: a.mp4\n"
+        "- 5x16x16: a.mp4 ("
         in (tmp_path / "real" / "reconstruction" / "reconstruction.md").read_text()
     )
+
+
+def test_worst_clips_are_kept_as_videos_whatever_their_number(tiny_runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "SHOWN", 1)
+    monkeypatch.setattr(suite, "WORST", 2)
+    embedder = str(tiny_runs / "vidvae")
+    evaluate("reconstruction", embedder=embedder, out=str(tmp_path), count=5)
+    folder = tmp_path / "reconstruction"
+    (entry,) = json.loads((folder / "reconstruction.json").read_text())["shapes"]
+    order = sorted(range(5), key=lambda number: entry["videos"][number]["psnr_db"])
+    assert [one["clip"] for one in entry["worst_clips"]] == order[:2]
+    files = {row["file"] for row in entry["videos"] if "file" in row}
+    assert {one["file"] for one in entry["worst_clips"]} <= files
+    assert files == {f"5x16x16/{number:03d}.mp4" for number in {0, *order[:2]}}
+    assert all((folder / file).is_file() for file in files)
+    assert len(list((folder / "5x16x16").iterdir())) == len(files)
+    # The frames of a VidVAE's latents: the first alone, then four each.
+    assert entry["by_frame"]["chunk_starts"] == [1]
+    assert entry["seams"]["borders"] == 5 and len(entry["by_frame"]["psnr_db"]) == 5
+
+
+def test_clips_shorter_than_asked_are_left_out_or_refused(tiny_runs, tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    for name, frames in (("short", 6), ("long", 9)):
+        video = moving_crops(frames, 20, 24)
+        write_video(tmp_path / "videos" / f"{name}.mp4", video, fps=8)
+    asked = {"embedder": str(tiny_runs / "vidvae"), "data": str(tmp_path / "videos"), "count": 9}
+    evaluate("reconstruction", out=str(tmp_path), shapes=["9x32x32"], **asked)
+    written = json.loads((tmp_path / "reconstruction" / "reconstruction.json").read_text())
+    (entry,) = written["shapes"]
+    assert (entry["clips"], entry["shorter"], entry["enlarged"]) == (1, 1, 1)
+    assert [row["name"] for row in entry["videos"]] == ["long.mp4"]
+    assert any("enlarged to 9x32x32" in note for note in entry["notes"])
+    assert "1 of 2 clips are left out: they have fewer than 9 frames" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"has 13 frames; the longest has 9: give --shapes"):
+        evaluate("reconstruction", out=str(tmp_path), shapes=["13x16x16"], **asked)
+    with pytest.raises(UserError, match="1x8x8 cannot be scored"):
+        evaluate("reconstruction", out=str(tmp_path), shapes=["1x8x8"], **asked)
 
 
 @pytest.mark.slow
@@ -155,6 +204,9 @@ def test_captions_suite_reads_every_sample(tiny_runs, tmp_path):
     # A model of two steps generates noise: the verifier must not find the attributes asked for.
     assert result["all"] < 0.5
     assert all((tmp_path / "captions" / sample["file"]).is_file() for sample in written["samples"])
+    assert result["distinct_prompts"] == written["distinct_prompts"] == 4
+    low, high = result["interval"]["all"]
+    assert low <= result["all"] <= high and written["interval"].keys() == written["accuracy"].keys()
 
 
 @pytest.mark.parametrize(

@@ -198,14 +198,6 @@ def test_every_figure_has_a_meaning():
     assert not pages.macro("meaning", "unknown").strip()
 
 
-@pytest.mark.parametrize(
-    ("fraction", "low", "high"), [(0.9, 0.825, 0.945), (1.0, 0.963, 1.0), (0.0, 0.0, 0.037)]
-)
-def test_wilson_interval(fraction, low, high):
-    # Three digits, as tabulated.
-    assert report.wilson_interval(fraction, 100) == pytest.approx((low, high), abs=1e-3)
-
-
 def test_ticks_are_round_numbers():
     assert chart.linear_ticks(0.0, 1.0) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert chart.linear_ticks(13, 487) == [100, 200, 300, 400]

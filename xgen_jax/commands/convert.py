@@ -19,12 +19,12 @@ from xgen_jax.runs.folder import RunFolder, describe_machine
 from xgen_jax.runs.load import load_transformer
 from xgen_jax.training.metric_writers import ConsoleWriter
 from xgen_jax.typing import Params
-from xgen_jax.weights import vdit, vidvae
+from xgen_jax.weights import i3d, vdit, vidvae
 from xgen_jax.weights.foreign_config import read_config
 from xgen_jax.weights.safetensors import SUFFIX, iterate_safetensors, tensor_names
 
 EXPORT, LORA = "stdit2-export", "lora"
-KINDS = (*vidvae.KINDS, *vdit.KINDS, EXPORT, LORA)
+KINDS = (*vidvae.KINDS, *vdit.KINDS, EXPORT, LORA, i3d.KIND)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class ConvertRequest:
 
     Attributes:
       kind: `sd-vae` or `osp-vae`, see `weights.vidvae`; `stdit2` or `pixart`, see `weights.vdit`;
-        `stdit2-export`, the way back; or `lora`, see `weights.lora`.
+        `stdit2-export`, the way back; `lora`, see `weights.lora`; or `i3d`, see `weights.i3d`.
       source: the safetensors file, or the folder that holds it and its config.json; to export, a
         vdit run or weights in STDiT2's form. FILE:SCALE weighs an adapter.
       out: the folder to write; to export, the file.
@@ -82,6 +82,8 @@ def convert(request: ConvertRequest) -> dict[str, Any]:
         summary = _merge(source, request.base, out, request.overwrite)
     elif kind == EXPORT:
         summary = _export(source, out, request.overwrite)
+    elif kind == i3d.KIND:
+        summary = i3d.convert_i3d(source, out, request.overwrite)
     elif kind in vidvae.KINDS:
         summary = _autoencoder(kind, pathlib.Path(source), out, request.overwrite)
     else:

@@ -19,6 +19,7 @@ from xgen_jax.evaluation import page
 from xgen_jax.evaluation.chart import Chart, histogram, line_chart
 from xgen_jax.evaluation.clips import Clip, Clips, Sheet
 from xgen_jax.evaluation.experiment import STAGES, Experiment, read_experiment, training_charts
+from xgen_jax.evaluation.intervals import wilson_interval
 from xgen_jax.evaluation.measures import of_reconstruction
 
 MAX_SAMPLES = 64
@@ -148,23 +149,12 @@ def accuracy_rows(
     """Return (attribute, fraction that is right, its interval) of the prompts; all of them come
     last."""
     accuracy, prompts = (captions or {}).get("accuracy", {}), (captions or {}).get("prompts")
-    known = isinstance(prompts, int) and prompts > 0
+    known = isinstance(prompts, int) and prompts > 0  # the same formula as in newer results
     return [
         (name, accuracy[name], wilson_interval(accuracy[name], prompts) if known else None)
         for name in sorted(accuracy, key=lambda name: name == "all")
         if page.number(accuracy[name]) is not None
     ]
-
-
-def wilson_interval(fraction: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Compute Wilson's interval of a proportion in `count` trials; in [0, 1], never empty."""
-    centre = (fraction + z * z / (2 * count)) / (1 + z * z / count)
-    half = (
-        z
-        / (1 + z * z / count)
-        * math.sqrt(fraction * (1 - fraction) / count + (z / (2 * count)) ** 2)
-    )
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 # Reconstruction.
