@@ -80,7 +80,13 @@ def write_captions(folder, count=3):
     accuracy = {"all": 0.93, "shape": 0.97, "color": 1.0}
     write_json(
         folder / "captions.json",
-        {"prompts": 200, "accuracy": accuracy, "settings": settings, "samples": samples},
+        {
+            "prompts": 200,
+            "accuracy": accuracy,
+            "confusions": {"shape": {"circle": {"circle": 2, "square": 1}}},
+            "settings": settings,
+            "samples": samples,
+        },
     )
 
 

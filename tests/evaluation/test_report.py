@@ -41,8 +41,8 @@ def test_page_says_what_the_runs_did(root):
     ):
         assert wanted in page.text, wanted
     for wanted in (
-        "sharpness 0.88",
-        "blockiness 1.04",
+        "sharpness 0.876",
+        "blockiness 1.042",
         "is grain, not detail",
         "shape: wanted circle, read square",
         "CPU <2 cores>",
@@ -54,9 +54,13 @@ def test_page_says_what_the_runs_did(root):
         assert wanted in page.flat, wanted
     assert "1 not finite, not shown" in page.text
     assert "--guidance_scale=3.0" in page.text and "bash launch/quickstart.sh" in page.text
-    assert len(page.all("video")) == 8  # three samples with their truth, two reconstructions
+    # Three samples with their truth, one of them among those with something wrong, too; two
+    # reconstructions.
+    assert len(page.all("video")) == 10
+    assert "1 of 3 samples have something wrong:" in page.flat
+    assert "shape circle square 1" in page.flat  # wanted, read, how often
     assert len([svg for svg in page.all("svg") if svg.get("class") == "chart"]) == 5
-    assert page.text.count("✓ ") == 5 and page.text.count("✗ ") == 1
+    assert page.text.count("✓ ") == 6 and page.text.count("✗ ") == 2
     assert not [name for name in os.listdir(root) if name.endswith(".tmp")]
 
 
@@ -149,6 +153,7 @@ def test_the_truth_next_to_a_sample_is_what_its_prompt_says(root):
     path = root / "evaluation" / "captions" / "captions.json"
     captions = json.loads(path.read_text())
     wanted = {"shape": "triangle", "color": "cyan", "direction": "up", "size": "large"}
+    captions["samples"][1]["correct"]["all"] = True  # none is shown twice
     captions["samples"][0]["wanted"] = wanted | {"background": "gray"}
     captions["samples"][1]["wanted"] = wanted  # any background: no one video is the truth
     captions["samples"][2]["wanted"] = wanted | {"background": "plaid"}
@@ -173,6 +178,15 @@ def test_the_head_says_when_where_and_by_which_code(root):
     assert "commit 0123456789ab machine" in page.flat and "trained 2026-11-29 13:00" in page.flat
 
 
+def test_held_out_figures_are_drawn_with_those_of_training(root):
+    rows = [{"step": s, "loss": 1 / s, "held_out_accuracy_all": 0.1 * s} for s in (1, 2, 3)]
+    rows[1]["held_out_loss"], rows[2]["held_out_loss"] = 0.9, 0.8
+    (root / "vdit" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = read(report.write_report(root))
+    assert "accuracy of held-out captions" in page.text
+    assert page.flat.count("training held out") == 1  # the legend of the loss
+
+
 def test_scores_by_frame_are_drawn_with_the_borders_of_chunks(root):
     path = root / "evaluation" / "reconstruction" / "reconstruction.json"
     results = json.loads(path.read_text())
@@ -180,20 +194,30 @@ def test_scores_by_frame_are_drawn_with_the_borders_of_chunks(root):
     for row, worse in zip(shape["videos"], (0.0, 5.0)):
         row["psnr_db_frames"] = [40.0 - worse, None, 20.0 - worse]
     shape["by_frame"] = {"psnr_db": [37.5, 30.0, 17.5], "chunk_starts": [2]}
-    shape |= {"seams": {"seam_ratio": 1.31}, "standard_error": {"psnr_db": 0.25}}
+    shape |= {
+        "seams": {"seam_ratio": 1.31},
+        "sets": {"rfvd": {"value": 123.4}},
+        "standard_error": {"psnr_db": 0.25},
+    }
     shape |= {"notes": ["Sharpness 1.79 is <grain>."], "not_computed": {"ms_ssim": "too small"}}
     write_json(path, results)
     page = read(report.write_report(root))
     assert len([line for line in page.all("line") if line["class"] == "border"]) == 1
     assert "mean of all clips worst clip" in page.flat
-    for said in ("seam ratio 1.31", "30.53 dB ± 0.25", "1.79 is <grain>.", "ms_ssim was not"):
+    for said in (
+        "seam ratio 1.310",
+        "rFVD 123.4",
+        "PSNR, dB 30.53 ± 0.25",
+        "1.79 is <grain>.",
+        "ms_ssim was not",
+    ):
         assert said in page.flat
     notes = [video["data-notes"] for video in page.all("video") if "data-notes" in video]
     assert json.loads(notes[1]) == ["35.0 dB", "–", "15.0 dB"]
 
 
 def test_every_figure_has_a_meaning():
-    for name in (*measures.RECONSTRUCTION, "lpips_vgg", "all", "time"):
+    for name in (*measures.RECONSTRUCTION, "all", "time"):
         assert len(pages.macro("meaning", name)) > 80, name
     assert not pages.macro("meaning", "unknown").strip()
 

@@ -90,8 +90,7 @@ def line_chart(
     if not finite:
         return Chart(title=label, missing=f"{label}: fewer than two finite values to plot.")
     means = {
-        name: running_mean(y, max(1, len(y) // 25)) if smooth else y
-        for name, (_, y) in finite.items()
+        name: running_mean(y, len(y) // 25) if smooth else y for name, (_, y) in finite.items()
     }
     every_y, every_mean = (
         np.concatenate(list(ys)) for ys in ((y for _, y in finite.values()), means.values())

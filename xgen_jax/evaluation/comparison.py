@@ -16,12 +16,18 @@ from xgen_jax.evaluation import page
 from xgen_jax.evaluation.chart import SERIES
 from xgen_jax.evaluation.clips import Clip, Clips, Sheet
 from xgen_jax.evaluation.experiment import STAGES, Experiment, read_experiment, training_charts
-from xgen_jax.evaluation.measures import HIGHER, LOWER, ONE, Measure, of_reconstruction
+from xgen_jax.evaluation.measures import (
+    HIGHER,
+    LOWER,
+    ONE,
+    RECONSTRUCTION,
+    Measure,
+    reconstruction_figures,
+)
 from xgen_jax.evaluation.report import (
     accuracy_rows,
     frame_charts,
     reconstructed,
-    reconstruction_figures,
     style_of,
     verdicts,
     with_truth,
@@ -106,18 +112,18 @@ Row = tuple[Measure, str, list[Cell]]
 def _figures(runs: dict[str, Experiment]) -> dict[str, list[Row]]:
     """Return by group (measure, its key, a cell for each run)."""
     accuracies = [{row[0]: row[1:] for row in accuracy_rows(run.captions)} for run in runs.values()]
-    means = [reconstruction_figures(run.shape or {}) for run in runs.values()]
+    means = [reconstruction_figures(run.shape) for run in runs.values()]
     groups: dict[str, list[Row]] = {"Captions": [], "Reconstruction": [], "Size and time": []}
     for key in dict.fromkeys(key for each in accuracies for key in each):
         values = [each.get(key, (None, None)) for each in accuracies]
-        measure = Measure("all attributes right" if key == "all" else key, ".1%", "", HIGHER)
+        measure = Measure("all attributes right" if key == "all" else key, ".1%", HIGHER)
         cells = _best(measure, [value for value, _ in values])
         intervals = ["{:.0%} to {:.0%}".format(*each) if each else "" for _, each in values]
         texts = [(text, best, each) for (text, best, _), each in zip(cells, intervals)]
         groups["Captions"].append((measure, key, texts))
     for key in dict.fromkeys(key for each in means for key in each):
-        cells = _best(of_reconstruction(key), [each.get(key) for each in means])
-        groups["Reconstruction"].append((of_reconstruction(key), key, cells))
+        cells = _best(RECONSTRUCTION[key], [each.get(key) for each in means])
+        groups["Reconstruction"].append((RECONSTRUCTION[key], key, cells))
     for stage, title in STAGES.items():
         sizes = [
             (x.stages.get(stage, {}).get("run") or {}).get("parameters") for x in runs.values()

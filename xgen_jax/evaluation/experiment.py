@@ -17,7 +17,7 @@ from typing import Any
 
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation import page
-from xgen_jax.evaluation.chart import Chart, line_chart
+from xgen_jax.evaluation.chart import Chart, Curve, line_chart
 from xgen_jax.files import read_json
 from xgen_jax.training.metric_writers import read_jsonl
 
@@ -31,6 +31,7 @@ MAX_CURVES = 3  # of a run: a row of the page
 CURVES = {
     "loss": ("loss", True),
     "psnr_db": ("PSNR, dB", False),
+    "held_out_accuracy_all": ("accuracy of held-out captions", False),
     "steps_per_s": ("speed, steps/s", False),
     "grad_norm": ("norm of the gradients", True),
 }
@@ -99,11 +100,11 @@ class Experiment:
     @property
     def total_s(self) -> float:
         """Seconds of all stages together."""
-        total = (self.timings or {}).get("total")
-        return total if page.number(total) is not None else math.fsum((self.times or {}).values())
+        total = page.number((self.timings or {}).get("total"))
+        return math.fsum((self.times or {}).values()) if total is None else total
 
     @property
-    def recorded(self) -> tuple[list[str], list[str], list[str]]:
+    def recorded(self) -> tuple[list[str], ...]:
         """Machines, commits and dates of its runs, "" where one is not known; for `page.facts`."""
         runs = [stage.get("run") or {} for stage in self.stages.values()]
         machines = ["; ".join(filter(None, (x.get("device"), x.get("host")))) for x in runs]
@@ -162,19 +163,18 @@ def _read_run(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def training_charts(runs: Mapping[str, list[dict[str, Any]]]) -> list[Chart]:
-    """Plot the metrics of runs of one stage, by the runs' names."""
+    """Plot the metrics of runs of one stage, by the runs' names; of a single run those of held-out
+    clips, too."""
+
+    def curve(rows: list[dict[str, Any]], metric: str) -> Curve | None:
+        known = [row for row in rows if isinstance(row.get(metric), int | float)]
+        return ([row["step"] for row in known], [row[metric] for row in known]) if known else None
+
     charts = []
     for metric, (label, log) in CURVES.items():
-        curves = {}
-        for name, rows in runs.items():
-            points = [
-                (row["step"], row[metric])
-                for row in rows
-                if isinstance(row.get(metric), int | float)
-            ]
-            if points:
-                steps, values = zip(*points)
-                curves[name] = steps, values
-        if curves:
+        curves = {name: curve(rows, metric) for name, rows in runs.items()}
+        if len(runs) == 1:
+            curves["held out"] = curve(next(iter(runs.values())), f"held_out_{metric}")
+        if curves := {name: each for name, each in curves.items() if each}:
             charts.append(line_chart(curves, label, log))
     return charts[:MAX_CURVES]

@@ -79,9 +79,9 @@ def _environment() -> jinja2.Environment:
         "cut": cut,
         "json": functools.partial(json.dumps, default=str),
         "fact": fact,
+        "fact_name": fact_name,
         "without": without,
     }
-    environment.tests["is_time"] = is_time
     return environment
 
 
@@ -141,20 +141,25 @@ def cut(text: object, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-def is_time(name: str) -> bool:
+def _is_time(name: str) -> bool:
     """Return whether a fact is a number of seconds, by the unit in its name."""
     return name.endswith("_s") and not name.endswith("_per_s")
 
 
-def without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Return values by their names, but not those."""
-    return {name: value for name, value in values.items() if name not in names}
+def fact_name(name: str) -> str:
+    """Return the name of a fact without a unit that is shown with its value."""
+    return name.removesuffix("_s") if _is_time(name) else name
 
 
 def fact(value: Any, name: str) -> str:
     """Format a fact of a run, by the unit in its name."""
     if number(value) is not None:
-        if is_time(name):
+        if _is_time(name):
             return duration(value)
         return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return values by their names, but not those."""
+    return {name: value for name, value in values.items() if name not in names}

@@ -20,15 +20,18 @@ from xgen_jax.evaluation.chart import Chart, histogram, line_chart
 from xgen_jax.evaluation.clips import Clip, Clips, Sheet
 from xgen_jax.evaluation.experiment import STAGES, Experiment, read_experiment, training_charts
 from xgen_jax.evaluation.intervals import wilson_interval
-from xgen_jax.evaluation.measures import of_reconstruction
+from xgen_jax.evaluation.measures import RECONSTRUCTION, reconstruction_figures
 
 MAX_SAMPLES = 64
 MAX_RECONSTRUCTIONS = 12
 MAX_WORST = 4
+MAX_WRONG = 8
+MAX_CONFUSIONS = 8
 IN_SIGHT = 16  # samples
 RECONSTRUCTIONS_IN_SIGHT = 8
 # Bytes of all embedded videos before base64, which adds a third: the page stays below 3 MB.
 VIDEO_BUDGET = 2_000_000
+Interval = tuple[float, float]
 FRAME_CURVES = {"psnr_db": "PSNR, dB,", "ssim": "SSIM"}
 SPLITS = {
     "held_out": "clips that were held out of training",
@@ -65,10 +68,11 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
         samples=samples,
         settings=sampled_with(experiment.captions or experiment.samples or {}),
         accuracy=accuracy_rows(experiment.captions),
-        split=SPLITS.get((reconstruction or {}).get("split")) if experiment.own else None,
+        confusions=_confusions(experiment.captions),
+        split=SPLITS.get(str((reconstruction or {}).get("split"))) if experiment.own else None,
         reconstruction=_reconstruction(experiment, clips),
         training={
-            stage: training_charts({stage: files.get("metrics", [])})
+            stage: training_charts({"training": files.get("metrics", [])})
             for stage, files in experiment.stages.items()
         },
         settings_of={
@@ -82,21 +86,30 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
 # Samples.
 
 
-def _samples(experiment: Experiment, clips: Clips) -> Sheet | None:
-    """Return the samples of held-out prompts, or else of own ones."""
+def _samples(experiment: Experiment, clips: Clips) -> list[Sheet]:
+    """Return the samples of held-out prompts, those with something wrong first, or else of own
+    prompts."""
     results = experiment.captions or experiment.samples or {}
     folder = experiment.evaluation / ("captions" if experiment.captions else "samples")
-    if not results.get("samples"):
-        return None
+    rows = results.get("samples") or []
+    wrong = [row for row in rows if (row.get("correct") or {}).get("all") is False]
+    kept = [row | {"verdicts": verdicts(row)} for row in rows if row.get("file")]
 
     def make(row: dict[str, Any]) -> list[Clip]:
         return with_truth(clips, folder, row, style_of(experiment))
 
-    rows = results["samples"]
-    for row in rows:
-        row["verdicts"] = verdicts(row)
-    remark = ", in the order of the prompts"
-    return clips.sheet(rows, make, MAX_SAMPLES, "samples", remark, IN_SIGHT)
+    sheets = []
+    if worst := [row for row in kept if row["file"] in {row.get("file") for row in wrong}]:
+        sheet = clips.sheet(worst[:MAX_WRONG], make, MAX_WRONG, "samples", "", MAX_WRONG)
+        note = f"{len(wrong)} of {len(rows)} samples have something wrong"
+        note += f"; the first {len(sheet.cards)}:" if len(sheet.cards) < len(wrong) else ":"
+        sheets.append(dataclasses.replace(sheet, note=note))
+    if kept:
+        sheet = clips.sheet(kept, make, MAX_SAMPLES, "samples", "", IN_SIGHT)
+        shown = "All" if len(sheet.cards) == len(rows) else f"The first {len(sheet.cards)} of"
+        note = f"{shown} {len(rows)} samples, in the order of the prompts."
+        sheets.append(dataclasses.replace(sheet, note=note))
+    return sheets
 
 
 def style_of(experiment: Experiment) -> str:
@@ -143,18 +156,29 @@ def sampled_with(results: Mapping[str, Any]) -> str:
     return f"Sampled with {listed}." if listed else ""
 
 
-def accuracy_rows(
-    captions: Mapping[str, Any] | None,
-) -> list[tuple[str, float, tuple[float, float] | None]]:
+def accuracy_rows(captions: Mapping[str, Any] | None) -> list[tuple[str, float, Interval | None]]:
     """Return (attribute, fraction that is right, its interval) of the prompts; all of them come
     last."""
-    accuracy, prompts = (captions or {}).get("accuracy", {}), (captions or {}).get("prompts")
-    known = isinstance(prompts, int) and prompts > 0  # the same formula as in newer results
+    captions = captions or {}
+    accuracy, prompts = captions.get("accuracy", {}), captions.get("prompts")
+    known = isinstance(prompts, int) and prompts > 0
     return [
         (name, accuracy[name], wilson_interval(accuracy[name], prompts) if known else None)
         for name in sorted(accuracy, key=lambda name: name == "all")
         if page.number(accuracy[name]) is not None
     ]
+
+
+def _confusions(captions: Mapping[str, Any] | None) -> list[tuple[str, str, str, int]]:
+    """Return (attribute, wanted, read, how often) of what was read wrong, most frequent first."""
+    found = [
+        (name, wanted, read, count)
+        for name, rows in ((captions or {}).get("confusions") or {}).items()
+        for wanted, counts in rows.items()
+        for read, count in counts.items()
+        if read != wanted
+    ]
+    return sorted(found, key=lambda each: -each[-1])[:MAX_CONFUSIONS]
 
 
 # Reconstruction.
@@ -181,8 +205,8 @@ def _reconstruction(experiment: Experiment, clips: Clips) -> dict[str, Any] | No
     return {
         "clips": page.figure(shape.get("clips"), ","),
         "figures": [
-            (of_reconstruction(name).name, of_reconstruction(name).show(value), name)
-            for name, value in reconstruction_figures(shape).items()
+            (RECONSTRUCTION[key].name, RECONSTRUCTION[key].show(value), key)
+            for key, value in reconstruction_figures(shape).items()
         ],
         "sheets": sheets,
         "charts": [
@@ -190,12 +214,6 @@ def _reconstruction(experiment: Experiment, clips: Clips) -> dict[str, Any] | No
             histogram([row.get("psnr_db") or math.nan for row in rows], "PSNR, dB"),
         ],
     }
-
-
-def reconstruction_figures(shape: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of a clip shape: means over clips, and those of all clips together."""
-    seams = {k: v for k, v in (shape.get("seams") or {}).items() if k == "seam_ratio"}
-    return {**shape.get("mean", {}), **seams, **(shape.get("sets") or {})}
 
 
 def reconstructed(
