@@ -74,7 +74,7 @@ def line_chart(
         ten.
       x_label: name of the positions.
       smooth: whether to plot running means, of a single curve in front of its values.
-      borders: positions to mark.
+      borders: positions to mark, where a chunk of the network begins.
 
     Returns:
       A chart; one without a curve of two finite values says that there is nothing to plot.
@@ -131,6 +131,8 @@ def line_chart(
         for (name, (x, _)), mean in zip(finite.items(), means.values())
     )
     ticks = log_ticks(low, high) if log else linear_ticks(low, high)
+    places = [("border", across(x), "", "end") for x in borders if first <= x <= last]
+    border = [("border", "a chunk begins")] if places else []
     return Chart(
         title=note,
         x_label=x_label,
@@ -138,8 +140,8 @@ def line_chart(
         x_ticks=[(across(t), short(t)) for t in linear_ticks(first, last) if first <= t <= last],
         y_ticks=[(up(t), short(t)) for t in ticks if bottom <= scale(t) <= top],
         lines=lines,
-        verticals=[("border", across(x), "", "end") for x in borders if first <= x <= last],
-        legend=list(zip(kinds, finite)) if len(finite) > 1 else (),
+        verticals=places,
+        legend=[*(zip(kinds, finite) if len(finite) > 1 else ()), *border],
     )
 
 

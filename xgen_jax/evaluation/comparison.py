@@ -29,7 +29,6 @@ from xgen_jax.evaluation.report import (
     frame_charts,
     reconstructed,
     style_of,
-    verdicts,
     with_truth,
 )
 
@@ -84,7 +83,9 @@ def write_comparison(
             STAGES[stage]: _unequal([flat(run.config(stage)) for run in runs.values()])
             for stage in stages
         },
-        commands=_commands(runs, out),
+        trained={name: run.commands for name, run in runs.items() if run.commands},
+        given=shlex.quote(",".join(str(run.root) for run in runs.values())),
+        folder=shlex.quote(str(pathlib.Path(out).parent)),
     )
     return path, names
 
@@ -197,8 +198,9 @@ def _samples(runs: dict[str, Experiment], clips: Clips) -> Sheet:
     def make(row: dict[str, Any]) -> list[Clip]:
         made: list[Clip] = []
         for name, (folder, sample) in zip(runs, row["of"]):
-            wrong = [what for what, right, *_ in verdicts(sample) if not right]
-            mark = f" ✗ {', '.join(wrong)}" if wrong else " ✓" if sample.get("correct") else ""
+            correct = sample.get("correct") or {}
+            wrong = [what for what, right in correct.items() if not right and what != "all"]
+            mark = f" ✗ {', '.join(wrong)}" if wrong else " ✓" if correct else ""
             pair = with_truth(clips, folder, sample, style[name], f"{name}{mark}", bool(made))
             made += pair
         return made
@@ -242,15 +244,3 @@ def _common(clips: Clips, found: Sequence[dict[Any, Any]], make: Any, what: str)
     rest = len(every) - len(rows)
     remark = f" that all runs have{f'; {rest} others are left out' if rest else ''}"
     return clips.sheet(rows, make, MAX_SHOWN, what, remark, IN_SIGHT)
-
-
-def _commands(runs: dict[str, Experiment], out: str | os.PathLike) -> dict[str, str]:
-    trained = {
-        f"train {name}": "\n".join(run.commands) for name, run in runs.items() if run.commands
-    }
-    given = ",".join(str(run.root) for run in runs.values())
-    page_again = ["python", "launch/evaluate.py", "--suite=compare", f"--runs={given}"]
-    return {
-        **trained,
-        "this page": shlex.join([*page_again, f"--out={pathlib.Path(out).parent}"]),
-    }

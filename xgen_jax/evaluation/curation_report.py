@@ -118,7 +118,9 @@ def write_curation_report(
         captions=captions,
         errors=_errors(errors),
         settings=flat(dataclasses.asdict(config)),
-        commands=_commands(facts, config),
+        command=str(facts.get("command") or "python launch/curate.py ..."),
+        flag=_flag(next(rule for rule in THRESHOLDS if rule.reason == "text"), config),
+        go_on=facts.get("next", {}),
     )
 
 
@@ -253,7 +255,7 @@ def _captions(table: Columns, clips: np.ndarray, sheets: ContactSheets) -> dict[
     }
 
 
-# Errors and commands.
+# Errors.
 
 
 def _errors(errors: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -264,19 +266,4 @@ def _errors(errors: Sequence[tuple[str, str]]) -> dict[str, Any]:
         "in_sight": errors[:ERRORS_IN_SIGHT],
         "folded": errors[ERRORS_IN_SIGHT:MAX_ERRORS],
         "beyond": max(len(errors) - MAX_ERRORS, 0),
-    }
-
-
-def _commands(facts: Mapping[str, Any], config: CurationConfig) -> dict[str, str]:
-    command = str(facts.get("command") or "python launch/curate.py ...")
-    flag = _flag(next(rule for rule in THRESHOLDS if rule.reason == "text"), config)
-    return {
-        "what made this page": command,
-        "the funnel with another threshold; nothing is decoded or written": (
-            f"{command} \\\n  {flag} --dry_run"
-        ),
-        "the same for good: decides again, writes the shards and this page": (
-            f"{command} \\\n  {flag}"
-        ),
-        **facts.get("next", {}),
     }

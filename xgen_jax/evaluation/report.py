@@ -79,7 +79,10 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
             stage: flat(files["config"]) if "config" in files else None
             for stage, files in experiment.stages.items()
         },
-        commands=_commands(experiment),
+        folder=shlex.quote(
+            f"runs/{experiment.name}" if experiment.root.is_absolute() else str(root)
+        ),
+        flags=_flags(experiment),
     )
 
 
@@ -93,7 +96,7 @@ def _samples(experiment: Experiment, clips: Clips) -> list[Sheet]:
     folder = experiment.evaluation / ("captions" if experiment.captions else "samples")
     rows = results.get("samples") or []
     wrong = [row for row in rows if (row.get("correct") or {}).get("all") is False]
-    kept = [row | {"verdicts": verdicts(row)} for row in rows if row.get("file")]
+    kept = [row for row in rows if row.get("file")]
 
     def make(row: dict[str, Any]) -> list[Clip]:
         return with_truth(clips, folder, row, style_of(experiment))
@@ -137,16 +140,6 @@ def with_truth(
     return (
         [sample] if truth is None else [truth, dataclasses.replace(sample, note=note or "sample")]
     )
-
-
-def verdicts(row: Mapping[str, Any]) -> list[tuple[str, bool, str, str]]:
-    """Return (attribute, whether it is right, wanted, read) of a sample."""
-    correct, wanted, read = (row.get(name) or {} for name in ("correct", "wanted", "read"))
-    return [
-        (name, bool(right), str(wanted.get(name)), str(read.get(name) or "nothing"))
-        for name, right in correct.items()
-        if name != "all"
-    ]
 
 
 def sampled_with(results: Mapping[str, Any]) -> str:
@@ -257,31 +250,11 @@ def frame_charts(shapes: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
     return charts
 
 
-def _commands(experiment: Experiment) -> dict[str, str]:
-    """Return the commands that make the page's runs, samples and figures again."""
-    root = experiment.root
-    folder = shlex.quote(f"runs/{experiment.name}" if root.is_absolute() else str(root))
+def _flags(experiment: Experiment) -> str:
+    """Return the flags of launch/sample.py for another sample like the first."""
     results = experiment.captions or experiment.samples or {}
     settings = results.get("settings") or {}
     prompts = (str(row["prompt"]) for row in results.get("samples", []) if row.get("prompt"))
     names = [name for name in ("seed", "steps", "sampler", "guidance_scale") if name in settings]
-    flags = " ".join(f"--{name}={shlex.quote(str(settings[name]))}" for name in names)
-    if experiment.own is None:
-        made = {"everything on this page, from nothing": f"bash launch/quickstart.sh {folder}"}
-    else:
-        made = {"train": "\n".join(experiment.commands)} if experiment.commands else {}
-    embedder = next(iter(experiment.stages))
-    made |= {
-        "one more sample from this model": f"python launch/sample.py --model={folder}/vdit "
-        f"--out=sample.mp4 {flags} \\\n  --prompt={shlex.quote(next(prompts, '...'))}",
-        "one more reconstruction": f"python launch/reconstruct.py --embedder={folder}/{embedder} "
-        "\\\n  --video=FILE --out=reconstruction.mp4",
-    }
-    if experiment.own is not None:
-        evaluate, out = "python launch/evaluate.py", f"\\\n  --out={folder}/evaluation"
-        made["the scores and this page"] = (
-            f"{evaluate} --suite=reconstruction --embedder={folder}/{embedder} {out}\n"
-            f"{evaluate} --suite=samples --model={folder}/vdit --prompts_file=FILE {out}\n"
-            f"{evaluate} --suite=report --out={folder}"
-        )
-    return made
+    flags = [f"--{name}={shlex.quote(str(settings[name]))}" for name in names]
+    return " ".join([*flags, f"\\\n  --prompt={shlex.quote(next(prompts, '...'))}"])

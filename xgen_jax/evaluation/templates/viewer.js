@@ -5,13 +5,13 @@
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   const start = (video) => video.play().catch(() => {}); // a browser may refuse; then it stands
 
-  // Videos in a folded part have controls for readers without scripts; here they play when seen.
-  for (const video of all("video[controls]")) video.controls = false;
-  for (const part of all("details"))
-    part.addEventListener("toggle", () => {
-      for (const video of all("video", part)) part.open && !still ? start(video) : video.pause();
-    });
-  if (still) for (const video of all("video")) { video.autoplay = false; video.pause(); }
+  // Videos play while they are in sight; those in a folded part have controls for readers without
+  // scripts.
+  const sight = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries)
+      if (isIntersecting && !still) start(target); else target.pause();
+  }, { rootMargin: "100px" });
+  for (const video of all("main video")) { video.controls = false; sight.observe(video); }
 
   // Commands can be copied.
   for (const code of all("pre code")) {
