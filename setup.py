@@ -112,7 +112,10 @@ setup(
     python_requires=">=3.11",
     packages=sorted(PACKAGES),
     package_dir=INSIDE,
-    package_data={"xgen_jax": ["py.typed"], "xgen_jax.configs": ["*/*.flags"]},
+    package_data={
+        "xgen_jax": ["py.typed", "evaluation/templates/*"],
+        "xgen_jax.configs": ["*/*.flags"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -16,7 +16,8 @@ pixels.
 `fvd`: --model or --videos against the videos of --data, with --i3d.
 `vbench_export`, `vbench_import`: VBench's prompts as videos; its results as the paper's groups.
 `clip_score`: how well videos fit their prompts, with --clip.
-`report` writes the page of a folder with the runs vidvae and vdit, and evaluation/, the scores.
+`report` writes the page of a folder with the runs vidvae and vdit, and evaluation/, the scores;
+`compare` one of several such folders (--runs).
 """
 
 import command
@@ -39,6 +40,7 @@ FLAGS = [
     text("results", None, "VBench's *_eval_results.json, or a folder of them (vbench_import)."),
     text("i3d", None, "Folder of FVD's network, see launch/convert.py --kind=i3d (rFVD, fvd)."),
     text("clip", None, "Folder of a CLIP, in Hugging Face's layout (clip_score)."),
+    flags.DEFINE_list("runs", None, "Folders DIR,DIR,... (compare)."),
     text("out", None, "Folder for the results; for report the quickstart folder itself."),
     integer("count", 64, "Number of clips or prompts.", lower_bound=1),
     integer("frames", None, "Of a clip; by default the model's (fvd, clip_score, vbench_export)."),

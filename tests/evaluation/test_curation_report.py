@@ -5,16 +5,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-from html_page import Page
+from html_page import Page, check_scripts
 
 from xgen_jax.curation import selection
 from xgen_jax.curation.config import CurationConfig, TextConfig
 from xgen_jax.errors import UserError
-from xgen_jax.evaluation import chart, curation_report
+from xgen_jax.evaluation import chart, curation_report, page
 
 EVIL = '<script>alert("x")</script><img src=https://evil.example/x>&\'.mp4'
 FACTS = {
-    "date": "2026-11-29 06:00",
+    "commit": "0123abc",
+    "clips packed": 7,
     "machine": "2 cores <small>",
     "command": "python launch/curate.py --videos='a & b'",
     "next": {"train on them": "python launch/train.py --config.data.source.path=shards"},
@@ -63,32 +64,41 @@ def write(folder, table, errors=(), thumbnails=None, config=None, facts=FACTS):
 
 
 def test_page_says_what_was_kept_and_why_not(tmp_path):
-    decided, page, text = write(tmp_path, make_table(300))
+    decided, html, text = write(tmp_path, make_table(300))
     for title in (
-        *("Funnel", "Kept clips", "Thresholds", "Dropped clips", "Captions", "Settings"),
+        *(
+            "Funnel",
+            "Kept clips",
+            "Thresholds",
+            "Dropped clips",
+            "Captions",
+            "Settings",
+            "Commands",
+        ),
         *("Lengths, sizes, frame rates", "Files with errors"),
     ):
         assert f"<h2>{title}</h2>" in text
-    assert f"{decided.keep.sum():,}" in page.words and "64.2%" in page.text
+    assert f"{decided.keep.sum():,}" in html.words and "64.2%" in html.text
     for flag in ("text.max_area=0.02", "quality.max_piqe=65", "motion.min_motion=1"):
-        assert f"--config.{flag}" in page.text
-    assert "(not measured)" in page.text and "Not measured." in page.text  # aesthetics
-    assert "Just dropped" in page.text and "Just kept" in page.text
-    assert "2 cores <small>" in page.text
-    assert "--videos='a & b' \\\n  --config.text" in page.text
-    assert "--config.data.source.path=shards" in page.text
-    assert "1280×720" in page.text and "29.97" in page.text
+        assert f"--config.{flag}" in html.text
+    assert "(not measured)" in html.text and "Not measured." in html.text  # aesthetics
+    assert "Just dropped" in html.text and "Just kept" in html.text
+    for fact in ("2 cores <small>", "0123abc", "clips packed 7"):
+        assert fact in html.flat
+    assert "--videos='a & b' \\\n  --config.text" in html.text
+    assert "--config.data.source.path=shards" in html.text
+    assert "1280×720" in html.text and "29.97" in html.text
 
 
 def test_numbers_on_each_side_of_a_threshold(tmp_path):
     table = make_table(300)
-    decided, page, _ = write(tmp_path, table)
+    decided, html, _ = write(tmp_path, table)
     above = table["text_area"] > 0.02
     rule = next(rule for rule in selection.THRESHOLDS if rule.reason == "text")
     alone = (above & ~decided.dropped_by_others(rule)).sum()
-    assert f'{above.sum()} above, dropped as "text"' in page.text.replace("  ", " ")
-    assert f"{alone} of them by no other rule" in page.text
-    assert f"{300 - above.sum()} at or below" in page.text.replace("  ", " ")
+    assert f'{above.sum()} above, dropped as "text"' in html.text.replace("  ", " ")
+    assert f"{alone} of them by no other rule" in html.text
+    assert f"{300 - above.sum()} at or below" in html.text.replace("  ", " ")
 
 
 def shown_between(text, first, last):
@@ -115,24 +125,24 @@ def test_a_duplicate_is_next_to_the_clip_that_is_kept(tmp_path):
     table = make_table(8)
     table |= {"piqe": np.full(8, 20.0), "text_area": np.zeros(8), "changed": np.full(8, 0.1)}
     table |= {"flow": np.full(8, 0.1), "motion": np.full(8, 5.0)}
-    _, page, text = write(tmp_path, table)
+    _, html, text = write(tmp_path, table)
     assert shown_between(text, "<h3>Duplicate</h3>", "<h3>Quality</h3>") == [6, 5]
     table["duplicate_of"][6] = "gone"
-    _, page, text = write(tmp_path, table)
+    _, html, text = write(tmp_path, table)
     assert shown_between(text, "<h3>Duplicate</h3>", "<h3>Quality</h3>") == [6]
-    assert "gone" in page.text
+    assert "gone" in html.text
 
 
 def test_contact_sheets_are_evenly_spaced_and_say_of_how_many(tmp_path):
     table = make_table(600)
-    decided, page, text = write(tmp_path, table)
+    decided, html, text = write(tmp_path, table)
     shown = shown_between(text, "<h3>Text</h3>", "<h3>Static</h3>")
     clips = np.flatnonzero(decided.reason == "text")
     areas = table["text_area"][shown]
     assert len(shown) == 12 and (np.diff(areas) >= 0).all()
     assert areas[0] == table["text_area"][clips].min()
     assert areas[-1] == table["text_area"][clips].max()
-    assert f"12 of {len(clips)}, evenly spaced over text." in page.text
+    assert f"12 of {len(clips)}, evenly spaced over text." in html.text
 
 
 def hostile_table():
@@ -152,17 +162,17 @@ def test_names_captions_and_reasons_are_text(tmp_path):
         ("a" * 5000, "b" * 5000),
     ]
     facts = {EVIL: EVIL, "command": EVIL, "next": {EVIL: EVIL}}
-    _, page, _ = write(tmp_path / f"{EVIL[:8]}&", hostile_table(), errors, facts=facts)
-    tags = {tag for tag, _ in page.tags}
-    assert not tags & {"script", "link", "iframe", "object", "form", "small"}
-    for _, attrs in page.tags:
+    _, html, _ = write(tmp_path / f"{EVIL[:8]}&", hostile_table(), errors, facts=facts)
+    tags = {tag for tag, _ in html.tags}
+    assert not tags & {"link", "iframe", "object", "form", "small"}
+    check_scripts(html)
+    for _, attrs in html.tags:
         assert not [name for name in attrs if name.startswith("on")]
         assert attrs.get("src", "data:image/jpeg;base64,").startswith("data:image/jpeg;base64,")
         assert attrs.get("href", "#").startswith("#")
-    assert EVIL in page.words and "caf\\udce9.mp4" in page.words
-    assert "a" * 5000 not in page.text and "b" * 5000 not in page.text
-    policy = next(a["content"] for a in page.all("meta") if "http-equiv" in a)
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+        assert "style" not in attrs
+    assert EVIL in html.words and "caf\\udce9.mp4" in html.words
+    assert "a" * 5000 not in html.text and "b" * 5000 not in html.text
 
 
 def test_the_page_is_below_5_mb_whatever_is_in_it(tmp_path):
@@ -171,50 +181,54 @@ def test_the_page_is_below_5_mb_whatever_is_in_it(tmp_path):
     table["caption"] = np.array(["word " * 300] * 10_000, object)
     errors = [(f"{i}" * 500, f"reason {i} " * 100) for i in range(10_000)]
     many = [picture(0, size=12_000)] * 4
-    _, page, text = write(tmp_path, table, errors, lambda clip: many)
+    _, html, text = write(tmp_path, table, errors, lambda clip: many)
     assert 3e6 < len(text) < 5e6
-    assert "9,800 others are not shown" in page.text and "no more fit on this page" in page.text
-    _, page, text = write(tmp_path, table, errors, lambda clip: [picture(clip, 4_000_000)])
-    assert not page.all("img") and len(text) < 1e6
+    assert "9,800 others are not shown" in html.text and "no more fit on this page" in html.text
+    _, html, text = write(tmp_path, table, errors, lambda clip: [picture(clip, 4_000_000)])
+    assert not html.all("img") and len(text) < 1e6
 
 
 def test_an_empty_curation_and_one_that_keeps_nothing(tmp_path):
-    _, page, _ = write(tmp_path, make_table(0), [("a.mp4", "empty")])
-    assert "no clip" in page.text and "No clips." in page.text and not page.all("img")
+    _, html, _ = write(tmp_path, make_table(0), [("a.mp4", "empty")])
+    assert "no clip" in html.text and "No clips." in html.text and not html.all("img")
     table = make_table(20)
     table["piqe"][:] = 99.0
-    _, page, _ = write(tmp_path, table)
-    assert "No captions" in page.text
+    _, html, _ = write(tmp_path, table)
+    assert "No captions" in html.text
 
 
 def test_without_captions_and_without_pictures(tmp_path):
     table = make_table(30)
     del table["caption"]
-    _, page, _ = write(tmp_path, table, thumbnails=lambda clip: [])
-    assert "No captions: see --config.captions." in page.text
-    assert "no picture was stored" in page.text and not page.all("img")
+    _, html, _ = write(tmp_path, table, thumbnails=lambda clip: [])
+    assert "No captions: see --config.captions." in html.text
+    assert "no picture was stored" in html.text and not html.all("img")
 
 
 def test_captions_are_counted(tmp_path):
     table = make_table(40)
     table["caption"] = np.array([" ".join(["word"] * 60)] * 20 + [""] * 20, object)
-    decided, page, _ = write(tmp_path, table)
+    decided, html, _ = write(tmp_path, table)
     with_one = decided.keep[:20].sum()
     assert with_one > 1
-    assert f"{with_one} of {decided.keep.sum()} kept clips have one: 60.0 words" in page.text
-    assert f"{with_one - 1} are the same as another" in page.text
+    assert f"{with_one} of {decided.keep.sum()} kept clips have one: 60.0 words" in html.text
+    assert f"{with_one - 1} are the same as another" in html.text
 
 
 def test_thresholds_of_the_configuration_are_drawn(tmp_path):
     config = dataclasses.replace(CurationConfig(), text=TextConfig(max_area=0.0456))
-    _, page, _ = write(tmp_path, make_table(50), config=config)
-    assert "--config.text.max_area=0.0456" in page.text and "0.0456" in page.words
+    _, html, _ = write(tmp_path, make_table(50), config=config)
+    assert "--config.text.max_area=0.0456" in html.text and "0.0456" in html.words
 
 
 def test_a_page_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         write(tmp_path / "file", make_table(3))
+
+
+def draw(plot):
+    return page.macro("chart", plot)
 
 
 def bars(svg):
@@ -227,11 +241,13 @@ def bars(svg):
 def test_bars_are_on_one_side_of_a_threshold(log):
     # At a threshold is kept; one step beyond is dropped.
     values = [0.003, 1.0] * 3
-    assert {name for name, *_ in bars(chart.histogram(values, "x", 0.003, 1.0, log))} == {"kept"}
+    assert {name for name, *_ in bars(draw(chart.histogram(values, "x", 0.003, 1.0, log)))} == {
+        "kept"
+    }
     values = [np.nextafter(0.003, 0), np.nextafter(1.0, 2)] * 3
-    shown = bars(chart.histogram(values, "x", 0.003, 1.0, log))
+    shown = bars(draw(chart.histogram(values, "x", 0.003, 1.0, log)))
     assert {name for name, *_ in shown} == {"dropped"}
-    lines = Page(chart.histogram(values, "x", 0.003, 1.0, log)).all("line")
+    lines = Page(draw(chart.histogram(values, "x", 0.003, 1.0, log))).all("line")
     assert len([attrs for attrs in lines if attrs["class"] == "threshold"]) == 2
 
 
@@ -242,7 +258,7 @@ def test_bars_are_on_one_side_of_a_threshold(log):
 )
 @pytest.mark.parametrize(("low", "high"), [(None, None), (0.0, None), (None, 0.02), (0.003, 1.0)])
 def test_any_values_can_be_plotted(values, low, high, log):
-    svg = chart.histogram(values, "a <label>", low, high, log)
+    svg = draw(chart.histogram(values, "a <label>", low, high, log))
     assert "nan" not in svg and "inf" not in svg and "a &lt;label&gt;" in svg
     assert bars(svg)
     for _, left, width, height in bars(svg):
@@ -251,4 +267,4 @@ def test_any_values_can_be_plotted(values, low, high, log):
 
 
 def test_no_values_are_said():
-    assert "no values" in chart.histogram([np.nan], "x")
+    assert "no values" in draw(chart.histogram([np.nan], "x"))

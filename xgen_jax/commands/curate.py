@@ -7,7 +7,6 @@ over all clips, finding duplicates and selecting, which read the tables of clips
 import collections
 import contextlib
 import dataclasses
-import datetime
 import os
 import pathlib
 import platform
@@ -44,6 +43,7 @@ from xgen_jax.data.problems import Problems
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.curation_report import write_curation_report
 from xgen_jax.files import locked
+from xgen_jax.runs.folder import code_commit
 from xgen_jax.training.metric_writers import ConsoleWriter
 
 REPORT = "report.html"
@@ -322,7 +322,7 @@ def _report(
 
     given = [f"--videos={request.videos}", f"--out={request.out}", *_changed(config)]
     facts = {
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "commit": code_commit(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "command": shlex.join(["python", "launch/curate.py", *given]),
         **{f"clips {name.replace('_', ' ')}": value for name, value in counts.items()},

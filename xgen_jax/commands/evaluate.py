@@ -10,6 +10,7 @@ from xgen_jax.commands.evaluate_request import EvaluateRequest
 from xgen_jax.commands.hosts import check_hosts
 from xgen_jax.commands.suites.captions import captions
 from xgen_jax.commands.suites.fvd import fvd
+from xgen_jax.commands.suites.compare import compare
 from xgen_jax.commands.suites.reconstruction import reconstruction
 from xgen_jax.commands.suites.samples import samples
 from xgen_jax.commands.suites.vbench import vbench_export, vbench_import
@@ -27,10 +28,11 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     file, and writes samples.json and NNN.mp4 into OUT/samples; `fvd` compares a model's samples, or
     a folder of videos, with a folder, and writes fvd.json into OUT/fvd; `vbench_export` writes
     VBench's prompt suite as videos into OUT/videos, and `vbench_import` makes vbench_scores.json
-    and .md of its results; `report` writes the page of a folder with runs and these results.
+    and .md of its results; `report` writes the page of a folder with runs and these results;
+    `compare` writes OUT/comparison.html of several such folders.
 
     Several processes (`jax.process_count()`) divide clips and prompts, and need a common folder;
-    the results are those of one process. A report is for one process.
+    the results are those of one process. A page is for one process.
 
     Returns:
       The scores, and the paths of the files.
@@ -38,7 +40,7 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     Raises:
       UserError: no such run, videos or weights that cannot be read, a shape that is none.
     """
-    if request.suite in ("report", "vbench_import") and jax.process_count() > 1:
+    if request.suite in ("report", "compare", "vbench_import") and jax.process_count() > 1:
         raise UserError(f"--suite={request.suite} writes one page: start it in one process")
     check_hosts(dataclasses.asdict(request))
     with together():  # a mistake that one process finds ends all of them
@@ -57,4 +59,5 @@ SUITES: dict[str, Callable[[EvaluateRequest], dict[str, Any]]] = {
     "vbench_export": vbench_export,
     "vbench_import": vbench_import,
     "report": _report,
+    "compare": compare,
 }

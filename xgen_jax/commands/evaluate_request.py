@@ -29,6 +29,7 @@ SUITE_FLAGS: dict[str, tuple[Flags, Flags]] = {
     ),
     "vbench_import": (("results",), ()),
     "report": ((), ()),
+    "compare": (("runs",), ()),
 }
 
 
@@ -51,6 +52,7 @@ class EvaluateRequest:
         the moving-shapes dataset if the run was trained on it.
       split: clips of the folder, "held_out", "train" or "all" (reconstruction); by default those
         held out of the run's own folder, and all of another one.
+      runs: folders to compare, each as for `report`, or of a single run (compare).
       prompts_file: text file with a prompt on each line (samples).
       count: number of prompts, or of clips a shape; of a folder at most as many as there are.
       seed: of the clips, crops, prompts and noise.
@@ -78,6 +80,7 @@ class EvaluateRequest:
     results: str = ""
     data: str | None = None
     split: str | None = None
+    runs: Sequence[str] | None = None
     prompts_file: str | None = None
     count: int = 64
     seed: int = 0

@@ -1,13 +1,13 @@
-"""Charts as inline SVG, with round ticks and a log scale where useful: a line, raw values faint and
-a running mean in front; a histogram, with thresholds.
+"""Charts, with round ticks and a log scale where useful: lines, raw values faint and a running mean
+in front; a histogram, with thresholds.
 
-Colours are left to the page's style sheet through the classes `raw`, `smooth`, `grid`, `frame`,
-`kept`, `dropped` and `threshold`, so that a chart follows the page from light to dark.
+Here is where things stand in pixels; `templates/macros.html.j2` draws them as inline SVG, and the
+style sheet colours them by their kinds, so that a chart follows the page from light to dark.
 """
 
-import html
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,96 +17,131 @@ MAX_POINTS = 500  # more than the chart's pixels would only make the page larger
 LOG_RATIO = 10.0  # values spanning more than this get a log scale
 BARS = 48
 TALL = 6.0  # one bar higher than this many mean bars gets heights by square root
+SERIES = 6  # colours of lines
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A chart in pixels.
+
+    Attributes:
+      title, x_label: above and below.
+      described: what a reader hears who does not see it.
+      missing: why there is nothing to plot; "" where there is.
+      x_ticks, y_ticks: places and their texts.
+      lines: (kind, points) each, as SVG has points.
+      bars: (kind, x, y, width, height) each.
+      verticals: (kind, x, label, side of the label) each.
+      legend: (kind, name) each.
+    """
+
+    title: str
+    x_label: str = ""
+    described: str = ""
+    missing: str = ""
+    x_ticks: Sequence[tuple[float, str]] = ()
+    y_ticks: Sequence[tuple[float, str]] = ()
+    lines: Sequence[tuple[str, str]] = ()
+    bars: Sequence[tuple[str, float, float, float, float]] = ()
+    verticals: Sequence[tuple[str, float, str, str]] = ()
+    legend: Sequence[tuple[str, str]] = ()
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
+Curve = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
 
 
 def line_chart(
-    x: Sequence[float] | np.ndarray,
-    y: Sequence[float] | np.ndarray,
+    curves: Mapping[str, Curve],
     label: str,
     log: bool = True,
     x_label: str = "step",
-) -> str:
-    """Plot one curve as SVG.
+    smooth: bool = True,
+    borders: Iterable[float] = (),
+) -> Chart:
+    """Plot curves.
 
     Args:
-      x: positions, increasing; finite.
-      y: values, as many; NaN and infinities are left out and counted below the curve.
+      curves: by name, positions, increasing and finite, and as many values; NaN and infinities are
+        left out and counted in the title.
       label: name of the values, with their unit.
       log: whether to use a log scale where the values are positive and span more than a factor of
         ten.
       x_label: name of the positions.
+      smooth: whether to plot running means, of a single curve in front of its values.
+      borders: positions to mark, where a chunk of the network begins.
 
     Returns:
-      An `<svg>` element, or a paragraph that says that there is nothing to plot.
+      A chart; one without a curve of two finite values says that there is nothing to plot.
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    finite = np.isfinite(y)
-    dropped = int((~finite).sum())
-    x, y = x[finite], y[finite]
-    if len(x) < 2:
-        return f'<p class="missing">{html.escape(label)}: fewer than two finite values to plot.</p>'
-    smooth = running_mean(y, max(1, len(y) // 25))
+    finite: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    dropped = 0
+    for name, (x, y) in curves.items():
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        fine = np.isfinite(y)
+        dropped += int((~fine).sum())
+        if fine.sum() > 1:
+            finite[name] = x[fine], y[fine]
+    if not finite:
+        return Chart(title=label, missing=f"{label}: fewer than two finite values to plot.")
+    means = {
+        name: running_mean(y, len(y) // 25) if smooth else y for name, (_, y) in finite.items()
+    }
+    every_y, every_mean = (
+        np.concatenate(list(ys)) for ys in ((y for _, y in finite.values()), means.values())
+    )
     # A spike of the first steps or of one bad batch would flatten everything else: the range is
     # that of nearly all.
-    low, high = np.quantile(y, 0.005), np.quantile(y, 0.995)
-    low, high = min(low, smooth.min()), max(high, smooth.max())
-    log = bool(log and y.min() > 0 and high / low > LOG_RATIO)
+    low, high = np.quantile(every_y, 0.005), np.quantile(every_y, 0.995)
+    low, high = min(low, every_mean.min()), max(high, every_mean.max())
+    log = bool(log and every_y.min() > 0 and high / low > LOG_RATIO)
     if high == low:
         low, high = low - max(abs(low), 1) * 0.1, high + max(abs(high), 1) * 0.1
-    ticks = log_ticks(low, high) if log else linear_ticks(low, high)
     scale = math.log10 if log else float
     margin = 0.04 * (scale(high) - scale(low))
     bottom, top = scale(low) - margin, scale(high) + margin
+    first, last = min(x[0] for x, _ in finite.values()), max(x[-1] for x, _ in finite.values())
 
     def across(value: float) -> float:
-        return LEFT + (value - x[0]) / (x[-1] - x[0]) * (WIDTH - LEFT - RIGHT)
+        return round(LEFT + (value - first) / (last - first) * (WIDTH - LEFT - RIGHT), 1)
 
     def up(value: float) -> float:
-        return TOP + (top - scale(value)) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
+        return round(TOP + (top - scale(value)) / (top - bottom) * (HEIGHT - TOP - BOTTOM), 1)
 
-    parts = []
-    for tick in ticks:
-        if bottom <= scale(tick) <= top:
-            height = up(tick)
-            parts.append(
-                f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" '
-                f'y2="{height:.1f}"/>'
-            )
-            parts.append(
-                f'<text x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{short(tick)}</text>'
-            )
-    for tick in linear_ticks(x[0], x[-1], 5):
-        if x[0] <= tick <= x[-1]:
-            parts.append(
-                f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" '
-                f'text-anchor="middle">{short(tick)}</text>'
-            )
-    # Every k-th raw value, not a mean of k: the faint curve shows the spread of the raw values.
-    every = -(-len(x) // MAX_POINTS)
-    shown = np.union1d(np.arange(0, len(x), every), [len(x) - 1])
-    for name, values in (("raw", np.clip(y, low, high)), ("smooth", smooth)):
-        points = " ".join(f"{across(x[i]):.1f},{up(values[i]):.1f}" for i in shown)
-        parts.append(f'<polyline class="{name}" points="{points}"/>')
+    def points(x: np.ndarray, y: np.ndarray) -> str:
+        # Every k-th value, not a mean of k: the faint curve shows the spread of the raw values.
+        shown = np.union1d(np.arange(0, len(x), -(-len(x) // MAX_POINTS)), [len(x) - 1])
+        return " ".join(f"{across(x[i]):.1f},{up(y[i]):.1f}" for i in shown)
+
+    lines = []
+    if smooth and len(finite) == 1:
+        lines += [("raw", points(x, np.clip(y, low, high))) for x, y in finite.values()]
+    kinds = [f"smooth s{i % SERIES}" for i in range(len(finite))]
+    lines += [(kind, points(finite[name][0], means[name])) for kind, name in zip(kinds, finite)]
     note = f"{label}{', log scale' if log else ''}"
     if dropped:
         note += f"; {dropped} not finite, not shown"
-    first, last = (f"{short(smooth[i])} at {x_label} {x[i]:g}" for i in (0, -1))
-    described = f"{note}: {first}, {last}"
-    return _figure(described, parts, x_label, note)
-
-
-def _figure(described: str, parts: Sequence[str], x_label: str, title: str) -> str:
-    """Return a chart in its frame."""
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{html.escape(described)}">'
-        f'<rect class="frame" x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" '
-        f'height="{HEIGHT - TOP - BOTTOM}"/>'
-        + "".join(parts)
-        + f'<text x="{middle:.0f}" y="{HEIGHT - 6}" '
-        f'text-anchor="middle">{html.escape(x_label)}</text>'
-        + f'<text class="label" x="{LEFT}" y="{TOP - 10}">{html.escape(title)}</text></svg>'
+    ends = (
+        f"{name} {short(mean[0])} at {x_label} {x[0]:g}, {short(mean[-1])} at {x_label} {x[-1]:g}"
+        for (name, (x, _)), mean in zip(finite.items(), means.values())
+    )
+    ticks = log_ticks(low, high) if log else linear_ticks(low, high)
+    places = [("border", across(x), "", "end") for x in borders if first <= x <= last]
+    border = [("border", "a chunk begins")] if places else []
+    return Chart(
+        title=note,
+        x_label=x_label,
+        described=f"{note}: {'; '.join(ends)}",
+        x_ticks=[(across(t), short(t)) for t in linear_ticks(first, last) if first <= t <= last],
+        y_ticks=[(up(t), short(t)) for t in ticks if bottom <= scale(t) <= top],
+        lines=lines,
+        verticals=places,
+        legend=[*(zip(kinds, finite) if len(finite) > 1 else ()), *border],
     )
 
 
@@ -117,8 +152,8 @@ def histogram(
     high: float | None = None,
     log: bool = False,
     what: str = "clips",
-) -> str:
-    """Plot how often values occur as SVG, with what two thresholds drop in another colour.
+) -> Chart:
+    """Plot how often values occur, with what two thresholds drop in another colour.
 
     Args:
       values: those that are not finite are left out.
@@ -130,12 +165,12 @@ def histogram(
       what: name of the things that have the values.
 
     Returns:
-      An `<svg>` element, or a paragraph that says that there is nothing to plot.
+      A chart; one of no finite value says that there is nothing to plot.
     """
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
     if not len(values):
-        return f'<p class="missing">{html.escape(label)}: no values to plot.</p>'
+        return Chart(title=label, missing=f"{label}: no values to plot.")
     scale = np.log10 if log else np.asarray
     borders = _borders(values, low, high, log)
     # Values far out are in the last bar on their side.
@@ -146,50 +181,37 @@ def histogram(
     left, right = scale(borders[0]), scale(borders[-1])
 
     def across(value: float) -> float:
-        return LEFT + float((scale(value) - left) / (right - left)) * (WIDTH - LEFT - RIGHT)
+        place = float((scale(value) - left) / (right - left))
+        return round(LEFT + place * (WIDTH - LEFT - RIGHT), 1)
 
     def up(count: float) -> float:
-        return (
-            HEIGHT
-            - BOTTOM
-            - float(height(count) / height(counts.max())) * (HEIGHT - TOP - BOTTOM - 6)
-        )
+        place = float(height(count) / height(counts.max()))
+        return round(HEIGHT - BOTTOM - place * (HEIGHT - TOP - BOTTOM - 6), 1)
 
-    parts = []
-    for tick in linear_ticks(0, counts.max(), 4):
-        if tick == int(tick):
-            y = up(tick)
-            parts.append(
-                f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>'
-            )
+    bars = []
     for start, end, count in zip(borders, borders[1:], counts.tolist()):
         if count:
             dropped = (low is not None and start < low) or (high is not None and start > high)
             x, y = across(start), min(up(count), HEIGHT - BOTTOM - 1)  # one clip is seen too
-            parts.append(
-                f'<rect class="{"dropped" if dropped else "kept"}" x="{x:.1f}" y="{y:.1f}" '
-                f'width="{max(across(end) - x - 0.8, 0.8):.1f}" '
-                f'height="{HEIGHT - BOTTOM - y:.1f}"/>'
+            width = round(max(across(end) - x - 0.8, 0.8), 1)
+            bars.append(
+                ("dropped" if dropped else "kept", x, y, width, round(HEIGHT - BOTTOM - y, 1))
             )
-    for threshold in (low, high):
-        if threshold is not None and borders[0] <= threshold <= borders[-1]:
-            x = across(threshold)
-            toward, anchor = (5, "start") if x < WIDTH / 2 else (-5, "end")
-            parts.append(
-                f'<line class="threshold" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" '
-                f'y2="{HEIGHT - BOTTOM}"/><text class="label" x="{x + toward:.1f}" '
-                f'y="{TOP + 14}" text-anchor="{anchor}">{threshold:g}</text>'
-            )
-    for tick in _few_ticks(borders[0], borders[-1], log):
-        parts.append(
-            f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" '
-            f'text-anchor="middle">{short(tick)}</text>'
-        )
+    thresholds = [t for t in (low, high) if t is not None and borders[0] <= t <= borders[-1]]
     note = f"{label}{', log scale' if log else ''}"
     counted = f"{what}{', heights by square root' if tall else ''}"
-    described = f"{counted}, by {note}; {len(values)} in all"
-    return _figure(described, parts, note, counted)
+    return Chart(
+        title=counted,
+        x_label=note,
+        described=f"{counted}, by {note}; {len(values)} in all",
+        x_ticks=[(across(t), short(t)) for t in _few_ticks(borders[0], borders[-1], log)],
+        y_ticks=[(up(t), short(t)) for t in linear_ticks(0, counts.max(), 4) if t == int(t)],
+        bars=bars,
+        verticals=[
+            ("threshold", across(t), f"{t:g}", "start" if across(t) < WIDTH / 2 else "end")
+            for t in thresholds
+        ],
+    )
 
 
 def _borders(values: np.ndarray, low: float | None, high: float | None, log: bool) -> np.ndarray:

@@ -3,15 +3,15 @@
 import base64
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from xgen_jax.curation.meter import Columns
 from xgen_jax.curation.selection import Decided
-from xgen_jax.evaluation import page
+from xgen_jax.evaluation.clips import Card, Sheet
 
 IN_SIGHT = 12  # cards of a sheet; the rest is folded away
-MAX_CAPTION = 800  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +79,11 @@ class ContactSheets:
         score: str | None = None,
         pictures: int = 1,
         pairs: bool = False,
-        captions: bool = False,
-    ) -> str:
-        """Return a grid of clips with a line that counts them.
+    ) -> Sheet:
+        """Return cards of clips with a line that counts them.
+
+        A card's row has the clip's "source", "caption", "where", "reasons" and "scores", and with
+        `pairs` the "twin" that it is a duplicate of, such a row or an id.
 
         Args:
           clips: indices in the table.
@@ -90,98 +92,60 @@ class ContactSheets:
           score: name of the one to show first.
           pictures: of a clip at most.
           pairs: whether to show, next to each clip, the one that it is a duplicate of.
-          captions: whether to show the clips' captions instead of their scores.
         """
         room = self._left // max(self._sheets, 1)
         self._sheets -= 1
-        if not of:
-            return page.missing("None.")
-        cards = []
+        cards: list[Card] = []
         for clip in clips.tolist():
-            images, size = self._images(clip, pictures)
-            caption = self._words(clip) if captions else self._caption(clip, score)
+            files, row = self._pictures(clip, pictures), self._row(clip, score)
             if pairs:
-                other = str(self._table["duplicate_of"][clip])
-                caption += f"<p>the same as{' (right)' if other in self._index else ''}:</p>"
+                other = row["twin"] = str(self._table["duplicate_of"][clip])
                 if other in self._index:
-                    kept = self._index[other]
-                    more, more_size = self._images(kept, pictures)
-                    images, size = images + more, size + more_size
-                    caption += self._caption(kept, score)
-                else:
-                    caption += f"<p>{page.file_name(other)}</p>"
+                    files = files + self._pictures(self._index[other], pictures)
+                    row["twin"] = self._row(self._index[other], score)
+            size = sum(map(len, files))
             if size > room:
                 break
             room -= size
             self._left -= size
-            cards.append(
-                f'<figure><div class="strip">{images}</div>'
-                f"<figcaption>{caption}</figcaption></figure>"
-            )
+            sources = [f"data:image/jpeg;base64,{base64.b64encode(x).decode()}" for x in files]
+            cards.append(Card((), row, sources))
         note = f"All {of:,}" if len(cards) == of else f"{len(cards):,} of {of:,}"
         if len(cards) < len(clips):
             note += " (no more fit on this page)"
-        kind = "cards long" if pairs or pictures > 1 else "cards"
-        sheet = f'<p class="note">{note}, {how}.</p><div class="{kind}">'
-        sheet += "".join(cards[:IN_SIGHT]) + "</div>"
-        if len(cards) > IN_SIGHT:
-            more = f'<div class="{kind}">{"".join(cards[IN_SIGHT:])}</div>'
-            sheet += page.folded(f"{len(cards) - IN_SIGHT} more", more)
-        return sheet
+        return Sheet(cards, f"{note}, {how}." if of else "None.", "clips", IN_SIGHT)
 
-    def _images(self, clip: int, most: int) -> tuple[str, int]:
-        """Return a clip's pictures, in the middle of evenly divided time, and their bytes."""
+    def _pictures(self, clip: int, most: int) -> list[bytes]:
+        """Return a clip's pictures, in the middle of evenly divided time."""
         files = self._thumbnails(clip)
-        if not files:
-            return "<span>no picture was stored</span>", 0
         count = min(most, len(files))
-        chosen = [files[(2 * i + 1) * len(files) // (2 * count)] for i in range(count)]
-        images = (
-            f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file).decode()}">'
-            for file in chosen
-        )
-        return "".join(images), sum(map(len, chosen))
+        return [files[(2 * i + 1) * len(files) // (2 * count)] for i in range(count)]
 
-    def _caption(self, clip: int, first: str | None) -> str:
+    def _row(self, clip: int, first: str | None) -> dict[str, Any]:
         table = self._table
         start, end, fps = (float(table[name][clip]) for name in ("start_s", "end_s", "fps"))
-        where = (
-            f"{_clock(start)}–{_clock(end)}",
-            f"{table['width'][clip]:.0f}×{table['height'][clip]:.0f}",
-            f"{fps:.4g} fps",
-        )
-        reasons = ", ".join(self._decided.reasons(clip))
-        fate = f'<span class="wrong">{reasons}</span>' if reasons else "kept"
         names = sorted((name for name in SCORES if name in table), key=lambda name: name != first)
-        scores = []
-        for name in names:
-            value = float(table[name][clip])
-            if np.isfinite(value):
-                shown = f"{SCORES[name].name} {_short(value)}"
-                scores.append(f"<strong>{shown}</strong>" if name == first else shown)
-        return (
-            f"<p>{page.file_name(table['source'][clip])}</p>"
-            f'<p class="note">{_items((*where, fate))}</p><p class="note">{_items(scores)}</p>'
-        )
-
-    def _words(self, clip: int) -> str:
-        return (
-            f"<p>{page.shortened(self._table['caption'][clip], MAX_CAPTION)}</p>"
-            f'<p class="note">{page.file_name(self._table["source"][clip])}</p>'
-        )
-
-
-def _items(items: Sequence[str]) -> str:
-    """Join items so that a line ends between them, not within."""
-    return " · ".join(
-        item if item.startswith("<span") else item.replace(" ", "\u00a0") for item in items
-    )
+        return {
+            "source": table["source"][clip],
+            "caption": table["caption"][clip] if "caption" in table else "",
+            "where": (
+                f"{_clock(start)}–{_clock(end)}",
+                f"{table['width'][clip]:.0f}×{table['height'][clip]:.0f}",
+                f"{fps:.4g} fps",
+            ),
+            "reasons": self._decided.reasons(clip),
+            "scores": [
+                (f"{SCORES[name].name} {_short(value)}", name == first)
+                for name in names
+                if np.isfinite(value := float(table[name][clip]))
+            ],
+        }
 
 
 def _short(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
-    return "&lt;0.0001" if 0 < value < 1e-4 else f"{value:.3g}"
+    return "<0.0001" if 0 < value < 1e-4 else f"{value:.3g}"
 
 
 def _clock(seconds: float) -> str:

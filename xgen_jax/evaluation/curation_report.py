@@ -1,13 +1,11 @@
 """HTML page of a curation: its funnel, its thresholds with clips on both sides, what it kept.
 
 Thresholds are chosen by looking. So the page shows, for each, how the score is distributed, clips
-just kept and just dropped, and the flag that changes it. The page is one file of a bounded size
-that loads nothing from the network and holds no scripts; see `page`.
+just kept and just dropped, and the flag that changes it. The page has a bounded size.
 """
 
 import collections
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -30,13 +28,9 @@ from xgen_jax.curation.selection import (
 )
 from xgen_jax.evaluation import page
 from xgen_jax.evaluation.chart import histogram
+from xgen_jax.evaluation.clips import Sheet
 from xgen_jax.evaluation.contact_sheets import SCORES, ContactSheets, evenly
-from xgen_jax.evaluation.page import escape
-from xgen_jax.evaluation.report_style import CURATION_STYLE
-from xgen_jax.files import write_text
-from xgen_jax.training.metric_writers import duration
 
-SOURCES = "img-src data:"
 # Bytes of all JPEG files before base64, which adds a third: the page stays below 5 MB.
 PICTURE_BUDGET = 3_300_000
 NEAR = 6  # clips on each side of a threshold
@@ -45,10 +39,10 @@ MAX_DROPPED = 12  # clips of each reason
 MAX_CAPTIONS = 12
 MAX_ERRORS = 200
 ERRORS_IN_SIGHT = 12
-MAX_REASON = 300  # characters
 MAX_ROWS = 12  # sizes and frame rates
 PAPER_WORDS = 84.4  # a caption, on average; arXiv 2408.12590, section 3
 PAPER_SECONDS = 6.9  # a kept clip
+HEAD = ("commit", "machine", "command", "next")  # facts that stand elsewhere
 STAGES = {
     "videos read": "files that could be read",
     "clips": "clips cut from them",
@@ -57,7 +51,7 @@ STAGES = {
     "aesthetics": "aesthetics",
     "text": "little text",
     "motion": "neither static nor wild",
-    "kept": "<strong>kept, of all clips</strong>",
+    "kept": "kept, of all clips",
 }
 
 
@@ -81,7 +75,7 @@ def write_curation_report(
       funnel: see `curation.selection.funnel`.
       thumbnails: a clip's JPEG files by its index in the table, in increasing time; few or none.
       errors: names of files that could not be read, and why.
-      facts: what to say of the run, by name: date, machine, commit. "command" is the one that was
+      facts: what to say of the run, by name: machine, commit. "command" is the one that was
         given; "next", a mapping from what to do next to its command.
       config: of the curation.
 
@@ -92,93 +86,41 @@ def write_curation_report(
       UserError: the page cannot be written.
     """
     out = pathlib.Path(out)
-    title = f"Curation of {out.resolve().parent.name}"
     measured = sum(bool(rule.measured(table).any()) for rule in THRESHOLDS)
-    count = 2 * measured + len(REASONS) + (1 if _with_caption(table, decided).size else 0) + 1
+    with_caption = _with_caption(table, decided)
+    count = 2 * measured + len(REASONS) + (1 if with_caption.size else 0) + 1
     sheets = ContactSheets(table, decided, thumbnails, PICTURE_BUDGET, count)
     thresholds = _thresholds(table, decided, sheets, config)
     dropped = _dropped(table, decided, sheets)
-    captions = _captions(table, decided, sheets)
+    captions = _captions(table, with_caption, sheets)
     kept = np.flatnonzero(decided.keep)  # last: it takes the bytes that the others left
     kept_sheet = sheets.sheet(
         evenly(kept, MAX_KEPT), len(kept), "evenly spaced over the table", pictures=3
     )
-    sections = {
-        "Funnel": _funnel(funnel),
-        "Kept clips": kept_sheet,
-        "Thresholds": thresholds,
-        "Dropped clips": dropped,
-        "Lengths, sizes, frame rates": _distributions(table, decided),
-        "Captions": captions,
-        "Files with errors": _errors(errors),
-        "Settings": _settings(config),
-        "Other thresholds, and how to go on": _commands(facts, config),
-    }
-    body = _header(title, facts) + _tiles(funnel, errors) + page.contents(sections)
-    body += "".join(page.section(name, content) for name, content in sections.items())
-    write_text(out, page.document(f"xgen_jax: {title}", body, SOURCES, CURATION_STYLE))
-    return out
-
-
-def _header(title: str, facts: Mapping[str, Any]) -> str:
-    rows = [
-        (
-            escape(name),
-            escape(value if isinstance(value, str) else json.dumps(value, default=str)),
-        )
-        for name, value in facts.items()
-        if name not in ("command", "next")
-    ]
-    command = f"<pre>{escape(str(facts['command']))}</pre>" if facts.get("command") else ""
-    return (
-        f"<header><p>xgen_jax</p><h1>{escape(title)}</h1><p>From raw videos to clips for training: "
-        "which clips were kept, why the others were not, and what other thresholds would do."
-        f"</p></header>{command}{page.table((), rows) if rows else ''}"
-    )
-
-
-def _tiles(funnel: Sequence[FunnelRow], errors: Sequence[tuple[str, str]]) -> str:
-    rows = {row.stage: row for row in funnel}
-    kept, videos = rows["kept"], rows["videos read"]
-    kept_s = kept.after_s or 0.0
-    mean = f"{kept_s / kept.after:.1f} s a clip" if kept.after else "no clip"
-    return page.tiles(
-        [
-            ("Clips kept", f"{kept.after:,}", f"of {kept.before:,} ({_percent(kept.fraction)})"),
-            ("Video kept", duration(kept_s), f"{mean}; {PAPER_SECONDS} s in the paper"),
-            ("Videos read", f"{videos.after:,}", f"of {videos.before:,}; {len(errors):,} errors"),
-        ]
-    )
-
-
-def _percent(fraction: float | None) -> str:
-    return page.figure(fraction, ".1%")
-
-
-def _funnel(funnel: Sequence[FunnelRow]) -> str:
-    rows = []
-    for row in funnel:
-        remark = unmeasured(row)
-        ours = "" if row.fraction is None else f"{_percent(row.fraction)} {page.bar(row.fraction)}"
-        paper = ""
-        if row.paper is not None:
-            paper = f"{_percent(row.paper)} {page.bar(row.paper, 'paper')}"
-        video = ""
-        if row.after_s is not None:
-            video = f'<p class="line note">{duration(row.after_s)}</p>'
-        rows.append(
-            (
-                STAGES.get(row.stage, escape(row.stage))
-                + (f' <span class="note">({remark.strip()})</span>' if remark else ""),
-                f'<p class="line">{row.before:,} → {row.after:,}</p>{video}',
-                f'<p class="line">{ours}</p><p class="line note">{paper}</p>',
-            )
-        )
-    head = ("stage", "in → out", "kept (grey: in the paper)")
-    return page.table(head, rows) + (
-        '<p class="note">The paper is arXiv 2408.12590, section 3; it names no other numbers. What '
-        "videos it began with is not known, so yours may well differ. A clip that several rules "
-        "drop is counted at the first; one that was not measured stays.</p>"
+    others = {name: facts[name] for name in facts if name not in HEAD}
+    seconds = np.asarray(table["end_s"], np.float64) - np.asarray(table["start_s"], np.float64)
+    return page.write_page(
+        out,
+        "curation",
+        f"Curation of {out.resolve().parent.name}",
+        "img",
+        facts=page.facts(*([str(facts.get(name, ""))] for name in ("machine", "commit"))),
+        others=others,
+        paper_seconds=PAPER_SECONDS,
+        rows={row.stage: row for row in funnel},
+        stages=STAGES,
+        remarks={row.stage: unmeasured(row).strip() for row in funnel},
+        kept=kept_sheet,
+        thresholds=thresholds,
+        dropped=dropped,
+        lengths=histogram(seconds[decided.keep], "seconds", what="kept clips"),
+        occurrences=_occurrences(table, decided) if len(decided.keep) else (),
+        captions=captions,
+        errors=_errors(errors),
+        settings=flat(dataclasses.asdict(config)),
+        command=str(facts.get("command") or "python launch/curate.py ..."),
+        flag=_flag(next(rule for rule in THRESHOLDS if rule.reason == "text"), config),
+        go_on=facts.get("next", {}),
     )
 
 
@@ -191,80 +133,64 @@ def _flag(rule: ThresholdRule, config: CurationConfig) -> str:
 
 def _thresholds(
     table: Columns, decided: Decided, sheets: ContactSheets, config: CurationConfig
-) -> str:
-    parts = [
-        '<p class="note">All clips that have the score, duplicates too. Clips next to a threshold '
-        "are those that no other rule drops: they are what a change of this threshold "
-        "changes.</p>"
-    ]
+) -> list[dict[str, Any]]:
+    """Return, for each score, its histogram, and counts and clips on both sides of thresholds."""
+    parts = []
     for name, score in SCORES.items():
         if name not in table:
             continue
         values = np.asarray(table[name], np.float64)
         rules = [rule for rule in THRESHOLDS if rule.score == name]
-        parts.append(f"<h3>{score.name}: {score.meaning}</h3>")
-        if np.isnan(values).all():
-            parts.append(page.missing("Not measured."))
-            continue
-        low, high = (
-            next((rule.threshold(config) for rule in rules if rule.above is above), None)
-            for above in (False, True)
-        )
-        chart = histogram(values, score.name, low, high, score.log)
-        counts = "".join(_counts(rule, table, decided, config) for rule in rules)
-        without = int(np.isnan(values).sum())
-        if without:
-            counts += f'<p class="note">{without:,} clips were not measured.</p>'
-        parts.append(
-            f'<div class="sides"><div class="charts"><div>{chart}</div></div>'
-            f'<div class="counts">{counts}</div></div>'
-        )
-        parts += [_near(rule, table, decided, sheets, config) for rule in rules]
-    return "".join(parts)
+        part: dict[str, Any] = {"title": f"{score.name}: {score.meaning}", "rules": []}
+        parts.append(part)
+        part["without"] = int(np.isnan(values).sum())
+        part["measured"] = len(values) > part["without"]
+        if part["measured"]:
+            low, high = (
+                next((rule.threshold(config) for rule in rules if rule.above is above), None)
+                for above in (False, True)
+            )
+            part["chart"] = histogram(values, score.name, low, high, score.log)
+            part["rules"] = [_sides(rule, table, decided, sheets, config) for rule in rules]
+    return parts
 
 
-def _counts(rule: ThresholdRule, table: Columns, decided: Decided, config: CurationConfig) -> str:
-    dropped, measured = decided.dropped_by(rule), rule.measured(table)
-    alone = int((dropped & ~decided.dropped_by_others(rule)).sum())
-    drops, keeps = int(dropped.sum()), int((measured & ~dropped).sum())
-    side, other = ("above", "at or below") if rule.above else ("below", "at or above")
-    return (
-        f"<p><code>{_flag(rule, config)}</code></p><ul>"
-        f'<li><span class="dropped-count">{drops:,}</span> {side}, dropped as "{rule.reason}" '
-        f"({_percent(drops / max(drops + keeps, 1))}), {alone:,} of them by no other rule</li>"
-        f'<li><span class="kept-count">{keeps:,}</span> {other}</li></ul>'
-    )
-
-
-def _near(
+def _sides(
     rule: ThresholdRule,
     table: Columns,
     decided: Decided,
     sheets: ContactSheets,
     config: CurationConfig,
-) -> str:
-    """Return the clips on both sides of a threshold that are nearest to it."""
+) -> dict[str, Any]:
+    """Return how many clips are on each side of a threshold, and those nearest to it."""
     scores = np.asarray(table[rule.score], np.float64)
-    alone = rule.measured(table) & ~decided.dropped_by_others(rule)
+    dropped, measured = decided.dropped_by(rule), rule.measured(table)
+    alone = measured & ~decided.dropped_by_others(rule)
     distance = np.abs(scores - rule.threshold(config))
-    parts = []
-    for name, side in (
-        ("Just dropped", decided.dropped_by(rule)),
-        ("Just kept", ~decided.dropped_by(rule)),
-    ):
+    near = []
+    for side in (dropped, ~dropped):
         clips = np.flatnonzero(alone & side)
         nearest = clips[np.argsort(distance[clips], kind="stable")][:NEAR]
         how = f"the nearest to {rule.threshold(config):g} first"
-        sheet = sheets.sheet(nearest, len(clips), how, rule.score)
-        parts.append(f"<div><h4>{name} by <code>{_flag(rule, config)}</code></h4>{sheet}</div>")
-    return f'<div class="sides">{"".join(parts)}</div>'
+        near.append(sheets.sheet(nearest, len(clips), how, rule.score))
+    drops, keeps = int(dropped.sum()), int((measured & ~dropped).sum())
+    return {
+        "flag": _flag(rule, config),
+        "reason": rule.reason,
+        "above": rule.above,
+        "drops": drops,
+        "keeps": keeps,
+        "fraction": drops / max(drops + keeps, 1),
+        "alone": int((dropped & alone).sum()),
+        "near": dict(zip(("Just dropped", "Just kept"), near)),
+    }
 
 
-def _dropped(table: Columns, decided: Decided, sheets: ContactSheets) -> str:
-    parts = ['<p class="note">Each clip under the first reason; its card names all that hold.</p>']
-    first = decided.reason
+def _dropped(table: Columns, decided: Decided, sheets: ContactSheets) -> dict[str, Sheet]:
+    """Return clips by the first reason for which they were dropped."""
+    parts = {}
     for reason in REASONS:
-        clips = np.flatnonzero(first == reason)
+        clips = np.flatnonzero(decided.reason == reason)
         rule = next(rule for rule in RULES if rule.reason == reason)
         how, score = "evenly spaced over the table", None
         if isinstance(rule, ThresholdRule):
@@ -272,7 +198,7 @@ def _dropped(table: Columns, decided: Decided, sheets: ContactSheets) -> str:
             values = np.asarray(table[score], np.float64)[clips]
             clips = clips[np.argsort(values, kind="stable")]
             how = f"evenly spaced over {SCORES[score].name}"
-        sheet = sheets.sheet(
+        parts[reason] = sheets.sheet(
             evenly(clips, MAX_DROPPED),
             len(clips),
             how,
@@ -280,38 +206,29 @@ def _dropped(table: Columns, decided: Decided, sheets: ContactSheets) -> str:
             pictures=3 if rule.stage == "motion" else 1,  # motion is not seen in one
             pairs=rule.stage == "duplicates",
         )
-        parts.append(f"<h3>{reason.capitalize()}</h3>{sheet}")
-    return "".join(parts)
+    return parts
 
 
 # What was kept.
 
 
-def _distributions(table: Columns, decided: Decided) -> str:
-    keep = decided.keep
-    if not len(keep):
-        return page.missing("No clips.")
-    seconds = np.asarray(table["end_s"], np.float64) - np.asarray(table["start_s"], np.float64)
-    sizes = [f"{w:.0f}×{h:.0f}" for w, h in zip(table["width"], table["height"])]
-    rates = [f"{fps:.4g}" for fps in table["fps"]]
-    chart = histogram(seconds[keep], "seconds", what="kept clips")
-    return (
-        f'<div class="charts"><div>{chart}</div></div>'
-        + _table_of("size", sizes, keep)
-        + _table_of("frames a second", rates, keep)
-    )
-
-
-def _table_of(name: str, values: Sequence[str], keep: np.ndarray) -> str:
-    """Return a table of how often values occur among all clips and the kept ones."""
-    count, kept = collections.Counter(values), collections.Counter(np.array(values)[keep].tolist())
-    common = count.most_common(MAX_ROWS)
-    rows = [(value, f"{n:,}", f"{kept[value]:,}", page.bar(n / len(values))) for value, n in common]
-    if len(count) > len(common):
-        others = len(values) - sum(n for _, n in common)
-        rest = int(keep.sum()) - sum(kept[value] for value, _ in common)
-        rows.append((f"{len(count) - len(common):,} others", f"{others:,}", f"{rest:,}", ""))
-    return page.table((name, "clips", "kept", ""), rows)
+def _occurrences(table: Columns, decided: Decided) -> dict[str, list[tuple[str, int, int, float]]]:
+    """Return (value, how many clips, how many of them kept, fraction of all) by what they are."""
+    every = {
+        "size": [f"{w:.0f}×{h:.0f}" for w, h in zip(table["width"], table["height"])],
+        "frames a second": [f"{fps:.4g}" for fps in table["fps"]],
+    }
+    found = {}
+    for name, values in every.items():
+        count = collections.Counter(values)
+        kept = collections.Counter(np.array(values)[decided.keep].tolist())
+        common = count.most_common(MAX_ROWS)
+        found[name] = [(value, n, kept[value], n / len(values)) for value, n in common]
+        if rest := len(count) - len(common):
+            others = len(values) - sum(n for _, n in common)
+            others_kept = int(decided.keep.sum()) - sum(kept[value] for value, _ in common)
+            found[name].append((f"{rest:,} others", others, others_kept, others / len(values)))
+    return found
 
 
 def _with_caption(table: Columns, decided: Decided) -> np.ndarray:
@@ -322,83 +239,31 @@ def _with_caption(table: Columns, decided: Decided) -> np.ndarray:
     return np.flatnonzero(decided.keep & np.array(there, bool))
 
 
-def _captions(table: Columns, decided: Decided, sheets: ContactSheets) -> str:
-    clips = _with_caption(table, decided)
+def _captions(table: Columns, clips: np.ndarray, sheets: ContactSheets) -> dict[str, Any] | None:
     if not len(clips):
-        return page.missing("No captions: see --config.captions.")
+        return None
     captions = [str(table["caption"][clip]) for clip in clips]
     words = np.array([len(caption.split()) for caption in captions])
-    lengths = length_statistics(captions)
-    usual = _percent(lengths["within_50_120"])
-    same = len(captions) - len(set(captions))
-    chart = histogram(words, "words", what="captions")
-    sheet = sheets.sheet(
-        evenly(clips, MAX_CAPTIONS),
-        len(clips),
-        "evenly spaced over the table",
-        pictures=3,
-        captions=True,
-    )
-    return (
-        f"<p>{len(clips):,} of {decided.keep.sum():,} kept clips have one: "
-        f"{lengths['mean_words']:.1f} words on average ({PAPER_WORDS} in the paper), 5 to 95% of "
-        f"them {lengths['p5']:.0f} to {lengths['p95']:.0f}, {usual} of 50 to 120 words (about 87% "
-        f"in the paper). {same:,} are the same as another.</p>"
-        f'<div class="charts"><div>{chart}</div></div>{sheet}'
-    )
-
-
-# Errors, settings, commands.
-
-
-def _errors(errors: Sequence[tuple[str, str]]) -> str:
-    if not errors:
-        return "<p>None.</p>"
-    rows = [
-        (page.file_name(file), page.shortened(reason, MAX_REASON))
-        for file, reason in errors[:MAX_ERRORS]
-    ]
-    reasons = collections.Counter(reason for _, reason in errors)
-    common = [
-        (page.shortened(reason, MAX_REASON), f"{n:,}")
-        for reason, n in reasons.most_common(8)
-        if n > 1
-    ]
-    parts = [f"<p>{len(errors):,} files.</p>"]
-    if common:
-        parts.append(page.table(("reason", "files"), common))
-    parts.append(page.table(("file", "reason"), rows[:ERRORS_IN_SIGHT]))
-    if len(rows) > ERRORS_IN_SIGHT:
-        more = rows[ERRORS_IN_SIGHT:]
-        beyond = len(errors) - len(rows)
-        summary = f"{len(more):,} more" + (f"; {beyond:,} others are not shown" if beyond else "")
-        parts.append(page.folded(summary, page.table(("file", "reason"), more)))
-    return "".join(parts)
-
-
-def _settings(config: CurationConfig) -> str:
-    rows = [
-        (f"<code>--config.{escape(name)}</code>", f"<code>{escape(json.dumps(value))}</code>")
-        for name, value in flat(dataclasses.asdict(config)).items()
-    ]
-    return page.folded(f"{len(rows)} settings", page.table(("flag", "value"), rows))
-
-
-def _commands(facts: Mapping[str, Any], config: CurationConfig) -> str:
-    command = str(facts.get("command") or "python launch/curate.py ...")
-    flag = _flag(next(rule for rule in THRESHOLDS if rule.reason == "text"), config)
-    commands = {
-        "the funnel with another threshold; nothing is decoded or written": (
-            f"{command} \\\n  {flag} --dry_run"
-        ),
-        "the same for good: decides again, writes the shards and this page": (
-            f"{command} \\\n  {flag}"
-        ),
-        **facts.get("next", {}),
+    how = "evenly spaced over the table"
+    return {
+        "count": len(captions),
+        "lengths": length_statistics(captions),
+        "paper_words": PAPER_WORDS,
+        "same": len(captions) - len(set(captions)),
+        "chart": histogram(words, "words", what="captions"),
+        "sheet": sheets.sheet(evenly(clips, MAX_CAPTIONS), len(clips), how, pictures=3),
     }
-    lines = "\n\n".join(f"# {what}\n{line}" for what, line in commands.items())
-    return (
-        "<p>Every score is stored, so other thresholds cost no decoding. Put another number into "
-        "the flag, and add as many flags as you like; each threshold above names its own.</p>"
-        f"<pre>{escape(lines)}</pre>"
-    )
+
+
+# Errors.
+
+
+def _errors(errors: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    reasons = collections.Counter(reason for _, reason in errors).most_common(8)
+    return {
+        "count": len(errors),
+        "common": [(reason, n) for reason, n in reasons if n > 1],
+        "in_sight": errors[:ERRORS_IN_SIGHT],
+        "folded": errors[ERRORS_IN_SIGHT:MAX_ERRORS],
+        "beyond": max(len(errors) - MAX_ERRORS, 0),
+    }

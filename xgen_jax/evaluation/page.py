@@ -1,103 +1,120 @@
-"""Building blocks of HTML pages that are one file, load nothing from the network and hold no
-scripts; a content security policy in their head enforces that.
+"""Pages from the templates next to this file: each is one file that loads nothing from the network.
 
-Arguments named `body`, `cells` or `head` are HTML already. All else goes through `escape`.
+The only script is `viewer.js`, which enlarges videos and steps through their frames. A content
+security policy in the head of a page allows that script and the style sheet by their hashes, and
+nothing else; a page reads well without it.
+
+Text is escaped by the templates. What is HTML already is a `markupsafe.Markup`.
 """
 
-import html
+import base64
+import datetime
+import functools
+import hashlib
+import json
 import math
-import re
-from collections.abc import Iterable
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from xgen_jax.evaluation.report_style import STYLE
+import jinja2
+from markupsafe import Markup
 
-escape = html.escape
-MAX_NAME = 90  # characters of a file's name that are shown
+from xgen_jax.files import write_text
+from xgen_jax.runs.folder import code_commit
+from xgen_jax.training.metric_writers import duration
 
 
-def document(title: str, body: str, sources: str, style: str = "") -> str:
-    """Return a whole page.
+def write_page(
+    out: str | os.PathLike, template: str, title: str, media: str, **context: Any
+) -> pathlib.Path:
+    """Fill a template and write the page, atomically.
 
     Args:
+      out: the page's path.
+      template: "curation", of `templates/curation.html.j2`.
       title: plain text.
-      body: HTML.
-      sources: what the page embeds, as directives of a content security policy: "img-src data:".
-      style: CSS in addition to the common one.
+      media: what the page embeds: "img" or "media".
+      context: what the template needs.
+
+    Returns:
+      The page's path.
+
+    Raises:
+      UserError: the page cannot be written.
     """
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; {sources}"
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
+    environment = _environment()
+    style, script = (_source(name) for name in ("style.css", "viewer.js"))
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
+        f"{media}-src data:"
+    )
+    page = environment.get_template(f"{template}.html.j2").render(
+        title=title, policy=policy, style=Markup(style), script=Markup(script), **context
     )
     # File names that are not UTF-8 come from Python with surrogates, which cannot be written.
-    return page.encode("utf-8", "backslashreplace").decode("utf-8")
+    write_text(out, page.encode("utf-8", "backslashreplace").decode("utf-8"))
+    return pathlib.Path(out)
 
 
-def file_name(name: object) -> str:
-    """Return a file's name: its middle left out if it is long, its direction kept to itself."""
-    shown = str(name)
-    if len(shown) > MAX_NAME:
-        shown = f"{shown[: MAX_NAME // 3]}…{shown[-2 * MAX_NAME // 3 :]}"
-    return f"<bdi>{escape(shown)}</bdi>"
+def macro(name: str, *values: Any) -> str:
+    """Return what one macro of `macros.html.j2` makes of these values."""
+    return str(getattr(_environment().get_template("macros.html.j2").module, name)(*values))
 
 
-def shortened(text: object, most: int) -> str:
-    """Return at most `most` characters of a text."""
-    text = str(text)
-    return f"<bdi>{escape(text if len(text) <= most else f'{text[:most]}…')}</bdi>"
-
-
-def section(title: str, body: str) -> str:
-    """Return a section under a heading."""
-    return f'<section id="{_anchor(title)}"><h2>{title}</h2>{body}</section>'
-
-
-def contents(titles: Iterable[str]) -> str:
-    """Return links to the sections with these headings."""
-    links = (f'<a href="#{_anchor(title)}">{title}</a>' for title in titles)
-    return f"<nav>{' '.join(links)}</nav>"
-
-
-def _anchor(title: str) -> str:
-    return "-".join(re.findall("[a-z]+", title.lower()))
-
-
-def missing(body: str) -> str:
-    """Return a line that says that something is not there."""
-    return f'<p class="missing">{body}</p>'
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table of cells, which scrolls sideways where it is too wide."""
-    top = "".join(f"<th>{cell}</th>" for cell in head)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return (
-        f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("xgen_jax.evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.filters |= {
+        "figure": figure,
+        "duration": duration,
+        "middle_out": middle_out,
+        "cut": cut,
+        "json": functools.partial(json.dumps, default=str),
+        "fact": fact,
+        "fact_name": fact_name,
+        "without": without,
+    }
+    return environment
 
 
-def folded(summary: str, body: str) -> str:
-    """Return a part that is opened by a click on its summary, which is HTML too."""
-    return f"<details><summary>{summary}</summary>{body}</details>"
+def _source(name: str) -> str:
+    environment = _environment()
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
 
 
-def tiles(cells: Iterable[tuple[str, str, str]]) -> str:
-    """Return the large figures at the top: name, value and remark of each."""
-    shown = (
-        f"<div><p>{name}</p><strong>{value}</strong><p>{remark}</p></div>"
-        for name, value, remark in cells
-    )
-    return f'<div class="tiles">{"".join(shown)}</div>'
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def bar(fraction: float, kind: str = "") -> str:
-    """Return a bar that is filled from the left, with a further class for its colour."""
-    width = 100 * min(max(fraction, 0), 1)
-    return f'<span class="{f"bar {kind}".strip()}"><span style="width:{width:.1f}%"></span></span>'
+def facts(machines: Iterable[str], commits: Iterable[str], dates: Iterable[str] = ()) -> dict:
+    """Return what the head of every page says of it: date, code and machine.
+
+    Args:
+      machines, commits, dates: of the runs, each where it is known.
+    """
+    machines, commits, dates = (list(filter(None, x)) for x in (machines, commits, dates))
+    here = code_commit()
+    code = " and ".join(dict.fromkeys(commits))
+    if not code:
+        code = f"not recorded; this page is by {here}" if here else "not recorded"
+    return {
+        "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        **({"trained": max(dates)[:16].replace("T", " ")} if dates else {}),
+        "commit": code,
+        "machine": " and ".join(dict.fromkeys(machines)) or "not recorded",
+    }
+
+
+# Filters.
 
 
 def number(value: Any) -> float | None:
@@ -107,6 +124,42 @@ def number(value: Any) -> float | None:
     return value
 
 
-def figure(value: Any, form: str) -> str:
-    """Format a number; a dash where there is none."""
-    return "–" if number(value) is None else format(value, form)
+def figure(value: Any, form: str, unit: str = "") -> str:
+    """Format a number and its unit; a dash where there is none."""
+    return "–" if number(value) is None else f"{format(value, form)}{unit}"
+
+
+def middle_out(name: object, most: int = 90) -> str:
+    """Return a file's name, its middle left out if it has more than so many characters."""
+    shown = str(name)
+    return shown if len(shown) <= most else f"{shown[: most // 3]}…{shown[-2 * most // 3 :]}"
+
+
+def cut(text: object, most: int) -> str:
+    """Return at most `most` characters of a text."""
+    text = str(text)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _is_time(name: str) -> bool:
+    """Return whether a fact is a number of seconds, by the unit in its name."""
+    return name.endswith("_s") and not name.endswith("_per_s")
+
+
+def fact_name(name: str) -> str:
+    """Return the name of a fact without a unit that is shown with its value."""
+    return name.removesuffix("_s") if _is_time(name) else name
+
+
+def fact(value: Any, name: str) -> str:
+    """Format a fact of a run, by the unit in its name."""
+    if number(value) is not None:
+        if _is_time(name):
+            return duration(value)
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return values by their names, but not those."""
+    return {name: value for name, value in values.items() if name not in names}

@@ -1,19 +1,10 @@
-"""HTML report of a folder of runs, finished or not: figures, curves, videos, verdicts, settings.
+"""HTML page of a folder of runs, finished or not: figures, curves, videos, verdicts, settings.
 
-The page is a single file that loads nothing from the network: videos are embedded, curves are
-inline SVG, there are no scripts, and a content security policy in its head enforces that. It is
-written from the files under the root folder, so it can be made again at any time; what is missing
-there is marked as missing.
-
-    ROOT/{vidvae,vdit}/{config.json,run.json,metrics.jsonl}
-    ROOT/evaluation/reconstruction/reconstruction.json and the videos it names
-    ROOT/evaluation/captions/captions.json and the videos it names (runs on moving shapes)
-    ROOT/evaluation/samples/samples.json and the videos it names (runs on other videos)
-    ROOT/timings.json
+It is written from the files under the folder (see `experiment`), so it can be made again at any
+time; what is missing there is marked as missing.
 """
 
-import base64
-import json
+import dataclasses
 import math
 import os
 import pathlib
@@ -21,28 +12,32 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from xgen_jax.config.build import flat
-from xgen_jax.errors import UserError
-from xgen_jax.evaluation import page
-from xgen_jax.evaluation.chart import line_chart
-from xgen_jax.evaluation.intervals import wilson_interval
-from xgen_jax.evaluation.page import escape
-from xgen_jax.files import read_json, write_text
-from xgen_jax.training.metric_writers import duration, read_jsonl
+import numpy as np
 
-STAGES = {"vidvae": "Video autoencoder (VidVAE)", "vdit": "Text-to-video transformer (VDiT)"}
-# Metric: its label, and whether a log scale may help.
-CURVES = {
-    "loss": ("loss", True),
-    "psnr_db": ("PSNR, dB", False),
-    "steps_per_s": ("speed, steps/s", False),
-}
+from xgen_jax.config.build import flat
+from xgen_jax.evaluation import page
+from xgen_jax.evaluation.chart import Chart, histogram, line_chart
+from xgen_jax.evaluation.clips import Clip, Clips, Sheet
+from xgen_jax.evaluation.experiment import STAGES, Experiment, read_experiment, training_charts
+from xgen_jax.evaluation.intervals import wilson_interval
+from xgen_jax.evaluation.measures import RECONSTRUCTION, reconstruction_figures
+
 MAX_SAMPLES = 64
-MAX_IN_SIGHT = 28  # the rest is folded away, so that the next section is near
 MAX_RECONSTRUCTIONS = 12
+MAX_WORST = 4
+MAX_WRONG = 8
+MAX_CONFUSIONS = 8
+IN_SIGHT = 16  # samples
+RECONSTRUCTIONS_IN_SIGHT = 8
 # Bytes of all embedded videos before base64, which adds a third: the page stays below 3 MB.
 VIDEO_BUDGET = 2_000_000
-SOURCES = "media-src data:"
+Interval = tuple[float, float]
+FRAME_CURVES = {"psnr_db": "PSNR, dB,", "ssim": "SSIM"}
+SPLITS = {
+    "held_out": "clips that were held out of training",
+    "train": "clips that were trained on, which says little of other footage",
+    "all": "clips of a whole folder, which training may have seen",
+}
 
 
 def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) -> pathlib.Path:
@@ -58,452 +53,208 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
     Raises:
       UserError: the folder holds no run, or a file in it is not what a run writes.
     """
-    root = pathlib.Path(root)
-    out = root / "report.html" if out is None else pathlib.Path(out)
-    runs = {stage: _read_run(root / stage) for stage in STAGES}
-    reconstruction = _read_json(root / "evaluation" / "reconstruction" / "reconstruction.json")
-    facts = reconstruction or {}
-    if reconstruction is not None:  # the page shows one clip shape; a quickstart scores no more
-        reconstruction = next(iter(reconstruction.get("shapes") or [{}]))
-    captions = _read_json(root / "evaluation" / "captions" / "captions.json")
-    samples = _read_json(root / "evaluation" / "samples" / "samples.json")
-    own = _own_folder(runs)
-    timings = _read_json(root / "timings.json") or (_training_times(runs) if own else None)
-    if not any((*runs.values(), reconstruction, captions, samples)):
-        wanted = ", ".join(f"{stage}/metrics.jsonl" for stage in STAGES)
-        raise UserError(
-            f"{root} holds no run: expected a quickstart's folder, with {wanted} or an "
-            f"evaluation in it"
-        )
-
-    videos = _Videos(VIDEO_BUDGET)
-    body = [
-        _header(root, runs),
-        _tiles(reconstruction, captions, samples if own else None, timings),
-        page.section("Samples", _samples(captions, root / "evaluation" / "captions", videos))
-        if captions or not (own or samples)
-        else "",
-        page.section("Samples of own prompts", _own_samples(samples, root / "evaluation", videos))
-        if samples or own
-        else "",
-        page.section("Accuracy by attribute", _accuracy(captions)) if captions or not own else "",
-        page.section(
-            "Reconstruction",
-            _note_on_clips(facts, own)
-            + _reconstruction(reconstruction, root / "evaluation" / "reconstruction", videos),
+    experiment = read_experiment(root)
+    clips = Clips(VIDEO_BUDGET)
+    samples = _samples(experiment, clips)
+    reconstruction = experiment.reconstruction
+    return page.write_page(
+        pathlib.Path(root) / "report.html" if out is None else out,
+        "report",
+        experiment.name,
+        "media",
+        facts=page.facts(*experiment.recorded),
+        experiment=experiment,
+        stages=STAGES,
+        samples=samples,
+        settings=sampled_with(experiment.captions or experiment.samples or {}),
+        accuracy=accuracy_rows(experiment.captions),
+        confusions=_confusions(experiment.captions),
+        split=SPLITS.get(str((reconstruction or {}).get("split"))) if experiment.own else None,
+        reconstruction=_reconstruction(experiment, clips),
+        training={
+            stage: training_charts({"training": files.get("metrics", [])})
+            for stage, files in experiment.stages.items()
+        },
+        settings_of={
+            stage: flat(files["config"]) if "config" in files else None
+            for stage, files in experiment.stages.items()
+        },
+        folder=shlex.quote(
+            f"runs/{experiment.name}" if experiment.root.is_absolute() else str(root)
         ),
-        page.section("Training", _curves(runs)),
-        page.section("Time", _timings(timings)),
-        page.section("Configuration", _configuration(runs)),
-        page.section("Versions and machine", _versions(runs)),
-        page.section("Reproduce", _reproduce(root, runs, captions, samples, own)),
-    ]
-    title = f"xgen_jax report: {root.resolve().name}"
-    write_text(out, page.document(title, "".join(body), SOURCES))
-    return out
-
-
-# Reading.
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None
-
-
-def _read_run(folder: pathlib.Path) -> dict[str, Any]:
-    """Read config, run and metrics, as far as they exist."""
-    found: dict[str, Any] = {
-        "config": _read_json(folder / "config.json"),
-        "run": _read_json(folder / "run.json"),
-    }
-    if (folder / "metrics.jsonl").is_file():
-        found["metrics"] = read_jsonl(folder / "metrics.jsonl")
-    return {name: value for name, value in found.items() if value}
-
-
-def _own_folder(runs: Mapping[str, dict[str, Any]]) -> str | None:
-    """Return the folder of videos or latents that the runs were trained on; None for shapes."""
-    for run in runs.values():
-        source = (run.get("config") or {}).get("data", {}).get("source")
-        if isinstance(source, dict) and source.get("path"):
-            return str(source["path"])
-    return None
-
-
-class _Videos:
-    """Videos as `<video>` elements, until the page is full."""
-
-    def __init__(self, budget: int):
-        self.left = budget
-
-    def element(self, folder: pathlib.Path, file: Any, label: str) -> str | None:
-        """Return the element, a remark if the file is not there, or None if the page is full."""
-        path = (folder / str(file)).resolve()
-        # Only files in the folder of the JSON that names them: a page that is passed on must not
-        # contain others.
-        if not file or not path.is_relative_to(folder.resolve()) or not path.is_file():
-            return f'<p class="missing">{escape(str(file))} is not there.</p>'
-        if path.stat().st_size > self.left:
-            return None
-        data = path.read_bytes()
-        self.left -= len(data)
-        source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
-        return (
-            f'<video src="{source}" aria-label="{escape(label)}" autoplay loop muted playsinline>'
-            "</video>"
-        )
-
-    def cards(
-        self,
-        rows: list[dict[str, Any]],
-        folder: pathlib.Path,
-        most: int,
-        caption: Any,
-        kind: str,
-        remark: str,
-    ) -> str:
-        """Return a grid of the first rows, with a line that counts them."""
-        cards = []
-        for row in rows[:most]:
-            video = self.element(
-                folder, row.get("file"), str(row.get("prompt", row.get("name", "")))
-            )
-            if video is None:
-                break
-            cards.append(f"<figure>{video}<figcaption>{caption(row)}</figcaption></figure>")
-        shown = (
-            f"The first {len(cards)} of {len(rows)}"
-            if len(cards) < len(rows)
-            else f"All {len(rows)}"
-        )
-        in_sight, folded = cards[:MAX_IN_SIGHT], cards[MAX_IN_SIGHT:]
-        grid = f'<p class="note">{shown} {kind}{remark}.</p>'
-        grid += f'<div class="cards {kind}">{"".join(in_sight)}</div>'
-        if folded:
-            more = f'<div class="cards {kind}">{"".join(folded)}</div>'
-            grid += page.folded(f"{len(folded)} more {kind}", more)
-        return grid
-
-
-# Formats.
-
-
-def _is_time(name: str) -> bool:
-    return name.endswith("_s") and not name.endswith("_per_s")
-
-
-def _value(name: str, value: Any) -> str:
-    """Format a fact of a run, by the unit in its name."""
-    number = page.number(value)
-    if number is not None and _is_time(name):
-        return duration(number)
-    if number is not None:
-        return f"{number:,}" if isinstance(number, int) else f"{number:,.6g}"
-    return escape(value if isinstance(value, str) else json.dumps(value))
-
-
-# Sections.
-
-
-def _header(root: pathlib.Path, runs: Mapping[str, dict[str, Any]]) -> str:
-    machines = dict.fromkeys(
-        str(run["run"]["device"]) for run in runs.values() if run.get("run", {}).get("device")
+        flags=_flags(experiment),
     )
-    where = f" Trained on {escape(' and '.join(machines))}." if machines else ""
+
+
+# Samples.
+
+
+def _samples(experiment: Experiment, clips: Clips) -> list[Sheet]:
+    """Return the samples of held-out prompts, those with something wrong first, or else of own
+    prompts."""
+    results = experiment.captions or experiment.samples or {}
+    folder = experiment.evaluation / ("captions" if experiment.captions else "samples")
+    rows = results.get("samples") or []
+    wrong = [row for row in rows if (row.get("correct") or {}).get("all") is False]
+    kept = [row for row in rows if row.get("file")]
+
+    def make(row: dict[str, Any]) -> list[Clip]:
+        return with_truth(clips, folder, row, style_of(experiment))
+
+    sheets = []
+    if worst := [row for row in kept if row["file"] in {row.get("file") for row in wrong}]:
+        sheet = clips.sheet(worst[:MAX_WRONG], make, MAX_WRONG, "samples", "", MAX_WRONG)
+        note = f"{len(wrong)} of {len(rows)} samples have something wrong"
+        note += f"; the first {len(sheet.cards)}:" if len(sheet.cards) < len(wrong) else ":"
+        sheets.append(dataclasses.replace(sheet, note=note))
+    if kept:
+        sheet = clips.sheet(kept, make, MAX_SAMPLES, "samples", "", IN_SIGHT)
+        shown = "All" if len(sheet.cards) == len(rows) else f"The first {len(sheet.cards)} of"
+        note = f"{shown} {len(rows)} samples, in the order of the prompts."
+        sheets.append(dataclasses.replace(sheet, note=note))
+    return sheets
+
+
+def style_of(experiment: Experiment) -> str:
+    """Return how the moving shapes that were trained on are drawn."""
+    source = experiment.config("vdit").get("data", {}).get("source")
+    return source.get("style", "filled") if isinstance(source, dict) else "filled"
+
+
+def with_truth(
+    clips: Clips,
+    folder: pathlib.Path,
+    row: Mapping[str, Any],
+    style: str,
+    note: str = "",
+    alone: bool = False,
+) -> list[Clip]:
+    """Return a sample, and unless it is to stand alone, before it what its prompt says where that
+    is known.
+
+    Raises:
+      PageIsFull: they do not fit.
+    """
+    sample = clips.read(folder, row.get("file"), str(row.get("prompt", "")), note)
+    truth = None if alone else clips.truth(row.get("wanted"), sample, "truth", style)
     return (
-        f"<header><p>xgen_jax</p><h1>{escape(root.resolve().name)}</h1><p>From raw videos to a "
-        "text-to-video model: what was trained, how well it does, and how to do it "
-        f"again.{where}</p></header>"
+        [sample] if truth is None else [truth, dataclasses.replace(sample, note=note or "sample")]
     )
 
 
-def _training_times(runs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
-    """Return the seconds that each run has trained, where launch/quickstart.sh noted none."""
-    times = {}
-    for stage, title in STAGES.items():
-        last = (runs[stage].get("metrics") or [{}])[-1]
-        if page.number(last.get("time_s")) is not None:
-            times[f"train the {title[0].lower()}{title[1:]}"] = last["time_s"]
-    return times
+def sampled_with(results: Mapping[str, Any]) -> str:
+    """Return a line with the settings of sampling; "" where none is known."""
+    settings = results.get("settings") or {}
+    listed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+    return f"Sampled with {listed}." if listed else ""
 
 
-def _total_s(timings: Mapping[str, Any]) -> float:
-    if page.number(timings.get("total")) is not None:
-        return timings["total"]
-    return math.fsum(value for value in timings.values() if page.number(value) is not None)
-
-
-def _tiles(
-    reconstruction: dict | None, captions: dict | None, samples: dict | None, timings: dict | None
-) -> str:
-    tiles = []
-    if reconstruction:
-        mean = reconstruction.get("mean", {})
-        clips = page.figure(reconstruction.get("clips"), ",")
-        remark = f"SSIM {page.figure(mean.get('ssim'), '.3f')}, mean of {clips} clips"
-        tiles.append(
-            ("Reconstruction, PSNR", page.figure(mean.get("psnr_db"), ".1f") + " dB", remark)
-        )
-    else:
-        tiles.append(("Reconstruction, PSNR", "–", "not evaluated yet"))
-    if captions:
-        count = page.figure(captions.get("prompts"), ",")
-        remark = f"of {count} prompts, as the verifier reads the videos"
-        tiles.append(
-            (
-                "All attributes right",
-                page.figure(captions.get("accuracy", {}).get("all"), ".0%"),
-                remark,
-            )
-        )
-    elif samples:
-        tiles.append(("Samples", str(len(samples.get("samples", []))), "of own prompts"))
-    else:
-        tiles.append(("All attributes right", "–", "not evaluated yet"))
-    if timings:
-        tiles.append(("Total time", duration(_total_s(timings)), "all stages together"))
-    else:
-        tiles.append(("Total time", "–", "not recorded"))
-    return page.tiles(tiles)
-
-
-def _samples(captions: dict | None, folder: pathlib.Path, videos: _Videos) -> str:
-    if captions is None:
-        return page.missing("No captions evaluation yet.")
-    if not captions.get("samples"):
-        return page.missing("The captions evaluation kept no samples.")
-
-    def caption(row: dict[str, Any]) -> str:
-        correct, wanted, read = (row.get(name, {}) for name in ("correct", "wanted", "read"))
-        marks = []
-        for name, value in wanted.items():
-            if correct.get(name):
-                marks.append(f'<li class="right">✓ {escape(str(name))}</li>')
-            else:
-                what = f"{name}: wanted {value}, read {read.get(name, 'nothing')}"
-                marks.append(f'<li class="wrong">✗ {escape(what)}</li>')
-        # The right ones first: the eye then finds what is wrong at the same place on every card.
-        marks.sort(key=lambda mark: 'class="wrong"' in mark)
-        return f"<p>{escape(str(row.get('prompt', '')))}</p><ul>{''.join(marks)}</ul>"
-
-    cards = videos.cards(
-        captions["samples"],
-        folder,
-        MAX_SAMPLES,
-        caption,
-        "samples",
-        ", in the order of the prompts",
-    )
-    return _sampled_with(captions) + cards
-
-
-def _sampled_with(results: dict[str, Any]) -> str:
-    """Return a line with the settings of sampling."""
-    settings = ", ".join(
-        f"{escape(name.replace('_', ' '))} {escape(str(value))}"
-        for name, value in results.get("settings", {}).items()
-    )
-    return f'<p class="note">Sampled with {settings}.</p>' if settings else ""
-
-
-def _own_samples(samples: dict | None, folder: pathlib.Path, videos: _Videos) -> str:
-    if not (samples or {}).get("samples"):
-        return page.missing(
-            "No samples yet: python launch/evaluate.py --suite=samples --prompts_file=FILE"
-        )
-    assert samples is not None
-
-    def caption(row: dict[str, Any]) -> str:
-        return f"<p>{escape(str(row.get('prompt', '')))}</p>"
-
-    remark = ", in the order of the prompts"
-    rows = samples["samples"]
-    cards = videos.cards(rows, folder / "samples", MAX_SAMPLES, caption, "samples", remark)
-    return _sampled_with(samples) + cards
-
-
-def _note_on_clips(reconstruction: Mapping[str, Any], own: str | None) -> str:
-    """Say which clips were scored, where a reader could take them for others."""
-    split = reconstruction.get("split")
-    if own is None or split is None:
-        return ""
-    words = {
-        "held_out": "clips that were held out of training",
-        "train": "clips that were trained on, which says little of other footage",
-        "all": "clips of a whole folder, which training may have seen",
-    }
-    return f'<p class="note">Scored on {words.get(split, escape(str(split)))}.</p>'
-
-
-def _accuracy(captions: dict | None) -> str:
-    if captions is None:
-        return page.missing("No captions evaluation yet.")
+def accuracy_rows(captions: Mapping[str, Any] | None) -> list[tuple[str, float, Interval | None]]:
+    """Return (attribute, fraction that is right, its interval) of the prompts; all of them come
+    last."""
+    captions = captions or {}
     accuracy, prompts = captions.get("accuracy", {}), captions.get("prompts")
-    rows = []
-    for name in sorted(accuracy, key=lambda name: name == "all"):  # all of them together comes last
-        value = page.number(accuracy[name])
-        if value is None:
-            continue
-        low_high = "–"
-        if isinstance(prompts, int) and prompts > 0:
-            low_high = "{:.0%} to {:.0%}".format(*wilson_interval(value, prompts))
-        label = "<strong>all of them</strong>" if name == "all" else escape(str(name))
-        rows.append((label, f"{value:.1%}", page.bar(value), low_high))
-    note = (
-        '<p class="note">The interval is the 95% one for this many prompts (Wilson); it does not '
-        "hold the spread between training runs.</p>"
-    )
-    return page.table(("attribute", "right", "", "95% interval"), rows) + note
+    known = isinstance(prompts, int) and prompts > 0
+    return [
+        (name, accuracy[name], wilson_interval(accuracy[name], prompts) if known else None)
+        for name in sorted(accuracy, key=lambda name: name == "all")
+        if page.number(accuracy[name]) is not None
+    ]
 
 
-def _reconstruction(reconstruction: dict | None, folder: pathlib.Path, videos: _Videos) -> str:
-    if reconstruction is None:
-        return page.missing("No reconstruction evaluation yet.")
-    mean = reconstruction.get("mean", {})
-    forms = {
-        "psnr_db": ("PSNR", ".2f", " dB"),
-        "ssim": ("SSIM", ".4f", ""),
-        "mse": ("MSE in [-1, 1]", ".5f", ""),
-    }
-    # Results of earlier releases have no blockiness.
-    extra = ("sharpness", *(["blockiness"] if "blockiness" in mean else []))
-    forms |= {name: (name, ".2f", "") for name in extra}
-    figures = ", ".join(
-        f"{name} {page.figure(mean.get(key), form)}{unit}"
-        for key, (name, form, unit) in forms.items()
-    )
-    head = f"<p>Mean over {page.figure(reconstruction.get('clips'), ',')} clips: {figures}.</p>"
-    rows = [row for row in reconstruction.get("videos", []) if row.get("file")]
-    if not rows:
-        return head + page.missing("The reconstruction evaluation kept no videos.")
+def _confusions(captions: Mapping[str, Any] | None) -> list[tuple[str, str, str, int]]:
+    """Return (attribute, wanted, read, how often) of what was read wrong, most frequent first."""
+    found = [
+        (name, wanted, read, count)
+        for name, rows in ((captions or {}).get("confusions") or {}).items()
+        for wanted, counts in rows.items()
+        for read, count in counts.items()
+        if read != wanted
+    ]
+    return sorted(found, key=lambda each: -each[-1])[:MAX_CONFUSIONS]
 
-    def caption(row: dict[str, Any]) -> str:
-        psnr, ssim = page.figure(row.get("psnr_db"), ".1f"), page.figure(row.get("ssim"), ".3f")
-        figures = f"{psnr} dB, SSIM {ssim}"
-        return f'<p>{escape(str(row.get("name", "")))}</p><p class="note">{figures}</p>'
+
+# Reconstruction.
+
+
+def _reconstruction(experiment: Experiment, clips: Clips) -> dict[str, Any] | None:
+    shape = experiment.shape
+    if shape is None:
+        return None
+    rows = shape.get("videos", [])
+    shown = [row for row in rows if row.get("file")]
+
+    def make(row: dict[str, Any]) -> list[Clip]:
+        return [reconstructed(clips, experiment, row)]
 
     remark = ": the original left, its reconstruction right"
-    return head + videos.cards(rows, folder, MAX_RECONSTRUCTIONS, caption, "clips", remark)
-
-
-def _curves(runs: Mapping[str, dict[str, Any]]) -> str:
-    parts = []
-    for stage, title in STAGES.items():
-        parts.append(f"<h3>{title}</h3>")
-        rows = runs[stage].get("metrics")
-        if not rows:
-            parts.append(page.missing("No metrics yet."))
-            continue
-        last = rows[-1]
-        time = (
-            f" in {duration(last['time_s'])}" if page.number(last.get("time_s")) is not None else ""
-        )
-        parts.append(f'<p class="note">{last["step"]:,} steps{time}.</p><div class="charts">')
-        for name, (label, log) in CURVES.items():
-            points = [
-                (row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)
-            ]
-            if points:
-                steps, values = zip(*points)
-                parts.append(f"<div>{line_chart(steps, values, label, log)}</div>")
-        parts.append("</div>")
-    return "".join(parts)
-
-
-def _timings(timings: dict | None) -> str:
-    if not timings:
-        return page.missing("No times were recorded.")
-    total = _total_s(timings)
-    rows = [
-        (escape(name), duration(value), page.bar(value / total if total else 0))
-        for name, value in timings.items()
-        if name != "total" and page.number(value) is not None
-    ]
-    return page.table(
-        ("stage", "time", ""), [*rows, ("<strong>total</strong>", duration(total), "")]
-    )
-
-
-def _configuration(runs: Mapping[str, dict[str, Any]]) -> str:
-    parts = []
-    for stage, title in STAGES.items():
-        config = runs[stage].get("config")
-        if config is None:
-            parts.append(page.missing(f"{title}: no configuration."))
-            continue
-        rows = [
-            (f"<code>{escape(k)}</code>", f"<code>{escape(json.dumps(v))}</code>")
-            for k, v in flat(config).items()
-        ]
-        parts.append(
-            page.folded(f"{title}: {len(rows)} settings", page.table(("name", "value"), rows))
-        )
-    return "".join(parts)
-
-
-def _versions(runs: Mapping[str, dict[str, Any]]) -> str:
-    facts = {stage: run["run"] for stage, run in runs.items() if "run" in run}
-    if not facts:
-        return page.missing("No run recorded its versions.")
-    head = ("", *facts)
-
-    def table(columns: Mapping[str, Mapping[str, Any]]) -> str:
-        names = dict.fromkeys(name for column in columns.values() for name in column)
-        cells = ([_value(n, c[n]) if n in c else "–" for c in columns.values()] for n in names)
-        return page.table(
-            head,
-            (
-                [escape(name.removesuffix("_s") if _is_time(name) else name), *row]
-                for name, row in zip(names, cells)
-            ),
-        )
-
-    plain = {
-        stage: {k: v for k, v in fact.items() if k != "versions"} for stage, fact in facts.items()
+    some = clips.sheet(shown, make, MAX_RECONSTRUCTIONS, "clips", remark, RECONSTRUCTIONS_IN_SIGHT)
+    sheets = [some] if shown else []
+    if len(shown) > 2 * MAX_WORST:
+        ranked = sorted(shown, key=lambda row: page.number(row.get("psnr_db")) or math.inf)
+        worst = clips.sheet(ranked[:MAX_WORST], make, MAX_WORST, "clips", remark)
+        note = f"The {MAX_WORST} worst of {len(shown)} clips by PSNR{remark}."
+        sheets.insert(0, dataclasses.replace(worst, note=note))
+    return {
+        "clips": page.figure(shape.get("clips"), ","),
+        "figures": [
+            (RECONSTRUCTION[key].name, RECONSTRUCTION[key].show(value), key)
+            for key, value in reconstruction_figures(shape).items()
+        ],
+        "sheets": sheets,
+        "charts": [
+            *frame_charts({"mean of all clips": shape}),
+            histogram([row.get("psnr_db") or math.nan for row in rows], "PSNR, dB"),
+        ],
     }
-    versions = {stage: fact.get("versions", {}) for stage, fact in facts.items()}
-    return table(plain) + (table(versions) if any(versions.values()) else "")
 
 
-def _reproduce(
-    root: pathlib.Path,
-    runs: Mapping[str, dict[str, Any]],
-    captions: dict | None,
-    samples: dict | None,
-    own: str | None,
-) -> str:
-    folder = shlex.quote(f"runs/{root.resolve().name}")
-    results = captions or samples or {}
-    settings = results.get("settings", {})
-    prompt = next(
-        (str(row["prompt"]) for row in results.get("samples", []) if row.get("prompt")), "..."
-    )
+def reconstructed(
+    clips: Clips, experiment: Experiment, row: Mapping[str, Any], note: str = ""
+) -> Clip:
+    """Return an original and its reconstruction, one video, with the PSNR of its frames.
+
+    Raises:
+      PageIsFull: it does not fit.
+    """
+    folder = experiment.evaluation / "reconstruction"
+    notes = [page.figure(value, ".1f", " dB") for value in row.get("psnr_db_frames") or ()]
+    return clips.read(folder, row.get("file"), str(row.get("name", "")), note, notes)
+
+
+def frame_charts(shapes: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
+    """Plot PSNR and SSIM of each frame, the mean over clips, and of one run its worst clip, too.
+
+    Args:
+      shapes: the runs' results at a clip shape, by what to call their means.
+    """
+    charts = []
+    for metric, label in FRAME_CURVES.items():
+        curves, borders = {}, set()
+        for name, shape in shapes.items():
+            by_frame = shape.get("by_frame") or {}
+            borders |= {start + 0.5 for start in by_frame.get("chunk_starts") or ()}
+            rows = [row for row in shape.get("videos", []) if row.get(f"{metric}_frames")]
+            clips = [np.array(row[f"{metric}_frames"], np.float64) for row in rows]
+            mean = by_frame.get(metric)
+            if mean is None and len(set(map(len, clips))) == 1:
+                mean = np.mean(clips, 0)
+            if mean is not None:
+                curves[name] = range(1, len(mean) + 1), mean
+            if len(shapes) == 1 and len(clips) > 1:
+                worst = min(clips, key=np.mean)
+                curves["worst clip"] = range(1, len(worst) + 1), worst
+        if curves:
+            title = f"{label} by frame"
+            charts.append(line_chart(curves, title, False, "frame", False, sorted(borders)))
+    return charts
+
+
+def _flags(experiment: Experiment) -> str:
+    """Return the flags of launch/sample.py for another sample like the first."""
+    results = experiment.captions or experiment.samples or {}
+    settings = results.get("settings") or {}
+    prompts = (str(row["prompt"]) for row in results.get("samples", []) if row.get("prompt"))
     names = [name for name in ("seed", "steps", "sampler", "guidance_scale") if name in settings]
-    flags = " ".join(f"--{name}={shlex.quote(str(settings[name]))}" for name in names)
-    summaries = [run.get("run", {}).get("summary", {}) for run in runs.values()]
-    trained = [summary["command"] for summary in summaries if summary.get("command")]
-    if own is None:
-        trained = ["bash launch/quickstart.sh"]
-    commands = "# everything on this page, from nothing\n" + "\n".join(trained) if trained else ""
-    commands += f"""
-
-# one more sample from this model
-python launch/sample.py --model={folder}/vdit --out=sample.mp4 {flags} \\
-  --prompt={shlex.quote(prompt)}
-
-# one more reconstruction
-python launch/reconstruct.py --embedder={folder}/vidvae --video=FILE --out=reconstruction.mp4
-"""
-    if own is not None:
-        commands += f"""
-# the scores and this page
-python launch/evaluate.py --suite=reconstruction --embedder={folder}/vidvae \\
-  --out={folder}/evaluation
-python launch/evaluate.py --suite=samples --model={folder}/vdit --prompts_file=FILE \\
-  --out={folder}/evaluation
-python launch/evaluate.py --suite=report --out={folder}
-"""
-    return (
-        "<p>From a checkout of the repository, at the versions above:</p>"
-        f"<pre>{escape(commands.strip())}</pre>"
-    )
+    flags = [f"--{name}={shlex.quote(str(settings[name]))}" for name in names]
+    return " ".join([*flags, f"\\\n  --prompt={shlex.quote(next(prompts, '...'))}"])

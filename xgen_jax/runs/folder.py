@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -241,9 +242,12 @@ class RunFolder:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return versions, device and host, for run.json."""
+    """Return date, commit, versions, device and host, for run.json."""
     device = jax.devices()[0]
+    commit = code_commit()
     return {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        **({"commit": commit} if commit else {}),
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in ("xgen_jax", *PACKAGES)},
@@ -251,6 +255,29 @@ def describe_machine() -> dict[str, Any]:
         "device": f"{len(jax.devices())} x {device.device_kind}",
         "host": f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores",
     }
+
+
+def code_commit() -> str:
+    """Return the commit of the checkout that this package is in, with "+changes" where tracked
+    files differ from it; "" where there is no checkout or no git."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    # Hooks of git set variables that would name another checkout.
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        # An installed package may lie in the checkout of something else.
+        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return ""
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def _version(package: str) -> str:

@@ -133,13 +133,26 @@ def sample_scene(rng: np.random.Generator, attributes: Mapping[str, str] | None 
     Raises:
       UserError: an unknown attribute or value.
     """
-    check_attributes(attributes or {})
-    uniforms = rng.random(len(ATTRIBUTES) + 3)
+    return _scene(rng.random(len(ATTRIBUTES) + 3), attributes or {})
+
+
+def typical_scene(attributes: Mapping[str, str]) -> Scene:
+    """Return the scene in the middle of those that `sample_scene` samples for all five attributes:
+    what a caption says, where it leaves the place open.
+
+    Raises:
+      UserError: an unknown attribute or value.
+    """
+    return _scene(np.full(len(ATTRIBUTES) + 3, 0.5), attributes)
+
+
+def _scene(uniforms: np.ndarray, attributes: Mapping[str, str]) -> Scene:
+    check_attributes(attributes)
     sampled = {
         name: values[int(u * len(values))]
         for u, (name, values) in zip(uniforms, ATTRIBUTES.items())
     }
-    sampled |= attributes or {}
+    sampled |= attributes
     u_x, u_y, u_travel = (float(u) for u in uniforms[-3:])
     low, high = _TRAVEL_RANGE
     # A shape that fits a square frame fits any other: its extent is measured on the short side.
