@@ -19,6 +19,7 @@ FREE_KEYS = {
     "loop.evaluate_every",
     "loop.evaluate_batches",
     "loop.profile_steps",
+    "loop.writers",
     "data.num_threads",
     "data.prefetch",
     "data.prefetch_gb",

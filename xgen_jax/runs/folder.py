@@ -26,7 +26,8 @@ from xgen_jax.typing import Params
 CONFIG, RUN, METRICS = "config.json", "run.json", "metrics.jsonl"
 LATENT_STATISTICS = "latent_statistics.json"  # mean and standard deviation of each latent channel
 ADAPTER = "adapter.safetensors"  # what a run with `lora` has trained
-FOLDERS = ("checkpoints", "tensorboard", "previews", "profile")
+TRACKERS = "trackers.json"  # runs of Weights & Biases or Trackio that follow this one
+FOLDERS = ("checkpoints", "tensorboard", "previews", "profile", "wandb")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
 T = TypeVar("T")
@@ -38,6 +39,11 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         self._checkpoints = Checkpoints(self.path / "checkpoints")
+
+    @property
+    def trackers(self) -> pathlib.Path:
+        """Path of the record of the trackers' runs."""
+        return self.path / TRACKERS
 
     @property
     def metrics(self) -> pathlib.Path:
@@ -143,7 +149,7 @@ class RunFolder:
                 if (self.path / name).is_dir():
                     shutil.rmtree(self.path / name)
             # The configuration last: it marks the folder as a run, if this is interrupted.
-            for name in (RUN, LATENT_STATISTICS, ADAPTER, METRICS, CONFIG):
+            for name in (RUN, LATENT_STATISTICS, ADAPTER, METRICS, TRACKERS, CONFIG):
                 (self.path / name).unlink(missing_ok=True)
         elif changed:
             self._note_changes(changed)
