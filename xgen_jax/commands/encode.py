@@ -219,6 +219,12 @@ def _with_statistics(
             if readable:
                 yield np.stack(readable)
 
+    if not folder.written:
+        raise UserError(
+            f"{request.embedder} holds no {LATENT_STATISTICS}, and they cannot be stored there: "
+            "make a folder of it first, with launch/convert.py, and encode with that"
+        )
+
     def measure() -> dict[str, Any]:
         statistics = latent_statistics(network, params["model"], videos())
         folder.write_json(LATENT_STATISTICS, statistics)

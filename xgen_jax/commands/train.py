@@ -19,6 +19,7 @@ from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.parallel.sharding import on_mesh
 from xgen_jax.runs.checkpoint import LATEST, LATEST_GOOD
 from xgen_jax.runs.folder import RunFolder, check_fingerprints
+from xgen_jax.runs.hub import refuse_address
 from xgen_jax.runs.warm_start import with_base_embedder
 from xgen_jax.training.fit import check_state, fit
 from xgen_jax.training.metric_writers import MetricWriter
@@ -71,6 +72,7 @@ def train(
         raise UserError(
             "--overwrite starts again and --accept_changes goes on: give one of them, not both"
         )
+    refuse_address("--workdir", workdir)
     check_writers(config.loop.writers, writers)
     check_hosts(to_dict(config))
     run = RunFolder(workdir)
