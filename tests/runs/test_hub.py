@@ -4,7 +4,9 @@ import pathlib
 import socket
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
+import tiny_t5
 from hub_server import TOKEN, serving
 
 import xgen_jax
@@ -15,7 +17,11 @@ from xgen_jax.runs import hub as hub_module
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.runs.hub import Address, local_folder, parse
 from xgen_jax.runs.load import load_embedder
+from xgen_jax.runs.text_encoders import load_captions
 from xgen_jax.testing import VIDVAE, tiny_run, write_regen_run
+from xgen_jax.weights.safetensors import write_safetensors
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "stdit2.npz"
 
 
 @pytest.fixture
@@ -220,3 +226,27 @@ def test_no_network_is_touched_unless_an_address_is_given(exported, monkeypatch,
     again()
     with pytest.raises((AssertionError, UserError), match="a socket was made"):
         local_folder("hf://me/shapes")
+
+
+def test_a_text_encoder_is_taken_by_its_address(hub, tmp_path):
+    hub.add_folder("me/t5", tiny_t5.write(tmp_path / "t5"))
+    captions = ["a red circle moving left"]
+    there, here = load_captions("hf://me/t5", length=8), load_captions(tmp_path / "t5", length=8)
+    assert there.fingerprint == here.fingerprint
+    there.check(captions)
+
+
+def test_foreign_weights_are_converted_from_their_address(hub, run, tmp_path):
+    with pytest.raises(UserError, match="has no model me/vae"):
+        xgen_jax.convert(kind="sd-vae", source="hf://me/vae", out=str(tmp_path / "vae"))
+    with np.load(GOLDEN) as file:
+        tensors = {
+            name.removeprefix("params/"): file[name]
+            for name in file.files
+            if name.startswith("params/")
+        }
+    write_safetensors(tmp_path / "stdit2" / "model.safetensors", tensors)
+    hub.add_folder("me/stdit2", tmp_path / "stdit2")
+    flags = {"kind": "stdit2", "source": "hf://me/stdit2"}
+    xgen_jax.convert(**flags, out=str(tmp_path / "out"))
+    assert RunFolder(tmp_path / "out").config().source == "hf://me/stdit2"

@@ -144,6 +144,17 @@ def test_a_tracker_that_cannot_start_is_refused_before_training(packages, tmp_pa
     assert packages["wandb"].runs[0].calls == ["finish"]
 
 
+def test_a_tracker_that_cannot_start_again_does_not_keep_a_run_from_going_on(
+    packages, tmp_path, capsys
+):
+    opened(tmp_path).close()
+    packages["wandb"].broken = ("init",)
+    with opened(tmp_path) as writers:
+        writers.write(3, {"loss": 1.0})
+    assert "wandb could not be started (api_key" in capsys.readouterr().err
+    assert packages["trackio"].runs[1].calls == [(3, {"loss": 1.0}), "finish"]
+
+
 def test_a_missing_package_is_refused_with_its_extra_before_anything_is_written(
     monkeypatch, tmp_path
 ):

@@ -6,6 +6,7 @@ network too. Pickles are not fetched.
 """
 
 import functools
+import logging
 import os
 import pathlib
 import re
@@ -127,6 +128,8 @@ def _hub() -> Any:
         raise UserError(
             'addresses hf://OWNER/NAME need huggingface_hub: pip install "xgen_jax[hub]"'
         ) from error
+    for name in ("httpx", "httpx2"):  # at level INFO it lists every request
+        logging.getLogger(name).setLevel(logging.WARNING)
     return huggingface_hub
 
 

@@ -42,7 +42,10 @@ COMMAND = {
     "embedder": (
         "python -m xgen_jax reconstruct --embedder={name} --video=clip.mp4 --out=both.mp4"
     ),
-    "weights": "python -m xgen_jax train --config=vdit/base --config.init_from={name} ...",
+    "weights": (
+        "python -m xgen_jax train --config=vdit/240p --workdir=runs/vdit --config.init_from={name} "
+        "--config.embedder=EMBEDDER --config.data.source.path=LATENTS"
+    ),
 }
 LAYOUTS = {
     "autoencoder_kl": "diffusers' AutoencoderKL, which loads the folder for images",

@@ -64,7 +64,8 @@ def open_trackers(
       config: of the run, to be tracked.
 
     Raises:
-      UserError: a tracker cannot be started: nobody is logged in, for instance.
+      UserError: a tracker cannot be started in a new run: nobody is logged in, for instance. A
+        run that goes on does so without it.
     """
     writers: list[GuardedWriter] = []
     for name in [name for name in names if name in TRACKERS]:
@@ -72,8 +73,15 @@ def open_trackers(
         try:
             opened = TRACKERS[name](record.parent, PROJECT, run.id, run.known, config)
         except Exception as error:  # of any kind: the package's own
-            Trackers(*writers).close()
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if run.known:  # it worked when the run began, and the run is what matters
+                print(
+                    f"{name} could not be started ({reason}); the run goes on without it until it "
+                    "is started again",
+                    file=sys.stderr,
+                )
+                continue
+            Trackers(*writers).close()
             raise UserError(
                 f"{name} could not be started ({reason}); see docs/trackers.md, or leave it out of "
                 "--config.loop.writers"
