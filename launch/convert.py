@@ -1,8 +1,9 @@
-"""Convert the weights of another project to a folder of ours, or back. Only safetensors are read,
-never a pickle; `i3d` opens its file with PyTorch in a process of its own.
+"""Convert the weights of another project to a folder of ours, or export a model to share. Only
+safetensors are read, never a pickle; `i3d` opens its file with PyTorch in a process of its own.
 
 python launch/convert.py --kind=sd-vae --source=sd-vae-ft-mse/diffusion_pytorch_model.safetensors
     --out=runs/sd-vae
+python launch/convert.py --kind=export --source=runs/vdit --out=moving-shapes --push=hf://me/shapes
 
 To an embedder's folder, for --embedder:
 `sd-vae`: Stable Diffusion's 2D autoencoder, inflated in time; images and static videos come out as
@@ -14,7 +15,11 @@ To a transformer's folder, for --config.init_from of a vdit run:
 `pixart`: PixArt-alpha, in its own names or those of diffusers; what an image network lacks keeps
 its random initial values.
 
-Back, to a file:
+To a folder to keep and to share, which every command takes back:
+`export`: a run or converted weights, as safetensors with a model card; a text-to-video model with
+its embedder. --push uploads it.
+
+To a file:
 `stdit2-export`: a vdit run in Open-Sora's form, or converted weights.
 
 To a merged model's folder, like that of its base:
@@ -30,11 +35,17 @@ from absl import flags
 
 text = flags.DEFINE_string
 FLAGS = [
-    text("kind", None, "sd-vae, osp-vae, stdit2, pixart, stdit2-export, lora or i3d."),
-    text("source", None, "The .safetensors file, or its folder; to export, a run folder."),
-    text("out", None, "The folder to write, for --embedder or init_from; to export, the file."),
+    text("kind", None, "sd-vae, osp-vae, stdit2, pixart, lora, i3d, export or stdit2-export."),
+    text("source", None, "The .safetensors file, or its folder (also hf://OWNER/NAME), or a run."),
+    text("out", None, "The folder to write; of stdit2-export the file."),
     text("base", None, "For lora: the folder of the model that the adapter was trained on."),
     flags.DEFINE_bool("overwrite", False, "Replace what is in --out."),
+    text("dtype", None, "Of export: float32 (default) or bfloat16, which keeps an embedder as is."),
+    text("embedder", None, "Of export: the embedder's folder, if it is no longer where it was."),
+    text("evaluation", None, "Of export: launch/evaluate.py's --out, for the card's figures."),
+    text("licence", None, "Of export: the weights', for the card, such as apache-2.0."),
+    text("push", None, "Of export: hf://OWNER/NAME to upload the folder to."),
+    flags.DEFINE_bool("private", False, "Of export: a repository that --push makes is private."),
 ]
 
 

@@ -65,6 +65,9 @@ ONLY_IN = {
     "safetensors": {"weights/safetensors.py", "weights/torch_file.py"},
     "torch": {"weights/torch_file.py"},  # runs in a process of its own
     "pdqhash": {"curation/duplicates.py"},
+    "huggingface_hub": {"runs/hub.py"},
+    "trackio": {"training/metric_writers/trackio.py"},
+    "wandb": {"training/metric_writers/wandb.py"},
     "sentencepiece": {"models/t5_tokenizer.py"},
     "rapidocr": {"curation/text.py"},
     "shapely": {"curation/text.py"},

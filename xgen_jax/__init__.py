@@ -16,7 +16,7 @@ sampler, a source of clips, an embedder or a task is in docs/extending.md.
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from xgen_jax.errors import UserError
@@ -249,6 +249,7 @@ def train(
     overwrite: bool = False,
     accept_changes: bool = False,
     keys: Mapping[str, Any] | None = None,
+    writers: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Train a run, or go on training the one in the folder, bit for bit as if never interrupted.
 
@@ -260,6 +261,8 @@ def train(
       accept_changes: go on although the data, the learning rate or the like have changed; see
         `commands.train.train`.
       keys: of a named configuration, those to change: {"data.source.path": "my_videos"}.
+      writers: your own metric writers, besides `loop.writers`; see
+        `training.metric_writers.MetricWriter`.
 
     Returns:
       A summary: step, last metrics, seconds, parameters.
@@ -273,7 +276,8 @@ def train(
     """
     from xgen_jax.commands.train import train
 
-    return train(_run_config(config, keys), workdir, overwrite, accept_changes)
+    run = _run_config(config, keys)
+    return train(run, workdir, overwrite, accept_changes, writers=writers)
 
 
 def plan(

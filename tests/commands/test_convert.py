@@ -94,7 +94,7 @@ def test_it_has_no_sizes_and_no_statistics_until_somebody_gives_them(folder):
     [
         (
             {"kind": None},
-            "give --kind, one of sd-vae, osp-vae, stdit2, pixart, stdit2-export, lora",
+            "give --kind, one of sd-vae, osp-vae, stdit2, pixart, export, stdit2-export, lora",
         ),
         ({"source": None}, "give --source"),
         ({"kind": "vqgan"}, "kind='vqgan' is not known"),

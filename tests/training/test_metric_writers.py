@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_plain_lines_come_at_intervals_and_say_what_is_left():
 
 
 def test_live_bar_stays_on_one_line_narrower_than_the_terminal(monkeypatch):
-    monkeypatch.setattr(metrics.shutil, "get_terminal_size", lambda: os.terminal_size((70, 24)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((70, 24)))
     stream, clock = Terminal(), Clock()
     writer = metrics.ConsoleWriter(10, stream=stream, clock=clock)
     run(writer, clock, range(1, 11))
@@ -80,7 +81,7 @@ def test_console_takes_the_callers_speed_and_a_resumed_start():
 
 
 def test_narrow_terminal_and_a_run_without_steps(monkeypatch):
-    monkeypatch.setattr(metrics.shutil, "get_terminal_size", lambda: os.terminal_size((20, 24)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((20, 24)))
     stream = Terminal()
     writer = metrics.ConsoleWriter(10, stream=stream)
     writer.progress(0, {})

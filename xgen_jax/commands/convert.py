@@ -1,5 +1,5 @@
-"""Foreign weights become a folder that commands take, and a transformer a foreign file, for
-`launch/convert.py`."""
+"""Weights in and out, for `launch/convert.py`: foreign ones become a folder that commands take, a
+model becomes a folder to share, and a transformer a foreign file."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,9 @@ import numpy as np
 from xgen_jax.config.runs import VDiTRun, VDiTWeights, VidVAEWeights
 from xgen_jax.errors import UserError, choose
 from xgen_jax.models.fingerprint import fingerprint
+from xgen_jax.runs import hub
 from xgen_jax.runs.adapters import with_adapter
+from xgen_jax.runs.export import export_model
 from xgen_jax.runs.folder import RunFolder, describe_machine
 from xgen_jax.runs.load import load_transformer
 from xgen_jax.training.metric_writers import ConsoleWriter
@@ -23,8 +25,9 @@ from xgen_jax.weights import i3d, vdit, vidvae
 from xgen_jax.weights.foreign_config import read_config
 from xgen_jax.weights.safetensors import SUFFIX, iterate_safetensors, tensor_names
 
-EXPORT, LORA = "stdit2-export", "lora"
-KINDS = (*vidvae.KINDS, *vdit.KINDS, EXPORT, LORA, i3d.KIND)
+EXPORT, STDIT2, LORA = "export", "stdit2-export", "lora"
+KINDS = (*vidvae.KINDS, *vdit.KINDS, EXPORT, STDIT2, LORA, i3d.KIND)
+EXPORT_ONLY = ("dtype", "embedder", "evaluation", "licence", "push", "private")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,12 +36,17 @@ class ConvertRequest:
 
     Attributes:
       kind: `sd-vae` or `osp-vae`, see `weights.vidvae`; `stdit2` or `pixart`, see `weights.vdit`;
-        `stdit2-export`, the way back; `lora`, see `weights.lora`; or `i3d`, see `weights.i3d`.
+        `lora`, see `weights.lora`; `i3d`, see `weights.i3d`; `export`, see `runs.export`; or
+        `stdit2-export`, one file.
       source: the safetensors file, or the folder that holds it and its config.json; to export, a
-        vdit run or weights in STDiT2's form. FILE:SCALE weighs an adapter.
-      out: the folder to write; to export, the file.
+        run or converted weights, for `stdit2-export` in STDiT2's form. FILE:SCALE weighs an
+        adapter. A folder may be an address, see `runs.hub`.
+      out: the folder to write; for `stdit2-export` the file.
       base: of an adapter, the vdit run or the converted weights that it was trained on.
       overwrite: remove the run or the weights that are in the folder, or the file.
+      dtype, embedder, evaluation, licence: of `export`, see `export_model`.
+      push: of `export`, the address to upload the folder to.
+      private: of the repository, if `push` makes it.
 
     Raises:
       UserError: flags that are missing, not known, or contradict each other.
@@ -49,6 +57,12 @@ class ConvertRequest:
     out: str = ""
     base: str | None = None
     overwrite: bool = False
+    dtype: str | None = None
+    embedder: str | None = None
+    evaluation: str | None = None
+    licence: str | None = None
+    push: str | None = None
+    private: bool = False
 
     def __post_init__(self):
         for name in ("kind", "source", "out"):
@@ -61,11 +75,21 @@ class ConvertRequest:
                 f"--kind={LORA} needs --base=FOLDER, which the adapter was trained on; no other "
                 "kind takes it"
             )
+        if self.kind != EXPORT:
+            given = [name for name in EXPORT_ONLY if getattr(self, name)]
+            if given:
+                raise UserError(f"--{given[0]} is for --kind={EXPORT}")
+        if self.private and not self.push:
+            raise UserError("--private is for --push=hf://OWNER/NAME")
+        if self.push:
+            hub.check_target(self.push)
+        hub.refuse_address("--out", self.out)
 
 
 def convert(request: ConvertRequest) -> dict[str, Any]:
     """Write foreign weights as a folder: an autoencoder's for --embedder, a transformer's for
-    init_from. Or merge an adapter into its base, or write a transformer as a foreign file.
+    init_from. Or merge an adapter into its base, export a model, or write a transformer as
+    a foreign file.
 
     Latent statistics are not converted: `launch/encode.py` measures them where they are needed.
 
@@ -81,20 +105,23 @@ def convert(request: ConvertRequest) -> dict[str, Any]:
     if request.base is not None:
         summary = _merge(source, request.base, out, request.overwrite)
     elif kind == EXPORT:
-        summary = _export(source, out, request.overwrite)
+        summary = {"kind": kind, **_export(request)}
+    elif kind == STDIT2:
+        summary = _stdit2_file(source, out, request.overwrite)
     elif kind == i3d.KIND:
         summary = i3d.convert_i3d(source, out, request.overwrite)
     elif kind in vidvae.KINDS:
-        summary = _autoencoder(kind, pathlib.Path(source), out, request.overwrite)
+        summary = _autoencoder(kind, source, out, request.overwrite)
     else:
-        summary = _transformer(kind, pathlib.Path(source), out, request.overwrite)
+        summary = _transformer(kind, source, out, request.overwrite)
     return {**summary, "wall_s": round(time.monotonic() - started, 1)}
 
 
-def _autoencoder(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> dict[str, Any]:
+def _autoencoder(kind: str, given: str, out: str, overwrite: bool) -> dict[str, Any]:
+    source = hub.local_folder(given)
     tensors, foreign = _read(source), read_config(source)
     model, params = vidvae.load_vidvae(kind, tensors, foreign, origin=str(source))
-    config = VidVAEWeights(model=model, kind=kind, source=str(source.resolve()))
+    config = VidVAEWeights(model=model, kind=kind, source=_origin(given))
     folder, parameters = _write(out, config, {"vidvae": params}, overwrite)
     return {
         "embedder": str(folder.path),
@@ -110,12 +137,11 @@ def _autoencoder(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> 
     }
 
 
-def _transformer(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> dict[str, Any]:
+def _transformer(kind: str, given: str, out: str, overwrite: bool) -> dict[str, Any]:
+    source = hub.local_folder(given)
     tensors, foreign = _read(source), read_config(source)
     model, channels, params, new = vdit.load_vdit(kind, tensors, foreign, origin=str(source))
-    config = VDiTWeights(
-        model=model, kind=kind, source=str(source.resolve()), latent_channels=channels
-    )
+    config = VDiTWeights(model=model, kind=kind, source=_origin(given), latent_channels=channels)
     folder, parameters = _write(out, config, {"vdit": params}, overwrite)
     return {
         "model": str(folder.path),
@@ -131,6 +157,10 @@ def _transformer(kind: str, source: pathlib.Path, out: str, overwrite: bool) -> 
         "new_layers": list(new),
         "fingerprint": fingerprint(model, params),
     }
+
+
+def _origin(given: str) -> str:
+    return given if hub.is_address(given) else str(pathlib.Path(given).resolve())
 
 
 def _read(source: pathlib.Path) -> dict[str, np.ndarray]:
@@ -155,7 +185,7 @@ def _merge(source: str, base: str, out: str, overwrite: bool) -> dict[str, Any]:
     params = with_adapter(base_params, config.model, source)
     assert isinstance(config, (VDiTRun, VDiTWeights))  # what holds a transformer
     # It is not the base's run, and must not be taken for it.
-    config = config.derived(str(folder.path.resolve()), LORA)
+    config = config.derived(_origin(base), LORA)
     fingerprints = folder.checkpoints().restore_data()["fingerprints"]
     written, parameters = _write(out, config, params, overwrite, fingerprints, adapter=source)
     return {
@@ -194,10 +224,25 @@ def _write(
     return folder, parameters
 
 
-def _export(source: str, out: str, overwrite: bool) -> dict[str, Any]:
+def _export(request: ConvertRequest) -> dict[str, Any]:
+    summary = export_model(
+        request.source,
+        request.out,
+        dtype=request.dtype or "float32",
+        embedder=request.embedder,
+        licence=request.licence,
+        evaluation=request.evaluation,
+        overwrite=request.overwrite,
+    )
+    if request.push is None:
+        return summary
+    return {**summary, "url": hub.upload(pathlib.Path(request.out), request.push, request.private)}
+
+
+def _stdit2_file(source: str, out: str, overwrite: bool) -> dict[str, Any]:
     if not out.endswith(SUFFIX):
         raise UserError(f"--out={out} must be a file that ends with {SUFFIX}")
     config, params = load_transformer(source)
     params = params[config.family]
     path = vdit.write_stdit2(out, config.model, params, overwrite=overwrite)
-    return {"file": str(path), "kind": EXPORT, "fingerprint": fingerprint(config.model, params)}
+    return {"file": str(path), "kind": STDIT2, "fingerprint": fingerprint(config.model, params)}

@@ -30,6 +30,7 @@ from xgen_jax.models.latent_statistics import latent_statistics
 from xgen_jax.parallel.agreement import check_equal, from_first, gather, is_first, together
 from xgen_jax.parallel.memory import GB
 from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
+from xgen_jax.runs.hub import is_address
 from xgen_jax.runs.load import load_embedder
 from xgen_jax.runs.text_encoders import ByteCaptions, T5Captions, load_captions
 from xgen_jax.training.metric_writers import ConsoleWriter
@@ -218,6 +219,12 @@ def _with_statistics(
             readable = [clip["video"] for _, clip in batch if not isinstance(clip, str)]
             if readable:
                 yield np.stack(readable)
+
+    if is_address(request.embedder):
+        raise UserError(
+            f"{request.embedder} holds no {LATENT_STATISTICS}, and they cannot be stored there: "
+            "make a folder of it first, with launch/convert.py, and encode with that"
+        )
 
     def measure() -> dict[str, Any]:
         statistics = latent_statistics(network, params["model"], videos())

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from xgen_jax.commands.hosts import check_hosts
@@ -19,8 +20,11 @@ from xgen_jax.parallel.mesh import make_mesh
 from xgen_jax.parallel.sharding import on_mesh
 from xgen_jax.runs.checkpoint import LATEST, LATEST_GOOD
 from xgen_jax.runs.folder import RunFolder, check_fingerprints
+from xgen_jax.runs.hub import refuse_address
 from xgen_jax.runs.warm_start import with_base_embedder
 from xgen_jax.training.fit import check_state, fit
+from xgen_jax.training.metric_writers import MetricWriter
+from xgen_jax.training.metric_writers.trackers import check_writers
 from xgen_jax.training.summary import Summary
 from xgen_jax.training.tasks import build_task
 
@@ -31,6 +35,7 @@ def train(
     overwrite: bool = False,
     accept_changes: bool = False,
     restore: str = LATEST,
+    writers: Sequence[MetricWriter] = (),
 ) -> dict[str, Any]:
     """Train the run of a configuration in a folder, or continue it.
 
@@ -44,6 +49,7 @@ def train(
         weights of the loss, buckets, seed and the like. run.json notes what has changed, and when.
       restore: the checkpoint to go on from: "latest", or "latest_good", which steps over damaged
         ones and renames them to STEP.damaged.
+      writers: your own, besides `loop.writers`; see `training.fit.fit` and docs/trackers.md.
 
     Returns:
       A summary: step, last metrics, seconds spent here, parameters.
@@ -67,6 +73,8 @@ def train(
         raise UserError(
             "--overwrite starts again and --accept_changes goes on: give one of them, not both"
         )
+    refuse_address("--workdir", workdir)
+    check_writers(config.loop.writers, writers)
     check_hosts(to_dict(config))
     run = RunFolder(workdir)
     with together():  # a mistake that one process finds ends all of them
@@ -117,7 +125,9 @@ def train(
                 stack.enter_context(locked(run.path, "trains in"))
                 run.create_or_resume(config, overwrite, changed)
         stack.enter_context(on_mesh(mesh))
-        return fit(run, config, task, pipeline, mesh, held_out, start, summary, restore, judge)
+        return fit(
+            run, config, task, pipeline, mesh, held_out, start, summary, restore, judge, writers
+        )
 
 
 def data_change(

@@ -20,6 +20,7 @@ FREE_KEYS = {
     "loop.evaluate_batches",
     "loop.evaluate_prompts",
     "loop.profile_steps",
+    "loop.writers",
     "data.num_threads",
     "data.prefetch",
     "data.prefetch_gb",

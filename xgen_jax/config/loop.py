@@ -4,6 +4,7 @@ import dataclasses
 
 from xgen_jax.errors import UserError, choose
 
+WRITERS = ("console", "jsonl", "tensorboard", "wandb", "trackio")
 HELD_OUT = "held_out_"  # begins the names of an evaluation's figures
 
 
@@ -46,6 +47,8 @@ class LoopConfig:
       stall_timeout_s: seconds without a step, or 10 times a step's usual time where that is
         longer, after which the process ends with the stacks of its threads in WORKDIR/stalled.txt;
         0 is off.
+      writers: where metrics and previews go, some of `WRITERS`: "wandb" and "trackio" need the
+        extra of that name (docs/trackers.md). "jsonl" is what pages and figures are made of.
     """
 
     steps: int
@@ -65,6 +68,7 @@ class LoopConfig:
     skip_non_finite: int = 0
     rollback_sigma: float = 0.0
     stall_timeout_s: float = 1800.0
+    writers: tuple[str, ...] = ("console", "jsonl", "tensorboard")
 
     def __post_init__(self):
         counts = ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "accumulate")
@@ -101,3 +105,7 @@ class LoopConfig:
                 f"10,12"
             )
         choose("loop.compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
+        for name in self.writers:
+            choose("loop.writers", name, WRITERS)
+        if len(set(self.writers)) < len(self.writers):
+            raise UserError(f"loop.writers={','.join(self.writers)} names a writer twice")

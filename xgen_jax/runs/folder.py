@@ -22,23 +22,44 @@ from xgen_jax.files import check_free, read_json, refuse_differences, write_json
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.models.lora import merge
 from xgen_jax.runs.checkpoint import Checkpoints, Step
+from xgen_jax.runs.exported import RECORD, ExportedCheckpoint, is_exported, networks_folder
+from xgen_jax.runs.hub import is_address, local_folder
 from xgen_jax.typing import Params
 
 CONFIG, RUN, METRICS = "config.json", "run.json", "metrics.jsonl"
 LATENT_STATISTICS = "latent_statistics.json"  # mean and standard deviation of each latent channel
 ADAPTER = "adapter.safetensors"  # what a run with `lora` has trained
-FOLDERS = ("checkpoints", "tensorboard", "previews", "profile")
+TRACKERS = "trackers.json"  # runs of Weights & Biases or Trackio that follow this one
+FOLDERS = ("checkpoints", "tensorboard", "previews", "profile", "wandb")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
 T = TypeVar("T")
 
 
 class RunFolder:
-    """The folder of a run, or of converted weights."""
+    """The folder of a run, of converted weights or of an exported model.
+
+    Args:
+      path: of the folder, or hf://OWNER/NAME, which is downloaded; see `runs.hub`.
+
+    Attributes:
+      path: of the folder with the configuration; of an exported text-to-video model that of its
+        transformer.
+      written: False for what is never written to: an exported model, or one on the hub.
+    """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path)
-        self._checkpoints = Checkpoints(self.path / "checkpoints")
+        self.path = networks_folder(local_folder(path))
+        self.written = not is_address(path) and not is_exported(self.path)
+        kind = ExportedCheckpoint if is_exported(self.path) else Checkpoints
+        self._checkpoints = kind(
+            self.path if kind is ExportedCheckpoint else self.path / "checkpoints"
+        )
+
+    @property
+    def trackers(self) -> pathlib.Path:
+        """Path of the record of the trackers' runs."""
+        return self.path / TRACKERS
 
     @property
     def metrics(self) -> pathlib.Path:
@@ -51,7 +72,15 @@ class RunFolder:
         Raises:
           UserError: no such folder, or one that holds neither a run nor weights.
         """
-        return folder_config(self.read_json(CONFIG))
+        values = self.read_json(CONFIG)
+        if is_exported(self.path):  # in another project's layout it is in the record
+            values = self.read_json(RECORD).get("config") or values
+        elif foreign := values.get("_class_name") or values.get("model_type"):
+            raise UserError(
+                f"{self.path} holds a {foreign} of another project: make a folder of it with "
+                "launch/convert.py --kind=KIND --source=FOLDER --out=NEW"
+            )
+        return folder_config({k: v for k, v in values.items() if not k.startswith("_")})
 
     def expect(self, kind: type[T], wanted: str) -> T:
         """Read the configuration, which must be of a class, e.g. `HoldsEmbedder`.
@@ -99,7 +128,13 @@ class RunFolder:
         Raises:
           UserError: the folder holds another run or other files.
         """
-        if not check_free(self.path, CONFIG, "run") or overwrite:
+        there = check_free(self.path, CONFIG, "run")
+        if not self.written:
+            raise UserError(
+                f"{self.path} holds an exported model, which is not trained further in its folder: "
+                "choose another one, with --config.init_from to start from the model"
+            )
+        if not there or overwrite:
             return {}
         # Read as a configuration: keys that a newer release added then have their defaults.
         changed = changed_keys(to_dict(self.config()), to_dict(config))
@@ -144,7 +179,7 @@ class RunFolder:
                 if (self.path / name).is_dir():
                     shutil.rmtree(self.path / name)
             # The configuration last: it marks the folder as a run, if this is interrupted.
-            for name in (RUN, LATENT_STATISTICS, ADAPTER, METRICS, CONFIG):
+            for name in (RUN, LATENT_STATISTICS, ADAPTER, METRICS, TRACKERS, CONFIG):
                 (self.path / name).unlink(missing_ok=True)
         elif changed:
             self._note_changes(changed)
@@ -222,7 +257,11 @@ class RunFolder:
     def resolve_sibling(self, configured: str) -> str:
         """Return the path of a folder that the run names; if it was moved together with the run,
         the folder of the same name next to the run."""
+        if is_address(configured):
+            return configured
         sibling = self.path.parent / pathlib.Path(configured).name
+        if is_exported(self.path) and sibling.is_dir():  # an exported model names its own parts
+            return str(sibling)
         moved = not pathlib.Path(configured).is_dir() and sibling.is_dir()
         return str(sibling if moved else configured)
 
@@ -250,7 +289,7 @@ def describe_machine() -> dict[str, Any]:
         **({"commit": commit} if commit else {}),
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("xgen_jax", *PACKAGES)},
+            **{name: package_version(name) for name in ("xgen_jax", *PACKAGES)},
         },
         "device": f"{len(jax.devices())} x {device.device_kind}",
         "host": f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores",
@@ -280,7 +319,8 @@ def code_commit() -> str:
         return ""
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """Return the version of an installed package, "not installed" for any other."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # a checkout that is on the path only

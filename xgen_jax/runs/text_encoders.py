@@ -38,7 +38,9 @@ from xgen_jax.models.text import (
 from xgen_jax.models.text_config import T5TextConfig
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import batch_sharding, on_mesh, parameter_spec
+from xgen_jax.runs.exported import INDEX
 from xgen_jax.runs.folder import CONFIG, RunFolder
+from xgen_jax.runs.hub import local_folder
 from xgen_jax.runs.load import load_text_encoder
 from xgen_jax.typing import Params
 from xgen_jax.weights.safetensors import read_safetensors, write_safetensors
@@ -119,7 +121,8 @@ class T5Captions:
         dtype: Any = np.float32,
         cache: str | os.PathLike | None = None,
     ):
-        self.folder, self.length, self.dtype = T5Folder(path), length, jnp.dtype(dtype)
+        self.folder, self.length = T5Folder(local_folder(path)), length
+        self.dtype = jnp.dtype(dtype)
         self.width, self.fingerprint, self.cut = (
             self.folder.config.width,
             self.folder.fingerprint,
@@ -268,11 +271,13 @@ def load_captions(
     Raises:
       UserError: a folder that holds neither, or a length for a run.
     """
-    file = pathlib.Path(path) / CONFIG
+    folder = local_folder(path)
+    file = folder / CONFIG
     values = read_json(file) if file.is_file() else {}
-    if "model_type" in values or (pathlib.Path(path) / "text_encoder").is_dir():
+    pipeline = (folder / "text_encoder").is_dir() and not (folder / INDEX).is_file()
+    if "model_type" in values or pipeline:
         return T5Captions(path, length or T5TextConfig.length, dtype)
-    if not values:
+    if not values and not (folder / INDEX).is_file():
         raise UserError(f"{path} holds no text encoder: give the folder of a T5, or of a vdit run")
     if length is not None:
         raise UserError("text_length is for a T5's folder; a run has its own")

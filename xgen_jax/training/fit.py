@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -20,10 +20,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xgen_jax.config.loop import LoopConfig
-from xgen_jax.config.runs import Run
+from xgen_jax.config.runs import Run, to_dict
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.errors import UserError
-from xgen_jax.parallel.agreement import from_first, is_first
+from xgen_jax.parallel.agreement import from_first, is_first, together
 from xgen_jax.parallel.arrays import put
 from xgen_jax.parallel.memory import program_bytes
 from xgen_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
@@ -34,6 +34,8 @@ from xgen_jax.signals import Stopped, stop_later
 from xgen_jax.training.compiled import abstract_arguments, compile_ahead, jit_update
 from xgen_jax.training.evaluation import Evaluation, Judge
 from xgen_jax.training.loss_guard import LossGuard, LossSpike, NonFiniteLoss
+from xgen_jax.training.metric_writers import MetricWriter
+from xgen_jax.training.metric_writers.trackers import Trackers, open_trackers
 from xgen_jax.training.run_log import RunLog
 from xgen_jax.training.state import TrainState, abstract_state, start_state
 from xgen_jax.training.summary import Summary
@@ -53,6 +55,7 @@ def fit(
     summary: Summary | None = None,
     restore: Step = LATEST,
     judge: Judge | None = None,
+    writers: Sequence[MetricWriter] = (),
 ) -> dict[str, Any]:
     """Train a task to the last step of its run, from the newest checkpoint if there is one.
 
@@ -67,6 +70,9 @@ def fit(
       summary: of the data, shown with the rest before the first step.
       restore: the checkpoint to go on from, LATEST or LATEST_GOOD.
       judge: of samples at each evaluation, for a task that samples prompts.
+      writers: the user's own, besides `loop.writers`. The first process calls them, and closes them
+        at the end; one that fails ends no run. After `loop.rollback_sigma` has taken a run back,
+        steps come again.
 
     Returns:
       A summary: step, parameters, seconds spent here, the last metrics.
@@ -103,38 +109,46 @@ def fit(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
     first_step = int(state.step)
     last: dict[str, float] = {}
-    if first_step < loop.steps:
-        before = time.monotonic()
-        update = jit_update(task, optimizer, loop, mesh, shardings)
-        arguments = {b: abstract_arguments(task, arrays, b, on_batch) for b in pipeline.buckets}
-        steps = compile_ahead(update, abstract, arguments, frozen, stop_shape(mesh))
-        evaluation = Evaluation.make(task, held_out, loop, on_batch, judge)
-        if loop.keep_best:
-            evaluation.check(loop.keep_best, abstract.ema, arrays, sample_id, frozen)
-        facts = {"parameters": parameters, "compile_s": time.monotonic() - before}
-        if summary is not None:
-            size = max(program_bytes(cast(Any, step)) for step in steps.values())
-            summary = summary.of_run(config, first_step, parameters, task.frozen, mesh, size)
-            facts["summary"] = summary.facts
-            if is_first():
-                print("\n".join(summary.lines()), file=sys.stderr)
-        guard = LossGuard(loop, data.get("guard"))
-        while True:
-            log = RunLog(run, config, task, pipeline, checkpoints, first_step, facts, guard)
-            try:
-                state, last = take_steps(
-                    task, pipeline, loop, on_batch, steps, state, frozen, log, evaluation
+    trackers = Trackers()
+    with together():  # before anything is compiled
+        if is_first():
+            names = loop.writers if first_step < loop.steps else ()
+            trackers = open_trackers(names, writers, run.trackers, to_dict(config))
+    with trackers:
+        if first_step < loop.steps:
+            before = time.monotonic()
+            update = jit_update(task, optimizer, loop, mesh, shardings)
+            arguments = {b: abstract_arguments(task, arrays, b, on_batch) for b in pipeline.buckets}
+            steps = compile_ahead(update, abstract, arguments, frozen, stop_shape(mesh))
+            evaluation = Evaluation.make(task, held_out, loop, on_batch, judge)
+            if loop.keep_best:
+                evaluation.check(loop.keep_best, abstract.ema, arrays, sample_id, frozen)
+            facts = {"parameters": parameters, "compile_s": time.monotonic() - before}
+            if summary is not None:
+                size = max(program_bytes(cast(Any, step)) for step in steps.values())
+                summary = summary.of_run(config, first_step, parameters, task.frozen, mesh, size)
+                facts["summary"] = summary.facts
+                if is_first():
+                    print("\n".join(summary.lines()), file=sys.stderr)
+            guard = LossGuard(loop, data.get("guard"))
+            while True:
+                log = RunLog(
+                    run, config, task, pipeline, checkpoints, first_step, facts, guard, trackers
                 )
-                break
-            except LossSpike as spike:
-                found = spike
-            del state  # two do not fit on the devices
-            state, data = begin(LATEST_GOOD)
-            first_step = int(state.step)
-            guard.check_rollbacks(found, first_step)
-            back = f"{found}. Back to step {first_step}, to go on without that batch"
-            log.rollback(found.step, back)
-            guard = LossGuard(loop, data.get("guard"), {*guard.left_out, found.step})
+                try:
+                    state, last = take_steps(
+                        task, pipeline, loop, on_batch, steps, state, frozen, log, evaluation
+                    )
+                    break
+                except LossSpike as spike:
+                    found = spike
+                del state  # two do not fit on the devices
+                state, data = begin(LATEST_GOOD)
+                first_step = int(state.step)
+                guard.check_rollbacks(found, first_step)
+                back = f"{found}. Back to step {first_step}, to go on without that batch"
+                log.rollback(found.step, back)
+                guard = LossGuard(loop, data.get("guard"), {*guard.left_out, found.step})
     task.finish(run, state.ema, pipeline, trained=bool(last))
     return {
         "objective": config.objective,

@@ -3,7 +3,7 @@
 import datetime
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,9 +19,11 @@ from xgen_jax.training.loss_guard import LossGuard
 from xgen_jax.training.metric_writers import (
     ConsoleWriter,
     JsonlWriter,
+    MetricWriter,
     MetricWriters,
     TensorBoardWriter,
 )
+from xgen_jax.training.metric_writers.trackers import Trackers
 from xgen_jax.training.state import TrainState
 from xgen_jax.training.tasks.base import Task
 
@@ -56,6 +58,7 @@ class RunLog:
         first_step: int,
         facts: Mapping[str, Any],
         guard: LossGuard,
+        trackers: Trackers,
     ):
         """Open the writers.
 
@@ -64,6 +67,7 @@ class RunLog:
           first_step: updates made so far.
           facts: entries of run.json besides machine and times.
           guard: of the losses, as it was after `first_step`.
+          trackers: from `open_trackers`; they outlive this log.
         """
         self.run, self.last, self.guard, self.stop = run, {}, guard, 0
         self._loop, self._task, self._pipeline = config.loop, task, pipeline
@@ -83,12 +87,17 @@ class RunLog:
             self._best = None if best is None else checkpoints.figures(best)[name]
         self._reported = pipeline.report()
         self._writers = MetricWriters()
+        self._trackers = trackers
+        trackers.report_to(self.note)
         if is_first():  # it writes for all
-            self._writers = MetricWriters(
-                ConsoleWriter(config.loop.steps, config.objective, first_step, SHOWN),
-                JsonlWriter(run.metrics, first_step + 1),  # rows carry the number of updates made
-                TensorBoardWriter(run.path / "tensorboard", first_step + 1),
-            )
+            first_row = first_step + 1  # rows carry the number of updates made
+            loop, name = config.loop, config.objective
+            files: dict[str, Callable[[], MetricWriter]] = {
+                "console": lambda: ConsoleWriter(loop.steps, name, first_step, SHOWN),
+                "jsonl": lambda: JsonlWriter(run.metrics, first_row),
+                "tensorboard": lambda: TensorBoardWriter(run.path / "tensorboard", first_row),
+            }
+            self._writers = MetricWriters(*(files[n]() for n in loop.writers if n in files))
 
     def dispatched(self, step: int, batch: Batch, metrics: Any) -> None:
         """Note the metrics of a step on the device, to be looked at by `flush_metrics`."""
@@ -121,6 +130,7 @@ class RunLog:
             speed = (done - self._mark_step) / max(now - self._mark_s, 1e-9)
             self._mark_s, self._mark_step = now, done
             row = {**self.last, "steps_per_s": speed, "time_s": self._elapsed_s()}
+            self._trackers.write(done, row)
             try:
                 self._writers.write(done, row)
             except OSError as error:
@@ -130,10 +140,12 @@ class RunLog:
                 ) from error
         else:
             self._writers.progress(done, self.last)
+            self._trackers.progress(done, self.last)
 
     def preview(self, step: int, path: Any) -> None:
-        """Show a preview's GIF in TensorBoard."""
+        """Show a preview's GIF with every writer that can."""
         self._writers.image(step, "preview", path)
+        self._trackers.image(step, "preview", path)
 
     def is_best(self) -> bool:
         """Return whether the last evaluation has the best value so far of `loop.keep_best`."""

@@ -24,10 +24,11 @@ import safetensors.numpy
 from einops import EinopsError, rearrange
 
 from xgen_jax.errors import UserError
-from xgen_jax.files import atomic_write, read_json
+from xgen_jax.files import atomic_write, read_json, write_json
 from xgen_jax.typing import Params
 
 SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
+SHARD_BYTES = 5 * 10**9  # of a file, at most
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # PyTorch's files since and before its version 1.6
 
@@ -130,9 +131,47 @@ def write_safetensors(
     try:
         with atomic_write(path) as temporary:
             safetensors.numpy.save_file(dense, temporary, metadata=about)
+            # The library leaves it to its writer alone; who may read the folder may read the file.
+            temporary.chmod(path.parent.stat().st_mode & 0o666)
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} cannot be written ({error})") from error
     return path
+
+
+def write_sharded(
+    folder: pathlib.Path,
+    stem: str,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> list[pathlib.Path]:
+    """Write tensors as STEM.safetensors, or in several such files with their index where one would
+    be larger than `shard_bytes`, as the hub and diffusers do.
+
+    Raises:
+      UserError: see `write_safetensors`.
+    """
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    if len(shards) == 1:
+        return [write_safetensors(folder / f"{stem}{SUFFIX}", tensors, metadata=metadata)]
+    files, where = [], {}
+    for number, names in enumerate(shards, 1):
+        file = folder / f"{stem}-{number:05d}-of-{len(shards):05d}{SUFFIX}"
+        part = {name: tensors[name] for name in names}
+        files.append(write_safetensors(file, part, metadata=metadata))
+        where |= dict.fromkeys(names, file.name)
+    index = folder / f"{stem}{INDEX_SUFFIX}"
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    write_json(index, {"metadata": {"total_size": total}, "weight_map": where})
+    return [*files, index]
 
 
 def kernel_from_torch(weight: np.ndarray) -> np.ndarray:

@@ -158,7 +158,7 @@ def _style(tensors: Mapping[str, np.ndarray], origin: str) -> str:
     )
 
 
-def _foreign(ours: str, style: str, last: int) -> str:
+def foreign_name(ours: str, style: str, last: int) -> str:
     """Return the foreign name of one of our layers, "encoder/level0/block0/conv1"."""
     for pattern, name in LDM_NAMES:
         if match := re.match(pattern, ours):
@@ -181,7 +181,7 @@ def _source(
         len({m[0] for name in tensors if (m := re.match(r"encoder\.down(_blocks)?\.\d+", name))})
         - 1
     )
-    foreign = _foreign("/".join(layer), style, last)
+    foreign = foreign_name("/".join(layer), style, last)
     if leaf == "mix":
         return foreign, lambda x: x.reshape(())
     if leaf in ("scale", "bias") and "norm" in layer[-1]:
@@ -234,12 +234,15 @@ def _sizes(
     """Return the configuration with the tensors' widths, depths and latent channels."""
     widths, blocks = [], 0
     while True:
-        name = _foreign(f"encoder/level{len(widths)}/block0/conv1", style, 0)
+        name = foreign_name(f"encoder/level{len(widths)}/block0/conv1", style, 0)
         name, there = _tensor(tensors, name, "weight")
         if not there:
             break
         widths.append(tensors[name].shape[0])
-    while _tensor(tensors, _foreign(f"encoder/level0/block{blocks}/conv1", style, 0), "weight")[1]:
+    while True:
+        name = foreign_name(f"encoder/level0/block{blocks}/conv1", style, 0)
+        if not _tensor(tensors, name, "weight")[1]:
+            break
         blocks += 1
     latent, there = _tensor(tensors, "decoder.conv_in", "weight")
     if len(widths) != len(base.channels) or not blocks or not there or tensors[latent].ndim < 2:
