@@ -40,7 +40,9 @@ def grid_of(process, run, steps):
     """The grid by the name that the scheduler's class and arguments have here."""
     kw, kind = run["kw"], run["c"]
     ratio = np.exp(run["mu"]) if "mu" in run else kw.get("shift", kw.get("flow_shift", 1.0))
-    if kind == "fme":
+    if "sigmas" in run:  # a pipeline's own
+        spacing = "even"
+    elif kind == "fme":
         spacing = "flow_match_euler_dynamic" if "mu" in run else "flow_match_euler"
     elif kw.get("use_flow_sigmas"):
         spacing = f"{kind}_flow"

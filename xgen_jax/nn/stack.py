@@ -62,7 +62,7 @@ class Stack(nn.Module):
         """
         layer = (self.block, self.arguments, self.remat, self.block_name, self.collect)
         if not self.scan:
-            outputs = []
+            outputs: list[Any] = []
             for number in range(self.depth):
                 x, output = Layer(*layer, name=f"blocks_{number}")(x, *context)
                 outputs.append(output)
