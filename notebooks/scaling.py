@@ -161,26 +161,30 @@ table(
 # Of training with Adam: float32 parameters, their average (EMA), and two moments, 16 bytes a value,
 # all split alike over `fsdp`. Activations come on top; `plan` counts them. A v5e has 16 GB, an H100
 # has 80.
+#
+# Parameters are split where a dimension is a multiple of `fsdp`, and are whole on each device
+# otherwise: a width of 1152 is 9 x 128, so that 256 devices take `mesh.data=2 mesh.fsdp=128`.
 
 # %%
 AXES = ("data", "fsdp", "tensor", "sequence")
 
 
-def state_gb(shapes, devices):
+def state_gb(shapes, fsdp):
     """GB (1e9 bytes) of a device's state, on a mesh of sizes alone."""
-    mesh = jax.sharding.AbstractMesh((1, devices, 1, 1), AXES)
+    mesh = jax.sharding.AbstractMesh((1, fsdp, 1, 1), AXES)
     values = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         spec = sharding.parameter_spec(sharding.path_name(path), leaf.shape, mesh)
-        parts = math.prod(mesh.shape[axis] for axis in spec if axis)
-        values += leaf.size // parts
+        values += leaf.size // math.prod(mesh.shape[axis] for axis in spec if axis)
     return 16 * values / 1e9
 
 
 counts = [2**power for power in range(9)]
-held = [state_gb(shapes, devices) for devices in counts]
+split = [math.gcd(devices, presets[PRESET].width) for devices in counts]
+held = [state_gb(shapes, fsdp) for fsdp in split]
 table(
     ("devices", *counts),
+    ("mesh.fsdp", *split),
     (f"GB a device, {PRESET}", *(f"{gb:.2f}" for gb in held)),
 )
 
@@ -188,7 +192,8 @@ table(
 STYLE = """<style>
 .chart { max-width: 640px; font-size: 12px; fill: #667; } .chart .grid { stroke: #dde; }
 .chart .label { fill: #112; font-weight: 600; } .chart .frame { fill: none; stroke: #ccd; }
-.chart polyline { fill: none; stroke: #2563eb; stroke-width: 2; } .chart .raw { display: none; }
+.chart polyline { fill: none; stroke: #2563eb; stroke-width: 2; }
+.chart .smooth { display: none; }
 </style>"""
 powers = [math.log2(devices) for devices in counts]
 chart = line_chart(powers, held, f"{PRESET}: state of a device, GB", x_label="log2 of the devices")
