@@ -35,6 +35,7 @@ from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.video import read_video
 from xgen_jax.errors import UserError
 from xgen_jax.files import atomic_write, differences, read_json, refuse_differences, write_json
+from xgen_jax.models.posterior import Posterior
 from xgen_jax.models.regen import REGEN
 from xgen_jax.models.regen_config import PRESETS, REGENConfig
 from xgen_jax.models.regen_decoding import decode_chunks
@@ -71,7 +72,7 @@ class Plain(VidVAE):
     def encode(self, video_BTHWC: Array, cache: tuple | None = None):
         moments, cache = self.encoder(video_BTHWC, cache)
         mean, raw = jnp.split(moments, 2, axis=-1)
-        return mean, jnp.clip(nn.log_sigmoid(raw), -30.0), cache
+        return Posterior(mean, jnp.clip(nn.log_sigmoid(raw), -30.0)), cache
 
 
 def count(tree) -> int:
@@ -310,9 +311,12 @@ def reconstructions(
     model: REGEN | VidVAE, params: Params, clips: list[Video], steps: int | None
 ) -> list[Video]:
     """Encode each clip of one chunk to the posterior's mean, and decode it; clip i from noise i."""
-    encode = jax.jit(
-        lambda params, video: model.apply(params, to_unit_range(video), method="encode")[0]
-    )
+
+    @jax.jit
+    def encode(params: Params, video: Array) -> Array:
+        encoded = model.apply(params, to_unit_range(video), method="encode")
+        return (encoded if isinstance(model, REGEN) else encoded[0]).mode()
+
     decode, out = make_decode(model, steps), []
     for first in range(0, len(clips), BATCH):
         batch = np.stack(clips[first : first + BATCH])

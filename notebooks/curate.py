@@ -15,8 +15,19 @@
 # # Curate raw videos
 #
 # From a folder of raw videos to training shards: cut into shots, without clips that are duplicates,
-# damaged, static or full of text. In Colab: clone the repository, and install it from its folder
-# with `%pip install -e ".[curation]"`.
+# damaged, static or full of text.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+# In Colab, where the library is not installed: from a copy of the repository's folder. Its address,
+# "git+https://...", works too.
+SOURCE = "/content/xgen_jax"
+if importlib.util.find_spec("xgen_jax") is None:
+    wanted = "xgen_jax[curation] @ " + (SOURCE if "+" in SOURCE else f"file://{SOURCE}")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", wanted], check=True)
 
 # %%
 import os
@@ -59,7 +70,7 @@ print(curated)
 # `report.html`, or look at it here:
 
 # %%
-from IPython.display import IFrame  # noqa: E402
+from IPython.display import IFrame
 
 IFrame(curated["report"], width="100%", height=600)
 

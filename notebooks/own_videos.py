@@ -14,8 +14,19 @@
 # %% [markdown]
 # # Train on your own videos
 #
-# From a folder of videos to reconstructions and samples. In Colab: choose a GPU runtime, clone the
-# repository, and install it from its folder with `%pip install -e ".[gpu]"`.
+# From a folder of videos to reconstructions and samples. In Colab, choose a GPU runtime.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+# In Colab, where the library is not installed: from a copy of the repository's folder. Its address,
+# "git+https://...", works too.
+SOURCE = "/content/xgen_jax"
+if importlib.util.find_spec("xgen_jax") is None:
+    wanted = "xgen_jax[gpu] @ " + (SOURCE if "+" in SOURCE else f"file://{SOURCE}")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", wanted], check=True)
 
 # %%
 import os

@@ -69,6 +69,8 @@ def example(key, kind, run):
             return run.model.encoder.time_reduction
         case [*_, "attention"]:
             return "auto"
+        case ["grid", "steps_offset"]:
+            return 0  # the spacings of these runs have none
         case ["sample_spacing"]:
             return "even" if run.loss.process == "flow" else "linspace"
     return {str: "x", int: 2, float: 2.0, bool: True, tuple: (1, 2)}[kind]

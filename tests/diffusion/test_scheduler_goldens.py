@@ -1,23 +1,25 @@
-"""Step rules against diffusers 0.42.1: every state of every trajectory, for eps, v and flow
+"""Solvers and grids against diffusers 0.42.1: every state of every trajectory, for eps, v and flow
 predictions."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import assert_golden, last, linear_model, load
 
+from xgen_jax.diffusion.config import GridConfig
 from xgen_jax.diffusion.ddpm import DDPM
 from xgen_jax.diffusion.flow import RectifiedFlow
-from xgen_jax.diffusion.grids import Grid, chain, karras_levels, spaced_steps
-from xgen_jax.diffusion.process import Level
+from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.samplers import make_steps, sample
-from xgen_jax.diffusion.time import shift
 
 ARRAYS, ABOUT = load("schedulers")
 RUNS = ABOUT["config"]["runs"]
-RULES = {"ddim": "ddim", "dpm": "dpm++2m", "unipc": "unipc", "fme": "euler"}
+GRIDS, GRIDS_ABOUT = load("scheduler_grids")
+RULES = {"ddim": "ddim", "dpm": "dpm++2m", "unipc": "unipc", "fme": "euler", "euler": "euler"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "flow_prediction": "velocity"}
-DATA = Level(*(np.array([a]) for a in (0.0, 1.0, 0.0, 0.0, 0)))
 
 
 def process_of(run):
@@ -34,84 +36,55 @@ def process_of(run):
     )
 
 
-def join(*levels):
-    return Level(*(np.concatenate(fields) for fields in zip(*levels)))
-
-
-def ddim_grid(process, run):
-    """diffusers takes N // n off a step for where it ends, which is not always where the next one
-    begins."""
-    n, kw = run["n"], run["kw"]
-    visited = spaced_steps(1000, n, kw.get("timestep_spacing", "leading"))
-    after = visited - 1000 // n
-    # set_alpha_to_one=False: the last step ends on step 0 instead of on data.
-    end = np.where(
-        after >= 0, (after + 1) / 1000, 0.0 if kw.get("set_alpha_to_one", True) else 1 / 1000
-    )
-    return visited, Grid(process.levels((visited + 1) / 1000), process.levels(end))
-
-
-def dpm_grid(process, run):
-    n, kw = run["n"], run["kw"]
-    if kw.get("use_flow_sigmas"):
-        # DPM-Solver leaves pure noise out by starting at 0.999 before the shift, UniPC by a cut at
-        # 1 - 1e-6.
-        sigmas = (
-            (1 - np.linspace(1, 1 / 1000, n + 1))[:0:-1]
-            if run["c"] == "dpm"
-            else np.linspace(1, 1e-3, n + 1)[:-1]
-        )
-        sigmas = np.minimum(shift(sigmas, kw["flow_shift"]), 1 - 1e-6)
-        levels = process.levels(sigmas)
-        visited = (sigmas * 1000).astype(int)
-        levels = levels._replace(timestep=visited.astype(float))
+def grid_of(process, run, steps):
+    """The grid by the name that the scheduler's class and arguments have here."""
+    kw, kind = run["kw"], run["c"]
+    ratio = np.exp(run["mu"]) if "mu" in run else kw.get("shift", kw.get("flow_shift", 1.0))
+    if "sigmas" in run:  # a pipeline's own
+        spacing = "even"
+    elif kind == "fme":
+        spacing = "flow_match_euler_dynamic" if "mu" in run else "flow_match_euler"
+    elif kw.get("use_flow_sigmas"):
+        spacing = f"{kind}_flow"
     elif kw.get("use_karras_sigmas"):
-        levels = karras_levels(process, n)
-        visited = levels.timestep[:-1].astype(int)
-        return visited, chain(levels)
+        spacing = "dpm_karras"
     else:
-        if kw.get("timestep_spacing") == "leading":
-            # Of n + 1 steps the lowest is left out, and the offset is added.
-            visited = (np.arange(1, n + 1) * (1000 // (n + 1)) + kw["steps_offset"])[::-1]
-        else:
-            visited = spaced_steps(1000, n, "linspace")
-        levels = process.levels((visited + 1) / 1000)
-    return visited, chain(join(levels, DATA))
-
-
-def flow_grid(process, run):
-    """Even between the shifted ends and then shifted (again); with dynamic shifting the ends are
-    not shifted."""
-    ratio = np.exp(run["mu"]) if "mu" in run else run["kw"]["shift"]
-    ends = (1.0, 1e-3) if "mu" in run else shift(np.array([1.0, 1e-3]), ratio)
-    levels = process.levels(shift(np.linspace(*ends, run["n"]), ratio))
-    return levels.timestep, chain(join(levels, DATA))
-
-
-def grid_of(process, run):
-    return {"ddim": ddim_grid, "dpm": dpm_grid, "unipc": dpm_grid, "fme": flow_grid}[run["c"]](
-        process, run
+        family = {"ddim": "ddim", "euler": "ddim", "dpm": "dpm", "unipc": "dpm"}[kind]
+        default = "leading" if kind == "ddim" else "linspace"
+        spacing = f"{family}_{kw.get('timestep_spacing', default)}"
+    options = GridConfig(
+        steps_offset=kw.get("steps_offset", 0) if spacing.endswith("leading") else 0,
+        set_alpha_to_one=kw.get("set_alpha_to_one", True),
     )
+    return make_grid(process, steps, spacing, ratio, options)
 
 
-def trajectory(run):
-    process, rule = process_of(run), RULES[run["c"]]
-    model = linear_model(ARRAYS)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def states_of(process, rule, fake, z, steps):
+    """Every state; compiled once for all runs of a rule, a kind of prediction and a length."""
+    model = linear_model(fake)
 
     def denoise(x, level, frame_mask):
         return process.denoised(model(x, level.timestep), x, level)
 
-    z = jnp.asarray(last(ARRAYS["in/z"]))
-    visited, grid = grid_of(process, run)
-    return visited, grid, sample(denoise, z, make_steps(rule, grid), rule, trajectory=True)[1]
+    return sample(denoise, z, steps, rule, trajectory=True)[1]
+
+
+def trajectory(run, arrays, steps):
+    process, rule = process_of(run), RULES[run["c"]]
+    grid = grid_of(process, run, steps)
+    fake = {name: arrays[name] for name in ("in/fake_W", "in/fake_b", "in/fake_c")}
+    # The schedule is in the grid: of the process only the kind of prediction is left.
+    kind = DDPM(prediction=process.prediction, learned_variance=False)
+    return grid, states_of(kind, rule, fake, last(arrays["in/z"]), make_steps(rule, grid))
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_trajectories(name):
     run = RUNS[name]
-    visited, grid, states = trajectory(run)
+    grid, states = trajectory(run, ARRAYS, run["n"])
     assert_golden(states, last(ARRAYS[f"out/{name}/trajectory"]), name)
-    np.testing.assert_allclose(visited, ARRAYS[f"out/{name}/timesteps"], rtol=1e-6)
+    np.testing.assert_allclose(grid.now.timestep, ARRAYS[f"out/{name}/timesteps"], rtol=1e-6)
     if f"out/{name}/sigmas" in ARRAYS:
         # For noise prediction diffusers counts in sigma / alpha.
         sigma, alpha = (
@@ -122,6 +95,18 @@ def test_trajectories(name):
         assert_golden(
             sigma if flow else sigma / alpha, ARRAYS[f"out/{name}/sigmas"], f"{name}/sigmas"
         )
+
+
+@pytest.mark.parametrize("steps", GRIDS_ABOUT["steps"])
+@pytest.mark.parametrize("name", GRIDS_ABOUT["runs"])
+def test_grids_by_name(name, steps):
+    """Timesteps and every state, at few steps and at many; one step is where grids differ most."""
+    grid, states = trajectory(GRIDS_ABOUT["runs"][name], GRIDS, steps)
+    wanted = last(GRIDS[f"out/{name}/{steps}/trajectory"])
+    assert len(states) == len(wanted) == steps
+    for number, (state, known) in enumerate(zip(states, wanted)):
+        assert_golden(state, known, f"{name}/{steps}/{number}")
+    np.testing.assert_allclose(grid.now.timestep, GRIDS[f"out/{name}/{steps}/timesteps"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if f"out/{name}/add_noise_t421" in ARRAYS])

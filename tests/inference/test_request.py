@@ -11,7 +11,7 @@ from xgen_jax.commands.sample import parse_size
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.buckets import STAGES, make_buckets
 from xgen_jax.data.config import LatentsConfig
-from xgen_jax.diffusion.config import OPEN_SORA
+from xgen_jax.diffusion.config import OPEN_SORA, GridConfig
 from xgen_jax.errors import UserError
 from xgen_jax.inference.request import VideoPlan, VideoRequest, plan_video
 from xgen_jax.models.embedder import VidVAEEmbedder
@@ -156,3 +156,13 @@ def test_buckets_without_clips_are_not_trained_on():
     assert plan(stage1, size=(320, 320), frames=33).warnings == ()
     (warning,) = plan(stage1, size=(320, 320), frames=65).warnings  # 65x320x320 has keep_prob=0
     assert "65x320x320 at once is more than the largest clip trained on" in warning
+
+
+def test_a_grid_of_a_name_comes_with_its_options_and_leaves_those_of_the_runs_own():
+    own = GridConfig(steps_offset=1, set_alpha_to_one=False)
+    config = dataclasses.replace(STAGE3, sample_spacing="ddim_leading", grid=own)
+    assert (plan(config).spacing, plan(config).grid) == ("ddim_leading", own)
+    assert plan(config, steps_offset=0).grid == GridConfig(set_alpha_to_one=False)
+    assert plan(config, spacing="trailing").grid == GridConfig()
+    asked = plan(STAGE3, spacing="dpm_leading", steps_offset=1)
+    assert (asked.spacing, asked.grid) == ("dpm_leading", GridConfig(steps_offset=1))

@@ -21,7 +21,7 @@ def setup():
     model = VidVAE(CONFIG)
     video = jax.random.normal(jax.random.key(0), (4, 5, 8, 8, 3))
     params = jax.jit(model.init)(jax.random.key(1), video)
-    mean = np.asarray(jax.jit(lambda x: model.apply(params, x, method="encode"))(video)[0])
+    mean = np.asarray(jax.jit(lambda x: model.apply(params, x, method="encode")[0].mode())(video))
     statistics = mean.mean((0, 1, 2, 3)), mean.std((0, 1, 2, 3))
     embedder = VidVAEEmbedder(model=model)
     return embedder, embedder.bundle(params, *statistics), video, mean

@@ -73,6 +73,21 @@ def test_the_encoder_is_the_references(golden, kind):
         np.testing.assert_allclose(got, golden[f"out/{name}"], rtol=0, atol=ABOUT["atol"][name])
 
 
+@pytest.mark.parametrize("kind", ["t5", "umt5"])
+def test_the_states_between_blocks_are_the_references(golden, kind):
+    params, encoder = parameters(golden, kind), T5Encoder(config(kind))
+    ids, mask = golden["in/a/input_ids"], golden["in/a/attention_mask"]
+    apply = jax.jit(encoder.apply, static_argnums=3)
+    out, states = apply(params, ids, mask, True)
+    np.testing.assert_array_equal(out, apply(params, ids, mask, False))
+    assert states.shape == (3, *out.shape)
+    for number, name in enumerate(("hidden_0", "hidden_1", "last_hidden_state")):
+        name = f"{kind}/a/{name}"
+        np.testing.assert_allclose(
+            states[number], golden[f"out/{name}"], rtol=0, atol=ABOUT["atol"][name]
+        )
+
+
 def test_buckets_are_the_references(golden):
     for kind in ("t5", "umt5"):
         got = position_buckets(np.arange(-140, 141))

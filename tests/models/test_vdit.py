@@ -85,6 +85,23 @@ def test_scan_and_recomputation_change_neither_values_nor_gradients(form):
     assert_close((y_loop, gradient_loop), (y, unstack_layers(gradient, config.depth)))
 
 
+def test_the_tokens_after_each_block_are_those_of_a_shorter_network():
+    params, inputs = setup(CONFIG)
+
+    def apply(config, params, full):
+        run = jax.jit(lambda params: VDiT(config).apply(params, *inputs, hidden_states=full))
+        return run(params)
+
+    y, states = apply(CONFIG, params, True)
+    np.testing.assert_array_equal(y, apply(CONFIG, params, False))
+    assert states.shape == (CONFIG.depth, 2, 3, 2 * 3, CONFIG.width)
+    first = jax.tree.map(lambda leaf: leaf[:1], params["params"]["blocks"])
+    short = {**params, "params": {**params["params"], "blocks": first}}
+    _, wanted = apply(dataclasses.replace(CONFIG, depth=1), short, True)
+    np.testing.assert_allclose(states[0], wanted[0], atol=1e-5)
+    assert np.abs(states[1] - states[0]).max() > 1e-2
+
+
 @pytest.mark.parametrize("form", ["plain", "modern"])
 def test_samples_and_padding_do_not_leak(form):
     config = FORMS[form]

@@ -23,10 +23,11 @@ class Network(nn.Module):
     scan: bool = True
     remat: bool = False
     block_name: str | None = "block"
+    collect: bool = False
 
     @nn.compact
     def __call__(self, x, shift):
-        stack = Stack(Block, (4,), 3, self.scan, self.remat, self.block_name)
+        stack = Stack(Block, (4,), 3, self.scan, self.remat, self.block_name, self.collect)
         return join_scope(self, stack)(x, shift, None)
 
 
@@ -65,3 +66,19 @@ def test_scanned_and_looped_blocks_agree_in_value_and_gradient(remat):
 def test_a_block_without_a_name_keeps_its_parameters_in_the_stack():
     params = Network(block_name=None).init(jax.random.key(0), X, SHIFT)
     assert set(params["params"]["blocks"]) == {"dense"}
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_the_outputs_of_blocks_are_collected_without_changing_the_last(remat):
+    params = Network().init(jax.random.key(0), X, SHIFT)
+    blocks = params["params"]["blocks"]
+    looped = {f"blocks_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(3)}
+    wanted, x = [], X
+    for i in range(3):
+        x = Block(4).apply({"params": looped[f"blocks_{i}"]["block"]}, x, SHIFT, None)
+        wanted.append(x)
+    for scan, tree in ((True, params), (False, {"params": looped})):
+        plain, full = (Network(scan=scan, remat=remat, collect=flag) for flag in (False, True))
+        out, outputs = full.apply(tree, X, SHIFT)
+        np.testing.assert_array_equal(out, plain.apply(tree, X, SHIFT))
+        np.testing.assert_allclose(outputs, jnp.stack(wanted), atol=1e-6)

@@ -9,6 +9,15 @@ import pytest
 
 from xgen_jax.data.video_writer import write_video
 
+# A plan of the smallest autoencoder compiles in seconds.
+TINY_CONFIG = """
+from xgen_jax.configs.common import as_config_dict
+from xgen_jax.testing import BUCKET, POINTWISE, VIDVAE, tiny_run
+
+def get_config():
+    data = {"buckets": [{**BUCKET, "batch_size": 8}]}
+    return as_config_dict(tiny_run(VIDVAE, model=POINTWISE, data=data))
+"""
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[2] / "notebooks").glob("*.py"))
 
 
@@ -37,7 +46,40 @@ def videos(outputs):
 def test_the_quickstart_runs(tiny_runs, monkeypatch):
     monkeypatch.setenv("XGEN_JAX_MODEL", str(tiny_runs / "vdit"))
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert videos(run("quickstart")) == 3
+    outputs = run("quickstart")
+    assert videos(outputs) == 4
+    verdict = outputs[-1]["data"]["text/html"]  # of the truth, at least, all is right
+    assert "<tr><td>all</td><td></td><td>yes</td>" in verdict
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_regen_is_trained_and_slows_a_clip_down(tmp_path, monkeypatch):
+    monkeypatch.setenv("XGEN_JAX_REGEN", str(tmp_path / "regen"))
+    monkeypatch.setenv("XGEN_JAX_STEPS", "2")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    outputs = run("regen")
+    assert (tmp_path / "regen" / "run.json").is_file()
+    assert videos(outputs) == 3
+    assert any("image/png" in out.get("data", {}) for out in outputs)
+    assert any("frames: 9 -> 17 and 33" in out.get("text", "") for out in outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_pod_is_planned(tmp_path, monkeypatch):
+    (tmp_path / "tiny.py").write_text(TINY_CONFIG)
+    monkeypatch.setenv("XGEN_JAX_CONFIG", str(tmp_path / "tiny.py"))
+    monkeypatch.setenv("XGEN_JAX_PRESET", "VDiT-S/2")
+    monkeypatch.setenv("XGEN_JAX_TOPOLOGY", "")  # a slice takes longer than all the rest
+    pages = [
+        out["data"]["text/html"] for out in run("scaling") if "text/html" in out.get("data", {})
+    ]
+    presets, split, planned, held, chart = pages
+    assert "<td>VDiT-XL/2</td><td>1152</td><td>28</td><td>767</td>" in presets
+    assert "(&#x27;fsdp&#x27;, &#x27;tensor&#x27;)" in split
+    assert "<td>cpu:8</td><td>True</td>" in planned
+    assert "VDiT-S/2" in held and "<svg" in chart and "polyline" in chart
 
 
 @pytest.mark.slow

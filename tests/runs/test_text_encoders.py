@@ -53,6 +53,15 @@ def test_rows_are_what_the_encoder_gives_alone(folder, captions):
     assert len(rows[1]) == 64 and captions.cut == 0
 
 
+def test_the_last_of_the_hidden_states_is_what_a_call_gives(captions):
+    texts = ["a red circle", LONG, "", "a blue square moving up"]
+    states, rows = captions.hidden_states(texts), captions(texts)
+    for state, row in zip(states, rows, strict=True):
+        assert state.shape == (3, *row.shape)
+        np.testing.assert_allclose(state[-1], row, atol=2e-5)
+    assert np.abs(states[0][0] - states[0][1]).max() > 1e-2
+
+
 def test_a_prompt_is_cut_aloud(folder, capsys):
     captions = T5Captions(folder, 20)
     captions.check([LONG, "a red circle"])

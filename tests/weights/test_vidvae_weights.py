@@ -55,8 +55,8 @@ def last(x):
 
 
 def moments(model, params, video):
-    mean, logvar, _ = jax.jit(lambda p, x: model.apply(p, x, method="encode"))(params, video)
-    return np.concatenate([mean, logvar], axis=-1)
+    posterior, _ = jax.jit(lambda p, x: model.apply(p, x, method="encode"))(params, video)
+    return np.concatenate(posterior, axis=-1)
 
 
 def decode(model, params, z):

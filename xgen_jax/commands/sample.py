@@ -48,8 +48,8 @@ class SampleRequest:
       prompt, prompts_file: one prompt, or a text file with a prompt on each line.
       out: the file to write, or the folder for a file of prompts.
       seed: of the noise; line n of a file has seed + n - 1.
-      steps, guidance_scale, sampler, negative_prompt, frames, fps, segment_frames, overlap: see
-        `VideoRequest`.
+      steps, guidance_scale, sampler, spacing, steps_offset, set_alpha_to_one, negative_prompt,
+        frames, fps, segment_frames, overlap: see `VideoRequest`.
       scale: factor by which the files are larger than what the model makes, each pixel repeated; by
         default what brings the shorter side to 256 pixels or next below.
       size: "HEIGHTxWIDTH" in pixels.
@@ -73,6 +73,9 @@ class SampleRequest:
     steps: int | None = None
     guidance_scale: float | None = None
     sampler: str | None = None
+    spacing: str | None = None
+    steps_offset: int | None = None
+    set_alpha_to_one: bool | None = None
     negative_prompt: str | None = None
     scale: int | None = None
     size: str | None = None
@@ -121,6 +124,9 @@ class SampleRequest:
             steps=self.steps,
             guidance_scale=self.guidance_scale,
             sampler=self.sampler,
+            spacing=self.spacing,
+            steps_offset=self.steps_offset,
+            set_alpha_to_one=self.set_alpha_to_one,
             negative_prompt=self.negative_prompt,
         )
 

@@ -36,6 +36,8 @@ FREE_KEYS = {
     "sampler",
     "sample_steps",
     "sample_spacing",
+    "grid.steps_offset",
+    "grid.set_alpha_to_one",
     "guidance_scale",
     "guidance.channels",
     "guidance.interval",

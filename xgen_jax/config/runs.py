@@ -16,7 +16,7 @@ from xgen_jax.config.loop import LoopConfig
 from xgen_jax.config.losses import REGENLossConfig, VDiTLossConfig, VidVAELossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.data.config import DataConfig, as_written, nest_source
-from xgen_jax.diffusion.config import GuidanceConfig
+from xgen_jax.diffusion.config import GridConfig, GuidanceConfig
 from xgen_jax.errors import UserError, choose
 from xgen_jax.models.lora_config import LoRAConfig
 from xgen_jax.models.regen_config import REGENConfig
@@ -186,9 +186,9 @@ class VDiTRun(HoldsTransformer, Run):
       lora: trains an adapter of the transformer in `init_from`, which stays frozen; None trains
         the transformer itself.
       text: the text encoder.
-      sampler, sample_steps, sample_spacing, guidance_scale, guidance, sample_fps: the defaults of
-        sampling. A spacing of None is the process's own (see `diffusion.grids.SPACINGS`), a frame
-        rate of None that of the clips trained on.
+      sampler, sample_steps, sample_spacing, grid, guidance_scale, guidance, sample_fps: the
+        defaults of sampling. A spacing of None is the process's own (see `diffusion.grids`), a
+        frame rate of None that of the clips trained on.
     """
 
     objective: str = "vdit"
@@ -200,6 +200,7 @@ class VDiTRun(HoldsTransformer, Run):
     sampler: str = "euler"
     sample_steps: int = 16
     sample_spacing: str | None = None
+    grid: GridConfig = GridConfig()
     guidance_scale: float = 3.0
     guidance: GuidanceConfig = GuidanceConfig()
     sample_fps: float | None = None
@@ -220,7 +221,8 @@ class VDiTRun(HoldsTransformer, Run):
         from xgen_jax.diffusion.samplers import make_steps
 
         process = self.loss.make_process(self.model.learned_variance)
-        grid = make_grid(process, self.sample_steps, self.sample_spacing, self.loss.time_shift)
+        shift = self.loss.time_shift
+        grid = make_grid(process, self.sample_steps, self.sample_spacing, shift, self.grid)
         make_steps(self.sampler, grid)
         self.guidance.check(process.prediction)
 

@@ -107,3 +107,24 @@ class GuidanceConfig:
 
 
 PLAIN_GUIDANCE = GuidanceConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """Options of the time grids that diffusers' schedulers make, under their names there.
+
+    Attributes:
+      steps_offset: added to each step of a `leading` spacing; 1 in Stable Diffusion's schedulers.
+      set_alpha_to_one: the last step of a `ddim_` spacing ends on data; False ends on the noise
+        level of step 0, as Stable Diffusion's do.
+    """
+
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
+
+    def __post_init__(self):
+        if self.steps_offset < 0:
+            raise UserError(f"steps_offset={self.steps_offset} must be 0 or more")
+
+
+PLAIN_GRID = GridConfig()

@@ -50,7 +50,9 @@ class RectifiedFlow(Process):
         return Level(t, 1.0 - t, t, 1000.0 * t, np.arange(len(t)))
 
     def grid_times(self, steps: int, spacing: str | None = None, ratio: float = 1.0) -> np.ndarray:
-        """Return sampling times, see `diffusion.time.time_grid`; the only spacing is `even`."""
-        if spacing not in (None, "even"):
-            raise UserError(f"spacing={spacing!r} is not rectified flow's, which has only 'even'")
+        """Return sampling times, see `diffusion.time.time_grid`; the only spacing is `even`.
+
+        `grids.FLOW_GRIDS` has others, whose timesteps are not always those of their times.
+        """
+        choose("spacing", spacing or "even", ("even",))
         return time_grid(steps, ratio)

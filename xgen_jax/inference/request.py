@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from xgen_jax.config.runs import VDiTRun
 from xgen_jax.data.buckets import Bucket, shape_name
+from xgen_jax.diffusion.config import PLAIN_GRID, GridConfig
 from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.typing import Shape
@@ -37,6 +38,8 @@ class VideoRequest:
       steps: sampling steps.
       guidance_scale: of classifier-free guidance; 1 is no guidance.
       sampler: a name in `diffusion.samplers`.
+      spacing: the time grid, a name that the run's process has in `diffusion.grids`.
+      steps_offset, set_alpha_to_one: options of some of these, see `GridConfig`.
       negative_prompt: what videos are guided away from, in place of the empty caption.
 
     Raises:
@@ -51,6 +54,9 @@ class VideoRequest:
     steps: int | None = None
     guidance_scale: float | None = None
     sampler: str | None = None
+    spacing: str | None = None
+    steps_offset: int | None = None
+    set_alpha_to_one: bool | None = None
     negative_prompt: str | None = None
 
     def __post_init__(self):
@@ -72,7 +78,8 @@ class VideoPlan:
       segment_shape: latents (t, h, w, c) of a segment.
       overlap: latent frames, at most, at the start of a segment that are known: the end of the
         segment before it, or a condition.
-      steps, guidance_scale, sampler, negative_prompt: see `VideoRequest`.
+      steps, guidance_scale, sampler, spacing, negative_prompt: see `VideoRequest`.
+      grid: the spacing's options.
       warnings: sentences on what the network was not trained on.
     """
 
@@ -87,6 +94,8 @@ class VideoPlan:
     steps: int
     guidance_scale: float
     sampler: str
+    spacing: str | None = None
+    grid: GridConfig = PLAIN_GRID
     negative_prompt: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -151,6 +160,8 @@ def plan_video(config: VDiTRun, embedder: Embedder, request: VideoRequest) -> Vi
         steps=given(request.steps, config.sample_steps),
         guidance_scale=given(request.guidance_scale, config.guidance_scale),
         sampler=given(request.sampler, config.sampler),
+        spacing=given(request.spacing, config.sample_spacing),
+        grid=_grid(config, request),
         negative_prompt=request.negative_prompt,
     )
     if plan.negative_prompt is not None and plan.guidance_scale == 1:
@@ -159,6 +170,14 @@ def plan_video(config: VDiTRun, embedder: Embedder, request: VideoRequest) -> Vi
             "it out"
         )
     return dataclasses.replace(plan, warnings=tuple(_warnings(config, buckets, plan)))
+
+
+def _grid(config: VDiTRun, request: VideoRequest) -> GridConfig:
+    """Return the options of the time grid: the request's, else those of the run's own spacing."""
+    own = config.grid if request.spacing in (None, config.sample_spacing) else PLAIN_GRID
+    fields = (field.name for field in dataclasses.fields(GridConfig))
+    given = {name: getattr(request, name) for name in fields}
+    return dataclasses.replace(own, **{k: v for k, v in given.items() if v is not None})
 
 
 def _segment_frames(

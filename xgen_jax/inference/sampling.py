@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xgen_jax.config.runs import VDiTRun
 from xgen_jax.data.pipeline import micro_conditions
-from xgen_jax.diffusion.config import GuidanceConfig
+from xgen_jax.diffusion.config import PLAIN_GRID, GridConfig, GuidanceConfig
 from xgen_jax.diffusion.frames import KnownFrames
 from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.guidance import guided
@@ -138,6 +138,12 @@ def known_head(latents: Array, count: int) -> KnownFrames:
     return KnownFrames(latents=jnp.roll(latents, count, axis=1), known_BT=known_BT)
 
 
+def _differences(grid: GridConfig) -> dict[str, Any]:
+    """Return the options of a grid that are not the defaults, which older files do not name."""
+    plain = dataclasses.asdict(PLAIN_GRID)
+    return {key: value for key, value in dataclasses.asdict(grid).items() if value != plain[key]}
+
+
 class VideoSampler:
     """Samples the latents of batches of videos of one plan.
 
@@ -169,7 +175,7 @@ class VideoSampler:
         self.text, self.plan, self.batch_size, self.mesh = text, plan, batch_size, mesh
         process = config.loss.make_process(config.model.learned_variance)
         ratio = float(config.loss.time_ratio(plan.height, plan.width, plan.segment_shape[0]))
-        grid = make_grid(process, plan.steps, config.sample_spacing, ratio)
+        grid = make_grid(process, plan.steps, plan.spacing, ratio, plan.grid)
         self.steps = make_steps(plan.sampler, grid)
         self.steps_per_batch = len(grid.now.t) * plan.segments
         self.program = Program(
@@ -182,7 +188,6 @@ class VideoSampler:
         )
         self.micro_cond = micro_conditions(plan.segment_frames, plan.height, plan.width, plan.fps)
         self._scale = np.float32(plan.guidance_scale)
-        self._spacing = config.sample_spacing
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -196,7 +201,8 @@ class VideoSampler:
             "overlap": plan.overlap,
             "steps": len(self.steps.now.t),
             "sampler": program.sampler,
-            "spacing": self._spacing,
+            "spacing": plan.spacing,
+            **_differences(plan.grid),
             "guidance_scale": float(self._scale),
             "negative_prompt": plan.negative_prompt,
             "guidance": [str(value) for value in dataclasses.astuple(program.guidance)],

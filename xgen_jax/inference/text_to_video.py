@@ -75,6 +75,9 @@ class TextToVideo:
         steps: int | None = None,
         guidance_scale: float | None = None,
         sampler: str | None = None,
+        spacing: str | None = None,
+        steps_offset: int | None = None,
+        set_alpha_to_one: bool | None = None,
         negative_prompt: str | None = None,
         frames: int | None = None,
         size: tuple[int, int] | None = None,
@@ -93,8 +96,9 @@ class TextToVideo:
         Args:
           prompt: a prompt, or a list of them.
           seed: of the noise, 0 .. 2^32 - 1.
-          steps, guidance_scale, sampler, negative_prompt, frames, size, fps, segment_frames,
-            overlap: see `VideoRequest`; None takes the run's.
+          steps, guidance_scale, sampler, spacing, steps_offset, set_alpha_to_one,
+            negative_prompt, frames, size, fps, segment_frames, overlap: see `VideoRequest`; None
+            takes the run's.
           condition: an image or a video, uint8 (T, H, W, 3); the new videos begin with its last
             frames, resized and cropped to their size.
           batch_size: prompts at once; None takes enough to occupy the devices.
@@ -123,6 +127,9 @@ class TextToVideo:
             steps=steps,
             guidance_scale=guidance_scale,
             sampler=sampler,
+            spacing=spacing,
+            steps_offset=steps_offset,
+            set_alpha_to_one=set_alpha_to_one,
             negative_prompt=negative_prompt,
         )
         plan = self.plan(request)

@@ -17,6 +17,7 @@ from xgen_jax.diffusion.process import Process
 from xgen_jax.errors import UserError
 from xgen_jax.models import flops, regen_decoding, regen_windows
 from xgen_jax.models.fingerprint import fingerprint
+from xgen_jax.models.posterior import Posterior
 from xgen_jax.models.regen import REGEN, abstract_variables
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.typing import Array, Params, Shape
@@ -219,6 +220,22 @@ class Embedder(abc.ABC):
           (video (B, T, H, W, 3), about [-1, 1], cache).
         """
 
+    def posterior_chunk(
+        self, params: Params, video_BTHWC: Array, cache=None
+    ) -> tuple[Posterior, Any]:
+        """Encode a chunk of a clip; as `encode_chunk`, to the posterior of latents as they are
+        before `normalise`."""
+        raise UserError(f"{type(self).__name__} encodes to latents, and has no posterior")
+
+    def posterior(self, params: Params, video_BTHWC: Array) -> Posterior:
+        """Return the posterior of whole clips in [-1, 1]; `encode` gives its mode, normalised.
+
+        Raises:
+          UserError: a length or size that cannot be encoded; an embedder without a posterior.
+        """
+        self.latent_shape(video_BTHWC.shape)
+        return self.posterior_chunk(params, video_BTHWC)[0]
+
     def encode(self, params: Params, video_BTHWC: Array) -> Array:
         """Encode whole clips in [-1, 1] to normalised latents (B, t, h, w, c).
 
@@ -276,9 +293,15 @@ class VidVAEEmbedder(Embedder):
 
     def encode_chunk(self, params: Params, video_BTHWC: Array, cache=None) -> tuple[Array, Any]:
         """See `Embedder`. The first chunk has 1 + f*n frames, others have f*n."""
+        posterior, cache = self.posterior_chunk(params, video_BTHWC, cache)
+        return self.normalise(params, posterior.mode()), cache
+
+    def posterior_chunk(
+        self, params: Params, video_BTHWC: Array, cache=None
+    ) -> tuple[Posterior, Any]:
+        """See `Embedder`."""
         encoded: Any = self.model.apply(params["model"], video_BTHWC, cache, method="encode")
-        mean, _, cache = encoded
-        return self.normalise(params, mean), cache
+        return encoded
 
     def decode_chunk(
         self,
@@ -363,6 +386,14 @@ class REGENEmbedder(Embedder):
 
     def encode_chunk(self, params: Params, video_BTHWC: Array, cache=None) -> tuple[Array, Any]:
         """See `Embedder`. Chunks are independent; a single frame at the end is an image."""
+        posterior, cache = self.posterior_chunk(params, video_BTHWC, cache)
+        return self.normalise(params, posterior.mode()), cache
+
+    def posterior_chunk(
+        self, params: Params, video_BTHWC: Array, cache=None
+    ) -> tuple[Posterior, Any]:
+        """See `Embedder`."""
+        del cache
         batch, length = video_BTHWC.shape[0], self.model.config.chunk_frames
         chunks, tail = divmod(video_BTHWC.shape[1], length)
         if tail > 1:
@@ -372,12 +403,11 @@ class REGENEmbedder(Embedder):
             folded = video_BTHWC[:, : chunks * length].reshape(
                 batch * chunks, length, *video_BTHWC.shape[2:]
             )
-            mean, _ = self.model.apply(params["model"], folded, method="encode")
-            parts.append(mean.reshape(batch, 2 * chunks, *mean.shape[2:]))
+            encoded: Any = self.model.apply(params["model"], folded, method="encode")
+            parts.append([x.reshape(batch, 2 * chunks, *x.shape[2:]) for x in encoded])
         if tail:
-            mean, _ = self.model.apply(params["model"], video_BTHWC[:, -1:], method="encode")
-            parts.append(mean)
-        return self.normalise(params, jnp.concatenate(parts, axis=1)), ()
+            parts.append(self.model.apply(params["model"], video_BTHWC[:, -1:], method="encode"))
+        return Posterior(*(jnp.concatenate(each, axis=1) for each in zip(*parts))), ()
 
     def decode_chunk(
         self,

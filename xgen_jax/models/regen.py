@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
+from xgen_jax.models.posterior import Posterior
 from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.vidvae import Encoder
 from xgen_jax.nn.attention import SelfAttention
@@ -167,18 +168,18 @@ class REGEN(nn.Module):
         self.expansion = LatentExpansion(self.config, self.dtype)
         self.decoder = Decoder(self.config, self.dtype)
 
-    def encode(self, chunk_BTHWC: Array) -> tuple[Array, Array]:
+    def encode(self, chunk_BTHWC: Array) -> Posterior:
         """Encode a chunk of k + 1 frames, or an image, in [-1, 1].
 
         Returns:
-          (mean, log-variance), each (B, 2, h, w, c), content latent and motion latent; (B, 1, ...)
-          of an image.
+          The posterior of (B, 2, h, w, c), content latent and motion latent; (B, 1, ...) of an
+          image.
         """
         moments, _ = self.encoder(chunk_BTHWC)
         mean, raw = jnp.split(moments, 2, axis=-1)
         # The posterior is never wider than the prior. Without this bound its noise swamps the
         # latents before the decoder has learnt to use them, and it never does (3 of 3 runs).
-        return mean, jnp.clip(nn.log_sigmoid(raw), -30.0)
+        return Posterior(mean, jnp.clip(nn.log_sigmoid(raw), -30.0))
 
     def expand(self, z_BtHWC: Array, times_BF: Array) -> Conditioning:
         """Expand a chunk's latents (B, 2 or 1, h, w, c) at times (B, F).
@@ -194,7 +195,7 @@ class REGEN(nn.Module):
 
     def __call__(self, chunk_BTHWC: Array, time_B: Array) -> Array:
         """Encode a chunk and predict from it, unnoised: for initialisation."""
-        z, _ = self.encode(chunk_BTHWC)
+        z = self.encode(chunk_BTHWC).mode()
         times_BF = jnp.broadcast_to(
             frame_times(self.config, chunk_BTHWC.shape[1])[None], chunk_BTHWC.shape[:2]
         )

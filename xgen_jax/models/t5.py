@@ -10,6 +10,7 @@ does that. b is a table over 32 buckets of the distance, exact up to 7 and logar
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +149,9 @@ class Block(nn.Module):
 class T5Encoder(nn.Module):
     """Encode ids int32 (B, L) with mask bool (B, L), True for a token, to (B, L, width) in `dtype`.
 
+    With `hidden_states=True`, return (that, the states (depth + 1, B, L, width), float32): state i
+    goes into block i, and the last is the result, as in Hugging Face's `output_hidden_states`.
+
     A row needs at least one True; outputs at masked places are meaningless. Parameters may be
     bfloat16 with any `dtype`; norms, softmax and the residual stream are float32.
     """
@@ -156,7 +160,9 @@ class T5Encoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, ids_BL: Array, mask_BL: Array | None = None) -> Array:
+    def __call__(
+        self, ids_BL: Array, mask_BL: Array | None = None, hidden_states: bool = False
+    ) -> Any:
         c = self.config
         mask_BL = jnp.ones(ids_BL.shape, bool) if mask_BL is None else mask_BL.astype(bool)
         table = self.param("embedding", nn.initializers.normal(1.0), (c.vocabulary, c.width))
@@ -164,6 +170,10 @@ class T5Encoder(nn.Module):
         x = table[ids_BL].astype(jnp.float32)
         length = ids_BL.shape[1]
         bias = None if c.bias_per_block else PositionBias(c, name="relative_bias")(length, length)
-        blocks = Stack(Block, (c, self.dtype), c.depth, block_name=None)
-        x = join_scope(self, blocks)(x, mask_BL, bias)
-        return RMSNorm(epsilon=c.epsilon, dtype=self.dtype, name="norm_out")(x)
+        blocks = Stack(Block, (c, self.dtype), c.depth, block_name=None, collect=hidden_states)
+        norm = RMSNorm(epsilon=c.epsilon, dtype=self.dtype, name="norm_out")
+        if not hidden_states:
+            return norm(join_scope(self, blocks)(x, mask_BL, bias))
+        last, states = join_scope(self, blocks)(x, mask_BL, bias)
+        out = norm(last)
+        return out, jnp.concatenate([x[None], states[:-1], out[None].astype(jnp.float32)])

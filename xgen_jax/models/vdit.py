@@ -240,7 +240,8 @@ class VDiT(nn.Module):
         mask_BL: Array | None = None,
         micro_cond: MicroConditions | None = None,
         frame_mask_BT: Array | None = None,
-    ) -> Array:
+        hidden_states: bool = False,
+    ) -> Any:
         """Predict, from noisy latents, what the diffusion process asks for.
 
         Args:
@@ -251,9 +252,11 @@ class VDiT(nn.Module):
           micro_cond: the clip's size, length and rate, for a network with `micro_cond`, else None.
           frame_mask_BT: True where a latent frame is noised, False where it is given clean, as a
             condition; None where all are noised.
+          hidden_states: also return the tokens after each block, which are then all in memory.
 
         Returns:
-          (B, T, H, W, `out_channels(C)`), float32.
+          (B, T, H, W, `out_channels(C)`), float32. With `hidden_states` (that, the tokens
+          (depth, B, T, S, `width`) in `dtype`), where S counts patches, row after row.
 
         Raises:
           UserError: conditions that the network does not take, or lacks; empty latents.
@@ -293,13 +296,22 @@ class VDiT(nn.Module):
         text = project(text_BLD)  # (B, L, D)
 
         positions = _rotations(c, frames, height, width, scales)
-        blocks = Stack(Block, (c, self.dtype), c.depth, c.scan_layers, c.remat == "full")
+        blocks = Stack(
+            Block,
+            (c, self.dtype),
+            c.depth,
+            c.scan_layers,
+            c.remat == "full",
+            collect=hidden_states,
+        )
         x = join(blocks)(x, t6, t3, text, mask_BL, positions)  # (B, T, S, D)
+        x, states = x if hidden_states else (x, None)
 
         features = c.patch**2 * c.out_channels(channels)
         x = join(FinalLayer(c, features, self.dtype))(x, t, in_space, frame_mask_BT)
         x = unpatchify(rearrange(x, "b t (h w) d -> b t h w d", h=height), c.patch)
-        return x[:, :, :rows, :columns].astype(jnp.float32)
+        x = x[:, :, :rows, :columns].astype(jnp.float32)
+        return (x, states) if hidden_states else x
 
     def _store_null_caption(self) -> None:
         """Make the null caption, in the collection `constants`: no optimiser sees it."""

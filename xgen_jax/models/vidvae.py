@@ -19,6 +19,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from xgen_jax.errors import UserError
+from xgen_jax.models.posterior import Posterior
 from xgen_jax.models.vidvae_config import VidVAEConfig
 from xgen_jax.nn.attention import attention
 from xgen_jax.nn.convolution import (
@@ -303,11 +304,11 @@ class VidVAE(nn.Module):
         self.head = Head(self.config, self.dtype)
 
     def encode(self, video_BTHWC: Array, cache: tuple | None = None):
-        """Encode video in [-1, 1] to (mean, log-variance, cache), the first two (B, t, h, w, c)."""
+        """Encode video in [-1, 1] to (`Posterior` of latents (B, t, h, w, c), cache)."""
         self._check_chunk(cache is not None)
         moments, cache = self.encoder(video_BTHWC, cache)
         mean, logvar = jnp.split(moments, 2, axis=-1)
-        return mean, jnp.clip(logvar, -30.0, 20.0), cache
+        return Posterior(mean, jnp.clip(logvar, -30.0, 20.0)), cache
 
     def decode(self, z_BTHWC: Array, cache: tuple | None = None, last: bool = True):
         """Decode latents to (video (B, T, H, W, 3), cache)."""
@@ -333,6 +334,6 @@ class VidVAE(nn.Module):
 
     def __call__(self, video_BTHWC: Array, noise_BTHWC: Array | None = None):
         """Encode, sample (without noise take the mean) and decode: (video, mean, log-variance)."""
-        mean, logvar, _ = self.encode(video_BTHWC)
-        z = mean if noise_BTHWC is None else mean + jnp.exp(0.5 * logvar) * noise_BTHWC
-        return self.decode(z)[0], mean, logvar
+        posterior, _ = self.encode(video_BTHWC)
+        z = posterior.mode() if noise_BTHWC is None else posterior.at(noise_BTHWC)
+        return self.decode(z)[0], *posterior

@@ -174,11 +174,34 @@ class T5Captions:
             if cached is not None and cached.shape == (len(row), self.width):
                 known[text] = cached.astype(self.dtype)
             else:
-                places = min(self.length, max(_SHORTEST, 1 << (len(row) - 1).bit_length()))
-                waiting.setdefault(places, {})[text] = row
+                waiting.setdefault(self._places(len(row)), {})[text] = row
         for places, rows in waiting.items():
             known |= self._embed(rows, places)
         return [known[text] for text in cleaned]
+
+    def hidden_states(self, captions: Sequence[str]) -> list[np.ndarray]:
+        """Compute all states of each caption, float32 (depth + 1, n, width); see `T5Encoder`.
+
+        The last is what a call gives; n is 0 for a caption with nothing left. Nothing is cached.
+        """
+        cleaned = [self._clean(caption) for caption in captions]
+        rows, out = self._tokenizer(cleaned, self.length)[0], []
+        apply = jax.jit(T5Encoder(self.folder.config, self.dtype).apply, static_argnums=3)
+        with on_mesh(self._mesh):
+            for first in range(0, len(rows), self._batch):
+                some = rows[first : first + self._batch]
+                padded = [some[min(row, len(some) - 1)] for row in range(self._batch)]
+                arrays = pad_ids(padded, self._places(max(map(len, some))))
+                arrays = jax.device_put(arrays, batch_sharding(self._mesh))
+                states = np.asarray(apply(self._params(), *arrays, True)[1])
+                for row, ids in enumerate(some):
+                    length = len(ids) if cleaned[first + row] else 0
+                    out.append(np.array(states[:, row, :length]))
+        return out
+
+    def _places(self, tokens: int) -> int:
+        """Return the length to which a row of `tokens` is padded."""
+        return min(self.length, max(_SHORTEST, 1 << (tokens - 1).bit_length()))
 
     def _embed(self, rows: dict[str, np.ndarray], places: int) -> dict[str, np.ndarray]:
         """Compute tokens by caption; each row is padded to `places` tokens."""

@@ -36,6 +36,8 @@ SOLVERS = {
     "unipc": unipc,
 }
 
+MULTISTEP = ("dpm++2m", "unipc")  # they take x0 of earlier steps along
+
 Denoise = Callable[[Array, Level, Array | None], Denoised]
 Noise = Callable[[Array, int], Array]
 
@@ -75,9 +77,15 @@ def make_steps(solver: str, grid: Grid, **options) -> Steps:
       options: of the solver: `eta` (ddim), `order` (unipc).
 
     Raises:
-      UserError: an unknown solver.
+      UserError: an unknown solver, or one of several steps on a grid with gaps.
     """
     check_solver(solver)
+    if solver in MULTISTEP and not grid.chained:
+        raise UserError(
+            f"sampler={solver!r} needs steps that begin where the last one ended, and those of "
+            "this spacing do not at this number of steps; choose 'ddim' or 'euler', or a dpm_ "
+            "spacing"
+        )
     with np.errstate(divide="ignore", invalid="ignore"):
         coefficients = SOLVERS[solver].coefficients(grid, **options)
     return Steps(grid.now, grid.after, coefficients)

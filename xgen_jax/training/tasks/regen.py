@@ -170,12 +170,8 @@ class REGENTask(EmbedderTask):
     ) -> dict[str, Array]:
         """Compute the loss of chunks of one length, and its terms as scalars."""
         c, process = self.loss_config, self.process
-        mean, logvar = self.model.apply(regen, _fold(frames_BNFHWC), method="encode")
-        z = (
-            mean + jnp.exp(0.5 * logvar) * standard_normal(keys_BN, POSTERIOR, mean.shape[1:])
-            if c.kl
-            else mean
-        )
+        posterior: Any = self.model.apply(regen, _fold(frames_BNFHWC), method="encode")
+        z = posterior.sample(_stream(keys_BN, POSTERIOR)) if c.kl else posterior.mode()
         z = z.reshape(*frames_BNFHWC.shape[:2], *z.shape[1:])
         times_F = frame_times(self.model.config, frames_BNFHWC.shape[2])
         conditioning, shifted = condition_chunks(self.model, regen, z, times_F), None
@@ -211,7 +207,7 @@ class REGENTask(EmbedderTask):
             "psnr_db": psnr_db(jnp.clip(predicted, -1.0, 1.0), x0),
         }
         if c.kl:
-            metrics["kl"] = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
+            metrics["kl"] = posterior.kl_values().mean()
             metrics["loss"] += c.kl * metrics["kl"]
         if c.motion:
             change = jnp.diff(predicted - x0, axis=1)

@@ -325,7 +325,7 @@ class VDiTTask(Task):
         assert self.preview_with is not None
         config, process = self.preview_with.config, self.process
         shape = arrays["latents"].shape
-        grid = make_grid(process, config.sample_steps, config.sample_spacing, ratio)
+        grid = make_grid(process, config.sample_steps, config.sample_spacing, ratio, config.grid)
         text, null = (
             self.text.embed(params, arrays["text"], jnp.full(shape[0], dropped))
             for dropped in (False, True)

@@ -91,17 +91,14 @@ class VidVAETask(EmbedderTask):
         gradient of the loss as written, for one backward pass through the decoder.
         """
         c, vidvae, video = self.loss_config, params["vidvae"], to_unit_range(arrays["video"])
-        mean, logvar, _ = self.model.apply(vidvae, video, method="encode")
-        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys_B)
-        features, _ = self.model.apply(
-            vidvae, mean + jnp.exp(0.5 * logvar) * noise, method="decode_features"
-        )
+        posterior, _ = self.model.apply(vidvae, video, method="encode")
+        features, _ = self.model.apply(vidvae, posterior.sample(keys_B), method="decode_features")
 
         def to_pixels(vidvae, features):
             return self.model.apply(vidvae, features, method="decode_pixels")[0]
 
         reconstruction = to_pixels(vidvae, features)
-        kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
+        kl = posterior.kl_values().mean()
         terms = functools.partial(self._reconstruction_loss, video=video, frozen=frozen)
         if self.discriminator is None:
             loss, metrics = terms(reconstruction)
