@@ -1,6 +1,6 @@
 """Griffe's extension of mkdocs.yml, for docstrings as this project writes them.
 
-`embedder, params: text` is an entry for each: the names are checked against the signature, and shown
+`embedder, params: text` is an entry for each: names are checked against the signature, and shown
 with their own types. What follows `Example:` is code.
 """
 
