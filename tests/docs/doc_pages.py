@@ -18,7 +18,8 @@ from xgen_jax.commands.arguments import KEY_FLAG, current_arguments, keys_as_fla
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-_INDENTED = re.compile(r"^    ((?:python|bash) \S.*)$", re.MULTILINE)
+# A command in other text, with the lines that continue it.
+_LINE = re.compile(r"^(?:\$ )?((?:python|bash|pip|sbatch) \S(?:.*\\\n)*.*)$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +69,12 @@ def text_without_blocks(page: pathlib.Path) -> str:
 
 
 def commands(page: pathlib.Path) -> list[Command]:
-    """Return the commands of a page's blocks, in order: of ```bash, and of indented ones."""
+    """Return the commands of a page: all of ```bash blocks, then those in others, and indented."""
     code = "\n".join(blocks(page, "bash", "sh"))
-    code += "\n" + "\n".join(_INDENTED.findall(text_without_blocks(page)))
+    others = blocks(page, "", "console", "text")
+    lines = text_without_blocks(page).splitlines()
+    others += ["\n".join(line[4:] if line.startswith("    ") else "" for line in lines)]
+    code += "\n" + "\n".join(_LINE.findall("\n".join(others)))
     return [Command(page.name, words) for words in split(code)]
 
 
