@@ -108,7 +108,8 @@ def test_python_compiles_and_its_imports_resolve(page):
             elif isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(node.module)
                 for name in node.names:
-                    assert hasattr(module, name.name), f"{by_name(page)}: {node.module}.{name.name}"
+                    if not hasattr(module, name.name):
+                        importlib.import_module(f"{node.module}.{name.name}")
 
 
 def test_the_page_of_keys_is_up_to_date_and_has_every_key():
