@@ -135,7 +135,7 @@ class SampleRequest:
         file = pathlib.Path(self.out) / SETTINGS
         if self.scale is None and file.is_file() and not self.overwrite:
             return _read_settings(file, "choose another --out")[0].get("scale", 1)
-        return self.scale or max(1, _SHOWN_SIDE // min(plan.height, plan.width))
+        return self.scale or default_scale(plan.height, plan.width)
 
     def load(self) -> TextToVideo:
         """Load the model with the networks and settings of the request."""
@@ -151,6 +151,11 @@ class SampleRequest:
             offload=self.offload,
             memory_budget_gb=self.memory_budget_gb,
         )
+
+
+def default_scale(height: int, width: int) -> int:
+    """Return the factor that brings the shorter side of a video to 256 pixels or next below."""
+    return max(1, _SHOWN_SIDE // min(height, width))
 
 
 def parse_size(size: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 from xgen_jax.data.pixels import check_clip, to_uint8
 from xgen_jax.errors import UserError, choose
 from xgen_jax.inference.chunks import plan_chunks
-from xgen_jax.inference.resample_time import BETWEEN, decode_at_speed, moments, stream_at_speed
+from xgen_jax.inference.resample_time import BETWEEN, moments, stream_at_speed
 from xgen_jax.inference.streaming import (
     chunk_lengths,
     decode,
@@ -22,7 +22,7 @@ from xgen_jax.inference.streaming import (
 from xgen_jax.models.embedder import Embedder, REGENEmbedder
 from xgen_jax.runs.checkpoint import Step
 from xgen_jax.runs.load import describe_embedder, load_embedder
-from xgen_jax.typing import Array, Params, Video
+from xgen_jax.typing import Array, Params, Shape, Video
 
 STREAM_CHUNK = 16  # latent frames of a chunk of a stream at most; longer ones are not faster
 
@@ -71,23 +71,64 @@ class Reconstructor:
           UserError: not a uint8 video, or one that does not fit the budget; a speed that the
             embedder cannot decode.
         """
-        check_clip(video)
         self.embedder.check_speed(speed)
         choose("between", between, BETWEEN)
+        latents = self.encode(video)
+        return np.concatenate(list(self.decode(latents, video.shape, speed, key, between)))
+
+    def encode(self, video: Video) -> np.ndarray:
+        """Encode a video, padded as a call pads it, to normalised latents (1, t, h, w, c).
+
+        Raises:
+          UserError: as a call.
+        """
+        check_clip(video)
         frames, height, width, _ = video.shape
-        shown = len(moments(frames, speed))
         extra_t = self.embedder.padded_frames(frames) - frames
         extra_h, extra_w = -height % self.embedder.space_factor, -width % self.embedder.space_factor
         padded = np.pad(video, ((0, extra_t), (0, extra_h), (0, extra_w), (0, 0)), mode="edge")
-        latents = encode(self.embedder, self.params, padded[None], self.memory_budget_gb)
+        return encode(self.embedder, self.params, padded[None], self.memory_budget_gb)
+
+    def decode(
+        self,
+        latents: np.ndarray,
+        video_shape: Shape,
+        speed: float = 1.0,
+        key: Array | None = None,
+        between: str = BETWEEN[0],
+    ) -> Iterator[Video]:
+        """Decode what `encode` returned, chunk after chunk; together they are what a call returns.
+
+        Args:
+          latents: (1, t, h, w, c).
+          video_shape: (T, H, W, 3) of the video, to which the padding is cut off again.
+          speed, key, between: as of a call.
+
+        Yields:
+          uint8 (T, H, W, 3).
+
+        Raises:
+          UserError: as a call.
+        """
+        embedder, params, budget = self.embedder, self.params, self.memory_budget_gb
+        frames, height, width, _ = video_shape
+        left = len(moments(frames, speed))
         if speed == 1.0:
-            out = decode(self.embedder, self.params, latents, self.memory_budget_gb, key=key)
+            plan = plan_chunks(embedder, params, "decode", latents.shape, latents.dtype, budget)
+            if plan.frames < latents.shape[1]:
+                parts = regroup([latents], itertools.repeat(plan.frames))
+                chunks = decode_stream(embedder, params, parts, key=key, rows=plan.rows)
+            else:
+                chunks = iter([decode(embedder, params, latents, budget, key=key)])
         else:
-            embedder = cast(REGENEmbedder, self.embedder)  # `check_speed` has refused any other
-            out = decode_at_speed(
-                embedder, self.params, latents, speed, self.memory_budget_gb, key, between
-            )
-        return to_uint8(out[0])[:shown, :height, :width]
+            embedder.check_speed(speed)
+            regen = cast(REGENEmbedder, embedder)  # any other has been refused
+            chunks = stream_at_speed(regen, params, latents, speed, budget, key, between)
+        for chunk in chunks:
+            out = to_uint8(chunk[0, :left, :height, :width])
+            left -= len(out)
+            if len(out):
+                yield out
 
     def stream(
         self,

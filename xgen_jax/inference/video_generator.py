@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -171,8 +171,12 @@ class VideoGenerator:
         latents: Iterator[AnyArray] = self.latents(rows, condition, progress)
         if self.residency.offload:  # the transformer must be freed before the decoder is loaded
             latents = iter(list(map(np.asarray, latents)))
+        yield from self.decode(rows, latents)
+
+    def decode(self, batch: Sequence[BatchRow], latents: Iterable[AnyArray]) -> Iterator[Video]:
+        """Decode what `latents` yields for the same full batch; yields what a call yields."""
         with on_mesh(self.mesh):
-            key_B = decode_keys(*self.sampler.seeds(rows))
+            key_B = decode_keys(*self.sampler.seeds(batch))
         with self.residency.on_devices("embedder") as params:
             chunks = decode_segments(
                 self._embedder,

@@ -1,0 +1,1 @@
+"""The page of `launch/demo.py`: `serve` starts it, `page` lays it out, `studio` computes."""
