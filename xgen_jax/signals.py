@@ -80,7 +80,7 @@ def _end_in_time(reader: int) -> None:
         (number,) = os.read(reader, 1)
         if number > _LOST:
             time.sleep(0.01)  # for the main thread to leave the callback
-            _thread.interrupt_main(number - _LOST)
+            _thread.interrupt_main(signal.Signals(number - _LOST))
             continue
         if number not in STOPPING or (number == signal.SIGINT and not _later.is_set()):
             continue

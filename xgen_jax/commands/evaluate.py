@@ -9,8 +9,8 @@ import jax
 from xgen_jax.commands.evaluate_request import EvaluateRequest
 from xgen_jax.commands.hosts import check_hosts
 from xgen_jax.commands.suites.captions import captions
-from xgen_jax.commands.suites.fvd import fvd
 from xgen_jax.commands.suites.compare import compare
+from xgen_jax.commands.suites.fvd import fvd
 from xgen_jax.commands.suites.reconstruction import reconstruction
 from xgen_jax.commands.suites.samples import samples
 from xgen_jax.commands.suites.vbench import vbench_export, vbench_import
