@@ -225,7 +225,9 @@ def test_a_folder_is_written_whole_and_never_over_something_else(regen, tmp_path
         UserError, match="holds another exported model .*replace it with --overwrite"
     ):
         export(regen, out, dtype="bfloat16")
+    (out / ".git").mkdir()
     export(regen, out, dtype="bfloat16", overwrite=True)
+    assert (out / ".git").is_dir()
     assert RunFolder(out).read_json("export.json")["dtype"] == "bfloat16"
     with pytest.raises(UserError, match="is not empty and holds no exported model"):
         export(regen, regen, overwrite=True)
