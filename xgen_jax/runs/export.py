@@ -283,8 +283,8 @@ def _same_there(
 
 
 def _replace(new: pathlib.Path, target: pathlib.Path) -> None:
-    """Put a new folder in the place of an exported one. Other files that are there stay: it may be a
-    clone of the hub's repository."""
+    """Put a new folder in the place of an exported one. Other files stay: it may be a clone of the
+    hub's repository."""
     if not target.is_dir():
         new.rename(target)
         return
