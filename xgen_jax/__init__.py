@@ -53,7 +53,8 @@ def load(path: str | os.PathLike) -> Any:
     """Load the model in a run folder as a callable.
 
     Args:
-      path: the folder of a run, or of converted weights.
+      path: the folder of a run, of an exported model or of converted weights, or an address on the
+        Hugging Face hub, "hf://OWNER/NAME".
 
     Returns:
       A `TextToVideo` (prompt -> video) for a VDiT, a `Reconstructor` (video -> video) for a VidVAE
@@ -79,7 +80,7 @@ def load_text_to_video(path: str | os.PathLike, **options: Any) -> Any:
     """Load a text-to-video model, with options; see `inference.text_to_video.load_text_to_video`.
 
     Args:
-      path: the folder of a vdit run.
+      path: the folder of a vdit run; see `load`.
       options: `embedder`, `step`, `text_encoder`, `lora`, `compute_dtype`, `offload`,
         `memory_budget_gb` and others.
 
@@ -99,7 +100,7 @@ def load_embedder(path: str | os.PathLike, **options: Any) -> tuple[Any, Any]:
     """Load a video autoencoder and its parameters, for `encode` and `decode`.
 
     Args:
-      path: the folder of a vidvae or regen run, or of converted weights.
+      path: the folder of a vidvae or regen run, or of converted weights; see `load`.
       options: `dtype`, `require_statistics`; see `runs.load.load_embedder`.
 
     Returns:
@@ -408,7 +409,7 @@ def evaluate(suite: str, **flags: Any) -> dict[str, Any]:
 
 
 def convert(**flags: Any) -> dict[str, Any]:
-    """Convert another project's weights to a folder, and back; or merge an adapter into its base.
+    """Export a model as a folder to share; convert another project's weights; merge an adapter.
 
     Args:
       flags: those of `python -m xgen_jax convert --help`; see `commands.convert.ConvertRequest`.
@@ -420,8 +421,8 @@ def convert(**flags: Any) -> dict[str, Any]:
       UserError: a file that cannot be read, tensors that do not fit, a folder that is taken.
 
     Example:
-      flags = {"kind": "lora", "source": "runs/lora", "base": "runs/vdit"}
-      xgen_jax.convert(**flags, out="runs/merged")
+      xgen_jax.convert(kind="export", source="runs/vdit", out="shapes", licence="apache-2.0")
+      model = xgen_jax.load("shapes")
     """
     from xgen_jax.commands.convert import ConvertRequest, convert
 

@@ -176,10 +176,7 @@ def test_a_network_of_another_project_has_that_projects_layout(tmp_path, golden,
     )
     # The other project's tensors again, and so is the network that they are converted to.
     written = read_safetensors(tmp_path / "out")
-    np.testing.assert_equal(
-        {n: written[n].squeeze() for n in tensors},
-        {n: value.squeeze() for n, value in tensors.items()},
-    )
+    np.testing.assert_equal({name: written[name] for name in tensors}, tensors)
     again = xgen_jax.convert(kind=kind, source=str(tmp_path / "out"), out=str(tmp_path / "again"))
     model, params = RunFolder(tmp_path / "out").config().model, RunFolder(tmp_path / "out")
     (tree,) = params.ema_params().values()
@@ -225,7 +222,9 @@ def test_a_folder_is_written_whole_and_never_over_something_else(regen, tmp_path
         UserError, match="holds another exported model .*replace it with --overwrite"
     ):
         export(regen, out, dtype="bfloat16")
+    (out / ".git").mkdir()
     export(regen, out, dtype="bfloat16", overwrite=True)
+    assert (out / ".git").is_dir()
     assert RunFolder(out).read_json("export.json")["dtype"] == "bfloat16"
     with pytest.raises(UserError, match="is not empty and holds no exported model"):
         export(regen, regen, overwrite=True)

@@ -205,7 +205,7 @@ class OwnWriter:
         self.calls.append(("close",))
 
 
-def test_own_writers_follow_a_run_which_a_failing_one_does_not_end(tmp_path, capsys):
+def test_own_writers_follow_a_run_which_a_failing_one_does_not_end(tmp_path, capsys, monkeypatch):
     optimizer = {"learning_rate": 1e-3, "warmup_steps": 1, "schedule": "constant"}
 
     def call(workdir, steps, *own, **loop):
@@ -230,6 +230,10 @@ def test_own_writers_follow_a_run_which_a_failing_one_does_not_end(tmp_path, cap
     assert (tmp_path / "followed" / "tensorboard").exists()
     call("followed", 4, finished)
     assert finished.calls == [("close",)]
+    monkeypatch.setattr("xgen_jax.training.fit.is_first", lambda: False)
+    other = OwnWriter()
+    call("followed", 4, other)  # of another process
+    assert other.calls == []
 
 
 SCRIPT = """

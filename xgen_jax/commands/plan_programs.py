@@ -25,6 +25,7 @@ from xgen_jax.models.vdit import VDiT, abstract_variables
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated, tree_shardings
 from xgen_jax.runs.folder import RunFolder
+from xgen_jax.runs.hub import is_address
 from xgen_jax.runs.text_encoders import make_conditioner
 from xgen_jax.training.compiled import abstract_arguments, jit_update
 from xgen_jax.training.state import abstract_state, place
@@ -93,11 +94,12 @@ def find_embedder(config: Run, given: str | None, dtype: Any = np.float32) -> tu
         return config.make_embedder(dtype), f"the {config.family} that is trained"
     named = config.embedder or config.init_from or "" if isinstance(config, VDiTRun) else ""
     where = given or named
-    if os.path.isdir(where):
+    if os.path.isdir(where) or is_address(where):
         folder = RunFolder(where)
         other = folder.config()
         if isinstance(other, VDiTRun) and not given:
-            return find_embedder(other, None, dtype)
+            there = folder.resolve_sibling(other.embedder)
+            return find_embedder(dataclasses.replace(other, embedder=there), None, dtype)
         return folder.expect(HoldsEmbedder, "an embedder").make_embedder(dtype), f"that in {where}"
     if not given and where not in PRESET_OF:
         raise UserError(

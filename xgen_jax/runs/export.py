@@ -39,10 +39,13 @@ from xgen_jax.runs.hub import is_address, refuse_address
 from xgen_jax.runs.load import count_parameters, load_embedder
 from xgen_jax.typing import Params
 from xgen_jax.weights.export import Layout, foreign_layout
-from xgen_jax.weights.safetensors import write_sharded
+from xgen_jax.weights.safetensors import INDEX_SUFFIX, SUFFIX, write_sharded
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 CARD = "README.md"
+# What an export writes, besides the files of tensors.
+FOLDERS = (EMBEDDER, TRANSFORMER, TEXT_ENCODER)
+FILES = (CARD, CONFIG, INDEX, LATENT_STATISTICS, RECORD)
 
 
 class Network(NamedTuple):
@@ -279,6 +282,22 @@ def _same_there(
     return record
 
 
+def _replace(new: pathlib.Path, target: pathlib.Path) -> None:
+    """Put a new folder in the place of an exported one. Other files stay: it may be a clone of the
+    hub's repository."""
+    if not target.is_dir():
+        new.rename(target)
+        return
+    for path in target.iterdir():
+        if path.name in FOLDERS and path.is_dir():
+            shutil.rmtree(path)
+        elif path.name in FILES or path.name.endswith((SUFFIX, INDEX_SUFFIX)):
+            path.unlink()
+    # What names the folder a model comes last.
+    for path in sorted(new.iterdir(), key=lambda path: path.name in (RECORD, INDEX)):
+        path.rename(target / path.name)
+
+
 @contextlib.contextmanager
 def _whole_folder(target: pathlib.Path) -> Generator[pathlib.Path]:
     """Give a new folder to write, which takes the place of `target` at the end, or is removed."""
@@ -286,9 +305,7 @@ def _whole_folder(target: pathlib.Path) -> Generator[pathlib.Path]:
     try:
         new.mkdir(parents=True)
         yield new
-        if target.is_dir():
-            shutil.rmtree(target)
-        new.rename(target)
+        _replace(new, target)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
