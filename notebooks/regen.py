@@ -43,13 +43,14 @@ import xgen_jax
 from xgen_jax.data.sources.synthetic import SyntheticSource
 
 RUN = pathlib.Path(os.environ.get("XGEN_JAX_REGEN", "runs/notebook/regen"))
+CONFIG = os.environ.get("XGEN_JAX_CONFIG", "quickstart/regen")
 # A minute or two on two CPU cores. The configuration's own number is 1,500, which is worth its six
 # minutes: shapes are then sharp.
 STEPS = int(os.environ.get("XGEN_JAX_STEPS", "300"))
 
 # %%
 if not (RUN / "run.json").is_file():
-    xgen_jax.train("quickstart/regen", RUN, keys={"loop.steps": STEPS})
+    xgen_jax.train(CONFIG, RUN, keys={"loop.steps": STEPS})
 one_step = xgen_jax.load(RUN)
 print(one_step)
 
