@@ -117,8 +117,8 @@ Image.fromarray(np.concatenate([picture(latents[0, 0]), picture(latents[0, 1])],
 
 # %% [markdown]
 # The content of the first clip with the motion of the second: first, second, mixed. The network has
-# never seen such a pair. A tiny one, well trained, takes background and path from the motion latent,
-# and a part of the colour from the content: "motion" is all that a later frame needs.
+# never seen such a pair. A tiny one, well trained, takes background and path from the motion
+# latent, and a part of the colour from the content: "motion" is all that a later frame needs.
 
 # %%
 mixed = np.concatenate([latents[:, :1], others[:, 1:]], axis=1)
