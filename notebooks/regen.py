@@ -43,13 +43,14 @@ import xgen_jax
 from xgen_jax.data.sources.synthetic import SyntheticSource
 
 RUN = pathlib.Path(os.environ.get("XGEN_JAX_REGEN", "runs/notebook/regen"))
+CONFIG = os.environ.get("XGEN_JAX_CONFIG", "quickstart/regen")
 # A minute or two on two CPU cores. The configuration's own number is 1,500, which is worth its six
 # minutes: shapes are then sharp.
 STEPS = int(os.environ.get("XGEN_JAX_STEPS", "300"))
 
 # %%
 if not (RUN / "run.json").is_file():
-    xgen_jax.train("quickstart/regen", RUN, keys={"loop.steps": STEPS})
+    xgen_jax.train(CONFIG, RUN, keys={"loop.steps": STEPS})
 one_step = xgen_jax.load(RUN)
 print(one_step)
 
@@ -98,7 +99,7 @@ xgen_jax.show(side_by_side(first, in_one, in_four))
 # ## The two latents
 #
 # Content on the left, motion on the right: three channels of each as colours, a square for a latent
-# cell. Content shows where the shape begins; motion differs from the background along its path.
+# cell. Both mark the cells in which the shape is; content those of the first frame.
 
 # %%
 latents = xgen_jax.encode(embedder, params, first[None])
@@ -115,8 +116,9 @@ def picture(latent):
 Image.fromarray(np.concatenate([picture(latents[0, 0]), picture(latents[0, 1])], axis=1))
 
 # %% [markdown]
-# The content of the first clip with the motion of the second. Where both clips agree, the decoder
-# follows the motion latent; where they do not, it has to invent:
+# The content of the first clip with the motion of the second: first, second, mixed. The network has
+# never seen such a pair. A tiny one, well trained, takes background and path from the motion
+# latent, and a part of the colour from the content: "motion" is all that a later frame needs.
 
 # %%
 mixed = np.concatenate([latents[:, :1], others[:, 1:]], axis=1)

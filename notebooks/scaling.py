@@ -34,7 +34,8 @@ if importlib.util.find_spec("xgen_jax") is None:
 import os
 
 # Eight devices of this CPU, to try a mesh. It must be set before JAX starts.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+FLAGS = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import html

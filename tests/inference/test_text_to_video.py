@@ -10,6 +10,7 @@ import pytest
 import xgen_jax
 from xgen_jax.diffusion.config import GuidanceConfig
 from xgen_jax.errors import UserError
+from xgen_jax.inference.request import VideoRequest
 from xgen_jax.inference.text_to_video import load_text_to_video
 from xgen_jax.models.vdit import MicroConditions, VDiT
 
@@ -60,6 +61,20 @@ def test_steps_may_differ_from_the_runs_and_samplers_are_checked(model):
     assert model("a red circle moving left", steps=1).shape == (5, 16, 16, 3)
     with pytest.raises(UserError, match="sampler='heuun' is not known .*'heun'"):
         model("a red circle moving left", sampler="heuun")
+
+
+def test_a_time_grid_is_asked_for_by_name_or_is_the_runs(model):
+    prompt = "a red circle moving left"
+    asked = model(prompt, spacing="flow_match_euler")
+    config = dataclasses.replace(model.config, sample_spacing="flow_match_euler")
+    np.testing.assert_array_equal(dataclasses.replace(model, config=config)(prompt), asked)
+    assert (asked != model(prompt)).any()
+    settings = model.generator(model.plan(VideoRequest(spacing="unipc_flow")), 1).settings
+    assert settings["spacing"] == "unipc_flow" and "steps_offset" not in settings
+    with pytest.raises(UserError, match="spacing='ddim_leading' is for the process 'ddpm'"):
+        model(prompt, spacing="ddim_leading")
+    with pytest.raises(UserError, match="steps_offset=1 is for the spacings ddim_leading"):
+        model(prompt, steps_offset=1)
 
 
 @pytest.mark.slow

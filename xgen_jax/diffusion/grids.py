@@ -11,7 +11,7 @@ samples need the grid of its own scheduler; docs/sampling.md says which name is 
 import functools
 import itertools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -162,7 +162,7 @@ def _distinct(visited: np.ndarray, spacing: str) -> np.ndarray:
     return visited
 
 
-def karras_levels(process: Process, steps: int, rho: float = 7.0) -> Level:
+def karras_levels(process: Any, steps: int, rho: float = 7.0) -> Level:
     """Return levels (steps + 1,), even in (sigma / alpha)^(1 / rho) over a DDPM's range, and data.
 
     The timestep is the nearest step in log(sigma / alpha) (arXiv 2206.00364, equation 5).
@@ -196,7 +196,7 @@ def karras_levels(process: Process, steps: int, rho: float = 7.0) -> Level:
     )
 
 
-def _ddim(process: Process, steps: int, ratio: float, options: GridConfig, *, spacing: str) -> Grid:
+def _ddim(process: Any, steps: int, ratio: float, options: GridConfig, *, spacing: str) -> Grid:
     """`DDIMScheduler`: a step ends N // steps below where it begins.
 
     That is not always where the next one begins. The last ends on data, or, as Stable Diffusion's
@@ -217,7 +217,7 @@ def _ddim(process: Process, steps: int, ratio: float, options: GridConfig, *, sp
     return Grid(process.levels((visited + 1) / count), after._replace(step=np.arange(1, steps + 1)))
 
 
-def _dpm(process: Process, steps: int, ratio: float, options: GridConfig, *, spacing: str) -> Grid:
+def _dpm(process: Any, steps: int, ratio: float, options: GridConfig, *, spacing: str) -> Grid:
     """`DPMSolverMultistepScheduler` and `UniPCMultistepScheduler`: down to data.
 
     `leading` and `linspace` make steps + 1 steps and leave the lowest out.
@@ -252,7 +252,7 @@ def _flow_match_euler(
     ends = np.array([1.0, 1.0 / _FLOW_STEPS])
     if not dynamic:
         ends = shift(ends, ratio)
-    return _to_data(process, shift(np.linspace(*ends, _at_least_one(steps)), ratio))
+    return _to_data(process, shift(np.linspace(ends[0], ends[1], _at_least_one(steps)), ratio))
 
 
 def _flow_sigmas(
@@ -315,7 +315,7 @@ def _at_least_one(steps: int) -> int:
 
 _FLOW_STEPS = 1000  # num_train_timesteps of every released flow model's scheduler
 
-Make = Callable[[Process, int, float, GridConfig], Grid]
+Make = Callable[[Any, int, float, GridConfig], Grid]  # the process is of the table's kind
 DISCRETE_GRIDS: Mapping[str, Make] = {
     **{
         f"{name}_{spacing}": functools.partial(make, spacing=spacing)

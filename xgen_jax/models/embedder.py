@@ -398,7 +398,7 @@ class REGENEmbedder(Embedder):
         chunks, tail = divmod(video_BTHWC.shape[1], length)
         if tail > 1:
             self.latent_shape(video_BTHWC.shape)  # raises, with the nearest lengths
-        parts = []
+        parts: list[Any] = []
         if chunks:
             folded = video_BTHWC[:, : chunks * length].reshape(
                 batch * chunks, length, *video_BTHWC.shape[2:]

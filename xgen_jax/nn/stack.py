@@ -74,5 +74,5 @@ class Stack(nn.Module):
             in_axes=nn.broadcast,
             length=self.depth,
         )
-        x, outputs = scanned(*layer, name="blocks")(x, *context)
-        return (x, outputs) if self.collect else x
+        collected: Any = scanned(*layer, name="blocks")(x, *context)
+        return collected if self.collect else collected[0]
