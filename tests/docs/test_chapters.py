@@ -13,8 +13,14 @@ from xgen_jax.files import read_json
 # What makes a run tiny, by the configuration that it names.
 TINY = ["loop.steps=1", "loop.log_every=1", "loop.evaluate_every=0", "optimizer.name=adamw"]
 SIZES = {
-    "vidvae": ["model.channels=8", "model.blocks=1"],
-    "vdit": ["model.depth=1", "model.width=16", "model.heads=2", "sample_steps=2"],
+    "vidvae": [
+        *("model.channels=4", "model.latent_channels=2", "model.kernels=((1,1,1),(1,1,1))"),
+        *("model.blocks=1", "model.head_channels=0", "model.stem_hidden=0"),
+    ],
+    "vdit": [
+        *("model.depth=1", "model.width=16", "model.heads=2", "model.text_width=16"),
+        *("model.remat=none", "text.width=16", "text.depth=1", "text.heads=2", "sample_steps=2"),
+    ],
 }
 SIZES["vdit_lora"] = SIZES["vdit"]
 
@@ -22,7 +28,6 @@ SIZES["vdit_lora"] = SIZES["vdit"]
 CHAPTERS = [
     ("quickstart.md", "--suite=captions"),
     ("quickstart.md", "--out=circle.mp4"),
-    ("generating.md", "--out=circle.mp4"),
     ("own_videos.md", "--suite=samples"),
     ("own_videos.md", "launch/encode.py"),
     ("lora.md", "--kind=lora"),
@@ -31,7 +36,6 @@ CHAPTERS = [
 MORE = {
     # "in the place of the second above": a run of its own.
     ("own_videos.md", "--config.data.source.path=my_latents"): ["--overwrite"],
-    ("generating.md", "--out=circle.mp4"): ["--overwrite"],  # the chapter before has made it
 }
 # Pages whose commands are parsed alone.
 PARSED_ONLY = {

@@ -21,7 +21,7 @@ KEYS = {key for kind in Run.known.values() if kind.objective for key in names(ki
 KEYS |= set(names(CurationConfig))
 # What stands for any key, and what looks like one: a function of a module.
 NO_KEYS = {"KEY", "motion.motion_scores"}
-ENDINGS = (".py", ".json", ".jsonl", ".csv")
+ENDINGS = (".py", ".json", ".jsonl", ".csv", ".html", ".safetensors")
 SUFFIXES = r"(?:md|py|sh|yaml|yml|json|jsonl|ipynb|toml|flags|npz)"
 FILE = re.compile(
     rf"`((?:configs|launch|notebooks|docs|benchmarks|tests|xgen_jax|\.ci)/[\w./{{}},-]*?"
@@ -153,9 +153,9 @@ def test_readme_is_short_and_leads_to_each_task():
     tasks = {
         "train on your own videos": ("docs/own_videos.md", "--config=quickstart/vidvae:videos"),
         "curate": ("docs/curation.md", "launch/curate.py --videos"),
-        "sample a video": ("docs/generating.md", "launch/sample.py"),
-        "a long video": ("docs/generating.md", "--frames"),
-        "image to video": ("docs/generating.md", "--condition_image"),
+        "sample a video": ("docs/sampling.md", "launch/sample.py"),
+        "a long video": ("docs/sampling.md", "--frames"),
+        "image to video": ("docs/sampling.md", "--condition_image"),
         "compress with REGEN": ("docs/regen.md", "--config=quickstart/regen"),
         "an adapter": ("docs/lora.md", "--config=quickstart/vdit_lora"),
         "plan a run": ("docs/plans.md", "launch/plan.py"),
