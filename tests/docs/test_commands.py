@@ -18,6 +18,8 @@ OTHERS = {
     "mkdocs": "the site is built by launch/check.sh",
     ".venv/bin/mkdocs": "the site is built by launch/check.sh",
     "pre-commit": "installs a hook",
+    "ssh": "needs another machine",
+    "vbench": "another project's",
 }
 # Packages that pages install by themselves.
 PACKAGES = {"torch"}
@@ -37,7 +39,7 @@ def extras_of(words):
 def test_pages_have_commands_of_every_kind():
     launched = {path.stem for path in (ROOT / "launch").glob("*.py")} - {"command"}
     assert set(NAMES) == launched
-    assert len(OWN) > 60
+    assert len(OWN) > 50
 
 
 @pytest.mark.parametrize("name", NAMES)
