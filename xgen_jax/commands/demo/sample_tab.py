@@ -111,7 +111,7 @@ class SampleTab:
                 [(length_label(frames, default.fps), frames) for frames in choices.frames],
                 value=default.frames,
                 label="Length",
-                min_width=130,
+                min_width=180,
                 elem_id="sample-frames",
             )
         self.steps = gr.Slider(
