@@ -26,6 +26,8 @@ from xgen_jax.files import read_json, remove_temporaries, write_json
 from xgen_jax.typing import Video
 
 _NAME = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{8}")  # sorts by time, in UTC
+# Flags of launch/sample.py by which a result is sampled again.
+_SOURCE = ("model", "embedder", "text_encoder", "lora", "restore")
 _FLAGS = ("steps", "guidance_scale", "sampler")
 _THUMBNAIL = 192  # pixels of the shorter side
 _ABANDONED_S = 3600.0  # age at which a file without the rest is what a killed server left
@@ -52,7 +54,7 @@ class Result:
         if not settings.keys() >= {"model", "seed", *_FLAGS, "size", "frames"}:
             return ""
         height, width = settings["size"]
-        flags = {name: settings[name] for name in ("model", "embedder", "lora") if name in settings}
+        flags = {name: settings[name] for name in _SOURCE if name in settings}
         flags |= {name: settings[name] for name in ("prompt", "seed", *_FLAGS)}
         if settings.get("negative_prompt") is not None:
             flags["negative_prompt"] = settings["negative_prompt"]

@@ -184,9 +184,11 @@ def make_studio(request: DemoRequest, folder: pathlib.Path) -> Studio:
         offload=request.offload,
         memory_budget_gb=request.memory_budget_gb,
     )
-    for name in ("embedder", "lora"):
+    for name in ("embedder", "text_encoder", "lora"):
         if value := getattr(request, name):
             source[name] = value
+    if request.restore != LATEST:
+        source["restore"] = request.restore
     reconstructor = Reconstructor(
         embedder=model.networks.embedder,
         params=model.networks.params["embedder"],

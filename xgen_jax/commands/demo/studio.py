@@ -78,7 +78,7 @@ class Studio:
       model: a text-to-video model on its latents, if there is one.
       gallery: where samples go; needed with a model.
       folder: for files that end with the server.
-      source: flags that name the model, for the settings of results: "model", "embedder", "lora".
+      source: flags that name the model, for the settings of results: "model", "lora" and the like.
       max_seconds: of a video that is reconstructed, at most.
       max_side: pixels of its longer side; a larger video is made smaller.
       max_waiting: computations that may wait for the device.
