@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import threading
 
@@ -72,9 +73,14 @@ def test_a_gallery_survives_a_restart_and_damaged_files(tmp_path, capsys):
     again = Gallery(tmp_path / "made")
     assert [each.name for each in again.results()] == names[::-1]
     assert again.results(1)[0].settings["prompt"] == "2 <b>"
-    assert thumbnail(again.result(names[0]).video).shape == (16, 16, 3)
+    assert again.results(1)[0].command == ""
+    picture = thumbnail(again.result(names[0]), tmp_path / "pictures")
+    assert read_video(picture)[0].shape == (1, 16, 16, 3)
     (tmp_path / "made" / f"{names[0]}.json").write_text("{")
     (tmp_path / "made" / f"{names[1]}.mp4").unlink()
+    (tmp_path / "made" / f"{names[2]}.mp4").write_bytes(b"")
+    grey = thumbnail(again.result(names[2]), tmp_path / "pictures")
+    assert np.ptp(read_video(grey)[0]) == 0
     assert [each.name for each in again.results()] == names[2:]
     assert names[0] in capsys.readouterr().err
 
@@ -156,7 +162,11 @@ def test_latent_frames_share_out_the_frames(kind):
 def studio(tiny_runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     request = DemoRequest(
-        model=str(tiny_runs / "vdit"), gallery=str(folder / "made"), max_seconds=0.5, max_side=24
+        model=str(tiny_runs / "vdit"),
+        gallery=str(folder / "made"),
+        max_seconds=0.5,
+        max_side=24,
+        queue_size=2,
     )
     return make_studio(request, folder)
 
@@ -185,9 +195,14 @@ def test_a_sample_has_the_bytes_of_the_command(studio, tiny_runs, tmp_path):
     settings = json.loads(result.video.with_suffix(".json").read_text())
     assert (settings["seed"], settings["steps"], settings["prompt"]) == (7, 3, "a red circle")
     assert settings["compile_s"] > 0
-    command = studio.command(settings)
-    assert "--prompt='a red circle' --seed=7 --steps=3" in command
-    assert f"--model={tiny_runs / 'vdit'}" in command
+    assert "--prompt='a red circle' --seed=7 --steps=3" in result.command
+    assert f"--model={tiny_runs / 'vdit'}" in result.command
+    again = tmp_path / "again.mp4"  # what the page shows to be typed
+    words = shlex.split(result.command.replace("video.mp4", str(again)))[2:]
+    flags = dict(word.removeprefix("--").split("=", 1) for word in words)
+    kinds = {"seed": int, "steps": int, "frames": int, "guidance_scale": float}
+    sample_files(SampleRequest(**{k: kinds.get(k, str)(v) for k, v in flags.items()}))
+    assert again.read_bytes() == out.read_bytes()
     view = studio.latents("visitor")
     assert len(view.latents) == 2 and len(view.video) == 5
     # A second one of the same program is not announced as compiling.
@@ -196,7 +211,7 @@ def test_a_sample_has_the_bytes_of_the_command(studio, tiny_runs, tmp_path):
     assert not any("Compiling" in text for *_, text in reports)
     studio.leave("visitor", ("sample",))
     assert studio.latents("visitor") is None
-    studio.allow(ME)
+    studio.admit(ME)
 
 
 def test_a_sample_stops_at_the_next_step(studio):
@@ -211,7 +226,23 @@ def test_a_sample_stops_at_the_next_step(studio):
     assert len(studio.gallery.results()) == before
     with pytest.raises(Interrupted):  # what waits is stopped, too
         studio.sample("a red circle", 7, VideoRequest(), ME, quiet)
-    studio.allow(ME)
+    studio.admit(ME)
+
+
+def test_only_so_many_wait(studio):
+    studio.leave(ME.visitor, [ME.tab])
+    owners = [Owner(f"waiting {n}", "sample") for n in range(3)]
+    for owner in (*owners[:2], owners[0]):  # who waits already may ask again
+        studio.admit(owner)
+    with pytest.raises(UserError, match="Too many requests are waiting"):
+        studio.admit(owners[2])
+    studio.leave("waiting 0", ("sample",))
+    studio.admit(owners[2])
+    for owner in owners[1:]:
+        studio.sample("a red circle", 0, VideoRequest(), owner, quiet)  # waits no longer
+    for owner in owners:
+        studio.admit(owner)
+        studio.leave(owner.visitor, ("sample",))
 
 
 def test_visitors_take_turns(studio):

@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -18,13 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from xgen_jax.data.video import read_video
+from xgen_jax.data.video import read_video, resize_cover
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.files import read_json, remove_temporaries, write_json
 from xgen_jax.typing import Video
 
 _NAME = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{8}")  # sorts by time, in UTC
+# Flags of launch/sample.py by which a result is sampled again.
+_SOURCE = ("model", "embedder", "text_encoder", "lora", "restore")
+_FLAGS = ("steps", "guidance_scale", "sampler")
+_THUMBNAIL = 192  # pixels of the shorter side
 _ABANDONED_S = 3600.0  # age at which a file without the rest is what a killed server left
 
 
@@ -41,6 +46,21 @@ class Result:
     name: str
     video: pathlib.Path
     settings: Mapping[str, Any]
+
+    @property
+    def command(self) -> str:
+        """The command line that samples it again; empty if the settings do not say how."""
+        settings = self.settings
+        if not settings.keys() >= {"model", "seed", *_FLAGS, "size", "frames"}:
+            return ""
+        height, width = settings["size"]
+        flags = {name: settings[name] for name in _SOURCE if name in settings}
+        flags |= {name: settings[name] for name in ("prompt", "seed", *_FLAGS)}
+        if settings.get("negative_prompt") is not None:
+            flags["negative_prompt"] = settings["negative_prompt"]
+        flags |= {"size": f"{height}x{width}", "frames": settings["frames"], "out": "video.mp4"}
+        words = [f"--{name}={shlex.quote(str(value))}" for name, value in flags.items()]
+        return " ".join(["python launch/sample.py", *words])
 
 
 class Gallery:
@@ -129,15 +149,23 @@ class Gallery:
         remove_temporaries(self.folder, set(filter(_NAME.fullmatch, stems)))
 
 
-@functools.lru_cache(maxsize=256)
-def thumbnail(video: pathlib.Path) -> np.ndarray:
-    """Return the middle frame of a result's video, uint8 (H, W, 3); grey if it cannot be read."""
-    try:
-        frames, _ = read_video(video)
-    except UserError as error:
-        _note(str(error))
-        return np.full((64, 64, 3), 128, np.uint8)
-    return frames[len(frames) // 2]
+def thumbnail(result: Result, folder: pathlib.Path) -> pathlib.Path:
+    """Return a picture of the middle of a result, NAME.gif in a folder, where it is kept.
+
+    It is grey if the video cannot be read.
+    """
+    path = folder / f"{result.name}.gif"
+    if not path.exists():
+        try:
+            frames, _ = read_video(result.video)
+            frame = frames[len(frames) // 2 :][:1]
+        except UserError as error:
+            _note(str(error))
+            frame = np.full((1, _THUMBNAIL, _THUMBNAIL, 3), 128, np.uint8)
+        if min(frame.shape[1:3]) > _THUMBNAIL:
+            frame = resize_cover(frame, _THUMBNAIL, _THUMBNAIL)
+        write_video(path, frame, 1)
+    return path
 
 
 @functools.cache  # said once

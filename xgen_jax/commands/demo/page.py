@@ -80,7 +80,8 @@ def launch_page(page: gr.Blocks, host: str, port: int, max_upload_mb: int, queue
 
     Args:
       page: see `build_page`.
-      host, port, max_upload_mb, queue_size: see `DemoRequest`.
+      host, port, max_upload_mb: see `DemoRequest`.
+      queue_size: of gradio's own queue, for those who do not ask the studio first.
     """
     logging.getLogger("httpx").setLevel(logging.WARNING)  # the server asks itself whether it runs
     page.queue(max_size=queue_size, default_concurrency_limit=1, api_open=False)

@@ -108,34 +108,29 @@ class Buttons:
 
         `run` returns updates as a dict; the status is among its outputs.
         """
+        both = [self.start, self.stop]
         events = [self.start.click, *triggers]
-        started = gr.on(events, self._starting, None, self._all, trigger_mode="once", **QUICK)
-        ran = started.then(run, inputs, outputs, show_progress_on=progress_on, **TURN)
+        asked = gr.on(events, self._asking, None, self._status, trigger_mode="once", **QUICK)
+        started = asked.then(self._starting, self._status, both, **QUICK)
+        ran = started.success(run, inputs, outputs, show_progress_on=progress_on, **TURN)
         self.stop.click(self._stopping, None, [self._status, self.stop], **QUICK)
-        return ran.then(self._ended, self._status, self._all, **QUICK)
+        return ran.then(self._ended, None, both, **QUICK)
 
-    @property
-    def _all(self):
-        return [self.start, self.stop, self._status]
+    def _asking(self, request: gr.Request):
+        try:
+            self._studio.admit(owner(request, self._tab))
+        except UserError as error:
+            return problem(str(error))
+        return _WORKING
 
-    def _starting(self, request: gr.Request):
-        self._studio.allow(owner(request, self._tab))
-        return (
-            gr.update(interactive=False),
-            gr.update(visible=True, interactive=True),
-            _WORKING,
-        )
+    def _starting(self, status: str):
+        if status != _WORKING:  # what follows is for who was admitted
+            raise gr.Error("refused", print_exception=False, visible=False)
+        return gr.update(interactive=False), gr.update(visible=True, interactive=True)
 
     def _stopping(self, request: gr.Request):
         self._studio.stop(owner(request, self._tab))
         return note("Stopping after this step."), gr.update(interactive=False)
 
-    def _ended(self, status: str):
-        # `run` was never called if the queue was full.
-        waiting = status == _WORKING
-        text = problem("Too many requests are waiting; try again in a moment.")
-        return (
-            gr.update(interactive=True),
-            gr.update(visible=False),
-            text if waiting else gr.skip(),
-        )
+    def _ended(self):
+        return gr.update(interactive=True), gr.update(visible=False)

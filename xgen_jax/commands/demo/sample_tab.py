@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from xgen_jax.commands.demo.choices import Choices, length_label
-from xgen_jax.commands.demo.gallery import Result, thumbnail
+from xgen_jax.commands.demo.gallery import Result
 from xgen_jax.commands.demo.parts import (
     QUICK,
     Buttons,
@@ -111,7 +111,7 @@ class SampleTab:
                 [(length_label(frames, default.fps), frames) for frames in choices.frames],
                 value=default.frames,
                 label="Length",
-                min_width=130,
+                min_width=180,
                 elem_id="sample-frames",
             )
         self.steps = gr.Slider(
@@ -172,7 +172,7 @@ class SampleTab:
         """Return updates of the gallery with up to `limit` results."""
         results = self.gallery.results(limit + 1)
         shown = results[:limit]
-        pictures = [(thumbnail(each.video), each.settings["prompt"]) for each in shown]
+        pictures = [(str(self.studio.thumbnail(each)), each.settings["prompt"]) for each in shown]
         names = [each.name for each in shown]
         return pictures, names, gr.update(visible=len(results) > limit)
 
@@ -220,13 +220,10 @@ class SampleTab:
         return with_messages(self.status, work)
 
     def _shown(self, result: Result) -> dict[Any, Any]:
-        command = ""
-        if {"size", "frames", "steps", "sampler", "guidance_scale"} <= result.settings.keys():
-            command = self.studio.command(result.settings)
         return {
             self.video: str(result.video),
             self.details: table(details(result.settings)),
-            self.command: command,
+            self.command: result.command,
         }
 
     def _show_earlier(self, names: list[str], event: gr.SelectData):

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from xgen_jax.commands.demo.choices import make_choices
 from xgen_jax.commands.demo.gallery import Gallery
@@ -126,7 +126,7 @@ def demo_server(request: DemoRequest, folder: pathlib.Path) -> Iterator[str]:
 
     page = build_page(studio, choices)
     try:
-        url = launch_page(page, request.host, port, request.max_upload_mb, request.queue_size)
+        url = launch_page(page, request.host, port, request.max_upload_mb, 4 * request.queue_size)
         yield url
     except KeyboardInterrupt as error:
         if not studio.close(_END_S):
@@ -150,7 +150,11 @@ def make_studio(request: DemoRequest, folder: pathlib.Path) -> Studio:
     Raises:
       UserError: the folder holds no model, or flags that are for a model of another kind.
     """
-    limits = {"max_seconds": request.max_seconds, "max_side": request.max_side}
+    limits: dict[str, Any] = {
+        "max_seconds": request.max_seconds,
+        "max_side": request.max_side,
+        "max_waiting": request.queue_size,
+    }
     source = {"model": request.model}
     if isinstance(RunFolder(request.model).config(), HoldsEmbedder):
         for name in ("embedder", "text_encoder", "lora", "offload"):
@@ -180,9 +184,11 @@ def make_studio(request: DemoRequest, folder: pathlib.Path) -> Studio:
         offload=request.offload,
         memory_budget_gb=request.memory_budget_gb,
     )
-    for name in ("embedder", "lora"):
+    for name in ("embedder", "text_encoder", "lora"):
         if value := getattr(request, name):
             source[name] = value
+    if request.restore != LATEST:
+        source["restore"] = request.restore
     reconstructor = Reconstructor(
         embedder=model.networks.embedder,
         params=model.networks.params["embedder"],

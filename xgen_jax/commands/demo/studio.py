@@ -10,7 +10,6 @@ import dataclasses
 import math
 import pathlib
 import secrets
-import shlex
 import statistics
 import threading
 import time
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xgen_jax.commands.demo.gallery import Gallery, Result
+from xgen_jax.commands.demo.gallery import Gallery, Result, thumbnail
 from xgen_jax.commands.demo.latent_view import LatentView
 from xgen_jax.commands.sample import default_scale
 from xgen_jax.data.video import VideoReader, probe
@@ -79,9 +78,10 @@ class Studio:
       model: a text-to-video model on its latents, if there is one.
       gallery: where samples go; needed with a model.
       folder: for files that end with the server.
-      source: flags that name the model, for `command`: "model", "embedder", "lora".
+      source: flags that name the model, for the settings of results: "model", "lora" and the like.
       max_seconds: of a video that is reconstructed, at most.
       max_side: pixels of its longer side; a larger video is made smaller.
+      max_waiting: computations that may wait for the device.
     """
 
     def __init__(
@@ -94,16 +94,19 @@ class Studio:
         source: Mapping[str, str],
         max_seconds: float,
         max_side: int,
+        max_waiting: int,
     ):
         self.reconstructor, self.model, self.gallery = reconstructor, model, gallery
         self.source, self.max_seconds, self.max_side = source, max_seconds, max_side
         self._folder = folder
         self._device = threading.Lock()
         self._closed = threading.Event()
+        self._max_waiting = max_waiting
+        self._waiting: set[Owner] = set()
         self._stopped: set[Owner] = set()
         self._views: collections.OrderedDict[str, LatentView] = collections.OrderedDict()
         self._written: collections.OrderedDict[str, pathlib.Path] = collections.OrderedDict()
-        self._kept_lock = threading.Lock()
+        self._lock = threading.Lock()
         self._compiled: set[Hashable] = set()
 
     @property
@@ -178,18 +181,6 @@ class Studio:
         self._keep(owner, np.concatenate(latents, axis=1)[0], video, f"the sample “{prompt}”")
         return result
 
-    def command(self, settings: Mapping[str, Any]) -> str:
-        """Return the command line that samples a result of the gallery again."""
-        flags = {name: settings[name] for name in ("model", "embedder", "lora") if name in settings}
-        height, width = settings["size"]
-        flags |= {"prompt": settings["prompt"], "seed": settings["seed"]}
-        flags |= {name: settings[name] for name in ("steps", "guidance_scale", "sampler")}
-        if settings.get("negative_prompt") is not None:
-            flags["negative_prompt"] = settings["negative_prompt"]
-        flags |= {"size": f"{height}x{width}", "frames": settings["frames"], "out": "video.mp4"}
-        words = [f"--{name}={shlex.quote(str(value))}" for name, value in flags.items()]
-        return " ".join(["python launch/sample.py", *words])
-
     def reconstruct(
         self,
         path: str,
@@ -231,7 +222,9 @@ class Studio:
                 video, fps, facts = self._read(path, start_s, seconds)
             except UserError as error:  # the visitor knows the file by its name
                 raise UserError(str(error).replace(path, name)) from error
-            report(0, len(video), "Encoding")
+            program = reconstructor.embedder, video.shape, speed
+            compiling = "" if program in self._compiled else "Compiling for this size, and encoding"
+            report(0, len(video), compiling or "Encoding")
             started = time.monotonic()
             latents = reconstructor.encode(video)
 
@@ -253,6 +246,7 @@ class Studio:
             if speed != 1.0:
                 made = decoded(speed)
                 shown = video[np.floor(moments(len(video), speed)).astype(int)]
+            self._compiled.add(program)
             out = self._write(owner, side_by_side(shown, made), fps)
             t, h, w, c = latents.shape[1:]
             facts |= {
@@ -265,11 +259,23 @@ class Studio:
 
     def latents(self, visitor: str) -> LatentView | None:
         """Return the latents of a visitor's last sample or reconstruction."""
-        with self._kept_lock:
+        with self._lock:
             return self._views.get(visitor)
 
-    def allow(self, owner: Owner) -> None:
-        """Forget that the owner has stopped something: there is something new to compute."""
+    def thumbnail(self, result: Result) -> pathlib.Path:
+        """Return a picture of a result of the gallery."""
+        return thumbnail(result, self._folder / "thumbnails")
+
+    def admit(self, owner: Owner) -> None:
+        """Let an owner wait for a computation; forget that an earlier one was stopped.
+
+        Raises:
+          UserError: too many wait already.
+        """
+        with self._lock:
+            if len(self._waiting - {owner}) >= self._max_waiting:
+                raise UserError("Too many requests are waiting; try again in a moment.")
+            self._waiting.add(owner)
         self._stopped.discard(owner)
 
     def stop(self, owner: Owner) -> None:
@@ -278,9 +284,11 @@ class Studio:
 
     def leave(self, visitor: str, tabs: Iterable[str]) -> None:
         """Stop what a visitor computes in some tabs, and forget what is kept for the visitor."""
-        for tab in tabs:
-            self.stop(Owner(visitor, tab))
-        with self._kept_lock:
+        owners = {Owner(visitor, tab) for tab in tabs}
+        for owner in owners:
+            self.stop(owner)
+        with self._lock:
+            self._waiting -= owners
             self._views.pop(visitor, None)
             if file := self._written.pop(visitor, None):
                 file.unlink(missing_ok=True)
@@ -293,6 +301,8 @@ class Studio:
     @contextlib.contextmanager
     def _turn(self, owner: Owner) -> Generator[None]:
         with self._device:
+            with self._lock:
+                self._waiting.discard(owner)
             self._check(owner)
             yield
 
@@ -304,7 +314,7 @@ class Studio:
         embedder = self.reconstructor.embedder
         latents = latents.astype(np.float32)
         view = LatentView(embedder=embedder, latents=latents, video=video, title=title)
-        with self._kept_lock:
+        with self._lock:
             self._views.pop(owner.visitor, None)
             self._views[owner.visitor] = view
             while len(self._views) > _KEPT:
@@ -342,7 +352,7 @@ class Studio:
         """Write a video in place of the visitor's last one."""
         path = self._folder / f"reconstruction-{secrets.token_hex(8)}.mp4"
         write_video(path, _repeated(video, default_scale(video.shape[1], video.shape[1])), fps)
-        with self._kept_lock:
+        with self._lock:
             old = [self._written.pop(owner.visitor, None)]
             self._written[owner.visitor] = path
             while len(self._written) > _KEPT:
