@@ -35,9 +35,8 @@ class CLIPScore:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        tokenizer = CLIPTokenizer(folder)
-        self._texts = TextEncoder(*load_clip_text(folder), tokenizer)
         self._images = ImageEncoder(*load_clip_vision(folder), batch=_FRAMES_AT_ONCE)
+        self._texts = TextEncoder(*load_clip_text(folder), CLIPTokenizer(folder))
 
     @property
     def cut(self) -> int:

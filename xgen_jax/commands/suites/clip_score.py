@@ -37,13 +37,15 @@ def clip_score(request: EvaluateRequest) -> dict[str, Any]:
     started, folder = time.monotonic(), results_folder(request.out, "clip_score")
     facts: dict[str, Any] = {"clip": str(request.clip), "convention": CONVENTION}
     videos = _samples(request, folder, facts) if request.model else _files(request, facts)
-    rows = []
+    rows: list[tuple[int, dict[str, Any]]] = []
     for number, row, video in videos:
         frames = score.frames(row["prompt"], video)
-        rows.append([number, {**row, "clip_score": float(frames.mean()), "frames": len(frames)}])
-        print(f"{rows[-1][1]['clip_score']:6.2f}  {row['prompt']}", file=sys.stderr)
+        mean = float(frames.mean())
+        rows.append((number, {**row, "clip_score": mean, "frames": len(frames)}))
+        print(f"{mean:6.2f}  {row['prompt']}", file=sys.stderr)
     everyone = gather({"rows": rows, "cut": score.cut})
-    together = [row for _, row in sorted((r for one in everyone for r in one["rows"]), key=_number)]
+    numbered = {number: row for one in everyone for number, row in one["rows"]}
+    together = [numbered[number] for number in sorted(numbered)]
     figures = np.array([row["clip_score"] for row in together])
     result = {
         "clip_score": float(figures.mean()),
@@ -61,10 +63,6 @@ def clip_score(request: EvaluateRequest) -> dict[str, Any]:
         "wall_s": round(time.monotonic() - started, 1),
         "file": str(folder / "clip_score.json"),
     }
-
-
-def _number(row: list[Any]) -> int:
-    return row[0]
 
 
 def _samples(
@@ -100,7 +98,10 @@ def _files(request: EvaluateRequest, facts: dict[str, Any]) -> Iterator[_Scored]
         if getattr(request, flag) is not None:
             raise UserError(f"--{flag} is for samples of a --model; --videos are there already")
     facts["source"] = str(request.videos)
-    pairs = prompts_of(pathlib.Path(request.videos))[: request.count]
+    pairs = prompts_of(pathlib.Path(request.videos))
+    if left := len(pairs[request.count :]):
+        print(f"{left} of {len(pairs)} videos are left out by --count", file=sys.stderr)
+    pairs = pairs[: request.count]
     for number in range(jax.process_index(), len(pairs), jax.process_count()):
         path, prompt = pairs[number]
         yield number, {"prompt": prompt, "file": str(path)}, read_video(path)[0]
