@@ -37,7 +37,7 @@ FLAGS = [
     text("prompts_json", None, "VBench_full_info.json (vbench_export)."),
     flags.DEFINE_list("dimensions", None, "Of VBench; by default all (vbench_export)."),
     text("results", None, "VBench's *_eval_results.json, or a folder of them (vbench_import)."),
-    text("i3d", None, "Folder of FVD's network, see launch/convert.py --kind=i3d (fvd)."),
+    text("i3d", None, "Folder of FVD's network, see launch/convert.py --kind=i3d (rFVD, fvd)."),
     text("clip", None, "Folder of a CLIP, in Hugging Face's layout (clip_score)."),
     text("out", None, "Folder for the results; for report the quickstart folder itself."),
     integer("count", 64, "Number of clips or prompts.", lower_bound=1),

@@ -5,14 +5,18 @@ import json
 import jax
 import numpy as np
 import pytest
+import tiny_i3d
 
-from xgen_jax import evaluate
+from xgen_jax import evaluate, load
 from xgen_jax.commands.evaluate_request import EvaluateRequest
 from xgen_jax.commands.reconstruct import ReconstructRequest, reconstruct_file
+from xgen_jax.commands.suites import reconstruction as suite
 from xgen_jax.data.pixels import to_unit_range
+from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.video import read_video
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
+from xgen_jax.evaluation.fvd import FrechetVideoDistance
 from xgen_jax.evaluation.perceptual import load_lpips_distance
 from xgen_jax.models.lpips import LPIPS, LPIPSConfig
 from xgen_jax.weights.safetensors import write_safetensors
@@ -40,6 +44,16 @@ def test_reconstruct_file_takes_any_real_mp4(tiny_runs, tmp_path):
     result = reconstruct_file(ReconstructRequest(**arguments))
     assert result["shape"] == [11, 46, 58, 3]
     assert 3 < result["psnr_db"] < 60
+    names = {
+        "psnr_db",
+        "psnr_of_mean_mse_db",
+        "ssim",
+        "mse",
+        "sharpness",
+        "blockiness",
+        "seam_ratio",
+    }
+    assert result.keys() == names | {"video", "shape", "fps", "wall_s"}
     both, fps = read_video(out)
     assert both.shape == (11, 46, 118, 3)
     assert fps == pytest.approx(24)
@@ -86,9 +100,47 @@ def test_reconstruction_suite_on_synthetic_and_real_clips(tiny_runs, tmp_path):
     )
     assert result["shapes"]["5x16x16"]["clips"] == 1
     assert (
-        "- 5x16x16: a.mp4\n"
+        "- 5x16x16: a.mp4 ("
         in (tmp_path / "real" / "reconstruction" / "reconstruction.md").read_text()
     )
+
+
+def test_worst_clips_are_kept_as_videos_whatever_their_number(tiny_runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "SHOWN", 1)
+    monkeypatch.setattr(suite, "WORST", 2)
+    embedder = str(tiny_runs / "vidvae")
+    evaluate("reconstruction", embedder=embedder, out=str(tmp_path), count=5)
+    folder = tmp_path / "reconstruction"
+    (entry,) = json.loads((folder / "reconstruction.json").read_text())["shapes"]
+    order = sorted(range(5), key=lambda number: entry["videos"][number]["psnr_db"])
+    assert [one["clip"] for one in entry["worst_clips"]] == order[:2]
+    files = {row["file"] for row in entry["videos"] if "file" in row}
+    assert {one["file"] for one in entry["worst_clips"]} <= files
+    assert files == {f"5x16x16/{number:03d}.mp4" for number in {0, *order[:2]}}
+    assert all((folder / file).is_file() for file in files)
+    assert len(list((folder / "5x16x16").iterdir())) == len(files)
+    # The frames of a VidVAE's latents: the first alone, then four each.
+    assert entry["by_frame"]["chunk_starts"] == [1]
+    assert entry["seams"]["borders"] == 5 and len(entry["by_frame"]["psnr_db"]) == 5
+
+
+def test_clips_shorter_than_asked_are_left_out_or_refused(tiny_runs, tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    for name, frames in (("short", 6), ("long", 9)):
+        video = moving_crops(frames, 20, 24)
+        write_video(tmp_path / "videos" / f"{name}.mp4", video, fps=8)
+    asked = {"embedder": str(tiny_runs / "vidvae"), "data": str(tmp_path / "videos"), "count": 9}
+    evaluate("reconstruction", out=str(tmp_path), shapes=["9x32x32"], **asked)
+    written = json.loads((tmp_path / "reconstruction" / "reconstruction.json").read_text())
+    (entry,) = written["shapes"]
+    assert (entry["clips"], entry["shorter"], entry["enlarged"]) == (1, 1, 1)
+    assert [row["name"] for row in entry["videos"]] == ["long.mp4"]
+    assert any("enlarged to 9x32x32" in note for note in entry["notes"])
+    assert "1 of 2 clips are left out: they have fewer than 9 frames" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"has 13 frames; the longest has 9: give --shapes"):
+        evaluate("reconstruction", out=str(tmp_path), shapes=["13x16x16"], **asked)
+    with pytest.raises(UserError, match="1x8x8 cannot be scored"):
+        evaluate("reconstruction", out=str(tmp_path), shapes=["1x8x8"], **asked)
 
 
 @pytest.mark.slow
@@ -146,6 +198,47 @@ def public_names(params):
     return {"trunk": trunk, "heads": heads}
 
 
+@pytest.mark.parametrize(
+    ("shapes", "count", "message"),
+    [
+        (["5x16x16"], 9, "at any of the shapes: I3D takes clips of 10 frames or more"),
+        (["1x16x16", "13x16x16"], 1, "2 clips or more.* of 13x16x16 there is 1: give --count=N"),
+    ],
+)
+def test_rfvd_of_too_few_clips_or_frames_is_refused(tiny_runs, tmp_path, shapes, count, message):
+    asked = {"embedder": str(tiny_runs / "vidvae"), "out": str(tmp_path), "i3d": "not read"}
+    with pytest.raises(UserError, match=message):
+        evaluate("reconstruction", shapes=shapes, count=count, **asked)
+
+
+@pytest.mark.slow
+def test_rfvd_is_that_of_all_clips_of_a_shape(tiny_runs, tmp_path):
+    weights = tiny_i3d.converted(tmp_path / "i3d")
+    result = evaluate(
+        "reconstruction",
+        embedder=str(tiny_runs / "vidvae"),
+        out=str(tmp_path),
+        shapes=["1x16x16", "13x16x16"],
+        count=3,
+        i3d=str(weights),
+    )
+    written = json.loads((tmp_path / "reconstruction" / "reconstruction.json").read_text())
+    image, video = written["shapes"]
+    assert image["sets"] == {} and "10 frames" in image["not_computed"]["rfvd"]
+    rfvd = video["sets"]["rfvd"]
+    assert (rfvd["clips"], rfvd["frames"]) == (3, 13)
+    assert any("biased" in note for note in video["notes"])
+    assert result["shapes"]["13x16x16"]["rfvd"] == round(rfvd["value"], 5)
+    distance, folder = FrechetVideoDistance(weights), tmp_path / "reconstruction"
+    source = SyntheticSource(seed=10_000, split="held_out", num_clips=3)
+    model = load(tiny_runs / "vidvae")
+    for index in range(3):
+        clip = source.read(index, None, 13, 16, 16)["video"]
+        distance.update(real=clip, generated=model(clip))
+    assert rfvd["value"] == pytest.approx(distance.result()["fvd"], rel=1e-6)
+    assert "rFVD" in (folder / "reconstruction.md").read_text()
+
+
 @pytest.mark.slow
 def test_captions_suite_reads_every_sample(tiny_runs, tmp_path):
     result = evaluate("captions", model=str(tiny_runs / "vdit"), out=str(tmp_path), count=4)
@@ -155,13 +248,16 @@ def test_captions_suite_reads_every_sample(tiny_runs, tmp_path):
     # A model of two steps generates noise: the verifier must not find the attributes asked for.
     assert result["all"] < 0.5
     assert all((tmp_path / "captions" / sample["file"]).is_file() for sample in written["samples"])
+    assert result["distinct_prompts"] == written["distinct_prompts"] == 4
+    low, high = result["interval"]["all"]
+    assert low <= result["all"] <= high and written["interval"].keys() == written["accuracy"].keys()
 
 
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({}, "give --suite, one of reconstruction, captions, samples, report"),
-        ({"suite": "fvd"}, "suite='fvd' is not known"),
+        ({}, "give --suite, one of reconstruction, captions, samples, fvd"),
+        ({"suite": "psnr"}, "suite='psnr' is not known"),
         ({"suite": "captions"}, "give --model, --out"),
         ({"suite": "captions", "model": "a", "out": "b", "data": "c"}, "--data is for --suite=rec"),
         ({"suite": "report", "out": "b", "count": 3}, "--count is for --suite=reconstruction and "),

@@ -185,8 +185,14 @@ def test_held_out_prompts_are_distinct_and_repeatable():
     assert len({text for text, _ in held_out_prompts(54 * len(PHRASINGS), 0)}) == 54 * len(
         PHRASINGS
     )
-    with pytest.raises(UserError, match="ask for 1 to 270"):
-        held_out_prompts(271, seed=0)
+    with pytest.raises(UserError, match="0 held-out prompts are not possible; ask for 1 or more"):
+        held_out_prompts(0, seed=0)
+
+
+def test_held_out_prompts_of_any_number_repeat_all_of_them_equally_often():
+    prompts = held_out_prompts(540 + 7, seed=3)
+    assert prompts[270:540] == prompts[:270] and prompts[540:] == prompts[:7]
+    assert prompts[:100] == held_out_prompts(100, seed=3)
 
 
 def test_splits_show_what_they_promise():

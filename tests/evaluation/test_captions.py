@@ -3,6 +3,7 @@ easily fooled."""
 
 import functools
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -15,7 +16,15 @@ from xgen_jax.data.sources.synthetic import (
     sample_scene,
 )
 from xgen_jax.errors import UserError
-from xgen_jax.evaluation.captions import evaluate_captions, read_attributes, score, verdict
+from xgen_jax.evaluation.attributes import read_attributes
+from xgen_jax.evaluation.captions import (
+    HeldOutCaptions,
+    confusions,
+    evaluate_captions,
+    score,
+    verdict,
+)
+from xgen_jax.evaluation.intervals import wilson_interval
 
 
 def clips(count, frames, height, width, *, spoil=lambda video: video, seed=11):
@@ -126,11 +135,76 @@ def test_evaluate_captions_reports_every_sample():
 
     report = evaluate_captions(generate, prompts=prompts, seed=4)
     assert spoken == [([text for text, _ in prompts], 4)]
-    assert len(report.videos) == report.scores["prompts"] == 6
+    assert list(report.videos) == list(range(6)) and report.scores["prompts"] == 6
     assert report.scores["accuracy"]["all"] == pytest.approx(5 / 6)
     assert report.scores["samples"][-1]["read"] == {"background": "black"}
     assert report.scores["samples"][0]["prompt"] == prompts[0][0]
     assert json.loads(json.dumps(report.scores)) == report.scores
+
+
+def as_wanted(prompts, change):
+    """Videos of what was wanted, one after another, with `change` of the attributes of some."""
+    rng = np.random.default_rng(0)
+    for number, (_, attributes) in enumerate(prompts):
+        yield render(sample_scene(rng, attributes | change.get(number, {})), 9, 32, 32)
+
+
+def test_intervals_counts_and_confusions_of_more_prompts_than_captions():
+    prompts = held_out_prompts(600, seed=0)
+    circles = [n for n, (_, wanted) in enumerate(prompts) if wanted["shape"] == "circle"]
+    change = dict.fromkeys(circles[:30], {"shape": "square"})
+    scores = evaluate_captions(
+        lambda texts, seed: as_wanted(prompts, change), prompts=prompts, seed=0
+    ).scores
+    assert (scores["prompts"], scores["distinct_prompts"]) == (600, 270)
+    assert scores["distinct_attributes"] == 54
+    right, judged = scores["counts"]["shape"]
+    assert judged == 600 and 0 <= 570 - right <= 3  # the verifier itself errs in 0.5%
+    assert scores["accuracy"]["shape"] == right / 600
+    assert scores["interval"]["shape"] == list(wilson_interval(right / 600, 600))
+    shape = scores["confusions"]["shape"]
+    assert shape["circle"]["square"] == 30
+    assert sum(sum(row.values()) for row in shape.values()) == 600
+    assert list(scores["confusions"]) == list(ATTRIBUTES)
+    assert json.loads(json.dumps(scores)) == scores
+
+
+def test_what_could_not_be_read_is_a_confusion_with_nothing():
+    blank = {"background": "black"}
+    found = confusions([{"wanted": {"shape": "circle", "background": "gray"}, "read": blank}])
+    assert found == {"shape": {"circle": {"nothing": 1}}, "background": {"gray": {"black": 1}}}
+
+
+def test_only_the_videos_to_show_are_kept_and_each_is_read_before_the_next():
+    prompts, batches = held_out_prompts(40, seed=0), []
+
+    def generate(texts, seed):
+        for video in as_wanted(prompts, {20: {"shape": "circle"}, 30: {"direction": "left"}}):
+            batch = np.stack([video] * 4)
+            batches.append(weakref.ref(batch))
+            yield batch[0]
+            del batch
+            # The one before last has gone, also where a video of it was kept.
+            assert len(batches) < 2 or batches[-2]() is None
+
+    report = evaluate_captions(generate, prompts=prompts, seed=0, keep=4, keep_wrong=1)
+    wrong = [n for n, one in enumerate(report.scores["samples"]) if not one["correct"]["all"]]
+    assert wrong and min(wrong) >= 4
+    assert list(report.videos) == [0, 1, 2, 3, wrong[0]]
+
+
+def test_the_held_out_captions_of_an_evaluation():
+    judge = HeldOutCaptions(12)
+    prompts = held_out_prompts(12, seed=0)
+    assert judge.prompts == [text for text, _ in prompts]
+    other = {n: "red" if prompts[n][1]["color"] == "blue" else "blue" for n in range(3)}
+    change = {n: {"color": color} for n, color in other.items()}
+    figures = judge.figures(as_wanted(prompts, change))
+    assert tuple(figures) == judge.names
+    assert figures["accuracy_color"] == figures["accuracy_all"] == 0.75
+    assert figures["accuracy_shape"] == 1
+    with pytest.raises(ValueError, match="longer"):
+        judge.figures(as_wanted(prompts[:3], {}))
 
 
 def test_mistakes():
@@ -147,3 +221,5 @@ def test_mistakes():
         evaluate_captions(lambda texts, seed: [], prompts=[], seed=0)
     with pytest.raises(UserError, match="0 videos came back for 1"):
         evaluate_captions(lambda texts, seed: [], prompts=[("a", {"color": "red"})], seed=0)
+    with pytest.raises(UserError, match="2 or more videos came back for 1"):
+        evaluate_captions(lambda *_: [video] * 5, prompts=[("a", {"color": "red"})], seed=0)

@@ -9,6 +9,7 @@ import pytest
 
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation import reconstruction
+from xgen_jax.evaluation.artifacts import blockiness
 
 GOLDENS = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "psnr_ssim.npz")
 SETS = ("smooth", "random", "same", "flat")
@@ -76,7 +77,17 @@ def test_metrics_are_symmetric_and_see_each_frame_alone():
     ("a", "b", "message"),
     [
         (noise((2, 10, 32, 3)), noise((2, 10, 32, 3)), "at least 11x11 pixels.* 10x32"),
-        (noise((2, 16, 16, 3)), noise((3, 16, 16, 3)), r"\(2, 16, 16, 3\) and \(3, 16, 16, 3\)"),
+        (
+            noise((2, 16, 16, 3)),
+            noise((3, 16, 16, 3)),
+            r"\(2, 16, 16, 3\) and \(3, 16, 16, 3\).*as many frames of the one as of the other",
+        ),
+        (
+            noise((2, 16, 16, 3)),
+            noise((3, 16, 18, 3)),
+            r"\(3, 16, 18, 3\).*resize or crop one of them to the size of the other",
+        ),
+        (noise((2, 1, 1, 3)), noise((2, 1, 1, 3)), "at least 11x11 pixels.* 1x1"),
         (noise((2, 16, 16, 3)), noise((2, 16, 16, 3)).astype(np.float32), "float32"),
         (noise((0, 16, 16, 3)), noise((0, 16, 16, 3)), r"\(0, 16, 16, 3\)"),
         (noise((16, 16, 3)), noise((16, 16, 3)), r"\(16, 16, 3\)"),
@@ -103,6 +114,13 @@ def test_evaluation_means_rows_and_worst_clips():
     result = reconstruction.evaluate_reconstruction(reconstruct, iter(clips), visit=visit, worst=2)
     assert result["clips"] == 4 and seen == ["clip0", "clip1", "clip2", "clip3"]
     assert result["worst"] == ["clip1", "clip2"]
+    assert [(one["clip"], one["name"]) for one in result["worst_clips"]] == [
+        (1, "clip1"),
+        (2, "clip2"),
+    ]
+    assert all(
+        one["psnr_db"] == result["videos"][one["clip"]]["psnr_db"] for one in result["worst_clips"]
+    )
     assert [row["file"] for row in result["videos"]] == ["000.mp4", "001.mp4", "002.mp4", "003.mp4"]
     row = result["videos"][0]
     assert (row["name"], row["frames"], row["height"], row["width"]) == ("clip0", 3, 16, 18)
@@ -114,119 +132,15 @@ def test_evaluation_means_rows_and_worst_clips():
     json.dumps(result, allow_nan=False)
 
 
-def box_blur(video):
-    """Mean of each pixel's 3x3 neighbourhood, edges repeated."""
-    padded = np.pad(video.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    height, width = video.shape[1:3]
-    shifted = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    return np.rint(np.mean(shifted, axis=0)).astype(np.uint8)
-
-
-def test_sharpness_detects_blur():
-    video = noise((2, 40, 48, 3))
-    np.testing.assert_array_equal(reconstruction.sharpness_frames(video, video), 1.0)
-    blurred = box_blur(video)
-    again = box_blur(blurred)
-    once, twice = (reconstruction.sharpness_frames(video, x) for x in (blurred, again))
-    # In white noise, neighbouring 3x3 means overlap by 6 of 9 pixels: they differ by sqrt(6)/9 of a
-    # deviation, not sqrt(2).
-    np.testing.assert_allclose(once, np.sqrt(6) / 9 / np.sqrt(2), atol=0.02)
-    assert (twice < 0.7 * once).all()
-    np.testing.assert_allclose(
-        reconstruction.sharpness_frames(again, blurred), once / twice, rtol=1e-12
-    )
-    assert reconstruction.compare(video, blurred)["sharpness"] == pytest.approx(once.mean())
-
-
-def test_sharpness_of_a_ramp_is_the_ratio_of_slopes_of_luma():
-    x, y = np.meshgrid(np.arange(12), np.arange(12))
-    ramp = (3 * x + 4 * y).astype(np.uint8)  # slope 5 everywhere
-    original = np.stack([ramp, ramp, ramp], axis=-1)[None]
-    across = np.stack([6 * x, 6 * x, 6 * x], axis=-1).astype(np.uint8)[None]
-    np.testing.assert_allclose(reconstruction.sharpness_frames(original, across), 6 / 5)
-    green = original * np.array([0, 1, 0], np.uint8)
-    np.testing.assert_allclose(reconstruction.sharpness_frames(original, green), 0.587)
-
-
-def test_sharpness_of_flat_frames_is_finite():
-    flat, other = np.full((2, 16, 17, 3), (7, 130, 201), np.uint8), noise((2, 16, 17, 3))
-    np.testing.assert_array_equal(reconstruction.sharpness_frames(flat, flat // 2), 1.0)
-    np.testing.assert_array_equal(reconstruction.sharpness_frames(flat, other), 4.0)
-    np.testing.assert_array_equal(reconstruction.sharpness_frames(other, flat), 0.0)
-    with pytest.raises(UserError, match="at least 2x2 pixels; these are 1x17"):
-        reconstruction.sharpness_frames(flat[:, :1], flat[:, :1])
-
-
-def photo(offset=0):
-    """A clip of smooth random ground with grain, neither of which knows a grid."""
-    ground = noise((2, 104, 128, 3), seed=5)
-    for _ in range(3):
-        ground = box_blur(ground)
-    grain = noise((2, 96, 120, 3), seed=6) // 16
-    return ground[:, offset : offset + 96, offset : offset + 120] // 2 + grain
-
-
-def mesh(video, patch, offset=0, levels=12):
-    """Darken every second patch of a chessboard of patches."""
-    y, x = np.indices(video.shape[1:3])
-    board = ((y + offset) // patch + (x + offset) // patch) % 2
-    return video - (levels * board[None, :, :, None]).astype(np.uint8)
-
-
-@pytest.mark.parametrize("patch", [4, 8])
-def test_blockiness_of_a_source_is_exactly_one_and_of_a_mesh_more(patch):
-    video = photo() // 2 + 40
-    assert reconstruction.blockiness(video, video, patch) == 1.0
-    faint, strong = (
-        reconstruction.blockiness(video, mesh(video, patch, levels=levels), patch)
-        for levels in (4, 12)
-    )
-    assert 1.05 < faint < strong
-    # On another grid it is no mesh of this one: the differences elsewhere grow instead.
-    assert reconstruction.blockiness(video, mesh(video, patch, offset=2), patch) < 1.0
-
-
-def test_blockiness_of_a_shifted_source_is_about_one():
-    video = photo()
-    for offset in (1, 2, 5):
-        shifted = photo(offset=offset)
-        assert reconstruction.blockiness(video, shifted, 4) == pytest.approx(1, abs=0.02)
-        blurred = reconstruction.blockiness(video, box_blur(shifted), 4)
-        assert blurred == pytest.approx(1, abs=0.04)  # neither blur nor grain is a mesh
-
-
-def test_blockiness_by_hand():
-    # Luma steps of 10 across the borders of 4x4 patches and 0 elsewhere, against 2 everywhere.
-    x = np.arange(12)
-    blocks = np.broadcast_to((10 * (x // 4))[:, None] + 10 * (x // 4), (1, 12, 12))
-    ramp = np.broadcast_to(2 * x[:, None] + 2 * x, (1, 12, 12))
-    grey = [np.repeat(v[..., None], 3, -1).astype(np.uint8) for v in (blocks, ramp)]
-    assert reconstruction.blockiness(grey[1], grey[0], 4) == reconstruction.BLOCKINESS_CAP
-    soft = grey[0] + 3 * grey[1]  # steps of 16 across borders, and of 6
-    np.testing.assert_allclose(reconstruction.blockiness(grey[1], soft, 4), 16.1 / 6.1)
-
-
-def test_blockiness_is_defined_for_flat_clips_and_single_patches():
-    flat = np.full((2, 16, 20, 3), (7, 130, 201), np.uint8)
-    assert reconstruction.blockiness(flat, flat // 2, 4) == 1.0
-    assert reconstruction.blockiness(flat, mesh(flat + 20, 4), 4) == 4.0
-    assert reconstruction.blockiness(flat, noise(flat.shape), 4) == pytest.approx(1, abs=0.1)
-    assert reconstruction.blockiness(flat, noise(flat.shape), 20) == 1.0
-    assert reconstruction.blockiness(flat, noise(flat.shape), 1) == 1.0
-    with pytest.raises(UserError, match="1x1 pixels or more, not 0x0"):
-        reconstruction.blockiness(flat, flat, 0)
-    with pytest.raises(UserError, match="differ in shape"):
-        reconstruction.blockiness(flat, flat[1:], 4)
-
-
 def test_blockiness_is_reported_for_a_size_of_patch():
-    video = photo() // 2 + 40
-    result = reconstruction.evaluate_reconstruction(
-        lambda video: mesh(video, 8), [("one", video)], patch=8
-    )
+    video = noise((2, 32, 32, 3)) // 8 + 100
+    darker = video.copy()
+    darker[:, :8] -= 60
+    result = reconstruction.evaluate_reconstruction(lambda video: darker, [("one", video)], patch=8)
     (row,) = result["videos"]
-    assert row["blockiness"] == reconstruction.blockiness(video, mesh(video, 8), 8)
+    assert row["blockiness"] == blockiness(video, darker, 8)
     assert result["mean"]["blockiness"] == row["blockiness"] > 1.05
+    assert "Blockiness" in " ".join(result["notes"])
     assert "8x8 patches" in result["conventions"]["blockiness"]
     without = reconstruction.compare(video, video)
     assert "blockiness" not in without and "blockiness" not in reconstruction.CONVENTIONS
@@ -278,3 +192,89 @@ def test_side_by_side(width):
     np.testing.assert_array_equal(both[:, :, -width:], b)
     with pytest.raises(UserError, match="even"):
         reconstruction.side_by_side(a, b, separator=1)
+
+
+def moving(frames, seed=0, height=16, width=18):
+    """A clip that moves evenly: every frame is the one before, two levels brighter."""
+    return (
+        noise((1, height, width, 3), seed) // 4
+        + 2 * np.arange(frames, dtype=np.uint8)[:, None, None, None]
+    )
+
+
+def test_curves_by_frame_and_seams_of_clips_of_two_lengths():
+    """A decoder that is 3 levels off in each second chunk of four frames."""
+
+    def reconstruct(video):
+        return video + np.uint8(3) * (np.arange(len(video)) // 4 % 2 == 1)[:, None, None, None]
+
+    clips = [("long", moving(9)), ("short", moving(5, seed=1))]
+    result = reconstruction.evaluate_reconstruction(
+        reconstruct, clips, chunk_starts=lambda frames: [4, 8][: (frames - 1) // 4]
+    )
+    curves = result["by_frame"]
+    assert curves["clips"] == [2] * 5 + [1] * 4 and curves["chunk_starts"] == [4, 8]
+    off = 10 * np.log10(255**2 / 9)
+    np.testing.assert_allclose(curves["psnr_db"], [100] * 4 + [off] * 4 + [100])
+    # From 2 levels a frame to 5 at the first border, and to 1 at the second, which one clip has.
+    assert curves["change"] == [None, 1, 1, 1, 2.5, 1, 1, 1, 0.5]
+    assert result["seams"]["border"] == pytest.approx((5 + 5 + 1) / 6)
+    assert result["seams"]["elsewhere"] == 1.0 and result["seams"]["borders"] == 3
+    assert any(note.startswith("Seam ratio 1.83") for note in result["notes"])
+    assert {"seam_ratio", "change"} <= result["conventions"].keys()
+    without = reconstruction.evaluate_reconstruction(reconstruct, clips)
+    assert "seams" not in without and without["by_frame"]["chunk_starts"] == []
+
+
+def test_a_clip_in_parts_has_the_figures_of_the_whole():
+    a, b = noise((7, 170, 176, 3), seed=1), noise((7, 170, 176, 3), seed=2)
+    scores = reconstruction.ClipScores(MeanDifference(), patch=8)
+    for part in (slice(0, 1), slice(1, 5), slice(5, 7)):
+        scores.add(a[part], b[part])
+    whole = reconstruction.compare(a, b, MeanDifference(), patch=8)
+    result = scores.result()
+    assert result.keys() == whole.keys() and len(whole["change_frames"]) == 6
+    for name, value in whole.items():
+        np.testing.assert_allclose(result[name], value, rtol=1e-12)
+
+
+class Set:
+    name, convention = "rfvd", "a stand-in"
+
+    def __init__(self):
+        self.clips = []
+
+    def add(self, original, reconstruction):
+        self.clips.append((original.copy(), reconstruction.copy()))
+
+    def result(self):
+        return {"value": float(len(self.clips)), "frames": 3, "notes": ["2 clips are few"]}
+
+
+def test_a_distance_of_sets_gets_every_clip():
+    clips = [("one", noise(seed=1)), ("two", noise(seed=2))]
+    distance = Set()
+    result = reconstruction.evaluate_reconstruction(lambda x: 255 - x, clips, sets=[distance])
+    assert result["sets"] == {"rfvd": {"value": 2.0, "frames": 3}}
+    assert "rfvd: 2 clips are few." in result["notes"]
+    assert result["conventions"]["rfvd"] == "a stand-in"
+    for (_, video), pair in zip(clips, distance.clips):
+        np.testing.assert_array_equal(pair, (video, 255 - video))
+
+
+def test_errors_of_the_means_and_what_is_easily_misread():
+    clips = [(str(seed), noise(seed=seed)) for seed in range(4)]
+    errors = iter([1, 9, 3, 5])
+    flat = reconstruction.evaluate_reconstruction(lambda x: x // 4 + next(errors), clips)
+    values = [row["psnr_db"] for row in flat["videos"]]
+    assert flat["standard_error"]["psnr_db"] == pytest.approx(np.std(values, ddof=1) / 2)
+    assert flat["standard_error"].keys() == flat["mean"].keys()
+    notes = " ".join(flat["notes"])
+    assert "4 clips: the mean PSNR has a standard error of" in notes and "is blur" in notes
+    assert "161 pixels" in flat["not_computed"]["ms_ssim"]
+    grain = reconstruction.evaluate_reconstruction(
+        lambda x: noise(x.shape, 9), [("one", moving(3))]
+    )
+    assert grain["standard_error"] == {}
+    notes = " ".join(grain["notes"])
+    assert "One clip" in notes and "grain or ringing, not detail" in notes

@@ -3,7 +3,7 @@
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.evaluation.reconstruction_table import expand_shapes, table
+from xgen_jax.evaluation.reconstruction_table import check_sides, expand_shapes, table
 
 
 def entry(shape, clips=8, worst=("a cat", "a dog"), **mean):
@@ -45,8 +45,39 @@ def test_the_papers_figures_are_next_to_its_shapes():
     assert lines[3] == "| 9x32x32 | 8 | 30.12 | 0.9000 | 0.00400 | 0.810 | – | – | – |"
     assert len({line.count("|") for line in lines[:4]}) == 1
     assert "2408.12590" in lines[5] and "clips here are others" in lines[5]
+    assert "natural at 1" in lines[7]
     assert lines[-2:] == ["- 17x512x512: a cat; a dog", "- 9x32x32: a cat; a dog"]
 
 
 def test_without_the_papers_shapes_it_is_not_mentioned():
     assert "paper" not in table([entry("9x32x32")])
+
+
+def test_figures_of_all_clips_together_and_what_is_missing_are_shown():
+    moving = {"seam_ratio": 1.31, "border": 1.2, "elsewhere": 0.9, "borders": 7}
+    first = entry("9x176x176", ms_ssim=0.97) | {
+        "seams": moving,
+        "sets": {"rfvd": {"value": 212.04}},
+    }
+    second = entry("1x32x32") | {
+        "seams": {"missing": "no border"},
+        "not_computed": {"ms_ssim": "too small"},
+        "notes": ["8 clips are few."],
+        "worst_clips": [{"clip": 3, "name": "a cat", "psnr_db": 9.876, "file": "1x32x32/003.mp4"}],
+    }
+    text = table([first, second])
+    lines = text.splitlines()
+    assert "| SSIM | MS-SSIM | MSE | sharpness | seam ratio | rFVD |" in lines[0]
+    assert "| 0.9000 | 0.9700 | 0.00400 | 0.810 | 1.310 | 212.0 |" in lines[2]
+    assert "| 0.9000 | – | 0.00400 | 0.810 | – | – |" in lines[3]
+    remarks = ["8 clips are few.", "no MS-SSIM: too small.", "no seam ratio: no border."]
+    assert [line for line in lines if line.startswith("- 1x32x32: ")] == [
+        *(f"- 1x32x32: {remark}" for remark in remarks),
+        "- 1x32x32: a cat (9.88 dB, 1x32x32/003.mp4)",
+    ]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (9, 10, 32)])
+def test_frames_smaller_than_the_window_are_refused(shape):
+    with pytest.raises(UserError, match=r"cannot be scored: SSIM's window takes 11x11 pixels"):
+        check_sides([(9, 32, 32), shape])

@@ -223,14 +223,6 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         report.write_report(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("fraction", "low", "high"), [(0.9, 0.825, 0.945), (1.0, 0.963, 1.0), (0.0, 0.0, 0.037)]
-)
-def test_wilson_interval(fraction, low, high):
-    # Three digits, as tabulated.
-    assert report.wilson_interval(fraction, 100) == pytest.approx((low, high), abs=1e-3)
-
-
 def test_ticks_are_round_numbers():
     assert chart.linear_ticks(0.0, 1.0) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert chart.linear_ticks(13, 487) == [100, 200, 300, 400]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.evaluation.seams import frame_differences, measure_seams
+from xgen_jax.evaluation.seams import frame_differences, measure_seams, seam_figures
 
 
 def ramp(levels):
@@ -65,3 +65,33 @@ def test_clips_count_by_how_much_they_move():
 def test_what_cannot_be_measured_is_refused(pair, chunk, message):
     with pytest.raises(UserError, match=message):
         measure_seams([pair], chunk)
+
+
+def test_the_seam_ratio_is_that_of_borders_over_that_elsewhere():
+    original = ramp(np.arange(13))
+    jumps = ramp([0, 2, 4, 6, 16, 18, 20, 22, 32, 34, 36, 38, 48])  # 2 a frame, 10 at borders
+    changes = [(*map(frame_differences, (original, jumps)), (4, 8, 12))]
+    figures = seam_figures(changes)
+    assert figures == {"seam_ratio": 5.0, "border": 10.0, "elsewhere": 2.0, "borders": 3}
+    # As much flicker everywhere is no seam.
+    assert seam_figures([(changes[0][0], 3 * changes[0][0], (4,))])["seam_ratio"] == 1.0
+
+
+def test_the_seam_ratio_takes_all_clips_together():
+    still, moving = np.zeros(4), np.array([1.0, 1.0, 4.0, 1.0])
+    figures = seam_figures([(still, still + 1, (3,)), (moving, moving, (3,)), ([], [], ())])
+    assert figures["border"] == 5 / 4 and figures["elsewhere"] == 2.0 and figures["borders"] == 2
+
+
+@pytest.mark.parametrize(
+    ("original", "starts", "reason"),
+    [
+        ([1.0, 1.0], (), "no clip is longer than a chunk"),
+        ([1.0, 1.0], (1, 2), "every frame is a chunk of its own"),
+        ([0.0, 0.0], (1,), "do not move"),
+        ([], (), "no clip is longer"),
+    ],
+)
+def test_where_there_is_no_seam_ratio_it_says_why(original, starts, reason):
+    figures = seam_figures([(original, original, starts)])
+    assert list(figures) == ["missing"] and reason in figures["missing"]

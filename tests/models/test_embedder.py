@@ -154,3 +154,10 @@ def test_evaluations_are_no_part_of_what_made_the_latents():
     slower, _ = regen_embedder(steps=4)
     assert (embedder.settings, slower.settings) == ({"decode_steps": 1}, {"decode_steps": 4})
     assert embedder.fingerprint(params) == slower.fingerprint(params)
+
+
+def test_chunks_start_where_a_latent_frame_or_a_regens_chunk_begins():
+    vidvae, regen = EMBEDDERS["vidvae"], EMBEDDERS["regen"]  # 4 frames, and 5, after the first
+    assert vidvae.chunk_starts(1) == [] and vidvae.chunk_starts(13) == [1, 5, 9]
+    assert regen.chunk_starts(1) == regen.chunk_starts(5) == []
+    assert regen.chunk_starts(10) == [5] and regen.chunk_starts(11) == [5, 10]

@@ -12,7 +12,7 @@ Flags = tuple[str, ...]
 SUITE_FLAGS: dict[str, tuple[Flags, Flags]] = {
     "reconstruction": (
         ("embedder",),
-        ("data", "split", "count", "seed", "steps", "shapes", "lpips", "restore"),
+        ("data", "split", "count", "seed", "steps", "shapes", "lpips", "i3d", "restore"),
     ),
     "captions": (("model",), ("count", "seed", "steps", "guidance_scale", "restore")),
     "samples": (("model", "prompts_file"), ("seed", "steps", "guidance_scale", "restore")),
@@ -47,10 +47,9 @@ class EvaluateRequest:
       suite: a key of `SUITE_FLAGS`.
       out: folder for the results; for `report` the folder of a quickstart.
       embedder: run folder of a VidVAE or a REGEN (reconstruction).
-      model: run folder of a VDiT (captions, samples, fvd, vbench_export,
-        clip_score).
+      model: run folder of a VDiT (all that sample).
       videos: folder of videos that were generated, in place of a model (fvd, clip_score).
-      i3d: folder of a converted I3D, see `weights.i3d` (fvd).
+      i3d: folder of a converted I3D, see `weights.i3d` (fvd; reconstruction, for rFVD).
       clip: folder of a CLIP in Hugging Face's layout (clip_score).
       frames: length of the clips; the model's by default, or 16 of folders (fvd, vbench_export,
         clip_score).

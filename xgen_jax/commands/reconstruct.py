@@ -14,14 +14,14 @@ from xgen_jax.commands.sample import check_output_file, check_suffix
 from xgen_jax.data.video import VideoReader, probe
 from xgen_jax.data.video_writer import VideoWriter
 from xgen_jax.errors import UserError, choose
-from xgen_jax.evaluation.reconstruction import compare, side_by_side
+from xgen_jax.evaluation.reconstruction import ClipScores, side_by_side
+from xgen_jax.evaluation.seams import seam_figures
 from xgen_jax.inference.reconstruct import Reconstructor, load_reconstructor
 from xgen_jax.inference.resample_time import BETWEEN, moments
 from xgen_jax.runs.checkpoint import LATEST
 from xgen_jax.training.metric_writers import ConsoleWriter
 from xgen_jax.typing import Video
 
-FIGURES = ("psnr_db", "ssim", "mse", "sharpness")
 _READ = 8  # frames at a time
 
 
@@ -81,8 +81,8 @@ def reconstruct_file(request: ReconstructRequest) -> dict[str, Any]:
     has.
 
     Returns:
-      video (the path), shape (T, H, W, 3), fps, psnr_db, ssim, mse, sharpness, blockiness,
-      wall_s.
+      video (the path), shape (T, H, W, 3), fps, the figures of `reconstruction.compare` under the
+      same names, but no lists; at speed 1 seam_ratio where there is one; wall_s.
 
     Raises:
       UserError: an unreadable video, a start after its end, an output that exists, steps or a speed
@@ -104,23 +104,25 @@ def reconstruct_file(request: ReconstructRequest) -> dict[str, Any]:
         request.embedder, request.memory_budget_gb, request.steps, request.restore
     )
     pairs = (_stream if request.speed == 1.0 else _at_speed)(request, reconstruct)
-    totals, compared, written, shape = dict.fromkeys(FIGURES, 0.0), 0, 0, ()
+    embedder, written, shape = reconstruct.embedder, 0, ()
+    scores = ClipScores(patch=embedder.patch)
     console = ConsoleWriter(expected, "reconstruct", 0, ("psnr_db",), unit="frames")
     with contextlib.closing(console), VideoWriter(path, info.fps) as writer:
         for shown, reconstruction, own in pairs:
             writer.write(side_by_side(shown, reconstruction))
             if own.any():
-                result = compare(shown[own], reconstruction[own], patch=reconstruct.embedder.patch)
-                for name in totals:
-                    totals[name] += math.fsum(result[f"{name}_frames"])
-            compared, written = compared + int(own.sum()), written + len(own)
-            shape = shown.shape[1:]
-            console.progress(written, {"psnr_db": totals["psnr_db"] / compared})
+                scores.add(shown[own], reconstruction[own])
+            written, shape = written + len(own), shown.shape[1:]
+            console.progress(written, {"psnr_db": scores.psnr_db})
+    figures = scores.means()
+    if request.speed == 1.0:  # at another one there are no chunks between the frames compared
+        seams = seam_figures([(*scores.changes, embedder.chunk_starts(written))])
+        figures |= {name: seams[name] for name in seams if name == "seam_ratio"}
     return {
         "video": str(path),
         "shape": [written, *shape],
         "fps": info.fps,
-        **{name: round(total / compared, 4) for name, total in totals.items()},
+        **{name: round(value, 5) for name, value in figures.items()},
         "wall_s": round(time.monotonic() - started, 2),
     }
 

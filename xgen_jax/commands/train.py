@@ -9,8 +9,9 @@ from xgen_jax.commands.hosts import check_hosts
 from xgen_jax.config.changes import change_rows
 from xgen_jax.config.runs import Run, Weights, to_dict
 from xgen_jax.data.pipeline import Pipeline
-from xgen_jax.data.sources.factory import held_out_data, make_source
+from xgen_jax.data.sources.factory import held_out_data, make_source, not_moving_shapes
 from xgen_jax.errors import UserError, choose
+from xgen_jax.evaluation.captions import HeldOutCaptions
 from xgen_jax.files import locked
 from xgen_jax.parallel.agreement import check_equal, is_first, together
 from xgen_jax.parallel.arrays import batch_part
@@ -98,11 +99,14 @@ def train(
                 with on_mesh(mesh):
                     check_state(run, config, task, pipeline, mesh, restore)
         start = task.warm_start(config) if saved is None else None
-        held_out = None
+        held_out = judge = None
         if config.loop.evaluate_every:
             multiple = mesh.shape["data"] * mesh.shape["fsdp"]
             data = held_out_data(config.data, multiple, config.embeds_captions)
             held_out = Pipeline(*data, **part)
+            verified = task.samples_prompts and not not_moving_shapes(config.data.source)
+            if verified and config.loop.evaluate_prompts:
+                judge = HeldOutCaptions(config.loop.evaluate_prompts)
         if changed:
             listed = "\n  ".join(change_rows(changed))
             print(f"{run.path} goes on with changes (there -> here):\n  {listed}", file=sys.stderr)
@@ -113,7 +117,7 @@ def train(
                 stack.enter_context(locked(run.path, "trains in"))
                 run.create_or_resume(config, overwrite, changed)
         stack.enter_context(on_mesh(mesh))
-        return fit(run, config, task, pipeline, mesh, held_out, start, summary, restore)
+        return fit(run, config, task, pipeline, mesh, held_out, start, summary, restore, judge)
 
 
 def data_change(

@@ -18,6 +18,7 @@ FREE_KEYS = {
     "loop.log_every",
     "loop.evaluate_every",
     "loop.evaluate_batches",
+    "loop.evaluate_prompts",
     "loop.profile_steps",
     "data.num_threads",
     "data.prefetch",

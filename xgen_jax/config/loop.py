@@ -8,9 +8,10 @@ HELD_OUT = "held_out_"  # begins the names of an evaluation's figures
 
 
 def better(figure: str, one: float, other: float) -> bool:
-    """Return whether `one` is better than `other`: higher for a PSNR, lower for any other figure.
-    NaN is never better."""
-    return one > other if "psnr" in figure else one < other
+    """Return whether `one` is better than `other`: higher for a PSNR or an accuracy, lower for any
+    other figure. NaN is never better."""
+    higher = any(word in figure for word in ("psnr", "accuracy"))
+    return one > other if higher else one < other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,9 @@ class LoopConfig:
       log_every: steps between rows of metrics.
       evaluate_every: steps between evaluations on held-out clips; 0 for none.
       evaluate_batches: held-out batches of each bucket in an evaluation.
+      evaluate_prompts: held-out prompts that an evaluation of a transformer on moving shapes
+        samples with the run's defaults, for `held_out_accuracy_all` and that of each attribute;
+        each costs 2 `sample_steps` evaluations of the network, with guidance. 0 for none.
       profile_steps: (first, last) steps to trace into WORKDIR/profile, which xprof reads.
       accumulate: equal parts that a batch is cut into, computed one after another; the update is
         that of the whole batch.
@@ -55,6 +59,7 @@ class LoopConfig:
     log_every: int = 20
     evaluate_every: int = 0
     evaluate_batches: int = 4
+    evaluate_prompts: int = 32
     profile_steps: tuple[int, int] | None = None
     accumulate: int = 1
     skip_non_finite: int = 0
@@ -66,7 +71,13 @@ class LoopConfig:
         for name in (*counts, "evaluate_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"loop.{name} must be 1 or more, not {getattr(self, name)}")
-        least_0 = ("evaluate_every", "keep_every", "skip_non_finite", "rollback_sigma")
+        least_0 = (
+            "evaluate_every",
+            "evaluate_prompts",
+            "keep_every",
+            "skip_non_finite",
+            "rollback_sigma",
+        )
         for name in (*least_0, "stall_timeout_s"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"loop.{name} must be 0 or more, not {getattr(self, name)}")

@@ -31,6 +31,21 @@ def check_clip(video: Any, what: str = "a video", empty: bool = False) -> None:
         raise UserError(f"{what} must have frames and pixels; this one is {shape}")
 
 
+def check_pair(a: Any, b: Any) -> None:
+    """Raise UserError unless `a` and `b` are videos, uint8 (T, H, W, 3), of one shape."""
+    for video in (a, b):
+        check_clip(video)
+    if a.shape == b.shape:
+        return
+    hint = "compare as many frames of the one as of the other"
+    if a.shape[1:] != b.shape[1:]:
+        hint = "resize or crop one of them to the size of the other"
+    raise UserError(
+        f"the videos differ in shape (T, H, W, 3): {a.shape} and {b.shape}; they are compared "
+        f"frame by frame and pixel by pixel: {hint}"
+    )
+
+
 def check_video(video: np.ndarray) -> None:
     """Raise UserError unless `video` is (B, T, H, W, 3), uint8 or finite float in [-1, 1]."""
     if video.ndim != 5 or video.shape[-1] != 3:

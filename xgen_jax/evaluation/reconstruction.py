@@ -1,83 +1,50 @@
-"""Reconstruction metrics of uint8 videos, in NumPy: PSNR, SSIM, MSE, sharpness and blockiness.
+"""Reconstruction metrics of uint8 videos, in NumPy: PSNR, SSIM, MS-SSIM, MSE and what they hide.
 
 What a viewer sees is compared: both videos are uint8, so a model's floats are rounded and clipped
 first.
 
     PSNR = 10 log10(255^2 / MSE)
-    SSIM = (2 m_a m_b + C1) (2 s_ab + C2) / ((m_a^2 + m_b^2 + C1) (s_a^2 + s_b^2 + C2))
-    C = (K 255)^2
 
-SSIM as in Wang et al. 2004 (doi:10.1109/TIP.2003.819861): moments under an 11x11 Gaussian window of
-sigma 1.5, population covariance, K = 0.01 and 0.03, mean over the windows that lie wholly inside
-the frame, then over R, G and B. Tools that pad the frame and average the whole map give up to 6e-3
-less. MSE is on the [-1, 1] scale, which is the one consistent with the xGen-VideoSyn-1 paper's
-table 3 (arXiv 2408.12590).
-
-PSNR and MSE reward blur: their optimum is the mean of all that might be there. Sharpness shows it,
-
-    sharpness = mean |grad Y(reconstruction)| / mean |grad Y(original)|
-    Y = 0.299 R + 0.587 G + 0.114 B
-
-with differences of neighbouring pixels for the gradient: 1 is natural, less is blurred, more is
-noisy.
-
-A decoder that puts frames together from patches may leave a mesh of their borders, which none of
-the above shows. With patches of p x p pixels,
-
-    blockiness = B(reconstruction) / B(original)
-    B = (mean |dY| across patch borders + c) / (mean |dY| elsewhere + c)
-
-where dY are the differences of horizontal and of vertical neighbours in all frames of a clip; those
-across a border are of pixels p n - 1 and p n, n = 1, 2, ... c = 0.1 of 255 levels gives flat clips
-a ratio. 1 is natural, more is a mesh, less is patches that are smoother at their borders than
-within.
+of each frame; the mean over frames of the PSNR and the PSNR of the mean MSE are two figures, by
+Jensen's inequality the first the higher, and both are reported by their names. MSE is on the
+[-1, 1] scale, which is the one consistent with the xGen-VideoSyn-1 paper's table 3
+(arXiv 2408.12590). SSIM and MS-SSIM are in `evaluation.ssim`; sharpness and blockiness, which show
+what those do not, in `evaluation.artifacts`; the change at chunk borders in `evaluation.seams`.
 """
 
 import itertools
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from xgen_jax.data.pixels import check_clip
+from xgen_jax.data.pixels import check_pair
 from xgen_jax.errors import UserError
+from xgen_jax.evaluation.artifacts import BLOCKINESS, SHARPNESS, BlockSums, sharpness_frames
+from xgen_jax.evaluation.reconstruction_summary import summarise
+from xgen_jax.evaluation.seams import CHANGE, SEAM_RATIO, frame_differences
+from xgen_jax.evaluation.ssim import DATA_RANGE, MS_LEAST, ssim_frame
 from xgen_jax.parallel.agreement import gather
 
-DATA_RANGE = 255.0
-WINDOW = 11
-_BAND = 32  # rows of SSIM that are computed at a time
-SIGMA = 1.5
-K1, K2 = 0.01, 0.03
 # Identical frames have an infinite PSNR, which neither a mean nor JSON can hold. Means take at most
 # this much.
 PSNR_CAP_DB = 100.0
 MSE_TO_UNIT = (2.0 / DATA_RANGE) ** 2  # from the 0..255 scale to [-1, 1]
-MEANS = ("psnr_db", "psnr_of_mean_mse_db", "ssim", "mse", "sharpness")
-# ITU-R BT.601 in thousandths: with whole numbers a flat frame has a gradient of exactly 0.
-LUMA = (299, 587, 114)
-# A flat frame, such as a fade to black, has no finite ratio unless the reconstruction is flat too.
-SHARPNESS_CAP = 4.0
-BLOCKINESS_CAP = 4.0
-BLOCKINESS_FLOOR = 0.1  # c of the module's docstring, in levels of 255
 
 CONVENTIONS = {
+    "pixels": "both videos as uint8 RGB 0..255: a model's output is clipped and rounded first",
     "psnr_db": f"uint8, range 255, per frame, capped at {PSNR_CAP_DB:g} dB, mean over frames, "
     f"then over clips",
-    "psnr_of_mean_mse_db": "PSNR of a clip's mean MSE, then mean over clips",
+    "psnr_of_mean_mse_db": "PSNR of a clip's mean MSE, then mean over clips; at most psnr_db, by "
+    "Jensen's inequality",
     "ssim": "uint8 RGB, 11x11 Gaussian, sigma 1.5, K 0.01 and 0.03, valid region, mean over "
-    "channels and frames",
+    "channels and frames, then over clips",
+    "ms_ssim": "five scales with weights 0.0448, 0.2856, 0.3001, 0.2363, 0.1333, window and K as "
+    "of ssim, 2x2 means between scales, mean over channels and frames, then over clips; of frames "
+    f"with sides of {MS_LEAST} pixels or more",
     "mse": "on the [-1, 1] scale",
-    "sharpness": "mean gradient magnitude of the luma, reconstruction over original, per frame "
-    f"(at most {SHARPNESS_CAP:g}; 1 where both are flat), mean over frames, then over clips; 1 is "
-    "natural, below is blurred",
+    "sharpness": SHARPNESS,
 }
-BLOCKINESS = (
-    "mean absolute difference of the luma across borders of {patch}x{patch} patches over that "
-    f"elsewhere, each plus {BLOCKINESS_FLOOR:g} levels, reconstruction's ratio over the "
-    f"original's, per clip (at most {BLOCKINESS_CAP:g}), mean over clips; 1 is natural, above is a "
-    "mesh"
-)
 
 Video = np.ndarray  # uint8 (T, H, W, 3); not from xgen_jax.typing, which would import JAX
 
@@ -99,6 +66,36 @@ class FrameDistance(Protocol):
     def __call__(self, a: Video, b: Video) -> np.ndarray: ...
 
 
+class SetDistance(Protocol):
+    """Distance of the set of reconstructions to the set of originals, such as rFVD.
+
+    Attributes:
+      name: key in the results.
+      convention: definition of the figure, for reports.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def convention(self) -> str: ...
+
+    def add(self, original: Video, reconstruction: Video) -> None:
+        """Add a clip and its reconstruction, uint8 (T, H, W, 3)."""
+
+    def result(self) -> Mapping[str, Any]:
+        """Return the distance of all clips so far, those of all processes together.
+
+        Returns:
+          `value`, and what it depends on, ready for JSON; `notes`, sentences on how far to trust
+          it, if any.
+
+        Raises:
+          UserError: fewer clips than it needs.
+        """
+        ...
+
+
 def psnr_frames(a: Video, b: Video) -> np.ndarray:
     """Compute the peak signal-to-noise ratio of each frame.
 
@@ -115,7 +112,7 @@ def psnr_frames(a: Video, b: Video) -> np.ndarray:
 
 
 def ssim_frames(a: Video, b: Video) -> np.ndarray:
-    """Compute the structural similarity of each frame, as the module's docstring defines it.
+    """Compute the structural similarity of each frame; see `evaluation.ssim`.
 
     Args:
       a, b: uint8 (T, H, W, 3), H and W at least 11.
@@ -126,60 +123,98 @@ def ssim_frames(a: Video, b: Video) -> np.ndarray:
     Raises:
       UserError: not two uint8 videos of one shape, or frames smaller than the window.
     """
-    _check(a, b)
-    if min(a.shape[1:3]) < WINDOW:
-        raise UserError(
-            f"SSIM needs frames of at least {WINDOW}x{WINDOW} pixels, its window; these are "
-            f"{a.shape[1]}x{a.shape[2]}"
-        )
-    return np.array([_ssim(x, y) for x, y in zip(a, b, strict=True)])
+    check_pair(a, b)
+    return np.array([ssim_frame(x, y)[0] for x, y in zip(a, b, strict=True)])
 
 
-def sharpness_frames(original: Video, reconstruction: Video) -> np.ndarray:
-    """Compute the sharpness of each frame, as the module's docstring defines it.
+class ClipScores:
+    """All metrics of one clip, which may come in parts, one after another.
 
     Args:
-      original, reconstruction: uint8 (T, H, W, 3), H and W at least 2.
+      lpips: a learned distance to report as well.
+      patch: pixels a side of the patches that the decoder puts together, to report `blockiness`.
 
-    Returns:
-      float64 (T,) in [0, 4]; 1 where both frames are flat, 4 where only the original is.
-
-    Raises:
-      UserError: not two uint8 videos of one shape.
+    Attributes:
+      changes: frame differences of the original and of the reconstruction, see
+        `seams.frame_differences`.
     """
-    _check(original, reconstruction)
-    _, height, width, _ = original.shape
-    if min(height, width) < 2:
-        raise UserError(
-            f"sharpness needs frames of at least 2x2 pixels; these are {height}x{width}"
-        )
-    frames = zip(original, reconstruction, strict=True)
-    wanted, got = np.array([(_gradient(x), _gradient(y)) for x, y in frames]).T
-    ratio = np.divide(got, wanted, out=np.full_like(got, SHARPNESS_CAP), where=wanted > 0)
-    return np.where((wanted == 0) & (got == 0), 1.0, np.minimum(ratio, SHARPNESS_CAP))
 
+    def __init__(self, lpips: FrameDistance | None = None, patch: int | None = None):
+        self._lpips = lpips
+        self._blocks = None if patch is None else BlockSums(patch)
+        self._last: tuple[Video, Video] | None = None  # frames, for the change to the next
+        self._psnr_db_sum = 0.0
+        self._mse, self._ssim, self._ms_ssim = [], [], []
+        self._sharpness, self._lpips_frames = [], []
+        self.changes: tuple[list[float], list[float]] = ([], [])
 
-def blockiness(original: Video, reconstruction: Video, patch: int) -> float:
-    """Compute the blockiness of a clip, as the module's docstring defines it.
+    def add(self, original: Video, reconstruction: Video) -> None:
+        """Add the next frames of both: uint8 (T, H, W, 3), H and W at least 11.
 
-    Args:
-      original, reconstruction: uint8 (T, H, W, 3).
-      patch: pixels a side of the patches, which begin at the upper left corner.
+        Raises:
+          UserError: not two uint8 videos of one shape, or frames smaller than SSIM's window; what
+            `lpips` raises.
+        """
+        mse = _mse_frames(original, reconstruction)
+        self._mse += mse.tolist()
+        self._psnr_db_sum += float(np.minimum(_psnr(mse), PSNR_CAP_DB).sum())
+        similar = [ssim_frame(x, y) for x, y in zip(original, reconstruction, strict=True)]
+        self._ssim += [one for one, _ in similar]
+        self._ms_ssim += [several for _, several in similar if several is not None]
+        self._sharpness += sharpness_frames(original, reconstruction).tolist()
+        if self._blocks is not None:
+            self._blocks.add(original, reconstruction)
+        if self._lpips is not None:
+            distances = np.asarray(self._lpips(original, reconstruction), np.float64)
+            self._lpips_frames += distances.tolist()
+        before = self._last or (original[:0], reconstruction[:0])
+        for changes, last, frames in zip(self.changes, before, (original, reconstruction)):
+            changes += frame_differences(np.concatenate([last, frames])).tolist()
+        self._last = original[-1:], reconstruction[-1:]
 
-    Returns:
-      In [0, 4]; 1 where the videos are equal, and where a frame is a single patch or every pixel
-      is one.
+    @property
+    def psnr_db(self) -> float:
+        """Mean PSNR of the frames so far, a frame counting for at most 100 dB."""
+        return self._psnr_db_sum / len(self._mse)
 
-    Raises:
-      UserError: not two uint8 videos of one shape, or patches of less than a pixel.
-    """
-    _check(original, reconstruction)
-    if patch < 1:
-        raise UserError(f"blockiness needs patches of 1x1 pixels or more, not {patch}x{patch}")
-    if patch == 1 or max(original.shape[1:3]) <= patch:
-        return 1.0
-    wanted, got = (_border_ratio(video, patch) for video in (original, reconstruction))
-    return min(float(got / wanted), BLOCKINESS_CAP)
+    def means(self) -> dict[str, float]:
+        """Return the figures of the frames so far by name; see `compare`."""
+        mse = np.array(self._mse)
+        result = {
+            "psnr_db": self.psnr_db,
+            "psnr_of_mean_mse_db": min(float(_psnr(mse.mean())), PSNR_CAP_DB),
+            "ssim": float(np.mean(self._ssim)),
+        }
+        if self._ms_ssim:
+            result["ms_ssim"] = float(np.mean(self._ms_ssim))
+        result |= {
+            "mse": float(mse.mean() * MSE_TO_UNIT),
+            "sharpness": float(np.mean(self._sharpness)),
+        }
+        if self._blocks is not None:
+            result["blockiness"] = self._blocks.blockiness
+        if self._lpips is not None:
+            result[self._lpips.name] = float(np.mean(self._lpips_frames))
+        return result
+
+    def result(self) -> dict[str, Any]:
+        """Return the figures and their values frame by frame; see `compare`."""
+        mse = np.array(self._mse)
+        result = {
+            **self.means(),
+            "identical_frames": int((mse == 0).sum()),
+            "psnr_db_frames": np.minimum(_psnr(mse), PSNR_CAP_DB).tolist(),
+            "ssim_frames": self._ssim,
+            "mse_frames": (mse * MSE_TO_UNIT).tolist(),
+            "sharpness_frames": self._sharpness,
+            "original_change_frames": self.changes[0],
+            "change_frames": self.changes[1],
+        }
+        if self._ms_ssim:
+            result["ms_ssim_frames"] = self._ms_ssim
+        if self._lpips is not None:
+            result[f"{self._lpips.name}_frames"] = self._lpips_frames
+        return result
 
 
 def compare(
@@ -198,36 +233,20 @@ def compare(
     Returns:
       `psnr_db` (mean over frames, a frame counting for at most 100 dB: identical frames have no
       finite PSNR), `psnr_of_mean_mse_db` (the PSNR of the clip's mean MSE, capped likewise; never
-      above `psnr_db` without the cap), `ssim` (mean over frames), `mse` (mean, [-1, 1] scale),
-      `sharpness` (mean over frames), `identical_frames` (count), and the lists `psnr_db_frames`,
-      `ssim_frames`, `mse_frames`, `sharpness_frames`; with `lpips` its mean and list under its
-      name; with `patch` `blockiness`. All finite.
+      above `psnr_db` without the cap), `ssim` (mean over frames), `ms_ssim` (likewise; absent of
+      frames with a side under 161 pixels), `mse` (mean, [-1, 1] scale), `sharpness` (mean over
+      frames), `identical_frames` (count), and the lists `psnr_db_frames`, `ssim_frames`,
+      `ms_ssim_frames`, `mse_frames`, `sharpness_frames`, and of T - 1 entries, the mean absolute
+      difference of a frame to the one before in levels of 255, `original_change_frames` and
+      `change_frames` (of the reconstruction); with `lpips` its mean and list under its name; with
+      `patch` `blockiness`. All finite.
 
     Raises:
       UserError: as `psnr_frames` and `ssim_frames`; what `lpips` raises.
     """
-    mse = _mse_frames(original, reconstruction)
-    psnr_db = np.minimum(_psnr(mse), PSNR_CAP_DB)
-    ssim = ssim_frames(original, reconstruction)
-    sharpness = sharpness_frames(original, reconstruction)
-    result = {
-        "psnr_db": float(psnr_db.mean()),
-        "psnr_of_mean_mse_db": min(float(_psnr(mse.mean())), PSNR_CAP_DB),
-        "ssim": float(ssim.mean()),
-        "mse": float(mse.mean() * MSE_TO_UNIT),
-        "sharpness": float(sharpness.mean()),
-        "identical_frames": int((mse == 0).sum()),
-        "psnr_db_frames": psnr_db.tolist(),
-        "ssim_frames": ssim.tolist(),
-        "mse_frames": (mse * MSE_TO_UNIT).tolist(),
-        "sharpness_frames": sharpness.tolist(),
-    }
-    if patch is not None:
-        result["blockiness"] = blockiness(original, reconstruction, patch)
-    if lpips is not None:
-        distances = np.asarray(lpips(original, reconstruction), np.float64)
-        result |= {lpips.name: float(distances.mean()), f"{lpips.name}_frames": distances.tolist()}
-    return result
+    scores = ClipScores(lpips, patch)
+    scores.add(original, reconstruction)
+    return scores.result()
 
 
 def evaluate_reconstruction(
@@ -237,6 +256,8 @@ def evaluate_reconstruction(
     worst: int = 5,
     lpips: FrameDistance | None = None,
     patch: int | None = None,
+    chunk_starts: Callable[[int], Sequence[int]] | None = None,
+    sets: Sequence[SetDistance] = (),
 ) -> dict[str, Any]:
     """Reconstruct every clip and score it; one clip is in memory at a time.
 
@@ -251,20 +272,27 @@ def evaluate_reconstruction(
       worst: number of clips with the lowest PSNR to list.
       lpips: a learned distance to report as well, under its name.
       patch: as of `compare`.
+      chunk_starts: frames of a clip -> the frames at which a chunk begins, but the first; to report
+        the seam ratio.
+      sets: distances of all reconstructions to all originals to report as well, under their names.
 
     Returns:
       `clips` (count), `mean` (of each metric, over clips), `worst` (names, worst first),
       `conventions` (definitions of the metrics) and `videos`, one row a clip: `name`, `frames`,
-      `height`, `width` and all of `compare`.
+      `height`, `width` and all of `compare`. Also what `reconstruction_summary.summarise` returns,
+      and `sets`, {name of a distance: its result}.
 
     Raises:
-      UserError: no clips, or a clip that cannot be compared; the message names it.
+      UserError: no clips, or a clip that cannot be compared; the message names it. What a distance
+        of sets raises.
     """
     rows: list[dict[str, Any]] = []
     for name, original in clips:
         reconstruction = reconstruct(original)
         try:
             result = compare(original, reconstruction, lpips, patch)
+            for distance in sets:
+                distance.add(original, reconstruction)
         except UserError as error:
             raise UserError(f"clip {name!r}: {error}") from error
         frames, height, width, _ = original.shape
@@ -276,16 +304,28 @@ def evaluate_reconstruction(
     rows = [row for turn in turns for row in turn if row is not None]
     if not rows:
         raise UserError("no clips to reconstruct: the data is empty, or every clip was left out")
-    means, conventions = MEANS, CONVENTIONS
+    conventions = dict(CONVENTIONS)
     if patch is not None:
-        means = (*means, "blockiness")
-        conventions = conventions | {"blockiness": BLOCKINESS.format(patch=patch)}
+        conventions["blockiness"] = BLOCKINESS.format(patch=patch)
     if lpips is not None:
-        means, conventions = (*means, lpips.name), conventions | {lpips.name: lpips.convention}
+        conventions[lpips.name] = lpips.convention
+    if chunk_starts is not None:
+        conventions |= {"change": CHANGE, "seam_ratio": SEAM_RATIO}
+    conventions |= {distance.name: distance.convention for distance in sets}
+    order = sorted(range(len(rows)), key=lambda number: rows[number]["psnr_db"])[:worst]
+    summary = summarise(rows, chunk_starts)
+    together = {distance.name: dict(distance.result()) for distance in sets}
+    for name, found in together.items():
+        summary["notes"] += [f"{name}: {note}." for note in found.pop("notes", ())]
     return {
         "clips": len(rows),
-        "mean": {name: math.fsum(row[name] for row in rows) / len(rows) for name in means},
-        "worst": [row["name"] for row in sorted(rows, key=lambda row: row["psnr_db"])[:worst]],
+        **summary,
+        "sets": together,
+        "worst": [rows[number]["name"] for number in order],
+        "worst_clips": [
+            {"clip": number, **{key: rows[number][key] for key in ("name", "psnr_db", "ssim")}}
+            for number in order
+        ],
         "conventions": conventions,
         "videos": rows,
     }
@@ -305,7 +345,7 @@ def side_by_side(original: Video, reconstruction: Video, separator: int = 2) -> 
     Raises:
       UserError: not two uint8 videos of one shape, or an odd separator.
     """
-    _check(original, reconstruction)
+    check_pair(original, reconstruction)
     if separator < 0 or separator % 2:
         raise UserError(
             f"the separator is {separator} pixels wide; it must be even and not negative"
@@ -315,82 +355,12 @@ def side_by_side(original: Video, reconstruction: Video, separator: int = 2) -> 
     return np.concatenate([original, line, reconstruction], axis=2)
 
 
-def _check(a: Video, b: Video) -> None:
-    for video in (a, b):
-        check_clip(video)
-    if a.shape != b.shape:
-        raise UserError(f"the videos differ in shape (T, H, W, 3): {a.shape} and {b.shape}")
-
-
 def _mse_frames(a: Video, b: Video) -> np.ndarray:
     """Mean squared difference of each frame on the 0..255 scale, float64 (T,)."""
-    _check(a, b)  # whole numbers below: the sums are exact
+    check_pair(a, b)  # whole numbers below: the sums are exact
     return np.array([np.square(x.astype(np.int64) - y).mean() for x, y in zip(a, b, strict=True)])
 
 
 def _psnr(mse: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return 10.0 * np.log10(DATA_RANGE**2 / mse)
-
-
-def _border_ratio(video: Video, patch: int) -> float:
-    """B of the module's docstring, of a clip uint8 (T, H, W, 3)."""
-    border, elsewhere = np.zeros(2), np.zeros(2)  # (sum, count) of the absolute differences
-    for frame in video:  # whole numbers: the sums are exact
-        luma = frame.astype(np.int64) @ np.array(LUMA)
-        for rows in (luma, luma.T):
-            steps = np.abs(np.diff(rows, axis=0))
-            across = np.arange(1, len(rows)) % patch == 0
-            border += steps[across].sum(), steps[across].size
-            elsewhere += steps[~across].sum(), steps[~across].size
-    of_border, of_rest = (total / count / sum(LUMA) for total, count in (border, elsewhere))
-    return (of_border + BLOCKINESS_FLOOR) / (of_rest + BLOCKINESS_FLOOR)
-
-
-def _gradient(frame: np.ndarray) -> float:
-    """Mean magnitude of the luma's gradient of one frame, uint8 (H, W, 3)."""
-    luma = frame.astype(np.int64) @ np.array(LUMA)
-    return float(np.hypot(luma[:-1, 1:] - luma[:-1, :-1], luma[1:, :-1] - luma[:-1, :-1]).mean())
-
-
-def _gaussian() -> np.ndarray:
-    offsets = np.arange(WINDOW) - WINDOW // 2
-    weights = np.exp(-0.5 * (offsets / SIGMA) ** 2)
-    return weights / weights.sum()
-
-
-def _filter(maps: np.ndarray, axis: int) -> np.ndarray:
-    """Gaussian-weighted sums along one axis, which gets shorter by WINDOW - 1."""
-    length = maps.shape[axis] - WINDOW + 1
-    index = [slice(None)] * maps.ndim
-
-    def shifted(offset: int) -> np.ndarray:
-        index[axis] = slice(offset, offset + length)
-        return maps[tuple(index)]
-
-    weights = _gaussian()
-    total = weights[WINDOW // 2] * shifted(WINDOW // 2)
-    for offset in range(WINDOW // 2):  # the window is symmetric: two taps have one weight
-        total += weights[offset] * (shifted(offset) + shifted(WINDOW - 1 - offset))
-    return total
-
-
-def _ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """SSIM of one frame, uint8 (H, W, 3)."""
-    # The moment maps of a band of rows stay in the cache; those of a frame of HD take 250 MB.
-    tops = range(0, len(a) - WINDOW + 1, _BAND)
-    bands = [slice(top, top + _BAND + WINDOW - 1) for top in tops]
-    return float(np.concatenate([_ssim_map(a[band], b[band]) for band in bands]).mean())
-
-
-def _ssim_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """SSIM at each place where the window fits into uint8 (H, W, 3)."""
-    # float64: E[x^2] - E[x]^2 cancels on flat patches, where float32 is off by up to 3e-4.
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    maps = np.stack([a, b, a * a, b * b, a * b])
-    mean_a, mean_b, aa, bb, ab = _filter(_filter(maps, 1), 2)
-    c1, c2 = (K1 * DATA_RANGE) ** 2, (K2 * DATA_RANGE) ** 2
-    mean_ab, mean_squares = mean_a * mean_b, mean_a**2 + mean_b**2
-    numerator = (2 * mean_ab + c1) * (2 * (ab - mean_ab) + c2)
-    denominator = (mean_squares + c1) * (aa + bb - mean_squares + c2)
-    return numerator / denominator

@@ -25,6 +25,7 @@ from xgen_jax.config.build import flat
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation import page
 from xgen_jax.evaluation.chart import line_chart
+from xgen_jax.evaluation.intervals import wilson_interval
 from xgen_jax.evaluation.page import escape
 from xgen_jax.files import read_json, write_text
 from xgen_jax.training.metric_writers import duration, read_jsonl
@@ -353,17 +354,6 @@ def _accuracy(captions: dict | None) -> str:
         "hold the spread between training runs.</p>"
     )
     return page.table(("attribute", "right", "", "95% interval"), rows) + note
-
-
-def wilson_interval(fraction: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Compute Wilson's interval of a proportion in `count` trials; in [0, 1], never empty."""
-    centre = (fraction + z * z / (2 * count)) / (1 + z * z / count)
-    half = (
-        z
-        / (1 + z * z / count)
-        * math.sqrt(fraction * (1 - fraction) / count + (z / (2 * count)) ** 2)
-    )
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _reconstruction(reconstruction: dict | None, folder: pathlib.Path, videos: _Videos) -> str:

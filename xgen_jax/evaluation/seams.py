@@ -4,19 +4,35 @@
     ratio(p) = sum of d_i of reconstructions / sum of d_i of originals,
 
 both sums over all clips and all i with i = p modulo the frames of a chunk. 1 is as much change as
-the original has. ratio(0) is the seam ratio, taken across the chunks' borders; the others show the
-change between frames within a chunk, and where a decoder has moved its seams to. Videos are uint8:
-what a viewer sees is compared, so a model's floats are rounded and clipped first. In the published
-videos of REGEN the seam ratio is 1.29 at 16x and 1.81 at 32x, the median of the others 0.84.
+the original has. ratio(0) is taken across the chunks' borders; the others show the change between
+frames within a chunk, and where a decoder has moved its seams to. Videos are uint8: what a viewer
+sees is compared, so a model's floats are rounded and clipped first. In the published videos of
+REGEN ratio(0) is 1.29 at 16x and 1.81 at 32x, the median of the others 0.84.
+
+    seam ratio = ratio at borders / ratio elsewhere,
+
+each of the sums over all frames of its kind (`seam_figures`): a reconstruction that flickers
+everywhere alike has none, one that is too smooth within its chunks has one although its borders
+change by as much as the original.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from xgen_jax.data.pixels import check_clip
+from xgen_jax.data.pixels import check_clip, check_pair
 from xgen_jax.errors import UserError
+
+CHANGE = (
+    "mean absolute difference of a frame to the one before, sum over clips of reconstructions over "
+    "that of originals; 1 is natural, above flickers, below is too smooth"
+)
+SEAM_RATIO = (
+    "change of reconstructions over originals where a chunk of latents ends and the next begins, "
+    "over the same elsewhere; 1 is natural, above is a jump between chunks"
+)
 
 Video = np.ndarray  # uint8 (T, H, W, 3); not from xgen_jax.typing, which would import JAX
 
@@ -83,11 +99,7 @@ def measure_seams(pairs: Iterable[tuple[Video, Video]], chunk_frames: int) -> Se
         )
     wanted, got = np.zeros(chunk_frames), np.zeros(chunk_frames)
     for original, reconstruction in pairs:
-        if original.shape != reconstruction.shape:
-            raise UserError(
-                f"the videos differ in shape (T, H, W, 3): {original.shape} and "
-                f"{reconstruction.shape}"
-            )
+        check_pair(original, reconstruction)
         places = np.arange(1, original.shape[0]) % chunk_frames
         np.add.at(wanted, places, frame_differences(original))
         np.add.at(got, places, frame_differences(reconstruction))
@@ -98,3 +110,39 @@ def measure_seams(pairs: Iterable[tuple[Video, Video]], chunk_frames: int) -> Se
             "clips must move, and be longer than a chunk"
         )
     return Seams(ratios=tuple((got / wanted).tolist()))
+
+
+def seam_figures(
+    changes: Iterable[tuple[Sequence[float], Sequence[float], Sequence[int]]],
+) -> dict[str, Any]:
+    """Compute the seam ratio of all clips together.
+
+    Args:
+      changes: of each clip the frame differences of original and reconstruction, (T - 1,), see
+        `frame_differences`; and the frames, 1 or more, at which its chunks begin.
+
+    Returns:
+      `seam_ratio`, `border` and `elsewhere` (the two ratios of change that it divides) and
+      `borders` (count); or `missing`, the reason why there is no seam ratio.
+    """
+    sums, borders = np.zeros((2, 2)), 0  # original and reconstruction, at borders and elsewhere
+    places = np.zeros(2, np.int64)
+    for original, reconstruction, starts in changes:
+        at_border = np.isin(np.arange(1, len(original) + 1), starts)
+        for place, chosen in enumerate((at_border, ~at_border)):
+            sums[:, place] += np.sum(original, where=chosen), np.sum(reconstruction, where=chosen)
+            places[place] += chosen.sum()
+        borders += int(at_border.sum())
+    if not places[0]:
+        return {"missing": "no clip is longer than a chunk of latents, so that it has no border"}
+    if not places[1]:
+        return {"missing": "every frame is a chunk of its own, so that there is no other change"}
+    if not sums[0].all() or not sums[1, 1]:
+        return {"missing": "the clips do not move"}
+    at_borders, elsewhere = (sums[1] / sums[0]).tolist()
+    return {
+        "seam_ratio": at_borders / elsewhere,
+        "border": at_borders,
+        "elsewhere": elsewhere,
+        "borders": borders,
+    }

@@ -90,6 +90,15 @@ class Embedder(abc.ABC):
         """Return the least length, `frames` or more, that can be encoded."""
         return self.model.config.padded_frames(frames)
 
+    def chunk_starts(self, frames: int) -> list[int]:
+        """Return the frames of a clip of `frames`, but the first, at which the pixels of a unit of
+        latents begin: of a chunk of a REGEN, of a latent frame of a VidVAE."""
+        starts, latents = [], self.unit
+        while (start := self.frames(latents)) < frames:
+            starts.append(start)
+            latents += self.unit
+        return starts
+
     @property
     @abc.abstractmethod
     def unit(self) -> int:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -17,9 +17,28 @@ from xgen_jax.parallel.arrays import fetch
 from xgen_jax.training.run_log import RunLog
 from xgen_jax.training.state import TrainState, sample_keys
 from xgen_jax.training.tasks.base import Task
-from xgen_jax.typing import Params
+from xgen_jax.typing import Params, Video
 
 PREVIEW_FPS = 8.0
+
+
+class Judge(Protocol):
+    """Figures of samples, computed by what is above training: `evaluation.captions` has one.
+
+    Attributes:
+      prompts: texts to sample, the same in every evaluation.
+      names: of the figures.
+    """
+
+    @property
+    def prompts(self) -> Sequence[str]: ...
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def figures(self, videos: Iterable[Video]) -> Mapping[str, float]:
+        """Return the figures of one video a prompt, uint8 (T, H, W, 3), in their order."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +51,7 @@ class Evaluation:
       loop: of the run.
       sharding: of a batch.
       figures: compiled; (EMA parameters, arrays, sample ids, frozen) -> figures of a batch.
+      judge: of samples of the task; None for none.
     """
 
     task: Task
@@ -39,10 +59,16 @@ class Evaluation:
     loop: LoopConfig
     sharding: jax.sharding.NamedSharding
     figures: Callable
+    judge: Judge | None = None
 
     @classmethod
     def make(
-        cls, task: Task, held_out: Pipeline | None, loop: LoopConfig, sharding: Any
+        cls,
+        task: Task,
+        held_out: Pipeline | None,
+        loop: LoopConfig,
+        sharding: Any,
+        judge: Judge | None = None,
     ) -> "Evaluation":
         """Read the held-out batches: the first `loop.evaluate_batches` of each bucket."""
         batches: list[Batch] = []
@@ -56,7 +82,12 @@ class Evaluation:
             return task.evaluate(params, arrays, keys_B, frozen)
 
         return cls(
-            task=task, batches=batches, loop=loop, sharding=sharding, figures=jax.jit(figures)
+            task=task,
+            batches=batches,
+            loop=loop,
+            sharding=sharding,
+            figures=jax.jit(figures),
+            judge=judge,
         )
 
     def check(self, name: str, params: Params, arrays: Any, sample_id: Any, frozen: Params) -> None:
@@ -67,7 +98,8 @@ class Evaluation:
           params, arrays, sample_id, frozen: of `figures`, or their shapes.
         """
         figures = jax.eval_shape(self.figures, params, arrays, sample_id, frozen)
-        choose("loop.keep_best", name, [HELD_OUT + figure for figure in figures])
+        judged = () if self.judge is None else self.judge.names
+        choose("loop.keep_best", name, [HELD_OUT + figure for figure in (*figures, *judged)])
 
     def due(self, done: int) -> bool:
         """Return whether to evaluate after `done` steps."""
@@ -90,13 +122,26 @@ class Evaluation:
             batch = self.batches[0]
             arrays, _ = self.task.to_device(batch, self.sharding)
             video = self.task.preview(state.ema, arrays, batch)
+            judged = self._judged(state)
         if video is not None and is_first():
             path = log.run.path / "previews" / f"{done:08d}.gif"
             path.parent.mkdir(exist_ok=True)
             write_video(path, video, PREVIEW_FPS)
             log.preview(done, path)
         names = dict.fromkeys(name for row in rows for name in row)
-        return {
-            HELD_OUT + name: float(np.mean([row[name] for row in rows if name in row]))
-            for name in names
-        }
+        means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+        return {HELD_OUT + name: value for name, value in (means | judged).items()}
+
+    def _judged(self, state: TrainState) -> dict[str, float]:
+        """Return the judge's figures of samples as long as the longest held-out clips."""
+        if self.judge is None:
+            return {}
+        longest = max(self.batches, key=_frames)
+        arrays, _ = self.task.to_device(longest, self.sharding)
+        videos = self.task.generate(state.ema, arrays, self.judge.prompts)
+        return dict(self.judge.figures(videos))
+
+
+def _frames(batch: Batch) -> int:
+    """Frames of a batch's clips, or of their latents."""
+    return next(batch[name] for name in ("video", "latents") if name in batch).shape[1]

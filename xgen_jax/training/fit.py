@@ -32,7 +32,7 @@ from xgen_jax.runs.folder import RunFolder
 from xgen_jax.runs.stored import array_shapes
 from xgen_jax.signals import Stopped, stop_later
 from xgen_jax.training.compiled import abstract_arguments, compile_ahead, jit_update
-from xgen_jax.training.evaluation import Evaluation
+from xgen_jax.training.evaluation import Evaluation, Judge
 from xgen_jax.training.loss_guard import LossGuard, LossSpike, NonFiniteLoss
 from xgen_jax.training.run_log import RunLog
 from xgen_jax.training.state import TrainState, abstract_state, start_state
@@ -52,6 +52,7 @@ def fit(
     start: Params | None = None,
     summary: Summary | None = None,
     restore: Step = LATEST,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Train a task to the last step of its run, from the newest checkpoint if there is one.
 
@@ -65,6 +66,7 @@ def fit(
       start: sub-trees of parameters to start from (`Task.warm_start`).
       summary: of the data, shown with the rest before the first step.
       restore: the checkpoint to go on from, LATEST or LATEST_GOOD.
+      judge: of samples at each evaluation, for a task that samples prompts.
 
     Returns:
       A summary: step, parameters, seconds spent here, the last metrics.
@@ -106,7 +108,7 @@ def fit(
         update = jit_update(task, optimizer, loop, mesh, shardings)
         arguments = {b: abstract_arguments(task, arrays, b, on_batch) for b in pipeline.buckets}
         steps = compile_ahead(update, abstract, arguments, frozen, stop_shape(mesh))
-        evaluation = Evaluation.make(task, held_out, loop, on_batch)
+        evaluation = Evaluation.make(task, held_out, loop, on_batch, judge)
         if loop.keep_best:
             evaluation.check(loop.keep_best, abstract.ema, arrays, sample_id, frozen)
         facts = {"parameters": parameters, "compile_s": time.monotonic() - before}

@@ -26,7 +26,14 @@ from xgen_jax.training.state import TrainState
 from xgen_jax.training.tasks.base import Task
 
 EVENTS = 200  # newest ones in run.json
-SHOWN = ("loss", "psnr_db", "disc_loss", "held_out_loss", "held_out_psnr_db")  # on the console
+SHOWN = (
+    "loss",
+    "psnr_db",
+    "disc_loss",
+    "held_out_loss",
+    "held_out_psnr_db",
+    "held_out_accuracy_all",
+)  # on the console
 
 
 class RunLog:

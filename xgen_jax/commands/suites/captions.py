@@ -1,15 +1,13 @@
 """Verify the captions of sampled moving shapes: `--suite=captions`."""
 
-import os
 import time
 from typing import Any
 
 from xgen_jax.commands.evaluate_request import EvaluateRequest
-from xgen_jax.commands.suites.results import results_folder
-from xgen_jax.commands.suites.samples import sample_prompts, settings_of, write_samples
+from xgen_jax.commands.suites.results import SHOWN, results_folder
+from xgen_jax.commands.suites.samples import sample_prompts, settings_of, write_sample
 from xgen_jax.config.runs import VDiTRun
-from xgen_jax.data.config import LatentsConfig, SyntheticConfig
-from xgen_jax.data.latent_shards import read_manifest
+from xgen_jax.data.sources.factory import not_moving_shapes
 from xgen_jax.data.sources.synthetic import held_out_prompts
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.captions import evaluate_captions
@@ -28,15 +26,21 @@ def captions(request: EvaluateRequest) -> dict[str, Any]:
         lambda prompts, seed: sample_prompts(loaded, request, prompts, seed),
         prompts=held_out_prompts(request.count, seed),
         seed=seed,
+        keep=SHOWN,
     )
-    write_samples(folder, report.scores["samples"], report.videos, loaded.fps)
+    for number, video in report.videos.items():
+        write_sample(folder, report.scores["samples"][number], number, video, loaded.fps)
     if is_first():
         settings = {"settings": settings_of(loaded, request), "model": str(request.model)}
         write_json(folder / "captions.json", {**report.scores, **settings})
     return {
         "suite": "captions",
-        "prompts": report.scores["prompts"],
+        **{name: report.scores[name] for name in ("prompts", "distinct_prompts")},
         **{name: round(value, 4) for name, value in report.scores["accuracy"].items()},
+        "interval": {
+            name: [round(value, 4) for value in ends]
+            for name, ends in report.scores["interval"].items()
+        },
         "wall_s": round(time.monotonic() - started, 1),
         "file": str(folder / "captions.json"),
     }
@@ -45,14 +49,8 @@ def captions(request: EvaluateRequest) -> dict[str, Any]:
 def _check_shapes(model: str) -> None:
     """Raise UserError unless a run was trained on moving shapes, whose captions can be verified."""
     config = RunFolder(model).expect(VDiTRun, "a model: a vdit run")
-    source = config.data.source
-    if isinstance(source, SyntheticConfig):
-        return
-    path = source.path or "other videos"
-    encoded = isinstance(source, LatentsConfig) and os.path.isdir(path)
-    if encoded and read_manifest(path)["source"] == SyntheticConfig.kind:
-        return
-    raise UserError(
-        f"--suite=captions verifies captions of moving shapes, and {model} was trained on "
-        f"{path}: give --suite=samples and --prompts_file=FILE"
-    )
+    if other := not_moving_shapes(config.data.source):
+        raise UserError(
+            f"--suite=captions verifies captions of moving shapes that are filled, and {model} was "
+            f"trained on {other}: give --suite=samples and --prompts_file=FILE"
+        )

@@ -6,6 +6,7 @@ import pathlib
 from xgen_jax.errors import UserError
 
 SHOWN = 64  # videos kept with the figures
+WORST = 5  # clips with the lowest PSNR, kept as well whatever their numbers
 
 
 def results_folder(out: str | os.PathLike, name: str) -> pathlib.Path:

@@ -3,7 +3,7 @@
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,9 +29,11 @@ def samples(request: EvaluateRequest) -> dict[str, Any]:
     prompts = read_prompts(request.prompts_file)
     loaded = load_text_to_video(request.model, step=request.restore)
     started = time.monotonic()
-    videos = sample_prompts(loaded, request, prompts, request.seed)
     rows = [{"prompt": prompt} for prompt in prompts]
-    write_samples(folder, rows, videos, loaded.fps)
+    videos = sample_prompts(loaded, request, prompts, request.seed)
+    for number, video in enumerate(videos):
+        if number < SHOWN:
+            write_sample(folder, rows[number], number, video, loaded.fps)
     results = {"samples": rows, "settings": settings_of(loaded, request), "model": request.model}
     if is_first():
         write_json(folder / "samples.json", results)
@@ -45,8 +47,9 @@ def samples(request: EvaluateRequest) -> dict[str, Any]:
 
 def sample_prompts(
     loaded: TextToVideo, request: EvaluateRequest, prompts: list[str], seed: int
-) -> list[Video]:
-    """Sample a video for each prompt, the batches in turns of all processes; all get all videos."""
+) -> Iterator[Video]:
+    """Yield a video for each prompt, sampled in batches in turns of all processes; all get all
+    videos. A prompt that repeats is sampled from other noise, that of its place in the list."""
     loaded.networks.text.check(prompts)
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed} must be 0 or more, and below 2^32")
@@ -54,25 +57,24 @@ def sample_prompts(
     size = min(loaded.batch_size(plan), len(prompts))
     generator = loaded.generator(plan, size)
     rows = [BatchRow(prompt, seed, index) for index, prompt in enumerate(prompts)]
-    videos: list[Video] = []
+    done = 0
     for turn in batches(list(batches(rows, size)), jax.process_count()):
         # A process without a batch repeats the last one, for all must take part.
         own = turn[min(jax.process_index(), len(turn) - 1)]
         made = np.concatenate(list(generator(own)), axis=1)
         for batch, theirs in zip(turn, gather_arrays(made)):
-            videos += list(theirs[: len(batch)])
-        print(f"{len(videos)}/{len(prompts)} videos", file=sys.stderr)
-    return videos
+            yield from theirs[: len(batch)]
+            done += len(batch)
+        print(f"{done}/{len(prompts)} videos", file=sys.stderr)
 
 
-def write_samples(
-    folder: pathlib.Path, rows: list[dict[str, Any]], videos: Sequence[Video], fps: float
+def write_sample(
+    folder: pathlib.Path, row: dict[str, Any], number: int, video: Video, fps: float
 ) -> None:
-    """Write the first videos, and name them in their rows."""
-    for number, (row, video) in enumerate(zip(rows[:SHOWN], videos)):
-        row["file"] = f"{number:03d}.mp4"
-        if is_first():
-            write_video(folder / row["file"], video, fps)
+    """Write a video, and name it in its row."""
+    row["file"] = f"{number:03d}.mp4"
+    if is_first():
+        write_video(folder / row["file"], video, fps)
 
 
 def settings_of(loaded: TextToVideo, request: EvaluateRequest) -> dict[str, Any]:

@@ -86,6 +86,11 @@ class Source(abc.ABC):
             "leave out data.fit (--stage, when encoding)"
         )
 
+    def extents(self) -> np.ndarray | None:
+        """Return (frames, height, width) of each clip as it is stored, at the rate at which clips
+        are sampled, int64 (N, 3); None where clips have any size, or it is not known."""
+        return None
+
     def clips_for(self, bucket: Bucket) -> np.ndarray | None:
         """Return the clips that a bucket can have without `fit`, ascending; None for all."""
         del bucket

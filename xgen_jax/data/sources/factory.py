@@ -1,6 +1,7 @@
 """A source from its configuration."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from xgen_jax.data.config import (
     VideoFolderConfig,
     source_folder,
 )
+from xgen_jax.data.latent_shards import read_manifest
 from xgen_jax.data.sources.base import Source
 from xgen_jax.data.sources.latents import LatentSource
 from xgen_jax.data.sources.shards import ShardSource
@@ -98,6 +100,17 @@ _MAKERS: dict[type, Callable[[Any, DataConfig, bool], Source]] = {
     ShardsConfig: _shards,
     TFDSConfig: _tfds,
 }
+
+
+def not_moving_shapes(source: Any) -> str:
+    """Return what a source, by its configuration, shows instead of filled moving shapes; empty for
+    those, or latents of them: their captions can be verified, see `evaluation.captions`."""
+    if isinstance(source, SyntheticConfig):
+        return "" if source.style == "filled" else f"shapes of style {source.style!r}"
+    path = source.path
+    if path and isinstance(source, LatentsConfig) and os.path.isdir(path):
+        return "" if read_manifest(path)["source"] == SyntheticConfig.kind else path
+    return path or "other videos"
 
 
 def held_out_data(

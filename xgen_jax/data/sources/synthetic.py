@@ -303,17 +303,17 @@ def held_out_combinations() -> list[dict[str, str]]:
 
 
 def held_out_prompts(count: int, seed: int) -> list[tuple[str, dict[str, str]]]:
-    """Return `count` distinct (prompt, attributes) that name all five attributes.
+    """Return `count` (prompt, attributes) that name all five attributes.
 
-    No combination is repeated before all 54 have been used; from then on the phrasing differs.
+    No combination is repeated before all 54 have been used; from then on the phrasing differs, and
+    after all 270 prompts they repeat, for other noise to be sampled from.
 
     Raises:
-      UserError: `count` is above 54 times the number of phrasings, or below 1.
+      UserError: `count` is below 1.
     """
+    if count < 1:
+        raise UserError(f"{count} held-out prompts are not possible; ask for 1 or more")
     combinations = held_out_combinations()
-    most = len(combinations) * len(PHRASINGS)
-    if not 1 <= count <= most:
-        raise UserError(f"{count} held-out prompts are not possible; ask for 1 to {most}")
     order = np.argsort(_rng(seed, "prompts", 0).random(len(combinations)), kind="stable")
     prompts = []
     for place in range(count):

@@ -7,7 +7,7 @@ line in `training.tasks.TASKS`.
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -145,6 +145,24 @@ class Task(abc.ABC):
         """
         del params, arrays, batch
         return None
+
+    @property
+    def samples_prompts(self) -> bool:
+        """Whether `generate` makes videos of any prompt, with what the task has loaded."""
+        return False
+
+    def generate(self, params: Params, arrays: Arrays, prompts: Sequence[str]) -> Iterator[Video]:
+        """Yield a video for each prompt, uint8 (T, H, W, 3), with the run's defaults of sampling
+        and the same noise in every call.
+
+        Args:
+          params: EMA parameters.
+          arrays: a prepared held-out batch, whose size and micro-conditions the videos get; as many
+            are sampled at once as it has clips.
+          prompts: one or more.
+        """
+        del params, arrays, prompts
+        raise NotImplementedError(f"{type(self).__name__} samples no prompts")
 
     def finish(self, run: RunFolder, params: Params, pipeline: Pipeline, trained: bool) -> None:
         """Write the results of a finished run besides its checkpoints.

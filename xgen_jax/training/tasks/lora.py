@@ -6,7 +6,7 @@ Gradients, optimiser state, EMA and checkpoints are those of the adapter only.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -130,6 +130,15 @@ class LoRATask(Task):
     def preview(self, params: Params, arrays: Arrays, batch: Batch) -> Video | None:
         """Make the base's preview with the adapter merged."""
         return self.base.preview(jax.jit(self._merged)(params, self.frozen), arrays, batch)
+
+    @property
+    def samples_prompts(self) -> bool:
+        """Whether the base does."""
+        return self.base.samples_prompts
+
+    def generate(self, params: Params, arrays: Arrays, prompts: Sequence[str]) -> Iterator[Video]:
+        """Yield the base's videos with the adapter merged."""
+        return self.base.generate(jax.jit(self._merged)(params, self.frozen), arrays, prompts)
 
     def finish(self, run: RunFolder, params: Params, pipeline: Pipeline, trained: bool) -> None:
         """Write the adapter as a file of its own, next to the checkpoints."""

@@ -13,7 +13,7 @@ on the batch around it.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.config.runs import DEFAULT_FPS, HoldsEmbedder, HoldsTransformer, Run, VDiTRun
+from xgen_jax.data.batches import padded_rows
 from xgen_jax.data.buckets import Bucket, shape_name
 from xgen_jax.data.pipeline import Batch, micro_conditions
 from xgen_jax.data.pixels import to_uint8, to_unit_range
@@ -47,6 +48,7 @@ from xgen_jax.training.tasks.lora import LoRATask
 from xgen_jax.typing import Array, Params, Shape, Video
 
 PREVIEW_CLIPS = 4
+GENERATE_CLIPS = 16  # at once
 QUARTILES = 4
 
 
@@ -286,22 +288,48 @@ class VDiTTask(Task):
         if self.preview_with is None:
             return None
         few = jax.tree.map(lambda x: x[:PREVIEW_CLIPS], fetch(arrays))
+        return np.concatenate(list(self._videos(params, few)), axis=2)
+
+    @property
+    def samples_prompts(self) -> bool:
+        """Whether the text encoder is trained along: a frozen one is not loaded for prompts where
+        captions come embedded."""
+        return self.preview_with is not None and not self.text.fingerprints()
+
+    def generate(self, params: Params, arrays: Arrays, prompts: Sequence[str]) -> Iterator[Video]:
+        """See `Task.generate`."""
+        few = jax.tree.map(lambda x: x[: min(len(prompts), GENERATE_CLIPS)], fetch(arrays))
+        size = len(few["latents"])
+        for first in range(0, len(prompts), size):
+            texts = padded_rows(prompts[first : first + size], size)
+            index_B = np.arange(first, first + size, dtype=np.uint32)
+            batch = {**few, "text": self.text.arrays(texts)}
+            yield from self._videos(params, batch, index_B)[: len(prompts) - first]
+
+    def _videos(self, params: Params, few: Arrays, index_B: np.ndarray | None = None) -> np.ndarray:
+        """Sample and decode uint8 (B, T, H, W, 3) for the captions and shapes of a batch, from the
+        noise of these numbers, or that of previews."""
+        assert self.preview_with is not None
         config, frames = self.loss_config, few["latents"].shape[1]
         ratio = config.time_shift
         if config.shift_by_size:
             height, width = (float(each) for each in few["micro_cond"][0, :2])
             ratio = float(config.time_ratio(height, width, frames))
-        latents = self._sample(params, few, ratio=ratio)
-        video = self._decode(self.preview_with.params, latents)
-        return np.concatenate(list(to_uint8(fetch(video))), axis=2)
+        latents = self._sample(params, few, index_B, ratio=ratio)
+        return to_uint8(fetch(self._decode(self.preview_with.params, latents)))
 
-    def _sampled(self, params: Params, arrays: Arrays, ratio: float) -> Array:
+    def _sampled(
+        self, params: Params, arrays: Arrays, index_B: Array | None, ratio: float
+    ) -> Array:
         """Sample latents of the captions and shapes of a batch, with times shifted by a ratio."""
         assert self.preview_with is not None
         config, process = self.preview_with.config, self.process
         shape = arrays["latents"].shape
         grid = make_grid(process, config.sample_steps, config.sample_spacing, ratio)
-        keys_B = jax.random.split(jax.random.key(0), shape[0])
+        if index_B is None:
+            keys_B = jax.random.split(jax.random.key(0), shape[0])
+        else:
+            keys_B = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(index_B)
         text, null = (
             self.text.embed(params, arrays["text"], jnp.full(shape[0], dropped))
             for dropped in (False, True)
