@@ -61,7 +61,7 @@ def test_without_what_it_needs_nothing_is_computed(tmp_path, tiny_runs, i3d):
 @pytest.mark.slow
 def test_a_models_samples_are_compared_with_the_clips_of_their_prompts(tmp_path, tiny_runs, i3d):
     flags = {"model": str(tiny_runs / "vdit"), "i3d": i3d, "out": str(tmp_path)}
-    summary = evaluate("fvd", **flags, frames=10, count=3)
+    summary = evaluate("fvd", **flags, frames=13, count=3)
     assert (summary["clips_real"], summary["clips_generated"]) == (3, 3)
     held = json.loads((tmp_path / "fvd" / "fvd.json").read_text())
     assert np.isfinite(held["fvd"]) and held["data"] == "moving shapes, held out"

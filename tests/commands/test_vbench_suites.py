@@ -45,7 +45,7 @@ def test_a_run_goes_on_where_it_stopped(tiny_runs, tmp_path, prompts, capsys):
     with pytest.raises(UserError, match="other settings(?s:.*)seed: 0 -> 7"):
         evaluate("vbench_export", **flags, out=str(tmp_path / "b"), seed=7)
     (tmp_path / "b" / "vbench.json").unlink()
-    with pytest.raises(UserError, match="unknown settings"):
+    with pytest.raises(UserError, match="of no known settings"):
         evaluate("vbench_export", **flags, out=str(tmp_path / "b"))
 
 

@@ -40,7 +40,7 @@ def test_a_published_models_figures_are_the_published_ones():
     summary = summarize(MODELSCOPE)
     # The paper copied ModelScope's row from the same table.
     for (name, value), wanted in zip(summary["groups"].items(), PAPER["ModelScope (paper)"]):
-        assert value == pytest.approx(wanted, abs=6e-4), name
+        assert value == pytest.approx(wanted, abs=1e-3), name  # cut off
     # VBench's leaderboard: 78.05, 66.54 and 75.75.
     assert [round(100 * summary[k], 2) for k in ("quality", "semantic", "total")] == [
         78.06,  # of scores rounded to 4 digits

@@ -13,6 +13,7 @@ import tiny_i3d
 
 from xgen_jax import convert
 from xgen_jax.errors import UserError
+from xgen_jax.files import file_sha256
 from xgen_jax.weights.i3d import _branches, _capitals, assemble_i3d, convert_i3d, load_i3d
 from xgen_jax.weights.torch_file import is_torchscript
 
@@ -152,6 +153,7 @@ def test_with_torch_its_files_are_opened_in_another_process(tmp_path, monkeypatc
     torch.save(net.state_dict(), tmp_path / "state.pt")
     for file in ("i3d_torchscript.pt", "state.pt"):
         summary = convert_i3d(tmp_path / file, str(tmp_path / f"{file}-i3d"))
+        assert (summary["source"], summary["sha256"]) == (file, file_sha256(tmp_path / file))
         assert bool(summary["checked"]) == (file != "state.pt") and summary["padding"] == "same"
         assert not summary["checked"] or max(summary["checked"].values()) < 1e-5
         equal(

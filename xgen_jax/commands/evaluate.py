@@ -9,6 +9,7 @@ import jax
 from xgen_jax.commands.evaluate_request import EvaluateRequest
 from xgen_jax.commands.hosts import check_hosts
 from xgen_jax.commands.suites.captions import captions
+from xgen_jax.commands.suites.clip_score import clip_score
 from xgen_jax.commands.suites.compare import compare
 from xgen_jax.commands.suites.fvd import fvd
 from xgen_jax.commands.suites.reconstruction import reconstruction
@@ -28,8 +29,9 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     file, and writes samples.json and NNN.mp4 into OUT/samples; `fvd` compares a model's samples, or
     a folder of videos, with a folder, and writes fvd.json into OUT/fvd; `vbench_export` writes
     VBench's prompt suite as videos into OUT/videos, and `vbench_import` makes vbench_scores.json
-    and .md of its results; `report` writes the page of a folder with runs and these results;
-    `compare` writes OUT/comparison.html of several such folders.
+    and .md of its results; `clip_score` writes clip_score.json into OUT/clip_score; `report` writes
+    the page of a folder with runs and these results; `compare` writes OUT/comparison.html of
+    several such folders.
 
     Several processes (`jax.process_count()`) divide clips and prompts, and need a common folder;
     the results are those of one process. A page is for one process.
@@ -58,6 +60,7 @@ SUITES: dict[str, Callable[[EvaluateRequest], dict[str, Any]]] = {
     "fvd": fvd,
     "vbench_export": vbench_export,
     "vbench_import": vbench_import,
+    "clip_score": clip_score,
     "report": _report,
     "compare": compare,
 }

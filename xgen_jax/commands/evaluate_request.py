@@ -28,6 +28,13 @@ SUITE_FLAGS: dict[str, tuple[Flags, Flags]] = {
         ("dimensions", "frames", "seed", "steps", "guidance_scale", "restore"),
     ),
     "vbench_import": (("results",), ()),
+    "clip_score": (
+        ("clip",),
+        (
+            *("model", "videos", "prompts_file", "frames", "count", "seed"),
+            *("steps", "guidance_scale", "restore"),
+        ),
+    ),
     "report": ((), ()),
     "compare": (("runs",), ()),
 }
@@ -41,10 +48,12 @@ class EvaluateRequest:
       suite: a key of `SUITE_FLAGS`.
       out: folder for the results; for `report` the folder of a quickstart.
       embedder: run folder of a VidVAE or a REGEN (reconstruction).
-      model: run folder of a VDiT (captions, samples, fvd, vbench_export).
-      videos: folder of videos that were generated, in place of a model (fvd).
+      model: run folder of a VDiT (all that sample).
+      videos: folder of videos that were generated, in place of a model (fvd, clip_score).
       i3d: folder of a converted I3D, see `weights.i3d` (fvd; reconstruction, for rFVD).
-      frames: length of the clips; the model's by default, or 16 of folders (fvd, vbench_export).
+      clip: folder of a CLIP in Hugging Face's layout (clip_score).
+      frames: length of the clips; the model's by default, or 16 of folders (fvd, vbench_export,
+        clip_score).
       prompts_json: VBench_full_info.json (vbench_export).
       dimensions: of VBench, all by default (vbench_export).
       results: a result file of VBench, or a folder of them (vbench_import).
@@ -53,7 +62,7 @@ class EvaluateRequest:
       split: clips of the folder, "held_out", "train" or "all" (reconstruction); by default those
         held out of the run's own folder, and all of another one.
       runs: folders to compare, each as for `report`, or of a single run (compare).
-      prompts_file: text file with a prompt on each line (samples).
+      prompts_file: text file with a prompt on each line (samples, fvd, clip_score).
       count: number of prompts, or of clips a shape; of a folder at most as many as there are.
       seed: of the clips, crops, prompts and noise.
       steps: of sampling, or of a REGEN's decoder; the run's by default.
@@ -74,6 +83,7 @@ class EvaluateRequest:
     model: str = ""
     videos: str = ""
     i3d: str = ""
+    clip: str = ""
     frames: int | None = None
     prompts_json: str = ""
     dimensions: Sequence[str] | None = None

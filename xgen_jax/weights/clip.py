@@ -1,7 +1,8 @@
-"""CLIP's vision tower, and LAION's aesthetic predictor on its features, from local files.
+"""CLIP's towers, and LAION's aesthetic predictor on the features of images, from local files.
 
-The tower's folder has Hugging Face's layout, config.json and model.safetensors: a whole CLIP such
-as openai/clip-vit-large-patch14, whose text tower is not read, or a CLIPVisionModelWithProjection.
+A tower's folder has Hugging Face's layout, config.json and model.safetensors: a whole CLIP such as
+openai/clip-vit-large-patch14, of which one tower is read, or a CLIPVisionModelWithProjection or
+CLIPTextModelWithProjection.
 
 The predictor (improved-aesthetic-predictor, for ViT-L/14) is linear layers of 1024, 128, 64, 16 and
 1 outputs with dropouts between them and no activation: one linear function of the feature. A file
@@ -20,6 +21,7 @@ import numpy as np
 from xgen_jax.errors import UserError
 from xgen_jax.files import read_json
 from xgen_jax.models.clip import CLIPVision, CLIPVisionConfig
+from xgen_jax.models.clip_text import CLIPText, CLIPTextConfig
 from xgen_jax.typing import Params
 from xgen_jax.weights.foreign_config import check_config, positive_integer
 from xgen_jax.weights.safetensors import (
@@ -34,6 +36,10 @@ IGNORED = (
     *("text_model.", "text_projection.", "logit_scale"),
     *("vision_model.embeddings.position_ids", "layers."),
 )
+IGNORED_TEXT = (
+    *("vision_model.", "visual_projection.", "logit_scale"),
+    *("text_model.embeddings.position_ids", "layers."),
+)
 TOWER = ("vision_model.", "visual_projection.")  # ignored in a predictor's file
 # Our sizes; their keys, and the values of keys that a config.json lacks: the library writes only
 # those that differ.
@@ -44,6 +50,15 @@ _KEYS = {
     "hidden": ("intermediate_size", 3072),
     "depth": ("num_hidden_layers", 12),
     "heads": ("num_attention_heads", 12),
+    "features": ("projection_dim", 512),
+}
+_TEXT_KEYS = {
+    "vocabulary": ("vocab_size", 49408),
+    "length": ("max_position_embeddings", 77),
+    "width": ("hidden_size", 512),
+    "hidden": ("intermediate_size", 2048),
+    "depth": ("num_hidden_layers", 12),
+    "heads": ("num_attention_heads", 8),
     "features": ("projection_dim", 512),
 }
 # Keys that change the network, with the values of ours.
@@ -99,6 +114,35 @@ def load_clip_vision(path: str | os.PathLike) -> tuple[CLIPVision, Params]:
         if not name.startswith(IGNORED)
     }
     return model, assemble(abstract, _sources(model.config), tensors, origin=str(path))
+
+
+def load_clip_text(path: str | os.PathLike) -> tuple[CLIPText, Params]:
+    """Load a text tower, for `models.clip_text.TextEncoder`; its tokenizer lies in the same folder.
+
+    Args, returns and errors are those of `load_clip_vision`.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}; give a CLIP's, with config.json and weights")
+    sizes, epsilon = _tower_config(path, "text", _TEXT_KEYS)
+    model = CLIPText(CLIPTextConfig(**sizes, epsilon=epsilon))
+    ids = jax.ShapeDtypeStruct((1, model.config.length), np.int32)
+    abstract = jax.eval_shape(model.init, jax.random.key(0), ids)
+    tensors = {
+        name: tensor.astype(np.float32, copy=False)
+        for name, tensor in iterate_safetensors(path)
+        if not name.startswith(IGNORED_TEXT)
+    }
+    tower = "text_model."
+    sources: dict[str, Source] = {
+        "params/tokens": f"{tower}embeddings.token_embedding.weight",
+        "params/positions": f"{tower}embeddings.position_embedding.weight",
+        "params/proj/kernel": ("text_projection.weight", kernel_from_torch),
+        "params/norm_out/scale": f"{tower}final_layer_norm.weight",
+        "params/norm_out/bias": f"{tower}final_layer_norm.bias",
+        **_blocks(tower, model.config.depth),
+    }
+    return model, assemble(abstract, sources, tensors, origin=str(path))
 
 
 def load_aesthetic_head(path: str | os.PathLike, features: int) -> tuple[np.ndarray, float]:
@@ -161,31 +205,40 @@ def load_aesthetic_head(path: str | os.PathLike, features: int) -> tuple[np.ndar
 
 
 def _config(folder: pathlib.Path) -> CLIPVisionConfig:
+    sizes, epsilon = _tower_config(folder, "vision", _KEYS)
+    return CLIPVisionConfig(**sizes, epsilon=epsilon)
+
+
+def _tower_config(
+    folder: pathlib.Path, tower: str, keys: dict[str, tuple[str, int]]
+) -> tuple[dict[str, int], float]:
+    """Return our sizes of a tower, "vision" or "text", and the epsilon of its norms."""
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(
             f"{folder} holds no config.json: it is no CLIP's folder in Hugging Face's layout"
         )
     values = read_json(file, "fetch it again")
-    kind = values.get("model_type")
-    if kind not in ("clip", "clip_vision_model"):
-        raise UserError(f"{file} describes a {kind!r} model; wanted 'clip' or 'clip_vision_model'")
+    kind, alone = values.get("model_type"), f"clip_{tower}_model"
+    if kind not in ("clip", alone):
+        raise UserError(f"{file} describes a {kind!r} model; wanted 'clip' or '{alone}'")
     if kind == "clip":
-        parts = [values.get(key) or {} for key in ("vision_config", "vision_config_dict")]
+        names = (f"{tower}_config", f"{tower}_config_dict")
+        parts = [values.get(key) or {} for key in names]
         if not all(isinstance(part, dict) for part in parts):
-            raise UserError(f"{file}: vision_config must be an object")
+            raise UserError(f"{file}: {names[0]} must be an object")
         # A whole CLIP does not use the projection_dim inside.
         values = {**parts[0], **parts[1], "projection_dim": values.get("projection_dim")}
-    used = {*(theirs for theirs, _ in _KEYS.values()), "layer_norm_eps", "model_type"}
+    used = {*(theirs for theirs, _ in keys.values()), "layer_norm_eps", "model_type"}
     check_config(values, str(folder), allowed=_ALLOWED, used=used, harmless=_HARMLESS)
     sizes = {
         ours: positive_integer(values, theirs, default, str(folder))
-        for ours, (theirs, default) in _KEYS.items()
+        for ours, (theirs, default) in keys.items()
     }
     epsilon = values.get("layer_norm_eps", 1e-5)
     if not isinstance(epsilon, float):
         raise UserError(f"{file}: layer_norm_eps must be a number, not {epsilon!r}")
-    return CLIPVisionConfig(**sizes, epsilon=epsilon)
+    return sizes, epsilon
 
 
 def _sources(config: CLIPVisionConfig) -> dict[str, Source]:
@@ -200,6 +253,12 @@ def _sources(config: CLIPVisionConfig) -> dict[str, Source]:
     for ours, theirs in (("norm_in", "pre_layrnorm"), ("norm_out", "post_layernorm")):
         sources[f"params/{ours}/scale"] = f"{tower}{theirs}.weight"
         sources[f"params/{ours}/bias"] = f"{tower}{theirs}.bias"
+    return sources | _blocks(tower, config.depth)
+
+
+def _blocks(tower: str, depth: int) -> dict[str, Source]:
+    """Return the sources of the blocks, which both towers have alike."""
+    sources: dict[str, Source] = {}
     qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     for ours, theirs, weight in (
         ("norm_attention", ("layer_norm1",), "scale"),
@@ -212,7 +271,7 @@ def _sources(config: CLIPVisionConfig) -> dict[str, Source]:
         for leaf, suffix in ((weight, "weight"), ("bias", "bias")):
             names = tuple(
                 f"{tower}encoder.layers.{layer}.{name}.{suffix}"
-                for layer, name in itertools.product(range(config.depth), theirs)
+                for layer, name in itertools.product(range(depth), theirs)
             )
             sources[f"params/blocks/{ours}/{leaf}"] = (names, _stack(len(theirs)))
     return sources

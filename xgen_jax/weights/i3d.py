@@ -153,7 +153,11 @@ def convert_i3d(source: str | os.PathLike, out: str, overwrite: bool = False) ->
         dict(zip(_paths(weights.params), jax.tree.leaves(weights.params))),
         overwrite=True,
     )
-    facts = {"source": source.name, "sha256": file_sha256(source), "checked": checked}
+    facts = {
+        "source": metadata.get("source", source.name),
+        "sha256": metadata.get("sha256") or file_sha256(source),
+        "checked": checked,
+    }
     write_json(folder / CONFIG, {"network": KIND, "model": model, **facts})
     return {
         "i3d": str(folder),

@@ -11,6 +11,7 @@ tensors: so whoever converts them can check the result. Exit codes: 3 for torch 
 file that is not read.
 """
 
+import hashlib
 import json
 import pathlib
 import sys
@@ -77,6 +78,8 @@ def main(source: str, out: str, lengths: list[int]) -> None:
             f"{path} is no TorchScript and no state dict of tensors ({lines[0]})", file=sys.stderr
         )
         sys.exit(1)
+    with open(path, "rb") as file:
+        about |= {"source": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     # The format sorts the names; the network's order may be needed to know its layers.
     about["order"] = json.dumps(list(tensors))
     save_file({**tensors, **results}, out, metadata=about)
