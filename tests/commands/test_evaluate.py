@@ -5,15 +5,18 @@ import json
 import jax
 import numpy as np
 import pytest
+import tiny_i3d
 
-from xgen_jax import evaluate
+from xgen_jax import evaluate, load
 from xgen_jax.commands.evaluate_request import EvaluateRequest
 from xgen_jax.commands.reconstruct import ReconstructRequest, reconstruct_file
 from xgen_jax.commands.suites import reconstruction as suite
 from xgen_jax.data.pixels import to_unit_range
+from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.video import read_video
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
+from xgen_jax.evaluation.fvd import FrechetVideoDistance
 from xgen_jax.evaluation.perceptual import load_lpips_distance
 from xgen_jax.models.lpips import LPIPS, LPIPSConfig
 from xgen_jax.weights.safetensors import write_safetensors
@@ -195,6 +198,47 @@ def public_names(params):
     return {"trunk": trunk, "heads": heads}
 
 
+@pytest.mark.parametrize(
+    ("shapes", "count", "message"),
+    [
+        (["5x16x16"], 9, "at any of the shapes: I3D takes clips of 10 frames or more"),
+        (["1x16x16", "13x16x16"], 1, "2 clips or more.* of 13x16x16 there is 1: give --count=N"),
+    ],
+)
+def test_rfvd_of_too_few_clips_or_frames_is_refused(tiny_runs, tmp_path, shapes, count, message):
+    asked = {"embedder": str(tiny_runs / "vidvae"), "out": str(tmp_path), "i3d": "not read"}
+    with pytest.raises(UserError, match=message):
+        evaluate("reconstruction", shapes=shapes, count=count, **asked)
+
+
+@pytest.mark.slow
+def test_rfvd_is_that_of_all_clips_of_a_shape(tiny_runs, tmp_path):
+    weights = tiny_i3d.converted(tmp_path / "i3d")
+    result = evaluate(
+        "reconstruction",
+        embedder=str(tiny_runs / "vidvae"),
+        out=str(tmp_path),
+        shapes=["1x16x16", "13x16x16"],
+        count=3,
+        i3d=str(weights),
+    )
+    written = json.loads((tmp_path / "reconstruction" / "reconstruction.json").read_text())
+    image, video = written["shapes"]
+    assert image["sets"] == {} and "10 frames" in image["not_computed"]["rfvd"]
+    rfvd = video["sets"]["rfvd"]
+    assert (rfvd["clips"], rfvd["frames"]) == (3, 13)
+    assert any("biased" in note for note in video["notes"])
+    assert result["shapes"]["13x16x16"]["rfvd"] == round(rfvd["value"], 5)
+    distance, folder = FrechetVideoDistance(weights), tmp_path / "reconstruction"
+    source = SyntheticSource(seed=10_000, split="held_out", num_clips=3)
+    model = load(tiny_runs / "vidvae")
+    for index in range(3):
+        clip = source.read(index, None, 13, 16, 16)["video"]
+        distance.update(real=clip, generated=model(clip))
+    assert rfvd["value"] == pytest.approx(distance.result()["fvd"], rel=1e-6)
+    assert "rFVD" in (folder / "reconstruction.md").read_text()
+
+
 @pytest.mark.slow
 def test_captions_suite_reads_every_sample(tiny_runs, tmp_path):
     result = evaluate("captions", model=str(tiny_runs / "vdit"), out=str(tmp_path), count=4)
@@ -212,8 +256,8 @@ def test_captions_suite_reads_every_sample(tiny_runs, tmp_path):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({}, "give --suite, one of reconstruction, captions, samples, report"),
-        ({"suite": "fvd"}, "suite='fvd' is not known"),
+        ({}, "give --suite, one of reconstruction, captions, samples, fvd"),
+        ({"suite": "psnr"}, "suite='psnr' is not known"),
         ({"suite": "captions"}, "give --model, --out"),
         ({"suite": "captions", "model": "a", "out": "b", "data": "c"}, "--data is for --suite=rec"),
         ({"suite": "report", "out": "b", "count": 3}, "--count is for --suite=reconstruction and "),

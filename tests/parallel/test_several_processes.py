@@ -112,7 +112,8 @@ def test_a_checkpoint_of_two_processes_is_restored_by_one_and_by_four(
 def vdit(root):
     """The config of a transformer on videos of a frozen embedder, trained in one process: vdit1."""
     changes = {"model": {"depth": 1}, **CHANGES}
-    values = tiny_values(VDIT, embedder=str(root / "vidvae1"), **changes)
+    loop = {"evaluate_every": 2, "evaluate_batches": 1, "evaluate_prompts": 3}
+    values = tiny_values(VDIT, embedder=str(root / "vidvae1"), loop=loop, **changes)
     config = write_config(root / "vdit.py", values)
     train(root / "vdit1", config)
     return config

@@ -12,10 +12,22 @@ Flags = tuple[str, ...]
 SUITE_FLAGS: dict[str, tuple[Flags, Flags]] = {
     "reconstruction": (
         ("embedder",),
-        ("data", "split", "count", "seed", "steps", "shapes", "lpips", "restore"),
+        ("data", "split", "count", "seed", "steps", "shapes", "lpips", "i3d", "restore"),
     ),
     "captions": (("model",), ("count", "seed", "steps", "guidance_scale", "restore")),
     "samples": (("model", "prompts_file"), ("seed", "steps", "guidance_scale", "restore")),
+    "fvd": (
+        (),  # which of them are needed is said by the suite in more words
+        (
+            *("i3d", "model", "videos", "data", "prompts_file", "frames", "count", "seed"),
+            *("steps", "guidance_scale", "restore"),
+        ),
+    ),
+    "vbench_export": (
+        ("model", "prompts_json"),
+        ("dimensions", "frames", "seed", "steps", "guidance_scale", "restore"),
+    ),
+    "vbench_import": (("results",), ()),
     "report": ((), ()),
     "compare": (("runs",), ()),
 }
@@ -26,10 +38,16 @@ class EvaluateRequest:
     """The flags of `launch/evaluate.py`.
 
     Attributes:
-      suite: `reconstruction`, `captions`, `samples`, `report` or `compare`.
+      suite: a key of `SUITE_FLAGS`.
       out: folder for the results; for `report` the folder of a quickstart.
       embedder: run folder of a VidVAE or a REGEN (reconstruction).
-      model: run folder of a VDiT (captions, samples).
+      model: run folder of a VDiT (captions, samples, fvd, vbench_export).
+      videos: folder of videos that were generated, in place of a model (fvd).
+      i3d: folder of a converted I3D, see `weights.i3d` (fvd; reconstruction, for rFVD).
+      frames: length of the clips; the model's by default, or 16 of folders (fvd, vbench_export).
+      prompts_json: VBench_full_info.json (vbench_export).
+      dimensions: of VBench, all by default (vbench_export).
+      results: a result file of VBench, or a folder of them (vbench_import).
       data: folder of videos, or of curated clips (reconstruction); by default that of the run, or
         the moving-shapes dataset if the run was trained on it.
       split: clips of the folder, "held_out", "train" or "all" (reconstruction); by default those
@@ -54,6 +72,12 @@ class EvaluateRequest:
     out: str = ""
     embedder: str = ""
     model: str = ""
+    videos: str = ""
+    i3d: str = ""
+    frames: int | None = None
+    prompts_json: str = ""
+    dimensions: Sequence[str] | None = None
+    results: str = ""
     data: str | None = None
     split: str | None = None
     runs: Sequence[str] | None = None

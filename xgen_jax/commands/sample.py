@@ -251,7 +251,7 @@ def sample_files(request: SampleRequest) -> dict[str, Any]:
                 _create_or_resume(request, settings, prompts, paths)
                 remove_temporaries(request.out, {paths[line].stem for line in todo})
         with together():
-            _write_videos(generator, batches, rows, paths, condition, scale)
+            write_videos(generator, batches, rows, paths, condition, scale)
     wall_s = round(time.monotonic() - started, 2)
     if request.prompt is not None:
         return {
@@ -302,7 +302,7 @@ def _condition(request: SampleRequest, plan: VideoPlan, model: TextToVideo) -> V
     return condition
 
 
-def _write_videos(
+def write_videos(
     generator: VideoGenerator,
     batches: list[list[int | None]],
     rows: list[BatchRow],

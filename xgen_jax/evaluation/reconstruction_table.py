@@ -21,6 +21,7 @@ PAPER_NOTE = (
 )
 COLUMNS = {
     "psnr_db": ("PSNR, dB", ".2f"),
+    "psnr_of_mean_mse_db": ("PSNR of mean MSE, dB", ".2f"),
     "ssim": ("SSIM", ".4f"),
     "ms_ssim": ("MS-SSIM", ".4f"),
     "mse": ("MSE", ".5f"),

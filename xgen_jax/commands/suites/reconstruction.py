@@ -13,7 +13,7 @@ import numpy as np
 from xgen_jax.commands.evaluate_request import EvaluateRequest
 from xgen_jax.commands.suites.results import SHOWN, WORST, results_folder
 from xgen_jax.config.runs import Run
-from xgen_jax.data.buckets import Bucket
+from xgen_jax.data.buckets import Bucket, shape_name
 from xgen_jax.data.config import (
     DataConfig,
     ShardsConfig,
@@ -26,11 +26,13 @@ from xgen_jax.data.sources.factory import make_source
 from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
+from xgen_jax.evaluation.fvd import CONVENTION, FrechetVideoDistance
 from xgen_jax.evaluation.perceptual import load_lpips_distance
 from xgen_jax.evaluation.reconstruction import evaluate_reconstruction, side_by_side
 from xgen_jax.evaluation.reconstruction_table import check_sides, expand_shapes, figures, table
 from xgen_jax.files import write_json, write_text
 from xgen_jax.inference.reconstruct import load_reconstructor
+from xgen_jax.models.i3d import LEAST_FRAMES
 from xgen_jax.parallel.agreement import is_first
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.typing import Video
@@ -57,12 +59,16 @@ def reconstruction(request: EvaluateRequest) -> dict[str, Any]:
     source, split = _clips_to_score(request, run)
     # Before the network is loaded: a set without a clip of a shape ends the command.
     chosen = {shape: _choose(source, request.count, shape) for shape in wanted}
+    if request.i3d:
+        _check_fvd({shape: len(indices) for shape, (indices, _) in chosen.items()})
     reconstruct = load_reconstructor(
         request.embedder, steps=request.steps, checkpoint=request.restore
     )
     embedder, entries, conventions = reconstruct.embedder, [], {}
     for shape, (indices, facts) in chosen.items():
         name = "x".join(map(str, shape))
+        # One a shape; images have none.
+        sets = [_RFVD(request.i3d)] if request.i3d and shape[0] >= LEAST_FRAMES else []
         kept = _Kept(results_folder(folder, name), len(indices))
         result = evaluate_reconstruction(
             reconstruct,
@@ -72,7 +78,10 @@ def reconstruction(request: EvaluateRequest) -> dict[str, Any]:
             lpips=distance,
             patch=embedder.patch,
             chunk_starts=embedder.chunk_starts,
+            sets=sets,
         )
+        if request.i3d and not sets:
+            result["not_computed"]["rfvd"] = _TOO_SHORT
         kept.write_worst(result)
         if enlarged := facts.get("enlarged"):
             result["notes"].append(
@@ -144,6 +153,47 @@ def _choose(
     if extents is not None:
         facts["enlarged"] = int((extents[chosen, 1:] < (height, width)).any(axis=1).sum())
     return chosen.tolist(), facts
+
+
+_TOO_SHORT = f"I3D takes clips of {LEAST_FRAMES} frames or more"
+
+
+def _check_fvd(counts: dict[tuple[int, int, int], int]) -> None:
+    """Raise UserError unless there is a shape, given the clips of each, that has an rFVD."""
+    counts = {shape: count for shape, count in counts.items() if shape[0] >= LEAST_FRAMES}
+    if not counts:
+        raise UserError(
+            f"rFVD cannot be computed at any of the shapes: {_TOO_SHORT}; give --shapes with as "
+            "many, or leave out --i3d"
+        )
+    for shape, count in counts.items():
+        if count < 2:
+            raise UserError(
+                f"rFVD needs 2 clips or more, and says something from some hundred on; of "
+                f"{shape_name(shape)} there is {count}: give --count=N and --data with more clips, "
+                "or leave out --i3d"
+            )
+
+
+class _RFVD:
+    """FVD of reconstructions as a `SetDistance`."""
+
+    name = "rfvd"
+    convention = f"of all reconstructions to all originals of a shape: {CONVENTION}"
+
+    def __init__(self, weights: str):
+        self._fvd = FrechetVideoDistance(weights)
+
+    def add(self, original: Video, reconstruction: Video) -> None:
+        self._fvd.update(real=original, generated=reconstruction)
+
+    def result(self) -> dict[str, Any]:
+        result = self._fvd.result()
+        return {
+            "value": result["fvd"],
+            "clips": result["clips_real"],
+            **{name: result[name] for name in ("frames", "preprocessing", "weights", "notes")},
+        }
 
 
 def _clips_to_score(request: EvaluateRequest, run: RunFolder) -> tuple[Source, str]:

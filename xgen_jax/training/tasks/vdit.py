@@ -288,8 +288,7 @@ class VDiTTask(Task):
         if self.preview_with is None:
             return None
         few = jax.tree.map(lambda x: x[:PREVIEW_CLIPS], fetch(arrays))
-        keys_B = jax.random.split(jax.random.key(0), len(few["latents"]))
-        return np.concatenate(list(self._videos(params, few, keys_B)), axis=2)
+        return np.concatenate(list(self._videos(params, few)), axis=2)
 
     @property
     def samples_prompts(self) -> bool:
@@ -303,29 +302,34 @@ class VDiTTask(Task):
         size = len(few["latents"])
         for first in range(0, len(prompts), size):
             texts = padded_rows(prompts[first : first + size], size)
-            keys_B = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(
-                np.arange(first, first + size, dtype=np.uint32)
-            )
+            index_B = np.arange(first, first + size, dtype=np.uint32)
             batch = {**few, "text": self.text.arrays(texts)}
-            yield from self._videos(params, batch, keys_B)[: len(prompts) - first]
+            yield from self._videos(params, batch, index_B)[: len(prompts) - first]
 
-    def _videos(self, params: Params, few: Arrays, keys_B: Array) -> np.ndarray:
-        """Sample and decode uint8 (B, T, H, W, 3) for the captions and shapes of a batch."""
+    def _videos(self, params: Params, few: Arrays, index_B: np.ndarray | None = None) -> np.ndarray:
+        """Sample and decode uint8 (B, T, H, W, 3) for the captions and shapes of a batch, from the
+        noise of these numbers, or that of previews."""
         assert self.preview_with is not None
         config, frames = self.loss_config, few["latents"].shape[1]
         ratio = config.time_shift
         if config.shift_by_size:
             height, width = (float(each) for each in few["micro_cond"][0, :2])
             ratio = float(config.time_ratio(height, width, frames))
-        latents = self._sample(params, few, keys_B, ratio=ratio)
+        latents = self._sample(params, few, index_B, ratio=ratio)
         return to_uint8(fetch(self._decode(self.preview_with.params, latents)))
 
-    def _sampled(self, params: Params, arrays: Arrays, keys_B: Array, ratio: float) -> Array:
+    def _sampled(
+        self, params: Params, arrays: Arrays, index_B: Array | None, ratio: float
+    ) -> Array:
         """Sample latents of the captions and shapes of a batch, with times shifted by a ratio."""
         assert self.preview_with is not None
         config, process = self.preview_with.config, self.process
         shape = arrays["latents"].shape
         grid = make_grid(process, config.sample_steps, config.sample_spacing, ratio)
+        if index_B is None:
+            keys_B = jax.random.split(jax.random.key(0), shape[0])
+        else:
+            keys_B = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(index_B)
         text, null = (
             self.text.embed(params, arrays["text"], jnp.full(shape[0], dropped))
             for dropped in (False, True)
