@@ -64,13 +64,32 @@ def test_only_what_differs_of_the_configurations_is_listed(roots, tmp_path):
     page = read(write_comparison(roots[:2], tmp_path / "page.html")[0])
     assert "model.width 96 128" in page.flat and "model.patch" not in page.text
     assert "The same in all runs." in page.flat  # the autoencoders
-    assert "python launch/train.py --secret=<b>" in page.text and not page.all("b")
+    assert "python launch/train.py --secret=<b>" in page.flat and not page.all("b")
 
 
 def test_a_single_run_can_be_compared(roots, tmp_path):
     page = read(write_comparison(roots[1:], tmp_path / "page.html")[0])
     assert "No prompts that all runs have" in page.flat
+    assert "Only quick & <start> has one." in page.flat  # a configuration of the autoencoder
+    lines = [line["class"] for line in page.all("polyline")]
+    # Of the autoencoder there is one run, of the transformer two: the first keeps its colour.
+    assert lines.count("smooth s0") == 2 * 4 and lines.count("smooth s1") == 2 * 2
     assert "Text-to-video transformer (VDiT)" in page.text and "time of all stages" in page.text
+
+
+def test_nothing_is_the_best_where_other_clips_were_scored(roots, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(roots[0], other)
+    path = other / "evaluation" / "reconstruction" / "reconstruction.json"
+    for clips, best in ((2, 1), (99, 0)):
+        results = json.loads(path.read_text())
+        results["shapes"][0] |= {"clips": clips}
+        results["shapes"][0]["mean"]["psnr_db"] = 40.0
+        write_json(path, results)
+        page = read(write_comparison([roots[0], other], tmp_path / "page.html")[0])
+        assert len([1 for attrs in page.all("td") if attrs.get("class") == "best"]) == best
+        said = "The clips of reconstruction differ between runs: clips 2, 99."
+        assert (said in page.flat) is (best == 0)
 
 
 def test_what_cannot_be_compared_is_refused(roots, tmp_path):

@@ -85,8 +85,8 @@ def test_page_says_what_was_kept_and_why_not(tmp_path):
     assert "Just dropped" in html.text and "Just kept" in html.text
     for fact in ("2 cores <small>", "0123abc", "clips packed 7"):
         assert fact in html.flat
-    assert "--videos='a & b' \\\n  --config.text" in html.text
-    assert "--config.data.source.path=shards" in html.text
+    assert "--videos='a & b' \\ --config.text" in html.flat
+    assert "--config.data.source.path=shards" in html.text and "Train on them" in html.text
     assert "1280×720" in html.text and "29.97" in html.text
 
 

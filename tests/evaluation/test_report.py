@@ -53,7 +53,7 @@ def test_page_says_what_the_runs_did(root):
     ):
         assert wanted in page.flat, wanted
     assert "1 not finite, not shown" in page.text
-    assert "--guidance_scale=3.0" in page.text and "bash launch/quickstart.sh" in page.text
+    assert "--guidance_scale=3.0" in page.text and "bash launch/quickstart.sh" in page.flat
     # Three samples with their truth, one of them among those with something wrong, too; two
     # reconstructions.
     assert len(page.all("video")) == 10

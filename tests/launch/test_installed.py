@@ -56,6 +56,10 @@ def test_the_package_is_the_installed_one_and_says_that_it_is_typed(call):
     file = pathlib.Path(call("-c", "import xgen_jax; print(xgen_jax.__file__)").strip())
     assert file.parents[1].name == "package"
     assert (file.parent / "py.typed").exists()
+    templates = {path.name for path in (file.parent / "evaluation" / "templates").iterdir()}
+    assert templates == {
+        path.name for path in (ROOT / "xgen_jax" / "evaluation" / "templates").iterdir()
+    }
 
 
 def test_every_command_shows_its_flags(call):

@@ -34,7 +34,7 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     several such folders.
 
     Several processes (`jax.process_count()`) divide clips and prompts, and need a common folder;
-    the results are those of one process. A page is for one process.
+    the results are those of one process. A report is for one process.
 
     Returns:
       The scores, and the paths of the files.

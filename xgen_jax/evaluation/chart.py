@@ -119,10 +119,11 @@ def line_chart(
         return " ".join(f"{across(x[i]):.1f},{up(y[i]):.1f}" for i in shown)
 
     lines = []
-    if smooth and len(finite) == 1:
+    if smooth and len(curves) == 1:
         lines += [("raw", points(x, np.clip(y, low, high))) for x, y in finite.values()]
-    kinds = [f"smooth s{i % SERIES}" for i in range(len(finite))]
-    lines += [(kind, points(finite[name][0], means[name])) for kind, name in zip(kinds, finite)]
+    # A run keeps its colour in charts where others have nothing to plot.
+    kinds = {name: f"smooth s{i % SERIES}" for i, name in enumerate(curves) if name in finite}
+    lines += [(kind, points(finite[name][0], means[name])) for name, kind in kinds.items()]
     note = f"{label}{', log scale' if log else ''}"
     if dropped:
         note += f"; {dropped} not finite, not shown"
@@ -141,7 +142,7 @@ def line_chart(
         y_ticks=[(up(t), short(t)) for t in ticks if bottom <= scale(t) <= top],
         lines=lines,
         verticals=places,
-        legend=[*(zip(kinds, finite) if len(finite) > 1 else ()), *border],
+        legend=[*((kind, name) for name, kind in kinds.items() if len(curves) > 1), *border],
     )
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xgen_jax.config.build import flat
@@ -59,8 +59,7 @@ def write_comparison(
     runs = dict(zip(names, map(read_experiment, roots)))
     clips = Clips(VIDEO_BUDGET)
     stages = [stage for stage in STAGES if any(run.stages.get(stage) for run in runs.values())]
-    shapes = {name: run.shape for name, run in runs.items() if run.shape}
-    groups = _figures(runs)
+    warnings = _warnings(runs)
     path = page.write_page(
         out,
         "comparison",
@@ -68,19 +67,19 @@ def write_comparison(
         "media",
         facts=page.facts(*map(itertools.chain, *(run.recorded for run in runs.values()))),
         names=names,
-        groups=groups,
-        warnings=_warnings(runs),
+        groups=_figures(runs, warnings),
+        warnings=warnings.values(),
         stages={
             STAGES[stage]: training_charts(
                 {n: run.stages.get(stage, {}).get("metrics", []) for n, run in runs.items()}
             )
             for stage in stages
         },
-        frames=frame_charts(shapes) if shapes else [],
+        frames=frame_charts({name: run.shape or {} for name, run in runs.items()}),
         samples=_samples(runs, clips),
         reconstructions=_reconstructions(runs, clips),
         differences={
-            STAGES[stage]: _unequal([flat(run.config(stage)) for run in runs.values()])
+            STAGES[stage]: _differences({n: run.config(stage) for n, run in runs.items()})
             for stage in stages
         },
         trained={name: run.commands for name, run in runs.items() if run.commands},
@@ -110,8 +109,9 @@ Cell = tuple[str, bool, str]  # text, whether it is the best, interval
 Row = tuple[Measure, str, list[Cell]]
 
 
-def _figures(runs: dict[str, Experiment]) -> dict[str, list[Row]]:
-    """Return by group (measure, its key, a cell for each run)."""
+def _figures(runs: dict[str, Experiment], warnings: Mapping[str, str]) -> dict[str, list[Row]]:
+    """Return by group (measure, its key, a cell for each run); none is the best of a group with a
+    warning."""
     accuracies = [{row[0]: row[1:] for row in accuracy_rows(run.captions)} for run in runs.values()]
     means = [reconstruction_figures(run.shape) for run in runs.values()]
     groups: dict[str, list[Row]] = {"Captions": [], "Reconstruction": [], "Size and time": []}
@@ -134,6 +134,9 @@ def _figures(runs: dict[str, Experiment]) -> dict[str, list[Row]]:
             groups["Size and time"].append((measure, "", _best(measure, sizes)))
     times = [(page.fact(x.total_s, "_s") if x.times else ABSENT, False, "") for x in runs.values()]
     groups["Size and time"].append((Measure("time of all stages"), "time", times))
+    for name in warnings.keys() & groups.keys():
+        for _, _, cells in groups[name]:
+            cells[:] = [(text, False, interval) for text, _, interval in cells]
     return {name: rows for name, rows in groups.items() if rows}
 
 
@@ -148,32 +151,29 @@ def _best(measure: Measure, values: Sequence[Any]) -> list[Cell]:
     return [(text, text == best, "") for text in texts]
 
 
-def _warnings(runs: dict[str, Experiment]) -> list[str]:
-    """Say where figures stand side by side that were not made alike."""
-    asked: dict[str, list[Any]] = {
-        "clips of reconstruction": [
-            {k: (run.reconstruction or {}).get(k) for k in ("source", "split", "seed")}
-            | {k: run.shape.get(k) for k in ("shape", "clips")}
-            for run in runs.values()
-            if run.shape
-        ],
-        "prompts": [
-            {k: run.captions.get(k) for k in ("prompts", "seed")}
-            for run in runs.values()
-            if run.captions
-        ],
-        "settings of sampling": [
-            (run.captions or run.samples or {}).get("settings")
-            for run in runs.values()
-            if run.captions or run.samples
-        ],
+def _warnings(runs: dict[str, Experiment]) -> dict[str, str]:
+    """Say, by group, where figures stand side by side that were not made alike."""
+    clips, prompts, settings = [], [], []
+    for run in runs.values():
+        if run.shape:
+            facts = {
+                key: (run.reconstruction or {}).get(key) for key in ("source", "split", "seed")
+            }
+            clips.append(facts | {key: run.shape.get(key) for key in ("shape", "clips")})
+        if run.captions:
+            prompts.append({key: run.captions.get(key) for key in ("prompts", "seed")})
+        if results := run.captions or run.samples:
+            settings.append(results.get("settings") or {})
+    asked = {
+        "Reconstruction": ("clips of reconstruction", clips),
+        "Captions": ("prompts", prompts),
+        "Samples": ("settings of sampling", settings),
     }
-    lines = []
-    for what, each in asked.items():
-        rows = _unequal([one or {} for one in each])
-        if rows:
+    lines = {}
+    for group, (what, each) in asked.items():
+        if rows := _unequal(each):
             listed = (f"{key.replace('_', ' ')} {', '.join(values)}" for key, values in rows)
-            lines.append(f"The {what} differ between runs: {'; '.join(listed)}.")
+            lines[group] = f"The {what} differ between runs: {'; '.join(listed)}."
     return lines
 
 
@@ -184,6 +184,14 @@ def _unequal(columns: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         for key in dict.fromkeys(key for column in columns for key in column)
     ]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _differences(
+    configs: Mapping[str, dict[str, Any]],
+) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Return the runs that have a configuration, and which settings differ between those."""
+    known = {name: flat(config) for name, config in configs.items() if config}
+    return list(known), _unequal(list(known.values()))
 
 
 def _samples(runs: dict[str, Experiment], clips: Clips) -> Sheet:

@@ -166,15 +166,16 @@ def training_charts(runs: Mapping[str, list[dict[str, Any]]]) -> list[Chart]:
     """Plot the metrics of runs of one stage, by the runs' names; of a single run those of held-out
     clips, too."""
 
-    def curve(rows: list[dict[str, Any]], metric: str) -> Curve | None:
+    def curve(rows: list[dict[str, Any]], metric: str) -> Curve:
         known = [row for row in rows if isinstance(row.get(metric), int | float)]
-        return ([row["step"] for row in known], [row[metric] for row in known]) if known else None
+        return [row["step"] for row in known], [row[metric] for row in known]
 
     charts = []
     for metric, (label, log) in CURVES.items():
         curves = {name: curve(rows, metric) for name, rows in runs.items()}
         if len(runs) == 1:
-            curves["held out"] = curve(next(iter(runs.values())), f"held_out_{metric}")
-        if curves := {name: each for name, each in curves.items() if each}:
+            held_out = curve(next(iter(runs.values())), f"held_out_{metric}")
+            curves |= {"held out": held_out} if held_out[0] else {}
+        if any(steps for steps, _ in curves.values()):
             charts.append(line_chart(curves, label, log))
     return charts[:MAX_CURVES]

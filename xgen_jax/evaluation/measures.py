@@ -10,7 +10,7 @@ from xgen_jax.evaluation.reconstruction_table import COLUMNS, figures
 
 HIGHER, LOWER, ONE = "higher", "lower", "near 1"
 BETTER = {
-    **dict.fromkeys(("psnr_db", "ssim", "ms_ssim"), HIGHER),
+    **dict.fromkeys(("psnr_db", "psnr_of_mean_mse_db", "ssim", "ms_ssim"), HIGHER),
     **dict.fromkeys(("mse", "lpips_vgg", "lpips_alex", "rfvd"), LOWER),
     **dict.fromkeys(("sharpness", "blockiness", "seam_ratio"), ONE),
 }
@@ -35,7 +35,7 @@ class Measure:
         return figure(value, self.form)
 
 
-RECONSTRUCTION = {key: Measure(*column, BETTER[key]) for key, column in COLUMNS.items()}
+RECONSTRUCTION = {key: Measure(*column, BETTER.get(key, "")) for key, column in COLUMNS.items()}
 
 
 def reconstruction_figures(shape: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from xgen_jax.config.build import flat
 from xgen_jax.evaluation import page
-from xgen_jax.evaluation.chart import Chart, histogram, line_chart
+from xgen_jax.evaluation.chart import Chart, Curve, histogram, line_chart
 from xgen_jax.evaluation.clips import Clip, Clips, Sheet
 from xgen_jax.evaluation.experiment import STAGES, Experiment, read_experiment, training_charts
 from xgen_jax.evaluation.intervals import wilson_interval
@@ -230,7 +230,8 @@ def frame_charts(shapes: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
     """
     charts = []
     for metric, label in FRAME_CURVES.items():
-        curves, borders = {}, set()
+        curves: dict[str, Curve] = {}
+        borders: set[float] = set()
         for name, shape in shapes.items():
             by_frame = shape.get("by_frame") or {}
             borders |= {start + 0.5 for start in by_frame.get("chunk_starts") or ()}
@@ -239,12 +240,12 @@ def frame_charts(shapes: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
             mean = by_frame.get(metric)
             if mean is None and len(set(map(len, clips))) == 1:
                 mean = np.mean(clips, 0)
-            if mean is not None:
-                curves[name] = range(1, len(mean) + 1), mean
+            mean = () if mean is None else mean
+            curves[name] = range(1, len(mean) + 1), mean
             if len(shapes) == 1 and len(clips) > 1:
                 worst = min(clips, key=np.mean)
                 curves["worst clip"] = range(1, len(worst) + 1), worst
-        if curves:
+        if any(len(frames) for frames, _ in curves.values()):
             title = f"{label} by frame"
             charts.append(line_chart(curves, title, False, "frame", False, sorted(borders)))
     return charts
