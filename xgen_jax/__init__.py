@@ -389,8 +389,9 @@ def evaluate(suite: str, **flags: Any) -> dict[str, Any]:
     """Score a trained model and keep the videos it was scored on.
 
     Args:
-      suite: `reconstruction`, of an embedder; `captions` or `samples`, of a text-to-video model;
-        or `report`, the page of a folder of runs.
+      suite: `reconstruction`, of an embedder; `captions`, `samples` or `vbench_export`, of a
+        text-to-video model; `fvd` or `clip_score`, of one or of a folder of videos;
+        `vbench_import`, of VBench's results; or `report`, the page of a folder of runs.
       flags: those of `python -m xgen_jax evaluate --help` for that suite.
 
     Returns:

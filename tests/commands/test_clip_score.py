@@ -39,6 +39,7 @@ def test_a_folder_is_scored(clips, clip, tmp_path):
     assert held["standard_error"] == pytest.approx(abs(scores[0] - scores[1]) / 2)
 
 
+@pytest.mark.slow
 def test_a_models_samples_are_scored(tiny_runs, clip, tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat\nthe red circle\n")
     flags = {"model": str(tiny_runs / "vdit"), "clip": clip, "out": str(tmp_path)}

@@ -46,7 +46,7 @@ def test_the_norm_is_folded_in():
     shift = held[f"{STEM_NORM}.bias"] - held[f"{STEM_NORM}.running_mean"] * scale
     np.testing.assert_allclose(unit["bias"], shift, rtol=1e-6, atol=1e-7)
     # Another epsilon of the torch module is another network.
-    other = assemble_i3d(held, {"epsilons": "[1e-5]"})[0].params["params"]["conv_1a"]
+    other = assemble_i3d(held, {}, epsilon=1e-5)[0].params["params"]["conv_1a"]
     assert np.abs(other["kernel"] - unit["kernel"]).max() > 1e-5
     # TensorFlow's original has no factor.
     plain = {n: x for n, x in held.items() if n != f"{STEM_NORM}.weight"}
@@ -84,12 +84,16 @@ def test_unknown_names_go_by_their_order_and_only_with_a_check(tmp_path):
 def test_the_check_finds_the_padding_or_refuses(tmp_path):
     golden, held = tiny_i3d.GOLDEN, tiny_i3d.tensors()
     checks = {"check.11": golden["out/fixed/11"]}
-    source = tiny_i3d.write_source(tmp_path / "a.safetensors", {**held, **checks})
+    source = tiny_i3d.write_source(
+        tmp_path / "a.safetensors", {**held, **checks}, epsilons="[0.001]"
+    )
     summary = convert_i3d(source, str(tmp_path / "i3d"))
     assert summary["padding"] == "fixed" and max(summary["checked"].values()) < 1e-5
     assert load_i3d(tmp_path / "i3d").model.config.padding == "fixed"
     wrong = {"check.11": golden["out/same/11"] + 0.01}
-    source = tiny_i3d.write_source(tmp_path / "b.safetensors", {**held, **wrong})
+    source = tiny_i3d.write_source(
+        tmp_path / "b.safetensors", {**held, **wrong}, epsilons="[0.001]"
+    )
     with pytest.raises(UserError, match="does not give the features of the torch module"):
         convert_i3d(source, str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
@@ -162,6 +166,21 @@ def test_with_torch_its_files_are_opened_in_another_process(tmp_path, monkeypatc
         )
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.pt").write_bytes(pickle.dumps({"w": Evil()}))
-    with pytest.raises(UserError, match="no TorchScript and no state dict"):
+    with pytest.raises(UserError, match="not read as TorchScript or a state dict"):
         convert_i3d(tmp_path / "evil.pt", str(tmp_path / "evil"))
     assert not (tmp_path / "EXECUTED").exists()
+
+
+def test_the_check_finds_the_epsilon_that_a_file_does_not_hold(tmp_path):
+    held = tiny_i3d.tensors()
+    # A network of epsilon 0.001 is one of 0.00001 with other variances.
+    for name in held:
+        if name.endswith("running_var"):
+            held[name] = held[name] + np.float32(1e-3 - 1e-5)
+    check = {"check.11": tiny_i3d.GOLDEN["out/same/11"]}
+    source = tiny_i3d.write_source(tmp_path / "a.safetensors", {**held, **check})
+    summary = convert_i3d(source, str(tmp_path / "i3d"))
+    assert summary["checked"]["11"] < 1e-5
+    known = tiny_i3d.write_source(tmp_path / "b.safetensors", {**held, **check}, epsilons="[0.1]")
+    with pytest.raises(UserError, match="does not give the features"):
+        convert_i3d(known, str(tmp_path / "other"))

@@ -13,6 +13,7 @@ were trained otherwise, and their distances are not those of papers.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -55,8 +56,8 @@ CONFIG, WEIGHTS = "config.json", f"model{SUFFIX}"
 # are the same, with an odd number they are not.
 CHECKED_FRAMES = (16, 11)
 TOLERANCE = 1e-3  # largest difference of two features, as a part of the largest feature
-EPSILON = 1e-3  # of the original's batch norms; a state dict does not hold it
-_NORMS = ("bn", "batch3d", "batch_norm", "norm")
+# Of the batch norms, where the file does not hold it: the original's, and PyTorch's own.
+EPSILONS = (1e-3, 1e-5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,13 +141,7 @@ def convert_i3d(source: str | os.PathLike, out: str, overwrite: bool = False) ->
         for name in list(tensors)
         if name.startswith(torch_file.CHECK)
     }
-    weights, ordered = assemble_i3d(tensors, metadata, origin=str(source))
-    if ordered and not wanted:
-        raise UserError(
-            f"{source}: the names of its tensors are not known, and it cannot be run to check that "
-            "their order is the right one"
-        )
-    config, checked = _check(weights, wanted, str(source))
+    weights, config, checked = _checked(tensors, metadata, wanted, str(source))
     model = dataclasses.asdict(config)
     write_safetensors(
         folder / WEIGHTS,
@@ -170,7 +165,10 @@ def convert_i3d(source: str | os.PathLike, out: str, overwrite: bool = False) ->
 
 
 def assemble_i3d(
-    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], origin: str = "the checkpoint"
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    origin: str = "the checkpoint",
+    epsilon: float = EPSILONS[0],
 ) -> tuple[I3DWeights, bool]:
     """Build an I3D of tensors by name.
 
@@ -178,6 +176,7 @@ def assemble_i3d(
       tensors: of a state dict.
       metadata: of `weights.torch_file`.
       origin: name of the checkpoint in errors.
+      epsilon: of the batch norms.
 
     Returns:
       The network, and whether its layers were known by their order alone, for want of their names.
@@ -188,9 +187,6 @@ def assemble_i3d(
     tensors = {name: x for name, x in tensors.items() if not name.endswith("num_batches_tracked")}
     order = [name for name in json.loads(metadata.get("order", "[]")) if name in tensors]
     names, ordered = _layout(tensors, order, origin)
-    epsilons = json.loads(metadata.get("epsilons", "[]")) or [EPSILON]
-    if len(epsilons) > 1:
-        raise UserError(f"{origin} has batch norms of several epsilons, {epsilons}: it is no I3D")
     widths = [len(tensors[f"{name}.weight"]) for name in names.values()]
     blocks = (widths[3 + 6 * n : 9 + 6 * n] for n in range(len(MIXED)))
     config = I3DConfig(
@@ -198,7 +194,7 @@ def assemble_i3d(
     )
     sources: dict[str, Source] = {}
     for path, name in names.items():
-        kernel, shift = _folded(tensors, name, epsilons[0])
+        kernel, shift = _folded(tensors, name, epsilon)
         sources[f"params/{path}/kernel"], sources[f"params/{path}/bias"] = kernel, shift
     params = assemble(abstract_params(config), sources, tensors, origin=origin)
     return I3DWeights(model=I3D(config), params=params, source="", sha256="", checked={}), ordered
@@ -261,7 +257,8 @@ def _branches() -> list[str]:
 def _folded(tensors: Mapping[str, np.ndarray], name: str, epsilon: float) -> tuple[Source, Source]:
     """Return the sources of kernel and bias of a convolution with the batch norm behind it."""
     parent = name.rpartition(".")[0]
-    norms = [f"{parent}.{norm}" for norm in _NORMS if f"{parent}.{norm}.running_var" in tensors]
+    places_of = (other.rpartition(".running_var") for other in tensors)
+    norms = [norm for norm, found, _ in places_of if found and norm.rpartition(".")[0] == parent]
     # Factor and shift may be missing: the original has no factor, and the classes have no norm.
     places = {"kernel": f"{name}.weight", "own": f"{name}.bias"}
     if norms:
@@ -289,21 +286,31 @@ def _folded(tensors: Mapping[str, np.ndarray], name: str, epsilon: float) -> tup
     return (names, kernel), (names, shift)
 
 
-def _check(
-    weights: I3DWeights, wanted: Mapping[int, np.ndarray], origin: str
-) -> tuple[I3DConfig, dict[str, float]]:
-    """Return the configuration whose features are the torch module's, and how much they differ."""
-    config, tried = weights.model.config, {}
-    if not wanted:
-        return config, {}
-    for padding in PADDINGS:
-        config = dataclasses.replace(config, padding=padding)
-        tried[padding] = {
+def _checked(
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    wanted: Mapping[int, np.ndarray],
+    origin: str,
+) -> tuple[I3DWeights, I3DConfig, dict[str, float]]:
+    """Return the network whose features are those of the torch module, its configuration, and how
+    much they differ."""
+    epsilons = json.loads(metadata.get("epsilons", "[]")) or EPSILONS
+    tried = {}
+    for epsilon, padding in itertools.product(epsilons, PADDINGS):
+        weights, ordered = assemble_i3d(tensors, metadata, origin, epsilon)
+        if not wanted and ordered:
+            raise UserError(
+                f"{origin}: the names of its tensors are not known, and it cannot be run to check "
+                "that their order is the right one"
+            )
+        config = dataclasses.replace(weights.model.config, padding=padding)
+        differing = {
             str(frames): _difference(config, weights.params, frames, features)
             for frames, features in wanted.items()
         }
-        if max(tried[padding].values()) < TOLERANCE:
-            return config, tried[padding]
+        if max(differing.values(), default=0.0) < TOLERANCE:
+            return weights, config, differing
+        tried[f"{padding}, epsilon {epsilon:g}"] = differing
     raise UserError(
         f"{origin}: the converted network does not give the features of the torch module; relative "
         f"differences by padding and frames: {tried}"
@@ -312,10 +319,15 @@ def _check(
 
 def _difference(config: I3DConfig, params: Params, frames: int, wanted: np.ndarray) -> float:
     with jax.default_matmul_precision("highest"):
-        got = jax.jit(I3D(config).apply)(params, torch_file.check_clip(frames)[None])
+        got = np.asarray(_features(config, params, torch_file.check_clip(frames)[None]))
     if wanted.size != got.size:
         return float("inf")
     return float(np.abs(wanted.reshape(got.shape) - got).max() / np.abs(wanted).max())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _features(config: I3DConfig, params: Params, clip: np.ndarray) -> Any:
+    return I3D(config).apply(params, clip)
 
 
 def _paths(tree: Params) -> Iterator[str]:

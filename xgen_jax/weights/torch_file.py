@@ -74,9 +74,7 @@ def main(source: str, out: str, lengths: list[int]) -> None:
     except Exception as error:
         # Whatever a foreign file makes the library say, the last line is for the person.
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        print(
-            f"{path} is no TorchScript and no state dict of tensors ({lines[0]})", file=sys.stderr
-        )
+        print(f"{path} is not read as TorchScript or a state dict: {lines[0]}", file=sys.stderr)
         sys.exit(1)
     with open(path, "rb") as file:
         about |= {"source": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
@@ -89,8 +87,13 @@ def _results(torch, module, lengths: list[int]) -> dict[str, np.ndarray]:
     results = {}
     for frames in lengths:
         clip = torch.from_numpy(check_clip(frames)).permute(3, 0, 1, 2)[None].contiguous()
-        with torch.no_grad():
-            results[f"{CHECK}{frames}"] = module(clip, **ARGUMENTS).float().contiguous().numpy()
+        try:
+            with torch.no_grad():
+                features = module(clip, **ARGUMENTS)
+        except (RuntimeError, TypeError) as error:
+            why = str(error).strip().splitlines()[0]
+            raise ValueError(f"it cannot be run as StyleGAN-V's I3D is: {why}") from error
+        results[f"{CHECK}{frames}"] = features.float().contiguous().numpy()
     return results
 
 
