@@ -41,7 +41,7 @@ def test_clips_are_kept_and_dropped_for_their_reasons(curated):
     assert second[1] <= 4.9 + 0.05 and third[0] >= 5.5 - 0.05  # the dissolve is left out
     page = (out / "report.html").read_text()
     assert "three shots ü.mp4" in page and "duplicate.mp4" in page
-    assert "<script" not in page
+    assert page.count("<script") == 1  # the viewer
 
 
 def test_training_reads_the_shards(curated):

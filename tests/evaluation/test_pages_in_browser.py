@@ -81,6 +81,18 @@ def test_a_click_enlarges_a_video_and_its_frames_are_stepped(browser, pages):
     page.close()
 
 
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+def test_a_video_alone_fills_the_viewer(browser, pages, size):
+    page, errors = opened(browser, pages["report"], size)
+    page.locator(".wide-clips video").first.click()
+    video = page.locator(".viewer video")
+    assert video.count() == 1 and not errors
+    box, whole = video.bounding_box(), page.locator(".viewer").bounding_box()
+    assert box["width"] > 0.85 * whole["width"] or box["height"] > 0.6 * size["height"]
+    assert box["width"] / box["height"] == pytest.approx(2, rel=0.1)  # as the video, or nearly
+    page.close()
+
+
 def test_pictures_of_a_curation_are_stepped_too(browser, pages):
     page, errors = opened(browser, pages["curation"], DESK)
     page.locator(".long .strip img").nth(1).press("Enter")
