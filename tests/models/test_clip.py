@@ -62,7 +62,7 @@ def test_preprocessing_is_the_references(name):
         assert square.shape == (side, side, 3) and square.dtype == np.uint8
         got = normalize(jnp.asarray(square[None]))[0, ::step, ::step]
         wanted = np.moveaxis(GOLDEN[f"out/{name}/{side}"], 0, -1)
-        # A level of 255 is 0.0151 at most. Pillow 12 rounds some pixels to the level next to that of
+        # A level of 255 is 0.0151 at most. Pillow 12 rounds some pixels to the level beside that of
         # Pillow 13, which the reference was made with.
         exact = int(PIL.__version__.split(".")[0]) >= 13
         np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-6 if exact else 0.0152)
