@@ -17,15 +17,15 @@ def statistics_with(scales: list[float]):
     video = np.random.default_rng(0).integers(0, 256, (4, 5, 16, 16, 3), np.uint8)
     params = model.init(jax.random.key(1), to_unit_range(video))
     quant = params["params"]["encoder"]["quant"]
-    raw, _, _ = model.apply(params, to_unit_range(video), method="encode")
+    raw, _ = model.apply(params, to_unit_range(video), method="encode")
     # Unit variance first, so that `scales` are the standard deviations.
     each = np.concatenate(
-        [np.array(scales) / np.asarray(raw).std((0, 1, 2, 3)), np.ones(len(scales))]
+        [np.array(scales) / np.asarray(raw.mean).std((0, 1, 2, 3)), np.ones(len(scales))]
     )
     quant["kernel"], quant["bias"] = quant["kernel"] * each[None], quant["bias"] * each
-    mean, _, _ = model.apply(params, to_unit_range(video), method="encode")
+    posterior, _ = model.apply(params, to_unit_range(video), method="encode")
     embedder = VidVAEEmbedder(model=model)
-    return latent_statistics(embedder, params, [video[:2], video[2:]]), np.asarray(mean)
+    return latent_statistics(embedder, params, [video[:2], video[2:]]), np.asarray(posterior.mean)
 
 
 def test_statistics_are_those_of_each_channel():
