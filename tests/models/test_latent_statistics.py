@@ -19,7 +19,9 @@ def statistics_with(scales: list[float]):
     quant = params["params"]["encoder"]["quant"]
     raw, _, _ = model.apply(params, to_unit_range(video), method="encode")
     # Unit variance first, so that `scales` are the standard deviations.
-    each = np.concatenate([np.array(scales) / np.asarray(raw).std((0, 1, 2, 3)), np.ones(len(scales))])
+    each = np.concatenate(
+        [np.array(scales) / np.asarray(raw).std((0, 1, 2, 3)), np.ones(len(scales))]
+    )
     quant["kernel"], quant["bias"] = quant["kernel"] * each[None], quant["bias"] * each
     mean, _, _ = model.apply(params, to_unit_range(video), method="encode")
     embedder = VidVAEEmbedder(model=model)
