@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -45,6 +47,7 @@ import jax
 from IPython.display import HTML
 
 import xgen_jax
+from xgen_jax.evaluation import page
 from xgen_jax.evaluation.chart import line_chart
 from xgen_jax.models import flops, vdit
 from xgen_jax.parallel import sharding
@@ -191,11 +194,16 @@ table(
 
 # %%
 STYLE = """<style>
-.chart { max-width: 640px; font-size: 12px; fill: #667; } .chart .grid { stroke: #dde; }
-.chart .label { fill: #112; font-weight: 600; } .chart .frame { fill: none; stroke: #ccd; }
-.chart polyline { fill: none; stroke: #2563eb; stroke-width: 2; }
-.chart .smooth { display: none; }
+.plot { max-width: 640px; margin: 0; } .chart { font-size: 12px; fill: #667; }
+.chart .label { fill: #112; font-weight: 600; } .chart .grid { stroke: #dde; }
+.chart .frame { fill: none; stroke: #ccd; }
+.plot polyline { fill: none; stroke: #2563eb; stroke-width: 2; }
 </style>"""
 powers = [math.log2(devices) for devices in counts]
-chart = line_chart(powers, held, f"{PRESET}: state of a device, GB", x_label="log2 of the devices")
-HTML(STYLE + chart)
+chart = line_chart(
+    {PRESET: (powers, held)},
+    f"{PRESET}: state of a device, GB",
+    x_label="log2 of the devices",
+    smooth=False,
+)
+HTML(STYLE + page.macro("chart", chart))

@@ -37,7 +37,11 @@ def test_a_stopped_command_saves_and_exits_with_the_code_of_the_signal(tmp_path)
     def stopped(number, ready):
         """Send a signal when the run is `ready`; return (exit code, seconds to the end)."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        # Under nohup the tests ignore this signal, and what they start would do so too.
+        ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        started = subprocess.Popen(command, cwd=ROOT, **pipes)
+        signal.signal(signal.SIGHUP, ignored)
+        with started as process:
             while not ready() and process.poll() is None:
                 time.sleep(0.02)
             sent = time.monotonic()

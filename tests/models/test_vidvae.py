@@ -127,14 +127,18 @@ def test_no_latent_and_no_frame_depends_on_the_future(name):
     model, params, video = build(name, frames=9)
     factor = model.config.time_factor
 
+    def output(method, x):
+        out = model.apply(params, x, method=method)[0]
+        return out.mean if method == "encode" else out
+
     def influence(method, x):
         """(out, in): how much each output frame moves with each input frame, by gradients."""
-        frames_out = jax.eval_shape(lambda x: model.apply(params, x, method=method)[0], x).shape[1]
+        frames_out = jax.eval_shape(lambda x: output(method, x), x).shape[1]
 
         @jax.jit
         def row(j):
             def scalar(x):
-                y = model.apply(params, x, method=method)[0]
+                y = output(method, x)
                 return (
                     jnp.take(y, j, axis=1)
                     * jnp.cos(jnp.arange(y[0, 0].size).reshape(1, *y.shape[2:]))
