@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -58,7 +60,7 @@ xgen_jax.show(model("a red circle moving left", seed=1))
 xgen_jax.show(model("a large blue square moving up on a white background", seed=0))
 
 # %% [markdown]
-# ## Beside the truth
+# ## Next to the truth
 #
 # A clip of the dataset whose combination of attributes training never showed, on the left, and what
 # the model makes of its caption, on the right. Where the shape begins is up to the noise.

@@ -21,7 +21,7 @@ class Hub:
     Attributes:
       commits: for each repository its commits, oldest first: (sha, {path: bytes}).
       private, gated: names of such repositories.
-      cut: {path: bytes}: the next download of the file ends after so many bytes.
+      cut: {path: bytes}: the next download of the file ends after this number of bytes.
       asked: (method, path) of every request.
       large: bytes of large files by SHA-256.
     """

@@ -41,9 +41,9 @@ class LoopConfig:
         that of the whole batch.
       skip_non_finite: number of steps in a row whose loss or gradient is not finite that are left
         out, each with its batch; one more ends the run.
-      rollback_sigma: a loss more than so many standard deviations above the mean of the last 128
-        takes the run back to its last checkpoint, to go on without that batch; 6 is usual, 0 is
-        off.
+      rollback_sigma: a loss more than this number of standard deviations above the mean of the
+        last 128 takes the run back to its last checkpoint, to go on without that batch; 6 is usual,
+        0 is off.
       stall_timeout_s: seconds without a step, or 10 times a step's usual time where that is
         longer, after which the process ends with the stacks of its threads in WORKDIR/stalled.txt;
         0 is off.

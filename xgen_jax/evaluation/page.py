@@ -130,7 +130,7 @@ def figure(value: Any, form: str, unit: str = "") -> str:
 
 
 def middle_out(name: object, most: int = 90) -> str:
-    """Return a file's name, its middle left out if it has more than so many characters."""
+    """Return a file's name, its middle left out if it has more than `most` characters."""
     shown = str(name)
     return shown if len(shown) <= most else f"{shown[: most // 3]}…{shown[-2 * most // 3 :]}"
 

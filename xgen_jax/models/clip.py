@@ -9,6 +9,7 @@ networks.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,13 @@ from xgen_jax.typing import Array, Params
 
 # Of the RGB values in [0, 1] of CLIP's training images.
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def check_positive(config: Any) -> None:
+    """Raise UserError unless all sizes of a tower's configuration are above 0."""
+    for name, value in dataclasses.asdict(config).items():
+        if not value > 0:
+            raise UserError(f"a CLIP's {name} must be above 0, not {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +59,7 @@ class CLIPVisionConfig:
     epsilon: float = 1e-5
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not value > 0:
-                raise UserError(f"a CLIP's {field.name} must be above 0, not {value}")
+        check_positive(self)
         if self.side % self.patch or self.width % self.heads:
             raise UserError(
                 f"side={self.side} must be a multiple of patch={self.patch}, and "

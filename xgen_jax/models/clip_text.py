@@ -23,7 +23,7 @@ from flax import linen as nn
 
 from xgen_jax.errors import UserError
 from xgen_jax.files import read_json
-from xgen_jax.models.clip import quick_gelu
+from xgen_jax.models.clip import check_positive, quick_gelu
 from xgen_jax.nn.embeddings import NORMAL, join_scope
 from xgen_jax.nn.mlp import MLP
 from xgen_jax.nn.stack import Stack
@@ -56,10 +56,7 @@ class CLIPTextConfig:
     epsilon: float = 1e-5
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not value > 0:
-                raise UserError(f"a CLIP's {field.name} must be above 0, not {value}")
+        check_positive(self)
         if self.width % self.heads:
             raise UserError(f"width={self.width} must be a multiple of heads={self.heads}")
 
