@@ -41,8 +41,8 @@ def test_a_published_models_figures_are_the_published_ones():
     # The paper copied ModelScope's row from the same table.
     for (name, value), wanted in zip(summary["groups"].items(), PAPER["ModelScope (paper)"]):
         assert value == pytest.approx(wanted, abs=1e-3), name  # cut off
-    # The paper prints neither these nor five of the scores above: they are VBench's leaderboard's, of
-    # which no copy is stored. That 78.05, 66.54 and 75.75 come out of the scores supports both.
+    # The paper prints neither these nor five of the scores above: they are VBench's leaderboard's,
+    # of which no copy is stored. That 78.05, 66.54 and 75.75 come out of the scores supports both.
     assert [round(100 * summary[k], 2) for k in ("quality", "semantic", "total")] == [
         78.06,  # of scores rounded to 4 digits
         66.54,
