@@ -85,6 +85,19 @@ def opened(browser, url):
     page.close()
 
 
+def upload(page, path):
+    """Give a file to the page; again where it took none, as in the moment in which a tab opens."""
+    from playwright.sync_api import TimeoutError as PlaywrightTimeout  # there, as `page` is
+
+    name = page.get_by_text(path.name)
+    for _ in range(12):
+        with contextlib.suppress(PlaywrightTimeout):
+            page.set_input_files("#reconstruct-file input", path, timeout=10_000)
+            name.wait_for(timeout=10_000)
+            return
+    name.wait_for()
+
+
 def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
@@ -112,14 +125,12 @@ def test_a_prompt_becomes_a_video_that_is_there_after_a_restart(tiny_runs, tmp_p
             wait_for(lambda: page.locator("#sample-gallery img").count() == 1)
 
             page.get_by_role("tab", name="Reconstruct").click()
-            page.set_input_files("#reconstruct-file input", tmp_path / "notes.mp4")
-            page.get_by_text("notes.mp4").wait_for()
+            upload(page, tmp_path / "notes.mp4")
             page.click("#reconstruct-start")
             alert = page.wait_for_selector("#reconstruct-status [role=alert]")
             assert alert.inner_text().startswith("cannot read notes.mp4: ")
             page.get_by_label("Clear").first.click()
-            page.set_input_files("#reconstruct-file input", tmp_path / "clip.mp4")
-            page.get_by_text("clip.mp4").wait_for()
+            upload(page, tmp_path / "clip.mp4")
             page.click("#reconstruct-start")
             page.wait_for_selector("#reconstruct-video video")
             assert "PSNR" in page.inner_text("#reconstruct-figures")
