@@ -109,7 +109,7 @@ def start_again(tmp_path, codes, **env):
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "RESTART_WAIT_S": "0", **env},
         stderr=subprocess.DEVNULL,
-        timeout=30,
+        timeout=120,
     )
     return done.returncode, len((tmp_path / "runs").read_text().splitlines())
 
@@ -146,7 +146,7 @@ def test_a_signal_is_handed_on_and_ends_it_once_the_command_has_saved(tmp_path):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 143
+        assert process.wait(60) == 143
     finally:
         process.kill()
     assert (tmp_path / "saved").read_text() == "saved\n"

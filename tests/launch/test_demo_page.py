@@ -56,7 +56,7 @@ def served(*flags, stop=signal.SIGINT):
         assert ready.wait(120) and process.poll() is None, "".join(lines)
         yield re.search(r"http://\S+", lines[-1])[0]
         process.send_signal(stop)
-        assert process.wait(20) == 128 + stop, "".join(lines)
+        assert process.wait(60) == 128 + stop, "".join(lines)
         reader.join()  # all is read
         text = "".join(lines)
         assert process.stdout.read() == "" and "Traceback" not in text, text
