@@ -1,7 +1,8 @@
-"""Latent statistics are those of the posterior's means."""
+"""Latent statistics: of the posterior's means, and what they make of a channel that is off."""
 
 import jax
 import numpy as np
+import pytest
 
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.models.embedder import VidVAEEmbedder
@@ -32,3 +33,10 @@ def test_statistics_are_those_of_each_channel():
     assert statistics["values"] == mean[..., 0].size
     np.testing.assert_allclose(statistics["mean"], mean.mean((0, 1, 2, 3)), atol=1e-5)
     np.testing.assert_allclose(statistics["std"], [1.0, 0.21, 2.0], rtol=1e-3)
+
+
+def test_a_channel_that_the_kl_term_has_switched_off_stays_small():
+    statistics, mean = statistics_with([1.0, 0.01, 1.5])
+    np.testing.assert_allclose(statistics["std"], [1.0, 1.5, 1.5], rtol=1e-3)
+    normalised = (mean - statistics["mean"]) / statistics["std"]
+    assert normalised[..., 1].std() == pytest.approx(0.01 / 1.5, rel=0.01)

@@ -257,6 +257,7 @@ def names(config):
         ({"position_span": 32.0}, (), ()),
         ({"learned_variance": True}, (), ()),
         ({"time_sinusoid": True}, (), ()),
+        ({"caption_positions": True}, ("caption_positions",), ()),
         (
             {"micro_cond": True},
             ("size_embedder", "aspect_embedder", "frames_embedder", "fps_embedder"),

@@ -16,13 +16,20 @@ from xgen_jax.models.embedder import Embedder
 from xgen_jax.parallel.arrays import fetch
 from xgen_jax.typing import AnyArray, Params
 
-_SMALLEST_STD = 1e-6  # a channel that does not vary is divided by this instead of by zero
+_SMALLEST_STD = 1e-6  # of latents that do not vary at all, instead of zero
+# A KL term switches off channels that it has no use for: their posterior is the prior, and the mean
+# varies a hundred times less than that of the others. Brought to unit variance, what is left there
+# is as much to learn for a transformer as a channel that the decoder uses.
+_SWITCHED_OFF = 0.1  # of the largest standard deviation
 
 
 def latent_statistics(
     embedder: Embedder, model_params: Params, videos: Iterable[AnyArray]
 ) -> dict[str, Any]:
     """Measure the statistics of the posterior means of videos.
+
+    A channel that varies less than a tenth as much as the one that varies most has the standard
+    deviation of the latter: it stays small when it is normalised.
 
     Args:
       embedder: makes the latents; those of a REGEN's content and motion count alike.
@@ -52,4 +59,5 @@ def latent_statistics(
     if not np.all(np.isfinite(squares)):
         raise UserError("the embedder gives latents that are not finite; its weights are damaged")
     std = np.sqrt(np.maximum(squares / count - mean**2, _SMALLEST_STD**2))
+    std = np.where(std < _SWITCHED_OFF * std.max(), std.max(), std)
     return {"mean": mean.tolist(), "std": std.tolist(), "values": count}

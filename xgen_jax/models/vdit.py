@@ -34,6 +34,7 @@ from xgen_jax.nn.embeddings import (
     NORMAL,
     XAVIER,
     ZEROS,
+    CaptionPositions,
     CaptionProjection,
     TimestepEmbedder,
     join_scope,
@@ -272,7 +273,9 @@ class VDiT(nn.Module):
         x = rearrange(patchify(x, c.patch), "b t h w d -> b t (h w) d")
         x = nn.Dense(c.width, dtype=self.dtype, kernel_init=XAVIER, name="x_embedder")(x)
         scales = _patch_scales(c, height, width, micro_cond)
-        x = _add_positions(c, x, height, width, scales)
+        place_SD = sinusoid_2d(height, width, c.width, scales=scales).astype(self.dtype)
+        time_TD = sinusoid(jnp.arange(frames), c.width).astype(self.dtype)
+        x = _add_positions(c, x, place_SD, time_TD)
         x = constrain(x, TOKENS)
 
         # Conditions, (B, F, D): F = 2 is [the diffusion time, time 0] where frames are given clean.
@@ -294,6 +297,10 @@ class VDiT(nn.Module):
             t3 = Modulation(3, self.dtype, name="t_block_temporal")(in_time, frame_mask_BT)
         project = join(CaptionProjection(c.width, dtype=self.dtype, name="y_embedder"))
         text = project(text_BLD)  # (B, L, D)
+        if c.caption_positions:
+            place_TSD = place_SD[None] + time_TD[:, None]
+            positioned = CaptionPositions(c.width, self.dtype, name="caption_positions")
+            x = constrain(x + positioned(place_TSD, t[:, 0], text_BLD, mask_BL), TOKENS)
 
         positions = _rotations(c, frames, height, width, scales)
         blocks = Stack(
@@ -368,14 +375,12 @@ def _patch_scales(c: VDiTConfig, height: int, width: int, micro_cond: MicroCondi
     return c.position_span / height, c.position_span / width
 
 
-def _add_positions(c: VDiTConfig, x_BTSD: Array, height: int, width: int, scales) -> Array:
+def _add_positions(c: VDiTConfig, x_BTSD: Array, place_SD: Array, time_TD: Array) -> Array:
     """Add the fixed embeddings of place and time that the configuration asks for."""
     if c.positions == "sinusoid_2d":
-        place_SD = sinusoid_2d(height, width, c.width, scales=scales)
-        x_BTSD = x_BTSD + place_SD.astype(x_BTSD.dtype)[None, None]
+        x_BTSD = x_BTSD + place_SD[None, None]
     if c.time_sinusoid:
-        time_TD = sinusoid(jnp.arange(x_BTSD.shape[1]), c.width)
-        x_BTSD = x_BTSD + time_TD.astype(x_BTSD.dtype)[None, :, None]
+        x_BTSD = x_BTSD + time_TD[None, :, None]
     return x_BTSD
 
 

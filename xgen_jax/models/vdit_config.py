@@ -58,6 +58,8 @@ class VDiTConfig:
         predecessors do not.
       time_sinusoid: also add sinusoids of the frame index to the tokens, as in the paper's
         introduction.
+      caption_positions: also add positions that depend on the caption and on the diffusion time,
+        see `nn.embeddings.CaptionPositions`.
       qk_norm: normalise queries and keys of the self-attentions.
       opensora_compat: compute as the public STDiT2 (Open-Sora 1.1) did, which its weights need; see
       `models.vdit`.
@@ -81,6 +83,7 @@ class VDiTConfig:
     qk_norm: bool = True
     text_norm: bool = False
     time_sinusoid: bool = False
+    caption_positions: bool = False
     opensora_compat: bool = False
     scan_layers: bool = True
     remat: str = "full"
@@ -111,6 +114,7 @@ class VDiTConfig:
                 "micro_cond": True,
                 "text_norm": False,
                 "time_sinusoid": False,
+                "caption_positions": False,
             }
             wrong = [
                 f"{key}={value!r}" for key, value in needed.items() if getattr(self, key) != value

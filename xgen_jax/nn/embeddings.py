@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
+from xgen_jax.nn.norms import layer_norm
 from xgen_jax.nn.positions import sinusoid
 from xgen_jax.typing import Array
 
@@ -78,6 +79,51 @@ class CaptionProjection(nn.Module):
             for i in (1, 2)
         )
         return last(nn.gelu(first(text_BLD), approximate=True))
+
+
+class CaptionPositions(nn.Module):
+    """Positions that depend on the caption: (B, T, S, features), zero at initialisation.
+
+    An MLP of each token's place and frame, the diffusion time and the pooled caption. It is to a
+    caption what a content-aware positional embedding is to a content latent (arXiv 2503.08665,
+    section 3). "Moving left" says where a shape is in which frame, a product of text, place and
+    frame; in tokens near pure noise the blocks find it late (docs/quality.md), here no noise is.
+
+    Attributes:
+      features: width of the result.
+      dtype: to compute in.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, place_TSD: Array, time_BD: Array, text_BLD: Array, mask_BL: Array | None
+    ) -> Array:
+        """Return the positions.
+
+        Args:
+          place_TSD: embedding of each token's place and frame.
+          time_BD: embedding of the diffusion time.
+          text_BLD: text tokens.
+          mask_BL: True where a token counts; None for all.
+        """
+
+        def dense(features: int, name: str, init: Callable = XAVIER) -> nn.Dense:
+            return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
+
+        hidden = 2 * self.features
+        # Words are found in tokens first: in a mean of tokens one word of a caption is little.
+        words_BLD = nn.gelu(dense(hidden, "word")(text_BLD))
+        weights_BL1 = jnp.ones_like(words_BLD[..., :1])
+        if mask_BL is not None:
+            weights_BL1 = mask_BL[..., None].astype(self.dtype)
+        caption_BD = layer_norm((words_BLD * weights_BL1).sum(1) / weights_BL1.sum(1))
+        of_clip_BD = dense(hidden, "caption")(caption_BD) + dense(hidden, "time")(time_BD)
+        h = dense(hidden, "place")(place_TSD)[None] + of_clip_BD[:, None, None]
+        h = nn.gelu(dense(hidden, "hidden")(nn.gelu(h)))
+        return dense(self.features, "out", ZEROS)(h)
 
 
 def patchify(x_BTHWC: Array, patch: int) -> Array:
