@@ -63,11 +63,13 @@ def vdit_program_flops(config, latent_shape, text_tokens):
     )
 
 
+@pytest.mark.parametrize("caption_positions", [False, True])
 @pytest.mark.parametrize("layout", ["factorised", "full"])
 @pytest.mark.parametrize("patch", [1, 2])
-def test_the_formula_counts_the_products_of_the_program(layout, patch):
+def test_the_formula_counts_the_products_of_the_program(layout, patch, caption_positions):
     config = dataclasses.replace(
         SMALL,
+        caption_positions=caption_positions,
         attention_layout=layout,
         patch=patch,
         micro_cond=False,

@@ -33,8 +33,8 @@ def vdit_flops(
         4 N D^2 mlp_ratio     for the MLP
 
     To the blocks come the patches, the text's projection, the networks of the diffusion time and
-    those of positions that depend on the caption, 12 N D^2 and a few rows. The few rows of
-    micro-conditioning are left out.
+    those of positions that depend on the caption: 12 N D^2, a few rows, and 4 N D^2 for all clips
+    together. The few rows of micro-conditioning are left out.
 
     Args:
       config: of the network.
@@ -52,11 +52,14 @@ def vdit_flops(
     block += tokens * 4 * d**2 * config.mlp_ratio
     ends = 2 * tokens * d * patch * (channels + config.out_channels(channels))
     text = 2 * text_tokens * (config.text_width * d + d**2)
+    places = 0
     if config.caption_positions:
         text += 4 * text_tokens * config.text_width * d + 12 * d**2 + 12 * tokens * d**2
+        places = 4 * tokens * d**2
     modulations = 6 if config.attention_layout == "full" else 9
     time = 2 * (256 * d + d**2 + modulations * d**2)
-    return float(clips * (config.depth * block + ends + text + time) * (TRAIN if train else 1))
+    of_a_clip = config.depth * block + ends + text + time
+    return float((clips * of_a_clip + places) * (TRAIN if train else 1))
 
 
 def text_encoder_flops(config: ByteTextConfig, captions: int, train: bool = False) -> float:
