@@ -117,7 +117,7 @@ def parts(work) -> dict[str, dict[str, float]]:
     return {name: {"gb": round(gb, 3), "tflop": round(tf, 3)} for name, (gb, tf) in rows}
 
 
-def _tera(flops: collections.Counter) -> dict[str, float]:
+def _tera(flops: dict[str, float]) -> dict[str, float]:
     return {dtype: round(value / 1e12, 6) for dtype, value in sorted(flops.items())}
 
 

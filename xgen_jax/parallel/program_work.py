@@ -112,11 +112,12 @@ class Work(NamedTuple):
         """Bytes moved in all."""
         return sum(transfer.bytes for transfer in self.transfers)
 
-    def flops(self, padded: bool = False) -> collections.Counter:
+    def flops(self, padded: bool = False) -> dict[str, float]:
         """Return operations by dtype of computation."""
-        total: collections.Counter = collections.Counter()
+        total: dict[str, float] = {}
         for product in self.products:
-            total[product.dtype] += product.padded_flops if padded else product.flops
+            flops = product.padded_flops if padded else product.flops
+            total[product.dtype] = total.get(product.dtype, 0.0) + flops
         return total
 
     def times(self, number: int) -> "Work":
@@ -290,7 +291,7 @@ def _sliced(name: str, table: dict[str, Instruction]) -> int | None:
         if name not in instruction.names:
             continue
         first = instruction.names[0] == name
-        if instruction.operation == "dynamic-slice" and first:
+        if instruction.operation in ("dynamic-slice", "slice") and first:
             total += sum(array.bytes for array in arrays(instruction.shape))
         elif instruction.operation in ("bitcast", "reshape"):
             below = _sliced(user, table)
@@ -454,7 +455,7 @@ def _of_call(instruction: Instruction, table: dict[str, Instruction], unit: int)
                 "rhs_batch_dimensions",
             )
         ]
-        return _dot(instruction, *operands[:2], results[0], unit, dims)
+        return _dot(instruction, operands[0], operands[1], results[0], unit, dims)
     if "cudnn" in target and "conv" in target and len(operands) > 1:
         a, b, result = *operands[:2], results[0]
         if "BackwardInput" in target:  # of (dy, kernel)
