@@ -29,9 +29,13 @@ os.environ.setdefault(
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from xgen_jax.environment import ask_for_huge_pages  # noqa: E402  (the path comes first)
+from xgen_jax.environment import (  # noqa: E402  (the path comes first)
+    ask_for_huge_pages,
+    prefer_channels_last,
+)
 
 ask_for_huge_pages()  # as the commands do; the peer has them too
+prefer_channels_last()
 
 import jax  # noqa: E402  (the environment comes first)
 import jax.numpy as jnp  # noqa: E402

@@ -1,31 +1,42 @@
 """Memory of streaming at growing lengths, and the error of divide-and-merge against the whole clip;
 one JSON line per row.
 
-python benchmarks/streaming.py [--rows=memory,merge] [--embedder=DIR]
+python benchmarks/streaming.py [--rows=memory,merge,decode] [--embedder=DIR]
 
 `memory`: a clip is made, encoded and decoded four latent frames at a time. `chunk_bytes` is what
 XLA reports for the decoder's program, `whole_bytes` the same for the whole clip at once,
 `peak_bytes` the peak memory of the process beyond what it had before. `merge`: relative error of
 latents and of decoded frames against those of the whole clip, for streaming and for the paper's
-divide-and-merge. Without --embedder, the networks have the paper's form at a quarter of its widths,
-with random weights: as initialised, and tail-initialised, where only the last tap in time of each
-kernel is not zero.
+divide-and-merge. `decode`: latents to an mp4 file as the commands write it, and with the device and
+the encoder waiting for each other; `ratio` is the second time divided by the first. Without
+--embedder, the networks have the paper's form at a quarter of its widths, with random weights: as
+initialised, and tail-initialised, where only the last tap in time of each kernel is not zero.
 """
 
 import argparse
 import dataclasses
 import functools
+import pathlib
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from rows import ON_GPU, device_name, print_rows  # isort: skip  (it sets the environment)
+from rows import (  # isort: skip  (it sets the environment)
+    ON_GPU,
+    at_least_one,
+    device_name,
+    print_rows,
+    time_alternating,
+)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xgen_jax.data.pixels import to_uint8
 from xgen_jax.data.sources.synthetic import SyntheticSource
+from xgen_jax.data.video_writer import VideoWriter
 from xgen_jax.inference.chunks import CHUNK, chunk_bytes
 from xgen_jax.inference.divide_and_merge import MERGES, divide_and_merge
 from xgen_jax.inference.streaming import decode, decode_stream, encode, encode_stream
@@ -125,6 +136,47 @@ def memory(options) -> Iterator[dict[str, Any]]:
         }
 
 
+DECODED = (49, 128)  # frames, side
+
+
+def decode_rows(options) -> Iterator[dict[str, Any]]:
+    """Decode latents to a file in both ways, alternating."""
+    embedder, params, name = next(networks(options))
+    frames, side = DECODED
+    t, h, w = embedder.latent_shape((frames, side, side))
+    shape = (1, t, h, w, embedder.latent_channels)
+    latents = np.asarray(jax.random.normal(jax.random.key(0), shape))
+    chunks = [latents[:, start : start + CHUNK] for start in range(0, t, CHUNK)]
+
+    def ahead(path):
+        with VideoWriter(path) as writer:
+            for video in decode_stream(embedder, params, chunks, uint8=True):
+                writer.write(video[0])
+
+    def waiting(path):
+        with VideoWriter(path) as writer:
+            for video in decode_stream(embedder, params, chunks):
+                writer.write(to_uint8(video[0]))
+                writer.flush()
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [pathlib.Path(folder) / f"{number}.mp4" for number in range(2)]
+        ours, theirs = time_alternating(
+            [lambda: ahead(paths[0]), lambda: waiting(paths[1])], options.repeats
+        )
+        same = paths[0].read_bytes() == paths[1].read_bytes()
+    yield {
+        "what": f"decode to a file, {name}",
+        "shape": [1, frames, side, side, 3],
+        "device": device_name(),
+        **ours,
+        "frames_per_s": frames / ours["time_s"],
+        **{f"waiting_{key}": value for key, value in theirs.items()},
+        "ratio": theirs["median_s"] / ours["median_s"],
+        "same_bytes": same,
+    }
+
+
 def relative(x: np.ndarray, whole: np.ndarray) -> float:
     """Root-mean-square difference divided by the standard deviation of the whole clip."""
     return float(np.sqrt(np.square(x - whole).mean()) / whole.std())
@@ -172,4 +224,5 @@ if __name__ == "__main__":
     parser.add_argument(
         "--embedder", help="folder of a VidVAE to measure instead of random weights"
     )
-    print_rows(parser, {"memory": memory, "merge": merge})
+    parser.add_argument("--repeats", default=5, type=at_least_one, help="timed runs of `decode`")
+    print_rows(parser, {"memory": memory, "merge": merge, "decode": decode_rows})

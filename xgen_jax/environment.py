@@ -1,9 +1,15 @@
 """Settings of the process that must be in place before jax is loaded."""
 
+import importlib.metadata
+import importlib.util
 import os
 import sys
 
 TUNABLES = "GLIBC_TUNABLES"
+CHANNELS_LAST = "xla_gpu_force_conv_nhwc"
+# XLA ends the process at a flag that it does not know: these versions know it.
+_KNOW_CHANNELS_LAST = ("0.10.",)
+_CUDA = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 def ask_for_huge_pages() -> None:
@@ -25,6 +31,25 @@ def ask_for_huge_pages() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def knows_channels_last() -> bool:
+    """Whether the jaxlib of this environment has the flag `CHANNELS_LAST`."""
+    return importlib.metadata.version("jaxlib").startswith(_KNOW_CHANNELS_LAST)
+
+
+def prefer_channels_last() -> None:
+    """Ask XLA for 3D convolutions with channels last on NVIDIA GPUs.
+
+    By itself it lays out only 2D ones so, and transposes what goes into each 3D convolution and
+    comes out of it. Does nothing without JAX for NVIDIA GPUs, with a jaxlib that may not know the
+    flag, or where XLA_FLAGS has it already.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if CHANNELS_LAST in flags or not any(map(importlib.util.find_spec, _CUDA)):
+        return
+    if knows_channels_last():
+        os.environ["XLA_FLAGS"] = f"{flags} --{CHANNELS_LAST}=true".strip()
 
 
 def compile_only(topology: str) -> None:

@@ -18,7 +18,7 @@ or number of steps; these are Open-Sora-Plan v1.1's, which it builds on: L1 + LP
 bfloat16, 100,000 steps. Losses there are sums over values; here they are means, so that the KL
 weighs 3 (at 65x256x256) to 50 (at 1x768x768) times as much. Our own: the fraction of each shape,
 the batches (8 clips an update; one a device there), the decay of the parameters' average, and
-rematerialisation by level.
+rematerialisation by residual block.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def get_config():
         learning_rate=1e-5, b1=0.5, b2=0.9, schedule="constant", warmup_steps=0, clip_norm=1.0
     )
     run = VidVAERun(
-        model=dataclasses.replace(PRESETS["paper"], remat="level"),
+        model=dataclasses.replace(PRESETS["paper"], remat="block"),
         loss=VidVAELossConfig(
             l1=1.0,
             lpips=1.0,

@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_said_with_both_numbers_and_what_to_change(figures,
     assert report["why"].startswith("does not fit: needs 0.00 GiB, has 0.00 GiB")
     assert "DOES NOT FIT: needs" in said[-1]
     flags = " ".join(report["advice"])
-    for flag in ("--config.model.remat=level", "--config.loop.accumulate=2", "--batch_size=2"):
+    for flag in ("--config.model.remat=block", "--config.loop.accumulate=2", "--batch_size=2"):
         assert flag in flags and flag in said[-1]
 
 

@@ -2,6 +2,9 @@
 
 import os
 import resource
+import signal
+import threading
+import time
 from fractions import Fraction
 
 import av
@@ -11,7 +14,7 @@ import pytest
 from xgen_jax.data.pixels import center_crop, crop, random_crop
 from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.video import cover_size, probe, read_video, resize_cover, resize_frames
-from xgen_jax.data.video_writer import write_video
+from xgen_jax.data.video_writer import VideoWriter, write_video
 from xgen_jax.errors import UserError
 
 
@@ -290,3 +293,68 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path) == ["a.mp4"]
     assert (tmp_path / "a.mp4").read_bytes() == old
+
+
+def test_frames_are_encoded_while_the_caller_makes_the_next(tmp_path, monkeypatch):
+    """`write` returns before its frames are encoded, and waits when two chunks are ahead."""
+    go_on, encoded = threading.Semaphore(0), []
+    encode = VideoWriter._encode
+
+    def held(self, frames):
+        go_on.acquire()
+        encode(self, frames)
+        encoded.append(threading.current_thread().name)
+
+    clip = moving_crop(8, 16, 16)
+    write_video(tmp_path / "whole.mp4", clip)
+    monkeypatch.setattr(VideoWriter, "_encode", held)
+    with VideoWriter(tmp_path / "a.mp4") as writer:
+        for start in (0, 2, 4):  # one in the encoder's hands, two ahead of it
+            writer.write(clip[start : start + 2])
+        assert not encoded
+        threading.Timer(0.2, go_on.release).start()
+        writer.write(clip[6:])
+        assert len(encoded) == 1
+        for _ in range(3):
+            go_on.release()
+        writer.flush()
+        assert encoded == ["video encoder"] * 4
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+def test_an_error_of_the_encoder_reaches_the_caller(tmp_path, monkeypatch):
+    def fails(self, frames):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(VideoWriter, "_encode", fails)
+    clip = moving_crop(2, 16, 16)
+    full = pytest.raises(UserError, match="cannot write .*a.mp4: No space left on device")
+    with full, VideoWriter(tmp_path / "a.mp4") as writer:
+        for _ in range(100):  # more than wait: a later `write` has the error
+            writer.write(clip)
+    with full, VideoWriter(tmp_path / "a.mp4") as writer:
+        writer.write(clip)  # none follows
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["body", "end"])
+def test_an_interrupted_writer_ends_soon_and_leaves_no_file(tmp_path, monkeypatch, where):
+    entered, encoded, yuv = threading.Event(), [], VideoWriter._yuv
+
+    def slow(self, video):
+        entered.set()
+        for frame in yuv(self, video):
+            encoded.append(time.sleep(0.02))
+            yield frame
+
+    monkeypatch.setattr(VideoWriter, "_yuv", slow)
+    interrupt = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "a.mp4") as writer:
+        writer.write(np.zeros((1000, 16, 16, 3), np.uint8))
+        entered.wait()
+        if where == "body":
+            raise KeyboardInterrupt
+        interrupt.start()  # leaving waits for the encoder
+    assert len(encoded) < 100
+    assert not os.listdir(tmp_path)
+    assert not [t for t in threading.enumerate() if t.name == "video encoder"]

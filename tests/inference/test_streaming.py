@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import numpy as np
 import pytest
 
+from xgen_jax.data.pixels import to_uint8
 from xgen_jax.errors import UserError
 from xgen_jax.inference import streaming
 from xgen_jax.inference.chunks import (
@@ -15,6 +17,7 @@ from xgen_jax.inference.chunks import (
     decode_chunk,
     encode_chunk,
     plan_chunks,
+    round_to_uint8,
 )
 from xgen_jax.inference.streaming import (
     decode,
@@ -202,6 +205,71 @@ def test_chunks_that_cannot_be_decoded_are_refused(chunks, message):
     embedder, params, *_ = built(CONFIGS["plain"])
     with pytest.raises(UserError, match=message):
         list(decode_stream(embedder, params, chunks))
+
+
+# Frames as uint8
+
+
+@pytest.mark.slow
+def test_frames_rounded_on_the_device_are_those_rounded_on_the_host():
+    embedder, params, _, latents, _ = built(CONFIGS["stem"])
+    latents = 3 * latents  # some pixels beyond the range
+    for cut in ((5,), (2, 2, 1)):
+        as_float = list(decode_stream(embedder, params, cut_at(latents, cut)))
+        rounded = list(decode_stream(embedder, params, cut_at(latents, cut), uint8=True))
+        assert [x.shape for x in rounded] == [x.shape for x in as_float]
+        assert min(x.min() for x in as_float) < -1 and max(x.max() for x in as_float) > 1
+        for x, y in zip(as_float, rounded):
+            assert y.dtype == np.uint8
+            np.testing.assert_array_equal(y, to_uint8(x))
+    np.testing.assert_array_equal(
+        decode(embedder, params, latents, uint8=True), to_uint8(decode(embedder, params, latents))
+    )
+
+
+def test_rounding_on_the_device_is_exact():
+    steps = np.float32(np.arange(-2, 2, 1e-5))
+    halves = np.float32((np.arange(512) / 2) / 127.5 - 1)
+    near = [np.nextafter(halves, np.float32(side)) for side in (-2, 2)]
+    video = np.concatenate([steps, halves, *near, np.float32([-np.inf, np.inf])])
+    np.testing.assert_array_equal(jax.jit(round_to_uint8)(video), to_uint8(video))
+
+
+@pytest.mark.parametrize(
+    "uint8,expected",
+    [
+        (False, "dispatch 0, fetch 0, use, dispatch 1, fetch 1, use, dispatch 2, fetch 2, use"),
+        (True, "dispatch 0, dispatch 1, fetch 0, use, dispatch 2, fetch 1, use, fetch 2, use"),
+    ],
+)
+def test_a_chunk_is_fetched_after_the_next_was_dispatched(monkeypatch, uint8, expected):
+    events = []
+
+    class Video:
+        shape = (1, 1, 4, 4, 3)
+
+        def __init__(self, number):
+            self.number = number
+
+        def __array__(self, dtype=None, copy=None):
+            events.append(f"fetch {self.number}")
+            return np.full(self.shape, self.number)
+
+    def dispatch(*arguments):
+        number = sum(event.startswith("dispatch") for event in events)
+        events.append(f"dispatch {number}")
+        assert arguments[-1] is uint8
+        return Video(number), None
+
+    monkeypatch.setattr(streaming, "decode_chunk", dispatch)
+    embedder = types.SimpleNamespace(
+        halo=None, space_factor=1, unit=1, look_ahead=0, latent_channels=3
+    )
+    chunks = [np.zeros((1, 1, 4, 4, 3), np.float32)] * 3
+    for number, video in enumerate(decode_stream(embedder, None, chunks, uint8=uint8)):
+        events.append("use")
+        assert (video == number).all()
+    assert ", ".join(events) == expected
 
 
 # Memory

@@ -195,9 +195,10 @@ def test_a_mix_begins_with_the_pool_and_ends_where_its_share_says():
 
 
 @pytest.mark.slow
-def test_recomputation_changes_neither_values_nor_gradients():
+@pytest.mark.parametrize("remat", ["level", "block"])
+def test_recomputation_changes_neither_values_nor_gradients(remat):
     model, params, video = build("mixed", frames=5)
-    again = VidVAE(dataclasses.replace(model.config, remat="level"))
+    again = VidVAE(dataclasses.replace(model.config, remat=remat))
 
     def value_and_gradient(model):
         return jax.jit(

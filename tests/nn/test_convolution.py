@@ -1,16 +1,22 @@
 """Causal layers: a clip cut in chunks gives what the whole clip gives."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from xgen_jax.nn.convolution import (
     CausalConv3D,
+    UpsampledConv,
     causal_average_pool,
     causal_depth_to_space,
     causal_repeat,
     causal_space_to_depth,
+    convolve_in_phases,
+    convolve_upsampled,
     nearest_upsample,
     trilinear_double,
 )
@@ -120,6 +126,38 @@ def test_nearest_upsampling_doubles_the_sides():
     x = jnp.arange(4.0).reshape(1, 1, 2, 2, 1)
     expected = [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
     assert nearest_upsample(x)[0, 0, :, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_four_small_kernels_are_one_on_the_doubled_frames(symmetric):
+    x, kernel, dy = normal((2, 2, 5, 4, 3)), normal((1, 3, 3, 3, 6), 1), normal((2, 2, 10, 8, 6), 2)
+
+    def run(function):
+        y, pullback = jax.jit(lambda x, k: jax.vjp(function, x, k))(x, kernel)
+        return y, *pullback(dy)
+
+    phases = functools.partial(convolve_in_phases, symmetric=symmetric)
+    for a, b in zip(run(phases), run(convolve_upsampled)):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_an_upsampling_convolution_has_the_parameters_of_the_plain_one():
+    x = normal((1, 2, 4, 4, 3))
+    plain, fused = CausalConv3D(5, (1, 3, 3)), UpsampledConv(5)
+    y, _ = plain.apply(
+        params := plain.init(jax.random.key(1), nearest_upsample(x)), nearest_upsample(x)
+    )
+    jax.tree.map(np.testing.assert_array_equal, params, fused.init(jax.random.key(1), x))
+    np.testing.assert_allclose(fused.apply(params, x), y, atol=1e-6)
+
+
+def test_small_kernels_exchange_rows_between_devices():
+    x, kernel = normal((2, 2, 8, 8, 3)), normal((1, 3, 3, 3, 6), 1)
+    mesh = jax.make_mesh((4, 2), ("rows", "columns"), axis_types=(AxisType.Auto,) * 2)
+    placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, None, "rows", "columns")))
+    with jax.set_mesh(mesh):
+        sharded = jax.jit(convolve_in_phases)(placed, kernel)
+    np.testing.assert_allclose(sharded, convolve_in_phases(x, kernel), atol=1e-5)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 6])

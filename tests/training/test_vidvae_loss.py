@@ -21,6 +21,7 @@ from xgen_jax.models.vidvae_config import DiscriminatorConfig
 from xgen_jax.testing import tiny_vidvae, vidvae_task
 from xgen_jax.training.optimizer import optimize_apart
 from xgen_jax.training.state import TrainState, init_state, make_update, sample_keys
+from xgen_jax.training.tasks import embedder
 from xgen_jax.training.tasks.adversarial import (
     adaptive_ratio,
     adversarial_terms,
@@ -430,3 +431,23 @@ def test_each_side_of_the_game_answers_the_other(clips, moving):
     else:
         assert last["gan"] < first["gan"] - 0.1
         assert last["disc_loss"] > first["disc_loss"] + 0.1
+
+
+def test_perceptual_distance_in_parts_is_that_of_the_whole_clip(monkeypatch):
+    objective, _, arrays = make(batch=2)
+    video = to_unit_range(arrays["video"])
+    predicted = jnp.tanh(video + 0.3 * jax.random.normal(jax.random.key(3), video.shape))
+
+    def run(pixels):
+        monkeypatch.setattr(embedder, "PERCEPTUAL_PIXELS", pixels)
+        function = jax.value_and_grad(lambda y: objective.perceptual(objective.frozen, y, video))
+        text = str(jax.make_jaxpr(function)(predicted))
+        return jax.jit(function)(predicted), "scan" in text
+
+    (whole, gradient), scanned = run(5 * 16 * 16)
+    assert not scanned
+    for frames in (2, 1, 0):  # 2 + 2 + 1; one at a time, also where a frame alone is too large
+        (value, in_parts), scanned = run(frames * 16 * 16)
+        assert scanned
+        np.testing.assert_allclose(value, whole, rtol=1e-6)
+        np.testing.assert_allclose(in_parts, gradient, atol=1e-8, rtol=1e-4)

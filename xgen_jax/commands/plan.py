@@ -157,6 +157,14 @@ def plan(
     return report
 
 
+def lower(request: PlanRequest) -> Program:
+    """Return the requested program, lowered but not compiled; see `plan`."""
+    devices = named_devices(request.topology, request.slices)
+    dtype = np.dtype(request.config.loop.compute_dtype)
+    embedder, _ = find_embedder(request.config, request.embedder, dtype)
+    return _lowering(request, devices, embedder)(request.batch_size)
+
+
 def _lowering(
     request: PlanRequest, devices: Sequence[Any], embedder: Embedder
 ) -> Callable[[int | None], Program]:

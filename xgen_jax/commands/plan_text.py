@@ -135,7 +135,7 @@ def _advice(config: Run, report: dict[str, Any]) -> Iterator[str]:
     clips = report["batch_size"] // (report["mesh"]["data"] * report["mesh"]["fsdp"])
     if report["what"] == "train":
         assert isinstance(config, VDiTRun | REGENRun | VidVAERun)
-        remat = "full" if isinstance(config, VDiTRun | REGENRun) else "level"
+        remat = "full" if isinstance(config, VDiTRun | REGENRun) else "block"
         if config.model.remat == "none":
             yield f"recompute in the backward pass: --config.model.remat={remat}"
         if isinstance(config, VDiTRun | REGENRun) and config.model.attention == "xla":

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TextIO
 from absl import app, flags
 
 from xgen_jax.commands.arguments import KEY_FLAG, current_arguments, keys_as_flags
-from xgen_jax.environment import ask_for_huge_pages
+from xgen_jax.environment import ask_for_huge_pages, prefer_channels_last
 from xgen_jax.errors import UserError
 from xgen_jax.signals import Stopped, stop_when_asked
 
@@ -50,6 +50,7 @@ def run(
       more_help: what --help shows after the flags, which it may read; empty for nothing.
     """
     ask_for_huge_pages()
+    prefer_channels_last()
     _set_environment()
     flags.FLAGS.set_gnu_getopt(True)
     if any(argument in HELP for argument in sys.argv[1:]):

@@ -4,7 +4,9 @@ import contextlib
 import math
 import os
 import pathlib
-from collections.abc import Generator, Iterator
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 
 import av
@@ -22,6 +24,7 @@ WRITE_SUFFIXES = (".mp4", ".webm", ".gif")
 EXACT = Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
 # A GIF delay is a whole number of 1/100 s, and viewers slow down anything below two.
 _GIF_MAX_FPS = 50
+_WAITING = 2  # chunks that wait for the encoder, at most
 
 
 def write_video(path, video: np.ndarray, fps: float = 8.0) -> None:
@@ -38,6 +41,9 @@ def write_video(path, video: np.ndarray, fps: float = 8.0) -> None:
 
 class VideoWriter:
     """A video file that is written chunk by chunk in constant memory; a context manager.
+
+    The encoder has its own thread, so that the caller makes the next chunk meanwhile; `write` waits
+    while two chunks are ahead of it.
 
     The suffix chooses the format: .mp4 is H.264 4:2:0 and .webm is VP9, both at near-lossless
     quality and playable in browsers; .gif has a palette of 256 colours, for which all frames are
@@ -75,12 +81,13 @@ class VideoWriter:
         self._kept: list[np.ndarray] = []  # of a GIF
         self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
+        self._encoder = _InOrder()
 
     def write(self, video: np.ndarray) -> None:
-        """Append frames, uint8 (T, H, W, 3), all of one size.
+        """Append frames, uint8 (T, H, W, 3), all of one size. They must not change any more.
 
         Raises:
-          UserError: other frames, or the file cannot be written.
+          UserError: other frames, or the file cannot be written: these ones, or earlier ones.
         """
         check_clip(video, f"cannot write {self.path}: the video", empty=True)
         self._shape = self._shape or video.shape[1:]
@@ -91,9 +98,18 @@ class VideoWriter:
         with self._errors():
             if self._suffix == ".gif":
                 self._kept.append(video)
-            else:
-                self._encode(self._yuv(video))
+            elif len(video):
+                self._encoder.put(lambda: self._encode(self._yuv(video)))
         self.frames += len(video)
+
+    def flush(self) -> None:
+        """Wait until all frames so far are encoded.
+
+        Raises:
+          UserError: they cannot be written.
+        """
+        with self._errors():
+            self._encoder.flush()
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -104,11 +120,14 @@ class VideoWriter:
                 with self._errors():
                     self._finish()
         finally:
-            if self._container is not None:
-                with contextlib.suppress(av.FFmpegError, OSError):
-                    self._container.close()
-            with contextlib.suppress(OSError):
-                self._temporary.unlink(missing_ok=True)
+            try:
+                self._encoder.stop()  # may be interrupted, and the container is still in use then
+                if self._container is not None:
+                    with contextlib.suppress(av.FFmpegError, OSError):
+                        self._container.close()
+            finally:
+                with contextlib.suppress(OSError):
+                    self._temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _errors(self) -> Generator[None]:
@@ -118,6 +137,7 @@ class VideoWriter:
             raise UserError(f"cannot write {self.path}: {reason(error)}") from error
 
     def _finish(self) -> None:
+        self._encoder.flush()
         if not self.frames:
             raise UserError(f"cannot write {self.path}: the video is empty")
         if self._suffix == ".gif":
@@ -166,6 +186,8 @@ class VideoWriter:
             self._open()
         assert self._container is not None and self._stream is not None
         for frame in frames:
+            if self._encoder.stopped:
+                return
             # Without its own time every frame would be at zero, and the header at thousands of fps.
             frame.pts, frame.time_base = self._place, 1 / self._rate
             self._place += 1
@@ -183,6 +205,58 @@ class VideoWriter:
         for image in video:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             yield scaler.reformat(frame, format="yuv420p", interpolation=flags, **convert)
+
+
+class _InOrder:
+    """Runs functions one after another in a thread, which starts with the first of them.
+
+    The error of one is raised by the next call of `put` or `flush`; those after it are left out.
+
+    Attributes:
+      stopped: nothing is wanted any more; a long function looks at it to end early.
+    """
+
+    def __init__(self):
+        self.stopped = False
+        self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(_WAITING)
+        self._error: Exception | None = None
+        self._thread: threading.Thread | None = None
+
+    def put(self, function: Callable[[], None]) -> None:
+        """Let a function run after those before it; wait while there are too many."""
+        if self._thread is None:
+            # A daemon: a process that ends without leaving the writer's context must not hang.
+            self._thread = threading.Thread(target=self._run, name="video encoder", daemon=True)
+            self._thread.start()
+        self._raise_error()
+        self._waiting.put(function)
+
+    def flush(self) -> None:
+        """Wait for all functions."""
+        self._waiting.join()
+        self._raise_error()
+
+    def stop(self) -> None:
+        """Leave out what has not begun, and wait for what has."""
+        self.stopped = True
+        if self._thread is not None:
+            self._waiting.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while (function := self._waiting.get()) is not None:
+            try:
+                if not self.stopped and self._error is None:
+                    function()
+            except Exception as error:
+                self._error = error
+            finally:
+                self._waiting.task_done()
 
 
 def reason(error: Exception) -> str:

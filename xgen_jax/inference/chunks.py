@@ -41,7 +41,7 @@ def encode_chunk(embedder: Embedder, params: Params, video: Array, cache):
     return embedder.encode_chunk(params, video, cache)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=(0, 4, 6), donate_argnums=3)
 def decode_chunk(
     embedder: Embedder,
     params: Params,
@@ -49,9 +49,19 @@ def decode_chunk(
     cache,
     last: bool,
     key: Array | None = None,
+    uint8: bool = False,
 ):
-    """Run `Embedder.decode_chunk` compiled; `cache` is donated, another key compiles nothing."""
-    return embedder.decode_chunk(params, latents, cache, last, key)
+    """Run `Embedder.decode_chunk` compiled, to float32 or to uint8; `cache` is donated, another key
+    compiles nothing."""
+    video, cache = embedder.decode_chunk(params, latents, cache, last, key)
+    return (round_to_uint8(video) if uint8 else video), cache
+
+
+def round_to_uint8(video: Array) -> Array:
+    """Convert [-1, 1] to uint8 on the device, a quarter of the bytes to fetch; the values are those
+    of `pixels.to_uint8`."""
+    video = jnp.clip(video.astype(jnp.float32), -1.0, 1.0)
+    return jnp.rint((video + 1.0) * 127.5).astype(jnp.uint8)
 
 
 def row_blocks(height: int, rows: int, halo: int | None) -> Iterator[tuple[int, int, int, int]]:
@@ -119,7 +129,11 @@ def chunk_bytes(
     chunk: int,
     whole: bool = False,
 ) -> int:
-    """Return the bytes that a chunk needs; arguments are those of `lower_chunk`."""
+    """Return the bytes that a chunk needs; arguments are those of `lower_chunk`.
+
+    A decoder gives float32 here. With frames as uint8 the same bytes hold those of four chunks: the
+    one that is computed and the one that waits to be fetched, see `streaming.decode_stream`.
+    """
     lowered, _ = lower_chunk(embedder, params, verb, latent_shape, dtype, chunk, whole)
     return program_bytes(lowered.compile())
 

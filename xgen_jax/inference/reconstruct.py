@@ -117,15 +117,17 @@ class Reconstructor:
             plan = plan_chunks(embedder, params, "decode", latents.shape, latents.dtype, budget)
             if plan.frames < latents.shape[1]:
                 parts = regroup([latents], itertools.repeat(plan.frames))
-                chunks = decode_stream(embedder, params, parts, key=key, rows=plan.rows)
+                chunks = decode_stream(embedder, params, parts, None, key, plan.rows, uint8=True)
             else:
-                chunks = iter([decode(embedder, params, latents, budget, key=key)])
+                chunks = iter([decode(embedder, params, latents, budget, key=key, uint8=True)])
         else:
             embedder.check_speed(speed)
             regen = cast(REGENEmbedder, embedder)  # any other has been refused
-            chunks = stream_at_speed(regen, params, latents, speed, budget, key, between)
+            chunks = map(
+                to_uint8, stream_at_speed(regen, params, latents, speed, budget, key, between)
+            )
         for chunk in chunks:
-            out = to_uint8(chunk[0, :left, :height, :width])
+            out = chunk[0, :left, :height, :width]
             left -= len(out)
             if len(out):
                 yield out
@@ -188,15 +190,16 @@ class Reconstructor:
         if speed == 1.0:
             decoding = plan_chunks(embedder, params, "decode", shape, np.float32, budget)
             latents = regroup(latents, itertools.repeat(decoding.frames))
-            decoded = decode_stream(embedder, params, latents, key=key, rows=decoding.rows)
+            decoded = decode_stream(embedder, params, latents, None, key, decoding.rows, uint8=True)
         else:
             # How a frame is conditioned depends on where the clip ends.
             whole = np.concatenate(list(latents), axis=1)
             regen = cast(REGENEmbedder, embedder)  # `check_speed` has refused any other
-            decoded = stream_at_speed(regen, params, whole, speed, budget, key, between)
+            at_speed = stream_at_speed(regen, params, whole, speed, budget, key, between)
+            decoded = map(to_uint8, at_speed)
         for out in decoded:
             left = (seen if speed == 1.0 else len(moments(seen, speed))) - shown
-            out = to_uint8(out[0, :left, :height, :width])
+            out = out[0, :left, :height, :width]
             shown += len(out)
             if len(out):
                 yield out

@@ -73,12 +73,12 @@ def encode_stream(
             assert encode_rows is not None
             latents = encode_rows(waiting[:, : whole - done])
             waiting, done = waiting[:, whole - done :], whole
-            yield latents
+            yield np.asarray(latents)
     if first is None or waiting is None or encode_rows is None:
         raise UserError("the stream to encode holds no chunk")
     if waiting.shape[1]:
         embedder.latent_shape((seen, *first.shape[2:4]))  # its error names the nearest lengths
-        yield encode_rows(waiting)
+        yield np.asarray(encode_rows(waiting))
 
 
 def decode_stream(
@@ -88,6 +88,7 @@ def decode_stream(
     sharding: jax.sharding.Sharding | None = None,
     key: Array | None = None,
     rows: int | None = None,
+    uint8: bool = False,
 ) -> Iterator[np.ndarray]:
     """Decode latents that come in chunks of any lengths.
 
@@ -98,18 +99,36 @@ def decode_stream(
       sharding: of a chunk, if it is split over several devices.
       key: see `Embedder.decode_chunk`.
       rows: latent rows at a time, see `plan_chunks`; all by default.
+      uint8: give frames as they are written to files, rounded on the device. The device then works
+        on a chunk while the caller has the one before: each is fetched when the next has been
+        dispatched, and so comes one chunk later.
 
     Yields:
-      Video (B, T, H, W, 3), float32, about [-1, 1]; it is `embedder.look_ahead` frames behind the
-      latents.
+      Video (B, T, H, W, 3), float32, about [-1, 1], or uint8; it is `embedder.look_ahead` frames
+      behind the latents.
 
     Raises:
       UserError: see `encode_stream`.
     """
+    decoded = _dispatched(embedder, params, chunks, sharding, key, rows, uint8)
+    yield from _fetched_late(decoded) if uint8 else map(np.asarray, decoded)
+
+
+def _dispatched(
+    embedder: Embedder,
+    params: Params,
+    chunks: Iterable[np.ndarray],
+    sharding: jax.sharding.Sharding | None,
+    key: Array | None,
+    rows: int | None,
+    uint8: bool,
+) -> Iterator[AnyArray]:
+    """Yield the video of `decode_stream` as arrays of the device, which may not be ready yet."""
     first, waiting, decode_rows, last = None, None, None, False
 
     def run(latents, cache):
-        return decode_chunk(embedder, params, jax.device_put(latents, sharding), cache, last, key)
+        latents = jax.device_put(latents, sharding)
+        return decode_chunk(embedder, params, latents, cache, last, key, uint8)
 
     for chunk in chunks:
         chunk = np.asarray(chunk)
@@ -132,6 +151,19 @@ def decode_stream(
         video = decode_rows(waiting)
         if video.shape[1]:
             yield video
+
+
+def _fetched_late(arrays: Iterable[AnyArray]) -> Iterator[np.ndarray]:
+    """Fetch each array after the next has been dispatched, so that the device never waits."""
+    waiting: AnyArray | None = None
+    for array in arrays:
+        if isinstance(array, jax.Array):
+            array.copy_to_host_async()  # as soon as it is ready
+        ready, waiting = waiting, array
+        if ready is not None:
+            yield np.asarray(ready)
+    if waiting is not None:
+        yield np.asarray(waiting)
 
 
 def encode(
@@ -167,7 +199,7 @@ def encode(
     def run(video, _):
         return encode_chunk(embedder, params, video, None)[0], None
 
-    return _Rows(run, blocks, s, 1)(video_BTHWC)
+    return np.asarray(_Rows(run, blocks, s, 1)(video_BTHWC))
 
 
 def decode(
@@ -177,20 +209,22 @@ def decode(
     memory_budget_gb: float | None = None,
     sharding: jax.sharding.Sharding | None = None,
     key: Array | None = None,
+    uint8: bool = False,
 ) -> np.ndarray:
     """Decode normalised latents (B, t, h, w, c), in chunks if the model can.
 
-    Arguments and errors are those of `encode`; `sharding` and `key` those of `decode_stream`.
+    Arguments and errors are those of `encode`; `sharding`, `key` and `uint8` those of
+    `decode_stream`.
 
     Returns:
-      Video (B, T, H, W, 3), float32, about [-1, 1].
+      Video (B, T, H, W, 3), float32, about [-1, 1], or uint8.
     """
     latents_BTHWC = np.asarray(latents_BTHWC)
     _check_latents(embedder, latents_BTHWC)
     plan = plan_chunks(
         embedder, params, "decode", latents_BTHWC.shape, latents_BTHWC.dtype, memory_budget_gb
     )
-    return _decode_planned(embedder, params, latents_BTHWC, plan, sharding, key)
+    return _decode_planned(embedder, params, latents_BTHWC, plan, sharding, key, uint8)
 
 
 def decode_segments(
@@ -201,6 +235,7 @@ def decode_segments(
     plan: ChunkPlan,
     mesh: Mesh,
     key: Array | None = None,
+    uint8: bool = False,
 ) -> Iterator[np.ndarray]:
     """Decode latents that a sampler yields segment after segment, on a mesh.
 
@@ -211,20 +246,21 @@ def decode_segments(
       plan: see `plan_chunks`; of the part of a batch that one device has.
       mesh: the devices that the batch is split over.
       key: see `Embedder.decode_chunk`.
+      uint8: see `decode_stream`.
 
     Yields:
-      Video (B, T, H, W, 3), float32, about [-1, 1], as soon as a chunk is decoded.
+      Video (B, T, H, W, 3), float32, about [-1, 1], or uint8, chunk after chunk.
     """
     sharding = batch_sharding(mesh)
     if plan.rows < latent_shape[2] or plan.frames == latent_shape[1]:
         # Every block of rows has all frames.
         whole = np.concatenate(list(map(np.asarray, segments)), axis=1)
         with on_mesh(mesh):
-            video = _decode_planned(embedder, params, whole, plan, sharding, key)
+            video = _decode_planned(embedder, params, whole, plan, sharding, key, uint8)
         yield video
         return
     chunks = regroup(segments, itertools.repeat(plan.frames))
-    stream = decode_stream(embedder, params, chunks, sharding, key)
+    stream = decode_stream(embedder, params, chunks, sharding, key, uint8=uint8)
     while True:
         with on_mesh(mesh):  # entered for each chunk: the caller has its own mesh in between
             video = next(stream, None)
@@ -240,19 +276,20 @@ def _decode_planned(
     plan: ChunkPlan,
     sharding: jax.sharding.Sharding | None,
     key: Array | None,
+    uint8: bool,
 ) -> np.ndarray:
     (rows, n), shape, s = plan, latents_BTHWC.shape, embedder.space_factor
 
     if n < shape[1]:
         chunks = regroup([latents_BTHWC], itertools.repeat(n))
-        stream = decode_stream(embedder, params, chunks, sharding, key, rows)
+        stream = decode_stream(embedder, params, chunks, sharding, key, rows, uint8)
         return np.concatenate(list(stream), axis=1)
 
     def run(latents, _):
         latents = jax.device_put(latents, sharding)
-        return decode_chunk(embedder, params, latents, None, True, key)[0], None
+        return decode_chunk(embedder, params, latents, None, True, key, uint8)[0], None
 
-    return _Rows(run, row_blocks(shape[2], rows, embedder.halo), 1, s)(latents_BTHWC)
+    return np.asarray(_Rows(run, row_blocks(shape[2], rows, embedder.halo), 1, s)(latents_BTHWC))
 
 
 class _Rows:
@@ -270,16 +307,19 @@ class _Rows:
         self._caches: list[Any] = [None] * len(self._blocks)
         self.began = False
 
-    def __call__(self, chunk: np.ndarray) -> np.ndarray:
-        """Return the result of all rows; a chunk continues the one before."""
+    def __call__(self, chunk: np.ndarray) -> AnyArray:
+        """Return the result of all rows; a chunk continues the one before. That of a single block
+        is on the device, and may not be ready yet."""
         self.began, parts, s = True, [], self._after
+        if len(self._blocks) == 1:
+            out, self._caches[0] = self._run(chunk, self._caches[0])
+            return out
         for i, (first, last, above, below) in enumerate(self._blocks):
             block = chunk[:, :, above * self._before : below * self._before]
             out, cache = self._run(block, self._caches[i])
-            # The device has room for the cache of one block.
-            self._caches[i] = cache if len(self._blocks) == 1 else jax.device_get(cache)
+            self._caches[i] = jax.device_get(cache)  # the device has room for that of one block
             parts.append(np.asarray(out)[:, :, (first - above) * s : (last - above) * s])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+        return np.concatenate(parts, axis=2)
 
 
 def chunk_lengths(embedder: Embedder, latent_frames: int) -> Iterator[int]:

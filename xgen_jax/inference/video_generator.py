@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from xgen_jax.config.runs import VDiTRun
 from xgen_jax.data.batches import padded_rows
-from xgen_jax.data.pixels import to_uint8
 from xgen_jax.diffusion.frames import KnownFrames
 from xgen_jax.errors import UserError
 from xgen_jax.inference.chunks import plan_chunks
@@ -186,8 +185,9 @@ class VideoGenerator:
                 self._memory.decoder,
                 self.mesh,
                 key_B,
+                uint8=True,
             )
-            yield from map(to_uint8, chunks)
+            yield from chunks
 
     def latents(
         self,

@@ -25,11 +25,11 @@ from xgen_jax.nn.attention import attention
 from xgen_jax.nn.convolution import (
     CausalConv3D,
     Kernel,
+    UpsampledConv,
     causal_average_pool,
     causal_depth_to_space,
     causal_repeat,
     causal_space_to_depth,
-    nearest_upsample,
     trilinear_double,
 )
 from xgen_jax.nn.embeddings import XAVIER
@@ -78,9 +78,8 @@ class ResidualBlock(nn.Module):
             norm, kernels = {"group": "group_per_frame"}.get(norm, norm), map(_flat, kernels)
         h = x
         for i, kernel in enumerate(kernels, start=1):
-            h = nn.swish(
-                video_norm(norm, h.shape[-1], self.dtype, f"norm{i}", self.config.norm_groups)(h)
-            )
+            groups = self.config.norm_groups
+            h = video_norm(norm, h.shape[-1], self.dtype, f"norm{i}", groups, swish=True)(h)
             h = carry(CausalConv3D(self.features, kernel, dtype=self.dtype, name=f"conv{i}"), h)
         if x.shape[-1] != self.features:
             x, _ = CausalConv3D(self.features, (1, 1, 1), dtype=self.dtype, name="shortcut")(x)
@@ -117,6 +116,11 @@ class MidAttention(nn.Module):
         )
 
 
+def _block(config: VidVAEConfig) -> type[ResidualBlock]:
+    """The class of residual blocks: with `remat="block"` one that is recomputed."""
+    return nn.remat(ResidualBlock) if config.remat == "block" else ResidualBlock
+
+
 class Mid(nn.Module):
     """Residual block, attention, residual block."""
 
@@ -126,14 +130,14 @@ class Mid(nn.Module):
 
     @nn.compact
     def __call__(self, x, cache=None):
-        carry = _Carry(cache)
-        x = carry(ResidualBlock(self.config, self.features, self.dtype, name="block1"), x)
+        carry, block = _Carry(cache), _block(self.config)
+        x = carry(block(self.config, self.features, self.dtype, name="block1"), x)
         if self.config.mid_attention and x.shape[1]:
             h = video_norm(
                 self.config.norm, self.features, self.dtype, "norm", self.config.norm_groups
             )(x)
             x = _constrained(x + MidAttention(self.config, self.dtype, name="attention")(h))
-        x = carry(ResidualBlock(self.config, self.features, self.dtype, name="block2"), x)
+        x = carry(block(self.config, self.features, self.dtype, name="block2"), x)
         return x, carry.cache
 
 
@@ -158,9 +162,7 @@ class EncoderLevel(nn.Module):
         c, level, carry = self.config, self.level, _Carry(cache)
         for block in range(c.blocks):
             flat = level < c.flat_levels
-            x = carry(
-                ResidualBlock(c, c.channels[level], self.dtype, flat, name=f"block{block}"), x
-            )
+            x = carry(_block(c)(c, c.channels[level], self.dtype, flat, name=f"block{block}"), x)
         if c.space_reduction[level]:
             x, _ = CausalConv3D(x.shape[-1], (1, 3, 3), (1, 2, 2), dtype=self.dtype, name="down")(x)
         if c.time_reduction[level]:
@@ -189,12 +191,11 @@ class DecoderLevel(nn.Module):
     def __call__(self, x, cache, last):
         c, level, carry = self.config, self.level, _Carry(cache)
         if c.space_reduction[level]:
-            up = CausalConv3D(x.shape[-1], (1, 3, 3), dtype=self.dtype, name="up")
-            x, _ = up(_constrained(nearest_upsample(x)))
+            x = _constrained(UpsampledConv(x.shape[-1], self.dtype, name="up")(x))
         if c.expansion[level]:
             x = carry(self._double_time, x, last)
         for block in range(c.blocks + 1):
-            x = carry(ResidualBlock(c, c.channels[level], self.dtype, name=f"block{block}"), x)
+            x = carry(_block(c)(c, c.channels[level], self.dtype, name=f"block{block}"), x)
         return x, carry.cache
 
     def _double_time(self, x, cache, last):
@@ -232,7 +233,7 @@ class Encoder(nn.Module):
         for level in range(len(c.channels)):
             x = carry(level_class(c, level, self.dtype, name=f"level{level}"), x)
         x = carry(Mid(c, c.channels[-1], self.dtype, name="mid"), x)
-        x = nn.swish(video_norm(c.norm, x.shape[-1], self.dtype, "norm_out", c.norm_groups)(x))
+        x = video_norm(c.norm, x.shape[-1], self.dtype, "norm_out", c.norm_groups, swish=True)(x)
         x = carry(CausalConv3D(2 * c.latent_channels, dtype=self.dtype, name="conv_out"), x)
         return nn.Dense(2 * c.latent_channels, dtype=jnp.float32, name="quant")(x), carry.cache
 
@@ -268,7 +269,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x, cache=None):
         c = self.config
-        x = nn.swish(video_norm(c.norm, x.shape[-1], self.dtype, "norm", c.norm_groups)(x))
+        x = video_norm(c.norm, x.shape[-1], self.dtype, "norm", c.norm_groups, swish=True)(x)
         if c.stem_hidden:
             x = nn.swish(nn.Dense(c.stem_hidden, dtype=self.dtype, name="stem")(x))
         conv = CausalConv3D(

@@ -23,7 +23,7 @@ CHOICES = {
     "time_up": ("causal", "trilinear"),
     "norm": VIDEO_NORMS,
     "attention_layout": ("per_frame", "released"),
-    "remat": ("none", "level"),
+    "remat": ("none", "level", "block"),
 }
 
 
@@ -61,7 +61,8 @@ class VidVAEConfig:
         space as well).
       norm_groups: groups of channels of the first two, or as many as divide a layer's channels.
       attention: the implementation, see `xgen_jax.nn.attention`.
-      remat: `level` recomputes each level in the backward pass instead of keeping what it computed.
+      remat: `level` recomputes each level in the backward pass instead of keeping what it computed,
+        `block` each residual block: as much work, and less memory where a level has several.
     """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)

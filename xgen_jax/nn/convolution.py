@@ -8,6 +8,8 @@ of the layer's input. Whole-clip, chunked and streaming evaluation are therefore
 CausalVAE).
 """
 
+import functools
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
@@ -77,6 +79,72 @@ class CausalConv3D(nn.Module):
         )
         y = convolve(x_BTHWC, kernel.astype(self.dtype), stride, (rows, columns))
         return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape), cache
+
+
+class UpsampledConv(nn.Module):
+    """Double height and width by repetition, then convolve with 1x3x3 taps.
+
+    The parameters are those of a `CausalConv3D` with a kernel of (1, 3, 3).
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BTHWC: Array) -> Array:
+        init = nn.initializers.lecun_normal(in_axis=(0, 1, 2, 3))
+        kernel = self.param("kernel", init, (1, 3, 3, x_BTHWC.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = convolve_upsampled(x_BTHWC.astype(self.dtype), kernel)
+        return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+
+
+def convolve_upsampled(x_BTHWC: Array, kernel_DHWIO: Array) -> Array:
+    """Convolve `nearest_upsample(x)` with a kernel of 1x3x3 taps and zeros around it.
+
+    On accelerators by `convolve_in_phases`. On CPU the many small convolutions would take longer.
+    """
+
+    def as_written(x, kernel):
+        return convolve(nearest_upsample(x), kernel.astype(x.dtype), (1, 1, 1), ((1, 1), (1, 1)))
+
+    on_gpu = functools.partial(convolve_in_phases, symmetric=True)
+    return lax.platform_dependent(
+        x_BTHWC, kernel_DHWIO, cpu=as_written, cuda=on_gpu, default=convolve_in_phases
+    )
+
+
+def convolve_in_phases(x_BTHWC: Array, kernel_DHWIO: Array, symmetric: bool = False) -> Array:
+    """Give what `convolve_upsampled` gives, without the upsampled frames.
+
+    In each direction a result at an even place meets two different values, with taps 0 and 1 + 2,
+    one at an odd place with taps 0 + 1 and 2: four kernels of 2x2 taps on the small frame, with
+    16/36 of the operations.
+
+    cuDNN pads both sides alike, and for one side XLA would write a padded copy of the frame for
+    each kernel: `symmetric` pads both, and leaves out the first or the last row and column.
+    """
+    batch, frames, height, width, _ = x_BTHWC.shape
+
+    def merged(kernel, axis):
+        a, b, c = jnp.split(kernel, 3, axis)
+        return jnp.concatenate([a, b + c], axis), jnp.concatenate([a + b, c], axis)
+
+    def phase(kernel, row, column):
+        kernel, padding = kernel.astype(x_BTHWC.dtype), ((1 - row, row), (1 - column, column))
+        if not symmetric:
+            return convolve(x_BTHWC, kernel, (1, 1, 1), padding)
+        y = convolve(x_BTHWC, kernel, (1, 1, 1), ((1, 1), (1, 1)))
+        return y[:, :, row : row + height, column : column + width]
+
+    y = jnp.stack(
+        [
+            jnp.stack([phase(k, row, column) for column, k in enumerate(merged(rows, 2))], axis=4)
+            for row, rows in enumerate(merged(kernel_DHWIO, 1))
+        ],
+        axis=3,
+    )
+    return y.reshape(batch, frames, 2 * height, 2 * width, -1)
 
 
 def causal_average_pool(x_BTHWC: Array, cache: Array | None = None) -> tuple[Array, Array]:

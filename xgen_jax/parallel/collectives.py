@@ -135,7 +135,7 @@ def collectives(hlo: str, domains: Sequence[int]) -> Collectives:
             if instruction.operation == "while":
                 total += _of_loop(instruction)
             elif instruction.operation == "conditional":
-                total += max(map(of, _branches(instruction)), key=lambda branch: branch.sent)
+                total += max(map(of, branches(instruction)), key=lambda branch: branch.sent)
             else:
                 total = sum(map(of, _CALLED.findall(instruction.attributes)), total)
         return total
@@ -199,7 +199,8 @@ def trip_count(loop: Instruction, computations: dict[str, dict[str, Instruction]
     return None
 
 
-def _branches(instruction: Instruction) -> list[str]:
+def branches(instruction: Instruction) -> list[str]:
+    """Return the computations of a conditional."""
     listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
     text = listed[1] if listed else instruction.attributes
     pattern = r"%?([^\s,]+)" if listed else r"\b(?:true|false)_computation=%?([^\s,]+)"

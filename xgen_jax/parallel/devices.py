@@ -12,11 +12,14 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from xgen_jax.environment import CHANNELS_LAST, knows_channels_last
 from xgen_jax.errors import UserError, choose
 from xgen_jax.parallel.device_figures import GPUS, TPUS, Peak
 
 # Triton's matrix products are tuned on the device; without it some shapes have no tiling.
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+if knows_channels_last():  # as the commands ask for it
+    COMPILER_OPTIONS["gpu"][CHANNELS_LAST] = True
 # Fraction of a GPU's memory that JAX reserves, unless XLA_PYTHON_CLIENT_MEM_FRACTION says more.
 RESERVED = 0.75
 GPUS_PER_HOST = 8
@@ -63,6 +66,22 @@ def peak_of(device: Any) -> Peak | None:
         tpu.device_kind: tpu for tpu in TPUS.values()
     }
     return named[device.device_kind].peak if device.device_kind in named else None
+
+
+def named_peak(topology: str) -> Peak:
+    """Return the figures of one device of a topology, see `named_devices`; no compiler is needed.
+
+    Raises:
+      UserError: devices whose figures are not known, such as CPUs.
+    """
+    kind, _, rest = topology.partition(":")
+    name = f"gpu:{rest.partition(':')[0]}" if kind == "gpu" else kind
+    known = TPUS | {f"gpu:{gpu}": figures for gpu, figures in GPUS.items()}
+    if name not in known:
+        raise UserError(
+            f"the peak of {topology!r} is not known; known are those of {', '.join(known)}"
+        )
+    return known[name].peak
 
 
 def chips(device: Any, number: int) -> int:

@@ -27,6 +27,8 @@ from xgen_jax.typing import Array, Params, Video
 from xgen_jax.weights.lpips import load_lpips
 
 STATISTICS_BATCHES = 32
+# LPIPS keeps a gigabyte of features for each million pixels, so longer clips go in parts.
+PERCEPTUAL_PIXELS = 2**20
 # Cb and Cr of R, G and B, ITU-R BT.601, each in [-1, 1] for colours in [-1, 1].
 CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
@@ -124,11 +126,35 @@ class EmbedderTask(Task):
         return self.embedder.decode(bundle, latents)
 
     def perceptual(self, frozen: Params, predicted_BTHWC: Array, video_BTHWC: Array) -> Array:
-        """Compute LPIPS of video in [-1, 1], a mean over frames."""
+        """Compute LPIPS of video in [-1, 1], a mean over frames.
+
+        Where a clip has more than `PERCEPTUAL_PIXELS`, some frames at a time, whose features are
+        computed again in the backward pass.
+        """
         assert self.lpips is not None
-        frames = (x.reshape(-1, *x.shape[2:]) for x in (predicted_BTHWC, video_BTHWC))
-        distance: Any = self.lpips.apply(frozen, *frames)
-        return distance.astype(jnp.float32).mean()
+        lpips = self.lpips
+
+        def total(pair_BTHWC) -> Array:
+            # Clips first, so that devices keep theirs.
+            distance: Any = lpips.apply(frozen, *(x.reshape(-1, *x.shape[2:]) for x in pair_BTHWC))
+            return distance.astype(jnp.float32).sum()
+
+        pair = predicted_BTHWC, video_BTHWC
+        batch, frames, height, width, _ = video_BTHWC.shape
+        at_once = max(1, PERCEPTUAL_PIXELS // (height * width))
+        if frames <= at_once:
+            return total(pair) / (batch * frames)
+        again, parts = jax.checkpoint(total), frames // at_once
+        whole = parts * at_once
+
+        def in_parts(x):
+            x = x[:, :whole].reshape(batch, parts, at_once, *x.shape[2:])
+            return jnp.swapaxes(x, 0, 1)
+
+        distance = jax.lax.map(again, jax.tree.map(in_parts, pair)).sum()
+        if whole < frames:
+            distance += again(jax.tree.map(lambda x: x[:, whole:], pair))
+        return distance / (batch * frames)
 
     def evaluate(
         self, params: Params, arrays: Arrays, keys_B: Array, frozen: Params = None

@@ -1,0 +1,101 @@
+"""Products and bytes of a program, read from its HLO: tiles, loops, slices, kernels of libraries,
+and real programs."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from xgen_jax.parallel.program_work import arrays, program_work
+
+PROGRAMS = pathlib.Path(__file__).parent / "programs"
+# A loop of 7 around a fused convolution whose kernel is a slice of a stack, as for a TPU.
+TPU = (PROGRAMS / "tpu.hlo").read_text()
+GPU = (PROGRAMS / "gpu.hlo").read_text()
+
+
+@pytest.mark.parametrize(
+    "text,size",
+    [
+        ("f32[3,4]{1,0}", 48),
+        ("f32[3,4]{1,0:T(8,128)}", 8 * 128 * 4),
+        ("f32[3,4]{0,1:T(8,128)}", 8 * 128 * 4),
+        ("bf16[2,20,300]{2,1,0:T(8,128)(2,1)}", 2 * 24 * 384 * 2),
+        ("bf16[20,2,300]{2,0,1:T(8,128)(2,1)}", 2 * 24 * 384 * 2),
+        ("bf16[512]{0:T(512)(128)(2,1)S(1)}", 1024),
+        ("pred[]", 1),
+        ("f8e4m3fn[10]{0}", 10),
+    ],
+)
+def test_tiles_are_padded(text, size):
+    (array,) = arrays(text)
+    assert array.bytes == size and array.on_chip == ("S(1)" in text)
+
+
+def test_a_loop_counts_as_often_as_it_runs_and_a_slice_as_one():
+    work = program_work(TPU, matrix_unit=128)
+    (product,) = work.products
+    flops = 7 * 2 * (2 * 16 * 16 * 72) * 9 * 64
+    assert (product.kind, product.operands, product.result, product.runs) == (
+        *("convolution", ("bf16", "bf16"), "bf16"),
+        7,
+    )
+    assert product.flops == flops
+    assert product.padded_flops == pytest.approx(flops * (128 / 64) * (128 / 72))
+    moved = {transfer.operation: transfer.bytes for transfer in work.transfers}
+    tile = 8 * 128 * 4
+    # Input and one slice of the stack; the result stays on the chip.
+    assert moved["fusion"] == 7 * (2 * 18 * 24 * 128 * 2 + 9 * 64 * 128 * 2)
+    assert moved["copy-start"] == tile  # from memory to the chip
+    assert moved["add"] == 2 * tile  # one operand is on the chip
+    assert work.endless == 0 and not work.unknown
+
+
+def test_calls_of_libraries_count_their_products():
+    work = program_work(GPU)
+    convolution = 2 * (3 * 8 * 10 * 4) * 27 * 6
+    assert [product.flops for product in work.products] == [
+        2 * 8 * 32 * 16 * 64,
+        *[convolution] * 3,
+        2 * 2 * (2 * 4 * 128 * 96) * 72,
+    ]
+    assert [product.kind for product in work.products] == [
+        *("dot", "convolution", "convolution", "convolution", "attention")
+    ]
+    assert work.unknown == {"__cudnn$other": 1}
+    first = work.transfers[0]
+    assert first.bytes == 8 * 32 * 64 * 2 + 8 * 64 * 16 * 2 + 8 * 32 * 16 * 4  # no workspace
+
+
+def test_only_taps_that_meet_values_count():
+    """A convolution with padding and strides, and its gradients, on this host."""
+
+    def function(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (2, 2), ((1, 1), (0, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    x, kernel = np.ones((2, 9, 8, 3), np.float32), np.ones((3, 3, 3, 5), np.float32)
+    y = jax.jit(function)(x, kernel)
+    flops = 2 * float(y.sum())  # all values are one: y counts its products
+    assert flops < 2 * y.size * 27
+    forward = program_work(jax.jit(function).lower(x, kernel).compile().as_text())
+    assert [product.flops for product in forward.products] == [flops]
+    gradient = jax.jit(jax.grad(lambda x, k: function(x, k).sum(), argnums=(0, 1)))
+    backward = program_work(gradient.lower(x, kernel).compile().as_text())
+    assert [product.flops for product in backward.products] == [flops] * 2
+
+
+def test_a_scanned_program_of_this_host():
+    def function(x, stack):
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stack)[0]
+
+    x, stack = np.ones((64, 32), np.float32), np.ones((5, 32, 32), np.float32)
+    work = program_work(jax.jit(function).lower(x, stack).compile().as_text(), matrix_unit=128)
+    assert work.flops() == {"float32": 5 * 2 * 64 * 32 * 32}
+    assert work.flops(padded=True) == {"float32": 5 * 2 * 64 * 128 * 128}
+    least = x.nbytes * 2 + stack.nbytes
+    assert least <= work.bytes <= 20 * least
