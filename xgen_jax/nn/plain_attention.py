@@ -117,8 +117,8 @@ def _keeping_forward(q, k, v, mask):
 
 
 def _keeping_backward(kept, dy):
-    q, k, v = kept[:3]
-    return *_like(_backward(*kept, dy), q, k, v), None
+    q, k, v, y, weights, total = kept
+    return *_like(_backward(q, k, v, y, weights, total, dy), q, k, v), None
 
 
 _keeping.defvjp(_keeping_forward, _keeping_backward)

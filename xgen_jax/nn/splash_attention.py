@@ -5,6 +5,8 @@ So tokens are padded to whole blocks, and keys that do not count, padding or mas
 another segment than all queries.
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 
@@ -85,7 +87,7 @@ def splash(
         residual_checkpoint_name=KEPT_OF_ATTENTION,
         interpret=interpret,
     )
-    y = jax.vmap(kernel)(q, k, v, segments)
+    y = cast(Array, jax.vmap(kernel)(q, k, v, segments))  # without residuals
     return jnp.swapaxes(y, 1, 2)[:, :queries]
 
 
