@@ -126,8 +126,8 @@ class Block(nn.Module):
 
     def _in_time(self, x_BTSD: Array, positions: Array, self_kwargs: dict[str, Any]) -> Array:
         """Attend over the frames at each place."""
-        heads, kwargs = self.config.heads, {**self_kwargs, "zero_init": True}
-        kwargs["name"] = "attention_time"
+        heads = self.config.heads
+        kwargs: dict[str, Any] = {**self_kwargs, "zero_init": True, "name": "attention_time"}
         if takes_short(kwargs["implementation"], x_BTSD.shape[1]):
             del kwargs["implementation"]
             return ShortAttention(heads, **kwargs)(x_BTSD, positions)
