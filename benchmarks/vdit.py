@@ -161,7 +161,7 @@ def rows(options, train: bool) -> Iterator[dict[str, Any]]:
 def vdit_row(name, config: VDiTConfig, shape, dtype, train: bool, repeats: int) -> dict[str, Any]:
     """Make one row."""
     network = VDiT(
-        dataclasses.replace(config, attention="cudnn" if dtype == jnp.bfloat16 else "xla"), dtype
+        dataclasses.replace(config, attention="auto" if dtype == jnp.bfloat16 else "xla"), dtype
     )
     x = jax.random.normal(jax.random.key(0), shape)
     time = jnp.full(len(x), 500.0)

@@ -4,7 +4,8 @@ command   python launch/train.py --config=vdit/720p --workdir=runs/vdit/720p
             --config.data.source.path=LATENTS
           It starts from runs/vdit/480p.
 hardware  a pod; the paper spent 642 to 672 H100 days on its three stages.
-          Compiled ahead of time for v5p:4x4x4 (64 chips): the bucket with the most latent cells, 40
+          Compiled ahead of time for v5p:4x4x4 (64 chips; with
+          attention=chunked): the bucket with the most latent cells, 40
           images of 1024x1024 a device, peaks at 25.2 of 95.7 GiB on each (588 s on two busy CPU
           cores), the largest video bucket, one clip of 113x720x1280 a device, at 17.4 (602 s). That
           is more than the 15.75 GiB of a v5e, and one clip a device cannot be split further. No

@@ -4,7 +4,8 @@ section 4).
 command   python launch/train.py --config=vdit/regen_5b --workdir=runs/vdit/regen
             --config.data.source.path=LATENTS
 hardware  a pod; the paper names none.
-          Compiled ahead of time for v5p:4x4x4 (64 chips; 553 s on a busy CPU core): the bucket of
+          Compiled ahead of time for v5p:4x4x4 (64 chips; 553 s on a busy CPU core; with
+          attention=chunked): the bucket of
           132 frames, two clips a device, peaks at 3.43 of 95.7 GiB on each; larger batches can be
           tried. No other bucket or slice was compiled.
 time      not measured here
@@ -48,7 +49,7 @@ def get_config(devices: str = "64"):
     )
     run = VDiTRun(
         embedder="runs/regen32",
-        model=dataclasses.replace(PRESETS["VDiT-5B/2"], attention="chunked"),
+        model=dataclasses.replace(PRESETS["VDiT-5B/2"], attention="auto"),
         text=T5TextConfig(path="weights/t5-v1_1-xxl", length=250),
         loss=VDiTLossConfig(
             cond_drop_prob=0.1, time_distribution="logit_normal", shift_by_size=True

@@ -42,7 +42,7 @@ def stage_config(
     run = VDiTRun(
         embedder="runs/vidvae",
         init_from=init_from,
-        model=dataclasses.replace(PRESETS["VDiT-XL/2"], attention="chunked"),
+        model=dataclasses.replace(PRESETS["VDiT-XL/2"], attention="auto"),
         text=T5TextConfig(path="weights/t5-v1_1-xxl", length=250),
         loss=VDiTLossConfig(
             process="ddpm", cond_drop_prob=0.1, time_distribution="uniform", frame_masks=OPEN_SORA

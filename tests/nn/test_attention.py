@@ -1,15 +1,17 @@
 """Attention: every name gives the values and gradients of JAX's own; a masked key counts for
 nothing."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.nn import attention as attention_module
-from xgen_jax.nn import chunked_attention
+from xgen_jax.nn import chunked_attention, plain_attention
 from xgen_jax.nn.attention import CrossAttention, SelfAttention, attention
+from xgen_jax.nn.choices import KEPT_OF_ATTENTION
 
 
 def inputs():
@@ -22,7 +24,7 @@ def inputs():
 @pytest.mark.parametrize("logits_bytes", [0, 2**20], ids=["head by head", "at once"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_values_and_gradients_are_those_of_jax(masked, logits_bytes, monkeypatch):
-    monkeypatch.setattr(attention_module, "LOGITS_BYTES", logits_bytes)
+    monkeypatch.setattr(plain_attention, "LOGITS_BYTES", logits_bytes)
     q, k, v, cotangent = inputs()
     mask = jnp.arange(7)[None] < jnp.array([[4], [7]]) if masked else None
 
@@ -40,12 +42,18 @@ def test_values_and_gradients_are_those_of_jax(masked, logits_bytes, monkeypatch
         np.testing.assert_allclose(one, other, atol=2e-6)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_chunks_of_queries_give_the_values_and_gradients_of_the_whole(masked, monkeypatch):
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """5 queries on 7 keys in blocks of 2: the last is not full."""
     monkeypatch.setattr(chunked_attention, "_LOGITS", 14)
-    monkeypatch.setattr(
-        chunked_attention, "_LANES", 2
-    )  # 5 queries on 7 keys in blocks of 2: the last is not full
+    monkeypatch.setattr(chunked_attention, "_LANES", 2)
+
+
+@pytest.mark.parametrize("logits_bytes", [0, 2**20], ids=["head by head", "at once"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_chunks_of_queries_give_the_values_and_gradients_of_the_whole(
+    masked, logits_bytes, small_blocks, monkeypatch
+):
     q, k, v, cotangent = inputs()
     mask = jnp.arange(7)[None] < jnp.array([[4], [7]]) if masked else None
 
@@ -54,9 +62,61 @@ def test_chunks_of_queries_give_the_values_and_gradients_of_the_whole(masked, mo
         return y, *pullback(cotangent)
 
     run = jax.jit(both, static_argnums=0)
+    expected = run("xla")
+    monkeypatch.setattr(plain_attention, "LOGITS_BYTES", logits_bytes)
     assert "while" in run.lower("chunked").as_text(), "nothing was cut"
-    for one, other in zip(run("chunked"), run("xla")):
+    for one, other in zip(run("chunked"), expected):
         np.testing.assert_allclose(one, other, atol=2e-6)
+
+
+def products(function, dtype):
+    """The operands' dtypes of each matrix product in a program of values and gradients."""
+    q, k, v, cotangent = (x.astype(dtype) for x in inputs())
+
+    def both(q, k, v):
+        y, pullback = jax.vjp(function, q, k, v)
+        return y, *pullback(cotangent)
+
+    text = jax.jit(both).lower(q, k, v).as_text()
+    found = re.findall(r"dot_general .*: \(tensor<[\dx]*(\w+)>, tensor<[\dx]*(\w+)>\)", text)
+    assert len(found) == text.count("dot_general")
+    return found
+
+
+# Logits and result; of a kept softmax four products more, otherwise the logits again.
+@pytest.mark.parametrize("name,count", [("xla", 2 + 4), ("chunked", 2 + 5)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_step_in_bfloat16_multiplies_nothing_in_float32(name, count, masked, small_blocks):
+    mask = jnp.arange(7)[None] < jnp.array([[4], [7]]) if masked else None
+    found = products(lambda q, k, v: attention(q, k, v, mask, name), jnp.bfloat16)
+    assert found == [("bf16", "bf16")] * count
+
+
+def test_logits_are_made_twice_where_remat_keeps_what_attention_names(small_blocks):
+    policy = jax.checkpoint_policies.save_only_these_names(KEPT_OF_ATTENTION)
+
+    def counted(policy):
+        layer = jax.checkpoint(
+            lambda q, k, v: 2 * attention(q, k, v, None, "chunked"), policy=policy
+        )
+        return len(products(layer, jnp.float32))
+
+    assert counted(policy) == 2 + 5
+    assert counted(None) > counted(policy)
+
+
+@pytest.mark.parametrize("name", ["xla", "chunked"])
+def test_gradients_in_bfloat16_are_those_of_float32(name, small_blocks):
+    arrays = inputs()
+    mask = jnp.arange(7)[None] < jnp.array([[4], [7]])
+
+    def gradients(q, k, v, cotangent):
+        return jax.vjp(lambda q, k, v: attention(q, k, v, mask, name), q, k, v)[1](cotangent)
+
+    expected = gradients(*(x.astype(jnp.bfloat16).astype(jnp.float32) for x in arrays))
+    for one, other in zip(gradients(*(x.astype(jnp.bfloat16) for x in arrays)), expected):
+        assert one.dtype == jnp.bfloat16
+        np.testing.assert_allclose(one.astype(jnp.float32), other, atol=1e-2 * np.abs(other).max())
 
 
 def test_masked_keys_do_not_count():
@@ -77,9 +137,28 @@ def test_half_precision_keeps_its_dtype_and_takes_the_softmax_in_float32():
 def test_an_unknown_name_is_refused_with_the_known_ones():
     q, k, v, _ = inputs()
     with pytest.raises(
-        UserError, match="'flash' is not known; choose one of auto, xla, chunked, cudnn"
+        UserError, match="'flash' is not known .*choose one of auto, xla, chunked, cudnn, splash"
     ):
         attention(q, k, v, implementation="flash")
+
+
+@pytest.mark.parametrize("name,devices", [("cudnn", "NVIDIA GPUs"), ("splash", "TPUs")])
+def test_a_kernel_that_the_device_does_not_have_is_refused_with_those_that_it_has(name, devices):
+    q, k, v, _ = inputs()
+    message = f"attention='{name}' is for {devices}; this device, cpu, has auto, xla, chunked$"
+    with pytest.raises(UserError, match=message):
+        attention(q, k, v, implementation=name)
+
+
+@pytest.mark.parametrize("layer", [SelfAttention, CrossAttention])
+@pytest.mark.parametrize("name", ["cudnn", "splash"])
+def test_parameters_are_made_where_the_kernel_does_not_run(layer, name):
+    x = jnp.ones((1, 6, 8))
+    context = (x,) if layer is CrossAttention else ()
+    layer = layer(2, implementation=name)
+    params = layer.init(jax.random.key(0), x, *context)
+    with pytest.raises(UserError, match=f"attention='{name}'"):
+        layer.apply(params, x, *context)
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])

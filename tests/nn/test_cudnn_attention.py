@@ -2,12 +2,14 @@
 attention's."""
 
 import importlib.util
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xgen_jax.errors import UserError
 from xgen_jax.nn import attention as attention_module
 from xgen_jax.nn.attention import attention
 from xgen_jax.nn.cudnn_attention import cudnn_takes
@@ -18,6 +20,13 @@ MASKS = {
     "prefixes": lambda keys: np.arange(keys)[None] < np.array([[4], [keys]]),
     "holes": lambda keys: np.arange(keys)[None] % np.array([[2], [3]]) == 1,
 }
+
+GPU = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(attention_module, "target_device", lambda: GPU)
 
 
 def inputs(queries, keys, dtype=jnp.bfloat16, head_dim=8):
@@ -57,7 +66,7 @@ def values_and_gradients(implementation, arrays, mask):
 @pytest.mark.parametrize("queries,keys", [(6, 8), (5, 7), (5, 8), (6, 7)])
 @pytest.mark.parametrize("mask", MASKS)
 def test_the_kernel_is_handed_what_it_takes_and_the_result_is_plain_attentions(
-    queries, keys, mask, monkeypatch
+    queries, keys, mask, gpu, monkeypatch
 ):
     arrays, mask = inputs(queries, keys), MASKS[mask] and jnp.asarray(MASKS[mask](keys))
     expected = values_and_gradients("xla", [x.astype(jnp.float32) for x in arrays], mask)
@@ -75,16 +84,21 @@ def test_the_kernel_is_handed_what_it_takes_and_the_result_is_plain_attentions(
 @pytest.mark.parametrize(
     "dtype,head_dim", [(jnp.float32, 8), (jnp.bfloat16, 12), (jnp.bfloat16, 512)]
 )
-def test_what_the_kernel_does_not_take_goes_to_xla(dtype, head_dim, monkeypatch):
-    arrays, mask = inputs(5, 7, dtype, head_dim), jnp.asarray(MASKS["prefixes"](7))
+def test_what_the_kernel_does_not_take_is_refused_by_its_name_and_plain_under_auto(
+    dtype, head_dim, gpu, monkeypatch
+):
+    arrays, mask = inputs(65, 70, dtype, head_dim), jnp.asarray(MASKS["prefixes"](70))
     assert not cudnn_takes(*arrays[:3])
     monkeypatch.setattr(
         jax.nn, "dot_product_attention", lambda *a, **k: pytest.fail("the kernel is called")
     )
     for one, other in zip(
-        values_and_gradients("cudnn", arrays, mask), values_and_gradients("xla", arrays, mask)
+        values_and_gradients("auto", arrays, mask), values_and_gradients("xla", arrays, mask)
     ):
         np.testing.assert_array_equal(one, other)
+    message = f"'cudnn' takes bfloat16 .*, not heads of {head_dim} channels in {jnp.dtype(dtype)}"
+    with pytest.raises(UserError, match=message):
+        attention(*arrays[:3], mask, "cudnn")
 
 
 @pytest.mark.parametrize("nvidia", [False, True])
@@ -93,7 +107,8 @@ def test_auto_takes_the_kernel_on_nvidia_gpus_for_sequences_that_are_long_enough
     tokens, nvidia, monkeypatch
 ):
     calls = []
-    monkeypatch.setattr(attention_module, "_on_nvidia", lambda: nvidia)
+    if nvidia:
+        monkeypatch.setattr(attention_module, "target_device", lambda: GPU)
     monkeypatch.setattr(
         jax.nn, "dot_product_attention", lambda *a, **k: calls.append(1) or kernel(*a, **k)
     )
@@ -109,7 +124,7 @@ def test_auto_takes_the_kernel_on_nvidia_gpus_for_sequences_that_are_long_enough
 @pytest.mark.skipif(
     not importlib.util.find_spec("jax_cuda13_plugin"), reason="needs the CUDA plugin, but no GPU"
 )
-def test_jax_lowers_it_for_cuda(mask):
+def test_jax_lowers_it_for_cuda(mask, gpu):
     mask = MASKS[mask] and jnp.asarray(MASKS[mask](7))
 
     def loss(q, k, v):

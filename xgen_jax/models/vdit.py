@@ -45,6 +45,7 @@ from xgen_jax.nn.layout import TOKENS, axis_size, constrain
 from xgen_jax.nn.mlp import MLP
 from xgen_jax.nn.norms import layer_norm
 from xgen_jax.nn.positions import sinusoid, sinusoid_2d
+from xgen_jax.nn.short_attention import ShortAttention, takes_short
 from xgen_jax.nn.stack import Stack
 from xgen_jax.typing import Array, Params
 
@@ -113,16 +114,8 @@ class Block(nn.Module):
             x_BTSD = x_BTSD + gate_s * constrain(attention(h, positions["space"]), TOKENS)
 
             shift_t, scale_t, gate_t = rows(t3_BF3D, "scale_shift_table_temporal")
-            h = rearrange(modulate(layer_norm(x_BTSD), shift_t, scale_t), "b t s d -> b s t d")
-            attention = SelfAttention(
-                c.heads,
-                zero_init=True,
-                name="attention_time",
-                dims=("batch", "space", None),
-                **self_kwargs,
-            )
-            h = attention(h, positions["time"])
-            x_BTSD = x_BTSD + gate_t * rearrange(h, "b s t d -> b t s d")
+            h = modulate(layer_norm(x_BTSD), shift_t, scale_t)
+            x_BTSD = x_BTSD + gate_t * self._in_time(h, positions["time"], self_kwargs)
 
         x_BTSD = x_BTSD + CrossAttention(
             c.heads, c.text_norm, True, name="attention_text", dims=TOKENS[:-1], **kwargs
@@ -131,6 +124,17 @@ class Block(nn.Module):
         h = modulate(layer_norm(x_BTSD), shift_m, scale_m)
         h = MLP(c.mlp_ratio * width, dtype=self.dtype, name="mlp")(h)
         return constrain(x_BTSD + gate_m * h, TOKENS)
+
+    def _in_time(self, x_BTSD: Array, positions: Array, self_kwargs: dict[str, Any]) -> Array:
+        """Attend over the frames at each place."""
+        heads = self.config.heads
+        kwargs: dict[str, Any] = {**self_kwargs, "zero_init": True, "name": "attention_time"}
+        if takes_short(kwargs["implementation"], x_BTSD.shape[1]):
+            del kwargs["implementation"]
+            return ShortAttention(heads, **kwargs)(x_BTSD, positions)
+        attention = SelfAttention(heads, dims=("batch", "space", None), **kwargs)
+        h = attention(rearrange(x_BTSD, "b t s d -> b s t d"), positions)
+        return rearrange(h, "b s t d -> b t s d")
 
 
 class Modulation(nn.Module):

@@ -107,7 +107,9 @@ class MidAttention(nn.Module):
                 return rearrange(x, "f c n -> f n 1 c")
             return x.reshape(b * t, height * width, 1, channels)
 
-        y = attention(tokens(q), tokens(k), tokens(v), implementation=c.attention)
+        # Parameters can be made where the kernel that the configuration names does not run.
+        implementation = "chunked" if self.is_initializing() else c.attention
+        y = attention(tokens(q), tokens(k), tokens(v), implementation=implementation)
         if c.attention_layout == "released":
             y = rearrange(y, "f n 1 c -> f c n").reshape(b, channels, t, height, width)
             y = rearrange(y, "b c t h w -> b t h w c")

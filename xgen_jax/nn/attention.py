@@ -4,82 +4,38 @@
 
 Names: `xla` runs anywhere; so does `chunked`, which works on a block of queries at a time and needs
 little memory, and is `xla` where there are few logits; `cudnn` is the flash kernel of NVIDIA GPUs,
-and `chunked` for arrays which that does not take; `auto` is `cudnn` on NVIDIA GPUs, but for few
+and `splash` that of TPUs; `auto` is the device's kernel for arrays that it takes, but for few
 tokens, and `chunked` elsewhere. Every name gives the same values and gradients as `xla` within its
 precision.
 """
 
 import math
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from xgen_jax.errors import choose
+from xgen_jax.errors import UserError, choose
 from xgen_jax.nn.choices import IMPLEMENTATIONS
 from xgen_jax.nn.chunked_attention import chunked
-from xgen_jax.nn.cudnn_attention import cudnn, cudnn_takes
+from xgen_jax.nn.cudnn_attention import CUDNN_LIMITS, cudnn, cudnn_takes
 from xgen_jax.nn.embeddings import XAVIER, ZEROS
-from xgen_jax.nn.layout import Names, constrain, on_each_device
+from xgen_jax.nn.layout import Names, constrain, on_each_device, target_device
 from xgen_jax.nn.norms import RMSNorm
+from xgen_jax.nn.plain_attention import plain
 from xgen_jax.nn.positions import rotary
+from xgen_jax.nn.splash_attention import SPLASH_LIMITS, splash, splash_takes
 from xgen_jax.typing import Array
 
 # `auto` leaves shorter sequences, such as the frames at one place of a clip, to plain XLA: the
-# flash kernel works on blocks of 64 tokens or more, most of which would be padding.
+# flash kernels work on blocks of 64 (NVIDIA) or 128 tokens (TPU), most of which would be padding.
 FEWEST_FLASH_TOKENS = 64
-# On CPU more logits than these are computed head by head, forward and backward, for out of the
-# cache they cost more than the products: at 1,024 tokens that halves the time of the forward pass.
-LOGITS_BYTES = 16 * 2**20
-
-
-def _weigh(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    """softmax(q k^T) v over the last two dims (N, C), (M, C); leading dims are alike, and the mask
-    broadcasts to them.
-
-    The sum of the weights divides the result, which is smaller than the weights.
-    """
-    logits = jnp.einsum("...nc,...mc->...nm", q, k, preferred_element_type=jnp.float32)
-    if mask is not None:
-        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
-    y = jnp.einsum(
-        "...nm,...mc->...nc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
-    return (y / weights.sum(-1, keepdims=True)).astype(v.dtype)
-
-
-def _xla_attention(q_BNKC: Array, k_BMKC: Array, v_BMKC: Array, mask_BM: Array | None) -> Array:
-    # Heads are moved next to the batch first: both products are then plain batched matrix products,
-    # which XLA:CPU runs up to three times faster than the same einsum over (B, N, K, C).
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BNKC * q_BNKC.shape[-1] ** -0.5, k_BMKC, v_BMKC))
-    masks = () if mask_BM is None else (mask_BM,)
-
-    def at_once(q, k, v, *masks):
-        return _weigh(
-            q, k, v, *(mask_BM[:, None, None, :] for mask_BM in masks) if masks else (None,)
-        )
-
-    def head_by_head(q, k, v, *masks):
-        batch, heads = q.shape[:2]
-        masks = (jnp.repeat(mask_BM[:, None], heads, axis=0) for mask_BM in masks)
-        one = jax.checkpoint(lambda arrays: _weigh(*arrays[:3], *arrays[3:] or (None,)))
-        y = lax.map(one, (*(x.reshape(batch * heads, *x.shape[2:]) for x in (q, k, v)), *masks))
-        return y.reshape(batch, heads, *y.shape[1:])
-
-    if 4 * q[..., 0].size * k.shape[2] <= LOGITS_BYTES:
-        y = at_once(q, k, v, *masks)
-    else:
-        y = lax.platform_dependent(q, k, v, *masks, cpu=head_by_head, default=at_once)
-    return jnp.swapaxes(y, 1, 2)
-
-
-def _on_nvidia() -> bool:
-    """Whether what is traced now is for NVIDIA GPUs: the devices of the mesh, else the default
-    ones."""
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    return "nvidia" in device.device_kind.lower()
+# Which arrays a kernel takes, what they are, and what it runs on.
+_KERNELS = {
+    "cudnn": (cudnn_takes, CUDNN_LIMITS, "NVIDIA GPUs"),
+    "splash": (splash_takes, SPLASH_LIMITS, "TPUs"),
+}
 
 
 def attention(
@@ -100,20 +56,59 @@ def attention(
 
     Returns:
       (B, N, K, C) in the dtype of the queries; the softmax is taken in float32.
+
+    Raises:
+      UserError: a name that is not known, or a kernel that the device does not have or that does
+        not take the arrays.
     """
     choose("attention", implementation, IMPLEMENTATIONS)
+    arrays = (q_BNKC, k_BMKC, v_BMKC)
     if implementation == "auto":
-        tokens = min(q_BNKC.shape[1], k_BMKC.shape[1])
-        implementation = "cudnn" if tokens >= FEWEST_FLASH_TOKENS and _on_nvidia() else "chunked"
-    if implementation == "cudnn" and not cudnn_takes(q_BNKC, k_BMKC, v_BMKC):
-        implementation = "chunked"
+        implementation = _best(*arrays)
+    elif implementation in _KERNELS:
+        _check_kernel(implementation, *arrays)
     match implementation:
         case "xla":
-            return _xla_attention(q_BNKC, k_BMKC, v_BMKC, mask_BM)
+            return plain(*arrays, mask_BM)
         case "chunked":
-            return chunked(attention, q_BNKC, k_BMKC, v_BMKC, mask_BM)
+            return chunked(*arrays, mask_BM)
+        case "cudnn":
+            return cudnn(*arrays, mask_BM)
         case _:
-            return cudnn(q_BNKC, k_BMKC, v_BMKC, mask_BM)
+            return splash(*arrays, mask_BM)
+
+
+def kernel_of(device: Any) -> str | None:
+    """Return the name of a device's flash kernel; None if it has none."""
+    if device.platform == "tpu":
+        return "splash"
+    return "cudnn" if "nvidia" in device.device_kind.lower() else None
+
+
+def _best(q_BNKC: Array, k_BMKC: Array, v_BMKC: Array) -> str:
+    """Return the name that `auto` stands for on the device."""
+    kernel = kernel_of(target_device())
+    if kernel is None or min(q_BNKC.shape[1], k_BMKC.shape[1]) < FEWEST_FLASH_TOKENS:
+        return "chunked"
+    takes, _, _ = _KERNELS[kernel]
+    return kernel if takes(q_BNKC, k_BMKC, v_BMKC) else "chunked"
+
+
+def _check_kernel(name: str, q_BNKC: Array, k_BMKC: Array, v_BMKC: Array) -> None:
+    takes, limits, devices = _KERNELS[name]
+    device = target_device()
+    if kernel_of(device) != name:
+        others = [each for each in IMPLEMENTATIONS if each not in _KERNELS]
+        can = ", ".join([*others, *filter(None, [kernel_of(device)])])
+        raise UserError(
+            f"attention={name!r} is for {devices}; this device, {device.device_kind}, has {can}"
+        )
+    if not takes(q_BNKC, k_BMKC, v_BMKC):
+        raise UserError(
+            f"attention={name!r} takes {limits}, not heads of {q_BNKC.shape[-1]} channels in "
+            f"{jnp.dtype(q_BNKC.dtype).name}; attention=auto takes it where it can, and chunked "
+            "elsewhere"
+        )
 
 
 def _attention_on_each_device(
@@ -143,6 +138,12 @@ def _attention_on_each_device(
     masks = () if mask_BM is None else (mask_BM,)
     all_names = (names, key_names, key_names, ("batch", None))[: 3 + len(masks)]
     return on_each_device(attend, all_names, names)(q, k, v, *masks)
+
+
+def _implementation(layer: Any) -> str:
+    """Return a layer's implementation. Parameters are the same for all, and can be made or counted
+    where the kernel that a configuration names does not run."""
+    return "chunked" if layer.is_initializing() else layer.implementation
 
 
 class HeadsDense(nn.Module):
@@ -227,7 +228,8 @@ class SelfAttention(nn.Module):
             q, k = rotary(q, positions), rotary(k, positions)
 
         names = (*dims[:apart], None, heads, None)
-        y = _attention_on_each_device(q, k, v, mask_BN, self.implementation, names, names)
+        implementation = _implementation(self)
+        y = _attention_on_each_device(q, k, v, mask_BN, implementation, names, names)
         # Heads for tokens.
         y = constrain(y.reshape(*x.shape[:-1], *y.shape[-2:]), (*whole, heads, None))
         y = constrain(y, (*dims, "heads", None)).reshape(x.shape)
@@ -266,7 +268,8 @@ class CrossAttention(nn.Module):
             )
 
         names, of_context = (*self.dims, "heads", None), ("batch", None, "heads", None)
-        y = _attention_on_each_device(q, k, v, mask_BL, self.implementation, names, of_context)
+        implementation = _implementation(self)
+        y = _attention_on_each_device(q, k, v, mask_BL, implementation, names, of_context)
         return nn.Dense(
             width, dtype=self.dtype, kernel_init=ZEROS if self.zero_init else XAVIER, name="proj"
         )(y.reshape(x.shape))

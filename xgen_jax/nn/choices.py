@@ -1,6 +1,10 @@
 """Names that configurations choose layers by; apart from the layers, which load jax."""
 
 # See `nn.attention`.
-IMPLEMENTATIONS = ("auto", "xla", "chunked", "cudnn")
+IMPLEMENTATIONS = ("auto", "xla", "chunked", "cudnn", "splash")
 # Norms of a video autoencoder, see `nn.norms.video_norm`.
 VIDEO_NORMS = ("group_per_frame", "group", "rms")
+# The name under which a policy of `jax.checkpoint` can keep what the backward pass needs of
+# attention, so that it is not computed again: the result, and what its softmax was normalised by.
+# `chunked` and `splash` have it.
+KEPT_OF_ATTENTION = "attention"

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from xgen_jax.typing import Array
 
 LARGEST_HEAD = 128
+CUDNN_LIMITS = f"bfloat16 or float16, and heads of a multiple of 8 channels up to {LARGEST_HEAD}"
 
 
 def cudnn_takes(q_BNKC: Array, k_BMKC: Array, v_BMKC: Array) -> bool:

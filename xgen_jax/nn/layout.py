@@ -56,6 +56,12 @@ def on_each_device(function: Callable, names: Sequence[Names], out_names: Names)
     return call
 
 
+def target_device() -> Any:
+    """Return a device like those that what is traced now is for, with a `platform` and a
+    `device_kind`: of the mesh, else the default one."""
+    return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+
+
 def _mesh_shape() -> dict[str, int]:
     """Return the sizes of the current mesh's axes; {} without one, of one device or of no names."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -17,20 +17,25 @@ def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:
       base: the longest wavelength is about 2*pi*base positions.
     """
     channels = x.shape[-1]
-    positions = jnp.asarray(positions, jnp.float32).reshape(x.shape[-3], -1)
-    axes = positions.shape[1]
-    each = 2 * (channels // (2 * axes))
-    angles = []
-    for axis, count in enumerate([channels - (axes - 1) * each] + [each] * (axes - 1)):
-        frequencies = base ** -(np.arange(0, count, 2) / count)
-        angles.append(positions[:, axis, None] * jnp.asarray(frequencies, jnp.float32)[None, :])
-    angles = jnp.concatenate(angles, axis=1)
+    angles = rotary_angles(jnp.reshape(positions, (x.shape[-3], -1)), channels, base)
     angles = angles.reshape((1,) * (x.ndim - 3) + (x.shape[-3], 1, -1))
     cos, sin = (f(angles).astype(x.dtype) for f in (jnp.cos, jnp.sin))
     pairs = x.reshape(*x.shape[:-1], channels // 2, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
     return rotated.reshape(x.shape)
+
+
+def rotary_angles(positions: Array, channels: int, base: float = 10_000.0) -> Array:
+    """Return the angles (N, channels / 2) of `rotary`, for positions (N, A)."""
+    positions = jnp.asarray(positions, jnp.float32)
+    axes = positions.shape[1]
+    each = 2 * (channels // (2 * axes))
+    angles = []
+    for axis, count in enumerate([channels - (axes - 1) * each] + [each] * (axes - 1)):
+        frequencies = base ** -(np.arange(0, count, 2) / count)
+        angles.append(positions[:, axis, None] * jnp.asarray(frequencies, jnp.float32)[None, :])
+    return jnp.concatenate(angles, axis=1)
 
 
 def sinusoid(x: Array, dim: int, max_period: float = 10_000.0) -> Array:
