@@ -21,7 +21,8 @@ KEYS = {key for kind in Run.known.values() if kind.objective for key in names(ki
 KEYS |= set(names(CurationConfig))
 # What stands for any key, and what looks like one: a function of a module.
 NO_KEYS = {"KEY", "motion.motion_scores"}
-OTHER_FLAGS = {"videos_path", "output_path", "dimension"}  # of VBench's own command
+# Of VBench's own command, and of XLA.
+OTHER_FLAGS = {"videos_path", "output_path", "dimension", "xla_gpu_force_conv_nhwc"}
 ENDINGS = (".py", ".json", ".jsonl", ".csv", ".html", ".safetensors")
 SUFFIXES = r"(?:md|py|sh|yaml|yml|json|jsonl|ipynb|toml|flags|npz)"
 FILE = re.compile(
