@@ -3,9 +3,12 @@ latent frames for nine frames.
 
 command   python launch/train.py --config=quickstart/vdit_regen --workdir=runs/quickstart/vdit_regen
 hardware  2 CPU cores, under 2 GB
-time      8 min 34 s, on one core
-expect    all attributes right for 67% (43 of 64) of held-out prompts: color 98%, direction 100%,
-          size 95%, background 100%, shape 69%; for 53% after 2,400 steps
+time      15 min 41 s, on one core with other work on the other
+expect    all attributes right for 75% of 512 held-out prompts: color 97%, direction 100%, size 97%,
+          background 100%, shape 79%. Its REGEN was trained for 1,500 steps with
+          --config.model.head_channels=8 --config.loss.gradient=0.1, and 600 more with
+          --config.loss.kl=1e-3 (docs/quality.md); on that of quickstart/regen an earlier
+          transformer had 67%
 
 --config=quickstart/vdit_regen:16 trains on clips of 17 frames, on the latents of
 runs/quickstart/regen16, which --config=quickstart/regen:16 trains.
