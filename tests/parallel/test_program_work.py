@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from xgen_jax.parallel.program_work import arrays, program_work
+from xgen_jax.parallel.program_products import arrays
+from xgen_jax.parallel.program_work import program_work
 
 PROGRAMS = pathlib.Path(__file__).parent / "programs"
 # A loop of 7 around a fused convolution whose kernel is a slice of a stack, as for a TPU.

@@ -15,19 +15,20 @@ lower nor an upper bound of it.
 
 import collections
 import functools
-import json
-import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import numpy as np
-
 from xgen_jax.parallel.collectives import Instruction, branches, parse, trip_count
+from xgen_jax.parallel.program_products import (
+    Product,
+    arrays,
+    op_name_of,
+    product_of,
+    product_of_call,
+    target_of,
+)
 
-_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
-_TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _CALLED = re.compile(r"\b(?:calls|to_apply)=%?([^\s,{}]+)")
 _BODY = re.compile(r"\bbody=%?([^\s,{}]+)")
 # They move nothing, or what they move counts where it starts or inside of them.
@@ -38,50 +39,6 @@ _FREE = {
     "collective-permute-done",
 }
 _KERNELS = ("cublas", "cudnn", "tpu_custom_call", "triton", "mosaic_gpu")
-_ATTENTION_PRODUCTS = {"fmha": 2, "fmhaBackward": 5}  # matrix products in one call
-
-
-class ArrayShape(NamedTuple):
-    """An array in memory.
-
-    Attributes:
-      dtype: as HLO writes it, "bf16".
-      dims: its shape.
-      bytes: with the padding of its tiles.
-      on_chip: it is not in the device's main memory.
-    """
-
-    dtype: str
-    dims: tuple[int, ...]
-    bytes: int
-    on_chip: bool
-
-
-class Product(NamedTuple):
-    """A matrix product or a convolution.
-
-    Attributes:
-      kind: "dot", "convolution" or "attention".
-      operands: dtypes of the two operands.
-      result: dtype of the result.
-      flops: of all runs; a multiplication and an addition are two.
-      padded_flops: the same with contracted and output channels padded to the matrix unit.
-      runs: in one run of the program.
-      op_name: where it comes from in the model.
-    """
-
-    kind: str
-    operands: tuple[str, str]
-    result: str
-    flops: float
-    padded_flops: float
-    runs: int
-    op_name: str
-
-    @property
-    def dtype(self) -> str:
-        """The dtype that it is computed in: "float32" where either operand is, else "bfloat16"."""
-        return "float32" if "f32" in self.operands else "bfloat16"
 
 
 class Transfer(NamedTuple):
@@ -180,65 +137,25 @@ def program_work(hlo: str, matrix_unit: int = 1) -> Work:
         if operation == "fusion":
             work = work._replace(products=list(_fused(inner, computations, matrix_unit)))
         elif operation == "custom-call":
-            product = _of_call(instruction, table, matrix_unit)
+            product = product_of_call(instruction, table, matrix_unit)
             if product is not None:
                 work = work._replace(products=[product])
-            elif any(name in _target(instruction) for name in _KERNELS):
-                work = work._replace(unknown=collections.Counter([_target(instruction)]))
-        elif (product := _product(instruction, table, matrix_unit)) is not None:
+            elif any(name in target_of(instruction) for name in _KERNELS):
+                work = work._replace(unknown=collections.Counter([target_of(instruction)]))
+        elif (product := product_of(instruction, table, matrix_unit)) is not None:
             work = work._replace(products=[product])
         if operation not in _FREE:
             moved = _moved(instruction, table, inner)
-            name = _op_name(instruction)
+            name = op_name_of(instruction)
             work = work._replace(transfers=[Transfer(operation, float(moved), 1, name)])
         return work
 
     return of(entry)
 
 
-def arrays(text: str) -> list[ArrayShape]:
-    """Return the arrays in the text of a shape: "(bf16[2,3]{1,0:T(8,128)(2,1)}, pred[])"."""
-    return [_array(*match.groups()) for match in _ARRAY.finditer(text) if match[1] != "token"]
-
-
-def _array(dtype: str, dims_text: str, layout: str | None) -> ArrayShape:
-    layout = layout or ""
-    dims = tuple(int(dim.strip("<=")) for dim in dims_text.split(",") if dim)
-    order, tile = re.match(r"([\d,]*)(?::.*?T\(([\d,]+)\))?", layout), None
-    padded = list(dims)
-    if order is not None and order[2] and order[1]:
-        tile = [int(side) for side in order[2].split(",")]
-        minor_first = [int(dim) for dim in order[1].split(",")]
-        for dim, side in zip(minor_first, reversed(tile)):
-            padded[dim] = -(-dims[dim] // side) * side
-    bits = 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
-    size = math.prod(padded) * bits // 8
-    return ArrayShape(dtype, dims, size, re.search(r"S\([1-9]\)", layout) is not None)
-
-
-def _target(instruction: Instruction) -> str:
-    """The library's name of a call."""
-    found = _TARGET.search(instruction.attributes)
-    return found[1] if found else ""
-
-
-def _op_name(instruction: Instruction) -> str:
-    found = _OP_NAME.search(instruction.attributes)
-    return found[1] if found else ""
-
-
 def _size(text: str) -> int:
     """Bytes in main memory of the arrays of a shape."""
     return sum(array.bytes for array in arrays(text) if not array.on_chip)
-
-
-def _operands(instruction: Instruction, table: dict[str, Instruction]) -> list[ArrayShape]:
-    """The first array of each operand."""
-    found = (arrays(table[name].shape)[:1] for name in instruction.names if name in table)
-    return [array for first in found for array in first]
-
-
-# Bytes
 
 
 def _moved(
@@ -255,9 +172,9 @@ def _moved(
             return sum(least for array in ends if not array.on_chip)
         case "all-gather-start" | "all-reduce-start" | "collective-permute-start":
             return written  # its shape holds operands and results
-        case "custom-call" if _target(instruction) == "AllocateBuffer":
+        case "custom-call" if target_of(instruction) == "AllocateBuffer":
             return 0
-        case "custom-call" if "cu" in _target(instruction):
+        case "custom-call" if "cu" in target_of(instruction):
             # What follows the result are statistics, and workspace in bytes.
             results = arrays(instruction.shape)
             written = sum(
@@ -328,156 +245,13 @@ def _updated(table: dict[str, Instruction]) -> int | None:
     return sum(_size(table[name].shape) if size is None else size for size, name in parts)
 
 
-# Products
-
-
 def _fused(
     table: dict[str, Instruction], computations: dict[str, dict[str, Instruction]], unit: int
 ) -> Iterator[Product]:
     """The products inside a fusion, and those fused in it."""
     for instruction in table.values():
-        if (product := _product(instruction, table, unit)) is not None:
+        if (product := product_of(instruction, table, unit)) is not None:
             yield product
         elif instruction.operation == "fusion":
             called = _CALLED.search(instruction.attributes)
             yield from _fused(computations.get(called[1], {}) if called else {}, computations, unit)
-
-
-def _padded(flops: float, contracted: int, features: int, unit: int) -> float:
-    for side in (contracted, features):
-        flops *= -(-side // unit) * unit / max(side, 1)
-    return flops
-
-
-def _product(instruction: Instruction, table: dict[str, Instruction], unit: int) -> Product | None:
-    if instruction.operation not in ("dot", "convolution"):
-        return None
-    x, y = _operands(instruction, table)[:2]
-    (result,) = arrays(instruction.shape)[:1]
-    if instruction.operation == "dot":
-        return _dot(instruction, x, y, result, unit, _dims_of_dot(instruction.attributes))
-    return _convolution(instruction, x, y, result, result, unit)
-
-
-def _dims_of_dot(attributes: str) -> tuple[list[int], list[int], list[int]]:
-    """(contracted of the left, contracted of the right, batch of the right)."""
-
-    def named(name):
-        found = re.search(rf"\b{name}=\{{([\d,]*)\}}", attributes)
-        return [int(dim) for dim in found[1].split(",") if dim] if found else []
-
-    return named("lhs_contracting_dims"), named("rhs_contracting_dims"), named("rhs_batch_dims")
-
-
-def _dot(instruction, x, y, result, unit, dims) -> Product:
-    left, right, batch = dims
-    contracted = math.prod(x.dims[dim] for dim in left)
-    features = math.prod(
-        size for dim, size in enumerate(y.dims) if dim not in right and dim not in batch
-    )
-    flops = 2.0 * math.prod(result.dims) * contracted
-    padded = _padded(flops, contracted, features, unit)
-    name = _op_name(instruction)
-    return Product("dot", (x.dtype, y.dtype), result.dtype, flops, padded, 1, name)
-
-
-def _convolution(instruction, x, kernel, y, result, unit) -> Product | None:
-    """The product of y = kernel * x, or of one of its gradients, which has as many operations."""
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
-    if labels is None:
-        return None
-    of_x, of_kernel, of_y = labels.groups()
-    sides = [label for label in of_y if label.isdigit()]
-    window = _window(instruction.attributes, len(sides))
-    met = 1.0
-    for side, (size, stride, pad, x_dilate, kernel_dilate) in zip(sorted(sides), window):
-        met *= _met(
-            y.dims[of_y.index(side)],
-            x.dims[of_x.index(side)],
-            size,
-            stride,
-            pad,
-            x_dilate,
-            kernel_dilate,
-        )
-    channels, features = (kernel.dims[of_kernel.index(role)] for role in "io")
-    flops = 2.0 * y.dims[of_y.index("b")] * y.dims[of_y.index("f")] * channels * met
-    return Product(
-        "convolution",
-        (x.dtype, kernel.dtype),
-        result.dtype,
-        flops,
-        _padded(flops, channels, features, unit),
-        1,
-        _op_name(instruction),
-    )
-
-
-def _window(attributes: str, sides: int) -> list[tuple[int, int, int, int, int]]:
-    """Size, stride, padding before, and dilations of input and kernel, of each side in order."""
-    written = re.search(r"window=\{([^}]*)\}", attributes)
-    text = written[1] if written else ""
-
-    def named(name, default):
-        found = re.search(rf"\b{name}=([\d_x-]+)", text)
-        if found is None:
-            return [default] * sides
-        return [int(part.split("_")[0]) for part in found[1].split("x")]
-
-    columns = (("size", 1), ("stride", 1), ("pad", 0), ("lhs_dilate", 1), ("rhs_dilate", 1))
-    return list(zip(*(named(*column) for column in columns)))
-
-
-@functools.lru_cache(maxsize=4096)
-def _met(
-    outputs: int, inputs: int, size: int, stride: int, pad: int, x_dilate: int, kernel_dilate: int
-) -> int:
-    """How many pairs of an output and a tap meet a value of the input along one side."""
-    place = np.arange(outputs)[:, None] * stride + np.arange(size) * kernel_dilate - pad
-    inside = (place >= 0) & (place <= (inputs - 1) * x_dilate)
-    return int((inside & (place % x_dilate == 0)).sum())
-
-
-def _of_call(instruction: Instruction, table: dict[str, Instruction], unit: int) -> Product | None:
-    """The product of a call of cuBLAS or cuDNN, or of a kernel that states its own."""
-    target, operands = _target(instruction), _operands(instruction, table)
-    results = arrays(instruction.shape)
-    if "cublas" in target and len(operands) > 1:
-        text = re.search(r'"dot_dimension_numbers":(\{[^}]*\})', instruction.attributes)
-        if text is None:
-            return None
-        numbers = json.loads(text[1])
-        dims = [
-            [int(dim) for dim in numbers.get(name, ())]
-            for name in (
-                "lhs_contracting_dimensions",
-                "rhs_contracting_dimensions",
-                "rhs_batch_dimensions",
-            )
-        ]
-        return _dot(instruction, operands[0], operands[1], results[0], unit, dims)
-    if "cudnn" in target and "conv" in target and len(operands) > 1:
-        a, b, result = *operands[:2], results[0]
-        if "BackwardInput" in target:  # of (dy, kernel)
-            return _convolution(instruction, result, b, a, result, unit)
-        if "BackwardFilter" in target:  # of (x, dy)
-            return _convolution(instruction, a, result, b, result, unit)
-        return _convolution(instruction, a, b, result, result, unit)
-    if "fmha" in target and operands:
-        logits = re.search(
-            r'"intermediate_tensor_shape":\{[^}]*?"dimensions":\[([^\]]*)\]',
-            instruction.attributes,
-        )
-        if logits is None:
-            return None
-        size = math.prod(int(dim.strip('" ')) for dim in logits[1].split(","))
-        products = _ATTENTION_PRODUCTS["fmhaBackward" if "Backward" in target else "fmha"]
-        flops = 2.0 * products * size * operands[0].dims[-1]
-        dtype, name = operands[0].dtype, _op_name(instruction)
-        return Product("attention", (dtype, dtype), results[0].dtype, flops, flops, 1, name)
-    stated = re.search(r'"cost_estimate":\{[^}]*?"flops":"?(\d+)', instruction.attributes)
-    if target == "tpu_custom_call" and stated and operands:
-        flops, dtype = float(stated[1]), operands[0].dtype
-        name = _op_name(instruction)
-        return Product("attention", (dtype, dtype), results[0].dtype, flops, flops, 1, name)
-    return None
