@@ -144,7 +144,8 @@ def convolve_in_phases(x_BTHWC: Array, kernel_DHWIO: Array, symmetric: bool = Fa
         ],
         axis=3,
     )
-    return y.reshape(batch, frames, 2 * height, 2 * width, -1)
+    # A chunk may have no frames yet, so that no side can be inferred.
+    return y.reshape(batch, frames, 2 * height, 2 * width, y.shape[-1])
 
 
 def causal_average_pool(x_BTHWC: Array, cache: Array | None = None) -> tuple[Array, Array]:
