@@ -337,6 +337,15 @@ def test_an_error_of_the_encoder_reaches_the_caller(tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
+@pytest.fixture
+def interruptible():
+    """In the background of a shell the tests ignore the interrupt."""
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, ignored)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("where", ["body", "end"])
 def test_an_interrupted_writer_ends_soon_and_leaves_no_file(tmp_path, monkeypatch, where):
     entered, encoded, yuv = threading.Event(), [], VideoWriter._yuv
