@@ -21,7 +21,7 @@ from flax import linen as nn
 from xgen_jax.errors import UserError
 from xgen_jax.models.posterior import Posterior
 from xgen_jax.models.vidvae_config import VidVAEConfig
-from xgen_jax.nn.attention import attention
+from xgen_jax.nn.attention import attention, implementation_of
 from xgen_jax.nn.convolution import (
     CausalConv3D,
     Kernel,
@@ -107,8 +107,7 @@ class MidAttention(nn.Module):
                 return rearrange(x, "f c n -> f n 1 c")
             return x.reshape(b * t, height * width, 1, channels)
 
-        # Parameters can be made where the kernel that the configuration names does not run.
-        implementation = "chunked" if self.is_initializing() else c.attention
+        implementation = implementation_of(self, c.attention)
         y = attention(tokens(q), tokens(k), tokens(v), implementation=implementation)
         if c.attention_layout == "released":
             y = rearrange(y, "f n 1 c -> f c n").reshape(b, channels, t, height, width)

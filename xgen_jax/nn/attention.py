@@ -140,10 +140,10 @@ def _attention_on_each_device(
     return on_each_device(attend, all_names, names)(q, k, v, *masks)
 
 
-def _implementation(layer: Any) -> str:
-    """Return a layer's implementation. Parameters are the same for all, and can be made or counted
-    where the kernel that a configuration names does not run."""
-    return "chunked" if layer.is_initializing() else layer.implementation
+def implementation_of(layer: nn.Module, name: str) -> str:
+    """Return the implementation for a layer that is configured with this name. Parameters are the
+    same for all, and can be made or counted where the kernel that is named does not run."""
+    return "chunked" if layer.is_initializing() else name
 
 
 class HeadsDense(nn.Module):
@@ -159,12 +159,16 @@ class HeadsDense(nn.Module):
     width: int
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def arrays(self, x: Array) -> tuple[Array, ...]:
+        """Return x, the kernel and the bias, in the dtype to compute in."""
         features = self.parts * self.width
         kernel = self.param("kernel", XAVIER, (x.shape[-1], features), jnp.float32)
         bias = self.param("bias", ZEROS, (features,), jnp.float32)
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        return tuple(a.astype(self.dtype) for a in (x, kernel, bias))
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x, kernel, bias = self.arrays(x)
         shape = (self.parts, self.heads, self.width // self.heads)
         kernel = constrain(kernel.reshape(-1, *shape), (None, None, "heads", None))
         y = lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
@@ -228,7 +232,7 @@ class SelfAttention(nn.Module):
             q, k = rotary(q, positions), rotary(k, positions)
 
         names = (*dims[:apart], None, heads, None)
-        implementation = _implementation(self)
+        implementation = implementation_of(self, self.implementation)
         y = _attention_on_each_device(q, k, v, mask_BN, implementation, names, names)
         # Heads for tokens.
         y = constrain(y.reshape(*x.shape[:-1], *y.shape[-2:]), (*whole, heads, None))
@@ -268,7 +272,7 @@ class CrossAttention(nn.Module):
             )
 
         names, of_context = (*self.dims, "heads", None), ("batch", None, "heads", None)
-        implementation = _implementation(self)
+        implementation = implementation_of(self, self.implementation)
         y = _attention_on_each_device(q, k, v, mask_BL, implementation, names, of_context)
         return nn.Dense(
             width, dtype=self.dtype, kernel_init=ZEROS if self.zero_init else XAVIER, name="proj"

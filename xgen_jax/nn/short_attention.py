@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from xgen_jax.nn.attention import HeadsDense
 from xgen_jax.nn.embeddings import XAVIER, ZEROS
 from xgen_jax.nn.layout import TOKENS, constrain, target_device
 from xgen_jax.nn.positions import rotary_angles
@@ -95,20 +96,12 @@ def _rotate(pairs: Pairs, angles_TC: Array) -> Pairs:
     return even * cos - odd * sin, even * sin + odd * cos
 
 
-class _PairsFirst(nn.Module):
-    """`nn.attention.HeadsDense`, in another order: (B, T, S, D) -> (parts, K, 2, C/2, B, T, S)."""
-
-    parts: int
-    heads: int
-    width: int
-    dtype: jnp.dtype
+class _PairsFirst(HeadsDense):
+    """`HeadsDense`, in another order: (B, T, S, D) -> (parts, K, 2, C/2, B, T, S)."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        features = self.parts * self.width
-        kernel = self.param("kernel", XAVIER, (x.shape[-1], features), jnp.float32)
-        bias = self.param("bias", ZEROS, (features,), jnp.float32)
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        x, kernel, bias = self.arrays(x)
 
         def halves(a):
             a = a.reshape(*a.shape[:-1], self.parts, self.heads, -1, 2)
