@@ -89,7 +89,7 @@ def make_vdit(text=None, **model):
 
 def make_vdit_with_text():
     config = ByteTextConfig(width=24, depth=1, heads=2, max_bytes=8)
-    return make_vdit(ByteConditioner(encoder=ByteTextEncoder(config)))
+    return make_vdit(ByteConditioner(encoder=ByteTextEncoder(config)), caption_positions=True)
 
 
 # Each objective, and the shape of its clips or latents. Frames of factorised attention: 2 are
