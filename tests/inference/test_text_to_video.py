@@ -12,7 +12,8 @@ from xgen_jax.diffusion.config import GuidanceConfig
 from xgen_jax.errors import UserError
 from xgen_jax.inference.request import VideoRequest
 from xgen_jax.inference.text_to_video import load_text_to_video
-from xgen_jax.models.vdit import MicroConditions, VDiT
+from xgen_jax.models.micro_conditions import MicroConditions
+from xgen_jax.models.vdit import VDiT
 
 
 @pytest.fixture(scope="module")

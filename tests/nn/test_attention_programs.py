@@ -19,7 +19,8 @@ import numpy as np
 from xgen_jax.commands.arguments import find_config
 from xgen_jax.commands.config_file import load_config
 from xgen_jax.models.regen import Conditioning, Decoder
-from xgen_jax.models.vdit import MicroConditions, VDiT
+from xgen_jax.models.micro_conditions import MicroConditions
+from xgen_jax.models.vdit import VDiT
 from xgen_jax.parallel.devices import COMPILER_OPTIONS, named_devices
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import on_mesh

@@ -16,9 +16,10 @@ from xgen_jax.diffusion.config import FrameMaskConfig
 from xgen_jax.diffusion.frame_masks import sample_frame_masks
 from xgen_jax.diffusion.time import shift_ratio
 from xgen_jax.errors import UserError
+from xgen_jax.models.micro_conditions import MicroConditions
 from xgen_jax.models.text import ByteConditioner, ByteTextEncoder
 from xgen_jax.models.text_config import ByteTextConfig
-from xgen_jax.models.vdit import MicroConditions, VDiT
+from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.training.state import TrainState, make_update, sample_keys
 from xgen_jax.training.tasks.vdit import VDiTTask

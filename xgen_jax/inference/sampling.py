@@ -23,8 +23,9 @@ from xgen_jax.diffusion.guidance import guided
 from xgen_jax.diffusion.process import Process
 from xgen_jax.diffusion.samplers import Steps, advance, begin, key_noise, make_steps
 from xgen_jax.inference.request import VideoPlan
+from xgen_jax.models.micro_conditions import MicroConditions
 from xgen_jax.models.text import TextConditioner
-from xgen_jax.models.vdit import MicroConditions, VDiT
+from xgen_jax.models.vdit import VDiT
 from xgen_jax.parallel.memory import program_bytes
 from xgen_jax.parallel.sharding import BATCH, batch_sharding, on_mesh, tree_shardings
 from xgen_jax.typing import Array, Params, Shape

@@ -35,8 +35,9 @@ from xgen_jax.diffusion.process import Process, frame_mean
 from xgen_jax.diffusion.samplers import key_noise, make_steps, sample
 from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
+from xgen_jax.models.micro_conditions import MicroConditions
 from xgen_jax.models.text import TextConditioner
-from xgen_jax.models.vdit import MicroConditions, VDiT, abstract_variables
+from xgen_jax.models.vdit import VDiT, abstract_variables
 from xgen_jax.parallel.arrays import fetch, put
 from xgen_jax.parallel.sharding import replicated
 from xgen_jax.runs.folder import RunFolder
