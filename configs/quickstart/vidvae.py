@@ -2,7 +2,7 @@
 
 command   python launch/train.py --config=quickstart/vidvae --workdir=runs/quickstart/vidvae
 hardware  2 CPU cores, under 2 GB
-time      88 to 161 s
+time      161 s, in an hour in which the machine was slow; 88 s at version 0.2.0
 expect    30.4 dB on held-out clips
 
 With --config.model.head_channels=8 --config.loss.gradient=0.3 a step takes 1.7 times as long, and
@@ -31,8 +31,8 @@ from xgen_jax.parallel.mesh import MeshConfig
 MODEL = PRESETS["tiny"]
 # The weight of the KL term decides what the transformer can learn, at little cost here: with 1e-5
 # the latents keep 4 nats a value instead of 1.3, PSNR gains 0.2 dB, and after about 1,000 steps the
-# transformer gets 26% of the directions right instead of 94%; between 2e-4 and 1e-3 it draws more
-# shapes right (docs/quality.md).
+# transformer gets 26% of the directions right instead of 94%. With 1e-3 it gets 96% of the shapes
+# right, with 2e-4 94% (docs/quality.md).
 LOSS = VidVAELossConfig(l1=0.0, l2=1.0, lpips=0.0, kl=5e-4)
 
 
