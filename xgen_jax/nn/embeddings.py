@@ -11,7 +11,9 @@ from typing import TypeVar
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 
+from xgen_jax.nn.layout import TOKENS, constrain
 from xgen_jax.nn.norms import layer_norm
 from xgen_jax.nn.positions import sinusoid
 from xgen_jax.typing import Array
@@ -110,8 +112,14 @@ class CaptionPositions(nn.Module):
           mask_BL: True where a token counts; None for all.
         """
 
-        def dense(features: int, name: str, init: Callable = XAVIER) -> nn.Dense:
-            return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
+        def dense(features: int, name: str, init: Callable = XAVIER, **kwargs) -> nn.Dense:
+            return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name, **kwargs)
+
+        def whole(x, kernel, bias, **kwargs):
+            # Without a batch to divide, XLA would divide the product as these are, and gather the
+            # result for all tokens.
+            kernel, bias = constrain(kernel, (None, None)), constrain(bias, (None,))
+            return promote_dtype(x, kernel, bias, **kwargs)
 
         hidden = 2 * self.features
         # Words are found in tokens first: in a mean of tokens one word of a caption is little.
@@ -121,9 +129,10 @@ class CaptionPositions(nn.Module):
             weights_BL1 = mask_BL[..., None].astype(self.dtype)
         caption_BD = layer_norm((words_BLD * weights_BL1).sum(1) / weights_BL1.sum(1))
         of_clip_BD = dense(hidden, "caption")(caption_BD) + dense(hidden, "time")(time_BD)
-        h = dense(hidden, "place")(place_TSD)[None] + of_clip_BD[:, None, None]
-        h = nn.gelu(dense(hidden, "hidden")(nn.gelu(h)))
-        return dense(self.features, "out", ZEROS)(h)
+        of_place_TSD = dense(hidden, "place", promote_dtype=whole)(place_TSD)
+        h = nn.gelu(constrain(of_place_TSD[None] + of_clip_BD[:, None, None], TOKENS))
+        h = nn.gelu(constrain(dense(hidden, "hidden")(h), TOKENS))
+        return constrain(dense(self.features, "out", ZEROS)(h), TOKENS)
 
 
 def patchify(x_BTHWC: Array, patch: int) -> Array:
