@@ -90,6 +90,64 @@ def test_only_taps_that_meet_values_count():
     assert [product.flops for product in backward.products] == [flops] * 2
 
 
+SPLASH = """
+ENTRY %main (q: bf16[4,2,256,72], k: bf16[4,2,128,72]) -> bf16[4,2,256,72] {
+  %q = bf16[4,2,256,72]{3,2,1,0:T(8,128)(2,1)} parameter(0)
+  %k = bf16[4,2,128,72]{3,2,1,0:T(8,128)(2,1)} parameter(1)
+  %info = s8[1,1,1]{2,1,0:T(8,128)(4,1)} constant({...})
+  ROOT %call = bf16[4,2,256,72]{3,2,1,0:T(8,128)(2,1)} custom-call(%info, %q, %k, %k), \
+custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 128, \\"use_fused_bwd_kernel\\": FUSED, \\"q_layout\\": 1}"
+}}, metadata={op_name="jit(step)/attention_space/splash_mha_KERNEL_segmented/pallas_call"}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "kernel,fused,products",
+    [
+        ("fwd", "true", 2),
+        ("dq", "false", 3),
+        ("dkv", "false", 4),
+        ("dkv", "true", 5),
+    ],
+)
+def test_splash_kernels_count_their_products(kernel, fused, products):
+    work = program_work(SPLASH.replace("KERNEL", kernel).replace("FUSED", fused), matrix_unit=128)
+    (product,) = work.products
+    flops = products * 2 * (4 * 2) * 256 * 128 * 72
+    assert (product.kind, product.flops) == ("attention", flops)
+    assert product.padded_flops == pytest.approx(flops * 128 / 72)
+    assert "attention_space" in product.op_name and not work.unknown
+
+
+NESTED = """
+%inner (a: f32[28,8,128], b: s32[]) -> f32[1,8,128] {
+  %a = f32[28,8,128]{2,1,0:T(8,128)} parameter(0)
+  %b = s32[] parameter(1)
+  ROOT %slice = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%a, %b), dynamic_slice_sizes={1,8,128}
+}
+
+%outer (a: f32[28,8,128], b: s32[]) -> f32[1,8,128] {
+  %a = f32[28,8,128]{2,1,0:T(8,128)} parameter(0)
+  %b = s32[] parameter(1)
+  %one = f32[1,8,128]{2,1,0:T(8,128)} fusion(%a, %b), kind=kLoop, calls=%inner
+  ROOT %twice = f32[1,8,128]{2,1,0:T(8,128)} add(%one, %one)
+}
+
+ENTRY %main (a: f32[28,8,128], b: s32[]) -> f32[1,8,128] {
+  %a = f32[28,8,128]{2,1,0:T(8,128)} parameter(0)
+  %b = s32[] parameter(1)
+  ROOT %result = f32[1,8,128]{2,1,0:T(8,128)} fusion(%a, %b), kind=kOutput, calls=%outer
+}
+"""
+
+
+def test_a_slice_inside_a_nested_fusion_counts_as_one():
+    (transfer,) = program_work(NESTED).transfers
+    assert transfer.bytes == 2 * 8 * 128 * 4 + 4  # one slice in, one out, and the index
+
+
 def test_a_scanned_program_of_this_host():
     def function(x, stack):
         return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stack)[0]

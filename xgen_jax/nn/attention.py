@@ -169,10 +169,12 @@ class HeadsDense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x, kernel, bias = self.arrays(x)
-        shape = (self.parts, self.heads, self.width // self.heads)
-        kernel = constrain(kernel.reshape(-1, *shape), (None, None, "heads", None))
+        # The channels of all heads are one dim of the product: a head's 72 alone would be padded to
+        # the 128 of a TPU's matrix unit.
+        kernel = constrain(kernel.reshape(-1, self.parts, self.width), (None, None, "heads"))
         y = lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-        return y + bias.reshape((1,) * (x.ndim - 1) + shape)
+        y = y + bias.reshape((1,) * (x.ndim - 1) + (self.parts, self.width))
+        return y.reshape(*x.shape[:-1], self.parts, self.heads, -1)
 
 
 class SelfAttention(nn.Module):

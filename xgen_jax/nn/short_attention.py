@@ -104,12 +104,16 @@ class _PairsFirst(HeadsDense):
         x, kernel, bias = self.arrays(x)
 
         def halves(a):
-            a = a.reshape(*a.shape[:-1], self.parts, self.heads, -1, 2)
-            return jnp.swapaxes(a, -1, -2)
+            """(..., features) -> (..., parts, channels), in each head the even ones first."""
+            lead = a.shape[:-1]
+            a = a.reshape(*lead, self.parts, self.heads, -1, 2)
+            return jnp.swapaxes(a, -1, -2).reshape(*lead, self.parts, self.width)
 
-        kernel = constrain(halves(kernel), (None, None, "heads", None, None))
+        # The channels of all heads are one dim of the product, see `HeadsDense`.
+        kernel = constrain(halves(kernel), (None, None, "heads"))
         y = lax.dot_general(kernel, x, (((0,), (x.ndim - 1,)), ((), ())))
-        return y + halves(bias)[..., None, None, None]
+        y = y + halves(bias)[..., None, None, None]
+        return y.reshape(self.parts, self.heads, 2, -1, *x.shape[:-1])
 
 
 class _PairsMerged(nn.Module):
@@ -126,8 +130,9 @@ class _PairsMerged(nn.Module):
         bias = self.param("bias", ZEROS, (self.width,), jnp.float32)
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         kernel = jnp.swapaxes(kernel.reshape(x.shape[0], -1, 2, self.width), 1, 2)
-        kernel = constrain(kernel, ("heads", None, None, None))
-        y = lax.dot_general(x, kernel, (((0, 1, 2), (0, 1, 2)), ((), ())))
+        kernel = constrain(kernel.reshape(self.width, self.width), ("heads", None))
+        x = x.reshape(self.width, *x.shape[3:])
+        y = lax.dot_general(x, kernel, (((0,), (0,)), ((), ())))
         return y + bias.reshape(1, 1, 1, -1)
 
 

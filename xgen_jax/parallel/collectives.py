@@ -24,7 +24,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -153,13 +153,29 @@ def parse(hlo: str) -> tuple[dict[str, dict[str, Instruction]], str]:
     """Return the instructions of each computation by name, and the name of the entry."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry, table = "", {}
-    for line in hlo.splitlines():
+    for line in _logical_lines(hlo):
         if match := _COMPUTATION.fullmatch(line):
             table = computations.setdefault(match["name"], {})
             entry = match["name"] if match["entry"] else entry
         elif (match := _INSTRUCTION.match(line)) and (found := _instruction(match["rest"])):
             table[match["name"]] = found
     return computations, entry
+
+
+def _logical_lines(hlo: str) -> Iterator[str]:
+    """Yield the lines of a program, those of one instruction together: a kernel's metadata has line
+    breaks, and what the kernel is stands behind them."""
+    held: list[str] = []
+    for line in hlo.splitlines():
+        begins = _INSTRUCTION.match(line) or _COMPUTATION.fullmatch(line) or line in ("", "}")
+        if held and not begins:
+            held.append(line)
+            continue
+        if held:
+            yield "".join(held)
+        held = [line]
+    if held:
+        yield "".join(held)
 
 
 def _instruction(rest: str) -> Instruction | None:

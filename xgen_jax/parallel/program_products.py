@@ -15,6 +15,9 @@ _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _ATTENTION_PRODUCTS = {"fmha": 2, "fmhaBackward": 5}  # matrix products in one call
+# The same of JAX's splash kernels; "dkv" makes the gradients of the queries too where it is fused.
+_SPLASH = re.compile(r"splash_mha_(fwd|dq|dkv)")
+_SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4, "fused": 5}
 
 
 class ArrayShape(NamedTuple):
@@ -119,12 +122,30 @@ def product_of_call(
         flops = 2.0 * products * size * operands[0].dims[-1]
         dtype, name = operands[0].dtype, op_name_of(instruction)
         return Product("attention", (dtype, dtype), results[0].dtype, flops, flops, 1, name)
+    name = op_name_of(instruction)
+    if target == "tpu_custom_call" and (kernel := _SPLASH.search(name)):
+        return _splash(instruction, kernel[1], operands, results[-1].dtype, unit)
     stated = re.search(r'"cost_estimate":\{[^}]*?"flops":"?(\d+)', instruction.attributes)
     if target == "tpu_custom_call" and stated and operands:
         flops, dtype = float(stated[1]), operands[0].dtype
-        name = op_name_of(instruction)
         return Product("attention", (dtype, dtype), results[0].dtype, flops, flops, 1, name)
     return None
+
+
+def _splash(
+    instruction: Instruction, kernel: str, operands: list[ArrayShape], result: str, unit: int
+) -> Product:
+    """The products of a splash kernel. Each has the channels of a head in it, either contracted or
+    as its output; queries and keys are in whole blocks already."""
+    q, k = [array for array in operands if len(array.dims) == 4][:2]
+    fused = re.search(r"use_fused_bwd_kernel\W+true", instruction.attributes)
+    products = _SPLASH_PRODUCTS["fused" if kernel == "dkv" and fused else kernel]
+    heads, (queries, channels), keys = math.prod(q.dims[:2]), q.dims[2:], k.dims[2]
+    flops = 2.0 * products * heads * queries * keys * channels
+    padded = _padded(flops, channels, unit, unit)
+    return Product(
+        "attention", (q.dtype, k.dtype), result, flops, padded, 1, op_name_of(instruction)
+    )
 
 
 def arrays(text: str) -> list[ArrayShape]:

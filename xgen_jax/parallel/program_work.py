@@ -29,6 +29,8 @@ from xgen_jax.parallel.program_products import (
     target_of,
 )
 
+Table = dict[str, Instruction]  # a computation's operations, by name
+
 _CALLED = re.compile(r"\b(?:calls|to_apply)=%?([^\s,{}]+)")
 _BODY = re.compile(r"\bbody=%?([^\s,{}]+)")
 # They move nothing, or what they move counts where it starts or inside of them.
@@ -145,7 +147,7 @@ def program_work(hlo: str, matrix_unit: int = 1) -> Work:
         elif (product := product_of(instruction, table, matrix_unit)) is not None:
             work = work._replace(products=[product])
         if operation not in _FREE:
-            moved = _moved(instruction, table, inner)
+            moved = _moved(instruction, table, inner, computations)
             name = op_name_of(instruction)
             work = work._replace(transfers=[Transfer(operation, float(moved), 1, name)])
         return work
@@ -159,7 +161,7 @@ def _size(text: str) -> int:
 
 
 def _moved(
-    instruction: Instruction, table: dict[str, Instruction], inner: dict[str, Instruction]
+    instruction: Instruction, table: Table, inner: Table, computations: dict[str, Table]
 ) -> int:
     """Bytes that one run of an operation reads and writes."""
     names = [name for name in dict.fromkeys(instruction.names) if name in table]
@@ -186,41 +188,53 @@ def _moved(
             return 2 * _size(table[names[1]].shape)
         case "fusion":
             read = 0
-            parameters = {
-                int(each.operands.strip("()")): name
-                for name, each in inner.items()
-                if each.operation == "parameter"
-            }
+            parameters = _parameters(inner)
             for place, name in enumerate(instruction.names):
                 whole = _size(table[name].shape) if name in table else 0
-                sliced = _sliced(parameters.get(place, ""), inner)
+                sliced = _sliced(parameters.get(place, ""), inner, computations)
                 read += whole if sliced is None else min(whole, sliced)
             updated = _updated(inner)
             return read + (written if updated is None else min(written, updated))
     return written + sum(_size(table[name].shape) for name in names)
 
 
-def _sliced(name: str, table: dict[str, Instruction]) -> int | None:
-    """Bytes that a fusion reads of a parameter which it only slices or updates in place; None if it
-    reads the whole."""
+def _parameters(table: Table) -> dict[int, str]:
+    """The names of a computation's parameters, by place."""
+    return {
+        int(each.operands.strip("()")): name
+        for name, each in table.items()
+        if each.operation == "parameter"
+    }
+
+
+def _sliced(name: str, table: Table, computations: dict[str, Table]) -> int | None:
+    """Bytes that a fusion, or one inside of it, reads of a parameter which it only slices or
+    updates in place; None if it reads the whole."""
     total = 0
     for user, instruction in table.items():
         if name not in instruction.names:
             continue
         first = instruction.names[0] == name
+        below: int | None = None
         if instruction.operation in ("dynamic-slice", "slice") and first:
-            total += sum(array.bytes for array in arrays(instruction.shape))
+            below = sum(array.bytes for array in arrays(instruction.shape))
         elif instruction.operation in ("bitcast", "reshape"):
-            below = _sliced(user, table)
-            if below is None:
-                return None
-            total += below
-        elif not (instruction.operation == "dynamic-update-slice" and first):
+            below = _sliced(user, table, computations)
+        elif instruction.operation == "fusion" and (
+            called := _CALLED.search(instruction.attributes)
+        ):
+            inner = computations.get(called[1], {})
+            place = _parameters(inner).get(instruction.names.index(name), "")
+            below = _sliced(place, inner, computations)
+        elif instruction.operation == "dynamic-update-slice" and first:
+            below = 0
+        if below is None:
             return None
+        total += below
     return total
 
 
-def _updated(table: dict[str, Instruction]) -> int | None:
+def _updated(table: Table) -> int | None:
     """Bytes that a fusion writes whose results are updates in place; None if none is one."""
     if not table:
         return None
@@ -245,9 +259,7 @@ def _updated(table: dict[str, Instruction]) -> int | None:
     return sum(_size(table[name].shape) if size is None else size for size, name in parts)
 
 
-def _fused(
-    table: dict[str, Instruction], computations: dict[str, dict[str, Instruction]], unit: int
-) -> Iterator[Product]:
+def _fused(table: Table, computations: dict[str, Table], unit: int) -> Iterator[Product]:
     """The products inside a fusion, and those fused in it."""
     for instruction in table.values():
         if (product := product_of(instruction, table, unit)) is not None:
