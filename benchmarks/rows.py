@@ -93,6 +93,21 @@ def time_alternating(functions: list[Callable[[], Any]], repeats: int) -> list[d
     ]
 
 
+def measure(run: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Time a function that waits for its result: a first run, `first_s`, and then `repeats`."""
+    times = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    first, *rest = times
+    return {
+        "time_s": min(rest),
+        "median_s": statistics.median(rest),
+        "first_s": first,
+    }
+
+
 def fastest(peers: list[Peer]) -> Peer | None:
     """Select the fastest of several equivalent peers in a trial."""
     if len(peers) < 2:

@@ -19,6 +19,7 @@ from xgen_jax.commands.arguments import find_config
 from xgen_jax.commands.config_file import load_config
 from xgen_jax.commands.plan import PlanRequest, plan
 from xgen_jax.commands.plan_programs import find_embedder
+from xgen_jax.commands.plan_text import advice
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError
@@ -121,6 +122,23 @@ def test_what_does_not_fit_is_said_with_both_numbers_and_what_to_change(figures,
     flags = " ".join(report["advice"])
     for flag in ("--config.model.remat=block", "--config.loop.accumulate=2", "--batch_size=2"):
         assert flag in flags and flag in said[-1]
+
+
+@pytest.mark.parametrize(
+    "remat,advised", [("none", "full dots"), ("dots", "full"), ("full", "offload"), ("offload", "")]
+)
+def test_a_transformer_is_advised_what_keeps_less(remat, advised):
+    config = tiny_run(VDIT, model={"remat": remat}, embedder="nowhere")
+    report = {
+        "what": "train",
+        "batch_size": 2,
+        "mesh": {"data": 1, "fsdp": 2},
+        "device_kind": "cpu",
+        "bytes": {},
+        "peak_bytes": 1,
+    }
+    flags = re.findall(r"--config.model.remat=(\w+)", " ".join(advice(config, report)))
+    assert flags == advised.split()
 
 
 def test_the_largest_batch_is_found_by_bisection(figures, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, Conditioning, Decoder, count_parameters, frame_times
 from xgen_jax.models.regen_config import PRESETS
+from xgen_jax.nn.choices import REMAT
 from xgen_jax.testing import REGEN_MODEL
 
 
@@ -174,20 +175,39 @@ def test_time_is_continuous():
     assert 0 < near < far / 50
 
 
-@pytest.mark.slow
-def test_layers_as_a_scan_are_layers_in_a_loop():
-    model, params, video = build()
-    loop = REGEN(dataclasses.replace(REGEN_MODEL, scan_layers=False, remat="full"))
+def looped(params):
+    """Parameters of a decoder whose layers are a scan, for one whose layers are in a loop."""
     decoder = dict(params["params"]["decoder"])
     stacked = decoder.pop("blocks")
     for layer in range(REGEN_MODEL.depth):
         decoder[f"blocks_{layer}"] = jax.tree.map(lambda a, layer=layer: a[layer], stacked)
-    loop_params = {"params": {**params["params"], "decoder": decoder}}
-    a, b = (
-        jax.jit(m.apply)(p, video, jnp.full(2, 10.0))
-        for m, p in ((model, params), (loop, loop_params))
-    )
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    return {"params": {**params["params"], "decoder": decoder}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", REMAT)
+def test_loops_and_recomputation_change_neither_values_nor_gradients(remat):
+    model, params, video = build()
+
+    def value_and_gradient(changes, params):
+        model = REGEN(dataclasses.replace(REGEN_MODEL, **changes))
+
+        def loss(params):
+            y = model.apply(params, video, jnp.full(2, 10.0))
+            return jnp.square(y).mean(), y
+
+        (_, y), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return y, gradient
+
+    def assert_close(one, other):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, other
+        )
+
+    y, gradient = value_and_gradient({}, params)
+    assert_close(value_and_gradient({"remat": remat}, params), (y, gradient))
+    loop = value_and_gradient({"remat": remat, "scan_layers": False}, looped(params))
+    assert_close(loop, (y, looped(gradient)))
 
 
 def test_lengths_are_whole_chunks_and_a_frame():

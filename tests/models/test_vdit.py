@@ -19,6 +19,7 @@ from xgen_jax.models.vdit import (
     unstack_layers,
 )
 from xgen_jax.models.vdit_config import PRESETS, VDiTConfig
+from xgen_jax.nn.choices import REMAT
 
 CONFIG = VDiTConfig(width=16, depth=2, heads=2, patch=2, text_width=8, remat="none")
 PAPER = dataclasses.replace(CONFIG, micro_cond=True, learned_variance=True, position_span=32.0)
@@ -74,15 +75,16 @@ def test_scan_and_recomputation_change_neither_values_nor_gradients(form):
         "a parameter that nothing depends on"
     )
 
-    recomputed = value_and_gradient(dataclasses.replace(config, remat="full"), params, inputs)
-    assert_close(recomputed, (y, gradient))
-
     looped = dataclasses.replace(config, scan_layers=False)
     unstacked = unstack_layers(params, config.depth)
     shapes = jax.eval_shape(VDiT(looped).init, jax.random.key(0), *inputs)
     assert jax.tree.structure(shapes) == jax.tree.structure(unstacked)
-    y_loop, gradient_loop = value_and_gradient(looped, unstacked, inputs)
-    assert_close((y_loop, gradient_loop), (y, unstack_layers(gradient, config.depth)))
+    for remat in REMAT:
+        again = dataclasses.replace(config, remat=remat)
+        assert_close(value_and_gradient(again, params, inputs), (y, gradient))
+        again = dataclasses.replace(looped, remat=remat)
+        y_loop, gradient_loop = value_and_gradient(again, unstacked, inputs)
+        assert_close((y_loop, gradient_loop), (y, unstack_layers(gradient, config.depth)))
 
 
 def test_the_tokens_after_each_block_are_those_of_a_shorter_network():
@@ -310,7 +312,7 @@ def test_inputs_that_do_not_fit_the_network_are_refused():
     [
         ({"width": 18}, "even head dimension"),
         ({"width": 15}, "even head dimension"),
-        ({"remat": "some"}, "remat='some' is not known; choose one of none, full"),
+        ({"remat": "some"}, "remat='some' is not known; choose one of none, dots, full, offload"),
         ({"positions": "rope"}, "choose one of sinusoid_2d, rope_3d"),
         ({"attention_layout": "joint"}, "choose one of factorised, full"),
         ({"positions": "rope_3d", "heads": 4}, "head dimension of 6 or more, not 4"),

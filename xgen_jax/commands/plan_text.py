@@ -135,10 +135,15 @@ def _advice(config: Run, report: dict[str, Any]) -> Iterator[str]:
     clips = report["batch_size"] // (report["mesh"]["data"] * report["mesh"]["fsdp"])
     if report["what"] == "train":
         assert isinstance(config, VDiTRun | REGENRun | VidVAERun)
-        remat = "full" if isinstance(config, VDiTRun | REGENRun) else "block"
-        if config.model.remat == "none":
-            yield f"recompute in the backward pass: --config.model.remat={remat}"
-        if isinstance(config, VDiTRun | REGENRun) and config.model.attention == "xla":
+        transformer, remat = isinstance(config, VDiTRun | REGENRun), config.model.remat
+        if remat in ("none", "dots"):
+            more = "full" if transformer else "block"
+            yield f"recompute in the backward pass: --config.model.remat={more}"
+        if transformer and remat == "none":
+            yield "or recompute all but products and attention there: --config.model.remat=dots"
+        if transformer and remat == "full":
+            yield "keep the inputs of blocks in the host's memory: --config.model.remat=offload"
+        if transformer and config.model.attention == "xla":
             yield "never make the whole attention matrix: --config.model.attention=auto"
         if clips > config.loop.accumulate:
             yield f"cut the batch in parts: --config.loop.accumulate={clips}, or another divisor"

@@ -140,7 +140,7 @@ class Decoder(nn.Module):
             x = jnp.concatenate([x, conditioning.tokens_BtHWD + t[:, None, None, None]], axis=1)
         x = constrain(rearrange(x, "b t h w d -> b t (h w) d"), TOKENS)
 
-        blocks = Stack(Block, (c, self.dtype), c.depth, c.scan_layers, c.remat == "full")
+        blocks = Stack(Block, (c, self.dtype), c.depth, c.scan_layers, c.remat)
         x = join_scope(self, blocks)(x)
 
         x = layer_norm(x[:, :frames])  # without the latents' own tokens

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from xgen_jax.errors import UserError, choose
 from xgen_jax.models.vidvae_config import VidVAEConfig
-from xgen_jax.nn.choices import IMPLEMENTATIONS
+from xgen_jax.nn.choices import IMPLEMENTATIONS, REMAT
 from xgen_jax.parallel.sequence import check_attention
 from xgen_jax.typing import Shape
 
@@ -19,7 +19,7 @@ WINDOWS = ("chunk", "shifted")
 CHOICES = {
     "attention": IMPLEMENTATIONS,
     "conditioning": ("content_aware", "in_context"),
-    "remat": ("none", "full"),
+    "remat": REMAT,
 }
 
 

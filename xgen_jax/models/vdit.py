@@ -258,7 +258,7 @@ class VDiT(nn.Module):
             (c, self.dtype),
             c.depth,
             c.scan_layers,
-            c.remat == "full",
+            c.remat,
             collect=hidden_states,
         )
         x = join(blocks)(x, t6, t3, text, mask_BL, positions)  # (B, T, S, D)

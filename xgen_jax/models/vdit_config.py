@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from xgen_jax.errors import UserError, choose
-from xgen_jax.nn.choices import IMPLEMENTATIONS
+from xgen_jax.nn.choices import IMPLEMENTATIONS, REMAT
 from xgen_jax.parallel.sequence import check_attention
 from xgen_jax.typing import Shape
 
@@ -27,7 +27,7 @@ CHOICES = {
     "attention": IMPLEMENTATIONS,
     "positions": ("sinusoid_2d", "rope_3d"),
     "attention_layout": ("factorised", "full"),
-    "remat": ("none", "full"),
+    "remat": REMAT,
 }
 
 
@@ -64,7 +64,9 @@ class VDiTConfig:
       opensora_compat: compute as the public STDiT2 (Open-Sora 1.1) did, which its weights need; see
       `models.vdit`.
       scan_layers: one scanned block (compiles once) or `depth` separate ones (for debugging).
-      remat: `none`, or `full` to recompute each block in the backward pass.
+      remat: what of each block the backward pass computes again: `none`, `dots` (all but attention
+        and the products with parameters), `full` (all), or `offload` (all, from inputs that wait in
+        the host's memory; on a CPU as `full`).
       attention: the implementation, see `xgen_jax.nn.attention`.
     """
 

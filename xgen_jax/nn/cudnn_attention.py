@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from xgen_jax.typing import Array
 
 LARGEST_HEAD = 128
+# The primitive of jax 0.10.2 that computes, under derivatives, what the backward pass needs. There
+# is no name by which a policy of `jax.checkpoint` could keep it.
+FORWARD = "dot_product_attention_fwd_wrapper"
 CUDNN_LIMITS = f"bfloat16 or float16, and heads of a multiple of 8 channels up to {LARGEST_HEAD}"
 
 

@@ -1,11 +1,41 @@
 """A stack of equal blocks: scanned over stacked parameters, or one after the other."""
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
+from xgen_jax.errors import choose
+from xgen_jax.nn.choices import KEPT_OF_ATTENTION, REMAT
+from xgen_jax.nn.cudnn_attention import FORWARD
 from xgen_jax.typing import Array
+
+BLOCK_INPUT = "block_input"  # the name under which a policy finds it
+
+
+def remat_policy(remat: str) -> Callable[..., Any] | None:
+    """Return the policy of `jax.checkpoint` for one of `REMAT` but `none`; None for `full`."""
+    policies = jax.checkpoint_policies
+    match remat:
+        case "dots":
+            kept = (
+                policies.dots_with_no_batch_dims_saveable,  # products with parameters
+                policies.save_only_these_names(KEPT_OF_ATTENTION),
+                lambda primitive, *_, **params: primitive.name == FORWARD,
+            )
+            return lambda *args, **params: any(policy(*args, **params) for policy in kept)
+        case "offload":
+            return policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=[],
+                names_which_can_be_offloaded=[BLOCK_INPUT],
+                offload_src="device",
+                offload_dst="pinned_host",
+            )
+        case _:
+            return None
 
 
 class Layer(nn.Module):
@@ -16,17 +46,23 @@ class Layer(nn.Module):
 
     block: type[nn.Module]
     arguments: tuple[Any, ...]
-    remat: bool
+    remat: str
     block_name: str | None
     collect: bool
+    scan: bool
 
     @nn.compact
     def __call__(self, x: Array, *context: Any) -> tuple[Array, Array | None]:
-        block_class = nn.remat(self.block, prevent_cse=False) if self.remat else self.block
-        block = block_class(*self.arguments, name=self.block_name)
-        if self.block_name is None:
-            nn.share_scope(self, block)
-        x = block(x, *context)
+        def run(layer: "Layer", x: Array, *context: Any) -> Array:
+            block = layer.block(*layer.arguments, name=layer.block_name)
+            if layer.block_name is None:
+                nn.share_scope(layer, block)
+            return block(checkpoint_name(x, BLOCK_INPUT), *context)
+
+        if self.remat != "none":
+            # The body of a loop is not merged with that of the backward loop.
+            run = nn.remat(run, prevent_cse=not self.scan, policy=remat_policy(self.remat))
+        x = run(self, x, *context)
         return x, x if self.collect else None
 
 
@@ -41,7 +77,12 @@ class Stack(nn.Module):
       arguments: its attributes, in order.
       depth: blocks.
       scan: one scanned block, which compiles once; False for a loop, to debug.
-      remat: recompute each block in the backward pass.
+      remat: what of a block is computed again in the backward pass, one of `REMAT`:
+        `none`: nothing;
+        `dots`: all but the results of matrix products with parameters, and of attention;
+        `full`: all, from the block's input;
+        `offload`: all, from the block's input, which waits in the host's memory. On a CPU, which
+        has no other, this is `full`.
       block_name: the name under which a block's parameters lie; None for none.
       collect: also return the output of every block, all of which are then in memory at once.
     """
@@ -50,7 +91,7 @@ class Stack(nn.Module):
     arguments: tuple[Any, ...]
     depth: int
     scan: bool = True
-    remat: bool = False
+    remat: str = "none"
     block_name: str | None = "block"
     collect: bool = False
 
@@ -60,7 +101,9 @@ class Stack(nn.Module):
 
         With `collect`, return (x, x after each block (depth, ...)).
         """
-        layer = (self.block, self.arguments, self.remat, self.block_name, self.collect)
+        choose("remat", self.remat, REMAT)
+        how = (self.remat, self.block_name, self.collect, self.scan)
+        layer = (self.block, self.arguments, *how)
         if not self.scan:
             outputs: list[Any] = []
             for number in range(self.depth):

@@ -21,7 +21,8 @@ def program_bytes(compiled: jax.stages.Compiled) -> int:
     """Return the bytes on one device that a compiled program needs, with arguments and results.
 
     On a TPU this is the peak that its compiler reports, elsewhere the sum of arguments, results
-    and temporaries, where a donated argument and its result count once.
+    and temporaries, where a donated argument and its result count once; without what is in the
+    memory of the host.
 
     Args:
       compiled: a program compiled for the devices of this process or for a topology.

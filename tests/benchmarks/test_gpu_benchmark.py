@@ -1,0 +1,64 @@
+"""The script for one GPU runs to its end on a CPU, with small networks; what fails is said in its
+line and stops no other row."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+
+
+def run(*flags):
+    """Return the exit code, the rows by name, and stderr."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--presets=tiny", "--repeats=2", "--nopeers", *flags],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"},
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return done.returncode, {row["row"]: row for row in rows}, done.stderr
+
+
+@pytest.mark.slow
+def test_every_row_is_measured():
+    code, rows, stderr = run("--batch_size=2")
+    assert code == 0, stderr[-3000:]
+    assert list(rows) == ["train", "vae", "regen"]
+    for row in rows.values():
+        assert row["error"] is None and row["compile_s"] > 0 and row["flops"] > 0
+        assert 0 < row["time_s"] <= row["median_s"] < row["wall_s"]
+        # No peak is known of a CPU, whose figures are compared with no target.
+        assert row["mfu"] is None and row["met"] is None and row["targets"]["ratio"] == 1
+        assert row["peer"] is None and row["peer_error"] == "not asked for"
+    train = rows["train"]
+    # Latents of 2 clips, patches of 2x2, and every run was an update.
+    assert train["shape"] == [2, 3, 8, 8, 8] and train["updates"] == 3
+    assert train["tokens_per_s"] == pytest.approx(2 * 3 * 4 * 4 / train["time_s"])
+    assert rows["vae"]["frames_per_s"] == pytest.approx(9 / rows["vae"]["time_s"])
+    assert rows["vae"]["targets"]["time_s"] == 3
+
+
+def test_a_row_that_fails_says_why_and_stops_no_other():
+    code, rows, _ = run("--rows=train,regen", "--remat=some")
+    assert code == 1
+    assert "remat='some' is not known" in rows["train"]["error"]
+    assert rows["regen"]["error"] is None and rows["regen"]["time_s"] > 0
+
+
+def test_a_row_that_takes_too_long_is_ended():
+    code, rows, _ = run("--rows=vae", "--row_s=0.2")
+    assert code == 1
+    assert rows["vae"]["error"] == "not finished after 0.2 s" and rows["vae"]["wall_s"] < 5
+
+
+@pytest.mark.parametrize(
+    "flag,said", [("--rows=vae,speed", "'speed' is none of"), ("--repeats=0", "at least 1")]
+)
+def test_a_wrong_flag_is_refused(flag, said):
+    code, rows, stderr = run(flag)
+    assert code == 2 and not rows and said in stderr
