@@ -90,7 +90,7 @@ def product_of_call(
     target, operands = target_of(instruction), _operands(instruction, table)
     results = arrays(instruction.shape)
     if "cublas" in target and len(operands) > 1:
-        text = re.search(r'"dot_dimension_numbers":(\{[^}]*\})', instruction.attributes)
+        text = re.search(r'"dot_dimension_numbers":\s*(\{[^}]*\})', instruction.attributes)
         if text is None:
             return None
         numbers = json.loads(text[1])
@@ -112,7 +112,7 @@ def product_of_call(
         return _convolution(instruction, a, b, result, result, unit)
     if "fmha" in target and operands:
         logits = re.search(
-            r'"intermediate_tensor_shape":\{[^}]*?"dimensions":\[([^\]]*)\]',
+            r'"intermediate_tensor_shape":\s*\{[^}]*?"dimensions":\s*\[([^\]]*)\]',
             instruction.attributes,
         )
         if logits is None:
@@ -125,7 +125,7 @@ def product_of_call(
     name = op_name_of(instruction)
     if target == "tpu_custom_call" and (kernel := _SPLASH.search(name)):
         return _splash(instruction, kernel[1], operands, results[-1].dtype, unit)
-    stated = re.search(r'"cost_estimate":\{[^}]*?"flops":"?(\d+)', instruction.attributes)
+    stated = re.search(r'"cost_estimate":\s*\{[^}]*?"flops":\s*"?(\d+)', instruction.attributes)
     if target == "tpu_custom_call" and stated and operands:
         flops, dtype = float(stated[1]), operands[0].dtype
         return Product("attention", (dtype, dtype), results[0].dtype, flops, flops, 1, name)
