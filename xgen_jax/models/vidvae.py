@@ -118,7 +118,8 @@ class MidAttention(nn.Module):
 
 
 def _block(config: VidVAEConfig) -> type[ResidualBlock]:
-    """The class of residual blocks: with `remat="block"` one that is recomputed."""
+    """The class of residual blocks: with `remat="block"` one that is recomputed, from its input,
+    while its level is, from the level's."""
     return nn.remat(ResidualBlock) if config.remat == "block" else ResidualBlock
 
 
@@ -220,7 +221,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x, cache=None):
         c, carry = self.config, _Carry(cache)
-        level_class = nn.remat(EncoderLevel) if c.remat == "level" else EncoderLevel
+        level_class = EncoderLevel if c.remat == "none" else nn.remat(EncoderLevel)
         x = carry(lambda x, h: causal_space_to_depth(x, c.stem, h), x.astype(self.dtype))
         if c.stem_hidden:
             x = nn.swish(nn.Dense(c.stem_hidden, dtype=self.dtype, name="stem")(x))
@@ -248,9 +249,9 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z, cache=None, last=True):
         c, carry = self.config, _Carry(cache)
-        level_class = (
-            nn.remat(DecoderLevel, static_argnums=(3,)) if c.remat == "level" else DecoderLevel
-        )
+        level_class = DecoderLevel
+        if c.remat != "none":
+            level_class = nn.remat(DecoderLevel, static_argnums=(3,))
         x = nn.Dense(c.latent_channels, dtype=self.dtype, name="post_quant")(z)
         x = _constrained(
             carry(CausalConv3D(c.channels[-1], dtype=self.dtype, name="conv_in"), _constrained(x))

@@ -61,8 +61,9 @@ class VidVAEConfig:
         space as well).
       norm_groups: groups of channels of the first two, or as many as divide a layer's channels.
       attention: the implementation, see `xgen_jax.nn.attention`.
-      remat: `level` recomputes each level in the backward pass instead of keeping what it computed,
-        `block` each residual block: as much work, and less memory where a level has several.
+      remat: `level` recomputes each level in the backward pass instead of keeping what it computed;
+        `block` each level, keeping only the inputs of its residual blocks, and then each of these:
+        the least memory, and one more forward pass.
     """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
