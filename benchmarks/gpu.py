@@ -21,6 +21,7 @@ CPU.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -29,6 +30,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -251,17 +253,18 @@ def run_row(name: str, options) -> None:
         if torch:
             torch.set_num_threads(THREADS)
         versions = {"jax": importlib.metadata.version("jax"), "torch": torch and torch.__version__}
-        say({"device": device_name(), "threads": THREADS, **versions})
+        say({"device": device_name(), "threads": THREADS, "on_gpu": ON_GPU, **versions})
         for part in {"train": train, "vae": vae, "regen": regen}[name](options):
             say(part)
-            if "time_s" in line and "peer_time_s" in line:
+            if line.keys() >= {"time_s", "peer_time_s"}:
                 line["ratio"] = line["peer_time_s"] / line["time_s"]
-        say({"met": met(name, line) if ON_GPU and options.presets == "paper" else None})
+        say({"complete": True})
     except Exception as error:
         import traceback
 
         traceback.print_exc()
         say({"error": f"{type(error).__name__}: {error}".splitlines()[0][:500]})
+    os._exit(0)  # two libraries' threads and caches are not waited for
 
 
 def met(name: str, line: dict[str, Any]) -> dict[str, bool | None]:
@@ -282,36 +285,38 @@ def supervise(name: str, options, arguments: list[str]) -> dict[str, Any]:
     environment = dict(os.environ)
     share = "0.9" if options.nopeers else "0.5"
     environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", share)
-    start = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, os.path.abspath(__file__), *arguments, f"--one={name}"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,  # torch.compile has helpers
-    )
-    error = None
-    try:
-        out, _ = process.communicate(timeout=options.row_s)
-        if process.returncode:
-            error = f"the process ended with {process.returncode}"
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, _ = process.communicate()
-        error = f"not finished after {options.row_s} s"
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    lines = [line for line in out.splitlines() if line.endswith("}")]
+    start, error = time.monotonic(), None
+    # A file and no pipe, which the helpers of torch.compile would keep open.
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__), *arguments, f"--one={name}"],
+            stdout=out,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            if process.wait(timeout=options.row_s):
+                error = f"the process ended with {process.returncode}"
+        except subprocess.TimeoutExpired:
+            error = f"not finished after {options.row_s:g} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # nothing is left
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        out.seek(0)
+        lines = [line for line in out if line.endswith("}\n")]
     line = json.loads(lines[-1]) if lines else {}
-    wall_s = round(time.monotonic() - start, 1)
+    if line.pop("complete", False):
+        error = None
+    judged = line.pop("on_gpu", False) and options.presets == "paper"
     return {
         "row": name,
         "presets": options.presets,
         **line,
         "targets": TARGETS[name],
+        "met": met(name, line) if judged else None,
         "error": line.get("error", error),
-        "wall_s": wall_s,
+        "wall_s": round(time.monotonic() - start, 1),
     }
 
 
