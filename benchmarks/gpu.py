@@ -8,9 +8,9 @@ python benchmarks/gpu.py [--rows=train,vae,regen] [--presets=paper] [--row_s=195
     regen   decode a chunk of 33x192x320 by the paper's REGEN in one step, to the same
 
 Weights, latents and text are random. Each row runs in a process of its own, which is ended after
-`--row_s` seconds, so that what fails or takes too long does not stop the others: `error` says why,
-and the line has what was measured before. `targets` are next to `met`, which is null on a device
-that they are not for.
+`--row_s` seconds, so that what fails or takes too long does not stop the others: `error` says why
+(`peer_error` where only the peer is missing), and the line has what was measured before. `targets`
+are next to `met`, which is null on a CPU. The exit code is 1 if a row has an error.
 
 Where torch and diffusers are installed the same process then times a peer, eager and with
 `torch.compile`, of which the faster counts: `ratio` is its time divided by ours. Neither JAX nor
@@ -245,6 +245,8 @@ def run_row(name: str, options) -> None:
 
     def say(part):
         line.update(part)
+        if line.keys() >= {"time_s", "peer_time_s"}:
+            line["ratio"] = line["peer_time_s"] / line["time_s"]
         print(json.dumps(line), file=stdout, flush=True)
 
     try:
@@ -256,8 +258,6 @@ def run_row(name: str, options) -> None:
         say({"device": device_name(), "threads": THREADS, "on_gpu": ON_GPU, **versions})
         for part in {"train": train, "vae": vae, "regen": regen}[name](options):
             say(part)
-            if line.keys() >= {"time_s", "peer_time_s"}:
-                line["ratio"] = line["peer_time_s"] / line["time_s"]
         say({"complete": True})
     except Exception as error:
         import traceback
@@ -308,6 +308,8 @@ def supervise(name: str, options, arguments: list[str]) -> dict[str, Any]:
     line = json.loads(lines[-1]) if lines else {}
     if line.pop("complete", False):
         error = None
+    elif error and "time_s" in line:  # what is missing is a peer
+        line, error = line | {"peer_error": error}, None
     judged = line.pop("on_gpu", False) and options.presets == "paper"
     return {
         "row": name,
