@@ -47,7 +47,7 @@ def time_peers(options, make: Callable[[], Peer]) -> Iterator[dict[str, Any]]:
             errors.append(f"{way}: {_said(error)}")
             yield {"peer_error": "; ".join(errors)}
             continue
-        yield {f"peer_{way.removeprefix('torch.')}_s": times["time_s"]}
+        yield {"peer_eager_s" if way == "eager" else "peer_compiled_s": times["time_s"]}
         if times["time_s"] < best:
             best = times["time_s"]
             yield {"peer": f"{name}, {way}", **{f"peer_{key}": times[key] for key in times}}

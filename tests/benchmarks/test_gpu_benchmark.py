@@ -1,6 +1,7 @@
 """The script for one GPU runs to its end on a CPU, with small networks; what fails is said in its
 line and stops no other row."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -54,6 +55,14 @@ def test_a_row_that_takes_too_long_is_ended():
     code, rows, _ = run("--rows=vae", "--row_s=0.2")
     assert code == 1
     assert rows["vae"]["error"] == "not finished after 0.2 s" and rows["vae"]["wall_s"] < 5
+
+
+def test_what_was_measured_is_compared_with_the_targets(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    met = importlib.import_module("gpu").met
+    assert met("train", {"mfu": 0.46, "ratio": 0.9}) == {"mfu": True, "ratio": False}
+    assert met("vae", {"time_s": 2.9}) == {"time_s": True, "ratio": None}
+    assert met("vae", {"time_s": 3.1, "ratio": 1.5}) == {"time_s": False, "ratio": True}
 
 
 @pytest.mark.parametrize(

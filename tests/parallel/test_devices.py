@@ -88,6 +88,10 @@ def test_the_figures_of_a_device_are_its_part_of_the_chip():
     assert h100.flops("bfloat16") == 989e12
     assert h100.flops("float32") == h100.flops("bfloat16") / 2
     assert peak_of(_device(GPUS["h100"].name)) == h100
+    # The compiler's name is longer than the driver's.
+    assert GPUS["h200"].name != "NVIDIA H200"
+    assert peak_of(_device("NVIDIA H200")) == GPUS["h200"].peak
+    assert peak_of(_device("NVIDIA H100 PCIe")) is None
     assert memory_limit(_device("TPU v5 lite")) == int(15.75 * 2**30)
 
 

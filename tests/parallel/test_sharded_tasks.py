@@ -79,7 +79,7 @@ def make_regen():
 def make_vdit(text=None, **model):
     """A VDiT on stored embeddings of captions, or with a text encoder that is trained along."""
     sizes = {"width": 32, "depth": 2, "heads": 4, "patch": 1, "text_width": 24, "remat": "none"}
-    config = VDiTConfig(**sizes, null_caption_tokens=0 if text else 6, **model)
+    config = VDiTConfig(**sizes | model, null_caption_tokens=0 if text else 6)
     return VDiTTask(
         model=VDiT(config),
         text=text or T5Conditioner(length=6, width=config.text_width),
@@ -100,6 +100,8 @@ OBJECTIVES = {
     "vdit": (make_vdit, (2, 8, 12, 4)),
     "vdit-text": (make_vdit_with_text, (2, 8, 12, 4)),
     "vdit-odd": (make_vdit, (3, 8, 12, 4)),
+    "vdit-dots": (lambda: make_vdit(remat="dots", attention="chunked"), (2, 8, 12, 4)),
+    "vdit-offload": (lambda: make_vdit(remat="offload"), (2, 8, 12, 4)),
     "vdit-full": (
         lambda: make_vdit(attention_layout="full", positions="rope_3d"),
         (3, 8, 12, 4),
@@ -112,7 +114,12 @@ MESHES = {
     "fsdp-tensor-sequence": {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2},
 }
 # Variants of an objective, each on one mesh; the others on all.
-VARIANTS = {"vdit-text": "data-fsdp-tensor", "vdit-odd": "fsdp-tensor-sequence"}
+VARIANTS = {
+    "vdit-text": "data-fsdp-tensor",
+    "vdit-odd": "fsdp-tensor-sequence",
+    "vdit-dots": "fsdp-tensor-sequence",
+    "vdit-offload": "data-fsdp-tensor",
+}
 QUICK = {("vdit-full", "fsdp-tensor-sequence")}
 
 

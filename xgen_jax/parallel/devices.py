@@ -14,7 +14,7 @@ from jax.experimental import topologies
 
 from xgen_jax.environment import CHANNELS_LAST, knows_channels_last
 from xgen_jax.errors import UserError, choose
-from xgen_jax.parallel.device_figures import GPUS, TPUS, Peak
+from xgen_jax.parallel.device_figures import GPU, GPUS, TPUS, Peak
 
 # Triton's matrix products are tuned on the device; without it some shapes have no tiling.
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
@@ -51,9 +51,8 @@ def memory_limit(device: Any) -> int | None:
 
     Of a GPU these are what JAX reserves by default.
     """
-    for gpu in GPUS.values():
-        if gpu.name == device.device_kind:
-            return int(gpu.memory_gib * RESERVED * 2**30)
+    if (gpu := _gpu(device)) is not None:
+        return int(gpu.memory_gib * RESERVED * 2**30)
     for tpu in TPUS.values():
         if tpu.device_kind == device.device_kind:
             return int(tpu.limit_gib * 2**30)
@@ -62,10 +61,16 @@ def memory_limit(device: Any) -> int | None:
 
 def peak_of(device: Any) -> Peak | None:
     """Return the figures of a device; None if they are not known, as of a CPU."""
-    named = {gpu.name: gpu for gpu in GPUS.values()} | {
-        tpu.device_kind: tpu for tpu in TPUS.values()
-    }
-    return named[device.device_kind].peak if device.device_kind in named else None
+    named = {tpu.device_kind: tpu for tpu in TPUS.values()}
+    figures = _gpu(device) or named.get(device.device_kind)
+    return None if figures is None else figures.peak
+
+
+def _gpu(device: Any) -> GPU | None:
+    """Return the figures of a GPU; None of other devices. The driver calls some by the beginning of
+    their name: "NVIDIA H200"."""
+    known = (gpu for gpu in GPUS.values() if f"{gpu.name} ".startswith(f"{device.device_kind} "))
+    return next(known, None)
 
 
 def named_peak(topology: str) -> Peak:

@@ -34,8 +34,9 @@ def program_bytes(compiled: jax.stages.Compiled) -> int:
     if memory is None:
         return 0
     # On other platforms the "peak" leaves temporaries out; on a TPU their sum is more than what is
-    # in use at once.
-    if _platform(compiled) == "tpu" and memory.peak_memory_in_bytes:
+    # in use at once. With arrays in the host's memory (libtpu 0.0.52) it has these instead.
+    on_tpu = _platform(compiled) == "tpu" and not memory.host_temp_size_in_bytes
+    if on_tpu and memory.peak_memory_in_bytes:
         return memory.peak_memory_in_bytes
     return (
         memory.argument_size_in_bytes
