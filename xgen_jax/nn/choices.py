@@ -8,3 +8,5 @@ VIDEO_NORMS = ("group_per_frame", "group", "rms")
 # attention, so that it is not computed again: the result, and what its softmax was normalised by.
 # `chunked` and `splash` have it.
 KEPT_OF_ATTENTION = "attention"
+# Blocks of queries in a window of space, a side: a token sees at least a block's side around it.
+WINDOW_BLOCKS = 3
