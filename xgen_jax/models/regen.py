@@ -242,3 +242,18 @@ def count_parameters(config: REGENConfig) -> dict[str, int]:
     """Count the parameters of `encoder`, `expansion` and `decoder`."""
     params = abstract_variables(config)["params"]
     return {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in params.items()}
+
+
+def decoding_parameters(variables: Params, dtype: jnp.dtype) -> Params:
+    """Return a REGEN's variables with those that decoding casts at each call in `dtype`: kernels
+    and biases of the expansion and the decoder. The frames are the same.
+
+    Norms keep float32. So does the encoder, whose convolutions sum taps before they are cast.
+    """
+
+    def cast(path, leaf):
+        return leaf.astype(dtype) if path[-1].key in ("kernel", "bias") else leaf
+
+    network = variables["params"]
+    decoding = {name: network[name] for name in ("expansion", "decoder")}
+    return {"params": network | jax.tree_util.tree_map_with_path(cast, decoding)}

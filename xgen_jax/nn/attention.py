@@ -138,7 +138,7 @@ def _attention_on_each_device(
         arrays = (x.reshape(sequences, -1, *x.shape[-2:]) for x in (q, k, v))
         if window is not None:
             one = functools.partial(attention, implementation=implementation)
-            return attend_in_windows(one, *arrays, window).reshape(q.shape)
+            return attend_in_windows(one, *arrays, window=window).reshape(q.shape)
         mask = masks[0] if masks else None
         return attention(*arrays, mask_BM=mask, implementation=implementation).reshape(q.shape)
 
