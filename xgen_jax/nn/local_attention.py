@@ -103,8 +103,8 @@ def attend_in_windows(
     if window.keys == height * width:
         return attend(q_BNKC, k_BNKC, v_BNKC)
 
-    # The compiler of TPU v5p (libtpu of jax 0.10.2) stops where it fuses the gradients of blocks and
-    # windows with those of the norms before them.
+    # The compiler of TPU v5p (libtpu of jax 0.10.2) crashes where it fuses the gradients of blocks
+    # and windows with those of the norms before them.
     q_BNKC, k_BNKC, v_BNKC = lax.optimization_barrier((q_BNKC, k_BNKC, v_BNKC))
 
     def in_space(x: Array) -> Array:
