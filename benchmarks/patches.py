@@ -1,9 +1,9 @@
-"""The mesh and the grain of tiny decoders, one change at a time; one JSON line per row on stdout.
+"""Tiny decoders by mesh, grain and error, one change at a time; one JSON line per row on stdout.
 
 python benchmarks/patches.py [--config=vidvae] [--only='chosen;head'] [--steps=600]
     [--root=runs/patches] [--clips=64]
 python benchmarks/patches.py --config=vidvae:videos --videos=FOLDER --held_out=FOLDER
-python benchmarks/patches.py --config=regen
+python benchmarks/patches.py --config=regen [--size=48] [--batch=4]
 
 Trains configs/quickstart/vidvae.py or regen.py for some steps with each change, and scores unseen
 clips: of the moving shapes, or of the folder --held_out. `chosen` is the config as it is; the other
@@ -45,6 +45,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "head, gradient 0.2": HEAD | {"loss.gradient": 0.2},
     "head, gradient 0.3": HEAD | {"loss.gradient": 0.3},
 }
+OF_REGEN = {
+    "attention in 3x3": {"model.attention_window": (3, 3)},
+    "patch 16, head": {"model.latent_patch": 2} | HEAD,
+}
 OF_VIDVAE = {
     "stem_hidden 128": {"model.stem_hidden": 128},
     "8 latent channels": {"model.latent_channels": 8},
@@ -54,7 +58,7 @@ OF_VIDVAE = {
 
 def variants(options) -> dict[str, dict[str, Any]]:
     """Select the changes to train with."""
-    known = VARIANTS | (OF_VIDVAE if options.config != "regen" else {})
+    known = VARIANTS | (OF_REGEN if options.config == "regen" else OF_VIDVAE)
     wanted = options.only.split(";") if options.only else list(known)
     unknown = [name for name in wanted if name not in known]
     if unknown:
@@ -73,6 +77,9 @@ def values_of(options, changes: dict[str, Any]) -> dict[str, Any]:
         if not (options.videos and options.held_out):
             raise UserError("give --videos=FOLDER, to train on, and --held_out=FOLDER, to score")
         changes |= {"data.source.path": options.videos, "data.source.held_out_fraction": 0.0}
+    given = {"height": options.size, "width": options.size, "batch_size": options.batch}
+    given = {key: value for key, value in given.items() if value}
+    values["data"]["buckets"] = [bucket | given for bucket in values["data"]["buckets"]]
     for key, value in changes.items():
         group = values
         *groups, last = key.split(".")
@@ -88,7 +95,9 @@ def changes(options) -> Iterator[dict[str, Any]]:
     for name, changed in variants(options).items():
         run = run_config(values_of(options, changed))
         label = "".join(c if c.isalnum() else "_" for c in f"{options.config} {name}")
-        folder = pathlib.Path(options.root) / f"{label}_{run.loop.steps}"
+        bucket = run.data.buckets[0]
+        folder = f"{label}_{run.loop.steps}_{bucket.width}px_{bucket.batch_size}"
+        folder = pathlib.Path(options.root) / folder
         started, started_cpu = time.perf_counter(), time.process_time()
         train(run, folder)  # returns at once if it is finished
         took = {
@@ -128,6 +137,8 @@ def main() -> None:
     parser.add_argument("--config", default="vidvae", help="vidvae, vidvae:videos or regen")
     parser.add_argument("--only", help="names of changes, with semicolons between")
     parser.add_argument("--steps", type=at_least_one, help="of each training; the config's")
+    parser.add_argument("--size", type=at_least_one, help="side of the clips; the config's")
+    parser.add_argument("--batch", type=at_least_one, help="clips a step; the config's")
     parser.add_argument("--clips", type=at_least_one, default=64)
     parser.add_argument("--root", default="runs/patches", help="folder of the trainings")
     parser.add_argument("--videos", help="folder to train on")

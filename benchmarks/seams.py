@@ -142,9 +142,11 @@ def ways(config) -> dict[str, list[Window]]:
         f"faded {quarter}": straddling(n, length, quarter),
         f"faded {half}": straddling(n, length, half),
         f"extended {half}": extended(n, length, half),
-        f"faded {half}, overlapping {overlap(config)}": straddling(
-            n, length, half, overlap(config)
-        ),
+        **{
+            f"faded {half}, overlapping {beyond}": straddling(n, length, half, beyond)
+            for beyond in (1, 2, 4)
+            if beyond <= overlap(config)
+        },
     }
 
 

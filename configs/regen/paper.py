@@ -13,6 +13,9 @@ expect    the paper's table 1, PSNR and rFVD, not reproduced here:
              8x   32.74 dB,  29.88    29.34 dB,  89.98
 
 --config=regen/paper:8 has another ratio, of 4, 8, 16 and 32: chunks of 5, 9, 17 and 33 frames.
+--config=regen/paper:32-patch16 has patches of 16x16 pixels in the decoder, and a convolution of 16
+channels at the resolution of pixels behind them: 240 tokens a frame instead of 960, 31.6 TFLOP a
+window of 33 frames instead of 273.9, by formula (docs/regen.md). Not the paper's, not trained.
 
 From the paper: the decoder (24 blocks of 2048 with 16 heads, patch 8), 8 channels, two latent
 frames a chunk, 192x320, epsilon prediction by DDPM as the only loss, encoder and decoder trained
@@ -37,10 +40,17 @@ from xgen_jax.errors import choose
 from xgen_jax.models.regen_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
 
+# By "32", "32-patch16" and so on.
+VARIANTS = {
+    name.removeprefix("paper-").replace("x", "", 1): preset
+    for name, preset in PRESETS.items()
+    if name.startswith("paper-")
+}
 
-def get_config(ratio: str = "32"):
-    """A run at a ratio of 4, 8, 16 or 32 in time."""
-    preset = PRESETS[f"paper-{choose('ratio', ratio, (4, 8, 16, 32))}x"]
+
+def get_config(variant: str = "32"):
+    """A run at a ratio of 4, 8, 16 or 32 in time; with "-patch16" of larger patches."""
+    preset = VARIANTS[choose("variant", variant, VARIANTS)]
     # A chunk of 33 frames has 31,680 tokens at this size: no implementation that "auto" stands for
     # makes the full matrix.
     model = dataclasses.replace(preset, attention="auto")

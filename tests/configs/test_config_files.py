@@ -57,6 +57,8 @@ def example(key, kind, run):
     match key.split("."):
         case [*_, "hold_out"]:
             return "ends"
+        case [*_, "attention_window"]:
+            return 3, 6
         case ["loop", "keep_best"]:
             return "held_out_loss"
         case ["guidance", "interval"]:

@@ -7,8 +7,17 @@ import numpy as np
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.inference.chunks import chunk_bytes, plan_chunks
-from xgen_jax.inference.streaming import decode, decode_stream, encode, encode_stream
+from xgen_jax.inference.chunks import ChunkPlan, chunk_bytes, decode_chunk, plan_chunks
+from xgen_jax.inference.reconstruct import Reconstructor
+from xgen_jax.inference.streaming import (
+    decode,
+    decode_segments,
+    decode_stream,
+    encode,
+    encode_stream,
+)
+from xgen_jax.parallel.mesh import MeshConfig, make_mesh
+from xgen_jax.parallel.sharding import on_mesh, replicated
 from xgen_jax.testing import regen_embedder
 
 KEY = jax.random.key(7)
@@ -57,9 +66,54 @@ def test_frames_do_not_depend_on_the_cut(built, cut):
 @pytest.mark.slow
 def test_a_whole_clip_is_cut_into_whole_chunks(built):
     embedder, params, video, latents, decoded = built
-    assert plan_chunks(embedder, params, "decode", latents.shape, np.float32, None) == (2, 4)
+    # A window of five frames of 64x64 tokens occupies a device; of 2x2 tokens 16 are taken.
+    for shape, frames in (((1, 8, 64, 64, 4), 2), ((1, 99, 2, 2, 4), 32), (latents.shape, 7)):
+        plan = plan_chunks(embedder, params, "decode", shape, np.float32, None)
+        assert plan == (shape[2], frames)
     np.testing.assert_allclose(encode(embedder, params, video), latents, atol=1e-5)
     np.testing.assert_allclose(decode(embedder, params, latents, key=KEY), decoded, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [None, 4])
+def test_devices_share_the_windows_of_a_clip(built, cut):
+    """Two windows in the middle of the clip and one at each end, on three devices."""
+    embedder, params, _, latents, decoded = built
+    mesh = make_mesh(MeshConfig(data=3, fsdp=1), jax.devices()[:3])
+    plan = ChunkPlan(2, cut or latents.shape[1])
+    segments = decode_segments(embedder, params, [latents], latents.shape, plan, mesh, KEY)
+    np.testing.assert_allclose(np.concatenate(list(segments), axis=1), decoded, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_no_device_samples_all_windows(built):
+    embedder, params, *_ = built
+    latents = np.zeros((1, 8, 8, 8, 4), np.float32)  # few tokens: a loop over heads counts once
+
+    def flops(devices):
+        mesh = make_mesh(MeshConfig(data=devices, fsdp=1), jax.devices()[:devices])
+        arguments = jax.device_put((params, latents), replicated(mesh))
+        with on_mesh(mesh):
+            program = decode_chunk.lower(embedder, arguments[0], arguments[1], None, True, KEY)
+        return program.compile().cost_analysis()["flops"]  # of a device
+
+    # Of four chunks: three windows of seven frames and two of five.
+    assert flops(3) < 0.4 * flops(1)
+
+
+@pytest.mark.slow
+def test_a_reconstructor_on_several_devices_is_one_on_one(built):
+    embedder, params, *_ = built
+    clip = np.random.default_rng(1).integers(0, 256, (23, 10, 8, 3), np.uint8)
+    mesh = make_mesh(MeshConfig(data=3, fsdp=1), jax.devices()[:3])
+    one = Reconstructor(embedder=embedder, params=params)
+    shared = jax.device_put(params, replicated(mesh))
+    several = Reconstructor(embedder=embedder, params=shared, mesh=mesh)
+    wanted = one(clip).astype(int)
+    # Of float32 that rounds differently a pixel may be rounded to the next level.
+    assert np.abs(several(clip) - wanted).max() <= 1
+    parts = list(several.stream(part[0] for part in cut_at(clip[None], 7, 9)))
+    assert np.abs(np.concatenate(parts) - wanted).max() <= 1
 
 
 @pytest.mark.slow

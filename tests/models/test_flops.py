@@ -173,11 +173,21 @@ def test_a_chunk_in_the_middle_of_a_clip_is_counted_without_its_first_frame(netw
 
 
 @pytest.mark.parametrize("frames", [16, 5])
-@pytest.mark.parametrize("network", ["content_aware", "in_context"])
-def test_a_regens_formulas_count_its_programs(network, frames):
+@pytest.mark.parametrize(
+    "network, changes, sides",
+    [
+        ("content_aware", {}, (8, 8)),
+        ("in_context", {}, (8, 8)),
+        # Tokens of 2x2 of the 9x10 and 8x5 cells, in blocks of 1x1 and 2x1.
+        ("content_aware", {"latent_patch": 2, "attention_window": (3, 3)}, (36, 40)),
+        ("in_context", {"latent_patch": 2, "attention_window": (6, 3)}, (32, 20)),
+    ],
+)
+def test_a_regens_formulas_count_its_programs(network, changes, sides, frames):
     regen = embedder(network)
-    params, config = abstract_params(regen), regen.model.config
-    video = (2, frames, 8, 8, 3)
+    config = dataclasses.replace(regen.model.config, **changes)
+    regen = dataclasses.replace(regen, model=REGEN(config))
+    params, video = abstract_params(regen), (2, frames, *sides, 3)
     latents = config.latent_shape(video)
     assert flops.regen_encode_flops(config, video) == program_flops(
         regen.encode, params, *shapes(video)

@@ -13,7 +13,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.regen import REGEN, Conditioning, Decoder, count_parameters, frame_times
 from xgen_jax.models.regen_config import PRESETS
 from xgen_jax.nn.choices import REMAT
-from xgen_jax.testing import REGEN_MODEL
+from xgen_jax.testing import REGEN_MODEL, random_regen_params
 
 
 def randomised(params, seed=1):
@@ -142,6 +142,61 @@ def test_any_multiple_of_the_patch_can_be_encoded_and_drawn(height, width, condi
     prediction = predict(model, params, video, z, times(REGEN_MODEL, 1))
     assert prediction.shape == video.shape
     assert jnp.isfinite(prediction).all()
+
+
+def test_a_token_is_told_of_all_its_cells_and_no_others():
+    config = dataclasses.replace(REGEN_MODEL, latent_patch=2)
+    assert (config.space_factor, config.patch, config.token_grid(3, 4)) == (4, 8, (2, 2))
+    # 3x2 cells, of which the third row fills half a token.
+    model, params = REGEN(config), random_regen_params(config)
+    z, video = (
+        jax.random.normal(jax.random.key(0), (2, frames, *shape))
+        for frames, shape in ((2, (3, 2, 4)), (config.chunk_frames, (12, 8, 3)))
+    )
+
+    def told(params, z):
+        return expand(model, params, z, times(config)).added_BFHWD
+
+    plain = told(params, z)
+    assert plain.shape[:4] == (2, config.chunk_frames, 2, 1)
+    for row in range(3):
+        change = np.abs(told(params, z.at[:, :, row, 0].add(1.0)) - plain).max((0, 1, 4))[:, 0]
+        assert (change > 1e-3).tolist() == [row < 2, row == 2]
+    prediction = predict(model, params, video, z, times(config))
+    assert prediction.shape == video.shape
+    assert np.isfinite(prediction).all()
+
+
+@pytest.mark.parametrize("conditioning", ["content_aware", "in_context"])
+def test_a_decoder_sees_its_windows_of_space(conditioning):
+    """One layer sees a window; one as large as the picture changes nothing."""
+    config = dataclasses.replace(
+        REGEN_MODEL, depth=1, conditioning=conditioning, attention_window=(3, 6)
+    )
+    model, params = REGEN(config), random_regen_params(config)
+    z, video = (
+        jax.random.normal(jax.random.key(0), (1, frames, *shape))
+        for frames, shape in ((2, (6, 6, 4)), (config.chunk_frames, (24, 24, 3)))
+    )
+    everywhere = REGEN(dataclasses.replace(config, attention_window=None))
+    covering = REGEN(dataclasses.replace(config, attention_window=(6, 9)))
+    at = times(config, 1)
+    np.testing.assert_array_equal(
+        predict(covering, params, video, z, at), predict(everywhere, params, video, z, at)
+    )
+    conditioning = expand(model, params, z, at)
+
+    def change(model):
+        """Which 6x6 tokens change with the pixels of the last of them."""
+        moved = video.at[:, :, -1, -1].add(1.0)
+        both = (denoise(model, params, x, 300.0, conditioning) for x in (video, moved))
+        difference = np.abs(np.subtract(*both)).max((0, 1, 4))
+        return difference.reshape(6, 4, 6, 4).max((1, 3)) > 1e-6
+
+    assert change(everywhere).all()
+    near = np.zeros((6, 6), bool)
+    near[4:] = True  # the last rows: the window of the last is shifted inward; all columns
+    np.testing.assert_array_equal(change(model), near)
 
 
 @pytest.mark.slow
@@ -274,6 +329,18 @@ def test_the_papers_decoder_has_the_papers_size():
     assert counts["decoder"] == 1_213_919_424  # 24 x 12 x 2048^2 and what is around it
 
 
+def test_patches_of_16_change_the_ends_of_the_papers_network_alone():
+    paper, patch16 = PRESETS["paper-32x"], PRESETS["paper-32x-patch16"]
+    assert (paper.patch, patch16.patch, patch16.space_factor) == (8, 16, 8)
+    assert paper.token_grid(24, 40) == (24, 40) and patch16.token_grid(24, 40) == (12, 20)
+    before, counts = count_parameters(paper), count_parameters(patch16)
+    assert counts["encoder"] == before["encoder"]
+    # Patches in and out, to 16 channels at pixels, and the convolution of 3x3 taps.
+    entering, leaving = 3 * (16**2 - 8**2) * 2048, 2049 * (16 * 16**2 - 3 * 8**2)
+    assert counts["decoder"] - before["decoder"] == entering + leaving + 9 * 16 * 3 + 3
+    assert counts["expansion"] - before["expansion"] == 3 * 2 * 64 * 2048
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -281,6 +348,9 @@ def test_the_papers_decoder_has_the_papers_size():
         ({"heads": 3}, "width 16 must be a multiple of the 3 heads"),
         ({"siren_depth": 0}, "siren_depth must be 1 or more"),
         ({"head_channels": -1}, "head_channels must be 0 or more, not -1"),
+        ({"latent_patch": 0}, "latent_patch must be 1 or more, not 0"),
+        ({"attention_window": (3, 4)}, r"attention_window=\(3, 4\) must be two multiples of 3"),
+        ({"attention_window": (0, 3)}, "or None for the whole frame"),
         (
             {
                 "encoder": dataclasses.replace(

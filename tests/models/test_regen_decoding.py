@@ -5,16 +5,18 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_regen import build, encode, times
 
 from xgen_jax.diffusion.ddpm import DDPM
 from xgen_jax.diffusion.flow import RectifiedFlow
-from xgen_jax.models.regen import Conditioning
+from xgen_jax.models.regen import REGEN, Conditioning, decoding_parameters
+from xgen_jax.models.regen_config import PRESETS
 from xgen_jax.models.regen_decoding import decode_chunks, frame_noise, sample_frames
-from xgen_jax.models.regen_windows import look_ahead
-from xgen_jax.testing import REGEN_MODEL
+from xgen_jax.models.regen_windows import look_ahead, windows_at_once
+from xgen_jax.testing import REGEN_MODEL, random_regen_params
 
 FLOW = RectifiedFlow(prediction="x0")
 LENGTH, HELD, BEYOND = REGEN_MODEL.chunk_frames, 2, 1
@@ -100,6 +102,20 @@ def test_a_clip_in_parts_is_the_whole_clip(chunks, tail, cuts):
     assert lengths[0] == cuts[0] // 2 * LENGTH - HELD - BEYOND  # what lags behind
 
 
+@pytest.mark.parametrize(
+    "preset, clips, grid, windows",
+    [
+        ("paper-32x", 1, (24, 40), 1),
+        ("paper-32x-patch16", 1, (24, 40), 1),
+        ("base-8x", 1, (16, 16), 3),
+        ("base-8x", 2, (16, 16), 1),
+        ("tiny-8x", 1, (4, 4), 16),
+    ],
+)
+def test_as_many_windows_at_once_as_occupy_a_device(preset, clips, grid, windows):
+    assert windows_at_once(PRESETS[preset], (clips, 8, *grid, 8)) == windows
+
+
 @pytest.mark.slow
 def test_one_chunk_alone_is_drawn_in_its_own_window():
     model, params, video = build()
@@ -151,6 +167,29 @@ def test_a_clip_does_not_depend_on_its_batch():
     both, _ = in_parts(model, params, z, [])
     alone, _ = decode_chunks(model, params, FLOW, 1, z[1:], None, True, keys()[1:], "shifted")
     np.testing.assert_allclose(alone[0], both[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_parameters_in_the_dtype_of_the_computation_give_the_same_frames(dtype):
+    config = dataclasses.replace(REGEN_MODEL, head_channels=4)
+    model, params = REGEN(config, dtype), random_regen_params(config)
+    cast = decoding_parameters(params, dtype)
+    kinds = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(cast["params"]):
+        kinds.setdefault((path[0].key, path[-1].key), set()).add(leaf.dtype)
+    float32 = np.dtype(np.float32)
+    assert kinds == {
+        ("encoder", "kernel"): {float32},
+        ("encoder", "bias"): {float32},
+        ("encoder", "scale"): {float32},
+        ("expansion", "kernel"): {np.dtype(dtype)},
+        ("expansion", "bias"): {np.dtype(dtype)},
+        ("decoder", "kernel"): {np.dtype(dtype)},
+        ("decoder", "bias"): {np.dtype(dtype)},
+        ("decoder", "scale"): {float32},
+    }
+    video, _ = in_parts(model, params, latents_of(2, tail=1), [])
+    np.testing.assert_array_equal(in_parts(model, cast, latents_of(2, tail=1), [])[0], video)
 
 
 @pytest.mark.slow

@@ -42,14 +42,19 @@ def vdit(attention, remat):  # a block of two of the heads, 17x480x848: 5 frames
     return VDiT(model, jnp.bfloat16), (*inputs, MicroConditions(*[of(1)] * 5))
 
 
-def regen(attention, remat):  # a chunk of 33 frames of 192x320: 31,680 patches
+def regen(attention, remat, window=None):  # a chunk of 33 frames of 192x320: 31,680 patches
     model = load_config(find_config("regen/paper"), []).model
     assert model.attention == "auto" and model.width // model.heads == 128
     model = dataclasses.replace(
-        model, depth=1, width=128, heads=1, remat=remat, attention=attention
+        model, depth=1, width=128, heads=1, remat=remat, attention=attention,
+        attention_window=window,
     )
     frames = of(1, 33, 192, 320, 3)
     return Decoder(model, jnp.bfloat16), (frames, of(1), Conditioning(of(1, 33, 24, 40, 128)))
+
+
+def regen_windows(attention, remat):  # 30 blocks of 33x4x8 queries, each with 33x12x24 keys
+    return regen(attention, remat, (12, 24))
 
 
 def large(text):  # shapes of queries by keys
@@ -79,7 +84,7 @@ def program(make, attention, mesh, remat="none"):
 
 
 name, topology = sys.argv[1:]
-make = {"vdit": vdit, "regen": regen}[name]
+make = {"vdit": vdit, "regen": regen, "regen-windows": regen_windows}[name]
 devices = named_devices(topology)[:1]
 mesh = make_mesh(MeshConfig(), devices)
 lowered = program(make, "auto", mesh)
@@ -119,6 +124,8 @@ NEEDS = {"gpu": "jax_cuda13_plugin"}
         ("vdit", "gpu:h100", 4),
         ("regen", "v5p:1x1x1", 3),
         ("regen", "gpu:h100", 2),
+        ("regen-windows", "v5p:1x1x1", 3),
+        ("regen-windows", "gpu:h100", 2),
     ],
 )
 def test_the_papers_attention_is_the_devices_kernel(network, topology, kernels):

@@ -62,7 +62,7 @@ def make_vidvae():
     )
 
 
-def make_regen():
+def make_regen(**changes):
     model = REGENConfig(
         encoder=dataclasses.replace(VIDVAE, latent_channels=3),
         width=64,
@@ -72,6 +72,7 @@ def make_regen():
         siren_depth=1,
         siren_features=4,
         remat="none",
+        **changes,
     )
     return regen_task(model=REGEN(model), loss_config=REGENLossConfig(), lpips=None, frozen=None)
 
@@ -97,6 +98,7 @@ def make_vdit_with_text():
 OBJECTIVES = {
     "vidvae": (make_vidvae, (5, 16, 16, 3)),
     "regen": (make_regen, (5, 16, 16, 3)),
+    "regen-windows": (lambda: make_regen(attention_window=(3, 3)), (5, 16, 16, 3)),
     "vdit": (make_vdit, (2, 8, 12, 4)),
     "vdit-text": (make_vdit_with_text, (2, 8, 12, 4)),
     "vdit-odd": (make_vdit, (3, 8, 12, 4)),
@@ -115,6 +117,7 @@ MESHES = {
 }
 # Variants of an objective, each on one mesh; the others on all.
 VARIANTS = {
+    "regen-windows": "fsdp-tensor-sequence",
     "vdit-text": "data-fsdp-tensor",
     "vdit-odd": "fsdp-tensor-sequence",
     "vdit-dots": "fsdp-tensor-sequence",
@@ -206,7 +209,7 @@ def test_loss_and_gradients_are_one_devices(name, mesh):
 def assert_tokens_stay_divided(program, name, sizes, params):
     """Heads are exchanged for tokens, and no device has all tokens of its clips in all features."""
     _, shape = OBJECTIVES[name]
-    tokens, width = (shape[0] * 16, 64) if name == "regen" else (math.prod(shape[:3]), 32)
+    tokens, width = (shape[0] * 16, 64) if name.startswith("regen") else (math.prod(shape[:3]), 32)
     clips = 8 // (sizes["data"] * sizes["fsdp"])
     whole = clips * tokens * width
     # Parameters are gathered, at once or in parts, one layer of a stack at a time.

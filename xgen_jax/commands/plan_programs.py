@@ -260,7 +260,7 @@ def decode_program(embedder: Embedder, mesh: Mesh, batch_size: int, shape: Shape
     """Lower the decoding of a chunk of latents in the middle of a clip, or of a clip of one chunk,
     as samples and reconstructions are decoded without a memory budget."""
     _check_batch(batch_size, mesh)
-    params = _embedder_params(embedder, mesh)
+    params = _embedder_params(embedder, mesh, decoding=True)
     latents = (batch_size, *embedder.latent_shape(shape), embedder.latent_channels)
     chunk = plan_chunks(embedder, params, "decode", latents, np.float32, None).frames
     whole = chunk == latents[1]
@@ -281,7 +281,8 @@ def decode_program(embedder: Embedder, mesh: Mesh, batch_size: int, shape: Shape
         },
         rewritten=("cache",),
         flops=embedder.decode_flops((batch_size, chunk, *latents[2:]), started=not whole),
-        runs=-(-latents[1] // chunk),
+        # What a decoder that looks ahead holds back comes with one more call.
+        runs=-(-latents[1] // chunk) + (not whole and embedder.look_ahead > 0),
         dtype=np.dtype(embedder.model.dtype).name,
     )
 
@@ -294,9 +295,10 @@ def _check_batch(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def _embedder_params(embedder: Embedder, mesh: Mesh) -> Params:
+def _embedder_params(embedder: Embedder, mesh: Mesh, decoding: bool = False) -> Params:
     statistic = jax.ShapeDtypeStruct((embedder.latent_channels,), np.float32)
     params = {"model": embedder.abstract_model(), "mean": statistic, "std": statistic}
+    params = jax.eval_shape(embedder.in_compute_dtype, params) if decoding else params
     return _placed(params, jax.tree.map(lambda _: replicated(mesh), params))
 
 

@@ -13,8 +13,6 @@ from xgen_jax.models.embedder import Embedder
 from xgen_jax.parallel.memory import GB, format_gb, largest_chunk, program_bytes
 from xgen_jax.typing import Array, Params, Shape
 
-CHUNK = 4  # latent frames at a time without a memory budget
-
 
 class ChunkPlan(NamedTuple):
     """Sizes in which a clip is cut.
@@ -146,15 +144,15 @@ def plan_chunks(
     dtype,
     memory_budget_gb: float | None,
 ) -> ChunkPlan:
-    """Decide how a clip is cut; without a budget, chunks of `CHUNK` latent frames and all rows.
+    """Decide how a clip is cut; without a budget, all rows and the embedder's `default_chunk`.
 
     Arguments are those of `chunk_bytes`, errors those of `encode`.
     """
     _, frames, height, *_ = latent_shape
     unit, halo, what = embedder.unit, embedder.halo, f"to {verb} latents {latent_shape}"
     if memory_budget_gb is None:
-        chunk = frames if embedder.depends_on_whole_clip else min(frames, CHUNK)
-        return ChunkPlan(height, chunk)
+        chunk = frames if embedder.depends_on_whole_clip else embedder.default_chunk(latent_shape)
+        return ChunkPlan(height, min(frames, chunk))
     if memory_budget_gb <= 0:
         raise UserError(f"memory_budget_gb={memory_budget_gb} must be above 0")
     budget = memory_budget_gb * GB

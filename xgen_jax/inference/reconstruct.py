@@ -5,21 +5,27 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import cast
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from xgen_jax.data.pixels import check_clip, to_uint8
 from xgen_jax.errors import UserError, choose
-from xgen_jax.inference.chunks import plan_chunks
+from xgen_jax.inference.chunks import ChunkPlan, plan_chunks
 from xgen_jax.inference.resample_time import BETWEEN, moments, stream_at_speed
 from xgen_jax.inference.streaming import (
     chunk_lengths,
     decode,
+    decode_on_mesh,
+    decode_segments,
     decode_stream,
     encode,
     encode_stream,
     regroup,
 )
 from xgen_jax.models.embedder import Embedder, REGENEmbedder
+from xgen_jax.parallel.mesh import MeshConfig, make_mesh
+from xgen_jax.parallel.sharding import replicated
 from xgen_jax.runs.checkpoint import Step
 from xgen_jax.runs.load import describe_embedder, load_embedder
 from xgen_jax.typing import Array, Params, Shape, Video
@@ -34,12 +40,15 @@ class Reconstructor:
 
     Attributes:
       embedder, params: see `load_embedder`.
-      memory_budget_gb: memory of the device, in GB (1e9 bytes), see `streaming.decode`.
+      memory_budget_gb: memory of a device, in GB (1e9 bytes), see `streaming.decode`.
+      mesh: the devices that share the windows of a REGEN's clips, each with all parameters; None
+        for the default device.
     """
 
     embedder: Embedder
     params: Params
     memory_budget_gb: float | None = None
+    mesh: Mesh | None = None
 
     def __repr__(self) -> str:
         budget = "none" if self.memory_budget_gb is None else f"{self.memory_budget_gb:g} GB"
@@ -114,10 +123,13 @@ class Reconstructor:
         frames, height, width, _ = video_shape
         left = len(moments(frames, speed))
         if speed == 1.0:
-            plan = plan_chunks(embedder, params, "decode", latents.shape, latents.dtype, budget)
+            plan = self._plan_decoding(latents.shape, latents.dtype)
             if plan.frames < latents.shape[1]:
-                parts = regroup([latents], itertools.repeat(plan.frames))
-                chunks = decode_stream(embedder, params, parts, None, key, plan.rows, uint8=True)
+                chunks = self._decode_stream([latents], plan, key)
+            elif self.mesh:
+                chunks = decode_segments(
+                    embedder, params, [latents], latents.shape, plan, self.mesh, key, uint8=True
+                )
             else:
                 chunks = iter([decode(embedder, params, latents, budget, key=key, uint8=True)])
         else:
@@ -188,9 +200,8 @@ class Reconstructor:
         video = regroup(padded(), chunk_lengths(embedder, encoding.frames))
         latents = encode_stream(embedder, params, video, encoding.rows)
         if speed == 1.0:
-            decoding = plan_chunks(embedder, params, "decode", shape, np.float32, budget)
-            latents = regroup(latents, itertools.repeat(decoding.frames))
-            decoded = decode_stream(embedder, params, latents, None, key, decoding.rows, uint8=True)
+            decoding = self._plan_decoding(shape, np.float32)
+            decoded = self._decode_stream(latents, decoding, key)
         else:
             # How a frame is conditioned depends on where the clip ends.
             whole = np.concatenate(list(latents), axis=1)
@@ -204,6 +215,25 @@ class Reconstructor:
             if len(out):
                 yield out
 
+    def _plan_decoding(self, latent_shape: Shape, dtype) -> ChunkPlan:
+        """Return the chunks to decode: of a device's windows, for each device of the mesh."""
+        plan = plan_chunks(
+            self.embedder, self.params, "decode", latent_shape, dtype, self.memory_budget_gb
+        )
+        devices = self.mesh.size if self.mesh else 1
+        return plan._replace(frames=min(plan.frames * devices, latent_shape[1]))
+
+    def _decode_stream(
+        self, latents: Iterable[np.ndarray], plan: ChunkPlan, key: Array | None
+    ) -> Iterator[Video]:
+        """Decode latents that come in parts of any lengths, a chunk of the plan at a time."""
+        embedder, params = self.embedder, self.params
+        parts = regroup(latents, itertools.repeat(plan.frames))
+        if self.mesh:
+            everywhere = replicated(self.mesh)
+            return decode_on_mesh(embedder, params, parts, self.mesh, everywhere, key, uint8=True)
+        return decode_stream(embedder, params, parts, None, key, plan.rows, uint8=True)
+
 
 def load_reconstructor(
     path,
@@ -212,6 +242,8 @@ def load_reconstructor(
     checkpoint: Step = None,
 ) -> Reconstructor:
     """Load the run folder of an embedder.
+
+    Where this process has several accelerators, all of them share the windows that a REGEN decodes.
 
     Args:
       path: the folder.
@@ -226,4 +258,11 @@ def load_reconstructor(
     embedder, params = load_embedder(path, require_statistics=False, step=checkpoint)
     if steps is not None:
         embedder = embedder.with_steps(steps)
-    return Reconstructor(embedder=embedder, params=params, memory_budget_gb=memory_budget_gb)
+    params, mesh = embedder.in_compute_dtype(params), None
+    devices = jax.local_devices()
+    if embedder.decodes_in_windows and len(devices) > 1 and devices[0].platform != "cpu":
+        mesh = make_mesh(MeshConfig(data=len(devices), fsdp=1), devices)
+        params = jax.device_put(params, replicated(mesh))
+    return Reconstructor(
+        embedder=embedder, params=params, memory_budget_gb=memory_budget_gb, mesh=mesh
+    )

@@ -24,7 +24,7 @@ from xgen_jax.inference.chunks import (
     row_blocks,
 )
 from xgen_jax.models.embedder import Embedder
-from xgen_jax.parallel.sharding import batch_sharding, on_mesh
+from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated
 from xgen_jax.typing import AnyArray, Array, Params, Shape
 
 
@@ -244,14 +244,16 @@ def decode_segments(
       segments: normalised latents (B, t, h, w, c) of any lengths.
       latent_shape: (B, t, h, w, c) of the whole batch.
       plan: see `plan_chunks`; of the part of a batch that one device has.
-      mesh: the devices that the batch is split over.
+      mesh: the devices that the batch is split over. Clips that they do not divide are on all of
+        them, which is of use where they share a clip: see `Embedder.decodes_in_windows`.
       key: see `Embedder.decode_chunk`.
       uint8: see `decode_stream`.
 
     Yields:
       Video (B, T, H, W, 3), float32, about [-1, 1], or uint8, chunk after chunk.
     """
-    sharding = batch_sharding(mesh)
+    sharing = mesh.shape["data"] * mesh.shape["fsdp"]
+    sharding = replicated(mesh) if latent_shape[0] % sharing else batch_sharding(mesh)
     if plan.rows < latent_shape[2] or plan.frames == latent_shape[1]:
         # Every block of rows has all frames.
         whole = np.concatenate(list(map(np.asarray, segments)), axis=1)
@@ -260,6 +262,19 @@ def decode_segments(
         yield video
         return
     chunks = regroup(segments, itertools.repeat(plan.frames))
+    yield from decode_on_mesh(embedder, params, chunks, mesh, sharding, key, uint8)
+
+
+def decode_on_mesh(
+    embedder: Embedder,
+    params: Params,
+    chunks: Iterable[np.ndarray],
+    mesh: Mesh,
+    sharding: jax.sharding.Sharding,
+    key: Array | None = None,
+    uint8: bool = False,
+) -> Iterator[np.ndarray]:
+    """Decode as `decode_stream`, with a mesh on which the programs are compiled."""
     stream = decode_stream(embedder, params, chunks, sharding, key, uint8=uint8)
     while True:
         with on_mesh(mesh):  # entered for each chunk: the caller has its own mesh in between

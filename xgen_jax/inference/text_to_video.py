@@ -239,7 +239,7 @@ def load_text_to_video(
             model=VDiT(network, np.dtype(dtype)),
             text=text,
             embedder=trained_on,
-            params={**params, "embedder": embedder_params},
+            params={**params, "embedder": trained_on.in_compute_dtype(embedder_params)},
         ),
         step=step,
         offload=offload,

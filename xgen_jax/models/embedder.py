@@ -18,9 +18,11 @@ from xgen_jax.errors import UserError
 from xgen_jax.models import flops, regen_decoding, regen_windows
 from xgen_jax.models.fingerprint import fingerprint
 from xgen_jax.models.posterior import Posterior
-from xgen_jax.models.regen import REGEN, abstract_variables
+from xgen_jax.models.regen import REGEN, abstract_variables, decoding_parameters
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.typing import Array, Params, Shape
+
+CHUNK = 4  # latent frames of a VidVAE at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,22 @@ class Embedder(abc.ABC):
 
         The clip may go on after them.
         """
+
+    def default_chunk(self, latent_shape: Shape) -> int:
+        """Return the latent frames at a time, whole units, of latents (B, t, h, w, c), where no
+        memory budget sets them."""
+        del latent_shape
+        return CHUNK
+
+    @property
+    def decodes_in_windows(self) -> bool:
+        """Whether devices can share the decoding of one clip: its windows are independent."""
+        return False
+
+    def in_compute_dtype(self, params: Params) -> Params:
+        """Return the parameters, for the same video with those that decoding casts at each call in
+        the dtype to compute in. Their fingerprint is another."""
+        return params
 
     @property
     @abc.abstractmethod
@@ -343,6 +361,19 @@ class REGENEmbedder(Embedder):
         """See `Embedder`; a frame left over may be an image or begin another chunk."""
         return 2 * (frames // self.model.config.chunk_frames)
 
+    def default_chunk(self, latent_shape: Shape) -> int:
+        """See `regen_windows.windows_at_once`: a chunk for each."""
+        return self.unit * regen_windows.windows_at_once(self.model.config, latent_shape)
+
+    @property
+    def decodes_in_windows(self) -> bool:
+        """True."""
+        return True
+
+    def in_compute_dtype(self, params: Params) -> Params:
+        """See `models.regen.decoding_parameters`."""
+        return params | {"model": decoding_parameters(params["model"], self.model.dtype)}
+
     @property
     def look_ahead(self) -> int:
         """See `regen_windows.look_ahead`."""
@@ -417,11 +448,7 @@ class REGENEmbedder(Embedder):
         last: bool = True,
         key: Array | None = None,
     ) -> tuple[Array, Any]:
-        """See `Embedder`.
-
-        Raises:
-          UserError: an odd number of latent frames that is not the end of the clip.
-        """
+        """See `Embedder`; an odd number of latent frames before the end of the clip is an error."""
         if not last and latents_BTHWC.shape[1] % 2:
             raise UserError(
                 f"{latents_BTHWC.shape[1]} latent frames are no whole chunks, which are two each, "

@@ -15,6 +15,7 @@ from xgen_jax.models.text_config import STRIDE, ByteTextConfig
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae_config import DiscriminatorConfig, VidVAEConfig
 from xgen_jax.nn.convolution import Kernel
+from xgen_jax.nn.local_attention import SpaceWindow
 from xgen_jax.typing import Shape
 
 TRAIN = 3  # forward passes in a training step
@@ -257,26 +258,34 @@ def vidvae_train_flops(config: VidVAEConfig, video_shape: Shape) -> float:
     return TRAIN * (encode + vidvae_decode_flops(config, latents))
 
 
-def _expansion_flops(c: REGENConfig, frames: int, latents: int, places: int) -> float:
-    """The expansion of a chunk's latents at some times."""
+def _expansion_flops(c: REGENConfig, frames: int, latents: int, cells: tuple[int, int]) -> float:
+    """The expansion of a chunk's latents, of that many rows and columns, at some times."""
     z, d = c.latent_channels, c.width
+    tokens, of_a_token = math.prod(c.token_grid(*cells)), c.latent_patch**2
     if c.conditioning == "in_context":
-        return 2.0 * latents * places * z * d
+        return 2.0 * latents * tokens * of_a_token * z * d
     siren = (1 + 2 * c.siren_bands) * c.siren_hidden + (c.siren_depth - 1) * c.siren_hidden**2
-    of_a_place = z * (c.siren_features + 2 * c.siren_hidden)
-    of_a_frame = c.siren_hidden * c.siren_features + 2 * c.siren_features * d
-    return 2.0 * (frames * siren + places * (of_a_place + frames * of_a_frame))
+    of_a_cell = z * (c.siren_features + 2 * c.siren_hidden)
+    of_a_cell += frames * c.siren_hidden * c.siren_features
+    project = frames * tokens * of_a_token * 2 * c.siren_features * d
+    return 2.0 * (frames * siren + math.prod(cells) * of_a_cell + project)
 
 
-def _denoise_flops(c: REGENConfig, frames: int, latents: int, places: int) -> float:
-    """The decoder's network on a window of `frames`."""
-    d, pixels = c.width, 3 * c.space_factor**2
+def _denoise_flops(c: REGENConfig, frames: int, latents: int, cells: tuple[int, int]) -> float:
+    """The decoder's network on a window of `frames`.
+
+    In windows of space (`attention_window`) queries that fill the last blocks count.
+    """
+    grid, d, pixels = c.token_grid(*cells), c.width, c.patch**2
+    places = math.prod(grid)
+    attended = frames + (latents if c.conditioning == "in_context" else 0)
+    space = SpaceWindow(grid, c.attention_window or grid)
+    products = 4.0 * (attended * space.queries) * (attended * space.keys) * d
+    block = products + attended * places * (8 + 4 * c.mlp_ratio) * d**2
     tokens = frames * places
-    attended = tokens + (latents * places if c.conditioning == "in_context" else 0)
-    block = _self_attention(attended, d, attended) + attended * 4 * d**2 * c.mlp_ratio
-    ends = 2.0 * tokens * d * (pixels + (c.head_channels or 3) * c.space_factor**2)
+    ends = 2.0 * tokens * d * pixels * (3 + (c.head_channels or 3))
     time = 2.0 * (256 * d + d**2)
-    head = 2.0 * tokens * c.space_factor**2 * 9 * c.head_channels * 3
+    head = 2.0 * tokens * pixels * 9 * c.head_channels * 3
     return c.depth * block + ends + time + head
 
 
@@ -302,11 +311,11 @@ def regen_decode_flops(
       started: the latents are a chunk in the middle of a clip.
     """
     clips, latents, height, width, _ = latent_shape
-    places, (chunks, tail) = height * width, divmod(latents, 2)
+    cells, (chunks, tail) = (height, width), divmod(latents, 2)
 
     def sampled(frames, latents=2, expansions=1):
-        expand = expansions * _expansion_flops(config, frames, latents, places)
-        return expand + steps * _denoise_flops(config, frames, latents, places)
+        expand = expansions * _expansion_flops(config, frames, latents, cells)
+        return expand + steps * _denoise_flops(config, frames, latents, cells)
 
     own = sampled(config.chunk_frames)
     across = sampled(config.chunk_frames + 2 * regen_windows.overlap(config), expansions=2)
@@ -331,14 +340,14 @@ def regen_train_flops(
       consistency: the loss has that term, which denoises once more.
     """
     clips, frames, height, width, _ = video_shape
-    places = height * width // config.space_factor**2
+    cells = height // config.space_factor, width // config.space_factor
     chunks, tail = divmod(frames, config.chunk_frames)
     borders = 2 * (chunks - 1) if windows == "shifted" and chunks > 1 else 0
 
     def of(frames, latents):
-        return _denoise_flops(config, frames, latents, places) * (2 if consistency else 1)
+        return _denoise_flops(config, frames, latents, cells) * (2 if consistency else 1)
 
     whole = chunks * of(config.chunk_frames, 2)
-    whole += (chunks + borders) * _expansion_flops(config, config.chunk_frames, 2, places)
-    image = of(1, 1) + _expansion_flops(config, 1, 1, places) if tail else 0.0
+    whole += (chunks + borders) * _expansion_flops(config, config.chunk_frames, 2, cells)
+    image = of(1, 1) + _expansion_flops(config, 1, 1, cells) if tail else 0.0
     return TRAIN * (regen_encode_flops(config, video_shape) + clips * (whole + image))

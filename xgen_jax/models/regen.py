@@ -8,9 +8,11 @@ decode, the latents are expanded at any times t of the chunk, at each place (x, 
 
 M_t is a SIREN modulated by z_m, M_s is linear. At t = 0 the value of M_t replaces z_c as well, so
 that an image, which has only one latent, and the first frame of a video are expanded by the same
-function. z_e is added to the tokens of the noisy frames, one token per place and frame. The
+function. z_e is added to the tokens of the noisy frames, one token per place and frame (or per
+`latent_patch` x `latent_patch` places, of which M_s then takes all). The
 transformer has no other embedding of position: the content tells tokens apart, and any size can be
-decoded. It attends in space and time at once, over a window of about a chunk.
+decoded. It attends in space and time at once, over a window of about a chunk; in space everywhere,
+or near a token (`attention_window`).
 """
 
 from typing import NamedTuple
@@ -35,6 +37,7 @@ from xgen_jax.nn.embeddings import (
     unpatchify,
 )
 from xgen_jax.nn.layout import TOKENS, constrain
+from xgen_jax.nn.local_attention import SpaceWindow
 from xgen_jax.nn.mlp import MLP
 from xgen_jax.nn.norms import layer_norm
 from xgen_jax.nn.positions import sinusoid, sinusoid_2d
@@ -72,13 +75,16 @@ class LatentExpansion(nn.Module):
         motion_BFHWD = siren(times_BF, z_BtHWC[:, -1])
         first = (times_BF == 0)[:, :, None, None, None]
         content_BFHWD = jnp.where(first, motion_BFHWD, content_BHWD[:, None])
-        expanded = jnp.concatenate([content_BFHWD, motion_BFHWD], axis=-1)
+        expanded = merge_cells(
+            jnp.concatenate([content_BFHWD, motion_BFHWD], axis=-1), c.latent_patch
+        )
         project = nn.Dense(c.width, dtype=self.dtype, kernel_init=XAVIER, name="project")
         return Conditioning(project(expanded))
 
     def _as_tokens(self, z_BtHWC: Array, times_BF: Array) -> Conditioning:
         """Make tokens of the latents (in-context conditioning), with fixed embeddings for all."""
-        c, (height, width) = self.config, z_BtHWC.shape[2:4]
+        c, z_BtHWC = self.config, merge_cells(z_BtHWC, self.config.latent_patch)
+        height, width = z_BtHWC.shape[2:4]
         embedder = nn.Dense(c.width, dtype=self.dtype, kernel_init=XAVIER, name="latent_embedder")
         place_HWD = sinusoid_2d(height, width, c.width).reshape(height, width, c.width)
         place_HWD = place_HWD.astype(self.dtype)
@@ -91,10 +97,16 @@ class LatentExpansion(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention over all tokens of the window, then an MLP."""
+    """Self-attention over the tokens of the window of frames, then an MLP.
+
+    Attributes:
+      config, dtype: of the network.
+      grid: rows and columns of the tokens of a frame.
+    """
 
     config: REGENConfig
     dtype: jnp.dtype
+    grid: tuple[int, int]
 
     @nn.compact
     def __call__(self, x_BTSD: Array) -> Array:
@@ -105,6 +117,7 @@ class Block(nn.Module):
             implementation=c.attention,
             dims=TOKENS[:-1],
             attended=2,
+            window=SpaceWindow(self.grid, c.attention_window) if c.attention_window else None,
             name="attention",
             **kwargs,
         )
@@ -125,33 +138,33 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_BFHWC: Array, time_B: Array, conditioning: Conditioning) -> Array:
-        c, patch = self.config, self.config.space_factor
-        _, frames, rows, _, _ = x_BFHWC.shape
-        height = rows // patch  # in patches, one a latent cell
+        c, patch = self.config, self.config.patch
+        _, frames, rows, columns, _ = x_BFHWC.shape
 
         t_embedder = TimestepEmbedder(c.width, dtype=self.dtype, name="t_embedder")
         t = join_scope(self, t_embedder)(time_B)  # (B, D)
         # Columns are gathered as pixels, not as features; so are those of latents in `expand`.
         x_BFHWC = constrain(x_BFHWC, ("batch", None, "height", None, None))
-        x = patchify(x_BFHWC, patch)  # (B, F, h, w, p * p * 3)
+        x = merge_cells(x_BFHWC, patch)  # (B, F, h, w, p * p * 3)
+        grid = x.shape[2:4]
         x = nn.Dense(c.width, dtype=self.dtype, kernel_init=XAVIER, name="x_embedder")(x)
         x = x + conditioning.added_BFHWD + t[:, None, None, None]
         if conditioning.tokens_BtHWD is not None:
             x = jnp.concatenate([x, conditioning.tokens_BtHWD + t[:, None, None, None]], axis=1)
         x = constrain(rearrange(x, "b t h w d -> b t (h w) d"), TOKENS)
 
-        blocks = Stack(Block, (c, self.dtype), c.depth, c.scan_layers, c.remat)
+        blocks = Stack(Block, (c, self.dtype, grid), c.depth, c.scan_layers, c.remat)
         x = join_scope(self, blocks)(x)
 
         x = layer_norm(x[:, :frames])  # without the latents' own tokens
         channels, init = (c.head_channels, XAVIER) if c.head_channels else (3, ZEROS)
         final = nn.Dense(channels * patch**2, dtype=self.dtype, kernel_init=init, name="final")
-        x = unpatchify(rearrange(final(x), "b f (h w) d -> b f h w d", h=height), patch)
+        x = unpatchify(rearrange(final(x), "b f (h w) d -> b f h w d", h=grid[0]), patch)
         if c.head_channels:
             # Frame by frame: decoding at other speeds has frames at other distances in a window.
             pixels = CausalConv3D(3, (1, 3, 3), zero_init=True, dtype=self.dtype, name="pixels")
             x, _ = pixels(nn.swish(x))
-        return x.astype(jnp.float32)
+        return x[:, :, :rows, :columns].astype(jnp.float32)
 
 
 class REGEN(nn.Module):
@@ -202,6 +215,15 @@ class REGEN(nn.Module):
         return self.denoise(chunk_BTHWC, time_B, self.expand(z, times_BF))
 
 
+def merge_cells(x_BFHWC: Array, patch: int) -> Array:
+    """Merge patches of cells, `patch` a side, to one each: (B, F, ceil(H / p), ceil(W / p), p p C).
+
+    The last row and column are repeated to fill the last patches.
+    """
+    fill = [(0, 0), (0, 0), *((0, -side % patch) for side in x_BFHWC.shape[2:4]), (0, 0)]
+    return patchify(jnp.pad(x_BFHWC, fill, mode="edge") if any(map(sum, fill)) else x_BFHWC, patch)
+
+
 def frame_times(config: REGENConfig, frames: int) -> Array:
     """Return the times (frames,) of a chunk's own frames: 0, 1 / k, ..., 1."""
     return jnp.arange(frames, dtype=jnp.float32) / config.ratio
@@ -220,3 +242,18 @@ def count_parameters(config: REGENConfig) -> dict[str, int]:
     """Count the parameters of `encoder`, `expansion` and `decoder`."""
     params = abstract_variables(config)["params"]
     return {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in params.items()}
+
+
+def decoding_parameters(variables: Params, dtype: jnp.dtype) -> Params:
+    """Return a REGEN's variables with those that decoding casts at each call in `dtype`: kernels
+    and biases of the expansion and the decoder. The frames are the same.
+
+    Norms keep float32. So does the encoder, whose convolutions sum taps before they are cast.
+    """
+
+    def cast(path, leaf):
+        return leaf.astype(dtype) if path[-1].key in ("kernel", "bias") else leaf
+
+    network = variables["params"]
+    decoding = {name: network[name] for name in ("expansion", "decoder")}
+    return {"params": network | jax.tree_util.tree_map_with_path(cast, decoding)}

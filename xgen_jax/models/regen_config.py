@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from xgen_jax.errors import UserError, choose
 from xgen_jax.models.vidvae_config import VidVAEConfig
-from xgen_jax.nn.choices import IMPLEMENTATIONS, REMAT
+from xgen_jax.nn.choices import IMPLEMENTATIONS, REMAT, WINDOW_BLOCKS
 from xgen_jax.parallel.sequence import check_attention
 from xgen_jax.typing import Shape
 
@@ -29,8 +29,10 @@ class REGENConfig:
 
     Attributes:
       encoder: a VidVAE of which only the encoder is built: with a temporal ratio of k it makes two
-        latent frames of k + 1. Its factor in space is the decoder's patch, so that a token belongs
-        to one place of the latent.
+        latent frames of k + 1.
+      latent_patch: latent cells a side of one of the decoder's tokens, whose patch of pixels is the
+        encoder's factor in space times that: 1, as in the paper, or 2 for a quarter of the tokens.
+        Frames that are no whole number of patches are padded, and cut again.
       width, depth, heads, mlp_ratio: of the decoder.
       head_channels: channels of the decoder at the resolution of pixels, in front of a last
         convolution of each frame with 3x3 taps, which lets the tokens' patches overlap; 0 for none,
@@ -40,10 +42,14 @@ class REGENConfig:
       conditioning: `content_aware`: the expanded latents are added to the tokens, which have no
         other embedding of position; or `in_context`, the paper's ablation: the latents are tokens
         as well, and all have fixed embeddings.
+      attention_window: rows and columns of the window, in tokens, that the decoder attends to
+        around blocks of a third of these sides, in all frames; None for the whole frame, as in the
+        paper. See `nn.local_attention`.
       attention, remat, scan_layers: see `VDiTConfig`.
     """
 
     encoder: VidVAEConfig
+    latent_patch: int = 1
     width: int = 2048
     depth: int = 24
     heads: int = 16
@@ -53,6 +59,7 @@ class REGENConfig:
     siren_depth: int = 3
     siren_features: int = 64
     conditioning: str = "content_aware"
+    attention_window: tuple[int, int] | None = None
     attention: str = "xla"
     remat: str = "full"
     scan_layers: bool = True
@@ -62,11 +69,16 @@ class REGENConfig:
             choose(name, getattr(self, name), choices)
         if self.width % self.heads:
             raise UserError(f"width {self.width} must be a multiple of the {self.heads} heads")
-        for name in ("depth", "siren_hidden", "siren_depth", "siren_features"):
+        for name in ("latent_patch", "depth", "siren_hidden", "siren_depth", "siren_features"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
         if self.head_channels < 0:
             raise UserError(f"head_channels must be 0 or more, not {self.head_channels}")
+        if any(side < 1 or side % WINDOW_BLOCKS for side in self.attention_window or ()):
+            raise UserError(
+                f"attention_window={self.attention_window} must be two multiples of "
+                f"{WINDOW_BLOCKS}, rows and columns of tokens, or None for the whole frame"
+            )
         if self.ratio < 2:
             raise UserError("the encoder must reduce time: time_factor 1 leaves no motion latent")
         if self.encoder.depends_on_whole_clip:
@@ -101,13 +113,17 @@ class REGENConfig:
 
     @property
     def space_factor(self) -> int:
-        """Pixels a side of one latent cell, and of one token."""
+        """Pixels a side of one latent cell."""
         return self.encoder.space_factor
 
     @property
     def patch(self) -> int:
         """Pixels a side of the patches that the decoder puts together, one a token."""
-        return self.space_factor
+        return self.space_factor * self.latent_patch
+
+    def token_grid(self, latent_rows: int, latent_columns: int) -> tuple[int, int]:
+        """Return the rows and columns of tokens of a frame of that many latent cells."""
+        return -(-latent_rows // self.latent_patch), -(-latent_columns // self.latent_patch)
 
     def latent_shape(self, video_shape: Shape) -> Shape:
         """Return the shape of a clip's latents: (t, h, w) of (T, H, W), or with batch and channels.
@@ -139,8 +155,8 @@ class REGENConfig:
           mesh: sizes by axis.
           latent_shape: of a clip.
         """
-        _, rows, columns = latent_shape
-        check_attention(mesh, self.heads, self.chunk_frames, (rows, columns), frames_apart=False)
+        grid = self.token_grid(*latent_shape[1:])
+        check_attention(mesh, self.heads, self.chunk_frames, grid, frames_apart=False)
 
     def frames(self, latent_frames: int) -> int:
         """Return the frames of a clip of `latent_frames`: the inverse of `latent_shape`."""
@@ -188,6 +204,13 @@ PRESETS = {
     # 24 blocks of 2048 and the ratios are the paper's.
     **{
         f"paper-{k}x": REGENConfig(encoder=_encoder((128, 256, 512, 512, 512, 512), k))
+        for k in RATIOS
+    },
+    # The same with a quarter of the tokens, and a convolution of pixels across patches of 16x16.
+    **{
+        f"paper-{k}x-patch16": REGENConfig(
+            encoder=_encoder((128, 256, 512, 512, 512, 512), k), latent_patch=2, head_channels=16
+        )
         for k in RATIOS
     },
     # Ours, for one GPU.

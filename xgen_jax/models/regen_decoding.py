@@ -1,7 +1,8 @@
 """REGEN's decoder: from noise to video, a window of frames at a time (arXiv 2503.08665, section 3).
 
 All frames of a clip are sampled from the same noise, whatever their window: the video does not
-flicker then. `models.regen_windows` says which frames are sampled together.
+flicker then. `models.regen_windows` says which frames are sampled together. Given the latents,
+windows are independent: those of a call are one batch of the network, which devices share.
 """
 
 from typing import Any
@@ -22,6 +23,7 @@ from xgen_jax.models.regen_windows import (
     middle,
     overlap,
 )
+from xgen_jax.nn.layout import axis_size
 from xgen_jax.typing import Array, Params
 
 SAMPLER = "ddim"  # draws no noise between steps; on rectified flow it is Euler's method
@@ -76,9 +78,10 @@ def decode_chunks(
     key_B: Array,
     windows: str,
 ) -> tuple[Array, tuple[Array, Array]]:
-    """Decode the next whole chunks of a clip.
+    """Decode the next whole chunks of a clip, all their windows at once.
 
-    A clip's frames do not depend on how it is cut into calls, only on its latents and its key.
+    A clip's frames do not depend on how it is cut into calls, only on its latents and its key. On a
+    mesh the devices of the batch share clips and windows; they need not divide them.
 
     Args:
       model, params, process, steps: see `sample_frames`.
@@ -106,9 +109,14 @@ def decode_chunks(
     def sample_windows(conditioning):
         """Sample windows of each clip, (B N, F, ...), and join them: (B, N F, H, W, 3)."""
         count, frames = len(conditioning.added_BFHWD) // batch, conditioning.added_BFHWD.shape[1]
-        noise = frame_noise(key_B[np.repeat(np.arange(batch), count)], frames, height, width)
+        clip_of = np.repeat(np.arange(batch), count)
+        if idle := -len(clip_of) % axis_size("batch"):  # devices that repeat the last window
+            taken = [*range(len(clip_of)), *[len(clip_of) - 1] * idle]
+            clip_of = clip_of[taken]
+            conditioning = jax.tree.map(lambda x: x[np.array(taken)], conditioning)
+        noise = frame_noise(key_B[clip_of], frames, height, width)
         video = sample_frames(model, params, process, steps, conditioning, noise)
-        return video.reshape(batch, count * frames, height, width, 3)
+        return video[: batch * count].reshape(batch, count * frames, height, width, 3)
 
     def own(z_BNtHWC, frames=length):
         """Sample chunks in their own windows."""
@@ -134,8 +142,10 @@ def decode_chunks(
             return window[:, length:]
 
         begin = middle(config) - beyond  # where the first window across a border begins
+        ends = [joined[:, :1]] * is_start + [joined[:, -1:]] * last
+        at_ends = jnp.split(own(jnp.concatenate(ends, axis=1)), len(ends), axis=1) if ends else []
         if is_start:
-            first = own(z[:, :1])
+            first = at_ends[0]
             parts.append(first[:, :begin])
             shared = first[:, begin : begin + shared_frames]
         if joined.shape[1] > 1:
@@ -143,7 +153,7 @@ def decode_chunks(
             for window in jnp.split(sample_windows(across), joined.shape[1] - 1, axis=1):
                 shared = append(window, shared)
         if last:
-            append(own(joined[:, -1:])[:, begin:], shared)
+            append(at_ends[-1][:, begin:], shared)
     if last and tail:
         parts.append(own(z_BtHWC[:, None, 2 * n :], 1))
     return jnp.concatenate(parts, axis=1), (joined[:, -1:], shared)

@@ -37,13 +37,15 @@ import numpy as np
 
 from xgen_jax.models.regen import REGEN, Conditioning
 from xgen_jax.models.regen_config import REGENConfig
-from xgen_jax.typing import AnyArray, Array, Params
+from xgen_jax.typing import AnyArray, Array, Params, Shape
 
 # How frames between two frames of a clip are conditioned; see `own_times`.
 BETWEEN = ("interpolated", "continuous")
 # The content latent takes no part at time 0 exactly (see `models.regen`). In a window across a
 # border the second chunk's first frame is an inner frame, so it is expanded just after 0.
 _AFTER_ZERO = 1e-4
+# About enough tokens to occupy a device, and the most windows that a stream waits for.
+_BUSY_TOKENS, _MOST_WINDOWS = 8192, 16
 
 
 class Window(NamedTuple):
@@ -77,6 +79,17 @@ def middle(config: REGENConfig) -> int:
 def overlap(config: REGENConfig) -> int:
     """Frames before the middle of a chunk, and as many after it, that both windows sample."""
     return max(1, config.ratio // 8)
+
+
+def windows_at_once(config: REGENConfig, latent_shape: Shape) -> int:
+    """Return how many windows to sample at once of each clip of latents (B, t, h, w, c): as many as
+    occupy a device, 1 at the paper's size.
+
+    More need more memory and gain nothing.
+    """
+    clips, _, height, width, _ = latent_shape
+    tokens = clips * config.chunk_frames * math.prod(config.token_grid(height, width))
+    return min(_MOST_WINDOWS, max(1, _BUSY_TOKENS // tokens))
 
 
 def look_ahead(config: REGENConfig, windows: str) -> int:

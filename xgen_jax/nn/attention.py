@@ -9,6 +9,7 @@ tokens, and `chunked` elsewhere. Every name gives the same values and gradients 
 precision.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -22,6 +23,7 @@ from xgen_jax.nn.chunked_attention import chunked
 from xgen_jax.nn.cudnn_attention import CUDNN_LIMITS, cudnn, cudnn_takes
 from xgen_jax.nn.embeddings import XAVIER, ZEROS
 from xgen_jax.nn.layout import Names, constrain, on_each_device, target_device
+from xgen_jax.nn.local_attention import SpaceWindow, attend_in_windows
 from xgen_jax.nn.norms import RMSNorm
 from xgen_jax.nn.plain_attention import plain
 from xgen_jax.nn.positions import rotary
@@ -119,6 +121,7 @@ def _attention_on_each_device(
     implementation: str,
     names: Names,
     key_names: Names,
+    window: SpaceWindow | None = None,
 ) -> Array:
     """`attention` of queries (..., K, C) to keys and values (..., M, K, C), without exchange.
 
@@ -127,11 +130,15 @@ def _attention_on_each_device(
       mask_BM: see `attention`; for keys of one sequence a sample.
       implementation: see `attention`.
       names, key_names: of the dims of the queries, and of keys and values.
+      window: see `SelfAttention`.
     """
 
     def attend(q, k, v, *masks) -> Array:
         sequences = math.prod(k.shape[:-3])
         arrays = (x.reshape(sequences, -1, *x.shape[-2:]) for x in (q, k, v))
+        if window is not None:
+            one = functools.partial(attention, implementation=implementation)
+            return attend_in_windows(one, *arrays, window=window).reshape(q.shape)
         mask = masks[0] if masks else None
         return attention(*arrays, mask_BM=mask, implementation=implementation).reshape(q.shape)
 
@@ -194,6 +201,7 @@ class SelfAttention(nn.Module):
       dims: names of the dims of x but the last, see `nn.layout`.
       attended: how many of them, from the last, are dims of tokens that attend to one another; the
         others are of sequences apart.
+      window: where tokens attend, if not to all; the attended dims are then frames and places.
     """
 
     heads: int
@@ -204,6 +212,7 @@ class SelfAttention(nn.Module):
     dtype: jnp.dtype = jnp.float32
     dims: tuple[str | None, ...] = ("batch", None)
     attended: int = 1
+    window: SpaceWindow | None = None
 
     @nn.compact
     def __call__(
@@ -211,8 +220,10 @@ class SelfAttention(nn.Module):
     ) -> Array:
         """x (B, ..., D), the tokens' positions (see `rotary`) and which of them are keys -> as x.
 
-        The mask is for x of one sequence a sample, (B, N, D).
+        The mask is for x of one sequence a sample, (B, N, D), and for attention to all tokens.
         """
+        if self.window is not None and mask_BN is not None:
+            raise ValueError("attention in windows takes no mask")
         width, dims, apart = x.shape[-1], self.dims, len(self.dims) - self.attended
         x = constrain(x, (*dims, "width"))
         qkv = HeadsDense(3, self.heads, width, self.dtype, name="qkv")(x)
@@ -235,7 +246,7 @@ class SelfAttention(nn.Module):
 
         names = (*dims[:apart], None, heads, None)
         implementation = implementation_of(self, self.implementation)
-        y = _attention_on_each_device(q, k, v, mask_BN, implementation, names, names)
+        y = _attention_on_each_device(q, k, v, mask_BN, implementation, names, names, self.window)
         # Heads for tokens.
         y = constrain(y.reshape(*x.shape[:-1], *y.shape[-2:]), (*whole, heads, None))
         y = constrain(y, (*dims, "heads", None)).reshape(x.shape)

@@ -10,3 +10,5 @@ REMAT = ("none", "dots", "full", "offload")
 # attention, so that it is not computed again: the result, and what its softmax was normalised by.
 # `chunked` and `splash` have it; for `cudnn` see `nn.cudnn_attention.FORWARD`.
 KEPT_OF_ATTENTION = "attention"
+# Blocks of queries in a window of space, a side: a token sees at least a block's side around it.
+WINDOW_BLOCKS = 3
