@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from run_states import assert_same, contents, state_of
+from run_states import rows_of as rows
 
 from xgen_jax.commands.train import train
 from xgen_jax.config.loop import LoopConfig
@@ -23,24 +24,15 @@ from xgen_jax.runs.stored import DamagedCheckpoint
 from xgen_jax.testing import POINTWISE, VIDVAE, tiny_values
 from xgen_jax.training import loss_guard
 from xgen_jax.training.loss_guard import LEAST, MAX_ROLLBACKS, LossGuard, LossSpike, NonFiniteLoss
-from xgen_jax.training.metric_writers import read_jsonl
 from xgen_jax.training.tasks.vidvae import VidVAETask
 
 OPTIMIZER = {"name": "adamw", "learning_rate": 1e-3, "warmup_steps": 2, "schedule": "constant"}
-CLOCK = {"steps_per_s", "time_s"}
 
 
 def run(workdir, steps=4, restore="latest", **loop):
     loop = {"steps": steps, "checkpoint_every": 2, **loop}
     values = tiny_values(VIDVAE, model=POINTWISE, optimizer=OPTIMIZER, loop=loop)
     return train(run_config(values), workdir, restore=restore)
-
-
-def rows(workdir):
-    return [
-        {key: value for key, value in row.items() if key not in CLOCK}
-        for row in read_jsonl(workdir / "metrics.jsonl")
-    ]
 
 
 def events(workdir):

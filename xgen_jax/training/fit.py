@@ -36,6 +36,7 @@ from xgen_jax.training.evaluation import Evaluation, Judge
 from xgen_jax.training.loss_guard import LossGuard, LossSpike, NonFiniteLoss
 from xgen_jax.training.metric_writers import MetricWriter
 from xgen_jax.training.metric_writers.trackers import Trackers, open_trackers
+from xgen_jax.training.rates import Rates, flops_per_s
 from xgen_jax.training.run_log import RunLog
 from xgen_jax.training.state import TrainState, abstract_state, start_state
 from xgen_jax.training.summary import Summary
@@ -133,7 +134,16 @@ def fit(
             guard = LossGuard(loop, data.get("guard"))
             while True:
                 log = RunLog(
-                    run, config, task, pipeline, checkpoints, first_step, facts, guard, trackers
+                    run,
+                    config,
+                    task,
+                    pipeline,
+                    checkpoints,
+                    first_step,
+                    facts,
+                    guard,
+                    trackers,
+                    Rates(flops_per_s(mesh, loop.compute_dtype)),
                 )
                 try:
                     state, last = take_steps(
@@ -233,7 +243,10 @@ def take_steps(
         asked = stack.enter_context(stop_later())
         # A transfer that nobody asked for would stall every step.
         stack.enter_context(jax.transfer_guard("disallow"))
-        for step, batch in batches:
+        while True:
+            asked_at = time.monotonic()
+            step, batch = next(batches)
+            log.waited(time.monotonic() - asked_at)
             done = step + 1
             watchdog.beat(f"step {step}")
             profiler.before(step)
@@ -249,9 +262,7 @@ def take_steps(
                 state, metrics = take(state, arrays, sample_id, frozen, place, stop)
             profiler.after(step, state)
             try:
-                log.flush_metrics()  # of the step before; the device works on this one
-                if metrics is not None:
-                    log.dispatched(step, batch, metrics)
+                log.dispatched(step, batch, metrics)
                 best = False
                 if evaluation.due(done):
                     watchdog.beat(f"the evaluation after step {step}")

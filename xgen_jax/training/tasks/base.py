@@ -8,7 +8,7 @@ line in `training.tasks.TASKS`.
 import abc
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -26,6 +26,23 @@ from xgen_jax.typing import Array, Params, Video
 
 Arrays = dict[str, Any]  # (nested) arrays of a batch, samples along the first dimension
 Metrics = dict[str, Array]  # float32 scalars by name
+
+
+class Work(NamedTuple):
+    """What a training step of a bucket does, on all devices together.
+
+    Attributes:
+      unit: of `count`, "tokens" that a transformer works on or "frames" of an embedder.
+      count: of a batch.
+      cells: positions of the batch that the network works on: tokens, or pixels. The step with most
+        of them is taken for the one that needs most memory.
+      flops: useful operations, see `models.flops`.
+    """
+
+    unit: str
+    count: int
+    cells: int
+    flops: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +91,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:
         """Return the shapes of the prepared arrays of a bucket, given those of any other."""
+
+    @abc.abstractmethod
+    def work(self, bucket: Bucket) -> Work:
+        """Return what a training step of a bucket does, `prepare` included."""
 
     @abc.abstractmethod
     def init(self, key: Array, arrays: Arrays) -> Params:
