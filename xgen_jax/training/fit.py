@@ -21,17 +21,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xgen_jax.config.loop import LoopConfig
 from xgen_jax.config.runs import Run, to_dict
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.agreement import from_first, is_first, together
 from xgen_jax.parallel.arrays import put
-from xgen_jax.parallel.memory import program_bytes
 from xgen_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
 from xgen_jax.runs.checkpoint import LATEST, LATEST_GOOD, Step
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.runs.stored import array_shapes
 from xgen_jax.signals import Stopped, stop_later
-from xgen_jax.training.compiled import abstract_arguments, compile_ahead, jit_update
+from xgen_jax.training.compiled import StepPrograms, abstract_arguments, jit_update
 from xgen_jax.training.evaluation import Evaluation, Judge
 from xgen_jax.training.loss_guard import LossGuard, LossSpike, NonFiniteLoss
 from xgen_jax.training.metric_writers import MetricWriter
@@ -115,22 +115,29 @@ def fit(
         if is_first():
             names = loop.writers if first_step < loop.steps else ()
             trackers = open_trackers(names, writers, run.trackers, to_dict(config))
-    with trackers:
+    with trackers, contextlib.ExitStack() as stack:
         if first_step < loop.steps:
             before = time.monotonic()
             update = jit_update(task, optimizer, loop, mesh, shardings)
             arguments = {b: abstract_arguments(task, arrays, b, on_batch) for b in pipeline.buckets}
-            steps = compile_ahead(update, abstract, arguments, frozen, stop_shape(mesh))
+            stop = stop_shape(mesh)
+            programs = StepPrograms(update, abstract, arguments, mesh, frozen, stop)
+            stack.callback(programs.close)
+            # The largest decides whether the run fits.
+            needed = pipeline.needed(first_step, loop.steps)
+            largest = max(needed, key=lambda bucket: (task.work(bucket).cells, bucket.frames))
+            with together():
+                size = programs.compile_first([needed[0], largest])
             evaluation = Evaluation.make(task, held_out, loop, on_batch, judge)
             if loop.keep_best:
                 evaluation.check(loop.keep_best, abstract.ema, arrays, sample_id, frozen)
             facts = {"parameters": parameters, "compile_s": time.monotonic() - before}
             if summary is not None:
-                size = max(program_bytes(cast(Any, step)) for step in steps.values())
                 summary = summary.of_run(config, first_step, parameters, task.frozen, mesh, size)
                 facts["summary"] = summary.facts
                 if is_first():
                     print("\n".join(summary.lines()), file=sys.stderr)
+            programs.compile_behind(needed)
             guard = LossGuard(loop, data.get("guard"))
             while True:
                 log = RunLog(
@@ -147,7 +154,7 @@ def fit(
                 )
                 try:
                     state, last = take_steps(
-                        task, pipeline, loop, on_batch, steps, state, frozen, log, evaluation
+                        task, pipeline, loop, on_batch, programs, state, frozen, log, evaluation
                     )
                     break
                 except LossSpike as spike:
@@ -227,7 +234,7 @@ def take_steps(
     pipeline: Pipeline,
     loop: LoopConfig,
     on_batch: jax.sharding.NamedSharding,
-    steps: dict[Any, Callable],
+    programs: StepPrograms,
     state: TrainState,
     frozen: Params,
     log: RunLog,
@@ -241,6 +248,25 @@ def take_steps(
         batches = stack.enter_context(contextlib.closing(pipeline.iterate(first_step)))
         profiler = stack.enter_context(Profiler(log.run.path / "profile", loop.profile_steps))
         asked = stack.enter_context(stop_later())
+        known: set[Bucket] = set()  # whose programs all processes have
+
+        def program(bucket: Bucket) -> Callable | None:
+            """Return a bucket's step; None if the process is asked to stop while it waits."""
+            if bucket in known:
+                return programs.get(bucket)
+            alone = jax.process_count() == 1
+            with watchdog.paused(f"step {step}"), together():
+                take = programs.get(bucket, lambda: alone and asked)
+            if take is not None:
+                known.add(bucket)
+            return take
+
+        def save_reached() -> None:
+            watchdog.beat(f"the checkpoint after step {step}")
+            reached = int(jax.device_get(state.step))
+            if reached > first_step:  # what was loaded or initialised needs no checkpoint
+                log.save(reached, state, last=True)
+
         # A transfer that nobody asked for would stall every step.
         stack.enter_context(jax.transfer_guard("disallow"))
         while True:
@@ -251,17 +277,28 @@ def take_steps(
             watchdog.beat(f"step {step}")
             profiler.before(step)
             metrics = None
-            if step in log.guard.left_out:
-                next_place = put(np.int32(done), everywhere)
-                state = dataclasses.replace(cast(Any, state), step=next_place)
-            else:
-                place = put(np.int32(step), everywhere)
-                stop = stop_votes(cast(Mesh, on_batch.mesh), asked)
-                arrays, sample_id = task.to_device(batch, on_batch)
-                take = steps[pipeline.bucket(step)]
-                state, metrics = take(state, arrays, sample_id, frozen, place, stop)
-            profiler.after(step, state)
             try:
+                if step in log.guard.left_out:
+                    next_place = put(np.int32(done), everywhere)
+                    state = dataclasses.replace(cast(Any, state), step=next_place)
+                else:
+                    place = put(np.int32(step), everywhere)
+                    stop = stop_votes(cast(Mesh, on_batch.mesh), asked)
+                    arrays, sample_id = task.to_device(batch, on_batch)
+                    try:
+                        if jax.process_count() == 1:  # several must learn of it in the same step
+                            programs.check()
+                        take = program(pipeline.bucket(step))
+                    except Exception:
+                        log.flush_metrics()
+                        save_reached()
+                        raise
+                    if take is None:
+                        log.flush_metrics()
+                        save_reached()
+                        raise Stopped(asked[0])
+                    state, metrics = take(state, arrays, sample_id, frozen, place, stop)
+                profiler.after(step, state)
                 log.dispatched(step, batch, metrics)
                 best = False
                 if evaluation.due(done):
@@ -276,10 +313,7 @@ def take_steps(
                 if due:
                     log.flush_metrics()
             except NonFiniteLoss:
-                watchdog.beat(f"the checkpoint after step {step}")
-                reached = int(jax.device_get(state.step))
-                if reached > first_step:  # what was loaded or initialised needs no checkpoint
-                    log.save(reached, state, last=True)
+                save_reached()
                 raise
             log.check_save()
             if due:
