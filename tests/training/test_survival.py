@@ -229,6 +229,20 @@ def test_a_stall_ends_the_process_with_the_stacks_of_its_threads(tmp_path):
         assert "in read_that_never_returns" in text
 
 
+def test_what_may_take_any_time_is_no_stall(tmp_path):
+    script = (
+        "import pathlib, sys, time\n"
+        "from xgen_jax.training.watchdog import Watchdog\n"
+        "with Watchdog(pathlib.Path(sys.argv[1]), 0.5) as watchdog:\n"
+        "    with watchdog.paused('a program'):\n        time.sleep(1.5)\n"
+        "    print('went on', flush=True)\n    time.sleep(60)\n"
+    )
+    arguments = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=os.environ)
+    assert done.stdout == "went on\n" and done.returncode == 75
+    assert "nothing came of a program for " in done.stderr
+
+
 BLOCKED = """
 import sys, threading
 

@@ -118,7 +118,7 @@ class RunLog:
           NonFiniteLoss, LossSpike, UserError: see `flush_metrics`, of the step before.
         """
         if self._pending is not None:
-            self._pending = (*self._pending[:2], jax.device_get(self._pending[2]))
+            jax.block_until_ready(self._pending[2])
         work = None if metrics is None else self._work(self._pipeline.bucket(step))
         self._rates.mark(step, time.monotonic(), work)
         self.flush_metrics()

@@ -20,6 +20,7 @@ from xgen_jax.config.runs import Run
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pipeline import Batch, Pipeline
 from xgen_jax.data.sources.base import Source
+from xgen_jax.parallel.arrays import put_rows
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.training.optimizer import make_optimizer
 from xgen_jax.typing import Array, Params, Video
@@ -80,13 +81,13 @@ class Task(abc.ABC):
     def to_device(self, batch: Batch, sharding: NamedSharding) -> tuple[Arrays, Array]:
         """Put this process's part of a batch on the devices: (prepared arrays, sample ids)."""
         arrays = {**self.batch_arrays(batch), "sample_id": batch["sample_id"].astype(np.uint32)}
-        with jax.transfer_guard("allow"):  # a part of a batch counts as one that nobody asked for
-            arrays = jax.tree.map(
-                lambda x: jax.make_array_from_process_local_data(sharding, x), arrays
-            )
+        arrays = put_rows(arrays, sharding)
         sample_id = arrays.pop("sample_id")
+        prepared = self.prepare(arrays)
+        if prepared is arrays:
+            return arrays, sample_id
         # A compiled step takes its arguments with these shardings only.
-        return jax.device_put(self.prepare(arrays), sharding), sample_id
+        return jax.device_put(prepared, sharding), sample_id
 
     @abc.abstractmethod
     def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:
