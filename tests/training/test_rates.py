@@ -35,8 +35,15 @@ def test_an_interval_has_the_work_of_its_steps():
         "input_wait": 0.0,
     }
     measured.mark(4, 68.0, SMALL)
-    assert measured.read()["steps_per_s"] == 0.5
-    assert measured.read().get("tokens_per_s", 0.0) == 0.0
+    last = measured.read()
+    assert last["steps_per_s"] == 0.5 and "tokens_per_s" not in last
+    measured.leave_out(100.0)  # an evaluation, whose row comes before the next step
+    assert measured.read() == last
+    measured.leave_out(20.0)
+    measured.mark(5, 190.0, SMALL)
+    assert measured.read()["tokens_per_s"] == 5.0
+    measured.mark(6, 192.0, SMALL)
+    assert measured.read()["tokens_per_s"] == 5.0
 
 
 def test_no_use_is_claimed_of_a_device_without_a_known_peak(monkeypatch):

@@ -255,7 +255,7 @@ def take_steps(
             if bucket in known:
                 return programs.get(bucket)
             alone = jax.process_count() == 1
-            with watchdog.paused(f"step {step}"), together():
+            with log.apart(), watchdog.paused(f"step {step}"), together():
                 take = programs.get(bucket, lambda: alone and asked)
             if take is not None:
                 known.add(bucket)
@@ -303,7 +303,9 @@ def take_steps(
                 best = False
                 if evaluation.due(done):
                     watchdog.beat(f"the evaluation after step {step}")
-                    log.flush_metrics(evaluation(done, state, frozen, log))
+                    with log.apart():
+                        figures = evaluation(done, state, frozen, log)
+                    log.flush_metrics(figures)
                     best = log.is_best()
                 # With several processes each knows from the step before whether one was asked.
                 alone = jax.process_count() == 1

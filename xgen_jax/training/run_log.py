@@ -1,10 +1,11 @@
 """Metrics, times and checkpoints that a run writes while it trains."""
 
+import contextlib
 import datetime
 import functools
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import jax
@@ -106,6 +107,17 @@ class RunLog:
     def waited(self, seconds: float) -> None:
         """Note that the next batch was waited for."""
         self._rates.waited(seconds)
+
+    @contextlib.contextmanager
+    def apart(self) -> Generator[None]:
+        """Leave the time inside out of the rates, from when the step dispatched last is done."""
+        if self._pending is not None:
+            jax.block_until_ready(self._pending[2])
+        began_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._rates.leave_out(time.monotonic() - began_s)
 
     def dispatched(self, step: int, batch: Batch, metrics: Metrics | None) -> None:
         """Look at the step before, while the device works on this one, and note this one.
