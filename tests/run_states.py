@@ -6,6 +6,18 @@ import jax
 import numpy as np
 
 from xgen_jax.runs.checkpoint import Checkpoints
+from xgen_jax.training.metric_writers import read_jsonl
+
+# Metrics that depend on the clock.
+CLOCK = {"steps_per_s", "tokens_per_s", "frames_per_s", "mfu", "input_wait", "time_s"}
+
+
+def rows_of(workdir):
+    """Read the metrics of a run without those that depend on the clock."""
+    return [
+        {name: value for name, value in row.items() if name not in CLOCK}
+        for row in read_jsonl(pathlib.Path(workdir) / "metrics.jsonl")
+    ]
 
 
 def state_of(workdir, step=None):

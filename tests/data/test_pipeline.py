@@ -136,6 +136,16 @@ def test_the_schedule_keeps_the_proportions():
     assert len({tuple(BUCKETS.index(bucket) for bucket in period) for period in periods}) > 5
 
 
+def test_buckets_are_needed_in_the_order_of_the_schedule():
+    pipeline = Pipeline(NoiseSource(), config())
+    assert pipeline.needed(5, 6) == [pipeline.bucket(5)]
+    for start in (0, 7, 10_001):
+        needed = pipeline.needed(start, 10**9)
+        assert set(needed) == set(pipeline.buckets)
+        first = [next(s for s in range(start, 10**9) if pipeline.bucket(s) == b) for b in needed]
+        assert first == sorted(first) and first[0] == start
+
+
 def test_slot_counts():
     assert slot_counts([0.3]) == [1]
     assert slot_counts([0.1, 0.2, 0.7]) == [1, 2, 7]

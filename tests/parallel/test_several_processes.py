@@ -10,13 +10,12 @@ import jax
 import numpy as np
 import pytest
 from cluster import Processes, run, write_config
+from run_states import rows_of as rows
 
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.testing import POINTWISE, VDIT, VIDVAE, tiny_values
-from xgen_jax.training.metric_writers import read_jsonl
 
 pytestmark = pytest.mark.slow
-TIMES = ("steps_per_s", "time_s")
 PLACES = ("wall_s", "latents", "folder", "file", "table")  # what differs in results
 BUCKET = {"frames": 5, "height": 16, "width": 16, "batch_size": 4}
 CHANGES = {"data": {"buckets": [BUCKET]}, "mesh": {"fsdp": -1}}
@@ -31,14 +30,6 @@ def train(folder, config, *flags, processes=1, devices=2):
     for each in said[1:]:  # but the one line of Gloo, which is written in C++
         assert not [line for line in each.splitlines() if "[Gloo]" not in line], each
     return result
-
-
-def rows(folder):
-    """Return the rows of a run's metrics without times."""
-    return [
-        {name: value for name, value in row.items() if name not in TIMES}
-        for row in read_jsonl(folder / "metrics.jsonl")
-    ]
 
 
 def ema(folder):

@@ -5,6 +5,7 @@ import json
 import pathlib
 import resource
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
+from xgen_jax.runs import checkpoint
 from xgen_jax.runs.checkpoint import Checkpoints, FailedSave
 from xgen_jax.runs.stored import DamagedCheckpoint, array_shapes
 from xgen_jax.training.state import TrainState
@@ -93,6 +95,25 @@ def test_saving_does_not_wait_for_the_caller_to_leave_the_arrays_alone(tmp_path)
     jax.block_until_ready(live)
     checkpoints.wait()
     assert_equal(checkpoints.restore(abstract(state()))[0], state(7))
+
+
+def test_a_save_keeps_its_caller_for_a_copy_only(tmp_path, monkeypatch):
+    """All that Orbax does, and what is left of older ones, is the thread's."""
+    begin, write = threading.Event(), checkpoint.write
+
+    def when_begun(*arguments):
+        assert begin.wait(30)
+        return write(*arguments)
+
+    checkpoints = saved(tmp_path, 1, 2, keep=2)
+    monkeypatch.setattr(checkpoint, "write", when_begun)
+    checkpoints.save(3, state(3), DATA)
+    checkpoints.poll()
+    assert checkpoints.steps() == [1, 2]
+    begin.set()
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 3]
+    assert_equal(checkpoints.restore(abstract(state()))[0], state(3))
 
 
 def test_all_but_the_newest_are_removed(tmp_path):

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import config_dict
-from run_states import assert_same, contents, state_of
+from run_states import CLOCK, assert_same, contents, state_of
+from run_states import rows_of as rows
 
 from xgen_jax.commands.train import train
 from xgen_jax.config.runs import run_config
@@ -25,7 +26,6 @@ from xgen_jax.training.metric_writers import read_jsonl
 # The schedule of the rate must not depend on the number of steps, which may change between two
 # calls.
 OPTIMIZER = {"name": "adamw", "learning_rate": 1e-3, "warmup_steps": 2, "schedule": "constant"}
-CLOCK = {"steps_per_s", "time_s"}
 
 
 def vidvae(steps=6, **changes):
@@ -47,13 +47,6 @@ def run(values, workdir, **kwargs):
 def assert_same_state(one, other):
     assert len(jax.tree.leaves(one)) > 20
     assert_same(one, other)
-
-
-def rows(workdir):
-    return [
-        {k: v for k, v in row.items() if k not in CLOCK}
-        for row in read_jsonl(workdir / "metrics.jsonl")
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +71,16 @@ def test_a_finished_run_describes_itself(straight):
     assert run_config(json.loads((straight / "config.json").read_text())) == run_config(vidvae())
     assert Checkpoints(straight / "checkpoints").steps() == [3, 6]
     assert [row["step"] for row in rows(straight)] == [1, 2, 3, 4, 5, 6]
+    clock = [
+        {name: value for name, value in row.items() if name in CLOCK}
+        for row in read_jsonl(straight / "metrics.jsonl")
+    ]
+    for row in clock:
+        assert row.keys() == {"steps_per_s", "frames_per_s", "input_wait", "time_s"}  # no CPU's mfu
+        assert row["frames_per_s"] == pytest.approx(2 * 5 * row["steps_per_s"])
+        assert 0 <= row["input_wait"] <= 1
+    # No step is dispatched after the last one: nothing was measured since the row before.
+    assert clock[5]["steps_per_s"] == clock[4]["steps_per_s"]
     statistics = json.loads((straight / "latent_statistics.json").read_text())
     assert len(statistics["mean"]) == len(statistics["std"]) == 2
     assert min(statistics["std"]) > 0

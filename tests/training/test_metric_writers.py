@@ -80,6 +80,18 @@ def test_console_takes_the_callers_speed_and_a_resumed_start():
     assert writer._speed() == pytest.approx(2.0)
 
 
+def test_console_shows_throughput_and_what_keeps_the_device_from_more():
+    stream, clock = io.StringIO(), Clock()
+    writer = metrics.ConsoleWriter(100, stream=stream, clock=clock)
+    rates = {"steps_per_s": 2.0, "tokens_per_s": 12_345.0, "mfu": 0.4567, "input_wait": 0.034}
+    writer.write(50, rates)
+    line = "train 50/100  2 steps/s  12.3k tokens/s  MFU 45.7%  input wait 3%  25 s left\n"
+    assert stream.getvalue() == line
+    clock.now_s += 10
+    writer.write(60, {"tokens_per_s": 999_600.0, "mfu": 0.4, "input_wait": 0.004})
+    assert "  1M tokens/s  MFU 40%  20 s left" in stream.getvalue()
+
+
 def test_narrow_terminal_and_a_run_without_steps(monkeypatch):
     monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((20, 24)))
     stream = Terminal()

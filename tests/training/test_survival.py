@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from run_states import assert_same, contents, state_of
+from run_states import rows_of as rows
 
 from xgen_jax.commands.train import train
 from xgen_jax.config.loop import LoopConfig
@@ -23,24 +24,15 @@ from xgen_jax.runs.stored import DamagedCheckpoint
 from xgen_jax.testing import POINTWISE, VIDVAE, tiny_values
 from xgen_jax.training import loss_guard
 from xgen_jax.training.loss_guard import LEAST, MAX_ROLLBACKS, LossGuard, LossSpike, NonFiniteLoss
-from xgen_jax.training.metric_writers import read_jsonl
 from xgen_jax.training.tasks.vidvae import VidVAETask
 
 OPTIMIZER = {"name": "adamw", "learning_rate": 1e-3, "warmup_steps": 2, "schedule": "constant"}
-CLOCK = {"steps_per_s", "time_s"}
 
 
 def run(workdir, steps=4, restore="latest", **loop):
     loop = {"steps": steps, "checkpoint_every": 2, **loop}
     values = tiny_values(VIDVAE, model=POINTWISE, optimizer=OPTIMIZER, loop=loop)
     return train(run_config(values), workdir, restore=restore)
-
-
-def rows(workdir):
-    return [
-        {key: value for key, value in row.items() if key not in CLOCK}
-        for row in read_jsonl(workdir / "metrics.jsonl")
-    ]
 
 
 def events(workdir):
@@ -235,6 +227,20 @@ def test_a_stall_ends_the_process_with_the_stacks_of_its_threads(tmp_path):
     for text in (done.stderr, (tmp_path / "stalled.txt").read_text()):
         assert "nothing came of the batch of step 4" in text
         assert "in read_that_never_returns" in text
+
+
+def test_what_may_take_any_time_is_no_stall(tmp_path):
+    script = (
+        "import pathlib, sys, time\n"
+        "from xgen_jax.training.watchdog import Watchdog\n"
+        "with Watchdog(pathlib.Path(sys.argv[1]), 0.5) as watchdog:\n"
+        "    with watchdog.paused('a program'):\n        time.sleep(1.5)\n"
+        "    print('went on', flush=True)\n    time.sleep(60)\n"
+    )
+    arguments = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=os.environ)
+    assert done.stdout == "went on\n" and done.returncode == 75
+    assert "nothing came of a program for " in done.stderr
 
 
 BLOCKED = """

@@ -3,14 +3,14 @@ of the train, sample, encode and decode commands."""
 
 import dataclasses
 import os
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from xgen_jax.config.losses import REGENLossConfig
-from xgen_jax.config.runs import HoldsEmbedder, REGENRun, Run, VDiTRun, VidVAERun
+from xgen_jax.config.runs import HoldsEmbedder, Run, VDiTRun
 from xgen_jax.data.buckets import Bucket, Shape
 from xgen_jax.errors import UserError, choose
 from xgen_jax.inference.chunks import encode_clips, lower_chunk, plan_chunks
@@ -18,9 +18,7 @@ from xgen_jax.inference.request import VideoRequest, plan_video
 from xgen_jax.inference.sampling import VideoSampler
 from xgen_jax.models import flops, regen_config, vidvae_config
 from xgen_jax.models.embedder import Embedder, REGENEmbedder, VidVAEEmbedder
-from xgen_jax.models.lpips import PRESETS as LPIPS_PRESETS
 from xgen_jax.models.regen import REGEN
-from xgen_jax.models.text_config import ByteTextConfig
 from xgen_jax.models.vdit import VDiT, abstract_variables
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated, tree_shardings
@@ -150,42 +148,10 @@ def train_program(config: Run, embedder: Embedder, mesh: Mesh, bucket: Bucket) -
         parameters=_count(state.params),
         resident=resident,
         rewritten=("parameters", "ema", "optimizer"),
-        flops=train_flops(config, embedder, bucket),
+        flops=task.work(bucket).flops,
         runs=config.loop.steps,
         dtype=config.loop.compute_dtype,
     )
-
-
-def train_flops(config: Run, embedder: Embedder, bucket: Bucket) -> float:
-    """Return the operations of a train step of a bucket, by formula; see `models.flops`.
-
-    An adapter's step takes those of the whole network: it is merged into the kernels.
-    """
-    video = (bucket.batch_size, *bucket.shape, 3)
-    images = (bucket.batch_size * bucket.frames, *bucket.shape[1:], 3)
-    if isinstance(config, VDiTRun):
-        return _vdit_flops(config, embedder, bucket.shape, bucket.batch_size, train=True)
-    assert isinstance(config, VidVAERun | REGENRun)
-    total = flops.lpips_loss_flops(LPIPS_PRESETS["vgg16"], images) if config.loss.lpips else 0.0
-    if isinstance(config, REGENRun):
-        loss = config.loss
-        return total + flops.regen_train_flops(
-            config.model, video, loss.windows, bool(loss.consistency)
-        )
-    if config.loss.adversarial.weight:
-        total += flops.adversarial_loss_flops(config.loss.adversarial.discriminator, video)
-    return total + flops.vidvae_train_flops(config.model, video)
-
-
-def _vdit_flops(
-    config: VDiTRun, embedder: Embedder, shape: Shape, clips: int, train: bool = False
-) -> float:
-    latents = (clips, *embedder.latent_shape(shape), embedder.latent_channels)
-    total = flops.vdit_flops(config.model, latents, config.text.tokens, train)
-    if train and config.text.trained:
-        text = cast(ByteTextConfig, config.text)  # the only kind that is trained
-        total += flops.text_encoder_flops(text, clips, train)
-    return total
 
 
 def sample_program(
@@ -213,8 +179,8 @@ def sample_program(
         "vdit": abstract_variables(config.model, embedder.latent_channels),
         **jax.eval_shape(text.init, jax.random.key(0), sampler.null_captions()),
     }
-    shape = (video.segment_frames, video.height, video.width)
-    guided = 2 if sampler.program.guided else 1
+    clips = batch_size * (2 if sampler.program.guided else 1)
+    shape = embedder.latent_shape((clips, video.segment_frames, video.height, video.width, 3))
     latents = 4 * int(np.prod(video.segment_shape)) * batch_size // mesh.size
     shardings = tree_shardings(params["vdit"], mesh)
     return Program(
@@ -228,7 +194,7 @@ def sample_program(
             "batch": latents,
         },
         rewritten=("batch",),
-        flops=_vdit_flops(config, embedder, shape, guided * batch_size),
+        flops=flops.vdit_flops(config.model, shape, text.tokens),
         runs=sampler.steps_per_batch,
         dtype=dtype.name,
     )

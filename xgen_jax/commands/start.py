@@ -153,12 +153,21 @@ def _one_of_several() -> bool:
     return jax.distributed.is_initialized()
 
 
+def _compiling() -> bool:
+    compiled = sys.modules.get("xgen_jax.training.compiled")
+    return compiled is not None and compiled.compiling()
+
+
 def _leave(code: int) -> NoReturn:
     """Exit; one of several processes as `parallel.processes.leave` does."""
     if _one_of_several():
         from xgen_jax.parallel.processes import leave
 
         leave(code)
+    if _compiling():  # the interpreter would wait for it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

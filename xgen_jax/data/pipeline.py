@@ -150,6 +150,12 @@ class Pipeline:
         """Return the bucket of a step, the same in all processes."""
         return self.buckets[self._schedule[step][0]]
 
+    def needed(self, start: int, stop: int) -> list[Bucket]:
+        """Return the buckets of the steps from `start` to before `stop`, in the order in which they
+        come first."""
+        stop = min(stop, start + 2 * sum(self._schedule.slots))  # by then each has come
+        return list(dict.fromkeys(self.bucket(step) for step in range(start, stop)))
+
     def first_step(self, bucket: Bucket) -> int:
         """Return the first step of a bucket."""
         number = self.buckets.index(bucket)

@@ -45,7 +45,7 @@ def vdit_flops(
     """
     clips, frames, height, width, channels = latent_shape
     d, patch = config.width, config.patch**2
-    of_a_frame = -(-height // config.patch) * -(-width // config.patch)
+    of_a_frame = config.tokens((1, height, width))
     tokens = frames * of_a_frame
     keys = [tokens] if config.attention_layout == "full" else [of_a_frame, frames]
     block = sum(_self_attention(tokens, d, k) for k in keys)

@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from xgen_jax.errors import UserError
+from xgen_jax.models.flops import text_encoder_flops
 from xgen_jax.models.text_config import STRIDE, ByteTextConfig
 from xgen_jax.models.vdit import null_caption
 from xgen_jax.nn.attention import SelfAttention
@@ -35,6 +36,13 @@ class TextConditioner(Protocol):
     @property
     def width(self) -> int:
         """Width of the tokens."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a caption, padding included."""
+
+    def train_flops(self, captions: int) -> float:
+        """Return the operations of embedding captions in a training step; see `models.flops`."""
 
     def fingerprints(self) -> dict[str, str]:
         """Return {name: fingerprint} of the frozen networks that the tokens depend on."""
@@ -160,6 +168,15 @@ class ByteConditioner:
         """Width of the tokens."""
         return self.encoder.config.width
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of a caption, padding included."""
+        return self.encoder.config.tokens
+
+    def train_flops(self, captions: int) -> float:
+        """Return the operations of a training step of the encoder."""
+        return text_encoder_flops(self.encoder.config, captions, train=True)
+
     def fingerprints(self) -> dict[str, str]:
         """Return {}: no network is frozen."""
         return {}
@@ -248,6 +265,16 @@ class T5Conditioner:
     fingerprint: str = ""
     # Not compared: no part of what is compiled.
     encoder: CaptionEncoder | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a caption, padding included."""
+        return self.length
+
+    def train_flops(self, captions: int) -> float:
+        """Return 0: nothing of it is part of a training step."""
+        del captions
+        return 0.0
 
     def fingerprints(self) -> dict[str, str]:
         """Return {"text_encoder": the T5's}."""

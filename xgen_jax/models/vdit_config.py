@@ -139,6 +139,11 @@ class VDiTConfig:
                 f"latents of {'x'.join(map(str, latent_shape))} (t x h x w) hold nothing to work on"
             )
 
+    def tokens(self, latent_shape: Shape) -> int:
+        """Return the tokens of a clip's latents (t, h, w), one a patch of a frame."""
+        frames, height, width = latent_shape
+        return frames * -(-height // self.patch) * -(-width // self.patch)
+
     def check_mesh(self, mesh: Mapping[str, int], latent_shape: Shape) -> None:
         """Raise UserError for latents (t, h, w) that devices cannot share; see `check_attention`.
 

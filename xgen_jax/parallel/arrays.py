@@ -42,6 +42,14 @@ def put(tree: Params, shardings: Any) -> Params:
     return jax.tree.map(one, tree, shardings)
 
 
+def put_rows(tree: Params, sharding: jax.sharding.Sharding) -> Params:
+    """Put a tree of this process's parts of arrays on the devices; see `batch_part`."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)  # one call for all: each costs a step its time
+    with jax.transfer_guard("allow"):  # a part of a batch counts as one that nobody asked for
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
 def put_batch(rows: np.ndarray, params: Params) -> AnyArray:
     """Put this process's part of a batch on the devices of some parameters; see `batch_part`.
 

@@ -6,6 +6,7 @@ from the folder. See `runs.stored` for what is in one.
 """
 
 import concurrent.futures
+import functools
 import math
 import pathlib
 import shutil
@@ -25,6 +26,7 @@ from xgen_jax.runs.stored import (
     StoredCheckpoint,
     array_shapes,
     collect_quietly,
+    copied,
     map_named,
     named,
     write,
@@ -96,7 +98,10 @@ class Checkpoints:
     def save(self, step: int, state: Params, data: dict[str, Any]) -> None:
         """Start to write (state, data) in the background, after the last save has ended.
 
-        A step that is there already is left as it is: a run's state at a step is always the same.
+        A state in this process's memory is copied, and all else is done in a thread. Of another,
+        Orbax copies the arrays from their devices before this returns; with several processes all
+        must call it in the same order. A step that is there already is left as it is: a run's state
+        at a step is always the same.
 
         Args:
           step: updates made.
@@ -107,21 +112,18 @@ class Checkpoints:
         if from_first(lambda: step in self.steps()):
             return
         target = self._target(step)
-        try:
-            # Made here, because Orbax waits minutes for a folder that cannot be made.
-            from_first(lambda: self._make_free(target))
-            with together():
-                # Orbax waits minutes here too, and for a process that cannot write.
-                probe = self.folder / f"{step}.orbax-checkpoint-tmp-{jax.process_index()}"
-                probe.mkdir()
-                probe.rmdir()
-            data = {**data, "keep_best": self.best} if self.best else data
-            response = write(target, state, data)
-        except (OSError, ValueError, UserError) as error:
-            raise FailedSave(step, target, error) from error
+        data = {**data, "keep_best": self.best} if self.best else data
+        if (copy := copied(state)) is not None:
+            begin = functools.partial(self._begin, target, copy, data)
+        else:
+            try:
+                response = self._begin(target, state, data)
+            except (OSError, ValueError, UserError) as error:
+                raise FailedSave(step, target, error) from error
+            begin = functools.partial(lambda begun: begun, response)
         self._figures[step] = data.get("held_out", {})
         done: concurrent.futures.Future = concurrent.futures.Future()
-        threading.Thread(target=_finish, args=(response, done), daemon=True).start()
+        threading.Thread(target=self._finish, args=(begin, done), daemon=True).start()
         self._pending = done, step
 
     def poll(self) -> None:
@@ -130,7 +132,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the last save is on disk, and remove what is not to be kept."""
+        """Wait until the last save is on disk, and what is not to be kept is removed."""
         if self._pending is None:
             return
         future, step = self._pending
@@ -142,9 +144,6 @@ class Checkpoints:
             if is_first():
                 self._remove_unfinished()  # it may be what fills the disk
             raise failed
-        if is_first():
-            for old in self._not_kept():
-                self._remove(old)
 
     def restore(
         self, abstract_state: Params, step: Step = None, grown: bool = False
@@ -261,6 +260,29 @@ class Checkpoints:
                 old.rename(new)
                 print(f"renamed {old} to {new.name}", file=sys.stderr)
 
+    def _begin(self, target: pathlib.Path, state: Params, data: dict[str, Any]) -> Any:
+        """Start to write; return what has a `result()`."""
+        # Made here, because Orbax waits minutes for a folder that cannot be made.
+        from_first(lambda: self._make_free(target))
+        with together():
+            # Orbax waits minutes here too, and for a process that cannot write.
+            name = f"{target.name}.orbax-checkpoint-tmp-{jax.process_index()}"
+            probe = self.folder / name
+            probe.mkdir()
+            probe.rmdir()
+        return write(target, state, data)
+
+    def _finish(self, begin: Callable[[], Any], done: concurrent.futures.Future) -> None:
+        try:
+            begin().result()
+            if is_first():
+                for old in self._not_kept():
+                    self._remove(old)
+        except Exception as error:  # of any kind: the checkpoint is not there
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
     def _target(self, step: int) -> pathlib.Path:
         return (self.folder / str(step)).absolute()
 
@@ -344,10 +366,3 @@ class Checkpoints:
         for path in (*self.folder.glob("*.orbax-checkpoint-tmp*"), target):
             if path is not None and path.exists():
                 shutil.rmtree(path)
-
-
-def _finish(response: Any, done: concurrent.futures.Future) -> None:
-    try:
-        done.set_result(response.result())
-    except Exception as error:  # of any kind: the checkpoint is not there
-        done.set_exception(error)

@@ -37,7 +37,7 @@ def tree_digests(tree: Params) -> dict[str, str]:
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     # All are dispatched before the first is waited for.
     words = {
-        name: host_words(np.asarray(leaf)) if _on_host(leaf) else device_words(leaf)
+        name: host_words(np.asarray(leaf)) if on_host(leaf) else device_words(leaf)
         for name, leaf in leaves.items()
     }
     return {name: "".join(f"{int(w):08x}" for w in pair) for name, pair in words.items()}
@@ -96,7 +96,7 @@ def _mix(x: Any) -> Any:
     return x ^ (x >> np.uint32(16))
 
 
-def _on_host(leaf: Any) -> bool:
+def on_host(leaf: Any) -> bool:
     """Whether the host reads a leaf without copying it from an accelerator."""
     if not isinstance(leaf, jax.Array):
         return True

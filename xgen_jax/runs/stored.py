@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 with warnings.catch_warnings():
@@ -24,8 +25,8 @@ with warnings.catch_warnings():
 
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.sharding import path_name
-from xgen_jax.runs.digest import tree_digests
-from xgen_jax.typing import Params
+from xgen_jax.runs.digest import on_host, tree_digests
+from xgen_jax.typing import Array, Params
 
 # Orbax logs every step of every save, and a failure with its traceback besides its exception.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -62,6 +63,25 @@ def write(path: pathlib.Path, state: Params, data: dict[str, Any]) -> Any:
     # One string: Orbax writes every value of a tree as an array of its own.
     text = {"json": json.dumps(record), "sha256": _sha256(record)}
     return ocp.save_checkpointables_async(str(path), {"state": state, "data": text})
+
+
+def copied(state: Params) -> Params | None:
+    """Copy a state that is in this process's memory, in the time of the copy; None of any other.
+
+    The copy has the same shardings, so that the files of both are alike.
+    """
+    leaves, structure = jax.tree.flatten(state)
+    if jax.process_count() > 1 or not all(map(on_host, leaves)):
+        return None
+    arrays = iter(_copies([leaf for leaf in leaves if isinstance(leaf, jax.Array)]))
+    return structure.unflatten(
+        next(arrays) if isinstance(leaf, jax.Array) else np.array(leaf) for leaf in leaves
+    )
+
+
+@jax.jit
+def _copies(arrays: list[Array]) -> list[Array]:
+    return [jnp.copy(array) for array in arrays]
 
 
 class StoredCheckpoint:

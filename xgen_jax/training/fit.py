@@ -21,21 +21,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xgen_jax.config.loop import LoopConfig
 from xgen_jax.config.runs import Run, to_dict
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.agreement import from_first, is_first, together
 from xgen_jax.parallel.arrays import put
-from xgen_jax.parallel.memory import program_bytes
 from xgen_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
 from xgen_jax.runs.checkpoint import LATEST, LATEST_GOOD, Step
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.runs.stored import array_shapes
 from xgen_jax.signals import Stopped, stop_later
-from xgen_jax.training.compiled import abstract_arguments, compile_ahead, jit_update
+from xgen_jax.training.compiled import StepPrograms, abstract_arguments, jit_update
 from xgen_jax.training.evaluation import Evaluation, Judge
 from xgen_jax.training.loss_guard import LossGuard, LossSpike, NonFiniteLoss
 from xgen_jax.training.metric_writers import MetricWriter
 from xgen_jax.training.metric_writers.trackers import Trackers, open_trackers
+from xgen_jax.training.rates import Rates, flops_per_s
 from xgen_jax.training.run_log import RunLog
 from xgen_jax.training.state import TrainState, abstract_state, start_state
 from xgen_jax.training.summary import Summary
@@ -114,30 +115,46 @@ def fit(
         if is_first():
             names = loop.writers if first_step < loop.steps else ()
             trackers = open_trackers(names, writers, run.trackers, to_dict(config))
-    with trackers:
+    with trackers, contextlib.ExitStack() as stack:
         if first_step < loop.steps:
             before = time.monotonic()
             update = jit_update(task, optimizer, loop, mesh, shardings)
             arguments = {b: abstract_arguments(task, arrays, b, on_batch) for b in pipeline.buckets}
-            steps = compile_ahead(update, abstract, arguments, frozen, stop_shape(mesh))
+            stop = stop_shape(mesh)
+            programs = StepPrograms(update, abstract, arguments, mesh, frozen, stop)
+            stack.callback(programs.close)
+            # The largest decides whether the run fits.
+            needed = pipeline.needed(first_step, loop.steps)
+            largest = max(needed, key=lambda bucket: (task.work(bucket).cells, bucket.frames))
+            with together():
+                size = programs.compile_first([needed[0], largest])
             evaluation = Evaluation.make(task, held_out, loop, on_batch, judge)
             if loop.keep_best:
                 evaluation.check(loop.keep_best, abstract.ema, arrays, sample_id, frozen)
             facts = {"parameters": parameters, "compile_s": time.monotonic() - before}
             if summary is not None:
-                size = max(program_bytes(cast(Any, step)) for step in steps.values())
                 summary = summary.of_run(config, first_step, parameters, task.frozen, mesh, size)
                 facts["summary"] = summary.facts
                 if is_first():
                     print("\n".join(summary.lines()), file=sys.stderr)
+            programs.compile_behind(needed)
             guard = LossGuard(loop, data.get("guard"))
             while True:
                 log = RunLog(
-                    run, config, task, pipeline, checkpoints, first_step, facts, guard, trackers
+                    run,
+                    config,
+                    task,
+                    pipeline,
+                    checkpoints,
+                    first_step,
+                    facts,
+                    guard,
+                    trackers,
+                    Rates(flops_per_s(mesh, loop.compute_dtype)),
                 )
                 try:
                     state, last = take_steps(
-                        task, pipeline, loop, on_batch, steps, state, frozen, log, evaluation
+                        task, pipeline, loop, on_batch, programs, state, frozen, log, evaluation
                     )
                     break
                 except LossSpike as spike:
@@ -217,7 +234,7 @@ def take_steps(
     pipeline: Pipeline,
     loop: LoopConfig,
     on_batch: jax.sharding.NamedSharding,
-    steps: dict[Any, Callable],
+    programs: StepPrograms,
     state: TrainState,
     frozen: Params,
     log: RunLog,
@@ -231,31 +248,64 @@ def take_steps(
         batches = stack.enter_context(contextlib.closing(pipeline.iterate(first_step)))
         profiler = stack.enter_context(Profiler(log.run.path / "profile", loop.profile_steps))
         asked = stack.enter_context(stop_later())
+        known: set[Bucket] = set()  # whose programs all processes have
+
+        def program(bucket: Bucket) -> Callable | None:
+            """Return a bucket's step; None if the process is asked to stop while it waits."""
+            if bucket in known:
+                return programs.get(bucket)
+            alone = jax.process_count() == 1
+            with log.apart(), watchdog.paused(f"step {step}"), together():
+                take = programs.get(bucket, lambda: alone and asked)
+            if take is not None:
+                known.add(bucket)
+            return take
+
+        def save_reached() -> None:
+            watchdog.beat(f"the checkpoint after step {step}")
+            reached = int(jax.device_get(state.step))
+            if reached > first_step:  # what was loaded or initialised needs no checkpoint
+                log.save(reached, state, last=True)
+
         # A transfer that nobody asked for would stall every step.
         stack.enter_context(jax.transfer_guard("disallow"))
-        for step, batch in batches:
+        while True:
+            asked_at = time.monotonic()
+            step, batch = next(batches)
+            log.waited(time.monotonic() - asked_at)
             done = step + 1
             watchdog.beat(f"step {step}")
             profiler.before(step)
             metrics = None
-            if step in log.guard.left_out:
-                next_place = put(np.int32(done), everywhere)
-                state = dataclasses.replace(cast(Any, state), step=next_place)
-            else:
-                place = put(np.int32(step), everywhere)
-                stop = stop_votes(cast(Mesh, on_batch.mesh), asked)
-                arrays, sample_id = task.to_device(batch, on_batch)
-                take = steps[pipeline.bucket(step)]
-                state, metrics = take(state, arrays, sample_id, frozen, place, stop)
-            profiler.after(step, state)
             try:
-                log.flush_metrics()  # of the step before; the device works on this one
-                if metrics is not None:
-                    log.dispatched(step, batch, metrics)
+                if step in log.guard.left_out:
+                    next_place = put(np.int32(done), everywhere)
+                    state = dataclasses.replace(cast(Any, state), step=next_place)
+                else:
+                    place = put(np.int32(step), everywhere)
+                    stop = stop_votes(cast(Mesh, on_batch.mesh), asked)
+                    arrays, sample_id = task.to_device(batch, on_batch)
+                    try:
+                        if jax.process_count() == 1:  # several must learn of it in the same step
+                            programs.check()
+                        take = program(pipeline.bucket(step))
+                    except Exception:
+                        log.flush_metrics()
+                        save_reached()
+                        raise
+                    if take is None:
+                        log.flush_metrics()
+                        save_reached()
+                        raise Stopped(asked[0])
+                    state, metrics = take(state, arrays, sample_id, frozen, place, stop)
+                profiler.after(step, state)
+                log.dispatched(step, batch, metrics)
                 best = False
                 if evaluation.due(done):
                     watchdog.beat(f"the evaluation after step {step}")
-                    log.flush_metrics(evaluation(done, state, frozen, log))
+                    with log.apart():
+                        figures = evaluation(done, state, frozen, log)
+                    log.flush_metrics(figures)
                     best = log.is_best()
                 # With several processes each knows from the step before whether one was asked.
                 alone = jax.process_count() == 1
@@ -265,10 +315,7 @@ def take_steps(
                 if due:
                     log.flush_metrics()
             except NonFiniteLoss:
-                watchdog.beat(f"the checkpoint after step {step}")
-                reached = int(jax.device_get(state.step))
-                if reached > first_step:  # what was loaded or initialised needs no checkpoint
-                    log.save(reached, state, last=True)
+                save_reached()
                 raise
             log.check_save()
             if due:

@@ -1,9 +1,11 @@
 """Metrics, times and checkpoints that a run writes while it trains."""
 
+import contextlib
 import datetime
+import functools
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import jax
@@ -24,8 +26,9 @@ from xgen_jax.training.metric_writers import (
     TensorBoardWriter,
 )
 from xgen_jax.training.metric_writers.trackers import Trackers
+from xgen_jax.training.rates import Rates
 from xgen_jax.training.state import TrainState
-from xgen_jax.training.tasks.base import Task
+from xgen_jax.training.tasks.base import Metrics, Task
 
 EVENTS = 200  # newest ones in run.json
 SHOWN = (
@@ -59,6 +62,7 @@ class RunLog:
         facts: Mapping[str, Any],
         guard: LossGuard,
         trackers: Trackers,
+        rates: Rates,
     ):
         """Open the writers.
 
@@ -68,6 +72,7 @@ class RunLog:
           facts: entries of run.json besides machine and times.
           guard: of the losses, as it was after `first_step`.
           trackers: from `open_trackers`; they outlive this log.
+          rates: of the steps from here on.
         """
         self.run, self.last, self.guard, self.stop = run, {}, guard, 0
         self._loop, self._task, self._pipeline = config.loop, task, pipeline
@@ -77,8 +82,8 @@ class RunLog:
         if "events" in before:
             self._facts["events"] = before["events"]
         self._spent_before_s = before.get("wall_s", 0.0) if first_step else 0.0
-        self._started_s = self._mark_s = time.monotonic()
-        self._mark_step = first_step
+        self._started_s = time.monotonic()
+        self._rates, self._work = rates, functools.cache(task.work)
         self._pending: tuple[int, Batch, Any] | None = None
         self._held_out: tuple[int, Mapping[str, float]] = first_step, {}
         self._best: float | None = None
@@ -99,9 +104,37 @@ class RunLog:
             }
             self._writers = MetricWriters(*(files[n]() for n in loop.writers if n in files))
 
-    def dispatched(self, step: int, batch: Batch, metrics: Any) -> None:
-        """Note the metrics of a step on the device, to be looked at by `flush_metrics`."""
-        self._pending = (step, batch, metrics)
+    def waited(self, seconds: float) -> None:
+        """Note that the next batch was waited for."""
+        self._rates.waited(seconds)
+
+    @contextlib.contextmanager
+    def apart(self) -> Generator[None]:
+        """Leave the time inside out of the rates, from when the step dispatched last is done."""
+        if self._pending is not None:
+            jax.block_until_ready(self._pending[2])
+        began_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._rates.leave_out(time.monotonic() - began_s)
+
+    def dispatched(self, step: int, batch: Batch, metrics: Metrics | None) -> None:
+        """Look at the step before, while the device works on this one, and note this one.
+
+        Args:
+          step, batch: that were dispatched.
+          metrics: on the device, for the next look; None if the step is left out.
+
+        Raises:
+          NonFiniteLoss, LossSpike, UserError: see `flush_metrics`, of the step before.
+        """
+        if self._pending is not None:
+            jax.block_until_ready(self._pending[2])
+        work = None if metrics is None else self._work(self._pipeline.bucket(step))
+        self._rates.mark(step, time.monotonic(), work)
+        self.flush_metrics()
+        self._pending = None if metrics is None else (step, batch, metrics)
 
     def flush_metrics(self, extra: Mapping[str, float] | None = None) -> None:
         """Look at the step dispatched last, and write its metrics if a row is due.
@@ -126,10 +159,7 @@ class RunLog:
         if extra:
             self._held_out = done, extra
         if extra or done % self._loop.log_every == 0 or done == self._loop.steps:
-            now = time.monotonic()
-            speed = (done - self._mark_step) / max(now - self._mark_s, 1e-9)
-            self._mark_s, self._mark_step = now, done
-            row = {**self.last, "steps_per_s": speed, "time_s": self._elapsed_s()}
+            row = {**self.last, **self._rates.read(), "time_s": self._elapsed_s()}
             self._trackers.write(done, row)
             try:
                 self._writers.write(done, row)

@@ -1,6 +1,7 @@
 """A thread that ends a process which makes no progress, after it has written where it stands."""
 
 import collections
+import contextlib
 import faulthandler
 import os
 import pathlib
@@ -8,6 +9,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Generator
 from typing import Any
 
 from xgen_jax.errors import TemporaryError
@@ -35,7 +37,7 @@ class Watchdog:
         self._steps_s: collections.deque[float] = collections.deque(maxlen=_STEPS)
         self._step_began_s: float | None = None
         self._doing, self._beat_s = "the first step", time.monotonic()
-        self._ended = threading.Event()
+        self._ended, self._paused = threading.Event(), False
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def beat(self, doing: str) -> None:
@@ -50,6 +52,16 @@ class Watchdog:
         self._step_began_s = now
         self.beat(doing)
 
+    @contextlib.contextmanager
+    def paused(self, doing: str) -> Generator[None]:
+        """Watch nothing inside: what is waited for may take any time."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self.beat(doing)
+            self._paused = False
+
     @property
     def limit_s(self) -> float:
         """Seconds without a beat that are a stall."""
@@ -59,7 +71,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(min(self.limit_s / 4, 10.0)):
             waited_s, limit_s = time.monotonic() - self._beat_s, self.limit_s
-            if waited_s > limit_s:
+            if waited_s > limit_s and not self._paused:
                 self._end(
                     f"stalled: nothing came of {self._doing} for {waited_s:.0f} s (the limit is "
                     f"{limit_s:.0f} s, loop.stall_timeout_s={self._timeout_s:g}). The process ends "

@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
+SHOWN_WAIT = 0.01  # of the time; less than that is no wait for data
+
 
 class ConsoleWriter:
     """Progress for people: a bar on a terminal, a plain line every few seconds in a log file.
 
     Both show the step, the metrics named in `show`, the speed over the last half minute and the
     time left; the last state is printed as a line of its own at close. The speed is the caller's
-    `steps_per_s` where it is given.
+    `steps_per_s` where it is given; other metrics `UNIT_per_s` are shown next to it, `mfu` as a
+    percentage, and `input_wait` from 1% on.
 
     Args:
       total_steps: the step at which the run ends.
@@ -108,7 +111,16 @@ class ConsoleWriter:
             f"{key} {float(self._latest[key]):.4g}" for key in self.show if key in self._latest
         ]
         speed = self._speed()
-        return parts if speed is None else [*parts, f"{speed:.3g} {self.unit}/s"]
+        if speed is not None:
+            parts.append(f"{speed:.3g} {self.unit}/s")
+        for name, value in self._latest.items():
+            if name.endswith("_per_s") and name != "steps_per_s":
+                parts.append(f"{quantity(value)} {name.removesuffix('_per_s')}/s")
+        if "mfu" in self._latest:
+            parts.append(f"MFU {100 * self._latest['mfu']:.3g}%")
+        if (waited := self._latest.get("input_wait", 0.0)) >= SHOWN_WAIT:
+            parts.append(f"input wait {100 * waited:.0f}%")
+        return parts
 
     def _left(self) -> list[str]:
         speed = self._speed()
@@ -135,6 +147,14 @@ class ConsoleWriter:
     def _print(self, text: str) -> None:
         self.stream.write(text)
         self.stream.flush()
+
+
+def quantity(value: float) -> str:
+    """Format a number to three digits with a suffix for thousands: `12.3`, `4.56k`, `1.2M`."""
+    for factor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * factor:
+            return f"{value / factor:.3g}{suffix}"
+    return f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

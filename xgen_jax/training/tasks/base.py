@@ -8,7 +8,7 @@ line in `training.tasks.TASKS`.
 import abc
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -20,12 +20,30 @@ from xgen_jax.config.runs import Run
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pipeline import Batch, Pipeline
 from xgen_jax.data.sources.base import Source
+from xgen_jax.parallel.arrays import put_rows
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.training.optimizer import make_optimizer
 from xgen_jax.typing import Array, Params, Video
 
 Arrays = dict[str, Any]  # (nested) arrays of a batch, samples along the first dimension
 Metrics = dict[str, Array]  # float32 scalars by name
+
+
+class Work(NamedTuple):
+    """What a training step of a bucket does, on all devices together.
+
+    Attributes:
+      unit: of `count`, "tokens" that a transformer works on or "frames" of an embedder.
+      count: of a batch.
+      cells: positions of the batch that the network works on: tokens, or pixels. The step with most
+        of them is taken for the one that needs most memory.
+      flops: useful operations, see `models.flops`.
+    """
+
+    unit: str
+    count: int
+    cells: int
+    flops: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,17 +81,21 @@ class Task(abc.ABC):
     def to_device(self, batch: Batch, sharding: NamedSharding) -> tuple[Arrays, Array]:
         """Put this process's part of a batch on the devices: (prepared arrays, sample ids)."""
         arrays = {**self.batch_arrays(batch), "sample_id": batch["sample_id"].astype(np.uint32)}
-        with jax.transfer_guard("allow"):  # a part of a batch counts as one that nobody asked for
-            arrays = jax.tree.map(
-                lambda x: jax.make_array_from_process_local_data(sharding, x), arrays
-            )
+        arrays = put_rows(arrays, sharding)
         sample_id = arrays.pop("sample_id")
+        prepared = self.prepare(arrays)
+        if prepared is arrays:
+            return arrays, sample_id
         # A compiled step takes its arguments with these shardings only.
-        return jax.device_put(self.prepare(arrays), sharding), sample_id
+        return jax.device_put(prepared, sharding), sample_id
 
     @abc.abstractmethod
     def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:
         """Return the shapes of the prepared arrays of a bucket, given those of any other."""
+
+    @abc.abstractmethod
+    def work(self, bucket: Bucket) -> Work:
+        """Return what a training step of a bucket does, `prepare` included."""
 
     @abc.abstractmethod
     def init(self, key: Array, arrays: Arrays) -> Params:

@@ -1,12 +1,12 @@
 """The common part of tasks that train an embedder, on video alone."""
 
+import abc
 import dataclasses
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from xgen_jax.config.runs import Run
@@ -16,14 +16,15 @@ from xgen_jax.data.pixels import to_uint8, to_unit_range
 from xgen_jax.data.sources.base import Source
 from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
+from xgen_jax.models.flops import lpips_loss_flops
 from xgen_jax.models.latent_statistics import latent_statistics
 from xgen_jax.models.lpips import LPIPS, PRESETS
 from xgen_jax.parallel.agreement import from_first, is_first
 from xgen_jax.parallel.arrays import fetch, put_batch
 from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.runs.warm_start import starting_network
-from xgen_jax.training.tasks.base import Arrays, Metrics, Task, resize_batch
-from xgen_jax.typing import Array, Params, Video
+from xgen_jax.training.tasks.base import Arrays, Metrics, Task, Work, resize_batch
+from xgen_jax.typing import Array, Params, Shape, Video
 from xgen_jax.weights.lpips import load_lpips
 
 STATISTICS_BATCHES = 32
@@ -48,7 +49,7 @@ class EmbedderTask(Task):
 
     embedder: Embedder
     loss_config: Any
-    lpips: nn.Module | None = None
+    lpips: LPIPS | None = None
     frozen: Params = None
 
     def __post_init__(self):
@@ -107,6 +108,19 @@ class EmbedderTask(Task):
         video = resize_batch(arrays, bucket)["video"]
         shape = (bucket.batch_size, *bucket.shape, 3)
         return {"video": jax.ShapeDtypeStruct(shape, video.dtype)}
+
+    def work(self, bucket: Bucket) -> Work:
+        """Return the frames of a batch's clips; see `Task.work`."""
+        video = (bucket.batch_size, *bucket.shape, 3)
+        clips, frames, height, width, _ = video
+        flops = self.train_flops(video)
+        if self.lpips is not None:
+            flops += lpips_loss_flops(self.lpips.config, (clips * frames, height, width, 3))
+        return Work("frames", clips * frames, clips * frames * height * width, flops)
+
+    @abc.abstractmethod
+    def train_flops(self, video_shape: Shape) -> float:
+        """Return the operations of a training step on clips (B, T, H, W, 3) without LPIPS."""
 
     def warm_start(self, config: Any) -> Params | None:
         """Load the network in `config.init_from`, if any; see `Task.warm_start`."""

@@ -31,7 +31,7 @@ from xgen_jax.models.lora_config import LoRAConfig
 from xgen_jax.runs.adapters import store_adapter
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.runs.load import TRANSFORMER
-from xgen_jax.training.tasks.base import Arrays, Metrics, Task
+from xgen_jax.training.tasks.base import Arrays, Metrics, Task, Work
 from xgen_jax.typing import Array, Params, Video
 
 
@@ -104,6 +104,11 @@ class LoRATask(Task):
     def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:
         """Return the shapes of the base's arrays."""
         return self.base.abstract_batch(arrays, bucket)
+
+    def work(self, bucket: Bucket) -> Work:
+        """Return the base's work: the adapter is merged into the kernels, and gradients pass
+        through the whole network."""
+        return self.base.work(bucket)
 
     def init(self, key: Array, arrays: Arrays) -> Params:
         """Initialise an adapter that changes nothing yet."""

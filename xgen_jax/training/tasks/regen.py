@@ -30,12 +30,13 @@ from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.diffusion.process import Process
 from xgen_jax.errors import UserError
+from xgen_jax.models.flops import regen_train_flops
 from xgen_jax.models.regen import Conditioning, frame_times
 from xgen_jax.models.regen_config import REGENConfig
 from xgen_jax.models.regen_windows import condition_chunks, condition_shifted, shifted_starts
 from xgen_jax.training.tasks.base import Arrays, Metrics
 from xgen_jax.training.tasks.embedder import EmbedderTask, gradient_error, psnr_db
-from xgen_jax.typing import Array, Params
+from xgen_jax.typing import Array, Params, Shape
 
 # The streams of a chunk's randomness.
 POSTERIOR, TIME, ONE_STEP, NOISE, WINDOW = range(5)
@@ -125,6 +126,14 @@ class REGENTask(EmbedderTask):
         """Check the decoder's heads and tokens; see `Task.check_mesh`."""
         config = self.model.config
         config.check_mesh(mesh, config.latent_shape(bucket.shape))
+
+    def train_flops(self, video_shape: Shape) -> float:
+        """Return the operations of encoding, expanding and denoising once, or twice with the
+        consistency term; see `EmbedderTask.train_flops`."""
+        loss = self.loss_config
+        return regen_train_flops(
+            self.model.config, video_shape, loss.windows, bool(loss.consistency)
+        )
 
     def init(self, key: Array, arrays) -> Params:
         """Initialise parameters from a key; they do not depend on the batch."""

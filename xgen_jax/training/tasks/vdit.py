@@ -35,6 +35,7 @@ from xgen_jax.diffusion.process import Process, frame_mean
 from xgen_jax.diffusion.samplers import key_noise, make_steps, sample
 from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
+from xgen_jax.models.flops import vdit_flops
 from xgen_jax.models.micro_conditions import MicroConditions
 from xgen_jax.models.text import TextConditioner
 from xgen_jax.models.vdit import VDiT, abstract_variables
@@ -44,7 +45,7 @@ from xgen_jax.runs.folder import RunFolder
 from xgen_jax.runs.load import EMBEDDER, load_embedder
 from xgen_jax.runs.text_encoders import load_conditioner, make_conditioner
 from xgen_jax.runs.warm_start import extend_null_caption, starting_network
-from xgen_jax.training.tasks.base import Arrays, Metrics, Task, resize_batch
+from xgen_jax.training.tasks.base import Arrays, Metrics, Task, Work, resize_batch
 from xgen_jax.training.tasks.lora import LoRATask
 from xgen_jax.typing import Array, Params, Shape, Video
 
@@ -76,6 +77,7 @@ class VDiTTask(Task):
       embedder, embedder_params: None where batches hold latents: nothing is encoded then.
       embedder_fingerprint: of the embedder that makes, or made, the latents.
       latent_shape: of that embedder: (frames, height, width) of a clip -> (t, h, w).
+      latent_channels: of that embedder.
       preview_with: None samples no videos during training.
     """
 
@@ -88,6 +90,7 @@ class VDiTTask(Task):
     embedder_params: Params | None = None
     embedder_fingerprint: str = ""
     latent_shape: Callable[[Shape], Shape] | None = None
+    latent_channels: int = 0
     preview_with: Preview | None = None
 
     def __post_init__(self):
@@ -115,7 +118,7 @@ class VDiTTask(Task):
         check_buckets(config, embedder.latent_shape)
         stored = bool(source.made_by)
         text = load_conditioner(config, dtype, stored=stored)
-        task = cls.on_latents(config, embedder.latent_shape, text, embedder.fingerprint(params))
+        task = cls.on_latents(config, embedder, text, embedder.fingerprint(params))
         if stored:
             check_latents(config, source, task)
         check_captions(config, source, text)
@@ -132,7 +135,7 @@ class VDiTTask(Task):
         """Make the task on stored latents from shapes alone; see `TaskFamily.abstract`."""
         check_buckets(config, embedder.latent_shape)
         text = make_conditioner(config, np.dtype(config.loop.compute_dtype))
-        task = cls.on_latents(config, embedder.latent_shape, text)
+        task = cls.on_latents(config, embedder, text)
         latents, tokens = embedder.latent_shape(bucket.shape), config.model.null_caption_tokens or 1
         batch = {
             "latents": np.zeros((1, *latents, embedder.latent_channels), np.float32),
@@ -150,17 +153,18 @@ class VDiTTask(Task):
     def on_latents(
         cls,
         config: VDiTRun,
-        latent_shape: Callable[[Shape], Shape],
+        embedder: Any,
         text: TextConditioner,
         embedder_fingerprint: str = "",
     ) -> "VDiTTask":
-        """Make the task for batches of latents; nothing is loaded."""
+        """Make the task for batches of an embedder's latents; nothing is loaded."""
         return cls(
             model=VDiT(config.model, np.dtype(config.loop.compute_dtype)),
             text=text,
             loss_config=config.loss,
             embedder_fingerprint=embedder_fingerprint,
-            latent_shape=latent_shape,
+            latent_shape=embedder.latent_shape,
+            latent_channels=embedder.latent_channels,
         )
 
     @property
@@ -203,6 +207,19 @@ class VDiTTask(Task):
         shape = (bucket.batch_size, *self.latent_shape(bucket.shape), latents.shape[-1])
         shapes = resize_batch(arrays, bucket)
         return {**shapes, "latents": jax.ShapeDtypeStruct(shape, latents.dtype)}
+
+    def work(self, bucket: Bucket) -> Work:
+        """Return the tokens of a batch's clips; the operations of an embedder that encodes them
+        count. See `Task.work`."""
+        assert self.latent_shape is not None
+        clips, shape = bucket.batch_size, self.latent_shape(bucket.shape)
+        tokens = clips * self.model.config.tokens(shape)
+        latents = (clips, *shape, self.latent_channels)
+        flops = vdit_flops(self.model.config, latents, self.text.tokens, train=True)
+        flops += self.text.train_flops(clips)
+        if self.embedder:
+            flops += self.embedder.encode_flops((clips, *bucket.shape, 3))
+        return Work("tokens", tokens, tokens, flops)
 
     def init(self, key: Array, arrays: Arrays) -> Params:
         """Initialise the transformer, and an encoder that is trained along."""

@@ -22,6 +22,7 @@ from xgen_jax.config.optimizer import OptimizerConfig
 from xgen_jax.config.runs import VidVAERun
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.models.discriminator import Discriminator
+from xgen_jax.models.flops import adversarial_loss_flops, vidvae_train_flops
 from xgen_jax.training.optimizer import make_optimizer, optimize_apart
 from xgen_jax.training.tasks.adversarial import adversarial_terms
 from xgen_jax.training.tasks.base import Arrays, Metrics
@@ -31,7 +32,7 @@ from xgen_jax.training.tasks.embedder import (
     gradient_error,
     psnr_db,
 )
-from xgen_jax.typing import Array, Params
+from xgen_jax.typing import Array, Params, Shape
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,13 @@ class VidVAETask(EmbedderTask):
     def last_convolution(self) -> str:
         """Name of the decoder's last convolution in its head."""
         return "pixels" if self.model.config.head_channels else "conv_out"
+
+    def train_flops(self, video_shape: Shape) -> float:
+        """Return the operations of both groups; see `EmbedderTask.train_flops`."""
+        flops = vidvae_train_flops(self.model.config, video_shape)
+        if self.discriminator is not None:
+            flops += adversarial_loss_flops(self.discriminator.config, video_shape)
+        return flops
 
     def init(self, key: Array, arrays) -> Params:
         """Initialise the parameters of each group from one key."""
