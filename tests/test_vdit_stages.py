@@ -176,7 +176,7 @@ def test_a_stage_is_split_over_eight_devices(name, embedder):
     both moments."""
     config = stage(name, "8")
     text = make_conditioner(config)
-    objective = VDiTTask.on_latents(config, PRESETS["paper"].latent_shape, text)
+    objective = VDiTTask.on_latents(config, PRESETS["paper"], text)
     row = {
         "latents": np.zeros((1, 1, 2, 2, 4), np.float32),
         "micro_cond": np.ones((1, 5), np.float32),

@@ -5,8 +5,9 @@ command   python launch/train.py --config=finetune/vdit:12gb --workdir=runs/gpu/
 hardware  peak of the compiled train step: 2.0 GiB (12gb, RTX 4070), 6.8 GiB (24gb, RTX 4090),
           26.4 GiB (80gb, H100), 1.4 GiB (cpu); not run on a GPU
 time      not measured; no GPU was timed
-expect    not trained. Rate, decay and guidance are those of flow models of this size elsewhere; the
-          tiny model on real films is in quickstart/vdit:videos
+expect    not trained to the end. VDiT-S's rate is the best of three in 240 steps on 9x32x32 shapes
+          (docs/finetune.md); decay, guidance and VDiT-B's rate are those of flow models of this
+          size elsewhere. The tiny model on real films is in quickstart/vdit:videos
 
 LATENTS is what launch/encode.py makes of your videos with runs/gpu/vidvae. A folder of videos
 works too, and is encoded in every step.
@@ -29,6 +30,7 @@ from xgen_jax.models.vdit_config import PRESETS
 from xgen_jax.parallel.mesh import MeshConfig
 
 TEXT = ByteTextConfig(width=256, depth=2, heads=4, max_bytes=512)
+LEARNING_RATE = {"VDiT-S/2": 1e-3, "VDiT-B/2": 3e-4}
 BATCH = {"cpu": 8, "12gb": 64, "24gb": 32, "80gb": 32}
 
 
@@ -51,7 +53,9 @@ def get_config(name: str = "12gb"):
         text=TEXT,
         loss=VDiTLossConfig(cond_drop_prob=0.1, time_distribution="logit_normal", time_shift=3.0),
         data=here.data(VideoFolderConfig(), BATCH[name]),
-        optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=200, clip_norm=1.0),
+        optimizer=OptimizerConfig(
+            learning_rate=LEARNING_RATE[here.transformer], warmup_steps=200, clip_norm=1.0
+        ),
         loop=here.loop(steps=50_000, ema_decay=0.9995),
         mesh=MeshConfig(fsdp=1),
         sample_steps=30,

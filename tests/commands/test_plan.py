@@ -125,7 +125,14 @@ def test_what_does_not_fit_is_said_with_both_numbers_and_what_to_change(figures,
 
 
 @pytest.mark.parametrize(
-    "remat,advised", [("none", "full dots"), ("dots", "full"), ("full", "offload"), ("offload", "")]
+    "remat,advised",
+    [
+        ("none", "full dots"),
+        ("dots", "full attention"),
+        ("attention", "full"),
+        ("full", "offload"),
+        ("offload", ""),
+    ],
 )
 def test_a_transformer_is_advised_what_keeps_less(remat, advised):
     config = tiny_run(VDIT, model={"remat": remat}, embedder="nowhere")

@@ -126,6 +126,23 @@ def _time(report: dict[str, Any], step: str, whole: str) -> Iterator[str]:
         yield f"  as if each step were of {report['bucket']}"
 
 
+# By what a model computes again in the backward pass: what would need less memory.
+_ALL = ("full", "recompute in the backward pass")
+_REMAT = {
+    "none": (_ALL, ("dots", "or all but products and attention there")),
+    "dots": (_ALL, ("attention", "or all but attention there")),
+    "attention": (_ALL,),
+    "full": (("offload", "keep the inputs of blocks in the host's memory"),),
+    "offload": (),
+}
+_BLOCK = ("block", "recompute levels and their blocks in the backward pass")
+_REMAT_OF_VIDVAE = {
+    "none": (("level", "recompute in the backward pass"), _BLOCK),
+    "level": (_BLOCK,),
+    "block": (),
+}
+
+
 def advice(config: Run, report: dict[str, Any]) -> list[str]:
     """Return what to change, as flags, so that a program needs less memory on a device."""
     return list(_advice(config, report))
@@ -135,14 +152,9 @@ def _advice(config: Run, report: dict[str, Any]) -> Iterator[str]:
     clips = report["batch_size"] // (report["mesh"]["data"] * report["mesh"]["fsdp"])
     if report["what"] == "train":
         assert isinstance(config, VDiTRun | REGENRun | VidVAERun)
-        transformer, remat = isinstance(config, VDiTRun | REGENRun), config.model.remat
-        if remat in ("none", "dots"):
-            more = "full" if transformer else "block"
-            yield f"recompute in the backward pass: --config.model.remat={more}"
-        if transformer and remat == "none":
-            yield "or recompute all but products and attention there: --config.model.remat=dots"
-        if transformer and remat == "full":
-            yield "keep the inputs of blocks in the host's memory: --config.model.remat=offload"
+        transformer = isinstance(config, VDiTRun | REGENRun)
+        for remat, what in (_REMAT if transformer else _REMAT_OF_VIDVAE)[config.model.remat]:
+            yield f"{what}: --config.model.remat={remat}"
         if transformer and config.model.attention == "xla":
             yield "never make the whole attention matrix: --config.model.attention=auto"
         if clips > config.loop.accumulate:

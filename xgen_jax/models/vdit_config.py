@@ -65,8 +65,8 @@ class VDiTConfig:
       `models.vdit`.
       scan_layers: one scanned block (compiles once) or `depth` separate ones (for debugging).
       remat: what of each block the backward pass computes again: `none`, `dots` (all but attention
-        and the products with parameters), `full` (all), or `offload` (all, from inputs that wait in
-        the host's memory; on a CPU as `full`).
+        and the products with parameters), `attention` (all but it), `full` (all), or `offload`
+        (all, from inputs that wait in the host's memory; on a CPU as `full`).
       attention: the implementation, see `xgen_jax.nn.attention`.
     """
 

@@ -5,7 +5,7 @@ IMPLEMENTATIONS = ("auto", "xla", "chunked", "cudnn", "splash")
 # Norms of a video autoencoder, see `nn.norms.video_norm`.
 VIDEO_NORMS = ("group_per_frame", "group", "rms")
 # What a stack of blocks computes again in the backward pass, see `nn.stack.Stack`.
-REMAT = ("none", "dots", "full", "offload")
+REMAT = ("none", "dots", "attention", "full", "offload")
 # The name under which a policy of `jax.checkpoint` can keep what the backward pass needs of
 # attention, so that it is not computed again: the result, and what its softmax was normalised by.
 # `chunked` and `splash` have it; for `cudnn` see `nn.cudnn_attention.FORWARD`.

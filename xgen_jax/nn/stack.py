@@ -19,14 +19,20 @@ BLOCK_INPUT = "block_input"  # the name under which a policy finds it
 def remat_policy(remat: str) -> Callable[..., Any] | None:
     """Return the policy of `jax.checkpoint` for one of `REMAT` but `none`; None for `full`."""
     policies = jax.checkpoint_policies
+    of_attention = (
+        policies.save_only_these_names(KEPT_OF_ATTENTION),
+        lambda primitive, *_, **params: primitive.name == FORWARD,
+    )
+    with_parameters = policies.dots_with_no_batch_dims_saveable
+
+    def any_of(*kept: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **params: any(policy(*args, **params) for policy in kept)
+
     match remat:
         case "dots":
-            kept = (
-                policies.dots_with_no_batch_dims_saveable,  # products with parameters
-                policies.save_only_these_names(KEPT_OF_ATTENTION),
-                lambda primitive, *_, **params: primitive.name == FORWARD,
-            )
-            return lambda *args, **params: any(policy(*args, **params) for policy in kept)
+            return any_of(with_parameters, *of_attention)
+        case "attention":
+            return any_of(*of_attention)
         case "offload":
             return policies.save_and_offload_only_these_names(
                 names_which_can_be_saved=[],
@@ -80,6 +86,7 @@ class Stack(nn.Module):
       remat: what of a block is computed again in the backward pass, one of `REMAT`:
         `none`: nothing;
         `dots`: all but the results of matrix products with parameters, and of attention;
+        `attention`: all but the results of attention;
         `full`: all, from the block's input;
         `offload`: all, from the block's input, which waits in the host's memory. On a CPU, which
         has no other, this is `full`.
