@@ -113,12 +113,19 @@ custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
     ],
 )
 def test_splash_kernels_count_their_products(kernel, fused, products):
-    work = program_work(SPLASH.replace("KERNEL", kernel).replace("FUSED", fused), matrix_unit=128)
+    text = SPLASH.replace("KERNEL", kernel).replace("FUSED", fused)
+    work = program_work(text, matrix_unit=128)
     (product,) = work.products
     flops = products * 2 * (4 * 2) * 256 * 128 * 72
     assert (product.kind, product.flops) == ("attention", flops)
     assert product.padded_flops == pytest.approx(flops * 128 / 72)
     assert "attention_space" in product.op_name and not work.unknown
+    # The same with tokens as the last dim.
+    swapped = {"256,72": "72,256", "128,72": "72,128", '"q_layout\\": 1': '"q_layout\\": 2'}
+    for old, new in swapped.items():
+        assert old in text
+        text = text.replace(old, new)
+    assert program_work(text, matrix_unit=128).products == [product]
 
 
 NESTED = """

@@ -71,6 +71,9 @@ def splash(
         counts_BM = jnp.pad(mask_BM, ((0, 0), (0, k.shape[2] - keys))).astype(jnp.int32)
         segments = library.SegmentIds(jnp.ones(q.shape[:1] + q.shape[2:3], jnp.int32), counts_BM)
     fused = k.shape[2] // block_kv <= _MOST_PARTIAL_SUMS
+    # The last dim in memory is padded to whole lanes: channels only where they are that already.
+    whole = head_dim % _LANES == 0
+    layout = library.QKVLayout.HEAD_DIM_MINOR if whole else library.QKVLayout.SEQ_MINOR
     kernel = library.make_splash_mha(
         library.MultiHeadMask([library.FullMask((q.shape[2], k.shape[2]))] * heads),
         block_sizes=library.BlockSizes(
@@ -81,6 +84,9 @@ def splash(
             block_q_dq=None if fused else block_q,
             block_kv_dq=None if fused else block_kv,
             use_fused_bwd_kernel=fused,
+            q_layout=layout,
+            k_layout=layout,
+            v_layout=layout,
         ),
         head_shards=1,
         q_seq_shards=1,

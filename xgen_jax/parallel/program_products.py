@@ -136,12 +136,15 @@ def _splash(
     instruction: Instruction, kernel: str, operands: list[ArrayShape], result: str, unit: int
 ) -> Product:
     """The products of a splash kernel. Each has the channels of a head in it, either contracted or
-    as its output; queries and keys are in whole blocks already. What stands before them in the
-    operands are integers, about blocks that the mask leaves out."""
+    as its output; queries and keys are in whole blocks already. Their last dim is of channels,
+    or of tokens in the second of the library's layouts. What stands before them in the operands are
+    integers, about blocks that the mask leaves out."""
     q, k = [array for array in operands if array.dtype in ("bf16", "f32")][:2]
     fused = re.search(r"use_fused_bwd_kernel\W+true", instruction.attributes)
     products = _SPLASH_PRODUCTS["fused" if kernel == "dkv" and fused else kernel]
-    heads, (queries, channels), keys = math.prod(q.dims[:-2]), q.dims[-2:], k.dims[-2]
+    tokens = -1 if re.search(r"q_layout\W+2", instruction.attributes) else -2
+    heads, queries, keys = math.prod(q.dims[:-2]), q.dims[tokens], k.dims[tokens]
+    channels = q.dims[-3 - tokens]
     flops = 2.0 * products * heads * queries * keys * channels
     padded = _padded(flops, channels, unit, unit)
     return Product(
