@@ -312,7 +312,10 @@ def test_inputs_that_do_not_fit_the_network_are_refused():
     [
         ({"width": 18}, "even head dimension"),
         ({"width": 15}, "even head dimension"),
-        ({"remat": "some"}, "remat='some' is not known; choose one of none, dots, full, offload"),
+        (
+            {"remat": "some"},
+            "remat='some' is not known; choose one of none, dots, attention, full, offload",
+        ),
         ({"positions": "rope"}, "choose one of sinusoid_2d, rope_3d"),
         ({"attention_layout": "joint"}, "choose one of factorised, full"),
         ({"positions": "rope_3d", "heads": 4}, "head dimension of 6 or more, not 4"),
