@@ -82,7 +82,7 @@ def train(options) -> Iterator[dict[str, Any]]:
     import jax.numpy as jnp
     import numpy as np
     from gpu_peers import latte_step, time_peers
-    from rows import measure
+    from rows import measure, peak_flops
 
     from xgen_jax.commands.arguments import find_config
     from xgen_jax.commands.config_file import load_config
@@ -193,7 +193,7 @@ def decoding(options, embedder, clip, what: str) -> Iterator[dict[str, Any]]:
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from rows import measure
+    from rows import measure, peak_flops
 
     from xgen_jax.inference.streaming import decode
 
@@ -225,16 +225,6 @@ def decoding(options, embedder, clip, what: str) -> Iterator[dict[str, Any]]:
         "flops": flops,
         "mfu": flops / ours["time_s"] / peak if peak else None,
     }
-
-
-def peak_flops(dtype: str) -> float | None:
-    """Return the operations per second that this device can do at most; None if not known."""
-    import jax
-
-    from xgen_jax.parallel.devices import peak_of
-
-    figures = peak_of(jax.devices()[0])
-    return figures.flops(dtype) if figures else None
 
 
 # --- one process a row

@@ -40,6 +40,7 @@ prefer_channels_last()
 import jax  # noqa: E402  (the environment comes first)
 import jax.numpy as jnp  # noqa: E402
 
+from xgen_jax.parallel.devices import peak_of  # noqa: E402
 from xgen_jax.parallel.memory import program_bytes  # noqa: E402
 
 try:
@@ -52,6 +53,12 @@ THREADS = len(os.sched_getaffinity(0))
 
 
 @functools.cache
+def peak_flops(dtype: str) -> float | None:
+    """Return the operations per second that this device can do at most; None if not known."""
+    figures = peak_of(jax.devices()[0])
+    return figures.flops(dtype) if figures else None
+
+
 def device_name() -> str:
     """Name the accelerator, or the processor with its number of cores."""
     if ON_GPU:

@@ -19,9 +19,9 @@ from typing import Any
 from rows import (  # isort: skip  (it sets the environment)
     Peer,
     at_least_one,
-    device_name,
     dtypes,
     has_diffusers,
+    peak_flops,
     print_rows,
     row,
     torch,
@@ -47,24 +47,6 @@ CLIPS = {
     "VDiT-XL/2": [(1, 17, 60, 108, 4)],
 }
 IMAGES = {"tiny": (16, 1, 16, 16, 4), "VDiT-S/2": (4, 1, 32, 32, 4), "VDiT-XL/2": (8, 1, 64, 64, 4)}
-# Dense bfloat16 operations per second, from the vendors' data sheets.
-PEAK_FLOPS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
-
-
-def peak_flops(dtype) -> float | None:
-    """Return the peak of this device in bfloat16, None if it is not known."""
-    if dtype != jnp.bfloat16:
-        return None
-    names = [name for name in PEAK_FLOPS if device_name().startswith(name)]
-    return PEAK_FLOPS[max(names, key=len)] if names else None
 
 
 def sizes(config: VDiTConfig, latent_shape) -> dict[str, Any]:
@@ -190,7 +172,7 @@ def vdit_row(name, config: VDiTConfig, shape, dtype, train: bool, repeats: int) 
         count_parameters(config),
     )
     tokens = shape[0] * shape[1] * -(-shape[2] // config.patch) * -(-shape[3] // config.patch)
-    flops, peak = vdit_flops(config, shape, TEXT_TOKENS, train), peak_flops(dtype)
+    flops, peak = vdit_flops(config, shape, TEXT_TOKENS, train), peak_flops(jnp.dtype(dtype).name)
     return out | {
         "tokens_per_s": tokens / out["time_s"],
         "flops": flops,
