@@ -210,14 +210,14 @@ class VDiTTask(Task):
 
     def work(self, bucket: Bucket) -> Work:
         """Return the tokens of a batch's clips; the operations of an embedder that encodes them
-        count. See `Task.work`."""
+        count, where it has a formula. See `Task.work`."""
         assert self.latent_shape is not None
         clips, shape = bucket.batch_size, self.latent_shape(bucket.shape)
         tokens = clips * self.model.config.tokens(shape)
         latents = (clips, *shape, self.latent_channels)
         flops = vdit_flops(self.model.config, latents, self.text.tokens, train=True)
         flops += self.text.train_flops(clips)
-        if self.embedder:
+        if self.embedder and type(self.embedder).encode_flops is not Embedder.encode_flops:
             flops += self.embedder.encode_flops((clips, *bucket.shape, 3))
         return Work("tokens", tokens, tokens, flops)
 
