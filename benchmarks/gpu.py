@@ -38,7 +38,7 @@ from typing import Any
 
 # Seconds for each row, ours and peer, with all that is compiled: ten minutes together.
 ROWS = {"train": 270.0, "vae": 195.0, "regen": 120.0}
-# Written beside what was measured: model FLOPs of the peak, seconds, and the peer's time by ours.
+# Written next to what was measured: model FLOPs of the peak, seconds, and the peer's time by ours.
 TARGETS = {
     "train": {"mfu": 0.45, "ratio": 1.0},
     "vae": {"time_s": 3.0, "ratio": 1.0},
@@ -212,6 +212,7 @@ def decoding(options, embedder, clip, what: str) -> Iterator[dict[str, Any]]:
     # Of the chunks of a clip that is cut in several, the first starts it.
     dtype = jnp.dtype(embedder.model.dtype)
     flops, peak = embedder.decode_flops(latents), peak_flops(dtype.name)
+    assert flops is not None
     memory = jax.devices()[0].memory_stats() or {}
     yield {
         "what": what,

@@ -3,6 +3,7 @@
 import pytest
 
 from xgen_jax.data.buckets import Bucket
+from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.text_config import ByteTextConfig
 from xgen_jax.parallel.device_figures import Peak
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
@@ -44,6 +45,20 @@ def test_an_interval_has_the_work_of_its_steps():
     assert measured.read()["tokens_per_s"] == 5.0
     measured.mark(6, 192.0, SMALL)
     assert measured.read()["tokens_per_s"] == 5.0
+
+
+def test_no_use_is_claimed_of_steps_whose_operations_are_not_known(tiny_runs, monkeypatch):
+    measured = Rates(flops_per_s=1000.0)
+    for step, work in enumerate((SMALL, SMALL._replace(flops=None), SMALL, SMALL)):
+        measured.mark(step, float(step), work)
+    assert "mfu" not in measured.read()
+    measured.mark(4, 4.0, SMALL)
+    assert measured.read()["mfu"] == 0.1
+    # As of a transformer on the latents of an embedder that has no formula (docs/extending.md).
+    task = task_of(tiny_run(VDIT, embedder=str(tiny_runs / "vidvae")))
+    monkeypatch.setattr(type(task.embedder), "encode_flops", Embedder.encode_flops)
+    work = task.work(Bucket(frames=9, height=16, width=32, batch_size=3))
+    assert work.flops is None and work.count > 0
 
 
 def test_no_use_is_claimed_of_a_device_without_a_known_peak(monkeypatch):

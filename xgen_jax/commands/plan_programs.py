@@ -148,7 +148,7 @@ def train_program(config: Run, embedder: Embedder, mesh: Mesh, bucket: Bucket) -
         parameters=_count(state.params),
         resident=resident,
         rewritten=("parameters", "ema", "optimizer"),
-        flops=task.work(bucket).flops,
+        flops=_known(embedder, task.work(bucket).flops),
         runs=config.loop.steps,
         dtype=config.loop.compute_dtype,
     )
@@ -216,7 +216,7 @@ def encode_program(embedder: Embedder, mesh: Mesh, batch_size: int, shape: Shape
         parameters=_count(params["model"]),
         resident={"parameters": bytes_of_a_device(params), "batch": bytes_of_a_device(video)},
         rewritten=(),
-        flops=embedder.encode_flops(video.shape),
+        flops=_known(embedder, embedder.encode_flops(video.shape)),
         runs=1,
         dtype=np.dtype(embedder.model.dtype).name,
     )
@@ -246,11 +246,26 @@ def decode_program(embedder: Embedder, mesh: Mesh, batch_size: int, shape: Shape
             "cache": bytes_of_a_device(arguments[1]),
         },
         rewritten=("cache",),
-        flops=embedder.decode_flops((batch_size, chunk, *latents[2:]), started=not whole),
+        flops=_known(
+            embedder,
+            embedder.decode_flops((batch_size, chunk, *latents[2:]), started=not whole),
+        ),
         # What a decoder that looks ahead holds back comes with one more call.
         runs=-(-latents[1] // chunk) + (not whole and embedder.look_ahead > 0),
         dtype=np.dtype(embedder.model.dtype).name,
     )
+
+
+def _known(embedder: Embedder, flops: float | None) -> float:
+    """Return the operations of a program.
+
+    Raises:
+      UserError: an embedder has no formula of them.
+    """
+    if flops is None:
+        name = type(embedder).__name__
+        raise UserError(f"{name} has no formula of its operations to plan with")
+    return flops
 
 
 def _check_batch(batch_size: int, mesh: Mesh) -> None:

@@ -189,18 +189,17 @@ class Embedder(abc.ABC):
         video = jax.ShapeDtypeStruct((1, self.frames(2), side, side, 3), np.float32)
         return jax.eval_shape(self.model.init, jax.random.key(0), video)
 
-    def encode_flops(self, video_shape: Shape) -> float:
-        """Return the operations of encoding clips (B, T, H, W, 3), for plans; see `models.flops`.
+    def encode_flops(self, video_shape: Shape) -> float | None:
+        """Return the operations of encoding clips (B, T, H, W, 3), see `models.flops`; None for an
+        embedder without a formula, which works like any other but has no plan."""
+        del video_shape
+        return None
 
-        Raises:
-          UserError: an embedder without a formula.
-        """
-        raise UserError(f"{type(self).__name__} has no formula of its operations to plan with")
-
-    def decode_flops(self, latent_shape: Shape, started: bool = False) -> float:
+    def decode_flops(self, latent_shape: Shape, started: bool = False) -> float | None:
         """Return the operations of decoding latents (B, t, h, w, c): of a clip, or of a chunk of
         one that has `started` before. See `encode_flops`."""
-        raise UserError(f"{type(self).__name__} has no formula of its operations to plan with")
+        del latent_shape, started
+        return None
 
     @abc.abstractmethod
     def encode_chunk(self, params: Params, video_BTHWC: Array, cache=None) -> tuple[Array, Any]:

@@ -25,7 +25,8 @@ class Rates:
         self._flops_per_s = flops_per_s
         self._began: tuple[int, float] | None = None  # steps done, and when
         self._work: dict[str, int] = {}
-        self._flops = self._waited_s = 0.0
+        self._flops: float | None = 0.0  # None if that of a step is not known
+        self._waited_s = 0.0
         self._left_out_s = self._pause_s = 0.0  # before the last mark, and since
         self._latest: tuple[int, float] | None = None
         self._ahead: Work | None = None
@@ -56,7 +57,8 @@ class Rates:
         self._left_out_s, self._pause_s = self._left_out_s + self._pause_s, 0.0
         if before is not None:
             self._work[before.unit] = self._work.get(before.unit, 0) + before.count
-            self._flops += before.flops
+            if self._flops is not None:
+                self._flops = None if before.flops is None else self._flops + before.flops
 
     def read(self) -> Mapping[str, float]:
         """Return the rates since the last call, or those of then if no interval has ended since;
@@ -64,7 +66,7 @@ class Rates:
 
         Returns:
           `steps_per_s`; `tokens_per_s` or `frames_per_s`; `mfu`, useful operations a second of the
-          peak, where it is known; `input_wait`, the fraction of the time.
+          peak, where both are known; `input_wait`, the fraction of the time.
         """
         if self._began is None or self._latest is None:
             return self._values
@@ -72,7 +74,7 @@ class Rates:
         seconds = max(now_s - start_s - self._left_out_s, 1e-9)
         self._values = {"steps_per_s": (done - before) / seconds}
         self._values |= {f"{unit}_per_s": count / seconds for unit, count in self._work.items()}
-        if self._flops_per_s is not None:
+        if self._flops_per_s is not None and self._flops is not None:
             self._values["mfu"] = self._flops / seconds / self._flops_per_s
         self._values["input_wait"] = min(self._waited_s / seconds, 1.0)
         self._began, self._latest = self._latest, None

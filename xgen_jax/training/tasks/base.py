@@ -37,13 +37,13 @@ class Work(NamedTuple):
       count: of a batch.
       cells: positions of the batch that the network works on: tokens, or pixels. The step with most
         of them is taken for the one that needs most memory.
-      flops: useful operations, see `models.flops`.
+      flops: useful operations, see `models.flops`; None of an embedder without a formula.
     """
 
     unit: str
     count: int
     cells: int
-    flops: float
+    flops: float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -210,15 +210,15 @@ class VDiTTask(Task):
 
     def work(self, bucket: Bucket) -> Work:
         """Return the tokens of a batch's clips; the operations of an embedder that encodes them
-        count, where it has a formula. See `Task.work`."""
+        count. See `Task.work`."""
         assert self.latent_shape is not None
         clips, shape = bucket.batch_size, self.latent_shape(bucket.shape)
         tokens = clips * self.model.config.tokens(shape)
         latents = (clips, *shape, self.latent_channels)
-        flops = vdit_flops(self.model.config, latents, self.text.tokens, train=True)
-        flops += self.text.train_flops(clips)
-        if self.embedder and type(self.embedder).encode_flops is not Embedder.encode_flops:
-            flops += self.embedder.encode_flops((clips, *bucket.shape, 3))
+        trained = vdit_flops(self.model.config, latents, self.text.tokens, train=True)
+        trained += self.text.train_flops(clips)
+        encoding = self.embedder.encode_flops((clips, *bucket.shape, 3)) if self.embedder else 0.0
+        flops = None if encoding is None else trained + encoding
         return Work("tokens", tokens, tokens, flops)
 
     def init(self, key: Array, arrays: Arrays) -> Params:
