@@ -25,7 +25,7 @@ from xgen_jax.data.sources.synthetic import SyntheticSource, render
 from xgen_jax.evaluation.reconstruction import DATA_RANGE
 from xgen_jax.inference.reconstruct import load_reconstructor
 from xgen_jax.inference.resample_time import BETWEEN
-from xgen_jax.models.embedder import REGENEmbedder
+from xgen_jax.models.regen_embedder import REGENEmbedder
 
 HELD_OUT_SEED, SIDE = 7, 32
 

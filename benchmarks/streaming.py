@@ -40,9 +40,10 @@ from xgen_jax.data.video_writer import VideoWriter
 from xgen_jax.inference.chunks import chunk_bytes
 from xgen_jax.inference.divide_and_merge import MERGES, divide_and_merge
 from xgen_jax.inference.streaming import decode, decode_stream, encode, encode_stream
-from xgen_jax.models.embedder import CHUNK, VidVAEEmbedder
+from xgen_jax.models.embedder import CHUNK
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS
+from xgen_jax.models.vidvae_embedder import VidVAEEmbedder
 from xgen_jax.runs.load import load_embedder
 
 SIDE = 64

@@ -28,7 +28,8 @@ from xgen_jax.runs.text_encoders import make_conditioner
 from xgen_jax.runs.warm_start import extend_null_caption
 from xgen_jax.testing import VIDVAE_4X8X8, warm_start
 from xgen_jax.training.state import abstract_state
-from xgen_jax.training.tasks.vdit import VDiTTask, check_buckets
+from xgen_jax.training.tasks.vdit import VDiTTask
+from xgen_jax.training.tasks.vdit_checks import check_buckets
 
 STAGES = ("240p", "480p", "720p")
 IMAGE, VIDEO = (Bucket(frames=frames, height=24, width=16, batch_size=8) for frames in (1, 9))

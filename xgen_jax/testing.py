@@ -12,11 +12,12 @@ from xgen_jax.config.losses import REGENLossConfig, VidVAELossConfig
 from xgen_jax.config.runs import Run, run_config
 from xgen_jax.data.sources.factory import make_source
 from xgen_jax.diffusion.flow import RectifiedFlow
-from xgen_jax.models.embedder import REGENEmbedder, VidVAEEmbedder
 from xgen_jax.models.regen import REGEN, abstract_variables
 from xgen_jax.models.regen_config import REGENConfig
+from xgen_jax.models.regen_embedder import REGENEmbedder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
+from xgen_jax.models.vidvae_embedder import VidVAEEmbedder
 from xgen_jax.runs.folder import LATENT_STATISTICS, RunFolder
 from xgen_jax.training.tasks import build_task
 from xgen_jax.training.tasks.base import Task

@@ -25,8 +25,8 @@ from xgen_jax.data.video import read_video
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.inference.request import VideoRequest, plan_video
-from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_embedder import VidVAEEmbedder
 from xgen_jax.testing import VDIT, regen_embedder, tiny_run, tiny_vidvae, write_regen_run
 
 VIDEO = np.full((3, 16, 16, 3), 7, np.uint8)

@@ -18,7 +18,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.models.regen_config import PRESETS as REGEN_PRESETS
 from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.testing import VDIT, VIDVAE, task_of, tiny_run
-from xgen_jax.training.tasks.vdit import check_buckets
+from xgen_jax.training.tasks.vdit_checks import check_buckets
 
 ROOT = pathlib.Path(__file__).parents[2] / "configs"
 CONFIGS = [

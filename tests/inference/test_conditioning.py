@@ -9,9 +9,9 @@ from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.inference.conditioning import fit_condition, read_condition
 from xgen_jax.inference.request import VideoPlan
-from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS
+from xgen_jax.models.vidvae_embedder import VidVAEEmbedder
 
 EMBEDDER = VidVAEEmbedder(model=VidVAE(PRESETS["tiny"]))  # 4 frames a latent frame
 

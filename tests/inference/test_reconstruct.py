@@ -11,8 +11,8 @@ from xgen_jax.errors import UserError
 from xgen_jax.inference import reconstruct
 from xgen_jax.inference.chunks import ChunkPlan
 from xgen_jax.inference.reconstruct import Reconstructor
-from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_embedder import VidVAEEmbedder
 from xgen_jax.testing import PYRAMID, regen_embedder, tiny_vidvae
 
 CONFIGS = {

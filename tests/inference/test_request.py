@@ -14,9 +14,9 @@ from xgen_jax.data.config import LatentsConfig
 from xgen_jax.diffusion.config import OPEN_SORA, GridConfig
 from xgen_jax.errors import UserError
 from xgen_jax.inference.request import VideoPlan, VideoRequest, plan_video
-from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS
+from xgen_jax.models.vidvae_embedder import VidVAEEmbedder
 from xgen_jax.testing import VDIT
 
 EMBEDDER = VidVAEEmbedder(model=VidVAE(PRESETS["paper"]))

@@ -15,9 +15,9 @@ from xgen_jax.inference import resample_time
 from xgen_jax.inference.reconstruct import Reconstructor, load_reconstructor
 from xgen_jax.inference.resample_time import decode_at_speed, moments, stream_at_speed
 from xgen_jax.inference.streaming import decode
-from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import PRESETS
+from xgen_jax.models.vidvae_embedder import VidVAEEmbedder
 from xgen_jax.testing import REGEN_MODEL, regen_embedder, write_regen_run
 
 

@@ -26,9 +26,9 @@ from xgen_jax.inference.streaming import (
     encode,
     encode_stream,
 )
-from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import VidVAEConfig
+from xgen_jax.models.vidvae_embedder import VidVAEEmbedder
 from xgen_jax.parallel.memory import program_bytes
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.testing import PYRAMID, tiny_vidvae

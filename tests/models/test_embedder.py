@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.embedder import Embedder, VidVAEEmbedder
+from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.regen_config import PRESETS as REGEN_PRESETS
 from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_embedder import VidVAEEmbedder
 from xgen_jax.testing import regen_embedder, tiny_vidvae
 
 CONFIG = tiny_vidvae(channels=(4,), latent_channels=3, kernels=((3, 3, 3), (3, 3, 3)))

@@ -12,14 +12,15 @@ import pytest
 from xgen_jax.diffusion.flow import RectifiedFlow
 from xgen_jax.models import flops
 from xgen_jax.models.discriminator import Discriminator
-from xgen_jax.models.embedder import REGENEmbedder, VidVAEEmbedder
 from xgen_jax.models.lpips import LPIPS, LPIPSConfig
 from xgen_jax.models.micro_conditions import MicroConditions
 from xgen_jax.models.regen import REGEN
+from xgen_jax.models.regen_embedder import REGENEmbedder
 from xgen_jax.models.vdit import VDiT, abstract_variables
 from xgen_jax.models.vdit_config import PRESETS
 from xgen_jax.models.vidvae import VidVAE
 from xgen_jax.models.vidvae_config import DiscriminatorConfig
+from xgen_jax.models.vidvae_embedder import VidVAEEmbedder
 from xgen_jax.testing import PYRAMID, REGEN_MODEL
 
 SMALL = dataclasses.replace(

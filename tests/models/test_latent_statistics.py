@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from xgen_jax.data.pixels import to_unit_range
-from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.latent_statistics import latent_statistics
 from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_embedder import VidVAEEmbedder
 from xgen_jax.testing import tiny_vidvae
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from xgen_jax.errors import UserError
-from xgen_jax.models.embedder import Embedder, VidVAEEmbedder
+from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.posterior import Posterior
 from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_embedder import VidVAEEmbedder
 from xgen_jax.testing import POINTWISE, regen_embedder, tiny_vidvae
 
 SHAPE = (2, 1, 2, 2, 3)

@@ -10,12 +10,12 @@ from flax import linen as nn
 
 from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.config.optimizer import OptimizerConfig
-from xgen_jax.models.embedder import VidVAEEmbedder
 from xgen_jax.models.text import ByteConditioner, ByteTextEncoder
 from xgen_jax.models.text_config import ByteTextConfig
 from xgen_jax.models.vdit import VDiT
 from xgen_jax.models.vdit_config import VDiTConfig
 from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_embedder import VidVAEEmbedder
 from xgen_jax.parallel import sharding
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.testing import tiny_vidvae

@@ -17,10 +17,12 @@ from xgen_jax.inference.chunks import encode_clips, lower_chunk, plan_chunks
 from xgen_jax.inference.request import VideoRequest, plan_video
 from xgen_jax.inference.sampling import VideoSampler
 from xgen_jax.models import flops, regen_config, vidvae_config
-from xgen_jax.models.embedder import Embedder, REGENEmbedder, VidVAEEmbedder
+from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.regen import REGEN
+from xgen_jax.models.regen_embedder import REGENEmbedder
 from xgen_jax.models.vdit import VDiT, abstract_variables
 from xgen_jax.models.vidvae import VidVAE
+from xgen_jax.models.vidvae_embedder import VidVAEEmbedder
 from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated, tree_shardings
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.runs.hub import is_address

@@ -57,8 +57,8 @@ class HoldsVidVAE(HoldsEmbedder):
 
     def make_embedder(self, dtype: Any = np.float32) -> "Embedder":
         """See `HoldsEmbedder`."""
-        from xgen_jax.models.embedder import VidVAEEmbedder
         from xgen_jax.models.vidvae import VidVAE
+        from xgen_jax.models.vidvae_embedder import VidVAEEmbedder
 
         return VidVAEEmbedder(model=VidVAE(self.model, dtype))
 
@@ -166,8 +166,8 @@ class REGENRun(HoldsEmbedder, Run):
 
     def make_embedder(self, dtype: Any = np.float32) -> "Embedder":
         """See `HoldsEmbedder`."""
-        from xgen_jax.models.embedder import REGENEmbedder
         from xgen_jax.models.regen import REGEN
+        from xgen_jax.models.regen_embedder import REGENEmbedder
 
         return REGENEmbedder(
             model=REGEN(self.model, dtype),

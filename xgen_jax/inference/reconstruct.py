@@ -23,7 +23,8 @@ from xgen_jax.inference.streaming import (
     encode_stream,
     regroup,
 )
-from xgen_jax.models.embedder import Embedder, REGENEmbedder
+from xgen_jax.models.embedder import Embedder
+from xgen_jax.models.regen_embedder import REGENEmbedder
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import replicated
 from xgen_jax.runs.checkpoint import Step

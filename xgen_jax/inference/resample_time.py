@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from xgen_jax.errors import UserError, choose
-from xgen_jax.models.embedder import REGENEmbedder
+from xgen_jax.models.regen_embedder import REGENEmbedder
 from xgen_jax.models.regen_windows import BETWEEN, Window, own_times, plan_windows
 from xgen_jax.parallel.memory import GB, format_gb, program_bytes
 from xgen_jax.typing import Array, Params

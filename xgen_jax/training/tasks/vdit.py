@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from xgen_jax.config.losses import VDiTLossConfig
 from xgen_jax.config.runs import DEFAULT_FPS, HoldsEmbedder, HoldsTransformer, Run, VDiTRun
 from xgen_jax.data.batches import padded_rows
-from xgen_jax.data.buckets import Bucket, shape_name
+from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pipeline import Batch, micro_conditions
 from xgen_jax.data.pixels import to_uint8, to_unit_range
 from xgen_jax.data.sources.base import Source
@@ -33,7 +33,6 @@ from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.guidance import guided
 from xgen_jax.diffusion.process import Process, frame_mean
 from xgen_jax.diffusion.samplers import key_noise, make_steps, sample
-from xgen_jax.errors import UserError
 from xgen_jax.models.embedder import Embedder
 from xgen_jax.models.flops import vdit_flops
 from xgen_jax.models.micro_conditions import MicroConditions
@@ -47,6 +46,12 @@ from xgen_jax.runs.text_encoders import load_conditioner, make_conditioner
 from xgen_jax.runs.warm_start import extend_null_caption, starting_network
 from xgen_jax.training.tasks.base import Arrays, Metrics, Task, Work, resize_batch
 from xgen_jax.training.tasks.lora import LoRATask
+from xgen_jax.training.tasks.vdit_checks import (
+    check_base,
+    check_buckets,
+    check_captions,
+    check_latents,
+)
 from xgen_jax.typing import Array, Params, Shape, Video
 
 PREVIEW_CLIPS = 4
@@ -120,7 +125,7 @@ class VDiTTask(Task):
         text = load_conditioner(config, dtype, stored=stored)
         task = cls.on_latents(config, embedder, text, embedder.fingerprint(params))
         if stored:
-            check_latents(config, source, task)
+            check_latents(config, source, embedder.latent_shape, task.fingerprints()["embedder"])
         check_captions(config, source, text)
         preview = Preview(embedder=embedder, params=jax.device_get(params), config=config)
         task = dataclasses.replace(task, preview_with=preview)
@@ -394,78 +399,3 @@ def _streams(keys_B: Array) -> tuple[Array, Array, Array]:
     keys_3 = jnp.split(jax.vmap(lambda k: jax.random.split(k, 3))(keys_B), 3, axis=1)
     time_B, eps_B, drop_B = (keys[:, 0] for keys in keys_3)
     return time_B, eps_B, drop_B
-
-
-def check_buckets(config: VDiTRun, latent_shape: Callable[[Shape], Shape]) -> None:
-    """Raise UserError, with the nearest lengths or sizes, for a bucket the embedder cannot take."""
-    for bucket in config.data.buckets:
-        try:
-            config.model.check_latents(latent_shape(bucket.shape))
-        except UserError as error:
-            where = f" of {config.embedder}" if config.embedder else ""
-            raise UserError(f"bucket {bucket.name}{where}: {error}") from error
-
-
-def check_latents(config: VDiTRun, source: Source, task: VDiTTask) -> None:
-    """Raise UserError for stored latents of another embedder, or that lack one of the buckets."""
-    there, here = source.made_by["embedder"], task.fingerprints()["embedder"]
-    stored = source.bucket_names
-    shapes = {
-        bucket: source.read(0, np.random.default_rng(0), *bucket.shape)["latents"].shape[:3]
-        for bucket in config.data.buckets
-        if stored is None or bucket.name in stored or not config.data.fit
-    }
-    if there == here:
-        return
-    ratio = ""
-    assert task.latent_shape is not None
-    for bucket, shape in shapes.items():
-        if shape != task.latent_shape(bucket.shape):
-            mine = shape_name(task.latent_shape(bucket.shape))
-            ratio = (
-                f", of another ratio ({bucket.name} has latents {shape_name(shape)}, not {mine})"
-            )
-            break
-    raise UserError(
-        f"{source.path} holds latents of the embedder {there}, and the run's embedder "
-        f"{config.embedder} is {here}{ratio}: encode again with launch/encode.py "
-        f"--embedder={config.embedder}, or name the embedder that made the latents"
-    )
-
-
-def check_captions(config: VDiTRun, source: Source, text: Any, shown: int = 10) -> None:
-    """Raise UserError, by file, if there are captions that the text conditioner cannot take."""
-    problems = [
-        f"{where}: {problem}"
-        for where, caption in source.captions()
-        if (problem := text.problem(caption))
-    ]
-    if problems:
-        listed = "\n  ".join(problems[:shown])
-        more = f"\n  and {len(problems) - shown} more" if len(problems) > shown else ""
-        raise UserError(
-            f"{len(problems)} captions cannot be trained on:\n  {listed}{more}\nshorten them, or "
-            "train with a larger --config.text.max_bytes"
-        )
-
-
-# Flags that choose the frozen networks.
-GIVEN_BY = {
-    "embedder": "--config.embedder and --config.data.source.path",
-    "text_encoder": "--config.text.path and --config.data.source.path",
-}
-
-
-def check_base(folder: RunFolder, here: dict[str, str], config: VDiTRun) -> None:
-    """Raise UserError if a transformer was trained on other frozen networks than those of a run.
-
-    Converted weights have no fingerprints: nothing is known of them.
-    """
-    there = folder.checkpoints().restore_data().get("fingerprints") or {}
-    for name, mark in here.items():
-        if there.get(name, mark) != mark:
-            raise UserError(
-                f"init_from={config.init_from} was trained on the {name} {there[name]}, and this "
-                f"run's {name} is {mark}: its parameters do not fit. Give {GIVEN_BY[name]} of the "
-                f"{name} it was trained on, or start without --config.init_from"
-            )
