@@ -5,7 +5,7 @@ python benchmarks/loop.py [--rows=step,save] [--steps=400]
 `step`: processor time of the main thread for a step of a tiny VidVAE and VDiT, whose program has
 been replaced by one that takes and returns the same arrays and computes nothing: on a CPU the main
 thread computes a part of the real one. The VDiT's clips are encoded in its step. `save`: how long a
-save keeps the loop, and the processor time of the main thread in it, beside the time until the
+save keeps the loop, and the processor time of the main thread in it, next to the time until the
 checkpoint is on disk.
 """
 

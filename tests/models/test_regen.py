@@ -154,13 +154,13 @@ def test_a_token_is_told_of_all_its_cells_and_no_others():
         for frames, shape in ((2, (3, 2, 4)), (config.chunk_frames, (12, 8, 3)))
     )
 
-    def told(params, z):
+    def expanded(params, z):
         return expand(model, params, z, times(config)).added_BFHWD
 
-    plain = told(params, z)
+    plain = expanded(params, z)
     assert plain.shape[:4] == (2, config.chunk_frames, 2, 1)
     for row in range(3):
-        change = np.abs(told(params, z.at[:, :, row, 0].add(1.0)) - plain).max((0, 1, 4))[:, 0]
+        change = np.abs(expanded(params, z.at[:, :, row, 0].add(1.0)) - plain).max((0, 1, 4))[:, 0]
         assert (change > 1e-3).tolist() == [row < 2, row == 2]
     prediction = predict(model, params, video, z, times(config))
     assert prediction.shape == video.shape

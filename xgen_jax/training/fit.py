@@ -248,18 +248,18 @@ def take_steps(
         batches = stack.enter_context(contextlib.closing(pipeline.iterate(first_step)))
         profiler = stack.enter_context(Profiler(log.run.path / "profile", loop.profile_steps))
         asked = stack.enter_context(stop_later())
-        known: set[Bucket] = set()  # whose programs all processes have
+        known: dict[Bucket, Callable] = {}  # the programs that all processes have
 
-        def program(bucket: Bucket) -> Callable | None:
-            """Return a bucket's step; None if the process is asked to stop while it waits."""
-            if bucket in known:
-                return programs.get(bucket)
-            alone = jax.process_count() == 1
-            with log.apart(), watchdog.paused(f"step {step}"), together():
-                take = programs.get(bucket, lambda: alone and asked)
-            if take is not None:
-                known.add(bucket)
-            return take
+        def program(bucket: Bucket) -> Callable:
+            """Return a bucket's step; Stopped if the process is asked to stop while it waits."""
+            if bucket not in known:
+                alone = jax.process_count() == 1
+                with log.apart(), watchdog.paused(f"step {step}"), together():
+                    take = programs.get(bucket, lambda: alone and asked)
+                if take is None:
+                    raise Stopped(asked[0])
+                known[bucket] = take
+            return known[bucket]
 
         def save_reached() -> None:
             watchdog.beat(f"the checkpoint after step {step}")
@@ -289,14 +289,10 @@ def take_steps(
                         if jax.process_count() == 1:  # several must learn of it in the same step
                             programs.check()
                         take = program(pipeline.bucket(step))
-                    except Exception:
+                    except (Exception, Stopped):  # there is no program for this step
                         log.flush_metrics()
                         save_reached()
                         raise
-                    if take is None:
-                        log.flush_metrics()
-                        save_reached()
-                        raise Stopped(asked[0])
                     state, metrics = take(state, arrays, sample_id, frozen, place, stop)
                 profiler.after(step, state)
                 log.dispatched(step, batch, metrics)
