@@ -12,7 +12,7 @@ from html_page import Page, check_scripts
 
 from xgen_jax.data.video import read_video
 from xgen_jax.errors import UserError
-from xgen_jax.evaluation import chart, measures, report
+from xgen_jax.evaluation import chart, measures, report, vbench
 from xgen_jax.evaluation import page as pages
 from xgen_jax.evaluation.captions import read_attributes
 
@@ -215,6 +215,32 @@ def test_scores_by_frame_are_drawn_with_the_borders_of_chunks(root):
         assert said in page.flat
     notes = [video["data-notes"] for video in page.all("video") if "data-notes" in video]
     assert json.loads(notes[1]) == ["35.0 dB", "–", "15.0 dB"]
+
+
+def test_scores_that_other_suites_left_are_shown(root):
+    assert "CLIP score" not in read(report.write_report(root)).flat
+    folder, scores = root / "evaluation", dict.fromkeys(vbench.DIMENSIONS, 0.5)
+    counts = {"clips_real": 2048, "clips_generated": 2000, "frames": 16}
+    notes = ["fewer than 2,048 clips"]
+    facts = {"model": "runs/mine/vdit", "data": "films", "convention": "I3D logits", "notes": notes}
+    clip = {"clip_score": 31.416, "standard_error": 0.25, "videos": 64, "clip": "ViT-B/32"}
+    for name in ("fvd", "clip_score"):
+        (folder / name).mkdir(parents=True)
+    write_json(folder / "fvd" / "fvd.json", {"fvd": 123.45, **counts, **facts})
+    write_json(folder / "clip_score" / "clip_score.json", {**clip, "convention": "100 cos"})
+    del scores["color"]
+    write_json(folder / "vbench_scores.json", {**vbench.summarize(scores), "convention": "means"})
+    flat = read(report.write_report(root)).flat
+    for wanted in (
+        "FVD 123.5",
+        "2,000 clips of runs/mine/vdit against 2,048 of films, 16 frames each",
+        "fewer than 2,048 clips",
+        "CLIP score 31.42 ± 0.25",
+        "64 videos, by ViT-B/32",
+        "xGen-VideoSyn-1 (paper) 0.714 0.947 0.655 0.523 0.709",
+        "this model 0.500 0.500 – 0.500 –",
+    ):
+        assert wanted in flat, wanted
 
 
 def test_every_figure_has_a_meaning():

@@ -4,6 +4,7 @@ ROOT/{vidvae,regen,vdit}/{config.json,run.json,metrics.jsonl}     or those of on
 ROOT/evaluation/reconstruction/reconstruction.json and the videos it names
 ROOT/evaluation/captions/captions.json and the videos it names (runs on moving shapes)
 ROOT/evaluation/samples/samples.json and the videos it names (runs on other videos)
+ROOT/evaluation/fvd/fvd.json, clip_score/clip_score.json and vbench_scores.json
 ROOT/timings.json
 """
 
@@ -45,7 +46,7 @@ class Experiment:
       root: the folder.
       name: what to call it.
       stages: by stage {"config", "run", "metrics"}, each where the file is there.
-      reconstruction, captions, samples, timings: the JSON files.
+      reconstruction, captions, samples, fvd, clip_score, vbench, timings: the JSON files.
     """
 
     root: pathlib.Path
@@ -54,6 +55,9 @@ class Experiment:
     reconstruction: dict[str, Any] | None
     captions: dict[str, Any] | None
     samples: dict[str, Any] | None
+    fvd: dict[str, Any] | None
+    clip_score: dict[str, Any] | None
+    vbench: dict[str, Any] | None
     timings: dict[str, Any] | None
 
     @property
@@ -135,8 +139,9 @@ def read_experiment(root: str | os.PathLike) -> Experiment:
         stages = {stage: _read_run(root / stage) for stage in STAGES if stage in there}
     found = {
         name: _read_json(root / "evaluation" / name / f"{name}.json")
-        for name in ("reconstruction", "captions", "samples")
+        for name in ("reconstruction", "captions", "samples", "fvd", "clip_score")
     }
+    found["vbench"] = _read_json(root / "evaluation" / "vbench_scores.json")
     timings = _read_json(root / "timings.json")
     if not any((*stages.values(), *found.values())):
         wanted = ", ".join(f"{stage}/metrics.jsonl" for stage in stages)

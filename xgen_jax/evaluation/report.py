@@ -21,6 +21,7 @@ from xgen_jax.evaluation.clips import Clip, Clips, Sheet
 from xgen_jax.evaluation.experiment import STAGES, Experiment, read_experiment, training_charts
 from xgen_jax.evaluation.intervals import wilson_interval
 from xgen_jax.evaluation.measures import RECONSTRUCTION, reconstruction_figures
+from xgen_jax.evaluation.vbench import COLUMNS, group_rows
 
 MAX_SAMPLES = 64
 MAX_RECONSTRUCTIONS = 12
@@ -66,6 +67,8 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike | None = None) 
         experiment=experiment,
         stages=STAGES,
         samples=samples,
+        vbench=group_rows(experiment.vbench, "this model") if experiment.vbench else None,
+        vbench_columns=COLUMNS,
         settings=sampled_with(experiment.captions or experiment.samples or {}),
         accuracy=accuracy_rows(experiment.captions),
         confusions=_confusions(experiment.captions),

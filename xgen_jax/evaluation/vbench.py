@@ -46,6 +46,7 @@ GROUPS = {
     "aesthetic": ("aesthetic_quality", "imaging_quality", "color"),
     "spatial": ("spatial_relationship",),
 }
+COLUMNS = (*GROUPS, "average")
 PAPER = {  # the rows of that table
     "ModelScope (paper)": (0.702, 0.955, 0.641, 0.337, 0.659),
     "OpenSora V1.1 (paper)": (0.716, 0.941, 0.599, 0.520, 0.694),
@@ -223,6 +224,12 @@ def _weighted(
     return sum(parts) / sum(weight for _, _, weight in limits.values())
 
 
+def group_rows(summary: Mapping[str, Any], name: str) -> list[tuple[str, list[float | None]]]:
+    """Return the paper's rows and the one of a `summarize`: (model, the groups and the average)."""
+    rows: list[tuple[str, list[float | None]]] = [(model, [*row]) for model, row in PAPER.items()]
+    return [*rows, (name, [summary["groups"][column] for column in COLUMNS])]
+
+
 def table(scores: Mapping[str, float], name: str) -> str:
     """Return the figures as markdown, next to the paper's rows."""
     summary = summarize(scores)
@@ -231,12 +238,10 @@ def table(scores: Mapping[str, float], name: str) -> str:
         texts = ("–" if x is None else f"{x:.3f}" if isinstance(x, float) else x for x in cells)
         return f"| {' | '.join(texts)} |"
 
-    columns = [*GROUPS, "average"]
     lines = [
-        row(["model", *columns]),
-        row(["---"] * (1 + len(columns))),
-        *(row([model, *figures]) for model, figures in PAPER.items()),
-        row([name, *(summary["groups"][column] for column in columns)]),
+        row(["model", *COLUMNS]),
+        row(["---"] * (1 + len(COLUMNS))),
+        *(row([model, *figures]) for model, figures in group_rows(summary, name)),
         "",
         row(["quality", "semantic", "total"]),
         row(["---"] * 3),
