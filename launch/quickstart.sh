@@ -35,8 +35,12 @@ stage() {
 printf 'environment\t%s\n' "$((SECONDS - started))" >>"$timings"
 stage "train the video autoencoder" \
   launch/train.py --config=quickstart/vidvae --workdir="$root/vidvae"
+# Once, instead of in each step of the transformer.
+stage "encode clips" launch/encode.py \
+  --embedder="$root/vidvae" --data=synthetic --count=16000 --seed=1 --out="$root/latents"
 stage "train the text-to-video transformer" \
-  launch/train.py --config=quickstart/vdit --workdir="$root/vdit" --config.embedder="$root/vidvae"
+  launch/train.py --config=quickstart/vdit --workdir="$root/vdit" --config.embedder="$root/vidvae" \
+  --config.data.source.path="$root/latents"
 stage "score reconstructions" launch/evaluate.py \
   --suite=reconstruction --embedder="$root/vidvae" --out="$root/evaluation"
 stage "score samples" launch/evaluate.py \

@@ -27,6 +27,8 @@ def get_config(clips: str = "shapes"):
     config.data.seed = 2
     if clips == "shapes":
         config.data.source.style = "outline"
+        (bucket,) = config.data.buckets
+        config.data.buckets = ({**bucket, "batch_size": 16},)
     config.optimizer = {
         "name": "adamw",
         "learning_rate": 5e-3,

@@ -67,7 +67,7 @@ def smaller(command):
         name = given["config"].partition("/")[2].partition(":")[0]
         keys = [*TINY, "data.buckets=5x16x16x2", *SIZES[name]]
         arguments += [f"--config.{key}" for key in keys]
-    if given.get("suite") in ("reconstruction", "captions"):
+    if given.get("suite") in ("reconstruction", "captions") or "count" in given:
         arguments.append("--count=2")
     for (page, word), more in MORE.items():
         if page == command.page and word in command.words:

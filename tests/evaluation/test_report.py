@@ -217,6 +217,16 @@ def test_scores_by_frame_are_drawn_with_the_borders_of_chunks(root):
     assert json.loads(notes[1]) == ["35.0 dB", "–", "15.0 dB"]
 
 
+@pytest.mark.parametrize("encoded", ["shapes", "films"])
+def test_latents_of_moving_shapes_are_no_own_videos(root, encoded):
+    source = {"kind": "synthetic"} if encoded == "shapes" else {"kind": "video", "path": "films"}
+    for stage, of in (("vidvae", source), ("vdit", {"kind": "latents", "path": "latents"})):
+        config = json.loads((root / stage / "config.json").read_text())
+        write_json(root / stage / "config.json", {**config, "data": {"source": of}})
+    flat = read(report.write_report(root)).flat
+    assert ("bash launch/quickstart.sh" in flat) == (encoded == "shapes")
+
+
 def test_scores_that_other_suites_left_are_shown(root):
     assert "CLIP score" not in read(report.write_report(root)).flat
     folder, scores = root / "evaluation", dict.fromkeys(vbench.DIMENSIONS, 0.5)

@@ -78,12 +78,13 @@ class Experiment:
 
     @property
     def own(self) -> str | None:
-        """The folder of videos or latents that was trained on; None for moving shapes."""
-        sources = (self.config(stage).get("data", {}).get("source") for stage in self.stages)
-        paths = (
-            source["path"] for source in sources if isinstance(source, dict) and "path" in source
-        )
-        return next((str(path) for path in paths if path), None)
+        """The folder of videos or latents that was trained on; None for moving shapes, and for
+        latents of them: those of an autoencoder that was trained on them."""
+        sources = [self.config(stage).get("data", {}).get("source") for stage in self.stages]
+        known = [source for source in sources if isinstance(source, dict)]
+        if known and "path" not in known[0]:
+            return None
+        return next((str(source["path"]) for source in known if source.get("path")), None)
 
     @property
     def times(self) -> dict[str, float] | None:
