@@ -20,7 +20,13 @@ from xgen_jax.parallel import sharding
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.testing import tiny_vidvae
 from xgen_jax.training.optimizer import make_optimizer, make_schedule, muon_dimensions
-from xgen_jax.training.state import init_state, make_update, sample_keys
+from xgen_jax.training.state import (
+    abstract_state,
+    init_state,
+    make_update,
+    sample_keys,
+    start_state,
+)
 from xgen_jax.training.tasks.vdit import VDiTTask
 
 pytestmark = pytest.mark.slow
@@ -86,6 +92,14 @@ def update(objective, optimizer):
 @pytest.fixture(scope="module")
 def updated(update, state, arrays, sample_id):
     return update(state, arrays, sample_id)
+
+
+def test_a_run_starts_from_the_state_that_is_initialised(objective, optimizer, arrays):
+    mesh, key = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), jax.random.key(SEED)
+    _, shardings = abstract_state(objective, optimizer, mesh, key, arrays)
+    started = start_state(objective, optimizer, shardings, key, arrays)
+    plain = jax.jit(lambda key: init_state(objective, optimizer, key, arrays))(key)
+    jax.tree.map(np.testing.assert_array_equal, started, plain)
 
 
 def assert_close(one, other, atol):
