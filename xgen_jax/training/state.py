@@ -77,7 +77,8 @@ def start_state(
       start: sub-trees on the host that replace initial parameters and their EMA.
     """
     init = functools.partial(init_state, task, optimizer)
-    (platform,) = {device.platform for device in shardings.step.device_set}
+    sharding: Any = shardings.step
+    (platform,) = {device.platform for device in sharding.device_set}
     # It runs once. On a CPU compiling it takes 10 s of a core for the tiny VidVAE, 2 s like this.
     options = {"xla_backend_optimization_level": 0} if platform == "cpu" else None
     state = jax.jit(init, out_shardings=shardings, compiler_options=options)(key, arrays)
