@@ -12,8 +12,9 @@ expect    all attributes right for 90.8% (88.0 to 93.0) of 512 held-out prompts:
           direction 100%, size 98%, background 100%, shape 93%
 
 --config=quickstart/vdit_regen:16 trains on clips of 17 frames, on the latents of
-runs/quickstart/regen16, which --config=quickstart/regen:16 trains. The clips need not be encoded
-before; a step that encodes them takes longer.
+runs/quickstart/regen16, which --config=quickstart/regen:16 trains: 25 min for 6,500 steps, 87.1%
+(83.9 to 89.7), shape 88%, size 96%. The clips need not be encoded before; a step that encodes them
+takes longer.
 """
 
 from xgen_jax.configs.quickstart import vdit
@@ -26,5 +27,5 @@ def get_config(ratio: str = "8"):
     config.model.patch = 1  # the latents are 4x4
     (bucket,) = config.data.buckets
     config.data.buckets = ({**bucket, "frames": int(ratio) + 1},)
-    config.loop.update({"steps": 10_000, "ema_decay": 0.999})
+    config.loop.update({"steps": 10_000 if ratio == "8" else 6_500, "ema_decay": 0.999})
     return config
