@@ -34,8 +34,9 @@ def get_config(ratio: str = "8"):
     loss = REGENLossConfig(
         process="flow", prediction="x0", one_step_fraction=0.5, kl=2e-4, motion=4.0
     )
-    # Against the mesh and the grain of the 8x8 patches. From 16x on the latents learn the motion
-    # late with them: 18.8 dB after 980 steps, without them 22.5 dB after 300 (docs/regen.md).
+    # Against the mesh and the grain of the 8x8 patches. At 16x the motion is not learnt with them:
+    # 18.8 dB after 980 steps, without them 22.5 dB after 300 (docs/regen.md). 4x and 32x were not
+    # tried; they are taken for what is near.
     if factor <= 8:
         model = dataclasses.replace(model, head_channels=8)
         loss = dataclasses.replace(loss, gradient=0.2, kl=1e-3)

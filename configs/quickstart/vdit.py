@@ -9,7 +9,8 @@ time      26 s and 470 s
 expect    all five attributes right for 97.9% and 97.5% of 512 held-out prompts with two seeds; what
           is wrong is the shape
 
-The clips need not be encoded before; a step that encodes them has a fifth more to compute.
+The clips need not be encoded before; a step that encodes them has a quarter more to
+compute.
 
 Your own captioned videos, at 64x64 on the latents of runs/mine/vidvae, at 2.9 steps a second on
 2 CPU cores:
@@ -54,7 +55,7 @@ def get_config(clips: str = "shapes"):
         # A plain background is decided while all else is still noise, at times that are rarely
         # trained on without a shift: after 1,200 steps 83% of the backgrounds were right without
         # one, 100% with 4. The shape is decided later: with 4 it is right 2% less often than with
-        # 2.5 (docs/quality.md).
+        # 2.5, in one run each (docs/quality.md).
         loss=VDiTLossConfig(cond_drop_prob=0.1, time_distribution="logit_normal", time_shift=shift),
         data=DataConfig(
             source=source,
