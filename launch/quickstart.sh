@@ -22,8 +22,8 @@ mkdir -p "$root"
 timings="$root/.timings"
 touch "$timings"
 
-# stage NAME COMMAND...: runs a stage and writes its time to the timings (of an interrupted stage,
-# that of the last part).
+# stage NAME COMMAND...: runs a stage and writes its time to the timings. Times of a stage that is run
+# again add up; of an interrupted one the last part counts.
 stage() {
   local name="$1" stage_started=$SECONDS
   shift
@@ -47,11 +47,13 @@ stage "score samples" launch/evaluate.py \
   --suite=captions --model="$root/vdit" --out="$root/evaluation"
 [[ -e "$root/red-circle.mp4" ]] || stage "generate a sample" launch/sample.py \
   --model="$root/vdit" --prompt="a red circle moving left" --out="$root/red-circle.mp4"
-printf 'total\t%s\n' "$((SECONDS - started))" >>"$timings"
 "$PYTHON" - "$timings" "$root/timings.json" <<'PY'
 import json, sys
-rows = dict(line.rstrip("\n").split("\t") for line in open(sys.argv[1]))
-json.dump({name: float(seconds) for name, seconds in rows.items()}, open(sys.argv[2], "w"), indent=1)
+times = {}
+for line in open(sys.argv[1]):
+    name, seconds = line.rstrip("\n").split("\t")
+    times[name] = times.get(name, 0.0) + float(seconds)
+json.dump(times, open(sys.argv[2], "w"), indent=1)
 PY
 "$PYTHON" launch/evaluate.py --suite=report --out="$root" >&2
 say "" "Done in $((SECONDS - started)) s. Open $root/report.html"
