@@ -314,7 +314,7 @@ def test_inputs_that_do_not_fit_the_network_are_refused():
         ({"width": 15}, "even head dimension"),
         (
             {"remat": "some"},
-            "remat='some' is not known; choose one of none, dots, attention, full, offload",
+            "remat='some' is not known; choose one of none, dots, qkv, attention, full, offload",
         ),
         ({"positions": "rope"}, "choose one of sinusoid_2d, rope_3d"),
         ({"attention_layout": "joint"}, "choose one of factorised, full"),

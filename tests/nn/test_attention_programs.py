@@ -25,7 +25,7 @@ from xgen_jax.parallel.devices import COMPILER_OPTIONS, named_devices
 from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.parallel.sharding import on_mesh
 
-KERNELS = r"tpu_custom_call|__cudnn\\$fmha\\w*"
+KERNELS = r"tpu_custom_call|__cudnn\\$fmha\\w*|__gpu\\$xla\\.gpu\\.triton"
 
 
 def of(*shape, dtype=jnp.bfloat16):
@@ -87,19 +87,16 @@ name, topology = sys.argv[1:]
 make = {"vdit": vdit, "regen": regen, "regen-windows": regen_windows}[name]
 devices = named_devices(topology)[:1]
 mesh = make_mesh(MeshConfig(), devices)
-lowered = program(make, "auto", mesh)
-text = lowered.as_text()
-compiled = lowered.compile(COMPILER_OPTIONS.get(devices[0].platform))
+text = program(make, "auto", mesh).as_text()
+# JAX leaves what is computed again and not used, such as a kernel whose result is kept, to XLA.
+compiled = program(make, "auto", mesh, "dots").compile(COMPILER_OPTIONS.get(devices[0].platform))
 try:
     optimized = compiled.as_text()
 except jax.errors.JaxRuntimeError:
     optimized = None  # of tpu7x, as in commands/plan.py
 report = {
     "kernels": len(re.findall(KERNELS, text)),
-    "kernels_of": {
-        remat: len(re.findall(KERNELS, program(make, "auto", mesh, remat).as_text()))
-        for remat in ("dots", "full")
-    },
+    "kernels_if_all_again": len(re.findall(KERNELS, program(make, "auto", mesh, "full").as_text())),
     "compiled_kernels": optimized and len(re.findall("custom_call_target=." + KERNELS, optimized)),
     "large": large(text) + large(optimized or ""),
     "large_if_plain": large(program(make, "xla", mesh).as_text()),
@@ -110,18 +107,18 @@ print(json.dumps(report))
 NEEDS = {"gpu": "jax_cuda13_plugin"}
 
 
-# A block attends in space, with a forward and a backward kernel, and to the text with as many; in
-# time it has none. The regenerating decoder has one attention, whose many blocks of keys take two
-# kernels backward on a TPU.
+# A block attends in space, with a forward and a backward kernel, in time and to the text with as
+# many. The regenerating decoder has one attention, whose many blocks of keys take two kernels
+# backward on a TPU.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "network,topology,kernels",
     [
-        ("vdit", "v5e:1x1", 4),
-        ("vdit", "v5p:1x1x1", 4),
-        ("vdit", "v6e:1x1", 4),
-        ("vdit", "tpu7x:1x1x1", 4),
-        ("vdit", "gpu:h100", 4),
+        ("vdit", "v5e:1x1", 6),
+        ("vdit", "v5p:1x1x1", 6),
+        ("vdit", "v6e:1x1", 6),
+        ("vdit", "tpu7x:1x1x1", 6),
+        ("vdit", "gpu:h100", 6),
         ("regen", "v5p:1x1x1", 3),
         ("regen", "gpu:h100", 2),
         ("regen-windows", "v5p:1x1x1", 3),
@@ -141,8 +138,8 @@ def test_the_papers_attention_is_the_devices_kernel(network, topology, kernels):
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["kernels"] == kernels
-    # What is kept of attention is not computed again.
-    assert report["kernels_of"]["dots"] == kernels < report["kernels_of"]["full"]
+    assert report["kernels_if_all_again"] > kernels
+    # With `dots` what is kept of attention is not computed again.
     assert report["compiled_kernels"] in (kernels, None)
     assert report["compiled_kernels"] or topology.startswith("tpu7x")
     assert report["large_if_plain"], "the search finds nothing where it should"

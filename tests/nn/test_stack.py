@@ -115,6 +115,6 @@ def test_with_offload_the_blocks_inputs_go_to_the_host_and_back(platform, scan, 
 
 def test_an_unknown_way_is_refused_with_the_known_ones():
     with pytest.raises(
-        UserError, match="'some' is not known; choose one of none, dots, attention, full"
+        UserError, match="'some' is not known; choose one of none, dots, qkv, attention, full"
     ):
         Network(remat="some").init(jax.random.key(0), X, SHIFT)

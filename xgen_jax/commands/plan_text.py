@@ -128,9 +128,15 @@ def _time(report: dict[str, Any], step: str, whole: str) -> Iterator[str]:
 
 # By what a model computes again in the backward pass: what would need less memory.
 _ALL = ("full", "recompute in the backward pass")
+_BUT_ATTENTION = ("attention", "or all but the results of attention and MLPs there")
 _REMAT = {
     "none": (_ALL, ("dots", "or all but products and attention there")),
-    "dots": (_ALL, ("attention", "or all but attention there")),
+    "dots": (
+        _ALL,
+        _BUT_ATTENTION,
+        ("qkv", "or all but them and the projections to queries, keys and values there"),
+    ),
+    "qkv": (_ALL, _BUT_ATTENTION),
     "attention": (_ALL,),
     "full": (("offload", "keep the inputs of blocks in the host's memory"),),
     "offload": (),

@@ -111,9 +111,9 @@ class Block(nn.Module):
 
     def _in_time(self, x_BTSD: Array, positions: Array, self_kwargs: dict[str, Any]) -> Array:
         """Attend over the frames at each place."""
-        heads = self.config.heads
+        (_, frames, _, width), heads = x_BTSD.shape, self.config.heads
         kwargs: dict[str, Any] = {**self_kwargs, "zero_init": True, "name": "attention_time"}
-        if takes_short(kwargs["implementation"], x_BTSD.shape[1]):
+        if takes_short(kwargs["implementation"], frames, width // heads, self.dtype):
             del kwargs["implementation"]
             return ShortAttention(heads, **kwargs)(x_BTSD, positions)
         attention = SelfAttention(heads, dims=("batch", "space", None), **kwargs)

@@ -65,8 +65,9 @@ class VDiTConfig:
       `models.vdit`.
       scan_layers: one scanned block (compiles once) or `depth` separate ones (for debugging).
       remat: what of each block the backward pass computes again: `none`, `dots` (all but attention
-        and the products with parameters), `attention` (all but it), `full` (all), or `offload`
-        (all, from inputs that wait in the host's memory; on a CPU as `full`).
+        and the products with parameters), `qkv` (all but attention, the projections to it and the
+        MLP's results), `attention` (all but the results of attention and MLP), `full` (all), or
+        `offload` (all, from inputs that wait in the host's memory; on a CPU as `full`).
       attention: the implementation, see `xgen_jax.nn.attention`.
     """
 

@@ -16,9 +16,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from xgen_jax.errors import UserError, choose
-from xgen_jax.nn.choices import IMPLEMENTATIONS
+from xgen_jax.nn.choices import IMPLEMENTATIONS, PROJECTED
 from xgen_jax.nn.chunked_attention import chunked
 from xgen_jax.nn.cudnn_attention import CUDNN_LIMITS, cudnn, cudnn_takes
 from xgen_jax.nn.embeddings import XAVIER, ZEROS
@@ -159,12 +160,16 @@ class HeadsDense(nn.Module):
     The parameters are those of an `nn.Dense` of all these features. `tensor` shards heads, not
     features: the parts of a kernel that is cut in equal runs of features do not begin where runs
     do, and dividing them afterwards would exchange activations instead of parts of the kernel.
+
+    Attributes:
+      bias_apart: return the bias (parts, K, C) next to the result, and do not add it.
     """
 
     parts: int
     heads: int
     width: int
     dtype: jnp.dtype = jnp.float32
+    bias_apart: bool = False
 
     def arrays(self, x: Array) -> tuple[Array, ...]:
         """Return x, the kernel and the bias, in the dtype to compute in."""
@@ -174,14 +179,18 @@ class HeadsDense(nn.Module):
         return tuple(a.astype(self.dtype) for a in (x, kernel, bias))
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> Any:
         x, kernel, bias = self.arrays(x)
         # The channels of all heads are one dim of the product: a head's 72 alone would be padded to
         # the 128 of a TPU's matrix unit.
         kernel = constrain(kernel.reshape(-1, self.parts, self.width), (None, None, "heads"))
         y = lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-        y = y + bias.reshape((1,) * (x.ndim - 1) + (self.parts, self.width))
-        return y.reshape(*x.shape[:-1], self.parts, self.heads, -1)
+        y = checkpoint_name(y, PROJECTED)
+        bias = bias.reshape(self.parts, self.width)
+        if not self.bias_apart:
+            y = y + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+        y = y.reshape(*x.shape[:-1], self.parts, self.heads, -1)
+        return (y, bias.reshape(y.shape[-3:])) if self.bias_apart else y
 
 
 class SelfAttention(nn.Module):

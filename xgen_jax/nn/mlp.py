@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
+from xgen_jax.nn.choices import MLP_RESULT
 from xgen_jax.nn.embeddings import XAVIER, ZEROS
 from xgen_jax.typing import Array
 
@@ -25,6 +27,5 @@ class MLP(nn.Module):
     def __call__(self, x_BND: Array) -> Array:
         out_init = ZEROS if self.zero_init else XAVIER
         h = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=XAVIER, name="fc1")(x_BND)
-        return nn.Dense(x_BND.shape[-1], dtype=self.dtype, kernel_init=out_init, name="fc2")(
-            self.activation(h)
-        )
+        out = nn.Dense(x_BND.shape[-1], dtype=self.dtype, kernel_init=out_init, name="fc2")
+        return checkpoint_name(out(self.activation(h)), MLP_RESULT)

@@ -1,9 +1,23 @@
 """Positions: rotary embeddings, and sinusoids of grids and scalars (arXiv 2408.12590, 3.2)."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 
 from xgen_jax.typing import Array
+
+
+class Placing(NamedTuple):
+    """What makes queries and keys of what is projected, see `nn.attention.SelfAttention`.
+
+    Attributes:
+      norm: they are normalised per head, and scaled.
+      rotate_first: they are rotated before that, not after it.
+    """
+
+    norm: bool
+    rotate_first: bool
 
 
 def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:

@@ -2,39 +2,50 @@
 
 A matrix product for each place and head, of a few frames by the channels of a head, is almost only
 padding on an accelerator: at 480p (5 latent frames) the logits took 41 times their size on a TPU,
-and transposing the clip before and after it as much memory traffic as the projections. Here places
-stay the last dim, in the lanes of vectors. The projection puts the channels first, as (even, odd)
-halves of the pairs that are rotated. Products of queries and keys are sums of products of vectors,
-which XLA fuses with normalisation, rotation and softmax.
+and transposing the clip before and after it as much memory traffic as the projections. Here a
+kernel of the device reads what is projected, in the order that the projection leaves it in, and
+does all that lies between the two projections.
 """
 
-import jax
+from collections.abc import Callable
+from types import ModuleType
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
-from xgen_jax.nn.attention import HeadsDense
+from xgen_jax.nn import short_attention_gpu, short_attention_tpu
+from xgen_jax.nn.attention import HeadsDense, kernel_of
+from xgen_jax.nn.choices import PROJECTED
 from xgen_jax.nn.embeddings import XAVIER, ZEROS
-from xgen_jax.nn.layout import TOKENS, constrain, target_device
-from xgen_jax.nn.positions import rotary_angles
+from xgen_jax.nn.layout import TOKENS, Names, constrain, on_each_device, target_device
+from xgen_jax.nn.positions import Placing, rotary_angles
+from xgen_jax.nn.short_attention_tpu import pairs_apart
 from xgen_jax.typing import Array
 
-Pairs = tuple[Array, Array]
-
-# The work grows with the square of the number of frames, and is not that of the matrix units.
+# The work grows with the square of the number of frames.
 MOST_FRAMES = 32
 
 
-def takes_short(implementation: str, frames: int) -> bool:
-    """Whether the frames of a place attend to one another here: of few frames under `auto`, on
-    accelerators. A CPU has no tiles to pad."""
-    few = implementation == "auto" and frames <= MOST_FRAMES
-    return few and target_device().platform != "cpu"
+def takes_short(implementation: str, frames: int, channels: int, dtype: jnp.dtype) -> bool:
+    """Whether the frames of a place attend to one another here: few ones under `auto`, on devices
+    whose kernel takes heads of so many channels."""
+    if implementation != "auto" or frames > MOST_FRAMES:
+        return False
+    kernel = _kernel()
+    return kernel is not None and kernel.takes(channels, dtype)
+
+
+def _kernel() -> ModuleType | None:
+    """Return the module of the device's kernel; None if it has none."""
+    modules = {"splash": short_attention_tpu, "cudnn": short_attention_gpu}
+    return modules.get(kernel_of(target_device()) or "")
 
 
 class ShortAttention(nn.Module):
     """Attention in time: (B, T, S, D) -> the same, with the parameters and the values of
-    `nn.attention.SelfAttention` on (B, S, T, D).
+    `nn.attention.SelfAttention` on (B, S, T, D), for what `takes_short`.
 
     Attributes: see there; the head dimension is even.
     """
@@ -48,76 +59,67 @@ class ShortAttention(nn.Module):
     @nn.compact
     def __call__(self, x_BTSD: Array, positions_T1: Array) -> Array:
         """x, and the frames' positions (T, 1) -> as x."""
-        width = x_BTSD.shape[-1]
-        x_BTSD = constrain(x_BTSD, TOKENS)
-        qkv = _PairsFirst(3, self.heads, width, self.dtype, name="qkv")(x_BTSD)
-        q, k, v = constrain(qkv, (None, "heads", None, None, "batch", "time", "space"))
-        angles_TC = rotary_angles(positions_T1, width // self.heads)
-        q, k = self._placed(q, angles_TC, "q_norm"), self._placed(k, angles_TC, "k_norm")
-        y = constrain(short_attention(q, k, v), ("heads", None, None, "batch", "time", "space"))
-        y = _PairsMerged(width, self.zero_init, self.dtype, name="proj")(y)
+        channels = x_BTSD.shape[-1] // self.heads
+        angles_TC = rotary_angles(positions_T1, channels)
+        scales = [_Scale(name=name)(channels) for name in ("q_norm", "k_norm") if self.qk_norm]
+        scale_2C = jnp.stack(scales) if scales else jnp.ones((2, channels))
+        on_tpu = _kernel() is short_attention_tpu
+        attend = self._places_last if on_tpu else self._channels_last
+        y = attend(constrain(x_BTSD, TOKENS), scale_2C, angles_TC)
         return constrain(y, TOKENS)
 
-    def _placed(self, x: Array, angles_TC: Array, name: str) -> Pairs:
-        """Normalise and rotate queries or keys (K, 2, C/2, B, T, S), in float32."""
-        pairs = x[:, 0].astype(jnp.float32), x[:, 1].astype(jnp.float32)
-        if self.rotate_first:
-            pairs = _rotate(pairs, angles_TC)
-        if self.qk_norm:
-            pairs = _PairsNorm(name=name)(pairs)
-        if not self.rotate_first:
-            pairs = _rotate(pairs, angles_TC)
-        return pairs[0].astype(self.dtype), pairs[1].astype(self.dtype)
+    def _channels_last(self, x: Array, scale_2C: Array, angles_TC: Array) -> Array:
+        """In the order of GPUs: the channels last, as `nn.Dense` has them."""
+        width, names = x.shape[-1], ("batch", None, "space", None, "heads", None)
+        qkv, bias_3KC = HeadsDense(3, self.heads, width, self.dtype, bias_apart=True, name="qkv")(x)
+        arrays = (constrain(qkv, names), bias_3KC, scale_2C, angles_TC)
+        y_BTSKC = self._attend(short_attention_gpu.frames_kernel, names, 3, *arrays)
+        init = ZEROS if self.zero_init else XAVIER
+        dense = nn.Dense(width, dtype=self.dtype, kernel_init=init, name="proj")
+        return dense(y_BTSKC.reshape(x.shape))
+
+    def _places_last(self, x: Array, scale_2C: Array, angles_TC: Array) -> Array:
+        """In the order of TPUs: the places last, so that no head's channels are padded."""
+        width, names = x.shape[-1], ("batch", None, None, "heads", None, "space")
+        qkv, bias_3KC = _ChannelsFirst(3, self.heads, width, self.dtype, name="qkv")(x)
+        arrays = (constrain(qkv, names), bias_3KC, pairs_apart(scale_2C), angles_TC)
+        y_BTKCS = self._attend(short_attention_tpu.frames_kernel, names, 2, *arrays)
+        return _ChannelsMerged(width, self.zero_init, self.dtype, name="proj")(y_BTKCS)
+
+    def _attend(self, kernel: Callable[..., Array], names: Names, part: int, *arrays) -> Array:
+        """Run a kernel on each device. `names` are of the dims of what is projected, and `part` is
+        the one of queries, keys and values, which the result is without."""
+        placing = Placing(self.qk_norm, self.rotate_first)
+
+        def attend(*arrays: Array) -> Array:
+            return kernel(*arrays, placing)
+
+        small = ((None, "heads", None), (None, None), (None, None))
+        out_names = (*names[:part], *names[part + 1 :])
+        return on_each_device(attend, (names, *small), out_names)(*arrays)
 
 
-def short_attention(q: Pairs, k: Pairs, v: Array) -> Array:
-    """softmax(q k^T / sqrt(C)) v, over frames, at each place.
-
-    Args:
-      q, k: the even and the odd channels (K, C/2, B, T, S) of heads K.
-      v: (K, 2, C/2, B, T, S).
-
-    Returns:
-      As v; sums and the softmax are taken in float32.
-    """
-    channels = 2 * v.shape[2]
-
-    def products(q, k):
-        return q[:, :, :, :, None].astype(jnp.float32) * k[:, :, :, None].astype(jnp.float32)
-
-    logits_KBTUS = (products(q[0], k[0]) + products(q[1], k[1])).sum(1) * channels**-0.5
-    weights = jax.nn.softmax(logits_KBTUS, axis=3)[:, None, None]
-    return (weights * v[:, :, :, :, None].astype(jnp.float32)).sum(5).astype(v.dtype)
-
-
-def _rotate(pairs: Pairs, angles_TC: Array) -> Pairs:
-    angles = angles_TC.T[None, :, None, :, None]  # (K, C/2, B, T, S)
-    (even, odd), cos, sin = pairs, jnp.cos(angles), jnp.sin(angles)
-    return even * cos - odd * sin, even * sin + odd * cos
-
-
-class _PairsFirst(HeadsDense):
-    """`HeadsDense`, in another order: (B, T, S, D) -> (parts, K, 2, C/2, B, T, S)."""
+class _ChannelsFirst(HeadsDense):
+    """`HeadsDense`, in another order: (B, T, S, D) -> (B, T, parts, K, C, S), and the bias
+    (parts, K, C) apart; channels as `pairs_apart` has them."""
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> tuple[Array, Array]:
         x, kernel, bias = self.arrays(x)
 
-        def halves(a):
-            """(..., features) -> (..., parts, channels), in each head the even ones first."""
-            lead = a.shape[:-1]
-            a = a.reshape(*lead, self.parts, self.heads, -1, 2)
-            return jnp.swapaxes(a, -1, -2).reshape(*lead, self.parts, self.width)
+        def ordered(a):
+            return pairs_apart(a.reshape(*a.shape[:-1], self.parts, self.heads, -1))
 
         # The channels of all heads are one dim of the product, see `HeadsDense`.
-        kernel = constrain(halves(kernel), (None, None, "heads"))
+        kernel = ordered(kernel).reshape(-1, self.parts, self.width)
+        kernel = constrain(kernel, (None, None, "heads"))
         y = lax.dot_general(kernel, x, (((0,), (x.ndim - 1,)), ((), ())))
-        y = y + halves(bias)[..., None, None, None]
-        return y.reshape(self.parts, self.heads, 2, -1, *x.shape[:-1])
+        y = checkpoint_name(y, PROJECTED).reshape(self.parts, self.heads, -1, *x.shape[:-1])
+        return jnp.moveaxis(y, (3, 4), (0, 1)), ordered(bias)
 
 
-class _PairsMerged(nn.Module):
-    """`nn.Dense` of heads in the order of `_PairsFirst`: (K, 2, C/2, B, T, S) -> (B, T, S, D)."""
+class _ChannelsMerged(nn.Module):
+    """`nn.Dense` of heads in the order of `_ChannelsFirst`: (B, T, K, C, S) -> (B, T, S, D)."""
 
     width: int
     zero_init: bool
@@ -129,23 +131,15 @@ class _PairsMerged(nn.Module):
         kernel = self.param("kernel", init, (self.width, self.width), jnp.float32)
         bias = self.param("bias", ZEROS, (self.width,), jnp.float32)
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        kernel = jnp.swapaxes(kernel.reshape(x.shape[0], -1, 2, self.width), 1, 2)
-        kernel = constrain(kernel.reshape(self.width, self.width), ("heads", None))
-        x = x.reshape(self.width, *x.shape[3:])
-        y = lax.dot_general(x, kernel, (((0,), (0,)), ((), ())))
-        return y + bias.reshape(1, 1, 1, -1)
+        rows = kernel.T.reshape(self.width, *x.shape[2:4])
+        kernel = constrain(pairs_apart(rows).reshape(self.width, -1).T, ("heads", None))
+        x = jnp.moveaxis(x, (0, 1), (2, 3)).reshape(self.width, *x.shape[:2], -1)
+        return lax.dot_general(x, kernel, (((0,), (0,)), ((), ()))) + bias.reshape(1, 1, 1, -1)
 
 
-class _PairsNorm(nn.Module):
-    """`nn.norms.RMSNorm` over the channels of pairs (K, C/2, B, T, S)."""
-
-    epsilon: float = 1e-6
+class _Scale(nn.Module):
+    """The parameter of an `nn.norms.RMSNorm`."""
 
     @nn.compact
-    def __call__(self, pairs: Pairs) -> Pairs:
-        even, odd = pairs
-        scale = self.param("scale", nn.initializers.ones, (2 * even.shape[1],))
-        scale = scale.reshape(1, -1, 2, 1, 1, 1)
-        mean = (even * even + odd * odd).mean(1, keepdims=True) / 2
-        inverse = lax.rsqrt(mean + self.epsilon)
-        return even * inverse * scale[:, :, 0], odd * inverse * scale[:, :, 1]
+    def __call__(self, channels: int) -> Array:
+        return self.param("scale", nn.initializers.ones, (channels,))

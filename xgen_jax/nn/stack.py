@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from xgen_jax.errors import choose
-from xgen_jax.nn.choices import KEPT_OF_ATTENTION, REMAT
+from xgen_jax.nn.choices import KEPT_OF_ATTENTION, MLP_RESULT, PROJECTED, REMAT
 from xgen_jax.nn.cudnn_attention import FORWARD
 from xgen_jax.typing import Array
 
@@ -23,6 +23,8 @@ def remat_policy(remat: str) -> Callable[..., Any] | None:
         policies.save_only_these_names(KEPT_OF_ATTENTION),
         lambda primitive, *_, **params: primitive.name == FORWARD,
     )
+    of_mlp = policies.save_only_these_names(MLP_RESULT)
+    projected = policies.save_only_these_names(PROJECTED)
     with_parameters = policies.dots_with_no_batch_dims_saveable
 
     def any_of(*kept: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,8 +33,10 @@ def remat_policy(remat: str) -> Callable[..., Any] | None:
     match remat:
         case "dots":
             return any_of(with_parameters, *of_attention)
+        case "qkv":
+            return any_of(projected, of_mlp, *of_attention)
         case "attention":
-            return any_of(*of_attention)
+            return any_of(of_mlp, *of_attention)
         case "offload":
             return policies.save_and_offload_only_these_names(
                 names_which_can_be_saved=[],
@@ -86,7 +90,8 @@ class Stack(nn.Module):
       remat: what of a block is computed again in the backward pass, one of `REMAT`:
         `none`: nothing;
         `dots`: all but the results of matrix products with parameters, and of attention;
-        `attention`: all but the results of attention;
+        `qkv`: all but queries, keys and values as projected, and the results of attention and MLP;
+        `attention`: all but the results of attention and MLP;
         `full`: all, from the block's input;
         `offload`: all, from the block's input, which waits in the host's memory. On a CPU, which
         has no other, this is `full`.
