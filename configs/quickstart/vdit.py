@@ -5,8 +5,8 @@ command   python launch/encode.py --embedder=runs/quickstart/vidvae --data=synth
           python launch/train.py --config=quickstart/vdit --workdir=runs/quickstart/vdit \\
               --config.data.source.path=runs/quickstart/latents
 hardware  2 CPU cores, under 2 GB
-time      26 s and 470 s
-expect    all five attributes right for 97.9% and 97.5% of 512 held-out prompts with two seeds; what
+time      25 s and 478 s
+expect    all five attributes right for 98.0% and 98.8% of 512 held-out prompts with two seeds; what
           is wrong is the shape
 
 The clips need not be encoded before; a step that encodes them has a quarter more to

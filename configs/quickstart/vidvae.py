@@ -2,7 +2,7 @@
 
 command   python launch/train.py --config=quickstart/vidvae --workdir=runs/quickstart/vidvae
 hardware  2 CPU cores, under 2 GB
-time      125 s, compilation included; 88 s at version 0.2.0, when the machine was faster
+time      109 to 125 s, compilation included; 88 s at version 0.2.0, when the machine was faster
 expect    30.4 dB on held-out clips
 
 With --config.model.head_channels=8 --config.loss.gradient=0.3 a step takes 1.7 times as long, and
