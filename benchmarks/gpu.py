@@ -13,6 +13,9 @@ others: `error` says why (`peer_error` where only the peer is missing), and the 
 measured before. `targets` are next to `met`, which is null on a CPU. The exit code is 1 if a row
 has an error.
 
+`frames_kernel_error` of the row `train` is how far the kernel of attention in time is off in
+bfloat16, in units of what plain operations in bfloat16 are: near 1 as it should be.
+
 Where torch and diffusers are installed the same process then times a peer, eager and with
 `torch.compile`, of which the faster counts: `ratio` is its time divided by ours. Neither JAX nor
 torch returns memory to the other, so each may take half of the GPU; --nopeers gives JAX nine
@@ -73,6 +76,46 @@ def random_like(tree: Any, scale: float) -> Any:
     return jax.tree.map(one, tree)
 
 
+def frames_kernel_error() -> float | None:
+    """Return the error of the device's kernel of attention in time, divided by that of plain
+    operations in its dtype: the largest of its value and gradients. None where it has none."""
+    import jax
+    import jax.numpy as jnp
+    from einops import rearrange
+
+    from xgen_jax.nn.attention import SelfAttention
+    from xgen_jax.nn.short_attention import ShortAttention, takes_short
+
+    heads, frames, places, channels = 4, 29, 100, 72
+    if not takes_short("auto", frames, channels, jnp.bfloat16):
+        return None
+    kernel = ShortAttention(heads, qk_norm=True, dtype=jnp.bfloat16)
+    plain = SelfAttention(heads, qk_norm=True, dtype=jnp.bfloat16, dims=("batch", "space", None))
+    positions = jnp.arange(frames, dtype=jnp.float32)[:, None]
+    x = jax.ShapeDtypeStruct((2, frames, places, heads * channels), jnp.float32)
+    params = jax.eval_shape(kernel.init, jax.random.key(0), x, positions)
+    x, params = random_like(x, 1.0), random_like(params, 0.1)
+
+    def transposed(layer, params, x, positions):
+        y = layer.apply(params, rearrange(x, "b t s d -> b s t d"), positions)
+        return rearrange(y, "b s t d -> b t s d")
+
+    def results(apply):
+        def loss(params, x):
+            y = apply(params, x, positions).astype(jnp.float32)
+            return jnp.square(y).sum(), y
+
+        with jax.default_matmul_precision("highest"):
+            return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, x)
+
+    def ratio(found, other, exact):
+        return float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(other - exact))
+
+    layers = (plain, plain.clone(dtype=jnp.float32))
+    other, exact = (results(functools.partial(transposed, layer)) for layer in layers)
+    return max(jax.tree.leaves(jax.tree.map(ratio, results(kernel.apply), other, exact)))
+
+
 # --- rows: each yields parts of its line, as they are known
 
 
@@ -121,6 +164,7 @@ def train(options) -> Iterator[dict[str, Any]]:
         "lower_s": lower_s,
         "compile_s": compile_s,
         "peak_bytes": needed,
+        "frames_kernel_error": frames_kernel_error(),
     }
 
     def shapes(info):

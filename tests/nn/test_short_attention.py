@@ -29,6 +29,7 @@ def kernel(request, monkeypatch):
     device, module = KERNELS[request.param]
     interpreted = functools.partial(module.frames_kernel, interpret=True)
     monkeypatch.setattr(module, "frames_kernel", interpreted)
+    monkeypatch.setattr(short_attention_tpu, "_most_places", lambda *_: 128)  # several blocks
     monkeypatch.setattr(short_attention, "target_device", lambda: device)
     return module
 
@@ -129,6 +130,7 @@ def test_it_is_taken_for_few_frames_under_auto_where_the_device_has_a_kernel(mon
     assert not takes(channels=72, dtype=jnp.float32), "too large for a GPU"
     monkeypatch.setattr(short_attention, "target_device", lambda: TPU)
     assert not takes(channels=36), "no multiple of a TPU's vector"
+    assert takes(channels=256) and not takes(frames=32, channels=256), "too large for a TPU"
 
 
 def test_a_transformer_that_takes_it_is_the_same(kernel, monkeypatch):

@@ -34,7 +34,7 @@ def takes_short(implementation: str, frames: int, channels: int, dtype: jnp.dtyp
     if implementation != "auto" or frames > MOST_FRAMES:
         return False
     kernel = _kernel()
-    return kernel is not None and kernel.takes(channels, dtype)
+    return kernel is not None and kernel.takes(frames, channels, dtype)
 
 
 def _kernel() -> ModuleType | None:

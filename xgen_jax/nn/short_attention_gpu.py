@@ -32,9 +32,9 @@ _LARGEST_HEAD = 256
 _DTYPES = (jnp.bfloat16, jnp.float32)
 
 
-def takes(channels: int, dtype: Any) -> bool:
-    """Whether the kernel takes heads of so many channels in this dtype."""
-    if channels % 2 or jnp.dtype(dtype) not in _DTYPES:
+def takes(frames: int, channels: int, dtype: Any) -> bool:
+    """Whether the kernel takes so many frames, and heads of so many channels in this dtype."""
+    if frames > _TILE or channels % 2 or jnp.dtype(dtype) not in _DTYPES:
         return False
     return _power_of_2(channels) * jnp.dtype(dtype).itemsize <= _LARGEST_HEAD
 
@@ -69,14 +69,11 @@ def frames_kernel(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(placing, interpret, *arrays):
-    qkv = arrays[0]
-    batch, frames, places, _, heads, channels = qkv.shape
-    out = jax.ShapeDtypeStruct((batch, frames, places, heads, channels), qkv.dtype)
-    return _call(_forward, 1, placing, interpret, arrays, out)
+    return _call_forward(placing, interpret, arrays)
 
 
 def _attend_forward(placing, interpret, *arrays):
-    y = _attend(placing, interpret, *arrays)
+    y = _call_forward(placing, interpret, arrays)
     return checkpoint_name(y, KEPT_OF_ATTENTION), arrays
 
 
@@ -102,6 +99,13 @@ def _attend_backward(placing, interpret, arrays, dy):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
+def _call_forward(placing, interpret, arrays):
+    qkv = arrays[0]
+    batch, frames, places, _, heads, channels = qkv.shape
+    out = jax.ShapeDtypeStruct((batch, frames, places, heads, channels), qkv.dtype)
+    return _call(_forward, 1, placing, interpret, arrays, out)
+
+
 def _call(kernel, tiles, placing, interpret, arrays, out_shape):
     """Call a kernel for each head, as many tiles of places, and each clip."""
     batch, frames, places, _, heads, _ = arrays[0].shape
@@ -121,7 +125,7 @@ def _power_of_2(least: int) -> int:
 
 
 def _places_of_tile(frames: int) -> int:
-    return max(_TILE // _power_of_2(frames), 1)
+    return _TILE // _power_of_2(frames)
 
 
 class _Tile:
@@ -163,36 +167,37 @@ class _Tile:
     def placed(self, part):
         """Return queries or keys, their partners, and what their gradient needs."""
         x, partner = self.projected(part), self.projected(part, self.partner)
-        scale = scale_of_partner = inverse = None
+        inverse: Any = None
+        scales: Any = None
         if self.placing.norm:
             inverse = lax.rsqrt((x * x).sum(1, keepdims=True) / self.channels + RMSNorm.epsilon)
-            scale, scale_of_partner = (
+            scales = [
                 plgpu.load(self.scale.at[part, channel], mask=self.inside, other=0.0)[None]
                 for channel in (self.channel, self.partner)
-            )
+            ]
         if self.placing.rotate_first:
             x, partner = self._rotated(x, partner)
         unit = x, partner
         if self.placing.norm:
             unit = x * inverse, partner * inverse
-            x, partner = unit[0] * scale, unit[1] * scale_of_partner
+            x, partner = unit[0] * scales[0], unit[1] * scales[1]
         if not self.placing.rotate_first:
             x, partner = self._rotated(x, partner)
-        return x, partner, (inverse, unit, scale, scale_of_partner)
+        return x, partner, (inverse, unit, scales)
 
     def placed_backward(self, dx, dpartner, kept):
         """Return the gradients of what is projected, and of each token's scale."""
-        inverse, unit, scale, scale_of_partner = kept
+        inverse, unit, scales = kept
         dscale = None
         if not self.placing.rotate_first:
             dx = dx * self.cos - dpartner * self.sin
         if self.placing.norm:
             dscale = dx * unit[0]
-            dx = dx * scale
+            dx = dx * scales[0]
             mean = (dx * unit[0]).sum(1, keepdims=True) / self.channels
             dx = inverse * (dx - unit[0] * mean)
             if self.placing.rotate_first:
-                dpartner = inverse * (dpartner * scale_of_partner - unit[1] * mean)
+                dpartner = inverse * (dpartner * scales[1] - unit[1] * mean)
         if self.placing.rotate_first:
             dx = dx * self.cos - dpartner * self.sin
         return dx, dscale
@@ -230,8 +235,8 @@ class _Tile:
 
 
 def _forward(qkv, bias, scale, cos, sin, y, *, placing):
-    program = (pl.program_id(axis) for axis in range(3))
-    tile = _Tile(*program, qkv, bias, scale, cos, sin, placing)
+    head, part, clip = (pl.program_id(axis) for axis in range(3))
+    tile = _Tile(head, part, clip, qkv, bias, scale, cos, sin, placing)
     q, _, _ = tile.placed(0)
     k, _, _ = tile.placed(1)
     tile.write(y, tile.dot(tile.weights(q, k), tile.projected(2)))

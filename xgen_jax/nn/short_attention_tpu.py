@@ -22,14 +22,24 @@ from xgen_jax.nn.splash_attention import cut
 from xgen_jax.typing import Array
 
 _LANES, _SUBLANES = 128, 8
-# Places of a block times frames. The backward kernel holds 22 bytes of each channel of them.
-_LARGEST_BLOCK = 4096
-_VMEM_BYTES = 32 * 2**20  # v5e, v5p, v6e and tpu7x have 64 MiB and more; the default is 16
+_DTYPES = (jnp.bfloat16, jnp.float32)
+# Of the vector memory for the arrays of the backward kernel, and for all: v5e, v5p, v6e and tpu7x
+# have 64 MiB and more.
+_ARRAY_BYTES, _VMEM_BYTES = 20 * 2**20, 32 * 2**20
 
 
-def takes(channels: int, dtype: Any) -> bool:
-    """Whether the kernel takes heads of so many channels in this dtype."""
-    return channels % _SUBLANES == 0 and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float32)
+def takes(frames: int, channels: int, dtype: Any) -> bool:
+    """Whether the kernel takes so many frames, and heads of so many channels in this dtype."""
+    whole = channels % _SUBLANES == 0 and jnp.dtype(dtype) in _DTYPES
+    return whole and _most_places(frames, channels, dtype) >= _LANES
+
+
+def _most_places(frames: int, channels: int, dtype: Any) -> int:
+    """Return how many places a block has at most: queries, keys, values and their gradients, and
+    the gradient of the result, twice each, since the next block is read and the last one written
+    meanwhile; and four arrays in float32."""
+    of_place = frames * channels * (2 * 7 * jnp.dtype(dtype).itemsize + 4 * 4)
+    return _ARRAY_BYTES // of_place
 
 
 def pairs_apart(x: Array) -> Array:
@@ -84,7 +94,7 @@ def _attend_forward(placing, interpret, *arrays):
 
 def _attend_backward(placing, interpret, arrays, dy):
     qkv, bias, scale, cos, sin = arrays
-    dqkv, sums = _call_backward(placing, interpret, *arrays, dy)
+    dqkv, sums = _call_backward(placing, interpret, qkv, bias, scale, cos, sin, dy)
     sums = sums.sum(-1)  # (K, 5, C)
     dbias, dscale = jnp.moveaxis(sums[:, :3], 0, 1), sums[:, 3:].sum(0)
     return (
@@ -111,7 +121,7 @@ class _Cut(NamedTuple):
 
 def _blocks(qkv: Array) -> _Cut:
     batch, frames, _, heads, channels, places = qkv.shape
-    block = cut(places, max(_LARGEST_BLOCK // frames // _LANES, 1) * _LANES)
+    block = cut(places, _most_places(frames, channels, qkv.dtype) // _LANES * _LANES)
     column = (channels, 1)
     return _Cut(
         (heads, batch, pl.cdiv(places, block)),
