@@ -21,14 +21,13 @@ from xgen_jax.nn.norms import RMSNorm
 from xgen_jax.nn.positions import Placing
 from xgen_jax.typing import Array
 
-_TILE = 64  # tokens; of 128 the backward kernel's arrays would not fit into registers
-_WARPS = 8
+_TILE, _WARPS = 32, 8  # tokens; of 64 the backward kernel's arrays do not fit into registers
 # Tiles of a program of the backward pass, which writes one sum of the gradients of bias and scale.
 _TILES_BACKWARD = 4
 _LEAST_DOT = 16  # channels that a product on tensor cores takes
 # Bytes of a token's channels, rounded up to a power of 2. Of twice as many, the backward kernel's
 # operands would not fit into the 99 KiB of shared memory of the smaller GPUs.
-_LARGEST_HEAD = 256
+_LARGEST_HEAD = 512
 _DTYPES = (jnp.bfloat16, jnp.float32)
 
 
@@ -147,7 +146,7 @@ class _Tile:
         self.channel, self.partner = channel, channel ^ 1
         self.inside = channel < self.channels
         self.qkv, self.bias, self.scale = qkv, bias, scale
-        self.cos, self.sin = (self._of_frames(table) for table in (cos, sin))
+        self.tables = cos, sin
 
     def read(self, ref, *part, channel=None):
         """Return (tokens, channels) of one head in float32."""
@@ -189,8 +188,9 @@ class _Tile:
         """Return the gradients of what is projected, and of each token's scale."""
         inverse, unit, scales = kept
         dscale = None
+        cos, sin = self._turn()
         if not self.placing.rotate_first:
-            dx = dx * self.cos - dpartner * self.sin
+            dx = dx * cos - dpartner * sin
         if self.placing.norm:
             dscale = dx * unit[0]
             dx = dx * scales[0]
@@ -199,7 +199,7 @@ class _Tile:
             if self.placing.rotate_first:
                 dpartner = inverse * (dpartner * scales[1] - unit[1] * mean)
         if self.placing.rotate_first:
-            dx = dx * self.cos - dpartner * self.sin
+            dx = dx * cos - dpartner * sin
         return dx, dscale
 
     def weights(self, q, k):
@@ -220,7 +220,8 @@ class _Tile:
         return jnp.where(self.counts[:, None], x, 0.0).sum(0)
 
     def _rotated(self, x, partner):
-        return x * self.cos + partner * self.sin, partner * self.cos - x * self.sin
+        cos, sin = self._turn()
+        return x * cos + partner * sin, partner * cos - x * sin
 
     def _at(self, ref, part, channel):
         tokens = self.frame[:, None], self.place[:, None]
@@ -229,9 +230,11 @@ class _Tile:
     def _mask(self):
         return self.counts[:, None] & self.inside[None]
 
-    def _of_frames(self, table):
+    def _turn(self):
+        """Return the cosine of each token and channel, and the sine with its partner's sign."""
         mask = (self.frame < self.frames)[:, None] & self.inside[None]
-        return plgpu.load(table.at[self.frame[:, None], self.channel[None]], mask=mask, other=0.0)
+        at = self.frame[:, None], self.channel[None]
+        return tuple(plgpu.load(table.at[at], mask=mask, other=0.0) for table in self.tables)
 
 
 def _forward(qkv, bias, scale, cos, sin, y, *, placing):
@@ -263,21 +266,31 @@ def _backward(qkv, bias, scale, cos, sin, dy, dqkv, sums, *, placing):
 
 def _tile_backward(tile, dy, dqkv):
     """Write the gradients of a tile, and return its sums: of biases, then of scales."""
-    q, q_partner, q_kept = tile.placed(0)
-    k, k_partner, k_kept = tile.placed(1)
+    q, _, _ = tile.placed(0)
+    k, _, _ = tile.placed(1)
     dy = tile.read(dy)
     weights = tile.weights(q, k)
     dv = tile.dot(weights, dy, trans_a=True)
     dweights = tile.dot(dy, tile.projected(2), trans_b=True)
     dlogits = weights * (dweights - (weights * dweights).sum(1, keepdims=True))
     dlogits = dlogits * tile.channels**-0.5
-    # A program cannot exchange the channels of a pair in registers: the gradients of the partners
-    # are products with the partners.
-    dq, dq_scale = tile.placed_backward(tile.dot(dlogits, k), tile.dot(dlogits, k_partner), q_kept)
-    dk, dk_scale = tile.placed_backward(
-        tile.dot(dlogits, q, trans_a=True), tile.dot(dlogits, q_partner, trans_a=True), k_kept
-    )
-    for part, gradient in enumerate((dq, dk, dv)):
-        tile.write(dqkv, gradient, part)
+    tile.write(dqkv, dv, 2)
+    dq, dq_scale = _side_backward(tile, 0, dlogits)
+    tile.write(dqkv, dq, 0)
+    dk, dk_scale = _side_backward(tile, 1, dlogits)
+    tile.write(dqkv, dk, 1)
     scales = (dq_scale, dk_scale) if tile.placing.norm else ()
     return tuple(tile.total(gradient) for gradient in (dq, dk, dv, *scales))
+
+
+def _side_backward(tile, part, dlogits):
+    """Return the gradients of queries (part 0) or keys (1) as projected, and of their scales.
+
+    Both sides are read and placed again: registers cannot hold them until here.
+    """
+    other, other_partner, _ = tile.placed(1 - part)
+    # A program cannot exchange the channels of a pair in registers: the gradients of the partners
+    # are products with the partners.
+    dx, dpartner = (tile.dot(dlogits, x, trans_a=part == 1) for x in (other, other_partner))
+    _, _, kept = tile.placed(part)
+    return tile.placed_backward(dx, dpartner, kept)
