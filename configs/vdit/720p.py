@@ -13,7 +13,7 @@ hardware  a pod; the paper spent 642 to 672 H100 days on its three stages.
           latents, 104,400 tokens), condition and null batched, bfloat16 over float32 parameters,
           compiled for v5e:2x2 (522 s): a forward of one clip a device peaks at 9.68 of 15.75 GiB,
           without text encoder and decoder. With --config.model.remat=attention the video bucket
-          peaks at 56.3 GiB on v5p and 54.1 on an H200: docs/performance.md.
+          peaks at 56.3 GiB on v5p and 54.2 on an H200: docs/performance.md.
 time      not measured here
 expect    not reproduced here
 
