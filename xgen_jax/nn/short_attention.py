@@ -7,7 +7,6 @@ kernel of the device reads what is projected, in the order that the projection l
 does all that lies between the two projections.
 """
 
-from collections.abc import Callable
 from types import ModuleType
 
 import jax.numpy as jnp
@@ -15,22 +14,21 @@ from flax import linen as nn
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from xgen_jax.nn import short_attention_gpu, short_attention_tpu
 from xgen_jax.nn.attention import HeadsDense, kernel_of
 from xgen_jax.nn.choices import PROJECTED
 from xgen_jax.nn.embeddings import XAVIER, ZEROS
 from xgen_jax.nn.layout import TOKENS, Names, constrain, on_each_device, target_device
 from xgen_jax.nn.positions import Placing, rotary_angles
-from xgen_jax.nn.short_attention_tpu import pairs_apart
 from xgen_jax.typing import Array
 
 # The work grows with the square of the number of frames.
 MOST_FRAMES = 32
+_SUBLANES = 8  # of a vector of TPUs
 
 
 def takes_short(implementation: str, frames: int, channels: int, dtype: jnp.dtype) -> bool:
     """Whether the frames of a place attend to one another here: few ones under `auto`, on devices
-    whose kernel takes heads of so many channels."""
+    whose kernel takes heads of this number of channels."""
     if implementation != "auto" or frames > MOST_FRAMES:
         return False
     kernel = _kernel()
@@ -39,8 +37,22 @@ def takes_short(implementation: str, frames: int, channels: int, dtype: jnp.dtyp
 
 def _kernel() -> ModuleType | None:
     """Return the module of the device's kernel; None if it has none."""
-    modules = {"splash": short_attention_tpu, "cudnn": short_attention_gpu}
-    return modules.get(kernel_of(target_device()) or "")
+    # Loaded only where it runs: Pallas takes 0.07 s, which commands on a CPU need not wait for.
+    match kernel_of(target_device()):
+        case "splash":
+            from xgen_jax.nn import short_attention_tpu as kernel
+        case "cudnn":
+            from xgen_jax.nn import short_attention_gpu as kernel
+        case _:
+            return None
+    return kernel
+
+
+def pairs_apart(x: Array) -> Array:
+    """Reorder the channels of a head, the last dim, for the kernel of TPUs: of each 8 the 4 even
+    ones, then the odd ones. The two of a pair that is rotated are then half a vector apart."""
+    pairs = x.reshape(*x.shape[:-1], -1, _SUBLANES // 2, 2)
+    return jnp.swapaxes(pairs, -1, -2).reshape(x.shape)
 
 
 class ShortAttention(nn.Module):
@@ -63,7 +75,7 @@ class ShortAttention(nn.Module):
         angles_TC = rotary_angles(positions_T1, channels)
         scales = [_Scale(name=name)(channels) for name in ("q_norm", "k_norm") if self.qk_norm]
         scale_2C = jnp.stack(scales) if scales else jnp.ones((2, channels))
-        on_tpu = _kernel() is short_attention_tpu
+        on_tpu = target_device().platform == "tpu"
         attend = self._places_last if on_tpu else self._channels_last
         y = attend(constrain(x_BTSD, TOKENS), scale_2C, angles_TC)
         return constrain(y, TOKENS)
@@ -73,7 +85,7 @@ class ShortAttention(nn.Module):
         width, names = x.shape[-1], ("batch", None, "space", None, "heads", None)
         qkv, bias_3KC = HeadsDense(3, self.heads, width, self.dtype, bias_apart=True, name="qkv")(x)
         arrays = (constrain(qkv, names), bias_3KC, scale_2C, angles_TC)
-        y_BTSKC = self._attend(short_attention_gpu.frames_kernel, names, 3, *arrays)
+        y_BTSKC = self._attend(names, 3, *arrays)
         init = ZEROS if self.zero_init else XAVIER
         dense = nn.Dense(width, dtype=self.dtype, kernel_init=init, name="proj")
         return dense(y_BTSKC.reshape(x.shape))
@@ -83,16 +95,20 @@ class ShortAttention(nn.Module):
         width, names = x.shape[-1], ("batch", None, None, "heads", None, "space")
         qkv, bias_3KC = _ChannelsFirst(3, self.heads, width, self.dtype, name="qkv")(x)
         arrays = (constrain(qkv, names), bias_3KC, pairs_apart(scale_2C), angles_TC)
-        y_BTKCS = self._attend(short_attention_tpu.frames_kernel, names, 2, *arrays)
+        y_BTKCS = self._attend(names, 2, *arrays)
         return _ChannelsMerged(width, self.zero_init, self.dtype, name="proj")(y_BTKCS)
 
-    def _attend(self, kernel: Callable[..., Array], names: Names, part: int, *arrays) -> Array:
-        """Run a kernel on each device. `names` are of the dims of what is projected, and `part` is
-        the one of queries, keys and values, which the result is without."""
-        placing = Placing(self.qk_norm, self.rotate_first)
+    def _attend(self, names: Names, part: int, *arrays: Array) -> Array:
+        """Run the kernel on each device.
+
+        `names` are of the dims of what is projected; `part` is the number of the one of queries,
+        keys and values, which the result is without.
+        """
+        placing, kernel = Placing(self.qk_norm, self.rotate_first), _kernel()
+        assert kernel is not None, "a caller asks `takes_short` first"
 
         def attend(*arrays: Array) -> Array:
-            return kernel(*arrays, placing)
+            return kernel.frames_kernel(*arrays, placing)
 
         small = ((None, "heads", None), (None, None), (None, None))
         out_names = (*names[:part], *names[part + 1 :])

@@ -2,8 +2,8 @@
 
 Queries, keys and values are read once, and a result of their size is all that is written: the bias,
 the normalisation of queries and keys, the rotation and the softmax stay in registers. A program is
-of one head and of so many places that their tokens fill a tile of the tensor cores; logits of
-tokens at different places are masked, which costs less than to gather each place's few tokens.
+of one head and of the places whose tokens fill a tile of the tensor cores; logits of tokens at
+different places are masked.
 """
 
 import functools
@@ -32,7 +32,7 @@ _DTYPES = (jnp.bfloat16, jnp.float32)
 
 
 def takes(frames: int, channels: int, dtype: Any) -> bool:
-    """Whether the kernel takes so many frames, and heads of so many channels in this dtype."""
+    """Whether the kernel takes this number of frames, and of channels of a head, in this dtype."""
     if frames > _TILE or channels % 2 or jnp.dtype(dtype) not in _DTYPES:
         return False
     return _power_of_2(channels) * jnp.dtype(dtype).itemsize <= _LARGEST_HEAD

@@ -23,13 +23,13 @@ from xgen_jax.typing import Array
 
 _LANES, _SUBLANES = 128, 8
 _DTYPES = (jnp.bfloat16, jnp.float32)
-# Of the vector memory for the arrays of the backward kernel, and for all: v5e, v5p, v6e and tpu7x
-# have 64 MiB and more.
+# Of the vector memory, for the arrays of the backward kernel, and for all of it; the compilers of
+# v4, v5e, v5p, v6e and tpu7x accept this.
 _ARRAY_BYTES, _VMEM_BYTES = 20 * 2**20, 32 * 2**20
 
 
 def takes(frames: int, channels: int, dtype: Any) -> bool:
-    """Whether the kernel takes so many frames, and heads of so many channels in this dtype."""
+    """Whether the kernel takes this number of frames, and of channels of a head, in this dtype."""
     whole = channels % _SUBLANES == 0 and jnp.dtype(dtype) in _DTYPES
     return whole and _most_places(frames, channels, dtype) >= _LANES
 
@@ -40,13 +40,6 @@ def _most_places(frames: int, channels: int, dtype: Any) -> int:
     meanwhile; and four arrays in float32."""
     of_place = frames * channels * (2 * 7 * jnp.dtype(dtype).itemsize + 4 * 4)
     return _ARRAY_BYTES // of_place
-
-
-def pairs_apart(x: Array) -> Array:
-    """Reorder the channels of a head, the last dim, for the kernel: of each 8 the 4 even ones, then
-    the odd ones. The two of a pair that is rotated are then half a vector apart."""
-    pairs = x.reshape(*x.shape[:-1], -1, _SUBLANES // 2, 2)
-    return jnp.swapaxes(pairs, -1, -2).reshape(x.shape)
 
 
 def frames_kernel(
@@ -60,7 +53,7 @@ def frames_kernel(
     """softmax(q k^T / sqrt(C)) v over the frames T of each place S and head K.
 
     Args:
-      qkv_BT3KCS: what is projected, channels as `pairs_apart` has them.
+      qkv_BT3KCS: what is projected, channels as `short_attention.pairs_apart` has them.
       bias_3KC: to be added to it, as ordered.
       scale_2C: of the normalisation of queries and keys, as ordered; unused without.
       angles_TC: (T, C / 2) of `rotary_angles`, in the order of pairs. Has no gradient.
