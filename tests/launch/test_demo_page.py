@@ -86,16 +86,10 @@ def opened(browser, url):
 
 
 def upload(page, path):
-    """Give a file to the page; again where it took none, as in the moment in which a tab opens."""
-    from playwright.sync_api import TimeoutError as PlaywrightTimeout  # there, as `page` is
-
-    name = page.get_by_text(path.name)
-    for _ in range(12):
-        with contextlib.suppress(PlaywrightTimeout):
-            page.set_input_files("#reconstruct-file input", path, timeout=10_000)
-            name.wait_for(timeout=10_000)
-            return
-    name.wait_for()
+    """Give a file to the page, and wait until it is there."""
+    page.set_input_files("#reconstruct-file input", path)
+    # While the file is sent its name is shown in another way, which is gone at once.
+    page.get_by_label(path.name, exact=True).wait_for()
 
 
 def wait_for(condition, seconds=120):
