@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from xgen_jax.nn import conv3d
-from xgen_jax.nn.conv3d import DIMENSIONS_3D, convolve
+from xgen_jax.nn.conv3d import DIMENSIONS_3D, convolve, convolve_after
 
 SAME = ((1, 1), (1, 1))
 CASES = {  # taps, stride, padding, channels in and out
@@ -72,6 +72,28 @@ def test_values_and_gradients_are_those_of_the_3d_convolution(case, formulation)
     x, kernel = inputs(taps, channels)
     run = jax.jit(both, static_argnums=0)
     assert_close(run(convolve, x, kernel), run(direct, x, kernel))
+
+
+LOOKING_BACK = [case for case, (taps, stride, *_) in CASES.items() if taps[0] > 1 == stride[0]]
+
+
+@pytest.mark.parametrize("frames", [2, 5])
+@pytest.mark.parametrize("case", LOOKING_BACK)
+def test_a_chunk_after_other_frames_is_a_part_of_one_clip(case, frames):
+    taps, stride, padding, channels = CASES[case]
+    x, kernel = inputs(taps, channels)
+    back = taps[0] - 1
+    before, x = x[:, :back], x[:, back : back + frames]
+
+    def joined(before, x, kernel):
+        return direct(jnp.concatenate([before, x], 1), kernel, stride, padding)
+
+    y, gradient = jax.vjp(joined, before, x, kernel)
+    ours, our_gradient = jax.vjp(
+        lambda *arrays: convolve_after(*arrays, stride, padding), before, x, kernel
+    )
+    dy = normal(y.shape, 2)
+    assert_close((ours, our_gradient(dy)), (y, gradient(dy)))
 
 
 @pytest.mark.parametrize("case", ["3x3x3", "PatchGAN"])

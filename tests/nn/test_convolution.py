@@ -1,6 +1,7 @@
 """Causal layers: a clip cut in chunks gives what the whole clip gives."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from xgen_jax.nn import convolution
 from xgen_jax.nn.convolution import (
     CausalConv3D,
     UpsampledConv,
@@ -35,19 +37,42 @@ def in_chunks(layer, x, lengths):
     return outs
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("kernel,stride", [((3, 3, 3), (1, 1, 1)), ((4, 3, 3), (2, 2, 2))])
-def test_convolution_in_chunks_is_the_whole(kernel, stride):
+def test_convolution_in_chunks_is_the_whole(kernel, stride, platform, monkeypatch):
+    monkeypatch.setattr(convolution, "target_device", lambda: SimpleNamespace(platform=platform))
     layer = CausalConv3D(5, kernel, stride)
     x = normal((2, 7, 6, 6, 3))
     params = layer.init(jax.random.key(1), x)
     apply = jax.jit(layer.apply)
     whole, _ = apply(params, x)
     assert whole.shape[1] == 1 + 6 // stride[0]
-    for later in ((2, 2, 2), (6,), (4, 2)):
+    for later in ((2, 2, 2), (6,), (4, 2), *([(1,) * 6] if stride[0] == 1 else [])):
         outs = in_chunks(lambda x, cache: apply(params, x, cache), x, (1, *later))
         # The map of lengths: 1 + s*n frames give 1 + n, later chunks of s*n frames give n.
         assert [y.shape[1] for y in outs] == [1, *(n // stride[0] for n in later)]
         np.testing.assert_allclose(np.concatenate(outs, 1), whole, atol=1e-6)
+
+
+def test_a_tpu_joins_no_chunk_to_the_frames_before_it(monkeypatch):
+    layer, x = CausalConv3D(5), normal((2, 7, 6, 6, 3))
+    params = layer.init(jax.random.key(1), x)
+
+    def value_and_gradients(params, x):
+        y, gradients = jax.vjp(lambda *arguments: layer.apply(*arguments)[0], params, x)
+        return y, gradients(jnp.sin(y))
+
+    def joined():  # a new function each time, so that it is traced again
+        lowered = jax.jit(lambda *arguments: value_and_gradients(*arguments)).lower(params, x)
+        return "tensor<2x9x6x6x3xf32>" in lowered.as_text()
+
+    expected = value_and_gradients(params, x)
+    assert joined()
+    monkeypatch.setattr(convolution, "target_device", lambda: SimpleNamespace(platform="tpu"))
+    assert not joined()
+    ours = value_and_gradients(params, x)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=3e-6 * np.abs(other).max())
 
 
 @pytest.mark.parametrize("kernel,stride", [((3, 3, 3), (1, 1, 1)), ((4, 3, 3), (2, 2, 2))])

@@ -1,5 +1,7 @@
 """Normalisations: the statistics they promise, over the values they promise, in float32."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from xgen_jax.errors import UserError
+from xgen_jax.nn import layout
 from xgen_jax.nn.norms import GroupNorm, RMSNorm, group_norm, layer_norm, video_norm
 
 
@@ -28,6 +31,23 @@ def test_group_norm_of_a_frame_ignores_the_other_frames():
     params = layer.init(jax.random.key(0), x)
     changed = x.at[:, 1].multiply(7.0)
     np.testing.assert_array_equal(layer.apply(params, changed)[:, 0], layer.apply(params, x)[:, 0])
+
+
+def test_on_a_tpu_frames_stay_in_the_order_of_their_dims(monkeypatch):
+    x, weights = video(), jnp.ones((1, 1, 1, 1, 16))
+
+    def placed():
+        def gradient(x):  # a new function each time, so that it is traced again
+            return jax.grad(
+                lambda x: group_norm(x, weights, weights, 4, False, 1e-6, True, jnp.float32).sum()
+            )(x)
+
+        traced = jax.jit(gradient).trace(x)
+        return traced.lower(lowering_platforms=("tpu",)).as_text().count("@LayoutConstraint")
+
+    assert placed() == 0  # the arrays are for this CPU
+    monkeypatch.setattr(layout, "target_device", lambda: SimpleNamespace(platform="tpu"))
+    assert placed() >= 2  # what comes in, forward and backward
 
 
 def test_rms_norm_gives_unit_root_mean_square():

@@ -90,6 +90,24 @@ def test_only_taps_that_meet_values_count():
     assert [product.flops for product in backward.products] == [flops] * 2
 
 
+GRADIENT = """
+ENTRY %main (x: bf16[1,5,32,32,64], dy: bf16[1,5,32,32,72]) -> bf16[3,3,3,64,72] {
+  %x = bf16[1,5,32,32,64]{4,3,2,1,0:T(8,128)(2,1)} parameter(0)
+  %dy = bf16[1,5,32,32,72]{4,3,2,1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %y = bf16[3,3,3,64,72]{4,3,2,1,0:T(8,128)(2,1)} convolution(%x, %dy), \
+window={size=5x32x32 pad=1_1x1_1x1_1}, dim_labels=f012b_i012o->012bf
+}
+"""
+
+
+def test_the_gradient_of_a_kernel_sums_over_places():
+    """Not over channels, of which its one clip would be padded to a whole matrix unit."""
+    (product,) = program_work(GRADIENT, matrix_unit=128).products
+    met = (5 * 3 - 2) * (32 * 3 - 2) ** 2
+    assert product.flops == 2 * 64 * 72 * met
+    assert product.padded_flops == pytest.approx(product.flops * 128 / 72)
+
+
 SPLASH = """
 ENTRY %main (q: bf16[4,2,256,72], k: bf16[4,2,128,72]) -> bf16[4,2,256,72] {
   %q = bf16[4,2,256,72]{3,2,1,0:T(8,128)(2,1)} parameter(0)

@@ -33,6 +33,7 @@ from xgen_jax.nn.convolution import (
     trilinear_double,
 )
 from xgen_jax.nn.embeddings import XAVIER
+from xgen_jax.nn.layout import row_major
 from xgen_jax.nn.norms import video_norm
 from xgen_jax.typing import Array
 
@@ -60,6 +61,7 @@ def _flat(kernel: Kernel) -> Kernel:
 
 def _constrained(x_BTHWC: Array) -> Array:
     """Constrain an activation's sharding; over height or width, neighbours exchange rows."""
+    x_BTHWC = row_major(x_BTHWC)
     return nn.with_logical_constraint(x_BTHWC, ("batch", "time", "height", "columns", "width"))
 
 

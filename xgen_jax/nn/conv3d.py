@@ -337,3 +337,29 @@ def convolve(x_BTHWC: Array, kernel_DHWIO: Array, stride: Kernel, padding: Paddi
         padding=((rows[0], rows[1]), (columns[0], columns[1])),
     )
     return convolution(x_BTHWC, gather_kernel(kernel_DHWIO), window)
+
+
+def convolve_after(
+    before_BTHWC: Array, x_BTHWC: Array, kernel_DHWIO: Array, stride: Kernel, padding: Padding
+) -> Array:
+    """`convolve` a chunk with the frames before it, without an array that holds both.
+
+    The chunk is convolved after frames of zeros, and what the frames before it add to the first
+    results is a convolution of its own. On a TPU the joined array, and the two parts of its
+    gradient, would each be written and read once more.
+
+    Args:
+      before_BTHWC: as many frames as the kernel looks back, taps in time - 1.
+      x_BTHWC: the chunk, of at least as many.
+      kernel_DHWIO, stride, padding: see `convolve`; the stride in time is 1.
+    """
+    kernel, back = gather_kernel(kernel_DHWIO), before_BTHWC.shape[1]
+
+    def convolved(x, in_time):
+        return lax.conv_general_dilated(
+            x, kernel, stride, (in_time, *padding), dimension_numbers=DIMENSIONS_3D
+        )
+
+    y, added = convolved(x_BTHWC, (back, 0)), convolved(before_BTHWC, (0, back))
+    behind = (0, y.shape[1] - back, 0)
+    return y + lax.pad(added, jnp.zeros((), y.dtype), ((0, 0, 0), behind, *[(0, 0, 0)] * 3))

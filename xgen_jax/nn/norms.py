@@ -10,6 +10,7 @@ from jax import lax
 
 from xgen_jax.errors import choose
 from xgen_jax.nn.choices import VIDEO_NORMS
+from xgen_jax.nn.layout import row_major
 from xgen_jax.typing import Array
 
 
@@ -48,11 +49,14 @@ def group_norm(
 
 
 def _group_norm_forward(x_BTHWC, scale_1C, bias_1C, groups, over_time, epsilon, swish, dtype):
+    x_BTHWC = row_major(x_BTHWC)
     x, dims = x_BTHWC.astype(jnp.float32), (1, 2, 3) if over_time else (2, 3)
     # One pass over x for both moments. The difference of mean square and squared mean has few
     # digits left where a frame is nearly constant, unless something near the mean is taken from x
     # first: the mean of the first frame, one pass over that alone. What follows are small numbers.
-    near = lax.stop_gradient(x[:, :1].mean((1, 2, 3), keepdims=True))
+    # The frame is taken before it is converted: XLA would write the whole clip in float32 for it.
+    frame = x_BTHWC[:, :1].astype(jnp.float32)
+    near = lax.stop_gradient(frame.mean((1, 2, 3), keepdims=True))
     centered = x - near
     first = centered.mean(dims, keepdims=True)
     second = (centered * centered).mean(dims, keepdims=True)
@@ -61,7 +65,7 @@ def _group_norm_forward(x_BTHWC, scale_1C, bias_1C, groups, over_time, epsilon, 
     spread = jnp.maximum(second - first * first, 0.0) + jnp.square(first + shift)
     inverse = lax.rsqrt(_group_mean(spread, groups) + epsilon)
     y = _activated((centered + shift) * (inverse * scale_1C) + bias_1C, swish).astype(dtype)
-    return y, (x_BTHWC, scale_1C, bias_1C, near, shift, inverse)
+    return row_major(y), (x_BTHWC, scale_1C, bias_1C, near, shift, inverse)
 
 
 def _group_norm_backward(groups, over_time, epsilon, swish, dtype, kept, dy):
@@ -69,7 +73,7 @@ def _group_norm_backward(groups, over_time, epsilon, swish, dtype, kept, dy):
     x_BTHWC, scale_1C, bias_1C, near, shift, inverse = kept
     dims = (1, 2, 3) if over_time else (2, 3)
     normed = ((x_BTHWC.astype(jnp.float32) - near) + shift) * inverse
-    dn = dy.astype(jnp.float32)
+    dn = row_major(dy).astype(jnp.float32)
     if swish:
         n = normed * scale_1C + bias_1C
         gate = nn.sigmoid(n)

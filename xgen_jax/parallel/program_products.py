@@ -233,12 +233,17 @@ def _convolution(instruction, x, kernel, y, result, unit) -> Product | None:
         )
     channels, features = (kernel.dims[of_kernel.index(role)] for role in "io")
     flops = 2.0 * y.dims[of_y.index("b")] * y.dims[of_y.index("f")] * channels * met
+    # The gradient of a kernel is a convolution whose window is all places, and whose output are the
+    # few taps: what it sums over is places and, as channels, clips.
+    taps = math.prod(y.dims[of_y.index(side)] for side in sides)
+    places = math.prod(size for size, *_ in window)
+    contracted = channels * places if places > taps else channels
     return Product(
         "convolution",
         (x.dtype, kernel.dtype),
         result.dtype,
         flops,
-        _padded(flops, channels, features, unit),
+        _padded(flops, contracted, features, unit),
         1,
         op_name_of(instruction),
     )
