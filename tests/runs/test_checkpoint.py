@@ -6,6 +6,7 @@ import pathlib
 import resource
 import shutil
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,24 @@ def test_a_save_keeps_its_caller_for_a_copy_only(tmp_path, monkeypatch):
     checkpoints.wait()
     assert checkpoints.steps() == [2, 3]
     assert_equal(checkpoints.restore(abstract(state()))[0], state(3))
+
+
+def test_no_thread_of_a_save_outlives_the_wait_for_it(tmp_path, monkeypatch):
+    """An interpreter that ends while one frees arrays crashes."""
+
+    finish = Checkpoints._finish
+
+    def finish_slowly(*arguments):
+        finish(*arguments)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(Checkpoints, "_finish", finish_slowly)
+    checkpoints, before = Checkpoints(tmp_path), threading.enumerate()
+    checkpoints.save(1, state(), DATA)
+    new = [thread for thread in threading.enumerate() if thread not in before]
+    checkpoints.wait()
+    ours = [thread for thread in new if "finish_slowly" in thread.name]
+    assert ours and not any(thread.is_alive() for thread in ours)
 
 
 def test_all_but_the_newest_are_removed(tmp_path):

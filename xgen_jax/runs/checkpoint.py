@@ -76,7 +76,7 @@ class Checkpoints:
     ):
         self.folder = pathlib.Path(folder)
         self.keep, self.every, self.best = keep, every, best
-        self._pending: tuple[concurrent.futures.Future, int] | None = None
+        self._pending: tuple[concurrent.futures.Future, threading.Thread, int] | None = None
         self._damaged: dict[int, DamagedCheckpoint] = {}
         self._figures: dict[int, dict[str, float]] = {}
 
@@ -123,8 +123,9 @@ class Checkpoints:
             begin = functools.partial(lambda begun: begun, response)
         self._figures[step] = data.get("held_out", {})
         done: concurrent.futures.Future = concurrent.futures.Future()
-        threading.Thread(target=self._finish, args=(begin, done), daemon=True).start()
-        self._pending = done, step
+        thread = threading.Thread(target=self._finish, args=(begin, done), daemon=True)
+        thread.start()
+        self._pending = done, thread, step
 
     def poll(self) -> None:
         """Raise FailedSave if the last save has failed meanwhile; return at once."""
@@ -135,8 +136,10 @@ class Checkpoints:
         """Wait until the last save is on disk, and what is not to be kept is removed."""
         if self._pending is None:
             return
-        future, step = self._pending
+        future, thread, step = self._pending
         error = future.exception()
+        # It still frees the copied arrays, and an interpreter that ends meanwhile crashes.
+        thread.join()
         failed = error and FailedSave(step, self._target(step), error)
         self._pending, future, error = None, None, None
         if failed is not None:
