@@ -186,9 +186,19 @@ def start(videos, out, *flags):
     )
 
 
-def children(pid):
-    listed = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout
+def children(pid, command="."):
+    found = ["pgrep", "-P", str(pid), "-f", command]
+    listed = subprocess.run(found, capture_output=True, text=True).stdout
     return [int(line) for line in listed.split()]
+
+
+def kill(pid):
+    """Whether it was there: a worker may end by itself after it was listed."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 KILL_S = {"inline": (1.5, 6.0), "ray": (3.0, 12.0)}  # after the start: at any moment of a run
@@ -201,18 +211,18 @@ def test_kills_at_any_moment_end_with_the_same_bytes(curated, videos, tmp_path, 
     random = np.random.default_rng(0)
     flags = [f"--engine={engine}"]
     for attempt in range(4):
-        process = start(videos, tmp_path / "out", *flags)
-        try:
-            process.communicate(timeout=float(random.uniform(*KILL_S[engine])))
-        except subprocess.TimeoutExpired:
-            victims = children(process.pid)
-            if attempt % 2 and victims:  # a worker dies first
-                os.kill(int(random.choice(victims)), signal.SIGKILL)
-                time.sleep(0.3)
-            process.kill()
-            process.communicate()
-    process = start(videos, tmp_path / "out", *flags)
-    stdout, stderr = process.communicate(timeout=300)
+        with start(videos, tmp_path / "out", *flags) as process:
+            try:
+                process.communicate(timeout=float(random.uniform(*KILL_S[engine])))
+            except subprocess.TimeoutExpired:
+                victims = children(process.pid)
+                if attempt % 2 and victims:  # a worker dies first
+                    kill(int(random.choice(victims)))
+                    time.sleep(0.3)
+                process.kill()
+                process.communicate()
+    with start(videos, tmp_path / "out", *flags) as process:
+        stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert json.loads(stdout)["packed"] == len(index(out))
     assert hashes(tmp_path / "out") == hashes(out)
@@ -225,11 +235,9 @@ def test_a_worker_that_is_killed_loses_nothing(curated, videos, tmp_path):
 
     def kill_one():
         while not stop.is_set() and not killed:
-            for pid in children(os.getpid()):
-                command = pathlib.Path(f"/proc/{pid}/cmdline")
-                if command.exists() and b"isolation" in command.read_bytes():
-                    time.sleep(0.2)
-                    os.kill(pid, signal.SIGKILL)
+            for pid in children(os.getpid(), "isolation"):
+                time.sleep(0.2)
+                if kill(pid):
                     killed.append(pid)
             time.sleep(0.01)
 
