@@ -107,12 +107,12 @@ def test_python_compiles_and_its_imports_resolve(page):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.Import):
                 for name in node.names:
-                    importlib.import_module(name.name)
+                    assert importlib.import_module(name.name), name.name
             elif isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(node.module)
                 for name in node.names:
-                    if not hasattr(module, name.name):
-                        importlib.import_module(f"{node.module}.{name.name}")
+                    inside = f"{node.module}.{name.name}"
+                    assert hasattr(module, name.name) or importlib.import_module(inside), inside
 
 
 def test_the_page_of_keys_is_up_to_date_and_has_every_key():
