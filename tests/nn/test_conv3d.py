@@ -1,6 +1,8 @@
 """The CPU's formulation of the 3D convolution is the 3D convolution: values, derivatives,
 transformations, sharding."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from xgen_jax.nn import conv3d
-from xgen_jax.nn.conv3d import DIMENSIONS_3D, convolve, convolve_after
+from xgen_jax.nn.conv3d import DIMENSIONS_3D, convolve
 
 SAME = ((1, 1), (1, 1))
 CASES = {  # taps, stride, padding, channels in and out
@@ -77,9 +79,11 @@ def test_values_and_gradients_are_those_of_the_3d_convolution(case, formulation)
 LOOKING_BACK = [case for case, (taps, stride, *_) in CASES.items() if taps[0] > 1 == stride[0]]
 
 
-@pytest.mark.parametrize("frames", [2, 5])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("frames", [1, 2, 5])
 @pytest.mark.parametrize("case", LOOKING_BACK)
-def test_a_chunk_after_other_frames_is_a_part_of_one_clip(case, frames):
+def test_frames_in_front_of_a_clip_are_a_part_of_it(case, frames, platform, monkeypatch):
+    monkeypatch.setattr(conv3d, "target_device", lambda: SimpleNamespace(platform=platform))
     taps, stride, padding, channels = CASES[case]
     x, kernel = inputs(taps, channels)
     back = taps[0] - 1
@@ -90,7 +94,7 @@ def test_a_chunk_after_other_frames_is_a_part_of_one_clip(case, frames):
 
     y, gradient = jax.vjp(joined, before, x, kernel)
     ours, our_gradient = jax.vjp(
-        lambda *arrays: convolve_after(*arrays, stride, padding), before, x, kernel
+        lambda before, x, kernel: convolve(x, kernel, stride, padding, before), before, x, kernel
     )
     dy = normal(y.shape, 2)
     assert_close((ours, our_gradient(dy)), (y, gradient(dy)))

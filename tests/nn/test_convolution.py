@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from xgen_jax.nn import convolution
+from xgen_jax.nn import conv3d
 from xgen_jax.nn.convolution import (
     CausalConv3D,
     UpsampledConv,
@@ -40,7 +40,7 @@ def in_chunks(layer, x, lengths):
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("kernel,stride", [((3, 3, 3), (1, 1, 1)), ((4, 3, 3), (2, 2, 2))])
 def test_convolution_in_chunks_is_the_whole(kernel, stride, platform, monkeypatch):
-    monkeypatch.setattr(convolution, "target_device", lambda: SimpleNamespace(platform=platform))
+    monkeypatch.setattr(conv3d, "target_device", lambda: SimpleNamespace(platform=platform))
     layer = CausalConv3D(5, kernel, stride)
     x = normal((2, 7, 6, 6, 3))
     params = layer.init(jax.random.key(1), x)
@@ -68,7 +68,7 @@ def test_a_tpu_joins_no_chunk_to_the_frames_before_it(monkeypatch):
 
     expected = value_and_gradients(params, x)
     assert joined()
-    monkeypatch.setattr(convolution, "target_device", lambda: SimpleNamespace(platform="tpu"))
+    monkeypatch.setattr(conv3d, "target_device", lambda: SimpleNamespace(platform="tpu"))
     assert not joined()
     ours = value_and_gradients(params, x)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):

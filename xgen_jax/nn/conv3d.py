@@ -5,7 +5,7 @@ GPUs and TPUs have a fast 3D convolution. On CPU, XLA's is several times slower 
 ones over the taps in time, its gradients more so, and what is written for a whole clip costs more
 in fresh memory than in arithmetic. There the clip goes frame by frame, in buffers that stay in the
 cache: values and input gradients as 2D convolutions, kernel gradients as matrix products of shifted
-frames.
+frames. On TPUs a clip is not joined to the frames in front of it.
 
 y = K * x is linear in x and in K, and so are both its gradients in what they are made of. Each of
 the three functions here therefore has its derivatives among the three, to any order of reverse-mode
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from xgen_jax.nn.layout import target_device
 from xgen_jax.typing import Array, Kernel
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # zeros before and behind, in (H, W)
@@ -316,7 +317,13 @@ def gathered_convolution(x: Array, kernel: Array, *args, **kwargs) -> Array:
     return lax.conv_general_dilated(x, gather_kernel(kernel), *args, **kwargs)
 
 
-def convolve(x_BTHWC: Array, kernel_DHWIO: Array, stride: Kernel, padding: Padding) -> Array:
+def convolve(
+    x_BTHWC: Array,
+    kernel_DHWIO: Array,
+    stride: Kernel,
+    padding: Padding,
+    before_BTHWC: Array | None = None,
+) -> Array:
     """Convolution, valid in time and padded in space.
 
     Equal to `lax.conv_general_dilated` up to the order of its sums, in values and in reverse-mode
@@ -327,7 +334,15 @@ def convolve(x_BTHWC: Array, kernel_DHWIO: Array, stride: Kernel, padding: Paddi
       kernel_DHWIO: taps in (T, H, W), channels in and out.
       stride: steps in (T, H, W).
       padding: zeros before and behind, in (H, W).
+      before_BTHWC: frames in front of the clip.
     """
+    kernel_DHWIO = gather_kernel(kernel_DHWIO)
+    if before_BTHWC is not None:
+        look_back = (before_BTHWC.shape[1], stride[0]) == (len(kernel_DHWIO) - 1, 1)
+        enough = x_BTHWC.shape[1] >= before_BTHWC.shape[1]
+        if look_back and enough and target_device().platform == "tpu":
+            return _convolve_apart(before_BTHWC, x_BTHWC, kernel_DHWIO, stride, padding)
+        x_BTHWC = jnp.concatenate([before_BTHWC, x_BTHWC], axis=1)
     (_, *size, _), (*taps, _, _) = x_BTHWC.shape, kernel_DHWIO.shape
     rows, columns = padding
     window = Window(
@@ -336,28 +351,24 @@ def convolve(x_BTHWC: Array, kernel_DHWIO: Array, stride: Kernel, padding: Paddi
         stride=tuple(stride),
         padding=((rows[0], rows[1]), (columns[0], columns[1])),
     )
-    return convolution(x_BTHWC, gather_kernel(kernel_DHWIO), window)
+    return convolution(x_BTHWC, kernel_DHWIO, window)
 
 
-def convolve_after(
+def _convolve_apart(
     before_BTHWC: Array, x_BTHWC: Array, kernel_DHWIO: Array, stride: Kernel, padding: Padding
 ) -> Array:
-    """`convolve` a chunk with the frames before it, without an array that holds both.
+    """Convolve a clip and as many frames in front of it as the kernel looks back, without an array
+    that holds both.
 
-    The chunk is convolved after frames of zeros, and what the frames before it add to the first
+    The clip is convolved after frames of zeros, and what the frames in front of it add to the first
     results is a convolution of its own. On a TPU the joined array, and the two parts of its
     gradient, would each be written and read once more.
-
-    Args:
-      before_BTHWC: as many frames as the kernel looks back, taps in time - 1.
-      x_BTHWC: the chunk, of at least as many.
-      kernel_DHWIO, stride, padding: see `convolve`; the stride in time is 1.
     """
-    kernel, back = gather_kernel(kernel_DHWIO), before_BTHWC.shape[1]
+    back = before_BTHWC.shape[1]
 
     def convolved(x, in_time):
         return lax.conv_general_dilated(
-            x, kernel, stride, (in_time, *padding), dimension_numbers=DIMENSIONS_3D
+            x, kernel_DHWIO, stride, (in_time, *padding), dimension_numbers=DIMENSIONS_3D
         )
 
     y, added = convolved(x_BTHWC, (back, 0)), convolved(before_BTHWC, (0, back))

@@ -15,8 +15,7 @@ from einops import rearrange
 from flax import linen as nn
 from jax import lax
 
-from xgen_jax.nn.conv3d import convolve, convolve_after
-from xgen_jax.nn.layout import target_device
+from xgen_jax.nn.conv3d import convolve
 from xgen_jax.typing import Array, Kernel
 
 
@@ -35,14 +34,21 @@ def extend_in_time(
     Returns:
       The extended chunk, and the cache for the next one.
     """
-    x_BTHWC = jnp.concatenate([_frames_before(x_BTHWC, cache, kernel), x_BTHWC], axis=1)
-    return x_BTHWC, x_BTHWC[:, x_BTHWC.shape[1] - (kernel - stride) :]
+    before = _frames_before(x_BTHWC, cache, kernel)
+    extended = jnp.concatenate([before, x_BTHWC], axis=1)
+    return extended, _last_frames(before, x_BTHWC, kernel - stride)
 
 
 def _frames_before(x_BTHWC: Array, cache: Array | None, kernel: int) -> Array:
     if cache is None:
         cache = jnp.repeat(x_BTHWC[:, :1], kernel - 1, axis=1)
     return cache.astype(x_BTHWC.dtype)
+
+
+def _last_frames(before_BTHWC: Array, x_BTHWC: Array, frames: int) -> Array:
+    if x_BTHWC.shape[1] < frames:
+        x_BTHWC = jnp.concatenate([before_BTHWC, x_BTHWC], axis=1)
+    return x_BTHWC[:, x_BTHWC.shape[1] - frames :]
 
 
 class CausalConv3D(nn.Module):
@@ -71,26 +77,17 @@ class CausalConv3D(nn.Module):
         kernel = self.param("kernel", init, (*self.kernel, x_BTHWC.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x_BTHWC, stride, before = x_BTHWC.astype(self.dtype), self.stride, None
-        frames, back = x_BTHWC.shape[1], self.kernel[0] - 1
-        if 0 < back <= frames and stride[0] == 1 and target_device().platform == "tpu":
+        if self.kernel[0] > 1:
             before = _frames_before(x_BTHWC, cache, self.kernel[0])
-            cache = x_BTHWC[:, frames - back :]
-        elif back:
-            extended, new_cache = extend_in_time(x_BTHWC, cache, self.kernel[0], stride[0])
-            if cache is None and frames == 1:
-                # An image needs only the sum of the taps in time, at a fraction of the work.
-                kernel, stride = kernel.sum(0, keepdims=True), (1, *stride[1:])
-            else:
-                x_BTHWC = extended
-            cache = new_cache
+            image = cache is None and x_BTHWC.shape[1] == 1
+            cache = _last_frames(before, x_BTHWC, self.kernel[0] - stride[0])
+            if image:
+                # It needs only the sum of the taps in time, at a fraction of the work.
+                kernel, stride, before = kernel.sum(0, keepdims=True), (1, *stride[1:]), None
         rows, columns = (
             (k // 2, k // 2) if s == 1 else (0, k - s) for k, s in zip(self.kernel[1:], stride[1:])
         )
-        kernel = kernel.astype(self.dtype)
-        if before is None:
-            y = convolve(x_BTHWC, kernel, stride, (rows, columns))
-        else:
-            y = convolve_after(before, x_BTHWC, kernel, stride, (rows, columns))
+        y = convolve(x_BTHWC, kernel.astype(self.dtype), stride, (rows, columns), before)
         return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape), cache
 
 
