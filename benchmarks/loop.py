@@ -29,6 +29,7 @@ from xgen_jax.parallel.sharding import replicated
 from xgen_jax.runs.checkpoint import Checkpoints
 from xgen_jax.testing import VDIT, VIDVAE, tiny_run
 from xgen_jax.training import fit
+from xgen_jax.training.compiled import StepMetrics
 
 WARM = 50  # steps that do not count
 SAVES = 7
@@ -66,11 +67,12 @@ class Clock:
 def computes_nothing(task, optimizer, loop, mesh, shardings):
     """Stand in for `jit_update`: a step with the same arguments and results."""
 
-    def step(state, arrays, sample_id_B, frozen=None, place=None, stop=None):
+    def step(state, arrays, sample_id_B, frozen, turn, stop=None):
         metrics = {name: jnp.zeros(()) for name in ("loss", "psnr_db", "kl", "l1", "grad_norm")}
-        return state.replace(step=state.step + 1), metrics
+        return state.replace(step=state.step + 1), StepMetrics.pack(metrics), turn + 1
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    everywhere = replicated(mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere, everywhere))
 
 
 def step(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

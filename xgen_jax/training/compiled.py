@@ -6,6 +6,7 @@ interpreter, so steps are lowered one after another; compiling releases it and r
 
 import collections
 import concurrent.futures
+import dataclasses
 import os
 import sys
 import threading
@@ -26,12 +27,34 @@ from xgen_jax.errors import UserError
 from xgen_jax.parallel.memory import OUT_OF_MEMORY, format_gb, program_bytes
 from xgen_jax.parallel.sharding import on_mesh, replicated
 from xgen_jax.training.state import TrainState, make_update
-from xgen_jax.training.tasks.base import Arrays, Task
-from xgen_jax.typing import Params
+from xgen_jax.training.tasks.base import Arrays, Metrics, Task
+from xgen_jax.typing import Array, Params
 
 THREADS = "compile"  # how the names of threads that compile begin
 WAIT_S = 0.2
 SAY_EVERY_S = 30.0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepMetrics:
+    """The metrics of a step in one array on the devices, which the host fetches in one transfer.
+
+    Attributes:
+      names: of the values.
+      values_M: float32.
+    """
+
+    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    values_M: Array
+
+    @classmethod
+    def pack(cls, metrics: Metrics) -> "StepMetrics":
+        return cls(tuple(metrics), jnp.stack([x.astype(jnp.float32) for x in metrics.values()]))
+
+    def fetch(self) -> dict[str, float]:
+        """Return the value of each name."""
+        return dict(zip(self.names, jax.device_get(self.values_M).tolist(), strict=True))
 
 
 def jit_update(
@@ -41,19 +64,25 @@ def jit_update(
     mesh: Mesh,
     shardings: TrainState,
 ) -> jax.stages.Wrapped:
-    """Jit the update of a run; the state is donated, the metrics are replicated.
+    """Jit the update of a run: (state, arrays, sample ids, frozen, turn, stop) -> (state,
+    `StepMetrics`, the next turn). The state is donated; the others are replicated.
 
-    A sixth argument, one number a device, gives the metric "stop", the largest of them: all
-    processes learn in the same step that one of them was asked to stop.
+    The turn is the step that the batch is of (see `make_update`): each step makes the next one's on
+    the devices, because sending a number costs the host a tenth of a millisecond and more. `stop`,
+    one number a device, gives the metric "stop", the largest of them: all processes learn in the
+    same step that one of them was asked to stop.
     """
     skip = loop.skip_non_finite > 0
     update = make_update(task, optimizer, loop.seed, loop.ema_decay, loop.accumulate, skip)
 
-    def step(state, arrays, sample_id_B, frozen=None, place=None, stop=None):
-        state, metrics = update(state, arrays, sample_id_B, frozen, place)
-        return state, metrics if stop is None else {**metrics, "stop": jnp.max(stop)}
+    def step(state, arrays, sample_id_B, frozen, turn, stop=None):
+        state, metrics = update(state, arrays, sample_id_B, frozen, turn)
+        if stop is not None:
+            metrics["stop"] = jnp.max(stop)
+        return state, StepMetrics.pack(metrics), turn + 1
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    everywhere = replicated(mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere, everywhere))
 
 
 def abstract_arguments(
@@ -69,8 +98,7 @@ class Program(NamedTuple):
     """A compiled step, and the seconds that it took.
 
     Attributes:
-      step: (state, arrays, sample ids, frozen, step, stop) -> (state, metrics); see `make_update`
-        and `jit_update`.
+      step: see `jit_update`.
       seconds: of lowering and compiling.
     """
 

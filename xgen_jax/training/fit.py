@@ -245,6 +245,7 @@ def take_steps(
         watchdog = stack.enter_context(Watchdog(log.run.path, loop.stall_timeout_s))
         stack.enter_context(log)
         first_step, everywhere = int(state.step), state.step.sharding
+        turn = put(np.int32(first_step), everywhere)
         batches = stack.enter_context(contextlib.closing(pipeline.iterate(first_step)))
         profiler = stack.enter_context(Profiler(log.run.path / "profile", loop.profile_steps))
         asked = stack.enter_context(stop_later())
@@ -279,10 +280,10 @@ def take_steps(
             metrics = None
             try:
                 if step in log.guard.left_out:
-                    next_place = put(np.int32(done), everywhere)
-                    state = dataclasses.replace(cast(Any, state), step=next_place)
+                    # Two arrays: the state's is donated to the next step.
+                    turn, reached = (put(np.int32(done), everywhere) for _ in range(2))
+                    state = dataclasses.replace(cast(Any, state), step=reached)
                 else:
-                    place = put(np.int32(step), everywhere)
                     stop = stop_votes(cast(Mesh, on_batch.mesh), asked)
                     arrays, sample_id = task.to_device(batch, on_batch)
                     try:
@@ -293,7 +294,7 @@ def take_steps(
                         log.flush_metrics()
                         save_reached()
                         raise
-                    state, metrics = take(state, arrays, sample_id, frozen, place, stop)
+                    state, metrics, turn = take(state, arrays, sample_id, frozen, turn, stop)
                 profiler.after(step, state)
                 log.dispatched(step, batch, metrics)
                 best = False

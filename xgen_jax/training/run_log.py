@@ -17,6 +17,7 @@ from xgen_jax.errors import UserError
 from xgen_jax.parallel.agreement import is_first
 from xgen_jax.runs.checkpoint import Checkpoints, FailedSave
 from xgen_jax.runs.folder import CONFIG, RunFolder, describe_machine
+from xgen_jax.training.compiled import StepMetrics
 from xgen_jax.training.loss_guard import LossGuard
 from xgen_jax.training.metric_writers import (
     ConsoleWriter,
@@ -28,7 +29,7 @@ from xgen_jax.training.metric_writers import (
 from xgen_jax.training.metric_writers.trackers import Trackers
 from xgen_jax.training.rates import Rates
 from xgen_jax.training.state import TrainState
-from xgen_jax.training.tasks.base import Metrics, Task
+from xgen_jax.training.tasks.base import Task
 
 EVENTS = 200  # newest ones in run.json
 SHOWN = (
@@ -84,7 +85,7 @@ class RunLog:
         self._spent_before_s = before.get("wall_s", 0.0) if first_step else 0.0
         self._started_s = time.monotonic()
         self._rates, self._work = rates, functools.cache(task.work)
-        self._pending: tuple[int, Batch, Any] | None = None
+        self._pending: tuple[int, Batch, StepMetrics] | None = None
         self._held_out: tuple[int, Mapping[str, float]] = first_step, {}
         self._best: float | None = None
         if name := config.loop.keep_best:
@@ -119,7 +120,7 @@ class RunLog:
         finally:
             self._rates.leave_out(time.monotonic() - began_s)
 
-    def dispatched(self, step: int, batch: Batch, metrics: Metrics | None) -> None:
+    def dispatched(self, step: int, batch: Batch, metrics: StepMetrics | None) -> None:
         """Look at the step before, while the device works on this one, and note this one.
 
         Args:
@@ -149,7 +150,7 @@ class RunLog:
         if self._pending is None:
             return
         (step, batch, metrics), self._pending = self._pending, None
-        self.last = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.last = metrics.fetch()
         self.stop = int(self.last.pop("stop", 0))
         done = step + 1
         where = f"bucket {self._pipeline.bucket(step).name}, samples {batch['index'].tolist()}"
