@@ -1,4 +1,11 @@
-"""The discriminator: the reference's size, one-frame clips, samples apart, what a patch sees."""
+"""The discriminator: the reference's size, one-frame clips, samples apart, what a patch sees, its
+clips on several devices."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -90,3 +97,61 @@ def test_logits_are_float32_under_half_precision_and_near_those_of_full():
 def test_a_size_that_is_none_is_refused():
     with pytest.raises(UserError, match="the discriminator's width must be 1 or more, not 0"):
         DiscriminatorConfig(width=0)
+
+
+ON_EIGHT_GPUS = """
+import json, re
+
+import jax
+import jax.numpy as jnp
+
+from xgen_jax.config.losses import AdversarialConfig
+from xgen_jax.models import discriminator
+from xgen_jax.models.vidvae_config import DiscriminatorConfig
+from xgen_jax.parallel.devices import named_devices
+from xgen_jax.parallel.mesh import MeshConfig, make_mesh
+from xgen_jax.parallel.sharding import batch_sharding, on_mesh, replicated
+from xgen_jax.training.state import place
+from xgen_jax.training.tasks.adversarial import adversarial_terms
+
+mesh = make_mesh(MeshConfig(fsdp=-1), named_devices("gpu:h100:8"))
+config = AdversarialConfig(start_step=3, discriminator=DiscriminatorConfig(width=32))
+model = discriminator.Discriminator(config.discriminator, jnp.bfloat16)
+video = jax.ShapeDtypeStruct((8, 5, 32, 32, 3), jnp.float32, sharding=batch_sharding(mesh))
+step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+
+
+def clips():  # how many arrays of features of all clips a device has
+    def loss(params, video, step):
+        value, cotangent, _ = adversarial_terms(
+            config, model, params, video, video, video, lambda x: x, step
+        )
+        return value, cotangent
+
+    with on_mesh(mesh):
+        shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), video)
+        program = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        text = program.lower(place(shapes, mesh), video, step).compile().as_text()
+    return len(re.findall(r"(?:f32|bf16)\\[8,\\d+,(?:16,16,32|8,8,64)\\]", text))
+
+
+ours = clips()
+discriminator.constrain = lambda x, names: x
+print(json.dumps([ours, clips()]))
+"""
+
+
+@pytest.mark.slow
+def test_in_a_branch_of_a_step_each_gpu_works_on_its_own_clips():
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        pytest.skip("the compiler for GPUs, jax_cuda13_plugin, is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT_GPUS],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, unconstrained = json.loads(done.stdout.splitlines()[-1])
+    assert ours == 0
+    assert unconstrained, "the search finds nothing where it should"

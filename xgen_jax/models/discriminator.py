@@ -16,7 +16,10 @@ from flax import linen as nn
 
 from xgen_jax.models.vidvae_config import DiscriminatorConfig
 from xgen_jax.nn.convolution import convolve
+from xgen_jax.nn.layout import constrain
 from xgen_jax.typing import Array, Kernel
+
+FEATURES = ("batch", "time", "height", "columns", "width")
 
 
 class Convolution3D(nn.Module):
@@ -51,7 +54,9 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, video_BTHWC: Array) -> Array:
-        x = video_BTHWC
+        # A loss that begins later is a branch of the step, in which XLA for GPUs loses shardings
+        # that are not written there: each device would work on all clips.
+        x = constrain(video_BTHWC, FEATURES)
         for layer, (features, stride) in enumerate(self.config.features()):
             x = Convolution3D(features, stride, layer == 0, self.dtype, name=f"conv{layer}")(x)
             if layer:
@@ -61,5 +66,5 @@ class Discriminator(nn.Module):
                     if features % g == 0 and features // g >= 4 or g == 1
                 )
                 x = nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, name=f"norm{layer}")(x)
-            x = nn.leaky_relu(x, 0.2)
+            x = constrain(nn.leaky_relu(x, 0.2), FEATURES)
         return Convolution3D(1, (1, 1, 1), True, jnp.float32, name="logits")(x)[..., 0]
