@@ -2,8 +2,8 @@
 
 command   python launch/train.py --config=finetune/regen:12gb --workdir=runs/gpu/regen
             --config.data.source.path=FOLDER
-hardware  peak of the compiled train step: 2.3 GiB (12gb, RTX 4070), 15.7 GiB (24gb, RTX 4090),
-          43.8 GiB (80gb, H100), 1.3 GiB (cpu); not run on a GPU
+hardware  peak of the compiled train step: 2.3 GiB (12gb, RTX 4070), 15.4 GiB (24gb, RTX 4090),
+          47.3 GiB (80gb, H100), 1.4 GiB (cpu); not run on a GPU
 time      not measured; no GPU was timed
 expect    not trained. With this loss, optimiser and rate the tiny network reaches 28.9 dB on shapes
           in 1,500 steps (docs/regen.md); quickstart/regen has more of the gradient and KL terms now

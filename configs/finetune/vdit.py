@@ -2,8 +2,8 @@
 
 command   python launch/train.py --config=finetune/vdit:12gb --workdir=runs/gpu/vdit
             --config.data.source.path=LATENTS
-hardware  peak of the compiled train step: 2.0 GiB (12gb, RTX 4070), 6.8 GiB (24gb, RTX 4090),
-          26.4 GiB (80gb, H100), 1.4 GiB (cpu); not run on a GPU
+hardware  peak of the compiled train step: 1.9 GiB (12gb, RTX 4070), 6.2 GiB (24gb, RTX 4090),
+          22.6 GiB (80gb, H100), 1.4 GiB (cpu); not run on a GPU
 time      not measured; no GPU was timed
 expect    not trained to the end. VDiT-S's rate is the best of three in 240 steps on 9x32x32 shapes
           (docs/finetune.md); decay, guidance and VDiT-B's rate are those of flow models of this

@@ -2,8 +2,8 @@
 
 command   python launch/train.py --config=finetune/vdit_lora:12gb --workdir=runs/gpu/lora
             --config.data.source.path=LATENTS
-hardware  peak of the compiled train step: 1.4 GiB (12gb, RTX 4070), 5.3 GiB (24gb, RTX 4090),
-          23.6 GiB (80gb, H100), 0.9 GiB (cpu); not run on a GPU
+hardware  peak of the compiled train step: 1.3 GiB (12gb, RTX 4070), 4.8 GiB (24gb, RTX 4090),
+          20.8 GiB (80gb, H100), 0.9 GiB (cpu); not run on a GPU
 time      not measured
 expect    not measured; configs/quickstart/vdit_lora.py has a measured adapter
 

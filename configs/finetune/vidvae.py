@@ -2,8 +2,8 @@
 
 command   python launch/train.py --config=finetune/vidvae:12gb --workdir=runs/gpu/vidvae
             --config.data.source.path=FOLDER
-hardware  peak of the compiled train step: 5.2 GiB (12gb, RTX 4070), 10.9 GiB (24gb, RTX 4090),
-          31.6 GiB (80gb, H100), 0.6 GiB (cpu); not run on a GPU
+hardware  peak of the compiled train step: 4.6 GiB (12gb, RTX 4070), 10.0 GiB (24gb, RTX 4090),
+          27.2 GiB (80gb, H100), 0.6 GiB (cpu); not run on a GPU
 time      cpu, but two clips a step, on one core shared with other work: 1.8 s a step with AdamW,
           5 s with Muon, whose cost does not grow with the batch; no GPU was timed
 expect    not trained to the end here. On the films of docs/vidvae.md, mean PSNR of the training

@@ -5,9 +5,8 @@ command   python launch/train.py --config=vdit/240p --workdir=runs/vdit/240p
             --config.data.source.path=LATENTS --config.init_from=PIXART
           PIXART is a folder that launch/convert.py made of PixArt-alpha, where the paper starts.
 hardware  a pod; the paper spent 642 to 672 H100 days on its three stages.
-          Compiled ahead of time for v5p:4x4x4 (64 chips; 329 s on two busy CPU cores): the bucket
-          with the most latent cells, 12 images of 512x512 a device, peaks at 2.64 of 95.7 GiB on
-          each (with attention=chunked). No other bucket or slice was compiled.
+          Compiled ahead of time for v5p:4x4x4 (64 chips): the bucket with the most latent cells, 12
+          images of 512x512 a device, peaks at 2.1 of 95.7 GiB on each (docs/plans.md).
 time      not measured here
 expect    not reproduced here
 

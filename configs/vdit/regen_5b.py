@@ -4,10 +4,8 @@ section 4).
 command   python launch/train.py --config=vdit/regen_5b --workdir=runs/vdit/regen
             --config.data.source.path=LATENTS
 hardware  a pod; the paper names none.
-          Compiled ahead of time for v5p:4x4x4 (64 chips; 553 s on a busy CPU core; with
-          attention=chunked): the bucket of
-          132 frames, two clips a device, peaks at 3.43 of 95.7 GiB on each; larger batches can be
-          tried. No other bucket or slice was compiled.
+          Compiled ahead of time for v5p:4x4x4 (64 chips; docs/plans.md): the bucket of 132 frames,
+          two clips a device, peaks at 3.5 of 95.7 GiB on each; larger batches can be tried.
 time      not measured here
 expect    not reproduced here; the paper shows early results, without a figure
 
