@@ -6,11 +6,11 @@ command   python launch/train.py --config=vdit/720p --workdir=runs/vdit/720p
 hardware  a pod; the paper spent 642 to 672 H100 days on its three stages.
           Compiled ahead of time for v5p:4x4x4 (64 chips; docs/plans.md): the bucket with the most
           latent cells, 40 images of 1024x1024 a device, peaks at 20.4 of 95.7 GiB on each; the
-          largest video bucket, one clip of 113x720x1280 a device, at 16.8 (docs/performance.md). Sampling 14 s at 720p (113x720x1280: 29x90x160
-          latents, 104,400 tokens), condition and null batched, bfloat16 over float32 parameters,
-          compiled for v5e:2x2 (522 s): a forward of one clip a device peaks at 9.68 of 15.75 GiB,
-          without text encoder and decoder. With --config.model.remat=attention the video bucket
-          peaks at 56.3 GiB on v5p and 54.2 on an H200: docs/performance.md.
+          largest video bucket, one clip of 113x720x1280 a device, at 16.8, and at 56.3 with
+          --config.model.remat=attention, 54.2 on an H200 (docs/performance.md). Sampling 14 s at
+          720p (29x90x160 latents, 104,400 tokens), condition and null batched, bfloat16 over
+          float32 parameters, compiled for v5e:2x2: a forward of one clip a device peaks at 9.68
+          of 15.75 GiB, without text encoder and decoder.
 time      not measured here
 expect    not reproduced here
 
