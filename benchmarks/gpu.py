@@ -123,7 +123,6 @@ def train(options) -> Iterator[dict[str, Any]]:
     """Time the train step of a transformer."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
     from gpu_peers import latte_step, time_peers
     from rows import measure, peak_flops
 
@@ -177,13 +176,13 @@ def train(options) -> Iterator[dict[str, Any]]:
     shardings = compiled.input_shardings[0]
     start = state.replace(step=jnp.int32(0), params=params, ema=ema, opt_state=opt_state)
     *rest, _ = random_like(rest, 0.0)
-    held = list(jax.device_put((start, random_like(arrays, 1.0), *rest), shardings[:-1]))
-    metrics: dict[str, Any] = {}
+    turn = jnp.int32(0)
+    held = list(jax.device_put((start, random_like(arrays, 1.0), *rest, turn), shardings))
+    metrics: dict[str, float] = {}
 
     def step():
-        number = jax.device_put(np.int32(metrics.get("step", 0)), shardings[-1])
-        held[0], found = compiled(*held, number)
-        metrics.update(jax.device_get(found), step=int(held[0].step))
+        held[0], found, held[-1] = compiled(*held)
+        metrics.update(found.fetch(), step=int(held[0].step))
 
     ours = measure(step, options.repeats)
     peak = peak_flops(dtype.name)
