@@ -5,9 +5,9 @@ command   python launch/train.py --config=vdit/480p --workdir=runs/vdit/480p
           It starts from runs/vdit/240p.
 hardware  a pod; the paper spent 642 to 672 H100 days on its three stages.
           Compiled ahead of time for v5p:4x4x4 (64 chips; docs/plans.md): the bucket with the most
-          latent cells, 86 images of 512x512 a device, peaks at 11.9 of 95.7 GiB on each. A v5e has
-          15.75, and was not compiled for: loop.accumulate=2 leaves room there. Of 80 GiB and more,
-          --config.model.remat=attention makes use: docs/performance.md.
+          latent cells, 86 images of 512x512 a device, peaks at 11.9 of 95.7 GiB on each. It was not
+          compiled for a v5e, which has 15.75. Of 80 GiB and more, --config.model.remat=attention
+          makes use: docs/performance.md.
 time      not measured here
 expect    not reproduced here
 

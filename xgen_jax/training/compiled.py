@@ -50,6 +50,7 @@ class StepMetrics:
 
     @classmethod
     def pack(cls, metrics: Metrics) -> "StepMetrics":
+        """Stack scalars, in a program."""
         return cls(tuple(metrics), jnp.stack([x.astype(jnp.float32) for x in metrics.values()]))
 
     def fetch(self) -> dict[str, float]:
