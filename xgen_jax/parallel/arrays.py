@@ -5,7 +5,9 @@ A process can read and write its own devices only: `jax.device_put` and `jax.dev
 those.
 """
 
-from typing import Any
+import concurrent.futures
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +17,9 @@ from jax.sharding import Mesh
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.sharding import batch_sharding
 from xgen_jax.typing import AnyArray, Params
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def put(tree: Params, shardings: Any) -> Params:
@@ -48,6 +53,30 @@ def put_rows(tree: Params, sharding: jax.sharding.Sharding) -> Params:
         return jax.device_put(tree, sharding)  # one call for all: each costs a step its time
     with jax.transfer_guard("allow"):  # a part of a batch counts as one that nobody asked for
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def put_ahead(items: Iterator[T], put: Callable[[T], R]) -> Generator[tuple[T, R]]:
+    """Yield each item with what `put` returns of it, in the order of the items.
+
+    While the caller works with one, a thread takes the next and puts it. An error of either is
+    raised where that item is due. Closing the generator waits for the thread.
+
+    Args:
+      items: endless; taken in the thread.
+      put: that computes nothing on the devices: programs that send between devices must be
+        dispatched in the same order everywhere, so by one thread.
+    """
+
+    def one() -> tuple[T, R]:
+        item = next(items)
+        return item, put(item)
+
+    with concurrent.futures.ThreadPoolExecutor(1, "put") as thread:
+        coming = thread.submit(one)
+        while True:
+            ready = coming.result()
+            coming = thread.submit(one)
+            yield ready
 
 
 def put_batch(rows: np.ndarray, params: Params) -> AnyArray:

@@ -25,7 +25,7 @@ from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.agreement import from_first, is_first, together
-from xgen_jax.parallel.arrays import put
+from xgen_jax.parallel.arrays import put, put_ahead
 from xgen_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
 from xgen_jax.runs.checkpoint import LATEST, LATEST_GOOD, Step
 from xgen_jax.runs.folder import RunFolder
@@ -246,7 +246,9 @@ def take_steps(
         stack.enter_context(log)
         first_step, everywhere = int(state.step), state.step.sharding
         turn = put(np.int32(first_step), everywhere)
-        batches = stack.enter_context(contextlib.closing(pipeline.iterate(first_step)))
+        read = stack.enter_context(contextlib.closing(pipeline.iterate(first_step)))
+        ahead = put_ahead(read, lambda item: task.put(item[1], on_batch))
+        batches = stack.enter_context(contextlib.closing(ahead))
         profiler = stack.enter_context(Profiler(log.run.path / "profile", loop.profile_steps))
         asked = stack.enter_context(stop_later())
         known: dict[Bucket, Callable] = {}  # the programs that all processes have
@@ -272,7 +274,7 @@ def take_steps(
         stack.enter_context(jax.transfer_guard("disallow"))
         while True:
             asked_at = time.monotonic()
-            step, batch = next(batches)
+            (step, batch), (arrays, sample_id) = next(batches)
             log.waited(time.monotonic() - asked_at)
             done = step + 1
             watchdog.beat(f"step {step}")
@@ -285,7 +287,7 @@ def take_steps(
                     state = dataclasses.replace(cast(Any, state), step=reached)
                 else:
                     stop = stop_votes(cast(Mesh, on_batch.mesh), asked)
-                    arrays, sample_id = task.to_device(batch, on_batch)
+                    arrays = task.prepared(arrays, on_batch)
                     try:
                         if jax.process_count() == 1:  # several must learn of it in the same step
                             programs.check()

@@ -78,16 +78,25 @@ class Task(abc.ABC):
         """Compute, on the device, the part of the step that needs frozen networks only."""
         return arrays
 
-    def to_device(self, batch: Batch, sharding: NamedSharding) -> tuple[Arrays, Array]:
-        """Put this process's part of a batch on the devices: (prepared arrays, sample ids)."""
+    def put(self, batch: Batch, sharding: NamedSharding) -> tuple[Arrays, Array]:
+        """Put this process's part of a batch on the devices: (arrays, sample ids)."""
         arrays = {**self.batch_arrays(batch), "sample_id": batch["sample_id"].astype(np.uint32)}
         arrays = put_rows(arrays, sharding)
-        sample_id = arrays.pop("sample_id")
-        prepared = self.prepare(arrays)
-        if prepared is arrays:
-            return arrays, sample_id
-        # A compiled step takes its arguments with these shardings only.
-        return jax.device_put(prepared, sharding), sample_id
+        return arrays, arrays.pop("sample_id")
+
+    def prepared(self, arrays: Arrays, sharding: NamedSharding) -> Arrays:
+        """Return arrays that were `put` as a compiled step takes them: see `prepare`."""
+
+        def placed(array: Array) -> Array:
+            # A compiled step takes its arguments with these shardings only.
+            return array if array.sharding == sharding else jax.device_put(array, sharding)
+
+        return jax.tree.map(placed, self.prepare(arrays))
+
+    def to_device(self, batch: Batch, sharding: NamedSharding) -> tuple[Arrays, Array]:
+        """Put a batch on the devices and prepare it: (prepared arrays, sample ids)."""
+        arrays, sample_id = self.put(batch, sharding)
+        return self.prepared(arrays, sharding), sample_id
 
     @abc.abstractmethod
     def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:
