@@ -5,11 +5,11 @@ import threading
 
 import pytest
 
-from xgen_jax.parallel.arrays import put_ahead
+from xgen_jax.parallel.arrays import Ahead
 
 
 def test_items_come_in_order_and_one_is_ahead():
-    """A thread puts; no more than one waits."""
+    """A thread puts; what has begun is not begun again, and nothing before it is asked for."""
     puts, main = [], threading.get_ident()
 
     def put(item):
@@ -17,20 +17,24 @@ def test_items_come_in_order_and_one_is_ahead():
         puts.append(item)
         return -item
 
-    found = put_ahead(itertools.count(3), put)
-    assert not puts  # nothing is read before the first is asked for
-    for step in range(3, 30):
-        assert next(found) == (step, -step)
-        assert len(puts) <= step - 3 + 2
-    found.close()
-    assert puts == list(range(3, 31))
+    with Ahead(itertools.count(3), put) as ahead:
+        for step in range(3, 30):
+            assert ahead.next() == (step, -step)
+            assert puts == list(range(3, step + 1))
+        ahead.begin()
+        ahead.begin()
+        assert ahead.next() == (30, -30)
+        ahead.begin()
+        assert ahead.next() == (31, -31)
+    assert puts == list(range(3, 32))
 
 
-@pytest.mark.parametrize("fails", ["items", "put"])
-def test_an_error_comes_where_its_item_is_due(fails):
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("fails", ["read", "put"])
+def test_an_error_comes_where_its_item_is_due(fails, begun):
     def items():
         yield from range(2)
-        if fails == "items":
+        if fails == "read":
             raise OSError("cannot read 2")
         yield 2
 
@@ -39,29 +43,26 @@ def test_an_error_comes_where_its_item_is_due(fails):
             raise OSError("cannot put 2")
         return item
 
-    found = put_ahead(items(), put)
-    assert [next(found), next(found)] == [(0, 0), (1, 1)]
-    with pytest.raises(OSError, match=f"cannot {'read' if fails == 'items' else 'put'} 2"):
-        next(found)
+    with Ahead(items(), put) as ahead:
+        assert [ahead.next(), ahead.next()] == [(0, 0), (1, 1)]
+        if begun:
+            ahead.begin()
+        with pytest.raises(OSError, match=f"cannot {fails} 2"):
+            ahead.next()
 
 
-def test_closing_waits_for_the_thread():
-    """What the items read from can be closed after it."""
-    entered, release = threading.Event(), threading.Event()
+def test_the_end_waits_for_the_thread():
+    """What the items are read from can be closed after it."""
+    entered, release, done = threading.Event(), threading.Event(), []
 
     def put(item):
-        if item == 1:
-            entered.set()
-            assert release.wait(60)
-        return item
+        entered.set()
+        assert release.wait(60)
+        done.append(item)
 
-    found = put_ahead(itertools.count(), put)
-    assert next(found) == (0, 0) and entered.wait(60)
-    closed = threading.Thread(target=found.close)
-    closed.start()
-    closed.join(0.1)
-    assert closed.is_alive()
-    release.set()
-    closed.join(60)
-    assert not closed.is_alive()
+    with Ahead(itertools.count(), put) as ahead:
+        ahead.begin()
+        assert entered.wait(60) and not done
+        threading.Timer(0.1, release.set).start()
+    assert done == [0]
     assert not [t for t in threading.enumerate() if t.name.startswith("put")]

@@ -6,8 +6,8 @@ those.
 """
 
 import concurrent.futures
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -55,28 +55,47 @@ def put_rows(tree: Params, sharding: jax.sharding.Sharding) -> Params:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
 
-def put_ahead(items: Iterator[T], put: Callable[[T], R]) -> Generator[tuple[T, R]]:
-    """Yield each item with what `put` returns of it, in the order of the items.
+class Ahead(Generic[T, R]):
+    """Takes items and puts them in a thread, one ahead; a context manager that ends the thread.
 
-    While the caller works with one, a thread takes the next and puts it. An error of either is
-    raised where that item is due. Closing the generator waits for the thread.
+    An error of either is raised where that item is due. At the end it waits for the thread, so that
+    what the items are read from can be closed.
 
     Args:
-      items: endless; taken in the thread.
+      items: taken in the thread.
       put: that computes nothing on the devices: programs that send between devices must be
         dispatched in the same order everywhere, so by one thread.
     """
 
-    def one() -> tuple[T, R]:
-        item = next(items)
-        return item, put(item)
+    def __init__(self, items: Iterator[T], put: Callable[[T], R]):
+        self._items, self._put = items, put
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "put")
+        self._coming: concurrent.futures.Future[tuple[T, R]] | None = None
 
-    with concurrent.futures.ThreadPoolExecutor(1, "put") as thread:
-        coming = thread.submit(one)
-        while True:
-            ready = coming.result()
-            coming = thread.submit(one)
-            yield ready
+    def begin(self) -> None:
+        """Begin with the next item, if that has not been done.
+
+        The best time is before the caller waits for a device, without Python's interpreter.
+        """
+        if self._coming is None:
+            self._coming = self._thread.submit(self._one)
+
+    def next(self) -> tuple[T, R]:
+        """Return the next item with what `put` returned of it."""
+        self.begin()
+        coming, self._coming = self._coming, None
+        assert coming is not None
+        return coming.result()
+
+    def _one(self) -> tuple[T, R]:
+        item = next(self._items)
+        return item, self._put(item)
+
+    def __enter__(self) -> "Ahead[T, R]":
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._thread.shutdown(cancel_futures=True)
 
 
 def put_batch(rows: np.ndarray, params: Params) -> AnyArray:

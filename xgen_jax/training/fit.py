@@ -25,7 +25,7 @@ from xgen_jax.data.buckets import Bucket
 from xgen_jax.data.pipeline import Pipeline
 from xgen_jax.errors import UserError
 from xgen_jax.parallel.agreement import from_first, is_first, together
-from xgen_jax.parallel.arrays import put, put_ahead
+from xgen_jax.parallel.arrays import Ahead, put
 from xgen_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
 from xgen_jax.runs.checkpoint import LATEST, LATEST_GOOD, Step
 from xgen_jax.runs.folder import RunFolder
@@ -247,8 +247,7 @@ def take_steps(
         first_step, everywhere = int(state.step), state.step.sharding
         turn = put(np.int32(first_step), everywhere)
         read = stack.enter_context(contextlib.closing(pipeline.iterate(first_step)))
-        ahead = put_ahead(read, lambda item: task.put(item[1], on_batch))
-        batches = stack.enter_context(contextlib.closing(ahead))
+        batches = stack.enter_context(Ahead(read, lambda item: task.put(item[1], on_batch)))
         profiler = stack.enter_context(Profiler(log.run.path / "profile", loop.profile_steps))
         asked = stack.enter_context(stop_later())
         known: dict[Bucket, Callable] = {}  # the programs that all processes have
@@ -274,7 +273,7 @@ def take_steps(
         stack.enter_context(jax.transfer_guard("disallow"))
         while True:
             asked_at = time.monotonic()
-            (step, batch), (arrays, sample_id) = next(batches)
+            (step, batch), (arrays, sample_id) = batches.next()
             log.waited(time.monotonic() - asked_at)
             done = step + 1
             watchdog.beat(f"step {step}")
@@ -297,6 +296,8 @@ def take_steps(
                         save_reached()
                         raise
                     state, metrics, turn = take(state, arrays, sample_id, frozen, turn, stop)
+                    if done < loop.steps:
+                        batches.begin()
                 profiler.after(step, state)
                 log.dispatched(step, batch, metrics)
                 best = False
