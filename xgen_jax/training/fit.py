@@ -1,10 +1,10 @@
 """The training loop: one for every task.
 
-Order within a step: fetch a batch, dispatch the update, only then look at the metrics of the step
-before, so that the device never waits for the host. An update that is not finite was not applied,
-neither is the one dispatched after it: the state before it is saved, and the run stops with the
-step, the bucket and the samples; or that batch is left out, see `loss_guard`. A run that is asked
-to stop finishes its step and saves first.
+Order within a step: take a batch, dispatch the update, let a thread put the next batch, only then
+look at the metrics of the step before, so that the device never waits for the host. An update that
+is not finite was not applied, neither is the one dispatched after it: the state before it is saved,
+and the run stops with the step, the bucket and the samples; or that batch is left out, see
+`loss_guard`. A run that is asked to stop finishes its step and saves first.
 """
 
 import contextlib
