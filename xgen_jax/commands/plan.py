@@ -360,7 +360,8 @@ def _sent(compiled: jax.stages.Compiled | None, mesh: jax.sharding.Mesh) -> Coll
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError:
-        # Programs for tpu7x by libtpu 0.0.52 have instructions that jaxlib 0.10.2 does not know.
+        # Programs by libtpu 0.0.52 may have instructions that jaxlib 0.10.2 does not know: all for
+        # tpu7x do, and some with many transfers for a v5p.
         return None
     return collectives(text, domains(list(mesh.devices.flat))) if text else None
 
