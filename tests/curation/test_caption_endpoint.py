@@ -385,7 +385,7 @@ def test_a_caller_that_stops_does_not_wait_for_the_server():
         assert next(results).clip_id == "clip-0"
         start = time.monotonic()
         results.close()
-        assert time.monotonic() - start < 15  # of the 30
+        assert time.monotonic() - start < 2
 
 
 def test_nothing_is_sent_after_a_stop():
@@ -401,16 +401,16 @@ def test_the_time_is_that_of_the_whole_answer():
         handler.send_response(200)
         handler.send_header("Content-Length", "100")
         handler.end_headers()
-        time.sleep(2)
+        time.sleep(0.8)
         handler.wfile.write(b" ")
         handler.do_hang(number)
 
     with serve({0: drip}) as server:
-        captioner = endpoint(server, timeout_s=3, retries=0)
+        captioner = endpoint(server, timeout_s=1, retries=0)
         start = time.monotonic()
         (result,) = captioner.caption([clip(0)])
-        assert time.monotonic() - start < 4.9  # from the last byte it would be 5
-    assert result.reason == "no answer within 3 s"
+        assert time.monotonic() - start < 1.6
+    assert result.reason == "no answer within 1 s"
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
@@ -433,7 +433,7 @@ def test_https_verifies_the_certificate(tmp_path, monkeypatch):
         assert next(results).caption == sentence(0)
         start = time.monotonic()
         results.close()
-        assert time.monotonic() - start < 15  # of the 30
+        assert time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize(
