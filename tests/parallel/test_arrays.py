@@ -19,13 +19,13 @@ def test_items_come_in_order_and_one_is_ahead():
 
     with Ahead(itertools.count(3), put) as ahead:
         for step in range(3, 30):
-            assert ahead.next() == (step, -step)
+            assert next(ahead) == (step, -step)
             assert puts == list(range(3, step + 1))
         ahead.begin()
         ahead.begin()
-        assert ahead.next() == (30, -30)
+        assert next(ahead) == (30, -30)
         ahead.begin()
-        assert ahead.next() == (31, -31)
+        assert next(ahead) == (31, -31)
     assert puts == list(range(3, 32))
 
 
@@ -44,11 +44,11 @@ def test_an_error_comes_where_its_item_is_due(fails, begun):
         return item
 
     with Ahead(items(), put) as ahead:
-        assert [ahead.next(), ahead.next()] == [(0, 0), (1, 1)]
+        assert [next(ahead), next(ahead)] == [(0, 0), (1, 1)]
         if begun:
             ahead.begin()
         with pytest.raises(OSError, match=f"cannot {fails} 2"):
-            ahead.next()
+            next(ahead)
 
 
 def test_the_end_waits_for_the_thread():

@@ -1,5 +1,5 @@
-"""Arrays over the devices of several processes: put there, fetched, and whose part of a batch is
-which.
+"""Arrays over the devices of several processes: put there, ahead of their use or at it, fetched,
+and whose part of a batch is which.
 
 A process can read and write its own devices only: `jax.device_put` and `jax.device_get` are for
 those.
@@ -7,7 +7,7 @@ those.
 
 import concurrent.futures
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -55,8 +55,10 @@ def put_rows(tree: Params, sharding: jax.sharding.Sharding) -> Params:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
 
-class Ahead(Generic[T, R]):
-    """Takes items and puts them in a thread, one ahead; a context manager that ends the thread.
+class Ahead(Iterator[tuple[T, R]]):
+    """Items with what `put` returned of them, read and put in a thread, one ahead at most.
+
+    A context manager that ends the thread.
 
     An error of either is raised where that item is due. At the end it waits for the thread, so that
     what the items are read from can be closed.
@@ -80,8 +82,7 @@ class Ahead(Generic[T, R]):
         if self._coming is None:
             self._coming = self._thread.submit(self._one)
 
-    def next(self) -> tuple[T, R]:
-        """Return the next item with what `put` returned of it."""
+    def __next__(self) -> tuple[T, R]:
         self.begin()
         coming, self._coming = self._coming, None
         assert coming is not None

@@ -53,6 +53,10 @@ class StepMetrics:
         """Stack scalars, in a program."""
         return cls(tuple(metrics), jnp.stack([x.astype(jnp.float32) for x in metrics.values()]))
 
+    def wait(self) -> None:
+        """Wait until the step is done."""
+        self.values_M.block_until_ready()
+
     def fetch(self) -> dict[str, float]:
         """Return the value of each name."""
         return dict(zip(self.names, jax.device_get(self.values_M).tolist(), strict=True))

@@ -273,7 +273,7 @@ def take_steps(
         stack.enter_context(jax.transfer_guard("disallow"))
         while True:
             asked_at = time.monotonic()
-            (step, batch), (arrays, sample_id) = batches.next()
+            (step, batch), (arrays, sample_id) = next(batches)
             log.waited(time.monotonic() - asked_at)
             done = step + 1
             watchdog.beat(f"step {step}")
@@ -286,7 +286,7 @@ def take_steps(
                     state = dataclasses.replace(cast(Any, state), step=reached)
                 else:
                     stop = stop_votes(cast(Mesh, on_batch.mesh), asked)
-                    arrays = task.prepared(arrays, on_batch)
+                    arrays = task.for_step(arrays, on_batch)
                     try:
                         if jax.process_count() == 1:  # several must learn of it in the same step
                             programs.check()

@@ -113,7 +113,7 @@ class RunLog:
     def apart(self) -> Generator[None]:
         """Leave the time inside out of the rates, from when the step dispatched last is done."""
         if self._pending is not None:
-            self._pending[2].values_M.block_until_ready()
+            self._pending[2].wait()
         began_s = time.monotonic()
         try:
             yield
@@ -131,7 +131,7 @@ class RunLog:
           NonFiniteLoss, LossSpike, UserError: see `flush_metrics`, of the step before.
         """
         if self._pending is not None:
-            self._pending[2].values_M.block_until_ready()
+            self._pending[2].wait()
         work = None if metrics is None else self._work(self._pipeline.bucket(step))
         self._rates.mark(step, time.monotonic(), work)
         self.flush_metrics()

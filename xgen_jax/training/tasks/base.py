@@ -84,8 +84,8 @@ class Task(abc.ABC):
         arrays = put_rows(arrays, sharding)
         return arrays, arrays.pop("sample_id")
 
-    def prepared(self, arrays: Arrays, sharding: NamedSharding) -> Arrays:
-        """Return arrays that were `put` as a compiled step takes them: see `prepare`."""
+    def for_step(self, arrays: Arrays, sharding: NamedSharding) -> Arrays:
+        """`prepare` arrays that were `put`, as a compiled step takes them."""
 
         def placed(array: Array) -> Array:
             # A compiled step takes its arguments with these shardings only.
@@ -96,7 +96,7 @@ class Task(abc.ABC):
     def to_device(self, batch: Batch, sharding: NamedSharding) -> tuple[Arrays, Array]:
         """Put a batch on the devices and prepare it: (prepared arrays, sample ids)."""
         arrays, sample_id = self.put(batch, sharding)
-        return self.prepared(arrays, sharding), sample_id
+        return self.for_step(arrays, sharding), sample_id
 
     @abc.abstractmethod
     def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:
