@@ -11,6 +11,7 @@ from xgen_jax import evaluate, load
 from xgen_jax.commands.evaluate_request import EvaluateRequest
 from xgen_jax.commands.reconstruct import ReconstructRequest, reconstruct_file
 from xgen_jax.commands.suites import reconstruction as suite
+from xgen_jax.data.latent_shards import VERSION as LATENTS_VERSION
 from xgen_jax.data.pixels import to_unit_range
 from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.video import read_video
@@ -237,6 +238,25 @@ def test_rfvd_is_that_of_all_clips_of_a_shape(tiny_runs, tmp_path):
         distance.update(real=clip, generated=model(clip))
     assert rfvd["value"] == pytest.approx(distance.result()["fvd"], rel=1e-6)
     assert "rFVD" in (folder / "reconstruction.md").read_text()
+
+
+def test_captions_suite_finds_the_latents_of_a_run_or_says_that_they_are_not_there(
+    tiny_runs, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    model, request = tmp_path / "run" / "vdit", {"suite": "captions", "out": str(tmp_path / "out")}
+    model.mkdir(parents=True)
+    config = json.loads((tiny_runs / "vdit" / "config.json").read_text())
+    config["data"]["source"] = {"kind": "latents", "path": "started/here/latents"}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="latents in started/here/latents, .* neither here nor next"):
+        evaluate(**request, model=str(model))
+    # Next to the run, where launch/quickstart.sh writes them.
+    manifest = {"version": LATENTS_VERSION, "source": "videos"}
+    (model.parent / "latents").mkdir()
+    (model.parent / "latents" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"was trained on \S*run/latents: give --suite=samples"):
+        evaluate(**request, model=str(model))
 
 
 @pytest.mark.slow
