@@ -32,7 +32,10 @@ FLAGS = [
     text("restore", "latest", "Checkpoint: latest, latest_good (whole), best, or a step."),
     text("data", None, "Folder of videos; by default the run's (reconstruction, fvd)."),
     flags.DEFINE_enum(
-        "split", None, ["held_out", "train", "all"], "Clips; the run's held_out (reconstruction)."
+        "split",
+        None,
+        ["held_out", "train", "all"],
+        "Clips: by default all of --data, or what the run held out (reconstruction).",
     ),
     text("prompts_file", None, "Text file with a prompt on each line (samples, fvd, clip_score)."),
     text("prompts_json", None, "VBench_full_info.json (vbench_export)."),

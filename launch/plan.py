@@ -8,7 +8,7 @@ python launch/plan.py --config=vdit/720p --topology=gpu:h100:8 --what=sample --f
 
 Topologies: v4, v5e, v5p, v6e or tpu7x with chips along each axis; gpu:NAME:NUMBER with 4070, 4090,
 a100, b200, h100, h200 or l40s, of which hosts have 8; cpu:NUMBER. They need the compilers of
-pip install "xgen_jax[plan]" (TPU) and "xgen_jax[gpu]". The plan is printed on stderr.
+pip install -e ".[plan]" (TPU) and ".[gpu]". The plan is printed on stderr.
 """
 
 import sys

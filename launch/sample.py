@@ -29,7 +29,9 @@ FLAGS = [
     integer("steps_offset", None, "Of a leading spacing; 1 in Stable Diffusion.", lower_bound=0),
     flags.DEFINE_bool("set_alpha_to_one", None, "Of a ddim_ spacing: end on data, not on step 0."),
     text("negative_prompt", None, "What to guide away from; by default the empty prompt."),
-    integer("scale", None, "Each pixel so often; by default up to a side of 256.", lower_bound=1),
+    integer(
+        "scale", None, "Enlarges by this factor; by default up to a side of 256.", lower_bound=1
+    ),
     text("size", None, "HEIGHTxWIDTH in pixels; by default the size trained on."),
     integer("frames", None, "Length; by default the length trained on.", lower_bound=1),
     number("fps", None, "Frames per second; by default the run's.", lower_bound=0.1),

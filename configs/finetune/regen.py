@@ -1,4 +1,4 @@
-"""A REGEN of 8x in time on your own clips, on one device; configs/finetune/ladder.py has the rungs.
+"""A REGEN of 8x in time on your own clips, on GPUs; configs/finetune/ladder.py has the rungs.
 
 command   python launch/train.py --config=finetune/regen:12gb --workdir=runs/gpu/regen
             --config.data.source.path=FOLDER
@@ -52,6 +52,6 @@ def get_config(name: str = "12gb"):
         data=here.data(VideoFolderConfig(require_captions=False), BATCH[name], frames),
         optimizer=MUON,
         loop=here.loop(steps=50_000, ema_decay=0.999),
-        mesh=MeshConfig(fsdp=1),
+        mesh=MeshConfig(fsdp=-1),
     )
     return as_config_dict(run)

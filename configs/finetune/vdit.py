@@ -1,4 +1,4 @@
-"""A VDiT on your own captioned clips, on one device; configs/finetune/ladder.py has the rungs.
+"""A VDiT on your own captioned clips, on GPUs; configs/finetune/ladder.py has the rungs.
 
 command   python launch/train.py --config=finetune/vdit:12gb --workdir=runs/gpu/vdit
             --config.data.source.path=LATENTS
@@ -13,8 +13,8 @@ LATENTS is what launch/encode.py makes of your videos with runs/gpu/vidvae. A fo
 works too, and is encoded in every step.
 
 What to change first: with few captions, a T5 in place of the bytes, which are learnt from them
-alone: --config.text=t5 --config.text.path=FOLDER, and what the run then asks for. On a REGEN:
---config.embedder=runs/gpu/regen --config.data.buckets=18x128x128x64.
+alone: --config.text=t5 --config.text.path=FOLDER, and the two flags that the run then asks for. On
+a REGEN: --config.embedder=runs/gpu/regen --config.data.buckets=18x128x128x64.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def get_config(name: str = "12gb"):
             learning_rate=LEARNING_RATE[here.transformer], warmup_steps=200, clip_norm=1.0
         ),
         loop=here.loop(steps=50_000, ema_decay=0.9995),
-        mesh=MeshConfig(fsdp=1),
+        mesh=MeshConfig(fsdp=-1),
         sample_steps=30,
         guidance_scale=5.0,
     )

@@ -1,4 +1,4 @@
-"""A VidVAE on your own clips, on one device; configs/finetune/ladder.py has the rungs.
+"""A VidVAE on your own clips, on GPUs; configs/finetune/ladder.py has the rungs.
 
 command   python launch/train.py --config=finetune/vidvae:12gb --workdir=runs/gpu/vidvae
             --config.data.source.path=FOLDER
@@ -46,6 +46,6 @@ def get_config(name: str = "12gb"):
         data=here.data(VideoFolderConfig(require_captions=False), BATCH[name]),
         optimizer=MUON,
         loop=here.loop(steps=20_000, ema_decay=0.999),
-        mesh=MeshConfig(fsdp=1),
+        mesh=MeshConfig(fsdp=-1),
     )
     return as_config_dict(run)

@@ -32,7 +32,7 @@ MODEL = PRESETS["tiny"]
 # The weight of the KL term decides what the transformer can learn, at little cost here: with 1e-5
 # the latents keep 4 nats a value instead of 1.3, PSNR gains 0.2 dB, and after about 1,000 steps the
 # transformer gets 26% of the directions right instead of 94%. With 1e-3 it gets 96% of the shapes
-# right, with 2e-4 94% (docs/quality.md).
+# right, with 2e-4 94% (docs/quality.md); 5e-4 lies between the two.
 LOSS = VidVAELossConfig(l1=0.0, l2=1.0, lpips=0.0, kl=5e-4)
 
 

@@ -3,7 +3,8 @@
 # with an environment made by `source launch/environment.sh; make_environment gpu`:
 #
 #     mkdir -p logs
-#     sbatch launch/cluster/slurm.sh train --config=finetune/vdit --workdir=runs/mine
+#     sbatch launch/cluster/slurm.sh train --config=finetune/vdit --workdir=runs/mine \
+#         --config.embedder=runs/vidvae --config.data.source.path=my_latents
 #     sbatch launch/cluster/slurm.sh encode --embedder=runs/vidvae --data=my_videos --out=my_latents
 #     sbatch launch/cluster/slurm.sh sample --model=runs/mine --prompts_file=prompts.txt --out=videos
 #     sbatch --nodes=1 --gpus-per-node=2 --ntasks-per-node=2 launch/cluster/slurm.sh train ...

@@ -249,7 +249,9 @@ def test_captions_suite_finds_the_latents_of_a_run_or_says_that_they_are_not_the
     config = json.loads((tiny_runs / "vdit" / "config.json").read_text())
     config["data"]["source"] = {"kind": "latents", "path": "started/here/latents"}
     (model / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="latents in started/here/latents, .* neither here nor next"):
+    with pytest.raises(
+        UserError, match="latents in started/here/latents, .* neither here nor next"
+    ):
         evaluate(**request, model=str(model))
     # Next to the run, where launch/quickstart.sh writes them.
     manifest = {"version": LATENTS_VERSION, "source": "videos"}

@@ -1,6 +1,7 @@
 """The recipes for clusters: what they start exists, and runs are started again when they should."""
 
 import ast
+import dataclasses
 import pathlib
 import re
 import shutil
@@ -66,6 +67,18 @@ def test_commands_flags_and_keys_in_the_recipes_exist():
         keys += re.findall(r"--config\.(\S+=\w[\w,/]*\w)", text)
     assert "loop.profile_steps=20,25" in keys
     load_config(find_config("finetune/vdit"), sorted(set(keys)))
+
+
+def test_runs_of_several_processes_use_all_devices():
+    names = {
+        argument.removeprefix("--config=")
+        for path, name, arguments in commands()
+        for argument in arguments
+        if name == "train" and path.name != "Dockerfile" and argument.startswith("--config=")
+    } - {"..."}
+    assert {"finetune/vdit", "vdit/240p"} <= names
+    for name in names:
+        assert -1 in dataclasses.asdict(load_config(find_config(name), []).mesh).values(), name
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

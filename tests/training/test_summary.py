@@ -1,5 +1,6 @@
 """The six lines about a run: clips by bucket, what is left out, captions, epochs."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -62,8 +63,15 @@ def test_the_lines_say_what_goes_in(fit, clips, epochs):
     assert captions == "captions    2, the longest of 6 bytes"
     assert steps == f"steps       to 20: 40 samples in all, {epochs}"
     assert parameters == "parameters  1,234 trained, 7 frozen"
-    assert devices == "devices     1 x cpu, float32, 3 GB a device"
+    assert devices.startswith("devices     1 x cpu, float32, 3 GB a device")
     assert facts["left_out"][0] == "2 x damaged: a.mp4; b.mp4" and facts["samples"] == 40
+
+
+def test_devices_outside_of_the_mesh_are_told():
+    shown, facts = lines(False)  # a mesh of one device
+    idle = jax.device_count() - 1
+    assert idle and facts["idle_devices"] == idle
+    assert shown[-1].endswith(f"a device; {idle} more are idle: --config.mesh.fsdp=-1 uses all")
 
 
 def test_a_resumed_run_says_from_where():

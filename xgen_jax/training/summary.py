@@ -90,6 +90,7 @@ class Summary:
                 "parameters": parameters,
                 "frozen_parameters": sum(leaf.size for leaf in jax.tree.leaves(frozen)),
                 "devices": f"{mesh.size} x {device.device_kind}",
+                "idle_devices": jax.device_count() - mesh.size,
                 "compute_dtype": config.loop.compute_dtype,
                 "step_bytes": step_bytes,
             }
@@ -107,6 +108,8 @@ class Summary:
         frozen = f", {f['frozen_parameters']:,} frozen" if f["frozen_parameters"] else ""
         begin = f"from step {f['first_step']:,} " if f["first_step"] else ""
         memory = f", {format_gb(f['step_bytes'])} a device" if f["step_bytes"] else ""
+        idle = f["idle_devices"]
+        more_devices = f"; {idle} more are idle: --config.mesh.fsdp=-1 uses all" if idle else ""
         return [
             f"clips       {f['clips']:,} of {f['source']}{path}; by bucket "
             f"{', '.join(by_bucket[:_SHOWN])}{more}",
@@ -115,7 +118,7 @@ class Summary:
             f"steps       {begin}to {f['steps']:,}: {f['samples']:,} samples in all, "
             f"{f['epochs']:.3g} epochs",
             f"parameters  {f['parameters']:,} trained{frozen}",
-            f"devices     {f['devices']}, {f['compute_dtype']}{memory}",
+            f"devices     {f['devices']}, {f['compute_dtype']}{memory}{more_devices}",
         ]
 
 
