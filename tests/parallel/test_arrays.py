@@ -9,11 +9,12 @@ from xgen_jax.parallel.arrays import Ahead
 
 
 def test_items_come_in_order_and_one_is_ahead():
-    """A thread puts; what has begun is not begun again, and nothing before it is asked for."""
-    puts, main = [], threading.get_ident()
+    """What has begun is not begun again, and nothing before it is asked for; a thread puts what has
+    begun, and nothing else: it must not compute next to the steps."""
+    puts, main, begun = [], threading.get_ident(), False
 
     def put(item):
-        assert threading.get_ident() != main
+        assert (threading.get_ident() != main) == begun
         puts.append(item)
         return -item
 
@@ -21,6 +22,7 @@ def test_items_come_in_order_and_one_is_ahead():
         for step in range(3, 30):
             assert next(ahead) == (step, -step)
             assert puts == list(range(3, step + 1))
+        begun = True
         ahead.begin()
         ahead.begin()
         assert next(ahead) == (30, -30)

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ from xgen_jax.config.runs import run_config
 from xgen_jax.errors import UserError
 from xgen_jax.runs.checkpoint import Checkpoints, FailedSave
 from xgen_jax.runs.stored import DamagedCheckpoint
+from xgen_jax.signals import Stopped
 from xgen_jax.testing import POINTWISE, VIDVAE, tiny_values
 from xgen_jax.training import loss_guard
 from xgen_jax.training.loss_guard import LEAST, MAX_ROLLBACKS, LossGuard, LossSpike, NonFiniteLoss
@@ -131,6 +133,56 @@ def test_a_spike_takes_the_run_back_and_a_resumed_run_does_the_same(
         run(tmp_path / "resumed", reached, **options)
     assert_same(state_of(tmp_path / "resumed"), state_of(tmp_path / "straight"))
     assert rows(tmp_path / "resumed") == rows(tmp_path / "straight")
+
+    own_check, own_restore, live = LossGuard.check, Checkpoints.restore, []
+
+    def check(self, step, *arguments):
+        try:
+            return own_check(self, step, *arguments)
+        except LossSpike:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise
+
+    def restore(self, *arguments, **options):
+        live.append(live_bytes())
+        return own_restore(self, *arguments, **options)
+
+    # Asked to stop in that step it does, and goes back when it goes on.
+    with monkeypatch.context() as patch:
+        patch.setattr(LossGuard, "check", check)
+        with pytest.raises(Stopped) as stopped:
+            run(tmp_path / "asked", steps, **options)
+    assert stopped.value.exit_code == 128 + signal.SIGTERM and steps_of(tmp_path / "asked") == [6]
+    # Two states would not fit on the devices: when one is loaded, that of the spike has gone.
+    monkeypatch.setattr(Checkpoints, "restore", restore)
+    del stopped
+    before_run = live_bytes()
+    run(tmp_path / "asked", steps, **options)
+    state = state_of(tmp_path / "asked")
+    assert_same(state, state_of(tmp_path / "straight"))
+    assert len(live) == 2 and live[1] - before_run < state_bytes(state) / 4
+
+
+def live_bytes():
+    gc.collect()
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+def state_bytes(state):
+    return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.slow
+def test_an_evaluation_after_a_step_that_is_left_out_counts(changed_loss, tmp_path, monkeypatch):
+    monkeypatch.setattr(loss_guard, "LEAST", 5)
+    at = 8
+    changed_loss[at] = 1e4
+    options = {"rollback_sigma": 20.0, "evaluate_every": at + 1, "keep_best": "held_out_l1"}
+    run(tmp_path / "run", 12, checkpoint_every=6, **options)
+    (row,) = [row for row in rows(tmp_path / "run") if row["step"] == at + 1]
+    assert "held_out_l1" in row and "loss" not in row
+    saved = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert saved.figures(at + 1)["held_out_l1"] == row["held_out_l1"]
 
 
 def test_a_guard_bounds_what_it_does():

@@ -41,6 +41,10 @@ class TextConditioner(Protocol):
     def tokens(self) -> int:
         """Tokens of a caption, padding included."""
 
+    @property
+    def computes(self) -> bool:
+        """Whether `arrays` runs a network on the devices."""
+
     def train_flops(self, captions: int) -> float:
         """Return the operations of embedding captions in a training step; see `models.flops`."""
 
@@ -173,6 +177,11 @@ class ByteConditioner:
         """Tokens of a caption, padding included."""
         return self.encoder.config.tokens
 
+    @property
+    def computes(self) -> bool:
+        """Return False: captions become bytes."""
+        return False
+
     def train_flops(self, captions: int) -> float:
         """Return the operations of a training step of the encoder."""
         return text_encoder_flops(self.encoder.config, captions, train=True)
@@ -270,6 +279,11 @@ class T5Conditioner:
     def tokens(self) -> int:
         """Tokens of a caption, padding included."""
         return self.length
+
+    @property
+    def computes(self) -> bool:
+        """Whether there is an encoder, for what is not stored."""
+        return self.encoder is not None
 
     def train_flops(self, captions: int) -> float:
         """Return 0: nothing of it is part of a training step."""

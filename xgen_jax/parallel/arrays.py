@@ -56,17 +56,16 @@ def put_rows(tree: Params, sharding: jax.sharding.Sharding) -> Params:
 
 
 class Ahead(Iterator[tuple[T, R]]):
-    """Items with what `put` returned of them, read and put in a thread, one ahead at most.
-
-    A context manager that ends the thread.
+    """Items with what `put` returned of them, one ahead at most: one that has begun is read and put
+    in a thread, another one where it is asked for. A context manager that ends the thread.
 
     An error of either is raised where that item is due. At the end it waits for the thread, so that
     what the items are read from can be closed.
 
     Args:
-      items: taken in the thread.
-      put: that computes nothing on the devices: programs that send between devices must be
-        dispatched in the same order everywhere, so by one thread.
+      items: to read.
+      put: of each. If it computes on the devices, do not `begin`: programs that send between
+        devices must be dispatched in the same order everywhere, so by one thread.
     """
 
     def __init__(self, items: Iterator[T], put: Callable[[T], R]):
@@ -83,9 +82,9 @@ class Ahead(Iterator[tuple[T, R]]):
             self._coming = self._thread.submit(self._one)
 
     def __next__(self) -> tuple[T, R]:
-        self.begin()
+        if self._coming is None:
+            return self._one()
         coming, self._coming = self._coming, None
-        assert coming is not None
         return coming.result()
 
     def _one(self) -> tuple[T, R]:

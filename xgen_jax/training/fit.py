@@ -139,6 +139,7 @@ def fit(
                     print("\n".join(summary.lines()), file=sys.stderr)
             programs.compile_behind(needed)
             guard = LossGuard(loop, data.get("guard"))
+            asked = stack.enter_context(stop_later())
             while True:
                 log = RunLog(
                     run,
@@ -154,12 +155,24 @@ def fit(
                 )
                 try:
                     state, last = take_steps(
-                        task, pipeline, loop, on_batch, programs, state, frozen, log, evaluation
+                        task,
+                        pipeline,
+                        loop,
+                        on_batch,
+                        programs,
+                        state,
+                        frozen,
+                        log,
+                        evaluation,
+                        asked,
                     )
                     break
                 except LossSpike as spike:
-                    found = spike
-                del state  # two do not fit on the devices
+                    # Its frames hold a state, and two do not fit on the devices.
+                    found = spike.with_traceback(None)
+                del state
+                if stopping := asked_to_stop(asked, log):
+                    raise Stopped(stopping)  # the run goes back when it goes on
                 state, data = begin(LATEST_GOOD)
                 first_step = int(state.step)
                 guard.check_rollbacks(found, first_step)
@@ -239,8 +252,12 @@ def take_steps(
     frozen: Params,
     log: RunLog,
     evaluation: Evaluation,
+    asked: list[int],
 ) -> tuple[TrainState, dict[str, float]]:
-    """Take the steps from the state's to the last; return (state, the last metrics)."""
+    """Take the steps from the state's to the last; return (state, the last metrics).
+
+    `asked` fills with the signal that asks this process to stop, see `signals.stop_later`.
+    """
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(log.run.path, loop.stall_timeout_s))
         stack.enter_context(log)
@@ -249,7 +266,6 @@ def take_steps(
         read = stack.enter_context(contextlib.closing(pipeline.iterate(first_step)))
         batches = stack.enter_context(Ahead(read, lambda item: task.put(item[1], on_batch)))
         profiler = stack.enter_context(Profiler(log.run.path / "profile", loop.profile_steps))
-        asked = stack.enter_context(stop_later())
         known: dict[Bucket, Callable] = {}  # the programs that all processes have
 
         def program(bucket: Bucket) -> Callable:
@@ -281,6 +297,7 @@ def take_steps(
             metrics = None
             try:
                 if step in log.guard.left_out:
+                    log.flush_metrics()  # if the step before stops the run, its number is saved
                     # Two arrays: the state's is donated to the next step.
                     turn, reached = (put(np.int32(done), everywhere) for _ in range(2))
                     state = dataclasses.replace(cast(Any, state), step=reached)
@@ -296,7 +313,7 @@ def take_steps(
                         save_reached()
                         raise
                     state, metrics, turn = take(state, arrays, sample_id, frozen, turn, stop)
-                    if done < loop.steps:
+                    if done < loop.steps and not task.batches_compute:
                         batches.begin()
                 profiler.after(step, state)
                 log.dispatched(step, batch, metrics)
@@ -307,9 +324,7 @@ def take_steps(
                         figures = evaluation(done, state, frozen, log)
                     log.flush_metrics(figures)
                     best = log.is_best()
-                # With several processes each knows from the step before whether one was asked.
-                alone = jax.process_count() == 1
-                stopping = asked[0] if alone and asked else log.stop
+                stopping = asked_to_stop(asked, log)
                 last = stopping > 0 or done == loop.steps
                 due = last or best or done % loop.checkpoint_every == 0
                 if due:
@@ -328,6 +343,12 @@ def take_steps(
             watchdog.stepped(f"the batch of step {done}")
         watchdog.beat("the end of the run")
     return state, log.last
+
+
+def asked_to_stop(asked: list[int], log: RunLog) -> int:
+    """Return the signal by which the run is asked to stop, 0 for none: the same in all processes,
+    of which each knows from the step that was looked at last whether one was asked."""
+    return asked[0] if asked and jax.process_count() == 1 else log.stop
 
 
 def stop_shape(mesh: Mesh) -> jax.ShapeDtypeStruct | None:

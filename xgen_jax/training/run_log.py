@@ -85,6 +85,7 @@ class RunLog:
         self._spent_before_s = before.get("wall_s", 0.0) if first_step else 0.0
         self._started_s = time.monotonic()
         self._rates, self._work = rates, functools.cache(task.work)
+        self._done = first_step  # updates dispatched, those of steps that are left out among them
         self._pending: tuple[int, Batch, StepMetrics] | None = None
         self._held_out: tuple[int, Mapping[str, float]] = first_step, {}
         self._best: float | None = None
@@ -135,6 +136,7 @@ class RunLog:
         work = None if metrics is None else self._work(self._pipeline.bucket(step))
         self._rates.mark(step, time.monotonic(), work)
         self.flush_metrics()
+        self._done = step + 1
         self._pending = None if metrics is None else (step, batch, metrics)
 
     def flush_metrics(self, extra: Mapping[str, float] | None = None) -> None:
@@ -147,31 +149,37 @@ class RunLog:
           NonFiniteLoss, LossSpike: see `LossGuard`.
           UserError: the disk is full.
         """
+        done = self._done
         if self._pending is None:
+            if extra:  # after a step that was left out, which has no metrics
+                self._held_out = done, extra
+                self._write(extra)
             return
         (step, batch, metrics), self._pending = self._pending, None
         self.last = metrics.fetch()
         self.stop = int(self.last.pop("stop", 0))
-        done = step + 1
         where = f"bucket {self._pipeline.bucket(step).name}, samples {batch['index'].tolist()}"
         if skipped := self.guard.check(step, self.last, where):
             self.note("skipped", step, skipped)
-        self.last |= extra or {}
         if extra:
             self._held_out = done, extra
+            self.last |= extra
         if extra or done % self._loop.log_every == 0 or done == self._loop.steps:
-            row = {**self.last, **self._rates.read(), "time_s": self._elapsed_s()}
-            self._trackers.write(done, row)
-            try:
-                self._writers.write(done, row)
-            except OSError as error:
-                raise UserError(
-                    f"{self.run.metrics} cannot be written ({error.strerror}); the newest "
-                    "checkpoint is intact, and the same command goes on from it"
-                ) from error
+            self._write({**self.last, **self._rates.read()})
         else:
             self._writers.progress(done, self.last)
             self._trackers.progress(done, self.last)
+
+    def _write(self, metrics: Mapping[str, float]) -> None:
+        row = {**metrics, "time_s": self._elapsed_s()}
+        self._trackers.write(self._done, row)
+        try:
+            self._writers.write(self._done, row)
+        except OSError as error:
+            raise UserError(
+                f"{self.run.metrics} cannot be written ({error.strerror}); the newest "
+                "checkpoint is intact, and the same command goes on from it"
+            ) from error
 
     def preview(self, step: int, path: Any) -> None:
         """Show a preview's GIF with every writer that can."""

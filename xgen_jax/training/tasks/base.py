@@ -65,7 +65,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def batch_arrays(self, batch: Batch) -> Arrays:
-        """Make, on the host, the arrays of a batch that the device needs."""
+        """Make, on the host, the arrays of a batch that the device needs; see `batches_compute`."""
 
     def check_mesh(self, mesh: Mapping[str, int], bucket: Bucket) -> None:
         """Raise UserError for a mesh, sizes by axis, whose devices cannot share a bucket's clips.
@@ -97,6 +97,12 @@ class Task(abc.ABC):
         """Put a batch on the devices and prepare it: (prepared arrays, sample ids)."""
         arrays, sample_id = self.put(batch, sharding)
         return self.for_step(arrays, sharding), sample_id
+
+    @property
+    def batches_compute(self) -> bool:
+        """Whether `batch_arrays` runs a network on the devices: then `put` must be called where
+        steps are dispatched, and not next to them in a thread; see `Ahead`."""
+        return False
 
     @abc.abstractmethod
     def abstract_batch(self, arrays: Arrays, bucket: Bucket) -> Arrays:

@@ -198,6 +198,11 @@ class VDiTTask(Task):
         arrays = {clips: batch[clips], "text": self.text.batch_arrays(batch)}
         return arrays | ({"micro_cond": batch["micro_cond"]} if "micro_cond" in batch else {})
 
+    @property
+    def batches_compute(self) -> bool:
+        """Whether captions are embedded as they come; see `Task.batches_compute`."""
+        return self.text.computes
+
     def prepare(self, arrays: Arrays) -> Arrays:
         """Replace a video by its latents (B, t, h, w, c)."""
         if not self.embedder:
