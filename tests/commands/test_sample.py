@@ -1,10 +1,13 @@
 """Prompts to files: existing videos stay, an interrupted run continues, mistakes are named."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from xgen_jax.commands import sample as command
 from xgen_jax.commands.sample import (
     SampleRequest,
     make_batches,
@@ -16,6 +19,7 @@ from xgen_jax.data.video import read_video
 from xgen_jax.data.video_writer import VideoWriter, write_video
 from xgen_jax.errors import UserError
 from xgen_jax.files import locked
+from xgen_jax.inference.text_to_video import TextToVideo, load_text_to_video
 
 
 def sample(**request):
@@ -133,6 +137,56 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tiny_runs, tmp_path, monkey
     (tmp_path / "prompts.txt").write_text("\n".join([*lines, "one more"]))
     assert sample(**arguments, out=str(tmp_path / "cut"))["generated"] == 1
     assert len(json.loads((tmp_path / "cut" / "samples.json").read_text())["prompts"]) == 10
+
+
+def recorded(folder):
+    return json.loads((folder / "samples.json").read_text())["prompts"]
+
+
+@pytest.mark.slow
+def test_only_videos_of_the_same_prompts_settings_and_model_are_kept(
+    tiny_runs, tmp_path, monkeypatch
+):
+    file, out = tmp_path / "prompts.txt", tmp_path / "out"
+    arguments = {"model": str(tiny_runs / "vdit"), "prompts_file": str(file), "out": str(out)}
+    arguments |= {"steps": 1, "batch_size": 1}
+
+    def run(*prompts, **changes):
+        file.write_text("\n".join(prompts))
+        return sample(**arguments, **changes)["generated"]
+
+    assert run(*PROMPTS[:3]) == 3
+    assert run(PROMPTS[0]) == 0
+    # A file with fewer prompts does not forget those of the other videos.
+    assert recorded(out) == list(PROMPTS[:3])
+    with pytest.raises(UserError, match="line 2: '.*' -> 'another'"):
+        run(PROMPTS[0], "another", PROMPTS[2])
+    # What --overwrite has begun to replace is not mixed with what it had not replaced yet.
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "write_videos", lambda *arguments: None)
+        run(*PROMPTS[:2], seed=1, overwrite=True)
+    assert [path.name for path in out.glob("*.mp4")] == ["00003.mp4"]
+    with pytest.raises(UserError, match=r"line 3: '\(not recorded\)' -> "):
+        run(*PROMPTS[:3], seed=1)
+    assert run(*PROMPTS[:3], seed=1, overwrite=True) == 3
+    assert run(*PROMPTS[:3], seed=1) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(TextToVideo, "fingerprint", "another")
+        with pytest.raises(UserError, match="model: '[0-9a-f]{16}' -> 'another'"):
+            run(*PROMPTS[:3], seed=1)
+    (out / "samples.json").unlink()
+    with pytest.raises(UserError, match="without samples.json, of no known settings"):
+        run(*PROMPTS[:3], seed=1)
+
+
+def test_the_fingerprint_of_a_model_holds_its_parameters(tiny_runs):
+    model = load_text_to_video(tiny_runs / "vdit")
+    assert model.fingerprint == load_text_to_video(tiny_runs / "vdit").fingerprint
+    for name in model.networks.params:
+        changed = jax.tree.map(lambda leaf: leaf + 1, model.networks.params[name])
+        params = {**model.networks.params, name: changed}
+        networks = dataclasses.replace(model.networks, params=params)
+        assert dataclasses.replace(model, networks=networks).fingerprint != model.fingerprint
 
 
 @pytest.mark.slow

@@ -245,7 +245,7 @@ def sample_files(request: SampleRequest) -> dict[str, Any]:
         negative = [] if request.negative_prompt is None else [request.negative_prompt]
         model.networks.text.prepare([prompts[line] for line in todo] + negative)
         scale = request.file_scale(plan)
-        settings = {"seed": request.seed, "step": model.step, **generator.settings}
+        settings = sampling_settings(model, generator, request.seed)
         if scale != 1:
             settings["scale"] = scale
         if request.lora:
@@ -352,6 +352,16 @@ def write_videos(
             console.progress(done, {"videos": videos})
 
 
+def sampling_settings(model: TextToVideo, generator: VideoGenerator, seed: int) -> dict[str, Any]:
+    """Return what videos depend on besides their prompts, for the record next to them."""
+    return {"seed": seed, "step": model.step, "model": model.fingerprint, **generator.settings}
+
+
+def setting_differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Return how recorded settings differ from `here`; a record of release 0.2 names no model."""
+    return differences({"model": here["model"], **there}, here)
+
+
 def _create_or_resume(
     request: SampleRequest,
     settings: dict[str, Any],
@@ -359,20 +369,31 @@ def _create_or_resume(
     paths: list[pathlib.Path],
 ) -> None:
     """Write the videos' settings into the folder; refuse a folder of videos with other settings."""
-    folder = pathlib.Path(request.out)
-    file = folder / SETTINGS
+    file = pathlib.Path(request.out) / SETTINGS
     existing = [line for line, path in enumerate(paths) if path.exists()]
     fix = "choose another --out, or replace the videos with --overwrite"
-    if file.exists() and existing and not request.overwrite:
+    others: list[str] = []  # prompts of videos behind those of this call
+    if request.overwrite:
+        for line in existing:  # first: none must outlive its settings
+            paths[line].unlink()
+    elif file.exists():
         there, lines = _read_settings(file, fix)
-        differing = differences(there, settings)
+        differing = setting_differences(there, settings)
+        others = [] if differing else lines[len(prompts) :]
+        lines += ["(not recorded)"] * (len(prompts) - len(lines))
         differing += [
             f"line {line + 1}: {lines[line]!r} -> {prompts[line]!r}"
             for line in existing
-            if line < len(lines) and lines[line] != prompts[line]
+            if lines[line] != prompts[line]
         ]
-        refuse_differences(differing[:10], f"{folder} holds videos with other settings", fix)
-    write_json(file, {"settings": settings, "prompts": prompts})
+        if existing:
+            what = f"{request.out} holds videos with other settings"
+            refuse_differences(differing[:10], what, fix)
+    elif existing:
+        raise UserError(
+            f"{request.out} holds videos without {SETTINGS}, of no known settings; {fix}"
+        )
+    write_json(file, {"settings": settings, "prompts": prompts + others})
 
 
 def _read_settings(file: pathlib.Path, fix: str) -> tuple[dict[str, Any], list[str]]:

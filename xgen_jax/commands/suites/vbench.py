@@ -13,7 +13,12 @@ from typing import Any
 import jax
 
 from xgen_jax.commands.evaluate_request import EvaluateRequest
-from xgen_jax.commands.sample import make_batches, write_videos
+from xgen_jax.commands.sample import (
+    make_batches,
+    sampling_settings,
+    setting_differences,
+    write_videos,
+)
 from xgen_jax.commands.suites.results import results_folder
 from xgen_jax.errors import UserError, choose
 from xgen_jax.evaluation.vbench import (
@@ -28,7 +33,6 @@ from xgen_jax.evaluation.vbench import (
     table,
 )
 from xgen_jax.files import (
-    differences,
     locked,
     read_json,
     refuse_differences,
@@ -82,12 +86,7 @@ def vbench_export(request: EvaluateRequest) -> dict[str, Any]:
     loaded.networks.text.prepare(list(dict.fromkeys(rows[n].prompt for n in todo)))
     size = min(loaded.batch_size(plan), len(videos))
     generator = loaded.generator(plan, size)
-    settings = {
-        "seed": request.seed,
-        "step": loaded.step,
-        **generator.settings,
-        "prompts": _digest(suite),
-    }
+    settings = {**sampling_settings(loaded, generator, request.seed), "prompts": _digest(suite)}
     check_equal({"sampled": settings, "videos": len(wanted)})
     batches = make_batches(todo, size)[jax.process_index() :: jax.process_count()]
     with contextlib.ExitStack() as stack:
@@ -145,7 +144,7 @@ def _check_settings(out: pathlib.Path, settings: dict[str, Any], any_video: bool
     if any_video and (out / RECORD).exists():
         there = read_json(out / RECORD, fix).get("settings", {})
         refuse_differences(
-            differences(there, settings), f"{out} holds videos with other settings", fix
+            setting_differences(there, settings), f"{out} holds videos with other settings", fix
         )
     elif any_video:
         raise UserError(
