@@ -1,6 +1,7 @@
 """Whole evaluations, also of mp4 files: odd sizes and lengths, a folder with bad files in it."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -259,6 +260,21 @@ def test_captions_suite_finds_the_latents_of_a_run_or_says_that_they_are_not_the
     (model.parent / "latents" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"was trained on \S*run/latents: give --suite=samples"):
         evaluate(**request, model=str(model))
+
+
+def test_an_embedder_of_outlines_is_scored_on_outlines(tiny_runs, tmp_path):
+    results = {}
+    for style in ("filled", "outline"):
+        embedder = tmp_path / style / "vidvae"
+        shutil.copytree(tiny_runs / "vidvae", embedder)
+        config = json.loads((embedder / "config.json").read_text())
+        config["data"]["source"]["style"] = style
+        (embedder / "config.json").write_text(json.dumps(config))
+        out = tmp_path / style / "scores"
+        evaluate("reconstruction", embedder=str(embedder), out=str(out), count=1)
+        (results[style],) = (out / "reconstruction").rglob("*0.mp4")
+    originals = [read_video(path)[0][:, :, :16] for path in results.values()]
+    assert not np.array_equal(*originals)
 
 
 @pytest.mark.slow

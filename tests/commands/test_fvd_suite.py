@@ -1,6 +1,7 @@
 """FVD by command: a model's samples or a folder's videos, never without the network."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -66,3 +67,31 @@ def test_a_models_samples_are_compared_with_the_clips_of_their_prompts(tmp_path,
     held = json.loads((tmp_path / "fvd" / "fvd.json").read_text())
     assert np.isfinite(held["fvd"]) and held["data"] == "moving shapes, held out"
     assert held["settings"]["steps"] == 2 and (tmp_path / "fvd" / "002.mp4").exists()
+
+
+def with_source(run, target, **source):
+    """Copy a run whose configuration says that it was trained on another source."""
+    shutil.copytree(run, target)
+    config = json.loads((target / "config.json").read_text())
+    config["data"]["source"] |= source
+    (target / "config.json").write_text(json.dumps(config))
+    return str(target)
+
+
+@pytest.mark.slow
+def test_a_run_on_outlines_is_compared_with_outlines(tmp_path, tiny_runs, i3d):
+    flags = {"i3d": i3d, "frames": 13, "count": 3}
+    results = {}
+    for style in ("filled", "outline"):
+        model = with_source(tiny_runs / "vdit", tmp_path / style / "vdit", style=style)
+        summary = evaluate("fvd", model=model, out=str(tmp_path / style), **flags)
+        results[style] = summary["fvd"]
+    assert results["filled"] != results["outline"]
+    data = {"kind": "latents", "path": "gone/latents", "split": "train"}
+    moved = tmp_path / "moved" / "vdit"
+    shutil.copytree(tiny_runs / "vdit", moved)
+    config = json.loads((moved / "config.json").read_text())
+    config["data"]["source"] = data
+    (moved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="latents in gone/latents, .*, or give --data=FOLDER"):
+        evaluate("fvd", model=str(moved), out=str(tmp_path / "moved"), **flags)

@@ -10,7 +10,7 @@ from xgen_jax.commands.hosts import check_hosts
 from xgen_jax.config.changes import change_rows
 from xgen_jax.config.runs import Run, Weights, to_dict
 from xgen_jax.data.pipeline import Pipeline
-from xgen_jax.data.sources.factory import held_out_data, make_source, not_moving_shapes
+from xgen_jax.data.sources.factory import held_out_data, make_source, shapes_style
 from xgen_jax.errors import UserError, choose
 from xgen_jax.evaluation.captions import HeldOutCaptions
 from xgen_jax.files import locked
@@ -112,7 +112,7 @@ def train(
             multiple = mesh.shape["data"] * mesh.shape["fsdp"]
             data = held_out_data(config.data, multiple, config.embeds_captions)
             held_out = Pipeline(*data, **part)
-            verified = task.samples_prompts and not not_moving_shapes(config.data.source)
+            verified = task.samples_prompts and shapes_style(config.data.source) == "filled"
             if verified and config.loop.evaluate_prompts:
                 judge = HeldOutCaptions(config.loop.evaluate_prompts)
         if changed:

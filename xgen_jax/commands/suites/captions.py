@@ -1,16 +1,14 @@
 """Verify the captions of sampled moving shapes: `--suite=captions`."""
 
-import dataclasses
-import pathlib
 import time
 from typing import Any
 
 from xgen_jax.commands.evaluate_request import EvaluateRequest
+from xgen_jax.commands.suites.clips import trained_on
 from xgen_jax.commands.suites.results import SHOWN, results_folder
 from xgen_jax.commands.suites.samples import sample_prompts, settings_of, write_sample
 from xgen_jax.config.runs import VDiTRun
-from xgen_jax.data.config import LatentsConfig
-from xgen_jax.data.sources.factory import not_moving_shapes
+from xgen_jax.data.sources.factory import shapes_style
 from xgen_jax.data.sources.synthetic import held_out_prompts
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.captions import evaluate_captions
@@ -51,20 +49,12 @@ def captions(request: EvaluateRequest) -> dict[str, Any]:
 
 def _check_shapes(model: str) -> None:
     """Raise UserError unless a run was trained on moving shapes, whose captions can be verified."""
-    folder = RunFolder(model)
-    source = folder.expect(VDiTRun, "a model: a vdit run").data.source
-    other_captions = "give --suite=samples and --prompts_file=FILE"
-    if isinstance(source, LatentsConfig) and source.path:
-        path = folder.resolve_sibling(source.path)
-        if not pathlib.Path(path).is_dir():
-            raise UserError(
-                f"{model} was trained on the latents in {source.path}, a folder that is neither "
-                "here nor next to the run, so nothing says whether they show moving shapes: start "
-                f"this in the folder in which training was started, or {other_captions}"
-            )
-        source = dataclasses.replace(source, path=path)
-    if other := not_moving_shapes(source):
+    run, instead = RunFolder(model), "give --suite=samples and --prompts_file=FILE"
+    config = run.expect(VDiTRun, "a model: a vdit run")
+    source = trained_on(run, config.data.source, instead)
+    if (style := shapes_style(source)) != "filled":
+        what = f"shapes of style {style!r}" if style else source.path or "other videos"
         raise UserError(
             f"--suite=captions verifies captions of moving shapes that are filled, and {model} was "
-            f"trained on {other}: {other_captions}"
+            f"trained on {what}: {instead}"
         )

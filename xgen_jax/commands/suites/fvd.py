@@ -1,6 +1,5 @@
 """FVD of a model's samples, or of a folder of videos, against a folder: `--suite=fvd`."""
 
-import dataclasses
 import itertools
 import pathlib
 import sys
@@ -13,23 +12,13 @@ import numpy as np
 
 from xgen_jax.commands.evaluate_request import EvaluateRequest
 from xgen_jax.commands.sample import make_batches, read_prompts
+from xgen_jax.commands.suites.clips import of_shapes, of_videos, trained_on
 from xgen_jax.commands.suites.results import SHOWN, results_folder
 from xgen_jax.commands.suites.samples import settings_of
-from xgen_jax.data.buckets import Bucket
-from xgen_jax.data.config import (
-    DataConfig,
-    LatentsConfig,
-    ShardsConfig,
-    SyntheticConfig,
-    TFDSConfig,
-    VideoFolderConfig,
-    kind_of_folder,
-)
-from xgen_jax.data.latent_shards import read_manifest
+from xgen_jax.data.config import ShardsConfig, TFDSConfig, VideoFolderConfig, kind_of_folder
 from xgen_jax.data.sources.base import Sample, Source
-from xgen_jax.data.sources.factory import make_source
+from xgen_jax.data.sources.factory import shapes_style
 from xgen_jax.data.sources.shards import ShardSource
-from xgen_jax.data.sources.synthetic import SyntheticSource
 from xgen_jax.data.sources.video_folder import VideoFolderSource
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
@@ -40,6 +29,7 @@ from xgen_jax.inference.sampling import BatchRow
 from xgen_jax.inference.text_to_video import TextToVideo, load_text_to_video
 from xgen_jax.models.i3d import LEAST_FRAMES
 from xgen_jax.parallel.agreement import gather, is_first
+from xgen_jax.runs.folder import RunFolder
 from xgen_jax.typing import Video
 
 FRAMES = 16  # of clips from folders; what most papers report
@@ -170,33 +160,25 @@ def sample_own(
 def _reference(request: EvaluateRequest, loaded: TextToVideo, plan: VideoPlan) -> Source:
     if request.data:
         return _folder(request.data, plan.fps)
-    source = loaded.config.data.source
-    if isinstance(source, LatentsConfig) and source.path and kind_of_folder(source.path):
-        shapes = read_manifest(source.path)["source"] == SyntheticConfig.kind
-    else:
-        shapes = isinstance(source, SyntheticConfig)
-    if not shapes:
-        raise UserError(
-            f"--suite=fvd compares samples of {request.model} with videos: give --data=FOLDER"
-        )
-    # Another seed than any run trains on, and combinations that none has seen.
-    return SyntheticSource(seed=10_000 + request.seed, split="held_out", num_clips=request.count)
+    instead = "give --data=FOLDER"
+    source = trained_on(RunFolder(request.model), loaded.config.data.source, instead)
+    style = shapes_style(source)
+    if style is None:
+        raise UserError(f"--suite=fvd compares samples of {request.model} with videos: {instead}")
+    return of_shapes(request.count, request.seed, style)
 
 
 def _folder(path: str, fps: float | None) -> VideoFolderSource | ShardSource:
+    """Return the videos of a folder, each a clip, at the frame rate of the other set."""
     kind = kind_of_folder(path) or VideoFolderConfig.kind
     if kind == TFDSConfig.kind:
         raise UserError(f"{path} is a dataset without sizes of its own; give a folder of videos")
-    config: Any = {c.kind: c for c in (VideoFolderConfig, ShardsConfig)}.get(
-        kind, VideoFolderConfig
-    )
-    config = config(path=path, split="all", require_captions=False)
-    if isinstance(config, VideoFolderConfig):
-        # One clip a video.
-        config = dataclasses.replace(config, memory_gb=0.0, seconds_per_clip=None)
-    config = dataclasses.replace(config, fps=fps)  # that of the other set
-    buckets = (Bucket(frames=2, height=1, width=1, batch_size=1),)  # no images
-    source = make_source(DataConfig(source=config, buckets=buckets))
+    config: ShardsConfig | VideoFolderConfig
+    if kind == ShardsConfig.kind:
+        config = ShardsConfig(path=path, split="all", fps=fps)
+    else:
+        config = VideoFolderConfig(path=path, split="all", fps=fps, seconds_per_clip=None)
+    source = of_videos(config)
     assert isinstance(source, (VideoFolderSource, ShardSource))
     return source
 

@@ -11,19 +11,16 @@ import jax
 import numpy as np
 
 from xgen_jax.commands.evaluate_request import EvaluateRequest
+from xgen_jax.commands.suites.clips import VIDEOS, of_shapes, of_videos
 from xgen_jax.commands.suites.results import SHOWN, WORST, results_folder
 from xgen_jax.config.runs import Run
-from xgen_jax.data.buckets import Bucket, shape_name
+from xgen_jax.data.buckets import shape_name
 from xgen_jax.data.config import (
-    DataConfig,
-    ShardsConfig,
-    TFDSConfig,
     VideoFolderConfig,
     kind_of_folder,
 )
 from xgen_jax.data.sources.base import Source
-from xgen_jax.data.sources.factory import make_source
-from xgen_jax.data.sources.synthetic import SyntheticSource
+from xgen_jax.data.sources.factory import shapes_style
 from xgen_jax.data.video_writer import write_video
 from xgen_jax.errors import UserError
 from xgen_jax.evaluation.fvd import CONVENTION, FrechetVideoDistance
@@ -36,11 +33,6 @@ from xgen_jax.models.i3d import LEAST_FRAMES
 from xgen_jax.parallel.agreement import is_first
 from xgen_jax.runs.folder import RunFolder
 from xgen_jax.typing import Video
-
-# Sources of videos that a person gave, which have clips that are held out.
-_Videos = VideoFolderConfig | ShardsConfig | TFDSConfig
-_VIDEOS = (VideoFolderConfig, ShardsConfig, TFDSConfig)
-
 
 # What stands in the results besides the conventions of the metrics.
 _CLIPS = (
@@ -201,38 +193,28 @@ def _clips_to_score(request: EvaluateRequest, run: RunFolder) -> tuple[Source, s
     config = run.config()
     own = config.data.source if isinstance(config, Run) else None
     kind = kind_of_folder(request.data) if request.data else None
-    if isinstance(own, _VIDEOS) and (kind is None or (request.split and kind == own.kind)):
+    if isinstance(own, VIDEOS) and (kind is None or (request.split and kind == own.kind)):
         config = dataclasses.replace(
             own, path=request.data or own.path, split=request.split or "all"
         )
         if request.split is None:
-            some = len(_folder(config).held_out_clips())
+            some = len(of_videos(config).held_out_clips())
             config = dataclasses.replace(config, split="held_out" if some else "train")
             if not some:
                 print("no clip is held out: those trained on are scored", file=sys.stderr)
-        return _folder(config), config.split
+        return of_videos(config), config.split
     if request.data is not None:
         # A folder of latents has no videos to score: that is said by the source of videos.
-        made = {one.kind: one for one in _VIDEOS}.get(kind or "", VideoFolderConfig)
+        made = {one.kind: one for one in VIDEOS}.get(kind or "", VideoFolderConfig)
         folder = made(path=request.data, split=request.split or "all")
-        return _folder(folder), folder.split
+        return of_videos(folder), folder.split
     if request.split not in (None, "held_out"):
         raise UserError(
             f"--split={request.split} is for folders of videos: give --data=FOLDER; of the moving "
             "shapes only held-out clips are scored"
         )
-    # Another seed than any run trains on, and combinations that none has seen.
-    clips = SyntheticSource(seed=10_000 + request.seed, split="held_out", num_clips=request.count)
-    return clips, "held_out"
-
-
-def _folder(source: _Videos) -> Source:
-    buckets = (Bucket(frames=2, height=1, width=1, batch_size=1),)  # no images
-    if not isinstance(source, TFDSConfig):
-        source = dataclasses.replace(source, require_captions=False)
-    if isinstance(source, VideoFolderConfig):
-        source = dataclasses.replace(source, memory_gb=0.0)  # each clip is read once
-    return make_source(DataConfig(source=source, buckets=buckets))
+    style = own and shapes_style(own)
+    return of_shapes(request.count, request.seed, style or "filled"), "held_out"
 
 
 def _clips(

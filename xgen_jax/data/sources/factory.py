@@ -102,15 +102,16 @@ _MAKERS: dict[type, Callable[[Any, DataConfig, bool], Source]] = {
 }
 
 
-def not_moving_shapes(source: Any) -> str:
-    """Return what a source, by its configuration, shows instead of filled moving shapes; empty for
-    those, or latents of them: their captions can be verified, see `evaluation.captions`."""
+def shapes_style(source: Any) -> str | None:
+    """Return the style of the moving shapes that a source, by its configuration, shows, or that its
+    latents are of; None for other videos. Captions of filled ones can be verified, see
+    `evaluation.captions`."""
     if isinstance(source, SyntheticConfig):
-        return "" if source.style == "filled" else f"shapes of style {source.style!r}"
-    path = source.path
-    if path and isinstance(source, LatentsConfig) and os.path.isdir(path):
-        return "" if read_manifest(path)["source"] == SyntheticConfig.kind else path
-    return path or "other videos"
+        return source.style
+    if isinstance(source, LatentsConfig) and source.path and os.path.isdir(source.path):
+        encoded = read_manifest(source.path)["source"]
+        return "filled" if encoded == SyntheticConfig.kind else None  # encode takes filled ones
+    return None
 
 
 def held_out_data(
