@@ -99,6 +99,13 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
+def without_a_prompt(page):
+    page.click("#sample-start")
+    page.wait_for_selector("#sample-status [role=alert]")
+    assert "Write a prompt first." in page.inner_text("#sample-status")
+    page.wait_for_selector("#sample-start:not([disabled])")
+
+
 def test_a_prompt_becomes_a_video_that_is_there_after_a_restart(tiny_runs, tmp_path):
     made = tmp_path / "made"
     flags = [f"--model={tiny_runs / 'vdit'}", f"--gallery={made}"]
@@ -106,10 +113,10 @@ def test_a_prompt_becomes_a_video_that_is_there_after_a_restart(tiny_runs, tmp_p
     write_video(tmp_path / "clip.mp4", noise, 8)
     (tmp_path / "notes.mp4").write_text("this is no video")
     with chromium() as browser:
-        with served(*flags) as url, opened(browser, url) as page:
-            page.click("#sample-start")
-            page.wait_for_selector("#sample-status [role=alert]")
-            assert "Write a prompt first." in page.inner_text("#sample-status")
+        with served(*flags, "--queue_size=1") as url, opened(browser, url) as page:
+            without_a_prompt(page)
+            with opened(browser, url) as other:  # who is refused holds no place in the queue
+                without_a_prompt(other)
             page.fill("#sample-prompt textarea", "a red circle & a <b>square</b>")
             page.fill("#sample-seed input", "7")
             page.click("#sample-start")

@@ -132,5 +132,6 @@ class Buttons:
         self._studio.stop(owner(request, self._tab))
         return note("Stopping after this step."), gr.update(interactive=False)
 
-    def _ended(self):
+    def _ended(self, request: gr.Request):
+        self._studio.release(owner(request, self._tab))
         return gr.update(interactive=True), gr.update(visible=False)

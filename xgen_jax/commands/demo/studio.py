@@ -278,6 +278,11 @@ class Studio:
             self._waiting.add(owner)
         self._stopped.discard(owner)
 
+    def release(self, owner: Owner) -> None:
+        """Let an owner wait no longer, also one whose request was refused before its turn."""
+        with self._lock:
+            self._waiting.discard(owner)
+
     def stop(self, owner: Owner) -> None:
         """Stop what the owner computes, or waits for, at the next step."""
         self._stopped.add(owner)
@@ -301,8 +306,7 @@ class Studio:
     @contextlib.contextmanager
     def _turn(self, owner: Owner) -> Generator[None]:
         with self._device:
-            with self._lock:
-                self._waiting.discard(owner)
+            self.release(owner)
             self._check(owner)
             yield
 
