@@ -40,7 +40,7 @@ def test_a_folder_is_scored(clips, clip, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_models_samples_are_scored(tiny_runs, clip, tmp_path):
+def test_a_models_samples_are_scored(tiny_runs, clip, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("a cat\nthe red circle\n")
     flags = {"model": str(tiny_runs / "vdit"), "clip": clip, "out": str(tmp_path)}
     with pytest.raises(UserError, match="give --prompts_file=FILE"):
@@ -50,6 +50,9 @@ def test_a_models_samples_are_scored(tiny_runs, clip, tmp_path):
     assert summary["videos"] == 2 and held["settings"]["steps"] == 2
     assert [row["file"] for row in held["samples"]] == ["000.mp4", "001.mp4"]
     assert (tmp_path / "clip_score" / "001.mp4").exists()
+    prompts = {"prompts_file": str(tmp_path / "prompts.txt"), "count": 1}
+    assert evaluate("clip_score", **flags, **prompts)["videos"] == 1
+    assert "1 of 2 prompts are left out by --count=1" in capsys.readouterr().err
 
 
 def test_prompts_are_found_where_commands_write_them(clips, tmp_path):
@@ -81,5 +84,6 @@ def test_flags_that_contradict_are_refused(clips, clip, tmp_path):
         evaluate("clip_score", clip=clip, out=str(tmp_path))
     with pytest.raises(UserError, match="give --clip"):
         evaluate("clip_score", videos=str(clips), out=str(tmp_path))
-    with pytest.raises(UserError, match="--steps is for samples of a --model"):
-        evaluate("clip_score", videos=str(clips), clip=clip, steps=2, out=str(tmp_path))
+    for flag, value in {"steps": 2, "seed": 1, "restore": "best"}.items():
+        with pytest.raises(UserError, match=f"--{flag} is for samples of a --model"):
+            evaluate("clip_score", videos=str(clips), clip=clip, out=str(tmp_path), **{flag: value})

@@ -208,6 +208,12 @@ def test_the_card_says_what_it_is_and_nothing_of_this_machine(tiny_runs, tmp_pat
     files = [path for path in (tmp_path / "out").rglob("*.*") if path.suffix != ".safetensors"]
     written = [path.read_text() for path in files]
     assert len(written) == 8 and not any(str(tiny_runs) in each for each in written)
+    assert export(tiny_runs / "vdit", tmp_path / "out", **about)["layout"]  # the same again
+    figures["accuracy"]["all"] = 1.0
+    (scores / "captions.json").write_text(json.dumps(figures))
+    for other in ({"licence": "mit"}, {"evaluation": about["evaluation"]}):
+        with pytest.raises(UserError, match=f"card was written with another --{next(iter(other))}"):
+            export(tiny_runs / "vdit", tmp_path / "out", **other)
     with pytest.raises(UserError, match="--evaluation=.* holds no figures"):
         export(tiny_runs / "vdit", tmp_path / "more", evaluation=str(tmp_path))
 

@@ -116,3 +116,11 @@ class EvaluateRequest:
             raise UserError(f"give {', '.join(f'--{name}' for name in missing)}")
         if self.split is not None:
             choose("split", self.split, SPLITS)
+
+    def only_for_samples(self, *flags: str) -> None:
+        """Raise UserError for flags of sampling that were given with `videos`."""
+        for field in dataclasses.fields(self):
+            if field.name in flags and getattr(self, field.name) != field.default:
+                raise UserError(
+                    f"--{field.name} is for samples of a --model; --videos are there already"
+                )

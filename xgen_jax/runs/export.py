@@ -105,13 +105,15 @@ def export_model(
     summary: dict[str, Any] = {"folder": str(target), "family": config.family, "dtype": dtype}
     summary |= {"step": main.data["step"], "parameters": count_parameters(main.params)}
     summary |= {"fingerprint": mark}
-    if held := _same_there(target, mark, dtype, overwrite):
-        print(f"{target} holds this very export already; it is left as it is", file=sys.stderr)
-        return {**summary, "layout": held["layout"]}
     parts = {"": main}
     if pipeline:
         place = embedder or folder.resolve_sibling(cast(VDiTRun, config).embedder)
         parts = {TRANSFORMER: main, EMBEDDER: _read_embedder(folder, place, main)}
+    # In the record, so that the same command says the same again.
+    main.data["card"] = {"licence": licence, "evaluation": figures or None}
+    if held := _same_there(target, mark, dtype, main.data["card"], overwrite):
+        print(f"{target} holds this very export already; it is left as it is", file=sys.stderr)
+        return {**summary, "layout": held["layout"]}
     layouts = {}
     with _whole_folder(target) as new:
         for name, network in parts.items():
@@ -255,9 +257,14 @@ def _index(parts: dict[str, Network]) -> dict[str, Any]:
 
 
 def _same_there(
-    target: pathlib.Path, mark: str, dtype: str, overwrite: bool
+    target: pathlib.Path, mark: str, dtype: str, card: dict[str, Any], overwrite: bool
 ) -> dict[str, Any] | None:
     """Return the record of the same export in a folder, or None if it is free for this one.
+
+    Args:
+      target: the folder.
+      mark, dtype, card: of the export; what is None in the card was not given.
+      overwrite: whatever model is there is replaced.
 
     Raises:
       UserError: it holds something else.
@@ -279,6 +286,14 @@ def _same_there(
             f"--out={target} holds another exported model ({record.get('fingerprint')}, "
             f"{record.get('dtype')}); choose a new folder, or replace it with --overwrite"
         )
+    written = record.get("card", {})
+    for name, value in card.items():
+        if value is not None and value != written.get(name):
+            raise UserError(
+                f"--out={target} holds this model already, and its card was written with another "
+                f"--{name}: edit its README.md and leave that flag out, or write the folder again "
+                "with --overwrite"
+            )
     return record
 
 

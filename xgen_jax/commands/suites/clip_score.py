@@ -4,7 +4,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from xgen_jax.inference.text_to_video import load_text_to_video
 from xgen_jax.parallel.agreement import gather, is_first
 from xgen_jax.typing import Video
 
+_T = TypeVar("_T")
 # (number among all, its row in the results, the video)
 _Scored = tuple[int, dict[str, Any], Video]
 
@@ -73,7 +74,7 @@ def _samples(
         raise UserError(
             "--suite=clip_score samples the prompts of a file: give --prompts_file=FILE"
         )
-    prompts = read_prompts(request.prompts_file)
+    prompts = _first(read_prompts(request.prompts_file), request.count, "prompts")
     loaded = load_text_to_video(request.model, step=request.restore)
     loaded.networks.text.check(prompts)
     plan = loaded.plan(
@@ -92,16 +93,17 @@ def _samples(
         yield number, row, video
 
 
+def _first(items: list[_T], count: int, name: str) -> list[_T]:
+    if left := len(items[count:]):
+        print(f"{left} of {len(items)} {name} are left out by --count={count}", file=sys.stderr)
+    return items[:count]
+
+
 def _files(request: EvaluateRequest, facts: dict[str, Any]) -> Iterator[_Scored]:
     """Yield the videos of a folder, this process's part."""
-    for flag in ("steps", "guidance_scale", "prompts_file", "frames"):
-        if getattr(request, flag) is not None:
-            raise UserError(f"--{flag} is for samples of a --model; --videos are there already")
+    request.only_for_samples("steps", "guidance_scale", "prompts_file", "frames", "seed", "restore")
     facts["source"] = str(request.videos)
-    pairs = prompts_of(pathlib.Path(request.videos))
-    if left := len(pairs[request.count :]):
-        print(f"{left} of {len(pairs)} videos are left out by --count", file=sys.stderr)
-    pairs = pairs[: request.count]
+    pairs = _first(prompts_of(pathlib.Path(request.videos)), request.count, "videos")
     for number in range(jax.process_index(), len(pairs), jax.process_count()):
         path, prompt = pairs[number]
         yield number, {"prompt": prompt, "file": str(path)}, read_video(path)[0]

@@ -116,9 +116,7 @@ def _score_folder(
     del folder
     if not request.data:
         raise UserError("--suite=fvd compares --videos with the videos of --data=FOLDER: give it")
-    for flag in ("steps", "guidance_scale", "prompts_file"):
-        if getattr(request, flag) is not None:
-            raise UserError(f"--{flag} is for samples of a --model; --videos are there already")
+    request.only_for_samples("steps", "guidance_scale", "prompts_file", "restore")
     frames = request.frames or FRAMES
     generated = _folder(request.videos, None)
     sizes = np.unique(generated.extents()[:, 1:], axis=0)
