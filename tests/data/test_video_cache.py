@@ -134,3 +134,27 @@ def test_a_folder_gives_the_same_clips_with_and_without_memory(tmp_path):
             np.testing.assert_array_equal(*clips)
     with pytest.raises(UserError, match="memory_gb must be 0 or more, not -1"):
         VideoFolderSource(tmp_path, memory_gb=-1.0)
+
+
+def test_a_file_that_no_decoder_takes_stops_no_other(tmp_path, monkeypatch):
+    """Whatever it raises; the clip is read from the file then, which says what is wrong."""
+    paths = [tmp_path / "bad.mp4", tmp_path / "good.mp4"]
+    for path in paths:
+        encode(path, ramp(24))
+    cache, timed = VideoCache([probe(path) for path in paths], 10**9), VideoReader.timed
+
+    def failing(self):
+        if str(self.path).endswith("bad.mp4"):
+            raise RuntimeError("of a library")
+        return timed(self)
+
+    monkeypatch.setattr(VideoReader, "timed", failing)
+    options = {"fps": None, "start_s": 0.0, "frames": 5, "cover": COVER}
+    for path in paths:
+        cache.read(path, **options)
+    cache.wait()
+    assert cache.read(paths[0], **options) is None
+    assert cache.read(paths[1], **options).shape == (
+        5,
+        *read_video(paths[1], **options)[0].shape[1:],
+    )

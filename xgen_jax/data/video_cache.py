@@ -18,7 +18,6 @@ import numpy as np
 
 from xgen_jax.data.frame_times import pick_frames
 from xgen_jax.data.video import Timed, VideoInfo, VideoReader, cover_size
-from xgen_jax.errors import UserError
 
 Size = tuple[int, int]
 Key = tuple[str, Size]
@@ -96,7 +95,7 @@ class VideoCache:
                 path, cover = self._waiting.popleft()
             try:
                 kept = self._decoded(path, cover)
-            except (UserError, ValueError, MemoryError):
+            except Exception:  # of whatever kind: this thread decodes the other files, too
                 continue  # a clip before the damage may still be read: the file decides
             with self._lock:
                 self._kept[path, cover] = kept

@@ -140,11 +140,18 @@ class Gallery:
     def remove_unfinished(self) -> None:
         """Remove what a server left behind that was killed while it wrote, after an hour."""
         before = time.time() - _ABANDONED_S
+
+        def abandoned(path: pathlib.Path) -> bool:
+            try:
+                return path.stat().st_mtime < before
+            except FileNotFoundError:  # another server has just finished it
+                return False
+
         for video in self.folder.glob("*.mp4"):
             finished = video.with_suffix(".json").exists()
-            if _NAME.fullmatch(video.stem) and not finished and video.stat().st_mtime < before:
+            if _NAME.fullmatch(video.stem) and not finished and abandoned(video):
                 video.unlink(missing_ok=True)
-        stale = (path for path in self.folder.glob(".*.tmp*") if path.stat().st_mtime < before)
+        stale = filter(abandoned, self.folder.glob(".*.tmp*"))
         stems = (path.name[1:].partition(".")[0] for path in stale)
         remove_temporaries(self.folder, set(filter(_NAME.fullmatch, stems)))
 
