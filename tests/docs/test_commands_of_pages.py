@@ -12,6 +12,7 @@ from doc_pages import PAGES, ROOT, Command, call, commands, loaded, targets
 # Programs of pages that are not this project's: what they do is not checked.
 OTHERS = {
     "source": "a shell's own",
+    "mkdir": "makes a folder",
     "cd": "a shell's own",
     "git": "needs a remote repository",
     "tensorboard": "not a dependency",
