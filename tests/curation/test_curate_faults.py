@@ -132,10 +132,35 @@ def test_errors_are_tried_again_under_other_limits_or_when_asked(tmp_path):
     times = [path.stat().st_mtime_ns for path in marks]
     run(tmp_path / "videos", tmp_path / "out", retry_errors=True)  # there are none
     assert [path.stat().st_mtime_ns for path in marks] == times
+    assert {row["source"] for row in index(tmp_path / "out")} == {"short.mp4", "long.mp4"}
     assert run(tmp_path / "videos", tmp_path / "new", small)["unused_videos"] == 1
     before = hashes(tmp_path / "new")
     run(tmp_path / "videos", tmp_path / "new", small, retry_errors=True)
     assert hashes(tmp_path / "new") == before
+
+
+def test_videos_that_are_replaced_touched_or_gone_are_curated_as_they_are(tmp_path):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    for seed in (30, 31):
+        film(seed).write(videos / f"{seed}.mp4")
+
+    def as_anew(name):
+        """The clips and their contents, which are those of a curation from the beginning."""
+        run(videos, out)
+        run(videos, tmp_path / name)
+        here, new = index(out), index(tmp_path / name)
+        ids = [sorted((row["id"], row["source"]) for row in rows) for rows in (here, new)]
+        assert ids[0] == ids[1]
+        return {source for _, source in ids[0]}
+
+    assert as_anew("first") == {"30.mp4", "31.mp4"}
+    os.utime(videos / "31.mp4", (1, 1))
+    assert as_anew("touched") == {"30.mp4", "31.mp4"}
+    film(32).write(videos / "31.mp4")
+    assert as_anew("replaced") == {"30.mp4", "31.mp4"}
+    (videos / "31.mp4").unlink()
+    assert as_anew("gone") == {"30.mp4"}
 
 
 def test_missing_packages_are_named_with_the_extra(monkeypatch):

@@ -16,6 +16,7 @@ from xgen_jax.curation.clips import (
     clip_shard,
     clips_key,
     clips_table,
+    is_clipped,
     shard_facts,
 )
 from xgen_jax.curation.config import CurationConfig
@@ -70,12 +71,12 @@ class Clips:
 
 def select(shards: Sequence[SourceShard], out: pathlib.Path, config: CurationConfig) -> Clips:
     """Cut the clips, compare them with each other, and apply the rules."""
-    for shard in clips_table(out, config).missing(shards):
-        clip_shard(shard, out, config)
     errors: dict[str, str] = {}
     first: dict[str, str] = {}
     for shard in shards:
         facts, reasons = shard_facts(shard, out, config)
+        if not is_clipped(shard, out, config, facts):
+            clip_shard(shard, out, config, facts)
         errors |= reasons
         for name in sorted(facts):
             same = first.setdefault(facts[name]["sha256"], name)
@@ -151,8 +152,9 @@ def _find_duplicates(
             )
             rows.append(row.get("feature"))
     found = find_duplicates(clips, config.duplicates)
-    if similarity is not None and clips:
-        left = [place for place, clip in enumerate(clips) if clip.id not in found]
+    # A short clip between two of the frames that CLIP sees has no feature.
+    left = [n for n, clip in enumerate(clips) if clip.id not in found and rows[n] is not None]
+    if similarity is not None and left:
         found |= find_similar(
             np.array([rows[place] for place in left], np.float32),
             [clips[place].length_s for place in left],

@@ -32,6 +32,7 @@ SCORES = (
 )
 _FILES_VERSION = 1
 _CLIPS_VERSION = 1
+_VIDEOS = b"videos"  # in the metadata of a table of clips, see `is_clipped`
 
 # How each stage's meter is made.
 METERS: dict[str, Callable[[CurationConfig], Meter]] = {
@@ -207,14 +208,41 @@ def shard_facts(
     return usable, dict(sorted(reasons.items()))
 
 
-def clip_shard(shard: SourceShard, out: pathlib.Path, config: CurationConfig) -> None:
+def is_clipped(
+    shard: SourceShard, out: pathlib.Path, config: CurationConfig, facts: Mapping[str, Any]
+) -> bool:
+    """Return whether the clips of a shard are there, of the videos that can be used now.
+
+    Args:
+      shard, out, config: as of `clip_shard`.
+      facts: of the videos, see `shard_facts`.
+    """
+    table = clips_table(out, config)
+    if not table.has(shard):
+        return False
+    return (table.read(shard, []).schema.metadata or {}).get(_VIDEOS) == _videos(facts)
+
+
+def _videos(facts: Mapping[str, Any]) -> bytes:
+    """Return what tells videos from others: their names and bytes."""
+    return digest(sorted((name, row["sha256"]) for name, row in facts.items())).encode()
+
+
+def clip_shard(
+    shard: SourceShard, out: pathlib.Path, config: CurationConfig, facts: Mapping[str, Any]
+) -> None:
     """Write the clips of a shard that was measured, with their scores.
+
+    Args:
+      shard: of the videos.
+      out: of the curation.
+      config: of the curation.
+      facts: of the videos, see `shard_facts`.
 
     Columns: clip_id, source (the video's name), sha256 (of its bytes), start_s, end_s, width,
     height, fps, bitrate (bytes a second of the file), the scores of each stage, lists of hashes
     with hash_time_s and hash_quality, and feature (a list, where CLIP is given).
     """
-    facts, _ = shard_facts(shard, out, config)
     by_file = {
         stage: _by_file(table.read(shard))
         for stage, table in tables(out, config).items()
@@ -225,7 +253,8 @@ def clip_shard(shard: SourceShard, out: pathlib.Path, config: CurationConfig) ->
         if file.name in facts:
             parts = {stage: of(file.name) for stage, of in by_file.items()}
             rows += _clips_of(facts[file.name], parts, config)
-    clips_table(out, config).write(shard, pa.Table.from_pylist(rows, clip_schema(config)))
+    table = pa.Table.from_pylist(rows, clip_schema(config))
+    clips_table(out, config).write(shard, table.replace_schema_metadata({_VIDEOS: _videos(facts)}))
 
 
 def _clips_of(
