@@ -30,7 +30,7 @@ FLAGS = [
         "",
         "Folder for the packed clips as WebDataset's tar files, too.",
     ),
-    flags.DEFINE_bool("retry_errors", False, "Measure videos again that could not be read."),
+    flags.DEFINE_bool("retry_errors", False, "Try again what could not be read or packed."),
     flags.DEFINE_bool("dry_run", False, "Print the funnel for these thresholds; write no shards."),
     flags.DEFINE_string(
         "engine",

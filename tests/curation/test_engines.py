@@ -26,6 +26,12 @@ def test_jobs_of_an_array_share_the_shards(count):
     assert all(job.alone == (count == 1) for job in jobs)
 
 
+def test_jobs_share_what_all_may_spend():
+    assert Inline().share(5) == 5
+    assert [Array(index, 8).share(5) for index in range(8)] == [1] * 5 + [0] * 3
+    assert sum(Array(index, 3).share(1000) for index in range(3)) == 1000
+
+
 @pytest.mark.parametrize(
     ("variables", "index", "count"),
     [

@@ -298,6 +298,13 @@ def test_clips_that_cannot_be_encoded_are_left_out(tmp_path, videos):
     made[1] = dataclasses.replace(made[1], end_s=9.0)
     marker = write_shard(tmp_path, 0, made, CONFIG)
     assert list(marker["left_out"]) == [made[1].id] and len(marker["rows"]) == 3
+    encode = Counted()
+    assert write_shard(tmp_path, 0, made, CONFIG, encode) == marker and not encode.calls
+    # Tried again under other limits, or when asked; the others are copied.
+    for limits, errors_count in (("more", True), ("more", False)):
+        again = write_shard(tmp_path, 0, made, CONFIG, encode, limits, errors_count)
+        assert len(encode.calls) == 1 and again == {**marker, "limits": "more"}
+        encode.calls.clear()
     assert "it has 24 frames there" in marker["left_out"][made[1].id]
     with pytest.raises(UserError, match="two clips with the id 0-0"):
         write_shard(tmp_path, 0, [made[0], made[0]], CONFIG)
@@ -424,3 +431,8 @@ def test_a_kill_at_any_step_changes_nothing_in_the_end(tmp_path, videos, monkeyp
         run(folder, changed)
         assert contents(folder) == clean, f"killed at step {killed}"
     assert killed > 20
+
+
+def test_shapes_that_are_none_are_refused_before_anything_is_measured():
+    with pytest.raises(UserError, match="17x240"):
+        PackConfig(buckets="17x240")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -88,6 +89,18 @@ def test_shards_become_tars(shards, tmp_path):
     assert seen == set(range(4))
 
 
+def test_an_export_leaves_no_tar_of_the_one_before_and_none_of_others(shards, tmp_path):
+    files = export_tars(shards, tmp_path / "tars")
+    fewer = tmp_path / "fewer"
+    shutil.copytree(shards, fewer)
+    finish(fewer, 1, PackConfig(tiers=(16, 32), held_out_fraction=0.4))
+    left = export_tars(fewer, tmp_path / "tars")
+    assert set(left) < set(files) and sorted((tmp_path / "tars").glob("*.tar")) == sorted(left)
+    (tmp_path / "tars" / "train-00077.tar").write_bytes(b"mine")
+    with pytest.raises(UserError, match="has not written, train-00077.tar among them"):
+        export_tars(shards, tmp_path / "tars")
+
+
 def test_what_was_exported_is_imported(shards, tmp_path):
     files = export_tars(shards, tmp_path / "tars")
     counts = import_tars(files, tmp_path / "videos")
@@ -95,6 +108,12 @@ def test_what_was_exported_is_imported(shards, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "videos").rglob("*.*")}
     assert import_tars(files, tmp_path / "videos") == counts
     assert {path: path.read_bytes() for path in (tmp_path / "videos").rglob("*.*")} == before
+    captions = tmp_path / "videos" / "captions.jsonl"
+    captions.write_text(captions.read_text().replace("caption", "CAPTION"))
+    with pytest.raises(UserError, match="other captions than the tar files: remove it"):
+        import_tars(files, tmp_path / "videos")
+    captions.unlink()
+    assert import_tars(files, tmp_path / "videos") == counts
     source = VideoFolderSource(tmp_path / "videos")
     assert len(source) == 3
     assert {source.caption(n, np.random.default_rng(0)) for n in range(3)} == {

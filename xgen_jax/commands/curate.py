@@ -60,8 +60,8 @@ class CurateRequest:
       out: folder of the curation.
       import_tars: folder of tar files to unpack to `videos` first; see `webdataset.import_tars`.
       export_tars: folder for the packed clips as tar files; see `webdataset.export_tars`.
-      retry_errors: measure videos again that could not be read; without it they are tried again
-        where their files or `limits` have changed.
+      retry_errors: try videos again that could not be read, and clips that could not be packed;
+        without it they are tried again where their files or `limits` have changed.
       dry_run: print the funnel, and write no shards and no page.
       engine, task_index, task_count, ray_address: see `curation.engines.make_engine`.
 
@@ -147,7 +147,7 @@ def curate(request: CurateRequest) -> dict[str, Any]:
         for shard in packing:
             write_kept(shard, out, clips.table, clips.decided.keep)
         _caption(engine, shards, out, videos, config)
-        counts = _pack(engine, packing, out, config)
+        counts = _pack(engine, packing, out, config, request.retry_errors)
         if waiting := sum(not is_shard_packed(shard, out, config) for shard in packing):
             return _waits("packed", waiting, len(packing))
         if not engine.first:
@@ -256,7 +256,7 @@ def _caption(
     budget = left = config.captions.most_requests()
     if left is not None:
         left = max(0, left - sum(sent_requests(shard, out, config) for shard in shards))
-        left //= engine.jobs  # of which none knows what the others spend
+        left = engine.share(left)  # no job knows what the others spend
     mine = list(engine.mine(shards))
     with _bar("caption", len(mine), "shards") as show:
         for done, shard in enumerate(mine, 1):
@@ -272,22 +272,34 @@ def _caption(
     for reason, count in reasons.most_common(_REASONS):
         print(f"{count} clips have no caption: {reason}", file=sys.stderr)
     if left == 0:
-        print(
-            f"the budget of {budget} requests is spent; the other clips get their "
-            "captions in a later run with a larger --config.captions.budget",
-            file=sys.stderr,
-        )
+        spent = f"the budget of {budget} requests is spent"
+        later = "a later run with a larger --config.captions.budget"
+        if engine.jobs > 1:
+            spent = f"this job's share of the {budget} requests is spent"
+            later = f"a later run, if other jobs have not spent theirs, or in {later[2:]}"
+        print(f"{spent}; the other clips get their captions in {later}", file=sys.stderr)
 
 
 def _pack(
-    engine: Engine, shards: Sequence[SourceShard], out: pathlib.Path, config: CurationConfig
+    engine: Engine,
+    shards: Sequence[SourceShard],
+    out: pathlib.Path,
+    config: CurationConfig,
+    retry_errors: bool,
 ) -> dict[str, int]:
     """Pack every shard; counts of clips, see `pack_shard`."""
     counts = dict.fromkeys(("packed", "without_caption", "failed"), 0)
     with _bar("pack", len(shards), "shards") as show:
-        for done, (_, packed) in enumerate(engine.map(pack_shard, shards, out, config), 1):
+        packing = engine.map(pack_shard, shards, out, config, not retry_errors)
+        for done, (_, packed) in enumerate(packing, 1):
             counts = {name: count + packed[name] for name, count in counts.items()}
             show(done, None)
+    if counts["failed"]:
+        print(
+            f"{counts['failed']} clips could not be cut from their videos, see left_out in "
+            f"{out / SHARDS}/shard-*.json; --retry_errors tries them again",
+            file=sys.stderr,
+        )
     return counts
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from typing import ClassVar
 
+from xgen_jax.data.buckets import parse_shapes
 from xgen_jax.errors import UserError
 
 
@@ -374,6 +375,7 @@ class PackConfig(Stage):
                 f"crf must be 51 or less (it is {self.crf}), held_out_fraction below 1 (it is "
                 f"{self.held_out_fraction:g})"
             )
+        parse_shapes(self.buckets.split(","))  # now, and not when all is packed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

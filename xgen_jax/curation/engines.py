@@ -48,6 +48,10 @@ class Engine(abc.ABC):
         """Return the shards that are this process's to work on."""
         return list(shards)
 
+    def share(self, count: int) -> int:
+        """Return this process's share of what all may spend."""
+        return count
+
     @abc.abstractmethod
     def map(
         self, function: Callable[..., T], shards: Sequence[SourceShard], *arguments: Any
@@ -95,6 +99,10 @@ class Array(Inline):
     def mine(self, shards: Sequence[SourceShard]) -> list[SourceShard]:
         """See `Engine.mine`."""
         return [shard for shard in shards if shard.number % self.jobs == self.index]
+
+    def share(self, count: int) -> int:
+        """See `Engine.share`."""
+        return count // self.jobs + (self.index < count % self.jobs)
 
 
 def _from_environment(environment: Mapping[str, str]) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from xgen_jax.curation.encode import EncodedClip, encode_clip
 from xgen_jax.curation.isolation import shared_worker
 from xgen_jax.curation.measure import frames_at
 from xgen_jax.curation.pack import Clip, is_packed, write_shard
-from xgen_jax.curation.store import SourceShard, Table
+from xgen_jax.curation.store import SourceShard, Table, digest
 from xgen_jax.errors import UserError
 
 _SENT = b"requests"
@@ -161,8 +161,16 @@ def _spread(start_s: float, end_s: float, count: int) -> np.ndarray:
     return start_s + (np.arange(count) + 0.5) / count * (end_s - start_s)
 
 
-def pack_shard(shard: SourceShard, out: pathlib.Path, config: CurationConfig) -> dict[str, int]:
+def pack_shard(
+    shard: SourceShard, out: pathlib.Path, config: CurationConfig, errors_count: bool = True
+) -> dict[str, int]:
     """Pack the kept clips of a shard; where captions are asked for, those that have one.
+
+    Args:
+      shard: of the videos.
+      out: of the curation.
+      config: of the curation.
+      errors_count: see `write_shard`.
 
     Returns:
       Counts: "packed", "without_caption", "failed" clips.
@@ -179,7 +187,8 @@ def pack_shard(shard: SourceShard, out: pathlib.Path, config: CurationConfig) ->
         silent_s = limits.seconds + 10 * limits.seconds_per_second * (end_s - start_s)
         return worker.run(encode_clip, path, start_s, end_s, tiers, pack, silent_s=silent_s)
 
-    marker = write_shard(out / SHARDS, shard.number, clips, config.pack, encode)
+    asked = digest(repr(limits)), errors_count
+    marker = write_shard(out / SHARDS, shard.number, clips, config.pack, encode, *asked)
     failed = len(marker["left_out"])
     return {"packed": len(clips) - failed, "without_caption": without, "failed": failed}
 

@@ -105,6 +105,8 @@ def write_shard(
     clips: Sequence[Clip],
     config: PackConfig,
     encode: Encode = encode_clip,
+    limits: str = "",
+    errors_count: bool = True,
 ) -> dict[str, Any]:
     """Write one shard, unless it is there.
 
@@ -114,6 +116,9 @@ def write_shard(
       clips: the kept clips of some videos, in any order; all clips of a video are in one shard.
       config: of what is written.
       encode: see `encode_clip`; a UserError of it leaves the clip out.
+      limits: what `encode` may take, in a few characters.
+      errors_count: whether a shard is there from which clips were left out under the same limits;
+        else, and under other limits, these clips are tried again.
 
     Returns:
       The shard's marker: "counts" by group, "files" by tier, "rows" of the clips, "left_out"
@@ -129,7 +134,12 @@ def write_shard(
         raise UserError(f"shard {number} has two clips with the id {repeated[0]}")
     marker = folder / f"shard-{number:05d}.json"
     before = read_json(marker, "remove it, and pack again") if marker.is_file() else None
-    if before and before["digest"] == digest and is_complete(folder, before):
+    if (
+        before
+        and before["digest"] == digest
+        and (not before["left_out"] or (errors_count and before.get("limits") == limits))
+        and is_complete(folder, before)
+    ):
         return before
     remove_manifest(folder)
     earlier = _Earlier(folder, before, settings["key"])
@@ -159,6 +169,7 @@ def write_shard(
         "files": files,
         "rows": rows,
         "left_out": left_out,
+        "limits": limits if left_out else "",
     }
     write_json(marker, entry, durable=True)
     named = {file["file"] for file in files.values()}

@@ -23,11 +23,12 @@ from xgen_jax.data.shard_layout import record_column
 from xgen_jax.data.shards import ShardReader
 from xgen_jax.data.video import READ_SUFFIXES
 from xgen_jax.errors import UserError
-from xgen_jax.files import atomic_write, remove_temporaries, write_text
+from xgen_jax.files import atomic_write, read_json, remove_temporaries, write_json, write_text
 
 MAX_VIDEO_BYTES, MAX_TEXT_BYTES = 16 << 30, 1 << 20
 _CHUNK = 1 << 20
 _TEXTS = (TEXT_SUFFIX, ".json")
+TARS = "tars.json"  # which tar files of a folder `export_tars` has written
 # One part of a path, which is neither "." nor "..": no separators, no control characters.
 _PART = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]+")
 
@@ -35,7 +36,8 @@ _PART = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]+")
 def export_tars(shards: str | os.PathLike, out: str | os.PathLike) -> list[pathlib.Path]:
     """Write a tar file for each shard, with each clip at the largest tier that it has.
 
-    The bytes depend on the shards alone. Tar files that are there are written again.
+    The bytes depend on the shards alone. Tar files of an earlier export are written again, or
+    removed where there are fewer now, so that no clip is in two of them.
 
     Args:
       shards: folder of packed shards; see `data.shard_layout`.
@@ -45,27 +47,38 @@ def export_tars(shards: str | os.PathLike, out: str | os.PathLike) -> list[pathl
       The files.
 
     Raises:
-      UserError: no such shards, damage, or a file that cannot be written.
+      UserError: no such shards, damage, a folder with tar files of others, or a file that cannot be
+        written.
     """
     reader, out = ShardReader(shards), pathlib.Path(out)
-    written = []
+    parts: dict[str, tuple[int, range]] = {}
     for shard, counts in enumerate(reader.manifest["shards"]):
         first = 0
         for group in ("train", "held_out"):
             rows = range(first, first + counts[group])
             first = rows.stop
-            if not rows:
-                continue
-            file = out / f"{group}-{shard:05d}.tar"
-            remove_temporaries(out, {file.stem})
-            with (
-                atomic_write(file, durable=True) as temporary,
-                tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
-            ):
-                for row in rows:
-                    _add_clip(tar, _largest(reader, shard, row))
-            written.append(file)
-    return written
+            if rows:
+                parts[f"{group}-{shard:05d}.tar"] = shard, rows
+    earlier = set(read_json(out / TARS)["files"]) if (out / TARS).exists() else set()
+    if others := sorted({path.name for path in out.glob("*.tar")} - earlier):
+        raise UserError(
+            f"{out} holds tar files that this command has not written, {others[0]} among them; "
+            "choose another folder"
+        )
+    write_json(out / TARS, {"files": sorted(earlier | parts.keys())}, durable=True)
+    for name, (shard, rows) in parts.items():
+        file = out / name
+        remove_temporaries(out, {file.stem})
+        with (
+            atomic_write(file, durable=True) as temporary,
+            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
+            for row in rows:
+                _add_clip(tar, _largest(reader, shard, row))
+    for name in earlier - parts.keys():
+        (out / name).unlink(missing_ok=True)
+    write_json(out / TARS, {"files": sorted(parts)}, durable=True)
+    return [out / name for name in parts]
 
 
 def _largest(reader: ShardReader, shard: int, row: int) -> dict[str, Any]:
@@ -148,8 +161,13 @@ def import_tars(tars: Sequence[str | os.PathLike], out: str | os.PathLike) -> di
     if not counts["videos"]:
         raise UserError(f"{', '.join(map(str, tars))} hold no video; looked for KEY.mp4 and others")
     text = "".join(f"{line}\n" for line in lines)
-    if not _is_there(out / JSONL, len(text.encode())):
+    if not (out / JSONL).exists():
         write_text(out / JSONL, text, durable=True)
+    elif (out / JSONL).read_bytes() != text.encode():
+        raise UserError(
+            f"{out / JSONL} has other captions than the tar files: remove it, to take theirs, or "
+            "unpack to a folder of its own"
+        )
     return counts
 
 

@@ -165,7 +165,8 @@ def _without_paths(value: Any, key: str = "") -> Any:
 
 def _read(folder: RunFolder, config: Run | Weights, step: Step, dtype: np.dtype) -> Network:
     checkpoints = folder.checkpoints()
-    step = checkpoints.resolve(step)
+    params = folder.ema_params(step)
+    step = checkpoints.resolve(step)  # after reading: LATEST_GOOD steps over what is damaged
     data = checkpoints.restore_data(step)
     kept = {"step": step, "fingerprints": data.get("fingerprints") or {}}
     if figures := data.get("held_out"):
@@ -178,7 +179,7 @@ def _read(folder: RunFolder, config: Run | Weights, step: Step, dtype: np.dtype)
             "encodes and decodes, but no transformer trains on it. launch/encode.py measures them",
             file=sys.stderr,
         )
-    return Network(config, _rounded(folder.ema_params(step), dtype), kept, statistics)
+    return Network(config, _rounded(params, dtype), kept, statistics)
 
 
 def _read_embedder(folder: RunFolder, place: str, main: Network) -> Network:
