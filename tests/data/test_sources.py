@@ -307,6 +307,19 @@ def test_each_of_few_short_videos_gives_its_end(tmp_path):
         }
     # A quarter of each, since 5% would be a single frame.
     assert seen == {"train": set(range(12)), "held_out": set(range(12, 16))}
+    # Nor does a clip that is longer than its part show what is held out: it holds its last frame.
+    for more in ({}, {"fps": 3}, {"stride": 3}, {"substitute": False}):
+        source = VideoFolderSource(
+            tmp_path, split="train", hold_out="ends", **(options | more), seconds_per_clip=1.0
+        )
+        assert len(source) == 15
+        rngs = [rng(seed) for seed in range(3)]
+        clips = [
+            source.read(0, rng(0), 15, 16, 16),
+            *source.read_together(range(3), rngs, 15, 16, 16),
+        ]
+        shown = {number for clip in clips for number in numbers(clip["video"])}
+        assert all(len(clip["video"]) == 15 for clip in clips) and max(shown) < 12, (more, shown)
     long = VideoFolderSource(
         tmp_path, split="held_out", hold_out="ends", **options | {"held_out_fraction": 0.5}
     )

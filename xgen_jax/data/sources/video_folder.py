@@ -203,6 +203,16 @@ class VideoFolderSource(Source):
                 rates[rate] = rates.get(rate, 0) + clips
         return rates
 
+    def _frames_inside(self, part: int, frames: int) -> int:
+        """Return how many of a clip's frames are read: all, but where its part is shorter and
+        another part follows, of which it must show nothing."""
+        number = self._part_file[part]
+        length_s = float(self._part_end_s[part] - self._part_begin_s[part])
+        if self._part_end_s[part] >= self._infos[number].duration_s:
+            return frames
+        fps = self._rate(self._files[number], self._infos[number])
+        return min(frames, max(1, math.ceil(length_s * fps - 1e-3)))
+
     def held_out_clips(self) -> np.ndarray:
         """Return the clips that training does not see, ascending; see `Source.held_out_clips`."""
         return np.flatnonzero(np.repeat(self._part_held_out, np.diff(self._part_first)))
@@ -240,7 +250,8 @@ class VideoFolderSource(Source):
         if seconds is not None or fraction:
             settings += [seconds, fraction, self._split]
         if self._division.hold_out != HOLD_OUT[0]:
-            settings.append(self._division.hold_out)
+            # The second since clips end with their part.
+            settings += [self._division.hold_out, "inside"]
         digest = hashlib.sha256(json.dumps(settings).encode())
         for file, captions, size in zip(self._files, self._captions, self._sizes):
             row = [os.fsencode(file).hex(), size, captions[0] if len(captions) == 1 else captions]
@@ -303,15 +314,18 @@ class VideoFolderSource(Source):
             for index, each in zip(indices, uniforms, strict=True)
         ]
         options = {"fps": self._rate(file, info), "frames": frames, "cover": (height, width)}
+        inside = [self._frames_inside(self._part(index)[0], frames) for index in indices]
         samples: list[Sample | UserError] = []
         clips = read_clips(self.path / file, starts_s, **options)
-        for index, rng, each, video in zip(indices, rngs, uniforms, clips, strict=True):
+        for index, rng, each, video, count in zip(
+            indices, rngs, uniforms, clips, inside, strict=True
+        ):
             part, _ = self._part(index)
             if isinstance(video, UserError):
                 self._problems.note(_REPLACED, str(video))
                 samples.append(video)
             else:
-                video = self._viewed(file, video, frames, height, width, each)
+                video = self._viewed(file, video[:count], frames, height, width, each)
                 samples.append(self._sample(part, video, rng))
         return samples
 
@@ -343,7 +357,8 @@ class VideoFolderSource(Source):
             video = resize_cover(image[None], height, width)
         else:
             path, cover = self.path / file, (height, width)
-            options = {"fps": fps, "start_s": start_s, "frames": frames, "cover": cover}
+            inside = self._frames_inside(part, frames)
+            options = {"fps": fps, "start_s": start_s, "frames": inside, "cover": cover}
             video = self._cache.read(path, **options)
             if video is None:
                 video, _ = read_video(path, **options)
