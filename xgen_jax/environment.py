@@ -42,14 +42,20 @@ def prefer_channels_last() -> None:
     """Ask XLA for 3D convolutions with channels last on NVIDIA GPUs.
 
     By itself it lays out only 2D ones so, and transposes what goes into each 3D convolution and
-    comes out of it. Does nothing without JAX for NVIDIA GPUs, with a jaxlib that may not know the
-    flag, or where XLA_FLAGS has it already.
+    comes out of it. Does nothing without JAX for NVIDIA GPUs, or where XLA_FLAGS has the flag
+    already; with a jaxlib that may not know it, it says so.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if CHANNELS_LAST in flags or not any(map(importlib.util.find_spec, _CUDA)):
         return
     if knows_channels_last():
         os.environ["XLA_FLAGS"] = f"{flags} --{CHANNELS_LAST}=true".strip()
+    else:
+        print(
+            f"jaxlib {importlib.metadata.version('jaxlib')} may not know --{CHANNELS_LAST}, so "
+            "autoencoders may be slower on this GPU; if it does, add it to XLA_FLAGS",
+            file=sys.stderr,
+        )
 
 
 def compile_only(topology: str) -> None:

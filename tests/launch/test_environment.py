@@ -48,12 +48,16 @@ def test_the_driver_decides_the_extra(tmp_path, answer, extra):
         (False, "0.10.2", "", ""),
     ],
 )
-def test_channels_last_is_asked_for_where_it_is_known(monkeypatch, plugin, jaxlib, before, after):
+def test_channels_last_is_asked_for_where_it_is_known(
+    monkeypatch, capsys, plugin, jaxlib, before, after
+):
     monkeypatch.setenv("XLA_FLAGS", before)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: plugin or None)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: jaxlib)
     environment.prefer_channels_last()
     assert os.environ["XLA_FLAGS"] == after
+    # On the one that may not know it a person learns of it.
+    assert ("jaxlib 0.99.0 may not know" in capsys.readouterr().err) == (jaxlib == "0.99.0")
 
 
 @pytest.mark.skipif(not environment.knows_channels_last(), reason="a jaxlib without the flag")
