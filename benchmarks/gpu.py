@@ -10,18 +10,18 @@ python benchmarks/gpu.py [--rows=train,vae,regen] [--presets=paper] [--row_s=SEC
 Weights, latents and text are random. Each row runs in a process of its own, which is ended after
 270, 195 and 120 seconds (or `--row_s`), so that what fails or takes too long does not stop the
 others: `error` says why (`peer_error` where only the peer is missing), and the line has what was
-measured before. `targets` are next to `met`, which is null on a CPU. The exit code is 1 if a row
-has an error.
+measured before. `targets` are next to `met`, which is null on a CPU, and `not_judged`: the targets
+that were not measured, such as `ratio` without a peer. The exit code is 1 if a row has an error.
 
 `frames_kernel_error` of the row `train` is how far the kernel of attention in time is off in
 bfloat16, in units of what plain operations in bfloat16 are: near 1 as it should be.
 
-Where torch and diffusers are installed the same process then times a peer, eager and with
-`torch.compile`, of which the faster counts: `ratio` is its time divided by ours. Neither JAX nor
-torch returns memory to the other, so each may take half of the GPU; --nopeers gives JAX nine
-tenths. A batch of `train` that does not fit is halved. `compile_s` is the first run, compiling
-included, without the time of one run. --presets=tiny are small networks, to try the script on a
-CPU.
+Where torch is installed, and for `train` and `vae` diffusers, the same process then times a peer,
+eager and with `torch.compile`, of which the faster counts: `ratio` is its time divided by ours.
+Neither JAX nor torch returns memory to the other, so each may take half of the GPU; --nopeers gives
+JAX nine tenths. A batch of `train` that does not fit is halved. `compile_s` is the first run,
+compiling included, without the time of one run. --presets=tiny are small networks, to try the
+script on a CPU.
 """
 
 import argparse
@@ -316,6 +316,23 @@ def met(name: str, line: dict[str, Any]) -> dict[str, bool | None]:
     }
 
 
+def verdict(name: str, line: dict[str, Any], judged: bool) -> dict[str, Any]:
+    """Return the targets of a row, which are met, and those that were not judged.
+
+    Args:
+      name: of the row.
+      line: what was measured.
+      judged: whether the targets are for this device and these networks.
+    """
+    found = met(name, line) if judged else dict.fromkeys(TARGETS[name])
+    missing = [key for key, value in found.items() if value is None]
+    return {
+        "targets": TARGETS[name],
+        "met": None if len(missing) == len(found) else found,
+        "not_judged": missing,
+    }
+
+
 def supervise(name: str, options, arguments: list[str]) -> dict[str, Any]:
     """Run a row in a process of its own, and return its line."""
     environment = dict(os.environ)
@@ -346,13 +363,12 @@ def supervise(name: str, options, arguments: list[str]) -> dict[str, Any]:
         error = None
     elif error and "time_s" in line:  # what is missing is a peer
         line, error = line | {"peer_error": error}, None
-    judged = line.pop("on_gpu", False) and options.presets == "paper"
+    judged = bool(line.pop("on_gpu", False)) and options.presets == "paper"
     return {
         "row": name,
         "presets": options.presets,
         **line,
-        "targets": TARGETS[name],
-        "met": met(name, line) if judged else None,
+        **verdict(name, line, judged),
         "error": line.get("error", error),
         "wall_s": round(time.monotonic() - start, 1),
     }

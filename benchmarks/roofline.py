@@ -52,7 +52,11 @@ def part_of(op_name: str) -> str:
 
 
 def roofline(
-    hlo: str, topology: str, domains: list[int], useful_flops: float | None, dtype: str
+    hlo: str,
+    topology: str,
+    domains: list[int],
+    useful_flops: float | None,
+    dtype: str | None = None,
 ) -> dict[str, Any]:
     """Return the bounds of a program on one device.
 
@@ -61,7 +65,8 @@ def roofline(
       topology: its devices, see `parallel.devices.named_devices`.
       domains: of its devices, see `parallel.devices.domains`.
       useful_flops: of one device, without recomputation; None leaves the fractions out.
-      dtype: of the computation, in whose peak the fractions are.
+      dtype: of the computation, in whose peak the fractions are; by default that of most of the
+        program's operations.
 
     Raises:
       UserError: devices whose peak is not known.
@@ -99,8 +104,10 @@ def roofline(
         "parts": parts(work),
     }
     if useful_flops is not None:
+        flops = work.flops() or {"bfloat16": 0.0}
+        dtype = dtype or max(flops, key=lambda name: flops[name])
         least = useful_flops / peak.flops(dtype)
-        row["useful_tflop"] = useful_flops / 1e12
+        row |= {"dtype": dtype, "useful_tflop": useful_flops / 1e12}
         for name in ("overlap", "serial"):
             row[f"mfu_{name}"] = least / row[f"{name}_s"] if row[f"{name}_s"] else None
     return row
@@ -133,7 +140,7 @@ def of_config(options, keys: list[str]) -> dict[str, Any]:
     """Compile the program of a configuration, and return its row."""
     from xgen_jax.commands.arguments import find_config
     from xgen_jax.commands.config_file import load_config
-    from xgen_jax.commands.plan import PlanRequest, compile_program, lower
+    from xgen_jax.commands.plan import PlanRequest, compile_program, lower, program_text
     from xgen_jax.parallel.devices import domains, named_peak
 
     named_peak(options.topology)  # refused before anything is compiled
@@ -145,7 +152,12 @@ def of_config(options, keys: list[str]) -> dict[str, Any]:
     outcome = compile_program(program)
     if outcome.compiled is None:
         raise UserError(f"{options.config} on {options.topology} {outcome.why}")
-    hlo = outcome.compiled.as_text()
+    hlo = program_text(outcome.compiled)
+    if hlo is None:
+        raise UserError(
+            f"this jaxlib cannot read the program that it compiled for {options.topology}, which "
+            "may have instructions that it does not know: give another --topology"
+        )
     if options.save:
         with _opened(options.save, "wt") as file:
             file.write(hlo)
@@ -171,6 +183,8 @@ def of_config(options, keys: list[str]) -> dict[str, Any]:
 
 def of_file(options) -> dict[str, Any]:
     """Read a saved program, and return its row."""
+    from xgen_jax.parallel.devices import GPUS_PER_HOST
+
     try:
         with _opened(options.hlo, "rt") as file:
             hlo = file.read()
@@ -179,7 +193,10 @@ def of_file(options) -> dict[str, Any]:
     if not re.search(r"^ENTRY ", hlo, re.MULTILINE):
         raise UserError(f"--hlo={options.hlo} is not the text of an optimised program (no ENTRY)")
     useful = None if options.tflop is None else options.tflop * 1e12
-    row = roofline(hlo, options.topology, [0] * options.devices, useful, "bfloat16")
+    # TPUs are those of one slice.
+    together = GPUS_PER_HOST if options.topology.startswith("gpu:") else options.devices
+    domains = [place // together for place in range(options.devices)]
+    row = roofline(hlo, options.topology, domains, useful)
     return {"hlo": options.hlo, "devices": options.devices, **row}
 
 

@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -13,6 +14,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import roofline  # noqa: E402  (the path comes first)
+
+from xgen_jax.commands import plan  # noqa: E402
+from xgen_jax.parallel.device_figures import GPUS  # noqa: E402
 
 
 def run(monkeypatch, *arguments):
@@ -45,6 +49,52 @@ def test_a_saved_program(saved, monkeypatch, capsys):
     assert 0 < row["mfu_serial"] < row["mfu_overlap"] <= 1.01
     assert row["mfu_overlap"] == pytest.approx(2.68e8 / 459e12 / row["overlap_s"])
     assert "MFU at most" in err and "other" in err
+
+
+SENT = """
+ENTRY %main (x: f32[1024]) -> f32[1024] {
+  %x = f32[1024]{0} parameter(0)
+  ROOT %sum = f32[1024]{0} all-reduce(%x), replica_groups={}, to_apply=%add
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "topology,link,network",
+    [
+        ("gpu:h100", 2 * 4096 * 7 / 8, 4096 / 8),  # two hosts of eight
+        ("v5p:2x2x4", 2 * 4096 * 15 / 16, 0),  # one slice
+    ],
+)
+def test_a_saved_program_of_several_hosts(topology, link, network, tmp_path, monkeypatch, capsys):
+    (tmp_path / "sent.hlo").write_text(SENT)
+    run(monkeypatch, f"--hlo={tmp_path}/sent.hlo", f"--topology={topology}", "--devices=16")
+    sent = json.loads(capsys.readouterr().out)["collectives"]["all-reduce"]
+    assert (sent["link_bytes"], sent["network_bytes"]) == (link, network)
+
+
+def test_a_saved_programs_fractions_are_of_the_dtype_that_it_mostly_computes_in(
+    saved, monkeypatch, capsys
+):
+    run(monkeypatch, f"--hlo={saved}", "--topology=gpu:h100", "--tflop=2.68e-4")
+    row, peak = json.loads(capsys.readouterr().out), GPUS["h100"].peak
+    assert peak.f32_tflops < peak.bf16_tflops
+    assert row["dtype"] == "float32"
+    assert row["mfu_overlap"] == pytest.approx(2.68e-4 / peak.f32_tflops / row["overlap_s"])
+
+
+def _unknown_instruction():
+    raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: Unknown HLO opcode")
+
+
+@pytest.mark.parametrize("as_text", [_unknown_instruction, lambda: "", lambda: None])
+def test_a_program_that_cannot_be_shown_is_refused(as_text, monkeypatch):
+    compiled = types.SimpleNamespace(as_text=as_text)
+    monkeypatch.setattr(plan, "lower", lambda request: None)
+    monkeypatch.setattr(plan, "compile_program", lambda _: plan.Outcome(compiled, 1, None, 1.0))
+    message = "this jaxlib cannot read the program that it compiled for tpu7x:2x2x1"
+    with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, "--config=quickstart/vidvae", "--topology=tpu7x:2x2x1")
 
 
 def test_a_small_program_is_compiled_for_this_host_only_by_name(monkeypatch):

@@ -18,14 +18,16 @@ from xgen_jax.commands import plan as plans
 from xgen_jax.commands.arguments import find_config
 from xgen_jax.commands.config_file import load_config
 from xgen_jax.commands.plan import PlanRequest, plan
-from xgen_jax.commands.plan_programs import find_embedder
+from xgen_jax.commands.plan_programs import find_embedder, sample_program
 from xgen_jax.commands.plan_text import advice
 from xgen_jax.config.runs import run_config
 from xgen_jax.data.buckets import Bucket
 from xgen_jax.errors import UserError
+from xgen_jax.inference.request import VideoRequest
 from xgen_jax.models import flops
 from xgen_jax.models.vidvae_config import PRESETS
 from xgen_jax.parallel.device_figures import Peak
+from xgen_jax.parallel.mesh import MeshConfig, make_mesh
 from xgen_jax.testing import (
     BUCKET,
     POINTWISE,
@@ -308,6 +310,19 @@ def test_sampling_is_planned_as_the_command_runs_it(tiny_runs):
     expected = flops.vdit_flops(config.model, (4, 2, 4, 4, 4), config.text.tokens)
     assert report["flops"] == expected
     assert report["bytes"]["parameters"] == 4 * report["parameters"]
+
+
+def test_a_sampling_step_counts_the_evaluations_of_its_solver():
+    """Heun evaluates the network twice in each step but the last of a segment."""
+    embedder, _ = find_embedder(tiny_run(VIDVAE), None)
+    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    request = VideoRequest(frames=9, size=(16, 16))
+
+    def flops_of(sampler):
+        config = tiny_run({**SMALL_VDIT, "embedder": "nowhere", "sampler": sampler})
+        return sample_program(config, embedder, mesh, 1, request).flops
+
+    assert flops_of("heun") == pytest.approx(flops_of("euler") * 5 / 3)
 
 
 CHANGES = {

@@ -10,7 +10,7 @@ from xgen_jax.diffusion.ddpm import DDPM
 from xgen_jax.diffusion.flow import RectifiedFlow
 from xgen_jax.diffusion.grids import chain, make_grid
 from xgen_jax.diffusion.process import Denoised, Level
-from xgen_jax.diffusion.samplers import SOLVERS, key_noise, make_steps, sample
+from xgen_jax.diffusion.samplers import SOLVERS, count_evaluations, key_noise, make_steps, sample
 from xgen_jax.errors import UserError
 
 FLOW = RectifiedFlow()
@@ -90,6 +90,23 @@ def test_gaussian_data_come_back_from_noise(solver, process, steps):
     # Five standard errors of the draws, and a hundredth for the steps.
     assert abs(float(samples.mean()) - MEAN) < 5 * STD / count**0.5 + 0.01 * MEAN
     assert abs(float(samples.std()) - STD) < 5 * STD / (2 * count) ** 0.5 + 0.01 * STD
+
+
+@pytest.mark.parametrize("end", [0.0, 0.1])  # on data, and on noise
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+def test_evaluations_are_counted(solver, end):
+    seen = []
+
+    def denoise(x, level, frame_mask=None):
+        jax.debug.callback(seen.append, level.t)
+        return gaussian(x, level, frame_mask)
+
+    steps = make_steps(solver, chain(FLOW.levels(np.linspace(0.9, end, 6))))
+    keys = jax.random.split(jax.random.key(0), 3)
+    sample(denoise, jnp.array([-1.0, 0.3, 2.0]), steps, solver, key_noise(keys, ()))
+    jax.effects_barrier()
+    expected = (9 if end == 0 else 10) if solver == "heun" else 5
+    assert count_evaluations(solver, steps) == len(seen) == expected
 
 
 @pytest.mark.parametrize("process", [FLOW, DDPM()], ids=["flow", "ddpm"])

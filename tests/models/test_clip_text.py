@@ -43,6 +43,30 @@ def test_features_are_the_references(folder):
     np.testing.assert_allclose(jax.jit(model.apply)(params, ids)[1], got[1], atol=1e-5)
 
 
+def test_the_score_does_not_round_its_products(folder, monkeypatch):
+    """Whatever the device does by default: its program asks for the highest precision."""
+    real, texts = jax.jit, []
+
+    def jit(function):
+        compiled = real(function)
+
+        def call(*arguments):
+            texts.append(compiled.lower(*arguments).as_text())
+            return compiled(*arguments)
+
+        return call
+
+    monkeypatch.setattr(jax, "jit", jit)
+    score = CLIPScore(folder)
+    monkeypatch.undo()
+    score.frames("the cat", np.zeros((2, 28, 28, 3), np.uint8))
+    assert len(texts) == 2
+    for text in texts:
+        lines = text.splitlines()
+        products = [line for line in lines if "dot_general" in line or ".convolution" in line]
+        assert len(products) > 5 and all("HIGHEST" in line for line in products)
+
+
 @pytest.mark.parametrize("number", range(len(ABOUT["texts"])))
 def test_ids_are_the_references(folder, number):
     assert CLIPTokenizer(folder).encode(ABOUT["texts"][number]) == ABOUT["ids"][number]

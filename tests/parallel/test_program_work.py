@@ -146,6 +146,32 @@ def test_splash_kernels_count_their_products(kernel, fused, products):
     assert program_work(text, matrix_unit=128).products == [product]
 
 
+CALLS = """
+ENTRY %main (x: bf16[16,128]) -> bf16[16,128] {
+  %x = bf16[16,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %one = (bf16[16,128]{1,0:T(8,128)(2,1)S(1)}, s8[64,128]{1,0:T(8,128)(4,1)}) custom-call(%x), \
+custom_call_target="TARGET"
+  ROOT %out = bf16[16,128]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%one), index=0
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "target,written",
+    [
+        ("tpu_custom_call", 64 * 128),
+        ("cumsum", 64 * 128),
+        ("__cudnn$other", 0),
+        ("__cublas$gemm", 0),
+        ("__cub$DeviceRadixSort", 0),
+    ],
+)
+def test_bytes_are_workspace_in_calls_of_nvidias_libraries_alone(target, written):
+    """A kernel's bytes are a result; what stays on the chip counts nowhere."""
+    (transfer,) = program_work(CALLS.replace("TARGET", target)).transfers
+    assert transfer.bytes == 16 * 128 * 2 + written
+
+
 NESTED = """
 %inner (a: f32[28,8,128], b: s32[]) -> f32[1,8,128] {
   %a = f32[28,8,128]{2,1,0:T(8,128)} parameter(0)

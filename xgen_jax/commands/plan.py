@@ -355,15 +355,18 @@ def _report(program: Program, outcome: Outcome, dollars_per_hour: float | None) 
 
 def _sent(compiled: jax.stages.Compiled | None, mesh: jax.sharding.Mesh) -> Collectives | None:
     """Read what a device sends; None if there is no program, or this jaxlib cannot show it."""
-    if compiled is None:
-        return None
+    text = None if compiled is None else program_text(compiled)
+    return None if text is None else collectives(text, domains(list(mesh.devices.flat)))
+
+
+def program_text(compiled: jax.stages.Compiled) -> str | None:
+    """Return the HLO of a compiled program; None if this jaxlib cannot show it."""
     try:
-        text = compiled.as_text()
+        return compiled.as_text() or None
     except jax.errors.JaxRuntimeError:
         # Programs by libtpu 0.0.52 may have instructions that jaxlib 0.10.2 does not know: all for
         # tpu7x do, and some with many transfers for a v5p.
         return None
-    return collectives(text, domains(list(mesh.devices.flat))) if text else None
 
 
 def named_bytes(message: str, resident: int = 0) -> int | None:

@@ -59,7 +59,7 @@ class Program:
       parameters: values of the network that is trained, or runs.
       resident: bytes on a device by class, of what lives outside the program's own temporaries.
       rewritten: the classes that a run of the program reads and writes; others are only read.
-      flops: of one run on all devices together, by formula.
+      flops: of one run on all devices together, by formula; the mean where runs differ.
       runs: of the program, for the steps of a run or for one batch of videos.
       dtype: of the computation.
     """
@@ -196,7 +196,7 @@ def sample_program(
             "batch": latents,
         },
         rewritten=("batch",),
-        flops=flops.vdit_flops(config.model, shape, text.tokens),
+        flops=sampler.evaluations_per_step * flops.vdit_flops(config.model, shape, text.tokens),
         runs=sampler.steps_per_batch,
         dtype=dtype.name,
     )

@@ -35,7 +35,8 @@ class LoopConfig:
       evaluate_batches: held-out batches of each bucket in an evaluation.
       evaluate_prompts: held-out prompts that an evaluation of a transformer on moving shapes
         samples with the run's defaults, for `held_out_accuracy_all` and that of each attribute;
-        each costs 2 `sample_steps` evaluations of the network, with guidance. 0 for none.
+        each costs 2 `sample_steps` evaluations of the network, with guidance, and almost twice as
+        many with `heun`. 0 for none.
       profile_steps: (first, last) steps to trace into WORKDIR/profile, which xprof reads.
       accumulate: equal parts that a batch is cut into, computed one after another; the update is
         that of the whole batch.

@@ -7,6 +7,7 @@ figures of one CLIP compare. It judges what is seen in single frames; it does no
 
 import os
 
+import jax
 import numpy as np
 
 from xgen_jax.data.pixels import check_clip
@@ -54,6 +55,9 @@ class CLIPScore:
           UserError: another kind of array.
         """
         check_clip(video)
-        text = self._texts([prompt], batch=1)[0]
-        images = self._images(np.stack([self._images.fit(frame) for frame in video]))
+        fitted = np.stack([self._images.fit(frame) for frame in video])
+        # A published figure must not depend on whether the device rounds its products.
+        with jax.default_matmul_precision("highest"):
+            text = self._texts([prompt], batch=1)[0]
+            images = self._images(fitted)
         return 100 * np.maximum(images @ text, 0)

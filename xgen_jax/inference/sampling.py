@@ -21,7 +21,14 @@ from xgen_jax.diffusion.frames import KnownFrames
 from xgen_jax.diffusion.grids import make_grid
 from xgen_jax.diffusion.guidance import guided
 from xgen_jax.diffusion.process import Process
-from xgen_jax.diffusion.samplers import Steps, advance, begin, key_noise, make_steps
+from xgen_jax.diffusion.samplers import (
+    Steps,
+    advance,
+    begin,
+    count_evaluations,
+    key_noise,
+    make_steps,
+)
 from xgen_jax.inference.request import VideoPlan
 from xgen_jax.models.micro_conditions import MicroConditions
 from xgen_jax.models.text import TextConditioner
@@ -158,6 +165,8 @@ class VideoSampler:
 
     Attributes:
       steps_per_batch: sampling steps of all segments.
+      evaluations_per_step: of the network, the mean over the steps of a segment; one evaluation
+        takes condition and null caption together.
 
     Raises:
       UserError: an unknown sampler, or a number of steps that its grid does not have.
@@ -179,6 +188,7 @@ class VideoSampler:
         grid = make_grid(process, plan.steps, plan.spacing, ratio, plan.grid)
         self.steps = make_steps(plan.sampler, grid)
         self.steps_per_batch = len(grid.now.t) * plan.segments
+        self.evaluations_per_step = count_evaluations(plan.sampler, self.steps) / len(grid.now.t)
         self.program = Program(
             model=model,
             process=process,

@@ -40,6 +40,7 @@ _FREE = {
     *("async-done", "send-done", "recv-done", "all-gather-done", "all-reduce-done"),
     "collective-permute-done",
 }
+_NVIDIA = re.compile(r"__cu\w+\$")  # cuBLAS, cuDNN, cuSOLVER and CUB, as XLA calls them
 _KERNELS = ("cublas", "cudnn", "tpu_custom_call", "triton", "mosaic_gpu")
 
 
@@ -176,12 +177,11 @@ def _moved(
             return written  # its shape holds operands and results
         case "custom-call" if target_of(instruction) == "AllocateBuffer":
             return 0
-        case "custom-call" if "cu" in target_of(instruction):
+        case "custom-call" if _NVIDIA.match(target_of(instruction)):
             # What follows the result are statistics, and workspace in bytes.
-            results = arrays(instruction.shape)
-            written = sum(
-                a.bytes for a in results if a.dtype not in ("s8", "u8") or a is results[0]
-            )
+            first, *others = arrays(instruction.shape)
+            results = [first, *(array for array in others if array.dtype not in ("s8", "u8"))]
+            written = sum(array.bytes for array in results if not array.on_chip)
         case "dynamic-slice" | "slice" | "gather":
             return 2 * written
         case "dynamic-update-slice" if len(names) > 1:

@@ -8,6 +8,10 @@ states the order to which it converges:
     init(x, coefficients)                   memory from step to step, a pytree
     step(denoise, x, memory, here, noise)   (x, memory): sums of arrays with the coefficients `here`
 
+and, if it evaluates the network more than once in some steps,
+
+    evaluations(after)                      (steps,): evaluations in steps that end at these levels
+
 A warm-up at the start, a lower order at the end or a noiseless last step are other coefficients,
 not another program: one compiled program serves all grids of as many steps, all seeds and guidance
 scales. A solver depends on (alpha, sigma) only and runs on any process.
@@ -89,6 +93,18 @@ def make_steps(solver: str, grid: Grid, **options) -> Steps:
     with np.errstate(divide="ignore", invalid="ignore"):
         coefficients = SOLVERS[solver].coefficients(grid, **options)
     return Steps(grid.now, grid.after, coefficients)
+
+
+def count_evaluations(solver: str, steps: Steps) -> int:
+    """Return how often a solver evaluates the network along a grid.
+
+    Args:
+      solver: a name in `SOLVERS`.
+      steps: see `make_steps`; of the same solver, on the host.
+    """
+    check_solver(solver)
+    count = getattr(SOLVERS[solver], "evaluations", None)
+    return len(steps.after.t) if count is None else int(count(steps.after).sum())
 
 
 def key_noise(key_B: Array, shape: Shape) -> Noise:

@@ -7,12 +7,22 @@ ends on data, eps is not determined there, and the step is Euler's; one such ste
 at two.
 """
 
-import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from xgen_jax.diffusion.samplers.euler import coefficients, init
 
-__all__ = ["coefficients", "init", "step"]
+__all__ = ["coefficients", "evaluations", "init", "step"]
+
+
+def ends_on_data(after):
+    """Return whether a step that ends at this level is Euler's."""
+    return (after.sigma <= 0) | (after.alpha <= 0)
+
+
+def evaluations(after):
+    """Return how often the network is evaluated in steps that end at these levels, (steps,)."""
+    return np.where(ends_on_data(after), 1, 2)
 
 
 def step(denoise, x, memory, here, noise):
@@ -27,5 +37,4 @@ def step(denoise, x, memory, here, noise):
         second = denoise(x_euler, here.after)
         return c["keep"] * x + c["slope"] * 0.5 * (slope + second.eps - second.x0)
 
-    ends_on_data = jnp.logical_or(here.after.sigma <= 0, here.after.alpha <= 0)
-    return lax.cond(ends_on_data, lambda x_euler: x_euler, corrected, x_euler), memory
+    return lax.cond(ends_on_data(here.after), lambda x_euler: x_euler, corrected, x_euler), memory
