@@ -28,6 +28,7 @@ from xgen_jax.commands.plan_programs import (
     train_program,
 )
 from xgen_jax.commands.plan_text import advice, readable
+from xgen_jax.commands.sample import parse_size
 from xgen_jax.config.runs import Run, VDiTRun
 from xgen_jax.data.buckets import Bucket, Shape, shape_name
 from xgen_jax.errors import UserError, choose
@@ -191,7 +192,7 @@ def _lowering(
         return train
     if request.what == "sample":
         mesh = make_mesh(MeshConfig(fsdp=-1), devices)
-        size = None if request.size is None else _size(request.size)
+        size = None if request.size is None else parse_size(request.size)
         video = VideoRequest(frames=request.frames, size=size)
         return lambda clips: sample_program(config, embedder, mesh, clips or mesh.size, video)
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices)  # each device has all parameters
@@ -222,13 +223,6 @@ def largest_bucket(config: Run, embedder: Embedder) -> Bucket:
     return max((bucket for bucket in config.data.buckets if bucket.keep_prob), key=size)
 
 
-def _size(size: str) -> tuple[int, int]:
-    if not re.fullmatch(r"\d+x\d+", size):
-        raise UserError(f"--size={size} must be HEIGHTxWIDTH in pixels, e.g. 480x848")
-    height, width = map(int, size.split("x"))
-    return height, width
-
-
 def _clip(request: PlanRequest, embedder: Embedder) -> Shape:
     """The clip to encode or decode: as given, and for the rest the largest bucket's."""
     if request.bucket and not re.fullmatch(r"\d+x\d+x\d+", request.bucket):
@@ -237,7 +231,7 @@ def _clip(request: PlanRequest, embedder: Embedder) -> Shape:
         frames, height, width = map(int, request.bucket.split("x"))
     else:
         frames, height, width = largest_bucket(request.config, embedder).shape
-    height, width = _size(request.size) if request.size else (height, width)
+    height, width = parse_size(request.size) if request.size else (height, width)
     return request.frames or frames, height, width
 
 
