@@ -13,6 +13,7 @@ others: `error` says why (`peer_error` where only the peer is missing), and the 
 measured before. `targets` are next to `met`, which is null on a CPU, and `not_judged`: the targets
 that were not measured, such as `ratio` without a peer. The exit code is 1 if a row has an error.
 
+`channels_last` says whether XLA was asked for 3D convolutions with channels last.
 `frames_kernel_error` of the row `train` is how far the kernel of attention in time is off in
 bfloat16, in units of what plain operations in bfloat16 are: near 1 as it should be.
 
@@ -163,7 +164,6 @@ def train(options) -> Iterator[dict[str, Any]]:
         "lower_s": lower_s,
         "compile_s": compile_s,
         "peak_bytes": needed,
-        "frames_kernel_error": frames_kernel_error(),
     }
 
     def shapes(info):
@@ -195,6 +195,7 @@ def train(options) -> Iterator[dict[str, Any]]:
         "mfu": mfu,
     }
     del held[:], start, params, ema, opt_state
+    yield {"frames_kernel_error": frames_kernel_error()}  # last: its failure costs no time
     make = functools.partial(latte_step, config.model, config.text.tokens, latents, dtype)
     yield from time_peers(options, make)
 
@@ -288,10 +289,14 @@ def run_row(name: str, options) -> None:
     try:
         from rows import ON_GPU, THREADS, device_name, torch
 
+        from xgen_jax.environment import CHANNELS_LAST
+
         if torch:
             torch.set_num_threads(THREADS)
         versions = {"jax": importlib.metadata.version("jax"), "torch": torch and torch.__version__}
-        say({"device": device_name(), "threads": THREADS, "on_gpu": ON_GPU, **versions})
+        channels_last = f"--{CHANNELS_LAST}=true" in os.environ.get("XLA_FLAGS", "")
+        facts = {"device": device_name(), "threads": THREADS, "channels_last": channels_last}
+        say({**facts, "on_gpu": ON_GPU, **versions})
         for part in {"train": train, "vae": vae, "regen": regen}[name](options):
             say(part)
         say({"complete": True})
