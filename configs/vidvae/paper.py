@@ -18,7 +18,7 @@ or number of steps; these are Open-Sora-Plan v1.1's, which it builds on: L1 + LP
 bfloat16, 100,000 steps. Losses there are sums over values; here they are means, so that the KL
 weighs 3 (at 65x256x256) to 50 (at 1x768x768) times as much. Our own: the fraction of each shape,
 the batches (8 clips an update; one a device there), the decay of the parameters' average, and
-rematerialisation by level and residual block (17x512x512 takes 22.3 GiB of an H200 and 26.2 of a
+rematerialisation by level and residual block (17x512x512 takes 22.3 GiB of an H200 and 19.9 of a
 v6e, compiled).
 """
 
