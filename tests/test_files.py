@@ -14,6 +14,15 @@ from xgen_jax import files
 from xgen_jax.errors import UserError
 
 
+def test_a_file_that_cannot_be_read_is_not_called_one_that_cannot_be_written(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"gone: No such file or directory; \S*a.txt is not written"),
+        files.atomic_write(tmp_path / "a.txt") as temporary,
+    ):
+        temporary.write_bytes((tmp_path / "gone").read_bytes())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_atomic_write_makes_folders_and_leaves_the_file_alone(tmp_path):
     path = tmp_path / "a" / "b.txt"
     with files.atomic_write(path, durable=True) as temporary:

@@ -46,7 +46,10 @@ def atomic_write(path: Path, durable: bool = False) -> Generator[pathlib.Path]:
         yield temporary
         replace(temporary, path, durable)
     except OSError as error:
-        reason = error.strerror or error
+        reason, other = error.strerror or error, error.filename
+        if isinstance(other, str) and pathlib.Path(other) not in (temporary, path, path.parent):
+            # Of a file that is read for it, or made next to it.
+            raise UserError(f"{other}: {reason}; {path} is not written") from error
         raise UserError(
             f"{path} cannot be written ({reason}); free space or permissions?"
         ) from error
@@ -200,9 +203,12 @@ def locked(folder: Path, doing: str) -> Generator[None]:
                 f"another process {doing} {path.parent} ({holder or 'it does not say which'}); "
                 "wait for it, or give another folder"
             )
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, _this_process().encode(), 0)
         try:
+            try:
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, _this_process().encode(), 0)
+            except OSError as error:
+                raise UserError(f"{path} cannot be written ({error.strerror})") from error
             yield
         finally:
             path.unlink(missing_ok=True)  # before it is released, so that nobody can hold it

@@ -99,6 +99,17 @@ def test_memory_is_limited(worker):
     assert limits == (10**9, 10**9)
 
 
+def test_memory_is_limited_for_libraries_too(worker):
+    """A picture that OpenCV cannot make room for, which raises an error of its own."""
+    pytest.importorskip("cv2")
+    made = (
+        "__import__('cv2').resize(__import__('numpy').zeros((2, 2, 3), 'uint8'), ({0}, {0})).shape"
+    )
+    with pytest.raises(UserError, match="more than 1 GB of memory"):
+        worker.run(eval, made.format(30_000), silent_s=SILENT_S)
+    assert worker.run(eval, made.format(4), silent_s=SILENT_S) == (4, 4, 3)
+
+
 def test_a_mistake_of_the_user_stays_one_and_a_defect_too(worker):
     from xgen_jax.data.video import probe
 

@@ -32,6 +32,8 @@ _LENGTH = struct.Struct("<Q")
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 # One thread a child: an engine decides how many children there are.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# How OpenCV and ONNX Runtime say that the limit of memory was met: as errors of their own.
+_NO_MEMORY = ("Insufficient memory", "Failed to allocate memory", "bad_alloc")
 _ALIVE = "alive"
 _SAY_EVERY_S = 0.5
 _answers: Any = None  # of a worker: where it writes to its parent
@@ -240,8 +242,11 @@ def serve(memory: int) -> None:
             answer = "user", str(error)
         except MemoryError:
             answer = "memory", ""
-        except Exception as error:  # a defect, which the parent raises
-            answer = "defect", f"{type(error).__name__}: {error}"
+        except Exception as error:
+            if any(words in str(error) for words in _NO_MEMORY):
+                answer = "memory", ""
+            else:  # a defect, which the parent raises
+                answer = "defect", f"{type(error).__name__}: {error}"
         _send(answers, answer)
 
 
