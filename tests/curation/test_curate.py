@@ -176,6 +176,9 @@ def test_clip_features_compare_and_score(curated, videos, tmp_path):
     low = dataclasses.replace(strict, aesthetics=dataclasses.replace(aesthetics, min_score=1e9))
     assert run(videos, out, low, dry_run=True)["kept"] == 0
     assert len(list((out / "measured").glob("features-*"))) == 1
+    # Of a clip after a dissolve no frame is seen: it has no feature, and resembles none.
+    seldom = dataclasses.replace(config, aesthetics=dataclasses.replace(aesthetics, every_s=60.0))
+    assert run(videos, out, seldom, dry_run=True)["clips"] == summary["clips"]
 
 
 def test_tar_files_go_in_and_out(curated, tmp_path):
