@@ -12,8 +12,8 @@ from the 2D model.
 
 To a transformer's folder, for --config.init_from of a vdit run:
 `stdit2`: Open-Sora 1.1's.
-`pixart`: PixArt-alpha, in its own names or those of diffusers; layers that an
-image network lacks are initialised anew, attention over time so that it changes nothing at first.
+`pixart`: PixArt-alpha, in its own names or those of diffusers; layers that an image network lacks
+are newly initialised, attention over time so that it changes nothing at first.
 
 To a folder to keep and to share, which every command takes back:
 `export`: a run or converted weights, as safetensors with a model card; a text-to-video model with

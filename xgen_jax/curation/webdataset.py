@@ -60,7 +60,8 @@ def export_tars(shards: str | os.PathLike, out: str | os.PathLike) -> list[pathl
             if rows:
                 parts[f"{group}-{shard:05d}.tar"] = shard, rows
     earlier = set(read_json(out / TARS)["files"]) if (out / TARS).exists() else set()
-    if others := sorted({path.name for path in out.glob("*.tar")} - earlier):
+    there = {path.name for path in out.glob("*.tar")}
+    if others := sorted(there - earlier):
         raise UserError(
             f"{out} holds tar files that this command has not written, {others[0]} among them; "
             "choose another folder"
@@ -75,7 +76,7 @@ def export_tars(shards: str | os.PathLike, out: str | os.PathLike) -> list[pathl
         ):
             for row in rows:
                 _add_clip(tar, _largest(reader, shard, row))
-    for name in earlier - parts.keys():
+    for name in there - parts.keys():
         (out / name).unlink(missing_ok=True)
     write_json(out / TARS, {"files": sorted(parts)}, durable=True)
     return [out / name for name in parts]

@@ -228,6 +228,8 @@ class VideoFolderSource(Source):
         span = float(self._part_begin_s[part]), float(self._part_end_s[part]), place
         of_file = [os.fsencode(self._files[number]).hex(), self._sizes[number], *span]
         settings = [self._fps, self._stride, self._flip, self._division.seconds_per_clip]
+        if self._division.hold_out != HOLD_OUT[0]:
+            settings.append("inside")  # as in the fingerprint
         return hashlib.sha256(json.dumps([of_file, settings]).encode()).hexdigest()[:16]
 
     def caption(self, index: int, rng: np.random.Generator) -> str:
